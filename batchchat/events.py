@@ -1,0 +1,98 @@
+"""What a run tells while it goes on: log-worthy events, and a snapshot of its counts.
+
+Progress display, log lines and the live state file are peers: each takes the same frozen objects. Nothing here
+knows how they are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from batchchat.records import Spend
+
+Level = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing worth a log line. `name` is from a small documented set; `fields` are JSON values."""
+
+    name: str
+    message: str
+    level: Level = "info"
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
+"""Takes events as they happen, on the event loop or in a worker thread. It must be quick and must not raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Failed rows of one kind, with one of their messages as an example."""
+
+    kind: str
+    count: int
+    example: str
+    row_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A request that is being answered now, or waits for its next attempt."""
+
+    row_index: int
+    custom_id: str
+    attempt: int
+    age_s: float
+    state: Literal["sending", "waiting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What the limiter allows and what is used. A limit of None is not set; rates are over the last minute."""
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    concurrency: int = 0
+    requests_used: float = 0.0
+    tokens_used: float = 0.0
+    in_use: int = 0
+    paused_s: float = 0.0
+    breaker: Literal["closed", "open", "probing"] = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The counts of a run at one moment.
+
+    `ok` and `failed` count rows of this pass that this run settled durably; `done_before` those that an earlier run
+    had (or the archive gave back), `failed_before` failed rows of earlier runs that were not tried again. `total` is
+    the number of rows of the pass: exact when `total_exact`, an estimate otherwise, None while nothing is known.
+    """
+
+    run_id: str
+    job: str
+    phase: Literal["starting", "running", "draining", "ending", "ended"]
+    elapsed_s: float
+    total: int | None = None
+    total_exact: bool = False
+    ok: int = 0
+    failed: int = 0
+    done_before: int = 0
+    failed_before: int = 0
+    sending: int = 0
+    waiting: int = 0
+    attempts: int = 0
+    retries: int = 0
+    rate_limited: int = 0
+    spend: Spend = Spend()
+    currency: str | None = None
+    rows_per_s: float = 0.0
+    tokens_per_s: float = 0.0
+    eta_s: float | None = None
+    failures: tuple[FailureGroup, ...] = ()
+    pace: Pace = Pace()
+    oldest: tuple[InFlight, ...] = ()

@@ -1,0 +1,129 @@
+"""Providers as data: what batchchat knows of OpenAI-compatible services.
+
+A profile is data, not a class of its own: base URL, the environment variable that holds the key, params the
+service does not support, default limits, prices with the day they were read. Every field can be overridden by the
+job. Prices and limits change without notice; a job's own `prices` and `limits` always win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit, urlunsplit
+
+DEMO = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Money per million tokens, in the provider's currency."""
+
+    input: float
+    output: float
+    cached_input: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One OpenAI-compatible service.
+
+    `base_url` ends before `/chat/completions`; it is None for the demo provider, whose port is chosen at run time.
+    `identity` names the service in every `custom_id`: it stays the same when only a port or a key changes.
+    """
+
+    name: str
+    base_url: str | None
+    identity: str
+    api_key_env: str | None = None
+    unsupported: frozenset[str] = frozenset()
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    currency: str | None = None
+    prices_as_of: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    extra_query: Mapping[str, str] = field(default_factory=dict)
+    ca_file: str | None = None
+    note: str = ""
+
+    def with_base_url(self, base_url: str) -> Provider:
+        """Return the same provider at another address, keeping its identity (a demo server's port, a test's)."""
+        return replace(self, base_url=normalize_url(base_url))
+
+
+def normalize_url(url: str) -> str:
+    """Lower-case scheme and host, drop a default port and a trailing slash: equal services compare equal.
+
+    Raises ValueError where the text is no http(s) URL with a host.
+    """
+    parts = urlsplit(url.strip())
+    if parts.scheme.lower() not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"{url!r} is not an http:// or https:// address")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    default = {"http": 80, "https": 443}[parts.scheme.lower()]
+    if parts.port is not None and parts.port != default:
+        host += f":{parts.port}"
+    if parts.username or parts.password:
+        raise ValueError("an address must not hold a user name or password: keys come from the environment")
+    return urlunsplit((parts.scheme.lower(), host, parts.path.rstrip("/"), parts.query, ""))
+
+
+def _profile(name: str, base_url: str | None, **fields: object) -> Provider:
+    return Provider(name=name, base_url=base_url, identity=name, **fields)  # type: ignore[arg-type]
+
+
+PROFILES: Mapping[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        _profile(
+            DEMO,
+            None,
+            prices={
+                "llama-3.1-8b-instruct": Price(0.20, 0.20),
+                "mistral-small-3.2-24b-instruct-2506": Price(0.15, 0.35),
+            },
+            currency="EUR",
+            prices_as_of="2026-11-01",
+            unsupported=frozenset({"frequency_penalty", "n", "top_logprobs", "logit_bias", "user"}),
+            note="An embedded server that answers by simple rules. Its prices are made up; nothing is billed.",
+        ),
+        _profile(
+            "scaleway",
+            "https://api.scaleway.ai/v1",
+            api_key_env="SCW_SECRET_KEY",
+            unsupported=frozenset({"frequency_penalty", "n", "top_logprobs", "logit_bias", "user"}),
+            requests_per_minute=300,
+            tokens_per_minute=200_000,
+            concurrency=100,
+            prices={
+                "mistral-small-3.2-24b-instruct-2506": Price(0.15, 0.35),
+                "llama-3.3-70b-instruct": Price(0.90, 0.90),
+                "qwen3-235b-a22b-instruct-2507": Price(0.75, 2.25),
+                "gemma-4-26b-a4b-it": Price(0.25, 0.50),
+                "qwen3.6-35b-a3b": Price(0.25, 1.50),
+                "gpt-oss-120b": Price(0.15, 0.60),
+                "mistral-medium-3.5-128b": Price(1.50, 7.50),
+            },
+            currency="EUR",
+            prices_as_of="2026-09-29",
+            note="Limits are those of the first tier, per organization; response headers correct them upwards.",
+        ),
+        _profile("openai", "https://api.openai.com/v1", api_key_env="OPENAI_API_KEY"),
+        _profile(
+            "mistral",
+            "https://api.mistral.ai/v1",
+            api_key_env="MISTRAL_API_KEY",
+            unsupported=frozenset({"logit_bias", "user", "top_logprobs", "logprobs"}),
+        ),
+        _profile(
+            "groq",
+            "https://api.groq.com/openai/v1",
+            api_key_env="GROQ_API_KEY",
+            unsupported=frozenset({"logprobs", "logit_bias", "top_logprobs"}),
+        ),
+        _profile("together", "https://api.together.xyz/v1", api_key_env="TOGETHER_API_KEY"),
+        _profile("vllm", "http://127.0.0.1:8000/v1", note="Set base_url where the server is not on this machine."),
+        _profile("ollama", "http://127.0.0.1:11434/v1", note="Set base_url where the server is not on this machine."),
+    )
+}

@@ -1,0 +1,185 @@
+"""The vocabulary of one row's way: row batch, request, completion, failure, record.
+
+A `RowBatch` comes from a source; a template turns each of its rows into a `Request`; the client answers with a
+`Reply`; the engine settles on a `Record`, which the store keeps. One record is one row of the output dataset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class ErrorKind(StrEnum):
+    """Why a row has no completion. The set is closed: it is part of the output's contract."""
+
+    INPUT = "input"
+    TEMPLATE = "template"
+    CONNECTION = "connection"
+    TIMEOUT = "timeout"
+    RATE_LIMIT = "rate_limit"
+    SERVER = "server"
+    PROTOCOL = "protocol"
+    INVALID_REQUEST = "invalid_request"
+    CONTENT_FILTER = "content_filter"
+    REFUSAL = "refusal"
+    TRUNCATED = "truncated"
+    INVALID_OUTPUT = "invalid_output"
+
+
+TRANSIENT_KINDS = frozenset(
+    {ErrorKind.CONNECTION, ErrorKind.TIMEOUT, ErrorKind.RATE_LIMIT, ErrorKind.SERVER, ErrorKind.PROTOCOL}
+)
+"""The kinds that may go away by themselves: what `retry.failed: transient` reopens."""
+
+
+@dataclass(slots=True, frozen=True)
+class Failure:
+    """Why an attempt, or a row, has no completion."""
+
+    kind: ErrorKind
+    message: str
+    http_status: int | None = None
+
+
+class Usage(NamedTuple):
+    """Tokens of one answer or a sum of them, as the wire names them; None where the server did not say."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+    def plus(self, other: Usage) -> Usage:
+        """Add field by field; a field that neither knows stays None."""
+        return Usage(
+            *(
+                (mine or 0) + (theirs or 0) if mine is not None or theirs is not None else None
+                for mine, theirs in zip(self, other, strict=True)
+            )
+        )
+
+
+@dataclass(slots=True, frozen=True)
+class Completion:
+    """A successful answer. `tool_calls` is a tuple of `{"id", "type", "name", "arguments"}`."""
+
+    text: str | None
+    finish_reason: str | None
+    model: str | None
+    usage: Usage
+    request_id: str | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[dict[str, str | None], ...] | None = None
+
+
+@dataclass(slots=True)
+class RowBatch:
+    """Consecutive rows of one source.
+
+    `columns` holds what is carried to the output, already under its output names (frozen types, `input_extra`
+    last); `values` what the template sees, under the input's own names. An unreadable row has None in `values`, a
+    reason in `failures` and its bytes in `raw`. Row `i` of the batch has the row index `first_index + i`, where
+    row indexes count the rows of the whole input from 0.
+    """
+
+    source: str
+    first_index: int
+    columns: pa.RecordBatch
+    values: list[dict[str, Any] | None]
+    failures: dict[int, Failure] = field(default_factory=dict)
+    raw: dict[int, bytes] = field(default_factory=dict)
+    nbytes: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """The body of one chat completion and who asks for it.
+
+    `custom_id` is its identity: 32 hexadecimal digits. `tokens` is what is reserved against tokens per minute.
+    `batch` and `offset` say which row it stands for. The engine counts `attempts`, `usage` and times as it goes.
+    """
+
+    custom_id: str
+    body: bytes
+    tokens: int
+    batch: RowBatch
+    offset: int
+    key: str | None = None
+    sample_index: int = 0
+    attempts: int = 0
+    usage: Usage = Usage()
+    billed: bool = False
+    started_at: int = 0
+    active_s: float = 0.0
+
+    @property
+    def row_index(self) -> int:
+        """The row's position in the whole input, from 0."""
+        return self.batch.first_index + self.offset
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """The outcome of one request: a completion or a failure, attempts, timings.
+
+    The fields after `batch` and `offset` (which row it stands for) are the output's columns, in order. Times are
+    microseconds since the epoch, UTC. Tokens and cost are sums over all answered attempts, `latency_s` is the
+    last attempt's; `completion` holds any text received and `status` judges it.
+    """
+
+    batch: RowBatch
+    offset: int
+    custom_id: str
+    key: str | None
+    source: str
+    row_index: int
+    sample_index: int
+    run_id: str
+    status: str
+    completion: str | None = None
+    finish_reason: str | None = None
+    tool_calls: tuple[dict[str, str | None], ...] | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    model: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost: float | None = None
+    error_kind: str | None = None
+    error_message: str | None = None
+    http_status: int | None = None
+    attempts: int = 0
+    latency_s: float | None = None
+    started_at: int | None = None
+    finished_at: int | None = None
+    request_id: str | None = None
+
+
+RECORD_COLUMNS: tuple[str, ...] = tuple(Record.__slots__)[2:]
+"""The output's own columns, in order (the input's columns stand before them)."""
+
+
+class Spend(NamedTuple):
+    """What answered attempts cost: one entry of the ledger, or a sum of entries."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: float = 0.0
+
+    def plus(self, other: Spend) -> Spend:
+        """Add field by field."""
+        return Spend(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
