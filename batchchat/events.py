@@ -96,3 +96,42 @@ class Snapshot:
     failures: tuple[FailureGroup, ...] = ()
     pace: Pace = Pace()
     oldest: tuple[InFlight, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a run ended. `exit_code` is what the command line ends with; `reason` says why it ended early, if it did.
+
+    Rows of the pass = ok + failed + open. Rows of the dataset = ok + failed + kept. `ok` and `failed` count all rows of
+    the pass, also those that an earlier run settled; `new_ok` and `new_failed` are this run's own. `sent` counts
+    attempts. `resume` is the command that goes on, None where nothing is left to do.
+    """
+
+    run_id: str
+    job: str
+    output: str
+    provider: str
+    model: str
+    exit_code: int
+    reason: str | None
+    remedy: str | None
+    elapsed_s: float
+    rows: int
+    ok: int
+    failed: int
+    open: int
+    kept: int
+    new_ok: int
+    new_failed: int
+    revived: int
+    sent: int
+    retries: int
+    rate_limited: int
+    spend: Spend
+    spend_total: Spend
+    currency: str | None
+    rows_per_s: float
+    failures: tuple[FailureGroup, ...] = ()
+    warnings: tuple[str, ...] = ()
+    note: str = ""
+    resume: str | None = None

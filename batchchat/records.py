@@ -183,3 +183,66 @@ class Spend(NamedTuple):
     def plus(self, other: Spend) -> Spend:
         """Add field by field."""
         return Spend(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+class Verdict(StrEnum):
+    """What an attempt's outcome means for its row and for the run; the client's reading of status and body.
+
+    `no`: this row will never succeed. `transient`: try again later, it costs an attempt. `rate_limit`: wait, it costs
+    no attempt. `fatal`: no request can succeed until a person acts (bad key, no credit). `refused`: fatal if other
+    rows get the same (403, 404, 422), else `no`.
+    """
+
+    OK = "ok"
+    NO = "no"
+    TRANSIENT = "transient"
+    RATE_LIMIT = "rate_limit"
+    FATAL = "fatal"
+    REFUSED = "refused"
+
+
+class Axis(StrEnum):
+    """Which limit a 429 is about, as far as its message or headers tell."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    CONCURRENCY = "concurrency"
+    UNKNOWN = "unknown"
+
+
+@dataclass(slots=True, frozen=True)
+class LimitHeaders:
+    """Rate-limit headers of one answer, already in numbers and seconds; None where absent or not believable.
+
+    `limit` is per minute. `reset` is the time until the allowance is full again (OpenAI) or moves on (others): a hint,
+    never a wait by itself.
+    """
+
+    limit_requests: int | None = None
+    remaining_requests: int | None = None
+    reset_requests: float | None = None
+    limit_tokens: int | None = None
+    remaining_tokens: int | None = None
+    reset_tokens: float | None = None
+
+
+@dataclass(slots=True)
+class Reply:
+    """What one attempt brought: a completion, or a failure with what is known about trying again.
+
+    `text` and `usage` may be there beside a failure: something was received, and billed. `retry_after` is in seconds, as
+    the server asked, not yet bounded. `sent` is False where the request certainly never reached the server.
+    """
+
+    verdict: Verdict
+    completion: Completion | None = None
+    failure: Failure | None = None
+    usage: Usage | None = None
+    text: str | None = None
+    retry_after: float | None = None
+    axis: Axis = Axis.UNKNOWN
+    limits: LimitHeaders | None = None
+    latency_s: float = 0.0
+    request_id: str | None = None
+    model: str | None = None
+    sent: bool = True
