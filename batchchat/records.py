@@ -114,7 +114,7 @@ class Request:
     key: str | None = None
     sample_index: int = 0
     attempts: int = 0
-    usage: Usage = Usage()
+    usage: Usage = Usage()  # noqa: RUF009 - a named tuple cannot change
     billed: bool = False
     started_at: int = 0
     active_s: float = 0.0
@@ -182,7 +182,15 @@ class Spend(NamedTuple):
 
     def plus(self, other: Spend) -> Spend:
         """Add field by field."""
-        return Spend(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Spend(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.total_tokens + other.total_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.cost + other.cost,
+        )
 
 
 class Verdict(StrEnum):
