@@ -114,8 +114,7 @@ class Request:
     key: str | None = None
     sample_index: int = 0
     attempts: int = 0
-    usage: Usage = Usage()  # noqa: RUF009 - a named tuple cannot change
-    billed: bool = False
+    usage: Usage = Usage()
     started_at: int = 0
     active_s: float = 0.0
 

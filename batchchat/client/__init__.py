@@ -23,7 +23,7 @@ CONNECT_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 64 * 2**20
 
 
-class AnswerTooLarge(Exception):
+class _TooLarge(Exception):
     """An answer's body passed the bound: it is dropped rather than held in memory."""
 
 
@@ -76,14 +76,15 @@ class ChatClient:
     ) -> None:
         await self._transport.__aexit__(kind, error, traceback)
 
-    async def send(self, body: bytes) -> Reply:
-        """Make one attempt. Ends within the request timeout; raises nothing but cancellation."""
+    async def send(self, body: bytes, *, timeout: float | None = None) -> Reply:
+        """Make one attempt. Ends within the request timeout, or `timeout` if sooner; raises nothing but cancellation."""
         started = anyio.current_time()
+        limit = self._timeout if timeout is None else min(timeout, self._timeout)
         reply: Reply | None = None
-        with anyio.move_on_after(self._timeout):
+        with anyio.move_on_after(limit):
             reply = await self._attempt(body)
         if reply is None:
-            message = f"no whole answer within {self._timeout:g} s"
+            message = f"no whole answer within {limit:g} s"
             reply = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.TIMEOUT, message))
         reply.latency_s = anyio.current_time() - started
         return self._masked(reply)
@@ -104,7 +105,7 @@ class ChatClient:
                 await response.aclose()
         except httpx.HTTPError as error:
             return _failed(error)
-        except AnswerTooLarge:
+        except _TooLarge:
             message = f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB"
             return Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.PROTOCOL, message, response.status_code))
         headers = {name.lower(): value for name, value in response.headers.raw}
@@ -123,7 +124,7 @@ async def _read_bounded(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_bytes():
         size += len(chunk)
         if size > MAX_ANSWER_BYTES:
-            raise AnswerTooLarge
+            raise _TooLarge
         chunks.append(chunk)
     return b"".join(chunks) if len(chunks) != 1 else chunks[0]
 

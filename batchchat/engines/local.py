@@ -1,0 +1,367 @@
+"""The local engine: a pool of workers that send each request as one HTTP exchange.
+
+This is the one place where client, limits and retry meet. A worker's loop: take a request, get a permit, make an attempt,
+settle the permit, then settle the request or put it aside to be tried again. A request that waits holds neither a permit
+nor a worker: it lies in a heap until it is due, and due requests go before new ones. There are as many workers as the
+limiter's window is wide, and they are started as the window opens, so that nothing is created ahead of a free slot.
+
+Stopping has two steps. `drain` takes no more work: workers that wait go home, attempts that are under way may end. `cancel`
+ends those too. Whatever was answered has reached the sink by then; everything else simply stays open.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from itertools import count
+
+import anyio
+from anyio.abc import TaskGroup
+
+from batchchat.client import ChatClient
+from batchchat.engines import Answered, Feed, Settled, Sink
+from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable
+from batchchat.events import Event, InFlight, Listener
+from batchchat.limits import Limiter, Permit
+from batchchat.records import Failure, Reply, Request, Usage, Verdict
+from batchchat.retry import RetryPolicy, decide
+
+UNREACHABLE_S = 30.0
+"""A host that refuses connections for this long, and has never answered anything, is not worth `retry.outage`."""
+
+_REFUSALS_NEVER_ANSWERED = 3
+_REFUSALS_ONCE_ANSWERED = 10
+_DELAYED_MAX = 10_000
+_READY_MIN = 64
+_MONITOR_S = 1.0
+_LONG_S = 3600.0
+
+
+class LocalEngine:
+    """Executes requests over one client under one limiter.
+
+    `answered_before` says that this model has answered this output's requests in an earlier run, so that a few refusals are
+    less suspicious. Counters are public: the run reads them for its snapshots.
+    """
+
+    def __init__(
+        self,
+        client: ChatClient,
+        limiter: Limiter,
+        policy: RetryPolicy,
+        *,
+        listener: Listener,
+        rng: random.Random | None = None,
+        answered_before: bool = False,
+        wall_clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        self._client = client
+        self._limiter = limiter
+        self._policy = policy
+        self._listener = listener
+        self._rng = rng or random.Random()  # noqa: S311 - jitter, not cryptography
+        self._wall_clock_us = wall_clock_us
+        self.attempts = 0
+        self.retries = 0
+        self.rate_limited = 0
+        self.halt: BatchchatError | None = None
+        self._model_answered = answered_before
+        self._last_unreached = "no connection"
+        self._ready: deque[Request] = deque()
+        self._due: deque[Request] = deque()
+        self._delayed: list[tuple[float, int, Request]] = []
+        self._order = count()
+        self._sending: dict[Request, float] = {}
+        self._held: list[tuple[Request, Reply]] = []
+        self._parked: deque[anyio.Event] = deque()
+        self._feed_done = False
+        self._feed_room = anyio.Event()
+        self._alarm: anyio.CancelScope | None = None
+        self._draining = False
+        self._workers = 0
+        self._idle_scopes: set[anyio.CancelScope] = set()
+        self._scope: anyio.CancelScope | None = None
+        self._group: TaskGroup | None = None
+
+    # --- what the run asks and tells
+
+    @property
+    def sending(self) -> int:
+        """Attempts that are under way."""
+        return len(self._sending)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their next attempt."""
+        return len(self._delayed) + len(self._due) + len(self._held)
+
+    def oldest(self, limit: int) -> tuple[InFlight, ...]:
+        """The attempts that have been under way longest, then those that wait to be tried again."""
+        now = anyio.current_time()
+        found = []
+        for request, since in self._sending.items():
+            found.append(InFlight(request.row_index, request.custom_id, request.attempts, now - since, "sending"))
+            if len(found) == limit:
+                return tuple(found)
+        for due, _, request in heapq.nsmallest(limit - len(found), self._delayed):
+            age = max(0.0, due - now)
+            found.append(InFlight(request.row_index, request.custom_id, request.attempts, age, "waiting"))
+        return tuple(found)
+
+    def drain(self) -> None:
+        """Take no more work; attempts that are under way may end."""
+        if self._draining:
+            return
+        self._draining = True
+        self._wake_for_end()
+
+    def cancel(self) -> None:
+        """End the attempts that are under way, too. Their requests stay open."""
+        self.drain()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def run(self, feed: Feed, sink: Sink) -> None:
+        """Execute all requests of the feed, or those that can be until `drain`, `cancel` or a reason to halt.
+
+        Returns when nothing is under way any more. Why it ended early is in `halt`.
+        """
+        try:
+            with anyio.CancelScope() as self._scope:
+                async with anyio.create_task_group() as group:
+                    self._group = group
+                    group.start_soon(self._pump, feed, sink)
+                    group.start_soon(self._monitor)
+                    group.start_soon(self._ring, sink)
+        finally:
+            self._group = None
+        if not self._draining:
+            self._release_held(sink)
+
+    # --- feeding
+
+    async def _pump(self, feed: Feed, sink: Sink) -> None:
+        """Move requests from the feed to the workers, keeping a small bounded supply ahead of them."""
+        async for requests in feed:
+            self._ready.extend(requests)
+            self._staff(sink)
+            while len(self._ready) >= self._supply() and not self._draining:
+                self._feed_room = anyio.Event()
+                await self._idle(self._feed_room.wait)
+            if sink.full:
+                await self._idle(sink.room)
+            if self._draining:
+                break
+        self._feed_done = True
+        self._wake_for_end()
+
+    def _supply(self) -> int:
+        return max(_READY_MIN, self._limiter.window)
+
+    def _staff(self, sink: Sink) -> None:
+        """Wake or start workers for what is ready, no more of them than the window is wide."""
+        wanted = len(self._ready) + len(self._due)
+        while wanted > 0 and self._parked:
+            self._parked.popleft().set()
+            wanted -= 1
+        while wanted > 0 and self._workers < self._limiter.window and not self._draining and self._group is not None:
+            self._workers += 1
+            self._group.start_soon(self._work, sink)
+            wanted -= 1
+
+    def _next(self) -> Request | None:
+        if self._due:
+            return self._due.popleft()
+        if self._ready and len(self._delayed) < _DELAYED_MAX:
+            request = self._ready.popleft()
+            if len(self._ready) * 2 < self._supply():
+                self._feed_room.set()
+            return request
+        return None
+
+    def _exhausted(self) -> bool:
+        return self._feed_done and not (self._ready or self._due or self._delayed or self._sending)
+
+    def _wake_for_end(self) -> None:
+        """Wake everybody once there is nothing left to do, so that each can see it and go home."""
+        if self._draining or self._exhausted():
+            for scope in list(self._idle_scopes):
+                scope.cancel()
+            while self._parked:
+                self._parked.popleft().set()
+            self._feed_room.set()
+            if self._alarm is not None:
+                self._alarm.cancel()
+
+    # --- working
+
+    async def _work(self, sink: Sink) -> None:
+        try:
+            while not self._draining:
+                request = self._next()
+                if request is None:
+                    if self._exhausted():
+                        break
+                    parked = anyio.Event()
+                    self._parked.append(parked)
+                    await parked.wait()
+                    continue
+                permit = self._limiter.try_acquire(request.tokens)
+                if permit is None:
+                    permit = await self._permit(request)
+                    if permit is None:
+                        break
+                await self._attempt(request, permit, sink)
+                if sink.full:
+                    await self._idle(sink.room)
+        finally:
+            self._workers -= 1
+            self._wake_for_end()
+
+    async def _permit(self, request: Request) -> Permit | None:
+        """Wait for a permit; None when the wait was ended by `drain`, and the request stays open."""
+        permit: Permit | None = None
+        with anyio.CancelScope() as scope:
+            self._idle_scopes.add(scope)
+            try:
+                permit = await self._limiter.acquire(request.tokens)
+            finally:
+                self._idle_scopes.discard(scope)
+        return permit
+
+    async def _idle(self, wait: Callable[[], Awaitable[None]]) -> None:
+        """Wait for something that `drain` ends."""
+        if self._draining:
+            return
+        with anyio.CancelScope() as scope:
+            self._idle_scopes.add(scope)
+            try:
+                await wait()
+            finally:
+                self._idle_scopes.discard(scope)
+
+    async def _attempt(self, request: Request, permit: Permit, sink: Sink) -> None:
+        if not request.started_at:
+            request.started_at = self._wall_clock_us()
+        request.attempts += 1
+        self.attempts += 1
+        self._sending[request] = anyio.current_time()
+        reply: Reply | None = None
+        try:
+            remaining = self._policy.row_deadline - request.active_s
+            reply = await self._client.send(request.body, timeout=max(0.001, remaining))
+        finally:
+            del self._sending[request]
+            permit.settle(reply)
+        request.active_s += reply.latency_s
+        if reply.verdict is Verdict.OK:
+            self._model_answered = True
+            if self._held:
+                self._release_held(sink)
+            sink.put(Settled(request, reply, None))
+        else:
+            self._unsuccessful(request, reply, sink, probe=permit.probe)
+        if self._feed_done:
+            self._wake_for_end()
+        if self._workers < self._limiter.window:
+            self._staff(sink)
+
+    def _unsuccessful(self, request: Request, reply: Reply, sink: Sink, *, probe: bool) -> None:
+        assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
+        if not reply.sent:
+            self._last_unreached = reply.failure.message
+        decision = decide(
+            reply, attempts=request.attempts, active_s=request.active_s, policy=self._policy, rng=self._rng
+        )
+        if decision.action in {"retry", "rate_limit"}:
+            self.retries += 1
+            if decision.action == "rate_limit":
+                self.rate_limited += 1
+            if not decision.counts or probe:
+                request.attempts -= 1
+            if decision.action == "retry":
+                request.active_s += decision.delay_s
+            self._tell_billed(request, reply.usage, sink)
+            self._delay(request, decision.delay_s)
+        elif decision.action == "fatal":
+            self._tell_billed(request, reply.usage, sink)
+            self._stop_for(NeedsHuman(reply.failure.message, remedy=_FATAL_REMEDY))
+        elif decision.action == "refused":
+            self._refused(request, reply, sink)
+        else:
+            message = reply.failure.message
+            if decision.reason:
+                message = f"{message} ({decision.reason})"
+            failure = Failure(reply.failure.kind, message, reply.failure.http_status)
+            sink.put(Settled(request, reply, failure))
+
+    def _tell_billed(self, request: Request, usage: Usage | None, sink: Sink) -> None:
+        if usage is not None:
+            request.usage = request.usage.plus(usage)
+            sink.put(Answered(request, usage))
+
+    # --- trying again
+
+    def _delay(self, request: Request, delay_s: float) -> None:
+        due = anyio.current_time() + delay_s
+        first = not self._delayed or due < self._delayed[0][0]
+        heapq.heappush(self._delayed, (due, next(self._order), request))
+        if first and self._alarm is not None:
+            self._alarm.cancel()
+
+    async def _ring(self, sink: Sink) -> None:
+        """Hand over delayed requests as they come due; sleeps until the next one, or until an earlier one is put in."""
+        while not (self._draining or self._exhausted()):
+            now = anyio.current_time()
+            while self._delayed and self._delayed[0][0] <= now:
+                self._due.append(heapq.heappop(self._delayed)[2])
+            self._staff(sink)
+            with anyio.CancelScope() as self._alarm:
+                await anyio.sleep(self._delayed[0][0] - now if self._delayed else _LONG_S)
+        self._alarm = None
+
+    # --- halting
+
+    def _refused(self, request: Request, reply: Reply, sink: Sink) -> None:
+        """Hold a refusal back until it is known whether it is this row's or everybody's."""
+        assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
+        status = reply.failure.http_status
+        if self._held and self._held[0][1].failure.http_status != status:  # type: ignore[union-attr]  # as above
+            self._release_held(sink)
+        self._held.append((request, reply))
+        enough = _REFUSALS_ONCE_ANSWERED if self._model_answered else _REFUSALS_NEVER_ANSWERED
+        if len(self._held) >= enough:
+            message = f"{enough} rows in a row were refused the same way: {reply.failure.message}"
+            self._stop_for(NeedsHuman(message, remedy=_REFUSED_REMEDY))
+
+    def _release_held(self, sink: Sink) -> None:
+        held, self._held = self._held, []
+        for request, reply in held:
+            sink.put(Settled(request, reply, reply.failure))
+
+    def _stop_for(self, error: BatchchatError) -> None:
+        if self.halt is None:
+            self.halt = error
+            self._listener(Event("halted", error.message, "error"))
+        self.drain()
+
+    async def _monitor(self) -> None:
+        """Watch for an outage that lasts too long, and for a host that never answers."""
+        while not (self._draining or self._exhausted()):
+            outage = self._limiter.outage_s
+            if outage > self._policy.outage:
+                message = f"the provider has been unavailable for {outage:.0f} s"
+                self._stop_for(ProviderUnavailable(message, remedy=_LATER_REMEDY))
+            elif not self._limiter.answered and self._limiter.unreachable_s > UNREACHABLE_S:
+                message = f"the provider cannot be reached: {self._last_unreached}"
+                self._stop_for(ProviderUnavailable(message, remedy=_ADDRESS_REMEDY))
+            await self._idle(lambda: anyio.sleep(_MONITOR_S))
+
+
+_FATAL_REMEDY = "Check the key, the account's credit and its permissions, then run the same command again."
+_REFUSED_REMEDY = "Check model, provider and the key's permissions, then run the same command again."
+_LATER_REMEDY = "Run the same command again later: nothing that was answered is lost."
+_ADDRESS_REMEDY = "Check the provider's base_url and your network, then run the same command again."

@@ -1,0 +1,12 @@
+"""A job: a validated job file.
+
+`load_job` reads the YAML, applies `--set` overrides and validates every field; whatever is wrong is told with file,
+line and remedy, all of it at once. Paths in a job file are relative to that file. The result is immutable; nothing
+here touches the network or the output.
+"""
+
+from batchchat.job.keys import api_key, load_keys
+from batchchat.job.model import Job, failed_kinds, parse_duration
+from batchchat.job.reading import load_job, validate_job
+
+__all__ = ["Job", "api_key", "failed_kinds", "load_job", "load_keys", "parse_duration", "validate_job"]
