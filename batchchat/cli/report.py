@@ -1,0 +1,547 @@
+"""What a command shows at its end: the summary of a run, a plan, a status, a record.
+
+Each `render_*` takes one frozen object and returns a rich renderable; `as_json` turns the same object into what
+`--json` prints. All text that comes from data, answers or servers is shown as text: markup means nothing in it,
+and characters that a terminal would obey are shown as escapes.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from batchchat.cli.display import ProgressView
+from batchchat.cli.format import UNKNOWN, about, count, duration, money, one_line, percent, plural, rate, visible
+from batchchat.cli.terminal import mask
+from batchchat.events import FailureGroup, InFlight, RunSummary, Snapshot
+from batchchat.records import Spend
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+_GATE_FAILED = 5  # the exit code of a run that ended, but not well enough
+_PREVIEW_LINES = 12
+_PREVIEW_LETTERS = 1200
+_DATA_URL_LETTERS = 40
+_ROLE_STYLES = {"system": "magenta", "developer": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPreview:
+    """One request as it would be sent: its messages, rendered."""
+
+    custom_id: str
+    row_index: int
+    key: str | None
+    messages: Sequence[Message]
+    sample_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanView:
+    """What a run would do, counted and estimated, with nothing sent.
+
+    Rows: `new` have no record; `changed` have one of an earlier prompt or row; `done` need nothing; `failed` failed
+    before, of which `retried` would be tried again; `archived` come back from the archive; `unreadable` cannot be read
+    or rendered; `kept` records belong to no row of this input. `prompt_tokens`, `completion_tokens`, `cost` and
+    `duration_s` are estimates for the `requests` to send, found as `method` says; `binding` names the limit that
+    decides the duration. `spent` is what the output has cost so far.
+    """
+
+    job: str
+    input: str
+    output: str
+    provider: str
+    model: str
+    previews: Sequence[RequestPreview]
+    new: int
+    changed: int
+    done: int
+    failed: int
+    retried: int
+    archived: int
+    unreadable: int
+    kept: int
+    requests: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cost: float | None
+    currency: str | None
+    prices_as_of: str | None
+    duration_s: float | None
+    binding: str | None
+    method: str
+    spent: Spend = Spend()
+    warnings: Sequence[str] = ()
+    note: str = ""
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The run that holds the output now: process, machine, and when it began (local time, as text)."""
+
+    pid: int
+    host: str
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class LastRun:
+    """How the last run ended; an `exit_code` of None: it was killed, and could not say."""
+
+    run_id: str
+    exit_code: int | None
+    reason: str | None
+    ended: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StatusView:
+    """What an output holds. `live` is the newest snapshot of the run that is going on, if one is.
+
+    `open` is None where the number of rows is not known. `spent` is the sum of the ledger.
+    """
+
+    job: str
+    output: str
+    running: Running | None
+    last: LastRun | None
+    ok: int
+    failed: int
+    open: int | None
+    failures: Sequence[FailureGroup] = ()
+    spent: Spend = Spend()
+    currency: str | None = None
+    live: Snapshot | None = None
+    warnings: Sequence[str] = ()
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordView:
+    """One record: the input's columns, the output's own columns (by name), and the messages rendered again.
+
+    `messages` is None where they cannot be rendered again; `note` then says why.
+    """
+
+    input: Mapping[str, object]
+    record: Mapping[str, Any]
+    messages: Sequence[Message] | None
+    note: str = ""
+
+
+def as_json(view: object) -> dict[str, Any]:
+    """Return a view, or a `RunSummary`, as an object of JSON values with the names of its fields."""
+    plain: dict[str, Any] = _plain(view)
+    return plain
+
+
+def summary_json(summary: RunSummary) -> dict[str, Any]:
+    """Return what `run --json` prints: every field of the summary under its own name."""
+    return as_json(summary)
+
+
+def render_summary(summary: RunSummary) -> RenderableType:
+    """Show how a run ended: rows, requests, tokens, cost and time, why rows failed, and the command to go on."""
+    from rich.console import Group
+
+    parts: list[RenderableType] = [_outcome(summary), _blank(), _summary_table(summary)]
+    if summary.failures:
+        parts += [_blank(), _failure_table(summary.failures)]
+    parts += _remarks(summary.warnings, summary.note)
+    parts.append(_blank())
+    if summary.reason:
+        parts.append(_pair("reason", summary.reason, "bold red"))
+    if summary.remedy:
+        parts.append(_pair("remedy", summary.remedy, "bold"))
+    parts.append(_pair("output", summary.output))
+    if summary.resume:
+        parts.append(_pair("go on with", summary.resume))
+    elif summary.ok:
+        parts.append(_pair("look at it", f"batchchat show {shlex.quote(summary.output)}"))
+    return Group(*parts)
+
+
+def render_plan(view: PlanView) -> RenderableType:
+    """Show what a run would send, first the rendered requests, then the counts and the estimate."""
+    from rich.console import Group
+
+    parts: list[RenderableType] = []
+    for preview in view.previews:
+        named = f"row {count(preview.row_index)}"
+        named += f" · key {one_line(preview.key, 60)}" if preview.key is not None else ""
+        named += f" · sample {preview.sample_index}" if preview.sample_index else ""
+        parts += [_title(named, preview.custom_id), _messages(preview.messages, whole=False), _blank()]
+    parts += [
+        _title(
+            view.job,
+            f"{plural(view.requests, 'request')} to send to {view.model} at {view.provider}",
+        ),
+        _blank(),
+        _plan_table(view),
+    ]
+    if view.method:
+        parts += [_blank(), _plain_text(f"Estimates: {view.method}", "dim")]
+    parts += _remarks(view.warnings, view.note)
+    parts += [_blank(), _pair("input", view.input), _pair("output", view.output)]
+    if view.command:
+        parts.append(_pair("run it with", view.command))
+    return Group(*parts)
+
+
+def render_status(view: StatusView) -> RenderableType:
+    """Show what an output holds, and the run that is going on or how the last one ended."""
+    from rich.console import Group
+
+    running, live = view.running, view.live
+    parts: list[RenderableType] = [_title(view.job, _state(view)), _blank()]
+    if running is not None and live is not None:
+        parts += [ProgressView(live), _blank()]
+    parts.append(_status_table(view))
+    if running is not None and live is not None and live.oldest:
+        parts += [_blank(), _in_flight_table(live.oldest)]
+    if view.failures:
+        parts += [_blank(), _failure_table(view.failures)]
+    parts += _remarks(view.warnings, "")
+    parts += [_blank(), _pair("output", view.output)]
+    if view.command:
+        parts.append(_pair("go on with", view.command))
+    return Group(*parts)
+
+
+def render_record(view: RecordView) -> RenderableType:
+    """Show one record whole: the messages that went in, what came out, and every column that holds something."""
+    from rich.console import Group
+
+    record = view.record
+    title = f"row {record.get('row_index')}"
+    if record.get("key") is not None:
+        title += f" · key {one_line(str(record['key']), 60)}"
+    if record.get("sample_index"):
+        title += f" · sample {record['sample_index']}"
+    status = record.get("status")
+    head = _title(title, f"{record.get('custom_id')} · ")
+    head.append(one_line(str(status)), style="green" if status == "ok" else "bold red")
+    parts: list[RenderableType] = [head, _blank()]
+    if view.messages is not None:
+        parts += [_messages(view.messages, whole=True), _blank()]
+    if view.note:
+        parts += [_plain_text(view.note, "yellow"), _blank()]
+    parts += _outcome_of_row(record)
+    shown_above = {"status", "row_index", "key", "custom_id", "completion", "reasoning", "refusal", "tool_calls"}
+    shown_above |= {"error_kind", "error_message"}
+    columns = {name: value for name, value in record.items() if name not in shown_above and value is not None}
+    parts += [_value_table("record", columns)]
+    if view.input:
+        parts += [_blank(), _value_table("input", view.input)]
+    return Group(*parts)
+
+
+def content_text(message: Message) -> str:
+    """Return a message's content as text: its parts one below the other, tool calls by name and arguments."""
+    content = message.get("content")
+    blocks: list[str] = []
+    if isinstance(content, str):
+        blocks.append(content)
+    elif isinstance(content, Sequence):
+        blocks += [_part_text(part) for part in content]
+    elif content is not None:
+        blocks.append(_as_text(content))
+    calls = message.get("tool_calls")
+    if isinstance(calls, Sequence) and not isinstance(calls, str):
+        blocks += [f"calls {_call_text(call)}" for call in calls]
+    return "\n".join(blocks)
+
+
+def _outcome(summary: RunSummary) -> Text:
+    """Return the first line: what the person most wants to know."""
+    done = f"{count(summary.ok)} of {plural(summary.rows, 'row')} have a completion"
+    if summary.exit_code == 0:
+        text, style = f"all {count(summary.rows)} rows have a completion" if summary.rows > 1 else done, "bold green"
+        if summary.rows == 0:
+            text = "no rows"
+    elif summary.exit_code == 1:
+        text, style = f"{done}, {count(summary.failed)} failed", "bold yellow"
+    else:
+        text, style = done if summary.exit_code == _GATE_FAILED else f"ended early: {done}", "bold red"
+    return _title(summary.job, "").append(text, style=style)
+
+
+def _summary_table(summary: RunSummary) -> Table:
+    table = _figures("this run", "in all")
+    new, whole, currency = summary.spend, summary.spend_total, summary.currency
+    table.add_row("rows ok", count(summary.new_ok), count(summary.ok))
+    table.add_row("rows failed", count(summary.new_failed), _alarm(summary.failed, "bold red"))
+    table.add_row("rows open", "", _alarm(summary.open, "yellow"))
+    if summary.revived:
+        table.add_row("  given back by the archive", "", count(summary.revived))
+    table.add_row("records kept of earlier inputs", "", count(summary.kept))
+    table.add_row("requests sent", count(summary.sent), "")
+    table.add_row("  of them retries", count(summary.retries), "")
+    table.add_row("  of them rate limited", count(summary.rate_limited), "")
+    table.add_row("answers paid for", count(new.requests), count(whole.requests))
+    table.add_row("prompt tokens", count(new.prompt_tokens), count(whole.prompt_tokens))
+    table.add_row("completion tokens", count(new.completion_tokens), count(whole.completion_tokens))
+    table.add_row("cost", _cost(new.cost, currency), _cost(whole.cost, currency))
+    table.add_row("time", duration(summary.elapsed_s), "")
+    table.add_row("rows/s", rate(summary.rows_per_s), "")
+    return table
+
+
+def _plan_table(view: PlanView) -> Table:
+    table = _figures("", "", last="left")
+    table.add_row("rows new", count(view.new), "")
+    table.add_row("rows changed", count(view.changed), "the prompt or the row is not the one of the record")
+    table.add_row("rows failed", count(view.failed), f"{count(view.retried)} of them to be tried again")
+    table.add_row("rows done", count(view.done), "nothing to send")
+    if view.archived:
+        table.add_row("rows archived", count(view.archived), "answered before: given back, nothing to send")
+    if view.unreadable:
+        table.add_row("rows unreadable", _alarm(view.unreadable, "yellow"), "become failed records, nothing to send")
+    if view.kept:
+        table.add_row("records kept", count(view.kept), "of earlier inputs")
+    table.add_section()
+    table.add_row("requests", count(view.requests), "")
+    table.add_row("prompt tokens", _guess(count(view.prompt_tokens)), "")
+    table.add_row("completion tokens", _guess(count(view.completion_tokens)), "")
+    dated = f"prices as of {view.prices_as_of}" if view.prices_as_of else ""
+    remark = dated if view.cost is not None else "no price known"
+    table.add_row("cost", _guess(money(view.cost, view.currency)), _styled(one_line(remark)))
+    bound = f"decided by {view.binding}" if view.binding else ""
+    table.add_row("time", _guess(about(view.duration_s)), _styled(one_line(bound)))
+    if view.spent.requests:
+        spent = f"{plural(view.spent.requests, 'answer')} so far"
+        table.add_row("already spent", _cost(view.spent.cost, view.currency), spent)
+    return table
+
+
+def _status_table(view: StatusView) -> Table:
+    table = _figures("", "", last="left")
+    rows = None if view.open is None else view.ok + view.failed + view.open
+    table.add_row("rows ok", count(view.ok), percent(view.ok, rows) if rows else "")
+    table.add_row("rows failed", _alarm(view.failed, "bold red"), "")
+    table.add_row("rows open", count(view.open), "")
+    table.add_row("answers paid for", count(view.spent.requests), "")
+    table.add_row("prompt tokens", count(view.spent.prompt_tokens), "")
+    table.add_row("completion tokens", count(view.spent.completion_tokens), "")
+    table.add_row("cost", _cost(view.spent.cost, view.currency), "")
+    return table
+
+
+def _state(view: StatusView) -> str:
+    running, last = view.running, view.last
+    if running is not None:
+        return f"running since {running.since} (process {running.pid} on {running.host})"
+    if last is None:
+        return "never run"
+    when = f" {last.ended}" if last.ended else ""
+    if last.exit_code is None:
+        return f"the last run was killed{when}"
+    reason = f": {last.reason}" if last.reason else ""
+    return f"last run ended{when} with exit code {last.exit_code}{reason}"
+
+
+def _outcome_of_row(record: Mapping[str, Any]) -> list[RenderableType]:
+    """Return what came back, or why nothing did; each block under its own heading."""
+    parts: list[RenderableType] = []
+    if record.get("error_kind") is not None:
+        text = f"{record['error_kind']}: {record.get('error_message') or ''}"
+        parts += [_block("failure", text, "bold red"), _blank()]
+    for name, style in (("reasoning", "dim"), ("refusal", "yellow"), ("completion", "bold green")):
+        if record.get(name) is not None:
+            parts += [_block(name, str(record[name]), style), _blank()]
+    if record.get("tool_calls"):
+        calls = "\n".join(_call_text(call) for call in record["tool_calls"])
+        parts += [_block("tool calls", calls, "bold green"), _blank()]
+    return parts
+
+
+def _messages(messages: Sequence[Message], *, whole: bool) -> RenderableType:
+    from rich.console import Group
+
+    blocks: list[RenderableType] = []
+    for message in messages:
+        role = one_line(str(message.get("role", "?")), 20)
+        text = content_text(message)
+        blocks.append(_block(role, text if whole else _beginning(text), _ROLE_STYLES.get(role, "bold")))
+    return Group(*blocks)
+
+
+def _block(heading: str, text: str, style: str) -> Table:
+    """Return a heading with its text beside it, wrapped and aligned."""
+    table = _grid()
+    table.add_column(min_width=10, no_wrap=True)
+    table.add_column(ratio=1, overflow="fold")
+    table.add_row(_styled(heading, style), _plain_text(text if text else "(empty)", "" if text else "dim"))
+    return table
+
+
+def _failure_table(failures: Sequence[FailureGroup]) -> Table:
+    table = _headed("failed because of", "rows", "for example")
+    for group in sorted(failures, key=lambda group: (-group.count, group.kind)):
+        where = f"row {count(group.row_index)}: " if group.row_index is not None else ""
+        example = where + one_line(mask(group.example), 300)
+        table.add_row(_styled(one_line(group.kind), "red"), count(group.count), _styled(example))
+    return table
+
+
+def _in_flight_table(requests: Sequence[InFlight]) -> Table:
+    table = _headed("longest in flight", "age", "state")
+    for request in requests:
+        state = f"{request.state}, attempt {request.attempt}"
+        table.add_row(f"row {count(request.row_index)}", about(request.age_s), state)
+    return table
+
+
+def _value_table(heading: str, values: Mapping[str, object]) -> Table:
+    table = _grid()
+    table.add_column(no_wrap=True, max_width=30, overflow="ellipsis", style="dim")
+    table.add_column(ratio=1, overflow="fold")
+    table.add_row(_styled(heading, "bold not dim"), "")
+    for name, value in values.items():
+        table.add_row(_styled(one_line(name)), _plain_text(_as_text(value), "dim" if value is None else ""))
+    return table
+
+
+def _figures(middle: str, end: str, *, last: str = "right") -> Table:
+    """Return a table of a name, a right-aligned figure, and a second figure or a remark."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_header=bool(middle), show_edge=False, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column(middle, justify="right", no_wrap=True)
+    table.add_column(end, justify="right" if last == "right" else "left", style="" if last == "right" else "dim")
+    return table
+
+
+def _headed(name: str, figure: str, remark: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(name, no_wrap=True)
+    table.add_column(figure, justify="right", no_wrap=True)
+    table.add_column(remark, overflow="fold")
+    return table
+
+
+def _grid() -> Table:
+    from rich.table import Table
+
+    return Table.grid(padding=(0, 2, 0, 0), expand=True)
+
+
+def _title(text: str, more: str) -> Text:
+    from rich.text import Text
+
+    ending = " " if more.endswith(" ") else ""
+    return Text.assemble((one_line(mask(text)), "bold"), (f" · {one_line(mask(more))}{ending}", "dim"))
+
+
+def _styled(text: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(mask(text), style=style)
+
+
+def _plain_text(text: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(visible(mask(text)), style=style, overflow="fold")
+
+
+def _blank() -> Text:
+    return _styled("")
+
+
+def _pair(name: str, value: str, style: str = "") -> Text:
+    """Return a line that is printed whole, however long: someone will copy the path, the command or the reason."""
+    from rich.text import Text
+
+    line = Text(no_wrap=True, overflow="ignore")
+    return line.append(f"{name:<13}", style="dim").append(one_line(mask(value)), style=style)
+
+
+def _remarks(warnings: Iterable[str], note: str) -> list[RenderableType]:
+    lines: list[RenderableType] = [_plain_text(f"warning: {text}", "yellow") for text in warnings]
+    if note:
+        lines.append(_plain_text(f"note: {note}", "cyan"))
+    return [_blank(), *lines] if lines else []
+
+
+def _alarm(number: int, style: str) -> Text:
+    return _styled(count(number), style if number else "")
+
+
+def _cost(amount: float, currency: str | None) -> str:
+    """Return an amount; zero without a currency means that no price is known, not that it was free."""
+    return money(amount, currency) if currency or amount else UNKNOWN
+
+
+def _guess(text: str) -> str:
+    return text if text == UNKNOWN else f"~{text}"
+
+
+def _beginning(text: str) -> str:
+    """Return the first lines of a long text, and how much was left out."""
+    kept = "\n".join(text[:_PREVIEW_LETTERS].split("\n")[:_PREVIEW_LINES])
+    left = len(text) - len(kept)
+    return text if left <= 0 else f"{kept}\n… {plural(left, 'more character')}"
+
+
+def _part_text(part: object) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        return _as_text(part)
+    if isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = str(part.get("type", "part"))
+    inner = part.get(kind)
+    url = inner.get("url") if isinstance(inner, Mapping) else inner
+    shown = url if isinstance(url, str) else _as_text({name: part[name] for name in part if name != "type"})
+    if shown.startswith("data:") and len(shown) > _DATA_URL_LETTERS:
+        shown = f"{shown[:_DATA_URL_LETTERS]}… ({plural(len(shown), 'character')})"
+    return f"[{kind}] {shown}"
+
+
+def _call_text(call: object) -> str:
+    if isinstance(call, Mapping):
+        function = call.get("function")
+        named = function if isinstance(function, Mapping) else call
+        if named.get("name") is not None:
+            return f"{named['name']}({named.get('arguments') or ''})"
+    return _as_text(call)
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(_plain(value), ensure_ascii=False)
+    return str(value)
+
+
+def _plain(value: object) -> Any:
+    """Return dataclasses and named tuples as objects, other sequences as arrays, anything unknown as its text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: _plain(inner) for name, inner in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return str(value)

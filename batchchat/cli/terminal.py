@@ -1,0 +1,177 @@
+"""stderr and stdout as places to print that never fail, never tear and never show a secret.
+
+`Terminal` wraps one stream. A stream that closes (the reader of a pipe left, the terminal window is gone) makes it
+silent: neither the run nor its exit code changes. Everything written passes the masker, so that no secret that was
+registered is ever printed. rich is imported at the first styled line, not before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO, cast
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_SHORTEST_SECRET = 8
+_STARS = "***"
+# For streams that are not UTF-8: one character for one, so that widths stay.
+_PLAIN_LETTERS = str.maketrans({"━": "=", "─": "-", "·": "|", "\N{EN DASH}": "-", "…": "~"})
+
+
+class Masker:
+    """Replaces every registered secret by `***`, also where it was JSON-escaped or percent-encoded."""
+
+    def __init__(self) -> None:
+        self._forms: tuple[str, ...] = ()
+        self._lock = threading.Lock()
+
+    def register(self, secret: str | None) -> None:
+        """Never show this value again. Shorter than 8 characters is ignored: it would mask ordinary words."""
+        value = (secret or "").strip()
+        if len(value) < _SHORTEST_SECRET:
+            return
+        forms = {value, json.dumps(value)[1:-1], quote(value, safe=""), quote(value)}
+        with self._lock:
+            # The longest first: a secret may be the beginning of another one.
+            self._forms = tuple(sorted({*self._forms, *forms}, key=lambda form: (-len(form), form)))
+
+    def __call__(self, text: str) -> str:
+        """Return the text without any registered secret."""
+        for form in self._forms:
+            if form in text:
+                text = text.replace(form, _STARS)
+        return text
+
+
+mask = Masker()
+"""The process's masker: `mask.register(key)` once a key is known, `mask(text)` wherever text leaves by another way."""
+
+
+class Terminal:
+    """One output stream: plain lines, styled renderables, and (through `console`) a live display.
+
+    `stream` may be None (a process without that stream). `tty` tells whether a person watches at a terminal that
+    understands cursor movement; None asks the stream and `TERM`. `width` fixes the width in columns.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None,
+        *,
+        tty: bool | None = None,
+        width: int | None = None,
+        masker: Callable[[str], str] = mask,
+    ) -> None:
+        self.stream = _QuietStream(stream, masker)
+        self.tty = self.stream.isatty() and _understands_cursor() if tty is None else tty
+        self.lock = threading.RLock()
+        self._width = width
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """The rich console on this stream; hold `lock` while using it."""
+        with self.lock:
+            if self._console is None:
+                from rich.console import Console
+
+                self._console = Console(
+                    file=cast("TextIO", self.stream),
+                    # Not a terminal is left to rich, which still honours FORCE_COLOR (wanted in CI logs).
+                    force_terminal=True if self.tty else None,
+                    width=self._width,
+                    markup=False,
+                    emoji=False,
+                    highlight=False,
+                    legacy_windows=False,
+                )
+            return self._console
+
+    def print(self, renderable: RenderableType) -> None:
+        """Print above a live display, if there is one. A line that may not wrap is passed on whole, never cut."""
+        with self.lock:
+            self.console.print(renderable, crop=False)
+
+    def write_line(self, text: str) -> None:
+        """Write one line of plain text as it is, above a live display if there is one."""
+        with self.lock:
+            if self.tty:
+                from rich.text import Text
+
+                self.print(Text(text, no_wrap=True, overflow="ignore"))
+            else:
+                self.stream.write(text + "\n")
+                self.stream.flush()
+
+
+class _QuietStream:
+    """A text stream that masks secrets, and falls silent for good when the real one closes."""
+
+    def __init__(self, stream: TextIO | None, masker: Callable[[str], str]) -> None:
+        self._stream = stream
+        self._masker = masker
+        self.encoding: str = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Write masked text in the stream's own letters."""
+        if self._stream is None:
+            return len(text)
+        masked = self._masker(text)
+        if not self.encoding.lower().startswith("utf"):
+            masked = masked.translate(_PLAIN_LETTERS)
+        try:
+            self._stream.write(masked.encode(self.encoding, "backslashreplace").decode(self.encoding))
+        except BlockingIOError:
+            pass  # another program made the terminal non-blocking and it is full: these characters are lost
+        except (OSError, ValueError):
+            self._close()
+        return len(text)
+
+    def flush(self) -> None:
+        """Push out what was written."""
+        try:
+            if self._stream is not None:
+                self._stream.flush()
+        except BlockingIOError:
+            pass  # what is buffered goes out with the next flush
+        except (OSError, ValueError):
+            self._close()
+
+    def wraps(self, stream: TextIO | None) -> bool:
+        """Tell whether this is the stream that is written to."""
+        return stream is not None and stream is self._stream
+
+    def isatty(self) -> bool:
+        """Tell whether a terminal is behind the stream."""
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def fileno(self) -> int:
+        """Return the file descriptor; OSError where there is none."""
+        if self._stream is None:
+            raise OSError("the stream is closed")
+        return self._stream.fileno()
+
+    def _close(self) -> None:
+        """Send what is still buffered nowhere: the interpreter flushes at exit, and would change the exit code."""
+        stream, self._stream = self._stream, None
+        try:
+            descriptor = stream.fileno() if stream is not None else -1
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            try:
+                os.dup2(nowhere, descriptor)
+            finally:
+                os.close(nowhere)
+        except (OSError, ValueError):
+            return  # no descriptor behind it: nothing is flushed at exit either
+
+
+def _understands_cursor() -> bool:
+    return os.environ.get("TERM", "").lower() not in {"", "dumb", "unknown"}
