@@ -1,0 +1,112 @@
+"""How many requests at once: slow start, additive growth, multiplicative shrinking, memory of where it failed.
+
+The rules of TCP's congestion control, with two changes. Growth counts only while the window is used, so
+that it says something. A level that the server refused is remembered: growth stops below it for a while,
+twice as long each time it is refused again, since a limit on concurrency is mostly a fixed number and
+finding it again and again costs requests.
+"""
+
+from __future__ import annotations
+
+import math
+
+_START = 8
+_SHRINK = 0.7
+_HOLD_S = 30.0
+_HOLD_MAX_S = 960.0
+_SCORE = 2.0
+"""Trouble (503, timeout) shrinks the window when it outweighs one in `_PER` successes by this much."""
+_PER = 16.0
+
+
+class Concurrency:
+    """The window. `slots` is how many requests may be under way now: from 1 to `cap`.
+
+    `given` is the job's number: start there. None: start at 8 and double each round trip while all goes well.
+    """
+
+    __slots__ = (
+        "_before",
+        "_failed_at",
+        "_hold_s",
+        "_hold_until",
+        "_score",
+        "_shrunk_at",
+        "_size",
+        "_threshold",
+        "cap",
+        "slots",
+    )
+
+    def __init__(self, given: int | None, cap: int) -> None:
+        self.cap = max(1, given if given is not None else cap)
+        self._size = float(given if given is not None else min(_START, self.cap))
+        self._threshold = float(self.cap)
+        self._failed_at = math.inf
+        self._hold_s = _HOLD_S
+        self._hold_until = 0.0
+        self._shrunk_at = -math.inf
+        self._before = self._size
+        self._score = 0.0
+        self.slots = 0
+        self._set(self._size)
+
+    def succeeded(self, now: float, level: int) -> None:
+        """Grow by a success that was under way with `level` requests, itself included."""
+        if self._score > 0.0:
+            self._score = max(0.0, self._score - 1.0 / _PER)
+        size = self._size
+        if size >= self.cap or level < 0.8 * self.slots:
+            return
+        size += 1.0 if size < self._threshold else max(1.0, size / _PER) / size
+        if size >= self._failed_at:
+            if now < self._hold_until:
+                size = max(self._size, self._failed_at - 0.5)
+            else:
+                self._failed_at = math.inf
+        self._set(size)
+
+    def refused(self, now: float, granted_at: float, level: int) -> None:
+        """Shrink below a `level` that the server refused, once for all requests of the same round trip."""
+        if granted_at > self._shrunk_at:
+            again = abs(level - self._failed_at) <= max(1.0, 0.1 * level)
+            soon = now < self._hold_until and not again
+            self._hold_s = min(_HOLD_MAX_S, 2 * self._hold_s) if again else _HOLD_S
+            self._before = self._size
+            self._shrunk_at = now
+            self._failed_at = float(level)
+            size = min(self._size, level - 1.0)
+            self._set(size * _SHRINK if soon else size)
+        elif level < self._failed_at:
+            self._failed_at = float(level)
+            self._set(max(min(self._size, level - 1.0), self._before / 2))
+        self._hold_until = now + self._hold_s
+        self._threshold = self._size
+
+    def undo(self) -> None:
+        """Take the last shrinking back: it turned out that concurrency was not what the server refused."""
+        self._failed_at = math.inf
+        self._hold_s = _HOLD_S
+        self._hold_until = 0.0
+        self._set(max(self._size, self._before))
+
+    def troubled(self, now: float, granted_at: float) -> None:
+        """Count a 503 or a timeout; several at once shrink the window, one bad row among healthy ones does not."""
+        if granted_at <= self._shrunk_at:
+            return
+        self._score += 1.0
+        if self._score >= _SCORE:
+            self._score = 0.0
+            self._before = self._size
+            self._shrunk_at = now
+            self._set(self._size * _SHRINK)
+            self._threshold = self._size
+
+    def restart(self, slots: int = _START) -> None:
+        """Begin again with a few requests and double up to where it was: after an outage, after a pause."""
+        self._threshold = max(self._threshold, self._size)
+        self._set(min(self._size, float(slots)))
+
+    def _set(self, size: float) -> None:
+        self._size = min(max(1.0, size), float(self.cap))
+        self.slots = int(self._size)

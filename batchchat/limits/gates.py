@@ -1,0 +1,159 @@
+"""When nobody may go but one probe: the provider is down (`Breaker`), or refuses everybody (`Siege`).
+
+Both let one request through at a time, after growing waits, until one of them comes back well.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+from batchchat.records import Axis
+
+_OPEN_AFTER = 5
+_SUSPECTS = 4096
+
+
+class Gate:
+    """Closed to all but probes while `since` is set. `probing` while one is under way; the next may go at `next_at`."""
+
+    __slots__ = ("_random", "next_at", "probing", "since", "tries")
+
+    def __init__(self, rng: random.Random) -> None:
+        self._random = rng
+        self.since: float | None = None
+        self.next_at = 0.0
+        self.probing = False
+        self.tries = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether only probes may go."""
+        return self.since is not None
+
+    def delay(self, now: float) -> float:
+        """Seconds until a probe may go: infinite while one is under way, 0 when the gate is open to all."""
+        if self.since is None:
+            return 0.0
+        return math.inf if self.probing else max(0.0, self.next_at - now)
+
+    def _wait(self, base: float) -> float:
+        """Spread a wait by a fifth either way, so that processes that failed together do not return together."""
+        return base * self._random.uniform(0.8, 1.2)
+
+    def _shut(self, since: float) -> None:
+        self.since = since
+        self.tries = 0
+        self.probing = False
+
+    def release(self, now: float) -> None:
+        """A probe was abandoned: the next one may go at once."""
+        self.probing = False
+        self.next_at = min(self.next_at, now)
+
+    def open(self) -> None:
+        """Let everybody through again."""
+        self.since = None
+        self.probing = False
+
+
+class Breaker(Gate):
+    """Opens when distinct requests fail one after the other (5xx, no connection, timeouts) and none succeeds.
+
+    At least five, and a quarter of what is under way, so that one lost connection with many requests on it
+    is no outage. A request that failed with an answer while others succeeded is suspected of being the
+    cause itself: its later failures are no evidence, so that the poisoned rows left at the end of a run do
+    not look like an outage. The one that asks for probes should offer another request each time, as a queue
+    of waiting requests does by itself.
+    """
+
+    __slots__ = ("_first_at", "_streak", "_suspects", "opened_at")
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self._streak: dict[object, bool] = {}
+        self._suspects: dict[object, None] = {}
+        self._first_at = 0.0
+        self.opened_at = -math.inf
+
+    @property
+    def watchful(self) -> bool:
+        """Whether a success has anything to tell: a streak to end, a suspect to clear."""
+        return bool(self._streak or self._suspects)
+
+    def failed(self, now: float, key: object, *, suspicious: bool, under_way: int) -> bool:
+        """Count a failure while closed; True when it opens the breaker. `suspicious`: the request may be the cause."""
+        if suspicious and key in self._suspects:
+            return False
+        if not self._streak:
+            self._first_at = now
+        self._streak[key] = suspicious
+        if len(self._streak) < max(_OPEN_AFTER, under_way // 4):
+            return False
+        self._shut(self._first_at)
+        self._streak.clear()
+        self.opened_at = now
+        self.next_at = now + self._wait(1.0)
+        return True
+
+    def succeeded(self, key: object) -> None:
+        """End the streak: the provider is up, so what failed is to blame for its failure."""
+        self._suspects.pop(key, None)
+        for failed, suspicious in self._streak.items():
+            if suspicious:
+                self._suspects[failed] = None
+        self._streak.clear()
+        while len(self._suspects) > _SUSPECTS:
+            del self._suspects[next(iter(self._suspects))]
+
+    def probe_failed(self, now: float) -> None:
+        """Wait 1, 2, 4 … 30 seconds for the next probe."""
+        self.probing = False
+        self.tries += 1
+        self.next_at = now + self._wait(min(30.0, 2.0**self.tries))
+
+
+class Siege(Gate):
+    """From a refusal (429) until something is accepted again. `is_rate`: it cannot be a limit of requests at once."""
+
+    __slots__ = ("axis", "is_rate", "over_at")
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self.axis = Axis.UNKNOWN
+        self.is_rate = False
+        self.over_at = -math.inf
+
+    def begin(self, now: float, axis: Axis, hint: float | None, *, is_rate: bool) -> None:
+        """Start at the first refusal; `hint` is the server's wait in seconds, already bounded."""
+        self._shut(now)
+        self.axis = axis
+        self.is_rate = is_rate
+        self.next_at = now + (hint if hint is not None else self._wait(1.0))
+
+    def heard(self, now: float, hint: float | None) -> None:
+        """Another request of the same round trip was refused: the longest hint counts."""
+        if hint is not None and not self.probing:
+            self.next_at = max(self.next_at, now + hint)
+
+    def probe_refused(self, now: float, axis: Axis, hint: float | None) -> bool:
+        """Wait for the next probe; False when this is the first sign that an unknown limit is one per minute."""
+        self.probe_failed(now, hint)
+        known = self.axis is not Axis.UNKNOWN or self.is_rate
+        if axis is not Axis.UNKNOWN:
+            self.axis = axis
+        self.is_rate = True
+        return known
+
+    def probe_failed(self, now: float, hint: float | None = None) -> None:
+        """Wait 1, 2, 4, 8 seconds, longer only when a whole window has passed in vain; a longer hint is obeyed."""
+        self.probing = False
+        age = now - self.since if self.since is not None else 0.0
+        wait = self._wait(min(2.0 ** min(self.tries, 10), max(8.0, age / 4), 30.0))
+        self.tries += 1
+        self.next_at = now + max(wait, hint or 0.0)
+
+    def end(self, now: float) -> None:
+        """Something was accepted."""
+        self.open()
+        self.over_at = now
