@@ -437,6 +437,11 @@ class Limiter:
         )
 
     @property
+    def window(self) -> int:
+        """How many requests may be under way at once now, however many are."""
+        return self._concurrency.slots
+
+    @property
     def answered(self) -> bool:
         """Whether any HTTP response ever came, whatever it said."""
         return self._answered
