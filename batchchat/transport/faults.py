@@ -1,0 +1,37 @@
+"""What a transport may raise beyond httpx's own exceptions, and how to ask whether a request was sent."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import httpx
+
+_Error = TypeVar("_Error", bound=BaseException)
+
+_NEVER_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.LocalProtocolError,
+    httpx.UnsupportedProtocol,
+)
+
+
+class ResponseTooLarge(httpx.RemoteProtocolError):
+    """A response passed the bound on its head or on its decoded body. It was dropped, never held in memory."""
+
+
+def request_sent(error: BaseException) -> bool:
+    """Whether the server may have received the whole request that ended in `error`.
+
+    False is certain: nothing can have been done, or billed, for it. True means that nobody can know.
+    """
+    known = getattr(error, "request_sent", None)
+    return known if isinstance(known, bool) else not isinstance(error, _NEVER_SENT)
+
+
+def tell_sent(error: _Error, sent: bool) -> _Error:
+    """Note on an exception what `request_sent` answers, and return it."""
+    error.__dict__["request_sent"] = sent
+    return error

@@ -1,0 +1,379 @@
+"""The fast path: HTTP/1.1 over asyncio and httptools, with as little as possible between a body and its answer.
+
+`LeanTransport` is an `httpx.AsyncBaseTransport`, so whatever speaks httpx can stand on it; `exchange` is its short cut
+without httpx's objects. Time is the event loop's, which on asyncio is anyio's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol, runtime_checkable
+
+import anyio
+import httpx
+
+from batchchat.transport.connection import ONE_WRITE_BYTES, Connection, Incoming
+from batchchat.transport.decoding import ACCEPT_ENCODING
+from batchchat.transport.dial import AddressBook, Resolver, connect_error, dial, resolve
+from batchchat.transport.faults import request_sent
+
+MAX_RESPONSE_BYTES: Final = 64 * 2**20
+MAX_HEAD_BYTES: Final = 64 * 2**10
+CONNECT_TIMEOUT_S: Final = 30.0
+
+_DIALS_AT_ONCE: Final = 256
+_LATE_S: Final = 0.1
+_GRACE_S: Final = 0.01
+_CLOSING_S: Final = 2.0
+
+# RFC 9110, 5.1 and 5.5: a token; no control characters but the tab. RFC 9112, 3: no space in a target.
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_BAD_TARGET = re.compile(rb"[\x00-\x20\x7f-\xff]")
+
+HeaderTypes = httpx.Headers | Mapping[str, str] | Sequence[tuple[bytes, bytes]]
+
+
+class Answer(NamedTuple):
+    """A whole response: header names in lower case (of a repeated field the last value), the body decoded."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+
+class Route:
+    """Where requests go and what is the same in all of them, made once by `Exchange.route`."""
+
+    __slots__ = ("head", "origin", "tells_length", "wants_body")
+
+    def __init__(self, origin: Origin, head: bytes, method: bytes) -> None:
+        self.origin = origin
+        self.head = head
+        self.tells_length = method not in {b"GET", b"HEAD"}
+        self.wants_body = method != b"HEAD"
+
+
+@runtime_checkable
+class Exchange(Protocol):
+    """A transport that can carry a body to its answer without httpx's objects."""
+
+    def route(self, method: str, url: httpx.URL | str, headers: HeaderTypes) -> Route:
+        """Prepare for many requests to the same address with the same header fields.
+
+        `Content-Length` is added to each request, `Host` where absent. Raises `httpx.UnsupportedProtocol` for a URL
+        that is not http(s), `httpx.LocalProtocolError` for fields that cannot be sent.
+        """
+
+    async def exchange(self, route: Route, body: bytes, timeout: float | None = None) -> Answer:
+        """Send one request and receive its whole answer.
+
+        `timeout` (seconds) bounds every silence; the caller bounds the whole by cancelling. Raises subclasses of
+        `httpx.RequestError`, each of which `request_sent` can be asked about, and `StorageError` where this process
+        may open no further file.
+        """
+
+
+class Origin:
+    """One scheme, host and port, with its idle connections: the last to come back is the first to go out."""
+
+    def __init__(
+        self, owner: LeanTransport, host: str, port: int, tls: ssl.SSLContext | None, resolver: Resolver
+    ) -> None:
+        self._owner = owner
+        self.tls = tls
+        self.host = host
+        self.where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.book = AddressBook(host, port, resolver)
+        self.idle: dict[Connection, None] = {}
+
+    def take(self) -> Connection | None:
+        """An idle connection, if there is one."""
+        while self.idle:
+            connection, _ = self.idle.popitem()
+            if not connection.closing:
+                return connection
+        return None
+
+    def release(self, connection: Connection) -> None:
+        """Keep a connection for the next request."""
+        self.idle[connection] = None
+        self._owner.watch(connection.due)
+
+    def forget(self, connection: Connection) -> None:
+        """Drop a connection that is closed or closing."""
+        self.idle.pop(connection, None)
+        self._owner.forget(connection)
+
+
+class LeanTransport(httpx.AsyncBaseTransport):
+    """An HTTP/1.1 transport for asyncio and uvloop; it belongs to the event loop that first uses it.
+
+    `verify` is the context for https, None to refuse https. Connections are opened as needed (how many requests run at
+    once is the caller's to limit) and kept for 60 s. A request that a kept connection certainly did not deliver,
+    because the server had closed it, is sent again once on a new one. Redirects are returned, never followed.
+    `max_response_bytes` bounds a decoded body, `max_head_bytes` the status line with the header fields.
+    """
+
+    def __init__(
+        self,
+        *,
+        verify: ssl.SSLContext | None = None,
+        connect_timeout: float | None = CONNECT_TIMEOUT_S,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+        max_head_bytes: int = MAX_HEAD_BYTES,
+        resolver: Resolver = resolve,
+    ) -> None:
+        self._verify = verify
+        self._connect_timeout = connect_timeout
+        self._max_response_bytes = max_response_bytes
+        self._max_head_bytes = max_head_bytes
+        self._resolver = resolver
+        self._origins: dict[tuple[str, str, int], Origin] = {}
+        self._connections: set[Connection] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._dials = asyncio.Semaphore(_DIALS_AT_ONCE)
+        self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_at = math.inf
+        self._closed = False
+
+    # The short cut
+
+    def route(self, method: str, url: httpx.URL | str, headers: HeaderTypes) -> Route:
+        """See `Exchange.route`."""
+        url = httpx.URL(url)
+        raw = headers if isinstance(headers, Sequence) else httpx.Headers(headers).raw
+        return self._route(method.upper().encode("ascii"), url, raw)
+
+    async def exchange(self, route: Route, body: bytes, timeout: float | None = None) -> Answer:
+        """See `Exchange.exchange`."""
+        incoming = await self._perform(route, body, math.inf if timeout is None else timeout)
+        return Answer(incoming.status, incoming.fields, incoming.body)
+
+    # httpx's seam
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request. A long or endless response, and an event stream, is returned as soon as its head is there.
+
+        Of `extensions["timeout"]`, `connect` and `read` are obeyed; the latter bounds silence in writing too. A decoded
+        response has no `Content-Encoding` and `Content-Length`.
+        """
+        timeouts: Mapping[str, float | None] = request.extensions.get("timeout", {})
+        read = timeouts.get("read")
+        try:
+            route = self._route(request.method.encode("ascii"), request.url, request.headers.raw)
+            try:
+                body = request.content
+            except httpx.RequestNotRead:
+                body = await request.aread()
+            incoming = await self._perform(
+                route,
+                body,
+                math.inf if read is None else read,
+                connect_timeout=timeouts.get("connect", self._connect_timeout),
+                streamable=True,
+            )
+        except httpx.RequestError as error:
+            error.request = request
+            raise
+        headers = incoming.headers
+        if incoming.decoder is not None:
+            headers = [field for field in headers if field[0].lower() not in {b"content-encoding", b"content-length"}]
+        return httpx.Response(
+            incoming.status,
+            headers=headers,
+            stream=httpx.ByteStream(incoming.body) if incoming.complete else _LiveBody(incoming),
+            extensions={"http_version": b"HTTP/1.1"},
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection and wait, for a moment, until the sockets are closed."""
+        self._closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._sweep, self._sweep_at = None, math.inf
+        closing = [connection.closed for connection in self._connections]
+        for connection in list(self._connections):
+            connection.abort()
+        if closing:
+            await asyncio.wait(closing, timeout=_CLOSING_S)
+
+    # The pool's side
+
+    def watch(self, due: float) -> None:
+        """Look at all connections at loop time `due`, or earlier."""
+        if due < self._sweep_at and self._loop is not None:
+            if self._sweep is not None:
+                self._sweep.cancel()
+            self._sweep_at = due
+            self._sweep = self._loop.call_at(due, self._look_around)
+
+    def forget(self, connection: Connection) -> None:
+        """Drop a connection whose socket is closed."""
+        self._connections.discard(connection)
+
+    # Inside
+
+    async def _perform(
+        self,
+        route: Route,
+        body: bytes,
+        timeout: float,
+        *,
+        connect_timeout: float | None = None,
+        streamable: bool = False,
+    ) -> Incoming:
+        connection, kept = route.origin.take(), True
+        if connection is None:
+            connection, kept = await self._open(route.origin, connect_timeout)
+        if body or route.tells_length:
+            head = b"%bContent-Length: %d\r\n\r\n" % (route.head, len(body))
+        else:
+            head = route.head + b"\r\n"
+        while True:
+            loop = connection.loop
+            incoming = Incoming(connection, loop.create_future(), timeout, streamable, route.wants_body)
+            connection.begin(incoming, loop.time())
+            if (due := connection.quiet_since + timeout) < self._sweep_at:
+                self.watch(due)
+            try:
+                if len(body) <= ONE_WRITE_BYTES:
+                    connection.send(head + body)
+                else:
+                    await connection.send_large(head, body)
+                await incoming.waiter
+            except BaseException:
+                connection.drop(incoming)
+                raise
+            if incoming.fault is None:
+                return incoming
+            if not kept or request_sent(incoming.fault):
+                raise incoming.fault
+            connection, kept = await self._dial(route.origin, connect_timeout), False
+
+    async def _open(self, origin: Origin, timeout: float | None) -> tuple[Connection, bool]:
+        """A connection that came back meanwhile (True), or a new one (False)."""
+        async with self._dials:
+            connection = origin.take()
+            if connection is not None:
+                return connection, True
+            return await self._dial(origin, timeout), False
+
+    async def _dial(self, origin: Origin, timeout: float | None) -> Connection:
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        self._check_open()
+        try:
+            with anyio.fail_after(timeout):
+                sock = await dial(await origin.book.addresses())
+                _, connection = await loop.create_connection(
+                    lambda: Connection(
+                        origin,
+                        loop,
+                        max_head_bytes=self._max_head_bytes,
+                        max_body_bytes=self._max_response_bytes,
+                    ),
+                    sock=sock,
+                    ssl=origin.tls,
+                    server_hostname=origin.host.rstrip(".") if origin.tls is not None else None,
+                )
+        except (OSError, EOFError) as error:
+            origin.book.forget()
+            raise connect_error(error, origin.where) from error
+        self._connections.add(connection)
+        try:
+            self._check_open()
+        except RuntimeError:
+            connection.abort()
+            raise
+        return connection
+
+    def _check_open(self) -> None:
+        if self._closed or self._loop is not asyncio.get_running_loop():
+            raise RuntimeError("the transport is closed, or belongs to another event loop")
+
+    def _origin(self, url: httpx.URL) -> Origin:
+        port = url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
+        host = url.raw_host.decode("ascii")
+        origin = self._origins.get((url.scheme, host, port))
+        if origin is None:
+            if not host or url.scheme not in {"http", "https"}:
+                raise httpx.UnsupportedProtocol(f"{url.scheme}://{host} is no http:// or https:// address")
+            if url.scheme == "https" and self._verify is None:
+                raise httpx.UnsupportedProtocol("https needs a TLS context (verify)")
+            tls = self._verify if url.scheme == "https" else None
+            origin = self._origins[url.scheme, host, port] = Origin(self, host, port, tls, self._resolver)
+        return origin
+
+    def _route(self, method: bytes, url: httpx.URL, headers: Sequence[tuple[bytes, bytes]]) -> Route:
+        origin = self._origin(url)
+        target = url.raw_path
+        if not _NAME.fullmatch(method) or _BAD_TARGET.search(target):
+            raise httpx.LocalProtocolError("the request's method or path holds characters that cannot be sent")
+        lines: list[bytes] = []
+        host = b"Host: %b\r\n" % url.netloc
+        for name, value in headers:
+            lower = name.lower()
+            if lower in {b"content-length", b"transfer-encoding"}:
+                continue
+            if not _NAME.fullmatch(name) or _BAD_VALUE.search(value):
+                raise httpx.LocalProtocolError(f"header field {name!r} holds characters that cannot be sent")
+            if lower == b"host":
+                host = b""
+            foreign = lower == b"accept-encoding" and value != b"identity"
+            lines.append(b"%b: %b\r\n" % (name, ACCEPT_ENCODING if foreign else value))
+        return Route(origin, b"%b %b HTTP/1.1\r\n%b%b" % (method, target, host, b"".join(lines)), method)
+
+    def _look_around(self, *, late: bool = False) -> None:
+        """End what was silent, or idle, for too long, and look again when the next may be."""
+        loop: asyncio.AbstractEventLoop = self._loop  # type: ignore[assignment]  # it is the loop that calls
+        now = loop.time()
+        if now - self._sweep_at > _LATE_S and not late:
+            # The loop was held up: what has arrived meanwhile is to be read before anybody is called silent.
+            self._sweep = loop.call_later(_GRACE_S, lambda: self._look_around(late=True))
+            return
+        self._sweep, self._sweep_at = None, math.inf
+        following = math.inf
+        for connection in list(self._connections):
+            due = connection.due
+            if due <= now:
+                connection.expire()
+            elif due < following:
+                following = due
+        if following < math.inf:
+            # However their times are spread, looking takes under a hundredth of the loop's.
+            self.watch(max(following, now + _GRACE_S, now + len(self._connections) * 1e-4))
+
+
+class _LiveBody(httpx.AsyncByteStream):
+    """A response's body, piece by piece as it arrives. Closing it early closes the connection."""
+
+    def __init__(self, incoming: Incoming) -> None:
+        self._incoming = incoming
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        incoming = self._incoming
+        while not incoming.chunks:
+            if incoming.fault is not None:
+                raise incoming.fault
+            if incoming.complete:
+                raise StopAsyncIteration
+            incoming.waiter = incoming.connection.loop.create_future()
+            try:
+                await incoming.waiter
+            except BaseException:
+                incoming.connection.drop(incoming)
+                raise
+        data = incoming.body
+        incoming.chunks = []
+        incoming.connection.caught_up(incoming)
+        return data
+
+    async def aclose(self) -> None:
+        self._incoming.connection.drop(self._incoming)
