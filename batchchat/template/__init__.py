@@ -1,0 +1,100 @@
+"""From rows to request bodies: a job's messages and params, compiled once and rendered for each row.
+
+A body is `{"model": …, <params in the author's order>, "messages": […]}`. All that no row changes is serialized
+when the job is compiled; a row only adds its own texts. The keys of a message are sorted, so that equal content gives
+equal bytes, and the digest is taken over those very bytes and over the params in canonical form (sorted at every
+depth, whole floats as integers): the order of keys in a job or a row changes nothing, while the wire keeps the
+author's order of params, which matters in a JSON schema.
+
+Data is never template text: a row's values go in as values, and `{from: column}` passes messages on as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import orjson
+
+from batchchat.errors import JobError
+from batchchat.template.leaf import RowTemplateError
+from batchchat.template.messages import Messages
+from batchchat.template.params import Params
+from batchchat.template.plain import canonical
+from batchchat.template.sandbox import MAX_TEXT, Environment
+
+__all__ = ["Rendered", "RowTemplateError", "Template", "compile_template"]
+
+_DIGEST_VERSION = b"batchchat request 1\n"
+
+
+class Rendered(NamedTuple):
+    """One row as a request. `digest` (16 bytes) tells its content, `prompt_tokens` is a rough size of the prompt."""
+
+    body: bytes
+    digest: bytes
+    prompt_tokens: int
+    max_tokens: int | None
+
+
+class Template:
+    """A job's compiled messages and params.
+
+    `text_digest` tells the job's own text that shapes requests (messages, params, model) as 32 hexadecimal digits.
+    `names` are the columns that the templates speak of, also where they ask whether one is there.
+    """
+
+    __slots__ = ("_head", "_messages", "_params", "_prefix", "names", "text_digest")
+
+    def __init__(self, messages: Messages, params: Params, *, text_digest: str) -> None:
+        self._messages = messages
+        self._params = params
+        self.names = messages.names | params.names
+        self.text_digest = text_digest
+        self._prefix = None if params.varies else _hash_params(params.canonical)
+
+    def render(self, values: Mapping[str, Any]) -> Rendered:
+        """Render one row, given by column name. RowTemplateError where that is not possible; nothing else is raised."""
+        messages, tokens = self._messages.render(values)
+        if self._prefix is not None:
+            hasher = self._prefix.copy()
+            head, max_tokens, extra = self._params.head, self._params.max_tokens, self._params.tokens
+        else:
+            head, canonical_params, max_tokens, extra = self._params.render(values)
+            hasher = _hash_params(canonical_params)
+        hasher.update(messages)
+        body = b"".join((head, messages, b"}"))
+        if len(body) > MAX_TEXT:
+            raise RowTemplateError(f"a request of {len(body):,} bytes is over the limit of {MAX_TEXT:,}")
+        return Rendered(body, hasher.digest(), tokens + extra, max_tokens)
+
+
+def compile_template(
+    messages: Sequence[Mapping[str, Any]] | Mapping[str, Any], params: Mapping[str, Any], *, model: str
+) -> Template:
+    """Compile a job's messages and params.
+
+    `messages` is a list whose items are messages, with templates in any text at any depth, or `{"from": column}` where
+    the row holds messages; or one such `{"from": column}` alone. `params` are the body's other fields in the author's
+    order; the mapping `extra_body` among them is put beside them. A param that is exactly one `{{ expression }}` takes
+    its value's own type, and one that is None is left out.
+
+    Raises JobError that names the message and the line in its text, without file and line of the job.
+    """
+    environment = Environment()
+    text = orjson.dumps(
+        {"model": model, "messages": messages, "params": canonical(params)}, option=orjson.OPT_SORT_KEYS
+    )
+    try:
+        return Template(
+            Messages(environment, messages),
+            Params(environment, model, params),
+            text_digest=blake2b(text, digest_size=16).hexdigest(),
+        )
+    except RecursionError:
+        raise JobError("is nested too deeply", field="messages") from None
+
+
+def _hash_params(params: bytes) -> blake2b:
+    return blake2b(_DIGEST_VERSION + len(params).to_bytes(8, "little") + params, digest_size=16)

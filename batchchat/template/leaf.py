@@ -1,0 +1,179 @@
+"""One templated text of a job: a message's content, a role, a param."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from jinja2 import Template, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
+
+from batchchat.errors import JobError
+from batchchat.template.sandbox import MAX_TEXT, Environment, RowContext, TooMuchError, listed
+
+Values = Mapping[str, Any]
+_RESULT = "_result"
+T = TypeVar("T")
+
+
+class RowTemplateError(Exception):
+    """A row that does not render; the message says which template and why. It fails the row, never the run."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= 2_000 else message[:2_000] + "…")
+
+
+class Leaf:
+    """A compiled template text.
+
+    `constant` is its text if no row can change it, else None. `names` are the columns it speaks of. A text that only
+    puts columns between fixed pieces, as most prompts do, is rendered without Jinja2's machinery.
+    """
+
+    __slots__ = ("_environment", "_holes", "_pieces", "_template", "constant", "names", "place")
+
+    def __init__(self, environment: Environment, source: str, place: str) -> None:
+        self._environment = environment
+        self.place = place
+        parsed = parse(environment, source, place)
+        self.names = _names(environment, parsed)
+        self._pieces, self._holes = _plain_pieces(parsed)
+        self.constant = "".join(self._pieces) if self._pieces and not self._holes else None
+        self._template = compile_parsed(environment, parsed, place)
+
+    def render(self, values: Values) -> str:
+        """Render for one row; RowTemplateError where that is not possible."""
+        if self._holes:
+            pieces = self._pieces.copy()
+            for index, name in self._holes:
+                value = values.get(name, values)  # the row itself stands for "no such column"
+                if type(value) is not str:
+                    if value is None:
+                        value = ""
+                    else:
+                        break
+                pieces[index] = value
+            else:
+                text = "".join(pieces)
+                if len(text) <= MAX_TEXT:
+                    return text
+        return guarded(self._environment, values, self.place, self._render)
+
+    def _render(self, context: RowContext) -> str:
+        length = 0
+        pieces: list[str] = []
+        for piece in self._template.root_render_func(context):
+            length += len(piece)
+            if length > MAX_TEXT:
+                raise TooMuchError(f"a text of more than {MAX_TEXT:,} characters")
+            pieces.append(piece)
+        return "".join(pieces)
+
+
+class NativeLeaf:
+    """A text that is exactly one `{{ expression }}`: it gives the value itself, such as a number from a column."""
+
+    __slots__ = ("_environment", "_name", "_template", "names", "place")
+
+    def __init__(self, environment: Environment, expression: nodes.Expr, place: str) -> None:
+        self._environment = environment
+        self.place = place
+        self._name = expression.name if isinstance(expression, nodes.Name) else None
+        parsed = nodes.Template([nodes.Assign(nodes.Name(_RESULT, "store"), expression, lineno=1)], lineno=1)
+        parsed.set_environment(environment)
+        self.names = _names(environment, parsed)
+        self._template = compile_parsed(environment, parsed, place)
+
+    def render(self, values: Values) -> Any:
+        """Give the expression's value for one row; RowTemplateError where there is none."""
+        if self._name is not None and self._name in values:
+            return values[self._name]
+        return guarded(self._environment, values, self.place, self._evaluate)
+
+    def _evaluate(self, context: RowContext) -> Any:
+        for _ in self._template.root_render_func(context):
+            pass
+        value = context.vars[_RESULT]
+        self._environment.as_text(value)  # refuses what is undefined, a function or a generator
+        return value
+
+
+def parse(environment: Environment, source: str, place: str) -> nodes.Template:
+    """Parse a template text; JobError with the place and the line in the text where it is wrong."""
+    try:
+        return environment.parse(source)
+    except TemplateSyntaxError as error:
+        raise _syntax_error(error, place) from None
+
+
+def compile_parsed(environment: Environment, parsed: nodes.Template, place: str) -> Template:
+    """Compile what was parsed; JobError for an unknown filter or test, or one that is not offered."""
+    try:
+        return environment.from_string(parsed)
+    except TemplateSyntaxError as error:
+        raise _syntax_error(error, place) from None
+
+
+def single_expression(parsed: nodes.Template) -> nodes.Expr | None:
+    """The expression of a template that is one `{{ expression }}` and nothing else."""
+    if len(parsed.body) == 1 and isinstance(parsed.body[0], nodes.Output) and len(parsed.body[0].nodes) == 1:
+        node = parsed.body[0].nodes[0]
+        return None if isinstance(node, nodes.TemplateData) else node
+    return None
+
+
+def guarded(environment: Environment, values: Values, place: str, render: Callable[[RowContext], T]) -> T:
+    """Run a rendering under a fresh budget, turning whatever goes wrong into a RowTemplateError."""
+    environment.budget.reset()
+    try:
+        return render(RowContext(environment, {**environment.globals, "row": values, **values}))
+    except RowTemplateError:
+        raise
+    except UndefinedError as error:
+        raise RowTemplateError(f"{place}: {_undefined(str(error.message), values)}") from None
+    except RecursionError:
+        raise RowTemplateError(f"{place}: the template calls itself too deeply") from None
+    except (TooMuchError, TemplateError) as error:
+        raise RowTemplateError(f"{place}: {error}") from None
+    except Exception as error:  # noqa: BLE001 - an expression over data can raise anything; it fails its row alone
+        raise RowTemplateError(f"{place}: {type(error).__name__}: {error}") from None
+
+
+def _syntax_error(error: TemplateSyntaxError, place: str) -> JobError:
+    return JobError(f"{error.message} (line {error.lineno} of the template)", field=place)
+
+
+def _undefined(message: str, values: Values) -> str:
+    found = re.fullmatch(r"'(.*)' is undefined", message)
+    if found is None:
+        return message
+    return f"there is no column {found[1]!r}{suggestion(found[1], values)}; the row has: {listed(values)}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)`, or nothing where no known name is near."""
+    near = difflib.get_close_matches(name, [str(other) for other in known], n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _names(environment: Environment, parsed: nodes.Template) -> frozenset[str]:
+    return frozenset(meta.find_undeclared_variables(parsed) - set(environment.globals) - {"row"})
+
+
+def _plain_pieces(parsed: nodes.Template) -> tuple[list[str], list[tuple[int, str]]]:
+    """Split a template into fixed pieces and columns between them; nothing where it does more than that."""
+    pieces: list[str] = []
+    holes: list[tuple[int, str]] = []
+    for statement in parsed.body:
+        if not isinstance(statement, nodes.Output):
+            return [], []
+        for node in statement.nodes:
+            if isinstance(node, nodes.TemplateData):
+                pieces.append(node.data)
+            elif isinstance(node, nodes.Name):
+                holes.append((len(pieces), node.name))
+                pieces.append("")
+            else:
+                return [], []
+    return pieces or [""], holes

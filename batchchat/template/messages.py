@@ -1,0 +1,255 @@
+"""The messages of a job as bytes with holes: fixed JSON, and slots that each row fills."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from batchchat.errors import JobError
+from batchchat.template.leaf import Leaf, RowTemplateError, Values, suggestion
+from batchchat.template.plain import to_json
+from batchchat.template.sandbox import MAX_TEXT, Environment, listed
+
+_INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_MESSAGE_WEIGHT = 4 * 8
+_MEDIA_WEIGHT = 1_000 * 8
+"""A picture, sound or file costs tokens by its own rules, not by the length of its address or its base64 text."""
+_MEDIA_PARTS = ("image_url", "input_audio", "file", "video_url", "audio_url")
+
+
+def weight(text: str) -> int:
+    """Guess a text's tokens, in eighths: four characters a token in Latin script, three bytes a token otherwise.
+
+    With b bytes in UTF-8 and c characters this is 3b - c, which gives 2c for ASCII and 8c for three-byte scripts.
+    """
+    return 2 * len(text) if text.isascii() else 3 * len(text.encode("utf-8", "surrogatepass")) - len(text)
+
+
+class _Filled(NamedTuple):
+    data: bytes
+    weight: int
+
+
+class _TextSlot:
+    __slots__ = ("_leaf", "_media")
+
+    def __init__(self, leaf: Leaf, media: bool) -> None:
+        self._leaf = leaf
+        self._media = media
+
+    def fill(self, values: Values) -> _Filled | tuple[bytes, int]:
+        text = self._leaf.render(values)
+        try:
+            data = orjson.dumps(text)
+        except TypeError:
+            raise RowTemplateError(f"{self._leaf.place}: the text is not valid Unicode (a lone surrogate)") from None
+        if self._media:
+            return data, 0
+        return data, 2 * len(text) if text.isascii() else weight(text)
+
+
+class _RoleSlot:
+    __slots__ = ("_leaf",)
+
+    def __init__(self, leaf: Leaf) -> None:
+        self._leaf = leaf
+
+    def fill(self, values: Values) -> tuple[bytes, int]:
+        role = self._leaf.render(values)
+        if role not in ROLES:
+            raise RowTemplateError(f"{self._leaf.place}: {role[:100]!r} is no role; one of {', '.join(ROLES)}")
+        return orjson.dumps(role), 0
+
+
+class _ColumnSlot:
+    """Messages that the row holds: a list of them, or JSON text of one."""
+
+    __slots__ = ("_column", "_place")
+
+    def __init__(self, column: str, place: str) -> None:
+        self._column = column
+        self._place = f"{place} from {column!r}"
+
+    def fill(self, values: Values) -> tuple[bytes, int]:
+        if self._column not in values:
+            near = suggestion(self._column, values)
+            raise RowTemplateError(
+                f"{self._place}: there is no column {self._column!r}{near}; the row has: {listed(values)}"
+            )
+        value = values[self._column]
+        if isinstance(value, str):
+            try:
+                value = orjson.loads(value)
+            except orjson.JSONDecodeError as error:
+                raise RowTemplateError(f"{self._place}: the text is not JSON: {error}") from None
+        if not isinstance(value, list | tuple) or not value:
+            raise RowTemplateError(f"{self._place}: needs a list of at least one message")
+        total = 0
+        messages = []
+        for index, item in enumerate(value):
+            try:
+                message = check_message(item)
+            except ValueError as error:
+                raise RowTemplateError(f"{self._place}, message {index}: {error}") from None
+            total += _MESSAGE_WEIGHT + _weigh(message)
+            messages.append(message)
+        try:
+            data = to_json(messages, sort=True)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RowTemplateError(f"{self._place}: {error}") from None
+        return data[1:-1], total
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drop what is null in mappings at every depth: Arrow gives every struct all fields of its type."""
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def check_message(item: Any) -> dict[str, Any]:
+    """Return a message without its null fields; ValueError where it is none that a server would take."""
+    if not isinstance(item, Mapping):
+        raise ValueError(f"is {_kind(item)}, not a message such as {{role: user, content: …}}")
+    message: dict[str, Any] = _without_nulls(item)
+    role = message.get("role")
+    if role not in ROLES:
+        raise ValueError(
+            f"has the role {str(role)[:100]!r}, not one of {', '.join(ROLES)}" if role is not None else "has no role"
+        )
+    content = message.get("content")
+    if content is None:
+        if role != "assistant" or not (
+            message.get("tool_calls") or message.get("function_call") or message.get("refusal")
+        ):
+            raise ValueError("has no content")
+    elif isinstance(content, list):
+        if not content or not all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in content):
+            raise ValueError("has content that is not a list of parts, each with a type")
+    elif not isinstance(content, str):
+        raise ValueError(f"has content that is {_kind(content)}, not text or a list of parts")
+    return message
+
+
+def _kind(value: Any) -> str:
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list"}
+    return names.get(type(value), "an object" if isinstance(value, Mapping) else type(value).__name__)
+
+
+def _weigh(value: Any) -> int:
+    """Weigh all texts inside a message, in eighths of a token; media count flat."""
+    if isinstance(value, str):
+        return weight(value)
+    if isinstance(value, Mapping):
+        return sum(
+            _MEDIA_WEIGHT if name in _MEDIA_PARTS else 0 if name in {"role", "type"} else _weigh(item)
+            for name, item in value.items()
+        )
+    if isinstance(value, list | tuple):
+        return sum(map(_weigh, value))
+    return 0
+
+
+class Messages:
+    """Compiled messages; `render` gives their JSON array, keys sorted, and a guess of their tokens."""
+
+    def __init__(self, environment: Environment, messages: Any) -> None:
+        self._environment = environment
+        self._pieces: list[bytes] = []
+        self._slots: list[tuple[int, _TextSlot | _RoleSlot | _ColumnSlot]] = []
+        self._weight = 0
+        self.names: frozenset[str] = frozenset()
+        items = [messages] if isinstance(messages, Mapping) else messages
+        if not isinstance(items, Sequence) or isinstance(items, str) or not items:
+            raise JobError("needs at least one message, or {from: column}", field="messages")
+        if isinstance(messages, Mapping) and set(messages) != {"from"}:
+            raise JobError("is a list of messages, or {from: column}", field="messages")
+        self._fixed(b"[")
+        for index, item in enumerate(items):
+            place = "messages" if isinstance(messages, Mapping) else f"messages[{index}]"
+            self._fixed(b"," if index else b"")
+            self._add_item(item, place)
+        self._fixed(b"]")
+
+    def render(self, values: Values) -> tuple[bytes, int]:
+        """Return the JSON array of messages and the tokens they may have."""
+        pieces = self._pieces.copy()
+        total = self._weight
+        for index, slot in self._slots:
+            pieces[index], added = slot.fill(values)
+            total += added
+        return b"".join(pieces), (total + 7) >> 3
+
+    def _fixed(self, data: bytes) -> None:
+        """Add bytes that no row changes, joined to those before them."""
+        if self._pieces and (not self._slots or self._slots[-1][0] != len(self._pieces) - 1):
+            self._pieces[-1] += data
+        else:
+            self._pieces.append(data)
+
+    def _slot(self, slot: _TextSlot | _RoleSlot | _ColumnSlot) -> None:
+        self._slots.append((len(self._pieces), slot))
+        self._pieces.append(b"")
+
+    def _add_item(self, item: Any, place: str) -> None:
+        if isinstance(item, Mapping) and set(item) == {"from"}:
+            column = item["from"]
+            if not isinstance(column, str) or not column:
+                raise JobError("from names a column", field=place)
+            self.names |= {column}
+            self._slot(_ColumnSlot(column, place))
+            return
+        try:
+            message = check_message(self._checkable(item))
+        except ValueError as error:
+            raise JobError(str(error), field=place) from None
+        del message
+        self._weight += _MESSAGE_WEIGHT
+        self._add_value({name: value for name, value in item.items() if value is not None}, place)
+
+    @staticmethod
+    def _checkable(item: Any) -> Any:
+        """A message whose role is a template is checked for each row, when it is known."""
+        role = item.get("role") if isinstance(item, Mapping) else None
+        return {**item, "role": "user"} if isinstance(role, str) and "{" in role else item
+
+    def _add_value(self, value: Any, place: str, *, media: bool = False) -> None:
+        if isinstance(value, str):
+            self._add_text(value, place, media=media)
+        elif isinstance(value, Mapping):
+            self._fixed(b"{")
+            for number, name in enumerate(sorted(value, key=str)):
+                self._fixed((b"," if number else b"") + orjson.dumps(str(name)) + b":")
+                inside = name in _MEDIA_PARTS
+                self._weight += _MEDIA_WEIGHT if inside else 0
+                self._add_value(value[name], f"{place}.{name}", media=media or inside)
+            self._fixed(b"}")
+        elif isinstance(value, list | tuple):
+            self._fixed(b"[")
+            for number, item in enumerate(value):
+                self._fixed(b"," if number else b"")
+                self._add_value(item, f"{place}[{number}]", media=media)
+            self._fixed(b"]")
+        else:
+            try:
+                self._fixed(to_json(value, sort=True))
+            except (TypeError, ValueError) as error:
+                raise JobError(str(error), field=place) from None
+
+    def _add_text(self, source: str, place: str, *, media: bool) -> None:
+        leaf = Leaf(self._environment, source, place)
+        self.names |= leaf.names
+        is_role = place.endswith(".role") and place.count(".") == 1
+        if leaf.constant is None:
+            self._slot(_RoleSlot(leaf) if is_role else _TextSlot(leaf, media))
+            return
+        if len(leaf.constant) > MAX_TEXT:
+            raise JobError(f"is over the limit of {MAX_TEXT:,} characters", field=place)
+        if not media and not is_role and not place.endswith(".type"):
+            self._weight += weight(leaf.constant)
+        self._fixed(orjson.dumps(leaf.constant))

@@ -1,0 +1,433 @@
+"""The Jinja2 environment that templates run in: sandboxed, strict, repeatable, and bounded in work and size.
+
+Jinja2's sandbox keeps a template away from Python's internals and from changing data; it does not keep it from being
+endless or from building a text of a terabyte. A `Budget` does: loops, calls and filters are charged for what they
+walk over and for the text they make, and an operation that could make far more than it was given (`*`, `center`,
+`replace`, …) is checked before it runs. A loop over a sequence is charged once, by its length, and a template
+without loops, filters and calls pays nothing.
+
+What would render to another text at each run is not offered (`random`, `lipsum`) or is an error (printing a method
+or a generator, which would show an address): a rendered request is its own identity, and a new one is paid for again.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any, cast
+
+from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, nodes, pass_eval_context
+from jinja2.filters import do_batch, do_indent, do_join, do_round, do_slice, do_wordwrap
+from jinja2.nodes import EvalContext
+from jinja2.runtime import Context, LoopContext, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
+from jinja2.visitor import NodeTransformer
+
+from batchchat.template.plain import to_json
+
+MAX_TEXT = 4 * 1024 * 1024
+"""Characters of one rendered text, and bytes of one request."""
+MAX_WORK = 64 * 1024 * 1024
+"""Characters that the filters, calls and joins of one rendering may walk over or make."""
+STEP = 256
+"""What one step of a loop, one call or one filter counts for: 262,144 of them use up a rendering."""
+_MAX_WIDTH = 100_000
+_MAX_BITS = 65_536
+_MAX_DIGITS = 300
+_NOT_REPEATABLE = ("random", "lipsum")
+_HTML_ONLY = ("urlize", "xmlattr")
+_UNMEASURED_METHODS = frozenset({"translate", "maketrans", "to_bytes"})
+
+
+class TooMuchError(Exception):
+    """A rendering that would take too long or grow too large."""
+
+
+class Budget(threading.local):
+    """What the rendering under way may still do; each thread has its own."""
+
+    left = MAX_WORK
+
+    def reset(self) -> None:
+        """Begin a new rendering."""
+        self.left = MAX_WORK
+
+    def charge(self, amount: int) -> None:
+        """Take `amount` characters' worth of work; TooMuchError when nothing is left."""
+        self.left -= amount
+        if self.left < 0:
+            raise TooMuchError("the template does too much work for one row (endless or nested loops?)")
+
+    def text(self, length: int) -> None:
+        """Take the work of making a text of `length` characters; TooMuchError if that is over the limit."""
+        if length > MAX_TEXT:
+            raise TooMuchError(f"a text of {length:,} characters is over the limit of {MAX_TEXT:,}")
+        self.charge(length)
+
+    def operand(self, value: Any) -> Any:
+        """Charge for walking over a value once: by its length if it has one, else step by step as it is read."""
+        kind = type(value)
+        if kind is str:
+            self.charge(STEP + len(value))
+        elif kind is int or value is None or isinstance(value, Undefined):
+            self.charge(STEP)
+        elif isinstance(value, Sized):
+            self.charge(STEP * (len(value) + 1))
+        else:
+            self.charge(STEP)
+            if isinstance(value, Iterator):
+                return self._counted(value)
+        return value
+
+    def steps(self, value: Any) -> Any:
+        """Charge a loop for its steps; a text is walked character by character."""
+        if isinstance(value, str):
+            self.charge(STEP * len(value))
+        return self.operand(value)
+
+    def _counted(self, values: Iterator[Any]) -> Iterator[Any]:
+        for value in values:
+            self.charge(STEP + (len(value) if type(value) is str else 0))
+            yield value
+
+    def made(self, value: Any) -> Any:
+        """Charge for a value that an operation made, with all that it holds."""
+        if isinstance(value, str):
+            self.text(len(value))
+        elif isinstance(value, list | tuple | dict):
+            stack: list[Any] = [value]
+            while stack:
+                item = stack.pop()
+                if isinstance(item, str):
+                    self.charge(len(item))
+                elif isinstance(item, list | tuple | dict):
+                    self.charge(64 * (len(item) + 1))
+                    stack.extend(item.values() if isinstance(item, dict) else item)
+        return value
+
+
+class _Missing(StrictUndefined):
+    """A strict undefined value that says which fields a mapping does have."""
+
+    __slots__ = ()
+
+    @property
+    def _undefined_message(self) -> str:
+        owner = self._undefined_obj
+        if isinstance(owner, Mapping) and self._undefined_hint is None:
+            return f"there is no field {self._undefined_name!r}; there are: {listed(owner)}"
+        return str(super()._undefined_message)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Write names for a message, not too many of them."""
+    known = list(names)
+    more = f" and {len(known) - 30} more" if len(known) > 30 else ""
+    return (", ".join(str(name) for name in known[:30]) or "none") + more
+
+
+class _Charged(NodeTransformer):
+    """Puts the budget's checks into a parsed template: on what loops walk over and on what operations make."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - the visitor finds methods by node name
+        self.generic_visit(node)
+        node.iter = _checked(node.iter, "__steps__")
+        return node
+
+    def visit_Filter(self, node: nodes.Filter) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if isinstance(node.node, nodes.Expr):
+            node.node = _checked(node.node, "__operand__")
+        return _checked(node, "__made__")
+
+    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node.call)
+        node.body = [self.visit(statement) for statement in node.body]
+        return node
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
+        return self._maker(node) if node.ctx == "load" else node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        if isinstance(node.arg, nodes.Slice):
+            return self._maker(node)
+        return self.generic_visit(node)
+
+    def _maker(self, node: Any) -> nodes.Node:
+        self.generic_visit(node)
+        return _checked(node, "__made__")
+
+    visit_Add = visit_Call = visit_Concat = visit_Dict = visit_List = _maker  # noqa: N815
+
+
+def _checked(node: nodes.Node, check: str) -> nodes.Filter:
+    return nodes.Filter(
+        cast("nodes.Expr", node), check, [], [], None, None, lineno=node.lineno, environment=node.environment
+    )
+
+
+def _check_width(width: Any) -> None:
+    if isinstance(width, int) and abs(width) > _MAX_WIDTH:
+        raise TooMuchError(f"{width:,} is over the limit of {_MAX_WIDTH:,}")
+
+
+_PERCENT_WIDTHS = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(\*|\d*)(?:\.(\*|\d*))?")
+
+
+def _check_percent(text: str) -> None:
+    for widths in _PERCENT_WIDTHS.findall(text):
+        for width in widths:
+            if width == "*" or len(width) > 5:
+                raise TooMuchError(f"a format of width {width[:20]} is not offered")
+
+
+def _formatted(text: str, values: Any) -> int:
+    items = values.values() if isinstance(values, dict) else values if isinstance(values, tuple) else (values,)
+    longest = max((len(item) for item in items if isinstance(item, str)), default=0)
+    return len(text) + text.count("%") * longest
+
+
+def _replaced(text: str, old: str = "", new: str = "", count: int = -1, /) -> int:
+    times = text.count(old)
+    return len(text) + (times if count < 0 else min(count, times)) * max(0, len(new) - len(old))
+
+
+def _joined(text: str, parts: Iterable[Any] = (), /) -> int:
+    texts = [part for part in parts if isinstance(part, str)]
+    return sum(map(len, texts)) + len(text) * len(texts)
+
+
+def _padded(text: str, width: int = 0, _fill: str = " ", /) -> int:
+    return max(len(text), width)
+
+
+def _expanded(text: str, tabsize: int = 8) -> int:
+    return len(text) + text.count("\t") * max(0, tabsize)
+
+
+_METHOD_SIZES: Mapping[str, Callable[..., int]] = {
+    "center": _padded,
+    "ljust": _padded,
+    "rjust": _padded,
+    "zfill": _padded,
+    "expandtabs": _expanded,
+    "replace": _replaced,
+    "join": _joined,
+}
+"""How long the result of a text's method gets, for methods whose result can outgrow what they were given."""
+
+
+class RowContext(Context):
+    """A Jinja2 context that costs little to make: one rendering of one template, no blocks, no autoescape."""
+
+    def __init__(self, environment: Environment, names: dict[str, Any]) -> None:
+        self.parent = names
+        self.vars = {}
+        self.environment = environment
+        self.eval_ctx = environment.eval_ctx
+        self.exported_vars = set()
+        self.name = None
+        self.globals_keys = set()
+        self.blocks = {}
+
+
+class Environment(ImmutableSandboxedEnvironment):
+    """The environment of one job's templates, with the budget of the rendering under way."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(undefined=_Missing, autoescape=False, keep_trailing_newline=True, finalize=self.as_text)
+        self.budget = budget = Budget()
+        self.eval_ctx = EvalContext(self)
+        for name in _NOT_REPEATABLE + _HTML_ONLY:
+            self.globals.pop(name, None)
+            self.filters.pop(name, None)
+        self.globals["range"] = _range
+        self.concat = self._concat  # type: ignore[method-assign]  # the place that Jinja2 offers for it
+        self.filters.update(
+            __steps__=budget.steps,
+            __operand__=budget.operand,
+            __made__=budget.made,
+            batch=self._batch,
+            center=self._center,
+            format=self._format,
+            indent=self._indent,
+            join=self._join,
+            replace=self._replace,
+            round=self._round,
+            slice=self._slice,
+            tojson=self._tojson,
+            wordwrap=self._wordwrap,
+        )
+
+    # Compiling
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        for loading in source.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
+            raise TemplateSyntaxError("a template here cannot load another one", loading.lineno)
+        for used in source.find_all(nodes.Filter):
+            if used.name in _NOT_REPEATABLE:
+                raise TemplateSyntaxError(
+                    f"the filter {used.name} would make another request, and another bill, at each run", used.lineno
+                )
+        return super()._generate(_Charged().visit(source), *args, **kwargs)
+
+    # Rendering
+
+    def as_text(self, value: Any) -> str:
+        """Write a value as `{{ }}` shows it: None is nothing, a function or a generator is an error."""
+        if type(value) is str:
+            return value
+        if value is None:
+            return ""
+        if isinstance(value, Undefined):
+            return str(value)  # raises
+        if isinstance(value, Iterator):
+            raise TypeError("a generator cannot be shown: add |list, or |join(', ')")
+        if callable(value) and not isinstance(value, Macro):
+            raise TypeError(f"{getattr(value, '__name__', 'this')} is a function: call it with ()")
+        self.budget.made(value)
+        text = str(value)
+        self.budget.charge(STEP + len(text))
+        return text
+
+    def _concat(self, parts: Iterable[str]) -> str:
+        texts = list(parts)
+        self.budget.text(sum(map(len, texts)))
+        return "".join(texts)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Prefer a mapping's field to a method of the same name: data may well have `items` or `values`."""
+        if isinstance(obj, dict) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Refuse, beside what Jinja2 refuses, methods whose result cannot be measured beforehand."""
+        return attr not in _UNMEASURED_METHODS and super().is_safe_attribute(obj, attr, value)
+
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Charge a call: a step, the loop that it starts again, or the text that a method will make."""
+        self.budget.charge(STEP)
+        owner = getattr(obj, "__self__", None)
+        if isinstance(obj, LoopContext):
+            args = tuple(map(self.budget.steps, args))
+        elif isinstance(owner, str | bytes):
+            self.budget.charge(len(owner))
+            name = obj.__name__
+            if name == "join":
+                args = tuple(list(self.budget.operand(parts)) for parts in args)
+            if name in _METHOD_SIZES:
+                self.budget.text(_METHOD_SIZES[name](owner, *args, **kwargs))
+        return super().call(context, obj, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Charge `*`, `**` and `%` for what they would make, before they make it."""
+        self.budget.charge(STEP)
+        if operator == "%":
+            if isinstance(left, str | bytes):
+                text = left if isinstance(left, str) else left.decode("latin-1")
+                _check_percent(text)
+                self.budget.text(_formatted(text, right))
+        elif isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length()
+            if (bits + right.bit_length() if operator == "*" else bits * right) > _MAX_BITS:
+                raise TooMuchError("a number of that size is not computed")
+        elif operator == "*":
+            for sequence, times in ((left, right), (right, left)):
+                if isinstance(times, int) and isinstance(sequence, str | bytes):
+                    self.budget.text(len(sequence) * max(0, times))
+                elif isinstance(times, int) and isinstance(sequence, list | tuple):
+                    self.budget.charge(STEP * len(sequence) * max(0, times))
+        return super().call_binop(context, operator, left, right)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Give a text's `format` and `format_map` with bounded widths and a bounded result."""
+        if super().wrap_str_format(value) is None:
+            return None
+        formatter = _BoundedFormatter(self)
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            values = dict(*args) if value.__name__ == "format_map" else kwargs
+            return str(formatter.vformat(str(value.__self__), args, values))
+
+        return bounded
+
+    # Filters that need a bound
+
+    def _tojson(self, value: Any, indent: int | None = None) -> str:
+        return to_json(list(value) if isinstance(value, Iterator) else value, indent=indent).decode()
+
+    def _center(self, value: str, width: int = 80) -> str:
+        self.budget.text(_padded(text := str(value), width))
+        return text.center(width)
+
+    def _indent(self, s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+        text = str(s)
+        prefix = width if isinstance(width, int) else len(width)
+        self.budget.text(len(text) + (text.count("\n") + 1) * prefix)
+        return str(do_indent(text, width, first, blank))
+
+    def _replace(self, s: str, old: str, new: str, count: int | None = None) -> str:
+        text, old, new, times = str(s), str(old), str(new), -1 if count is None else count
+        self.budget.text(_replaced(text, old, new, times))
+        return text.replace(old, new, times)
+
+    @pass_eval_context
+    def _join(self, eval_ctx: EvalContext, value: Any, d: str = "", attribute: str | int | None = None) -> str:
+        values = list(value)
+        self.budget.text(_joined(str(d), values))
+        return str(do_join(eval_ctx, values, d, attribute))
+
+    def _format(self, value: str, *args: Any, **kwargs: Any) -> str:
+        text, values = str(value), kwargs or args
+        _check_percent(text)
+        self.budget.text(_formatted(text, values))
+        return text % values
+
+    def _round(self, value: float, precision: int = 0, method: Any = "common") -> float:
+        if abs(precision) > _MAX_DIGITS:
+            raise TooMuchError(f"rounding to {precision:,} digits is not offered")
+        return do_round(value, precision, method)
+
+    def _batch(self, value: Any, linecount: int, fill_with: Any = None) -> Iterator[list[Any]]:
+        _check_width(linecount)
+        yield from do_batch(value, linecount, fill_with)
+
+    def _slice(self, value: Any, slices: int, fill_with: Any = None) -> Iterator[list[Any]]:
+        _check_width(slices)
+        yield from do_slice(value, slices, fill_with)
+
+    def _wordwrap(
+        self,
+        s: str,
+        width: int = 79,
+        break_long_words: bool = True,
+        wrapstring: str | None = None,
+        break_on_hyphens: bool = True,
+    ) -> str:
+        text, end = str(s), "\n" if wrapstring is None else wrapstring
+        self.budget.text(len(text) + (len(text) // max(1, width) + text.count("\n") + 1) * len(end))
+        return str(do_wordwrap(self, text, width, break_long_words, end, break_on_hyphens))
+
+
+class _BoundedFormatter(SandboxedFormatter):
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self._budget = environment.budget
+
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        if re.search(r"\d{6}", format_spec):
+            raise TooMuchError(f"a format of width {format_spec[:20]} is not offered")
+        text = super().format_field(value, format_spec)
+        self._budget.charge(STEP + len(text))
+        return text
+
+
+def _range(*args: int) -> range:
+    numbers = range(*args)
+    if len(numbers) > _MAX_WIDTH:
+        raise TooMuchError(f"range() of {len(numbers):,} numbers is over the limit of {_MAX_WIDTH:,}")
+    return numbers
