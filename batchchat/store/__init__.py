@@ -1,0 +1,50 @@
+"""The store: what a run commits is durable, and becomes the Parquet dataset. `store.py` says who calls what."""
+
+from __future__ import annotations
+
+from batchchat.store.directory import lock_holder
+from batchchat.store.index import (
+    ARCHIVED,
+    NONE,
+    OK,
+    Counts,
+    KeyIndex,
+    RecordIndex,
+    is_live,
+    key_digest,
+    kind_of,
+)
+from batchchat.store.journal import Answer, Entry, Settled, SpendOnly
+from batchchat.store.output import Output, iter_output, read_output, read_state
+from batchchat.store.parts import RECORD_SCHEMA, output_schema
+from batchchat.store.store import Change, Recovery, Sealing, Store
+from batchchat.store.verify import VerifyReport, verify
+
+__all__ = [
+    "ARCHIVED",
+    "NONE",
+    "OK",
+    "RECORD_SCHEMA",
+    "Answer",
+    "Change",
+    "Counts",
+    "Entry",
+    "KeyIndex",
+    "Output",
+    "RecordIndex",
+    "Recovery",
+    "Sealing",
+    "Settled",
+    "SpendOnly",
+    "Store",
+    "VerifyReport",
+    "is_live",
+    "iter_output",
+    "key_digest",
+    "kind_of",
+    "lock_holder",
+    "output_schema",
+    "read_output",
+    "read_state",
+    "verify",
+]

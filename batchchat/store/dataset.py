@@ -1,0 +1,411 @@
+"""The dataset of an output: its live parts, and the archive of records that left it.
+
+Every step keeps two promises. A reader may miss a record for a moment, but never meets two of one row: superseded
+records leave before their successors appear. And a crash between any two steps loses nothing: what leaves is in the
+archive first, and what appears is still in the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchchat.records import RECORD_COLUMNS, ErrorKind
+from batchchat.store.index import OK, KeyIndex, RecordIndex, key_digest, state_of
+from batchchat.store.parts import (
+    RECORD_SCHEMA,
+    ROW_GROUP_ROWS,
+    DamagedPartError,
+    PartFiles,
+    PartReader,
+    in_order,
+    part_number,
+    same_types,
+    sample_keys,
+    sort_order,
+    write_part,
+)
+
+Point = Callable[[str], None]
+"""Called with the name of a step that is just done; tests stop the process there."""
+
+_IDENTITY = ("custom_id", "run_id", "finished_at")
+
+
+@dataclass(slots=True)
+class Moved:
+    """What a seal or a pruning took out of the dataset.
+
+    `removed` are identities without a live record now, each with whether the archive holds its completion;
+    `lost` counts records of damaged parts whose identities could not even be read.
+    """
+
+    removed: list[tuple[str, bool]] = field(default_factory=list)
+    lost: int = 0
+    messages: list[str] = field(default_factory=list)
+
+
+class Dataset:
+    """Parts and archive behind their ports. Used by one thread at a time; `fetch_archived` may run beside it."""
+
+    def __init__(self, parts: PartFiles, archive: PartFiles, *, part_rows: int, part_bytes: int, point: Point) -> None:
+        self.parts = parts
+        self.archive = archive
+        self._part_rows = part_rows
+        self._part_bytes = part_bytes
+        self._point = point
+        self._revival = _Revival(archive)
+
+    # ---- loading ----------------------------------------------------------------------------------------------------
+
+    def load(self, index: RecordIndex, keys: KeyIndex | None) -> Moved:
+        """Read every part's identities into the indexes, and what the archive can give back.
+
+        A part that cannot be read is set aside: its rows are open again, and `messages` says so.
+        """
+        moved = Moved()
+        columns = ["custom_id", "status", "error_kind"] + (["key", "sample_index"] if keys is not None else [])
+        index.reserve(sum(self._rows(name) for name in self.parts.names()))
+        for name in self.parts.names():
+            try:
+                with PartReader(self.parts, name) as reader:
+                    table = reader.read(columns)
+                    _expect(name, table)
+                try:
+                    hex_ids, states = identity_states(table)
+                except ValueError as error:
+                    raise DamagedPartError(name, str(error)) from error
+            except DamagedPartError as error:
+                self._set_aside(error, moved)
+                continue
+            index.load(hex_ids, states)
+            if keys is not None:
+                for key, sample in zip(
+                    table.column("key").to_pylist(), table.column("sample_index").to_pylist(), strict=True
+                ):
+                    if key is not None:
+                        keys.mark_live(key_digest(key, sample))
+        for name in self.archive.names():
+            try:
+                with PartReader(self.archive, name) as reader:
+                    table = reader.read(["custom_id", "status"])
+            except DamagedPartError as error:
+                moved.messages.append(f"{error}. It is kept as {self.archive.set_aside(name)}.")
+                continue
+            for custom_id in table.filter(pc.equal(table.column("status"), "ok")).column("custom_id").to_pylist():
+                index.add_archived(custom_id)
+        return moved
+
+    def published(self, custom_ids: Sequence[str]) -> set[tuple[str, str, int | None]]:
+        """Return (custom_id, run_id, finished_at) of the live records with one of these identities."""
+        found: set[tuple[str, str, int | None]] = set()
+        wanted = pa.array(custom_ids, pa.string())
+        for name in self.parts.names():
+            with PartReader(self.parts, name) as reader:
+                table = reader.read(_IDENTITY)
+            table = table.filter(pc.is_in(table.column("custom_id"), value_set=wanted))
+            found.update(identities(table))
+        return found
+
+    # ---- sealing ----------------------------------------------------------------------------------------------------
+
+    def seal(self, table: pa.Table, *, by_id: bool, by_key: bool) -> Moved:
+        """Publish records; those that they supersede go to the archive first.
+
+        `by_id` and `by_key` tell whether any live record may have to leave because a new one has the same identity, or
+        the same key and sample under another identity. Raises StorageError.
+        """
+        moved = Moved()
+        table = latest(table)
+        leaving: dict[str, pa.Array] = {}
+        if by_id or by_key:
+            leaving = self._superseded(table, moved, by_key=by_key)
+            self._archive(leaving, moved)
+        self._point("seal.archived")
+        names = self.parts.names()
+        last = names[-1] if names else None
+        number = part_number(last) + 1 if last else 0
+        for name in [name for name in leaving if name != last]:
+            self._rewrite(name, leaving[name], moved)
+        self._point("seal.rewritten")
+        if table.num_rows:
+            order = sort_order(table)
+            if last is not None:
+                order = self._grow(last, table, order, leaving.get(last), moved)
+            row_bytes = max(1, table.nbytes // table.num_rows)
+            step = max(1, min(self._part_rows, self._part_bytes // row_bytes))
+            for start in range(0, len(order), step):
+                self._write(f"part-{number:05d}.parquet", table.schema, in_order(table, order.slice(start, step)))
+                number += 1
+        elif last in leaving:
+            self._rewrite(last, leaving[last], moved)
+        self._point("seal.published")
+        return moved
+
+    def prune(self, leaves: Callable[[str], bool]) -> Moved:
+        """Move every live record whose identity `leaves` names to the archive."""
+        moved = Moved()
+        leaving: dict[str, pa.Array] = {}
+        for name in self.parts.names():
+            try:
+                with PartReader(self.parts, name) as reader:
+                    table = reader.read(["custom_id", "status"])
+            except DamagedPartError as error:
+                self._set_aside(error, moved)
+                continue
+            custom_ids = table.column("custom_id").to_pylist()
+            gone = [leaves(custom_id) for custom_id in custom_ids]
+            if any(gone):
+                leaving[name] = pa.array(gone, pa.bool_())
+                oks = pc.equal(table.column("status"), "ok").to_pylist()
+                moved.removed += [
+                    (custom_id, ok) for custom_id, ok, out in zip(custom_ids, oks, gone, strict=True) if out
+                ]
+        self._archive(leaving, moved)
+        self._point("seal.archived")
+        for name, mask in leaving.items():
+            self._rewrite(name, mask, moved)
+        self._point("seal.rewritten")
+        return moved
+
+    def _superseded(self, table: pa.Table, moved: Moved, *, by_key: bool) -> dict[str, pa.Array]:
+        """Return, for each part that holds superseded records, a mask of them; note those leaving for good."""
+        new_ids = table.column("custom_id").combine_chunks()
+        new_keys = _combined(sample_keys(table)).drop_null() if by_key else None
+        columns = ["custom_id", "status"] + (["key", "sample_index"] if by_key else [])
+        leaving: dict[str, pa.Array] = {}
+        for name in self.parts.names():
+            try:
+                with PartReader(self.parts, name) as reader:
+                    old = reader.read(columns)
+            except DamagedPartError as error:
+                self._set_aside(error, moved)
+                continue
+            same_id = pc.is_in(old.column("custom_id"), value_set=new_ids)
+            mask = same_id
+            if new_keys is not None:
+                same_key = pc.is_in(sample_keys(old), value_set=new_keys, skip_nulls=True)
+                mask = pc.or_(same_id, same_key)
+                gone = old.filter(pc.and_not(same_key, same_id))
+                moved.removed += _with_status(gone)
+            mask = _combined(mask)
+            if mask.true_count:
+                leaving[name] = mask
+        return leaving
+
+    def _archive(self, leaving: dict[str, pa.Array], moved: Moved) -> None:
+        """Copy the records that leave into one new archive file. A part found damaged is set aside instead."""
+        while leaving:
+            names = self.archive.names()
+            name = f"archive-{part_number(names[-1]) + 1 if names else 0:05d}.arc"
+            with PartReader(self.parts, next(iter(leaving))) as reader:
+                schema = reader.schema
+
+            def write(sink: BinaryIO, schema: pa.Schema = schema) -> None:
+                write_part(sink, schema, _selected(self.parts, leaving))
+
+            try:
+                self.archive.publish(name, write)
+            except DamagedPartError as error:
+                del leaving[error.part]
+                self._set_aside(error, moved)
+            else:
+                return
+
+    def _rewrite(self, name: str, mask: pa.Array, moved: Moved) -> None:
+        """Publish a part again without the records of the mask; remove it where none is left."""
+        if mask.true_count == len(mask):
+            self.parts.remove(name)
+            return
+        try:
+            with PartReader(self.parts, name) as reader:
+                self._write(name, reader.schema, _chosen(reader, pc.invert(mask)))
+        except DamagedPartError as error:
+            self._set_aside(error, moved)
+
+    def _grow(self, name: str, table: pa.Table, order: pa.Array, mask: pa.Array | None, moved: Moved) -> pa.Array:
+        """Publish the last part again with as many new records as it has room for; return the order of the rest.
+
+        Old records stay in their part: were they moved, a crash between two publications would lose them.
+        """
+        try:
+            with PartReader(self.parts, name) as reader:
+                kept = reader.rows - (mask.true_count if mask is not None else 0)
+                row_bytes = max(1, table.nbytes // table.num_rows)
+                room = min(self._part_rows - kept, (self._part_bytes - reader.raw_bytes) // row_bytes)
+                fits = room > 0 and same_types(reader.schema, table.schema)
+                old = reader.read() if fits else None
+        except DamagedPartError as error:
+            self._set_aside(error, moved)
+            return order
+        if old is None:
+            if mask is not None:
+                self._rewrite(name, mask, moved)
+            return order
+        if mask is not None:
+            old = old.filter(pc.invert(mask))
+        grown = pa.concat_tables([old.cast(table.schema), table.take(order.slice(0, room))])
+        self._write(name, table.schema, in_order(grown, sort_order(grown)))
+        return order.slice(room)
+
+    def _write(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch | pa.Table]) -> None:
+        self.parts.publish(
+            name,
+            lambda sink: write_part(sink, schema, batches),
+            before=lambda: self._point("seal.part_written"),
+        )
+
+    def _rows(self, name: str) -> int:
+        try:
+            with PartReader(self.parts, name) as reader:
+                return reader.rows
+        except DamagedPartError:
+            return 0
+
+    def _set_aside(self, error: DamagedPartError, moved: Moved) -> None:
+        """Take a damaged part out of the dataset; its rows are open again, as far as they can be told."""
+        custom_ids: list[str] = []
+        rows = 0
+        try:
+            with PartReader(self.parts, error.part) as reader:
+                rows = reader.rows
+                custom_ids = reader.read(["custom_id"]).column("custom_id").to_pylist()
+        except DamagedPartError:
+            moved.lost += rows
+        moved.removed += [(custom_id, False) for custom_id in custom_ids]
+        kept = self.parts.set_aside(error.part)
+        known = f"Its {rows} records are" if rows else "Its records are"
+        moved.messages.append(f"{error}. {known} taken out, and their rows run again. The file is kept as {kept}.")
+
+    # ---- the archive ------------------------------------------------------------------------------------------------
+
+    def fetch_archived(self, custom_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the output's own columns of archived completions, by `custom_id`."""
+        return self._revival.fetch(custom_ids)
+
+
+class _Revival:
+    """Finds archived completions. Rows come back in about the order they left in, so one file is kept at hand."""
+
+    def __init__(self, archive: PartFiles) -> None:
+        self._archive = archive
+        self._name: str | None = None
+        self._places: dict[str, int] = {}
+        self._table: pa.Table | None = None
+
+    def fetch(self, custom_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        missing = set(custom_ids)
+        self._collect(missing, found)
+        for name in reversed(self._archive.names()):
+            if not missing:
+                break
+            if name != self._name and self._holds(name, missing):
+                self._load(name)
+                self._collect(missing, found)
+        return found
+
+    def _holds(self, name: str, custom_ids: set[str]) -> bool:
+        try:
+            with PartReader(self._archive, name) as reader:
+                column = reader.read(["custom_id"]).column("custom_id")
+        except DamagedPartError:
+            return False
+        return bool(pc.any(pc.is_in(column, value_set=pa.array(list(custom_ids), pa.string()))).as_py())
+
+    def _load(self, name: str) -> None:
+        self._name, self._places, self._table = None, {}, None
+        try:
+            with PartReader(self._archive, name) as reader:
+                table = reader.read(RECORD_COLUMNS)
+        except DamagedPartError:
+            return
+        table = table.filter(pc.equal(table.column("status"), "ok"))
+        self._places = {custom_id: n for n, custom_id in enumerate(table.column("custom_id").to_pylist())}
+        self._name, self._table = name, table
+
+    def _collect(self, missing: set[str], found: dict[str, dict[str, Any]]) -> None:
+        if self._table is None:
+            return
+        here = [custom_id for custom_id in missing if custom_id in self._places]
+        if not here:
+            return
+        places = pa.array([self._places[custom_id] for custom_id in here], pa.int64())
+        table = self._table.take(places)
+        for name in ("started_at", "finished_at"):
+            number = table.schema.get_field_index(name)
+            table = table.set_column(number, name, pc.cast(table.column(name), pa.int64()))
+        found.update(zip(here, table.to_pylist(), strict=True))
+        missing.difference_update(here)
+
+
+def latest(table: pa.Table) -> pa.Table:
+    """Return a table with the last record of each identity."""
+    custom_ids = table.column("custom_id")
+    if pc.count_distinct(custom_ids).as_py() == table.num_rows:
+        return table
+    places = {custom_id: place for place, custom_id in enumerate(custom_ids.to_pylist())}
+    return table.take(pa.array(sorted(places.values()), pa.int64()))
+
+
+def identities(table: pa.Table) -> Iterator[tuple[str, str, int | None]]:
+    """Yield what tells one record from another of the same request: identity, run, end in microseconds."""
+    return zip(
+        table.column("custom_id").to_pylist(),
+        table.column("run_id").to_pylist(),
+        pc.cast(table.column("finished_at"), pa.int64()).to_pylist(),
+        strict=True,
+    )
+
+
+def _with_status(table: pa.Table) -> list[tuple[str, bool]]:
+    oks = pc.equal(table.column("status"), "ok").to_pylist()
+    return list(zip(table.column("custom_id").to_pylist(), oks, strict=True))
+
+
+def _selected(parts: PartFiles, masks: Mapping[str, pa.Array]) -> Iterator[pa.RecordBatch]:
+    for name, mask in masks.items():
+        with PartReader(parts, name) as reader:
+            yield from _chosen(reader, mask)
+
+
+def _chosen(reader: PartReader, mask: pa.Array) -> Iterator[pa.RecordBatch]:
+    """Yield a part's records for which the mask holds, one row group in memory at a time."""
+    place = 0
+    for batch in reader.batches(rows=ROW_GROUP_ROWS):
+        chosen = batch.filter(mask.slice(place, batch.num_rows))
+        place += batch.num_rows
+        if chosen.num_rows:
+            yield chosen
+
+
+def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _expect(name: str, table: pa.Table) -> None:
+    """Check that columns have the output's types: a file that somebody else wrote is no part."""
+    for field_ in table.schema:
+        if field_.type != RECORD_SCHEMA.field(field_.name).type:
+            raise DamagedPartError(name, f"its column {field_.name} is of type {field_.type}")
+
+
+_KIND_NAMES = pa.array([kind.value for kind in ErrorKind], pa.string())
+_KIND_STATES = pa.array([state_of("failed", kind.value) for kind in ErrorKind], pa.uint8())
+
+
+def identity_states(table: pa.Table | pa.RecordBatch) -> tuple[bytes, bytes]:
+    """Return identities as hexadecimal digits in a row, and one state byte each. Raises ValueError on others."""
+    column = _combined(table.column("custom_id"))
+    if column.null_count or not pc.all(pc.match_substring_regex(column, "^[0-9a-f]{32}$")).as_py():
+        raise ValueError("it holds records without a proper custom_id")
+    unknown = state_of("failed", None)
+    kinds = pc.index_in(_combined(table.column("error_kind")), value_set=_KIND_NAMES)
+    failed = pc.fill_null(pc.take(_KIND_STATES, kinds), pa.scalar(unknown, pa.uint8()))
+    is_ok = pc.fill_null(pc.equal(_combined(table.column("status")), "ok"), False)
+    states = pc.if_else(is_ok, pa.scalar(OK, pa.uint8()), failed)
+    return "".join(column.to_pylist()).encode("ascii"), bytes(states.to_pylist())

@@ -1,0 +1,329 @@
+"""The folder of an output: where everything lies, who holds it, and the small files of its state.
+
+DIR/data/part-00000.parquet …          the dataset, and nothing else
+DIR/_batchchat/format.json             the version of this layout
+DIR/_batchchat/job.json, snapshots/    the job of the last run, and of each run by its run_id
+DIR/_batchchat/schema.json             the input columns, frozen at the first run
+DIR/_batchchat/state.json              what a run leaves for the next one
+DIR/_batchchat/journal-0000000001.log  one generation of the journal
+DIR/_batchchat/ledger.jsonl            what each sealed generation cost
+DIR/_batchchat/runs.jsonl              one line a run
+DIR/_batchchat/archive/                records that left the dataset; Parquet content in *.arc files
+DIR/_batchchat/damaged/                parts and journals that could not be read
+DIR/_batchchat/lock, live.json, tmp/   who is at work, what it is doing, its drafts
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import fcntl
+import os
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from batchchat.errors import OutputLocked, StorageError, UsageError
+from batchchat.records import Spend
+from batchchat.store.files import (
+    PRIVATE_FILE,
+    PRIVATE_FOLDER,
+    append_line,
+    publish_json,
+    read_json,
+    read_lines,
+    storage_error,
+    storage_errors,
+    synchronize_folder,
+)
+from batchchat.store.parts import FORMAT, LocalFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one output."""
+
+    root: Path
+
+    @property
+    def state(self) -> Path:
+        """The folder of everything that is not the dataset."""
+        return self.root / "_batchchat"
+
+    @property
+    def data(self) -> Path:
+        """The folder of the parts."""
+        return self.root / "data"
+
+    @property
+    def temporary(self) -> Path:
+        """The folder of drafts."""
+        return self.state / "tmp"
+
+    @property
+    def damaged(self) -> Path:
+        """The folder of files that could not be read."""
+        return self.state / "damaged"
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger of sealed generations."""
+        return self.state / "ledger.jsonl"
+
+    @property
+    def runs(self) -> Path:
+        """The list of ended runs."""
+        return self.state / "runs.jsonl"
+
+    def parts(self) -> LocalFiles:
+        """Return the dataset's parts."""
+        return LocalFiles(
+            self.data,
+            temporary=self.temporary,
+            damaged=self.damaged,
+            stem="part",
+            suffix=".parquet",
+            mode=0o666,  # narrowed by the umask, like any result that a user writes
+        )
+
+    def archive(self) -> LocalFiles:
+        """Return the archive's files."""
+        return LocalFiles(
+            self.state / "archive",
+            temporary=self.temporary,
+            damaged=self.damaged,
+            stem="archive",
+            suffix=".arc",
+            mode=PRIVATE_FILE,
+        )
+
+    def read(self, name: str) -> Any:
+        """Read a JSON file of the state folder; None where it does not exist."""
+        return read_json(self.state / name)
+
+    def save(self, name: str, value: Any, *, durable: bool = True) -> None:
+        """Publish a JSON file of the state folder."""
+        publish_json(self.state / name, value, temporary=self.temporary, durable=durable)
+
+    # ---- what a folder is ---------------------------------------------------------------------------------------
+
+    def is_output(self) -> bool:
+        """Tell whether the folder is an output of batchchat. Raises UsageError where it is something else.
+
+        False where there is no folder, an empty one, or one whose creation was cut short.
+        """
+        try:
+            if not self.root.exists():
+                return False
+            if not self.root.is_dir():
+                raise UsageError(f"the output {self.root} is a file", remedy="Choose a folder, or a path that is free.")
+            if (self.state / "format.json").exists():
+                return True
+            others = [path for path in self.root.iterdir() if path != self.state]
+            begun = self.state.is_dir() and any(path.name not in {"tmp", "lock"} for path in self.state.iterdir())
+        except OSError as error:
+            raise _unusable(self.root, error) from error
+        if others or begun:
+            raise UsageError(
+                f"the output folder {self.root} holds something else, and no output of batchchat",
+                remedy="Choose an empty folder, or a path that is free.",
+            )
+        return False
+
+    def check_format(self) -> None:
+        """Raise UsageError where the output has a layout that this version does not know."""
+        found = self.read("format.json")
+        version = found.get("format") if isinstance(found, dict) else None
+        if version != FORMAT:
+            raise UsageError(
+                f"{self.root} has the output format {version}, and this version of batchchat knows {FORMAT} only",
+                remedy="Go on with the version that wrote it, or set the output aside with --fresh.",
+            )
+
+    def check_name(self, job_name: str) -> None:
+        """Raise UsageError where the output belongs to a job of another name."""
+        job = self.read("job.json")
+        other = job.get("name") if isinstance(job, dict) else None
+        if other is not None and other != job_name:
+            raise UsageError(
+                f"the output {self.root} belongs to the job {other!r}, and this one is {job_name!r}",
+                remedy="Choose another output, or set the old one aside with --fresh (renamed, never deleted).",
+            )
+
+    def create_base(self) -> None:
+        """Create the folders that a lock needs. Raises UsageError where that is not allowed."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            for folder in (self.state, self.temporary):
+                folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+        except OSError as error:
+            raise _unusable(self.root, error) from error
+
+    def create_rest(self) -> None:
+        """Make the folder an output by its format file, create the other folders and clear drafts."""
+        if not (self.state / "format.json").exists():
+            self.save("format.json", {"format": FORMAT})
+        with storage_errors(self.state):
+            for folder in (self.state / "snapshots", self.state / "archive", self.damaged):
+                folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+            self.data.mkdir(exist_ok=True)
+            for draft in self.temporary.iterdir():
+                draft.unlink()
+            for folder in (self.state, self.root, self.root.parent):
+                synchronize_folder(folder)
+
+    def set_aside(self) -> Path:
+        """Rename the whole output to a free name beside it, and return that name."""
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        target = self.root.with_name(f"{self.root.name}.old-{stamp}")
+        number = 1
+        while target.exists():
+            target = self.root.with_name(f"{self.root.name}.old-{stamp}.{number}")
+            number += 1
+        with storage_errors(self.root):
+            self.root.rename(target)
+            synchronize_folder(self.root.parent)
+        return target
+
+    # ---- ledger -------------------------------------------------------------------------------------------------
+
+    def read_ledger(self) -> tuple[dict[str, Spend], set[int], int]:
+        """Return what each run cost, the generations counted, and how many lines could not be read."""
+        lines, damaged = read_lines(self.ledger)
+        by_run: dict[str, Spend] = {}
+        generations: set[int] = set()
+        for line in lines:
+            try:
+                spend = Spend(*(line[name] for name in Spend._fields))
+                generation, run_id = line["generation"], line["run_id"]
+            except KeyError:
+                damaged += 1
+                continue
+            if generation not in generations:
+                generations.add(generation)
+                by_run[run_id] = by_run.get(run_id, Spend()).plus(spend)
+        return by_run, generations, damaged
+
+    def add_to_ledger(self, generation: int, run_id: str, spend: Spend) -> None:
+        """Append what a sealed generation cost, durably."""
+        append_line(self.ledger, {"generation": generation, "run_id": run_id, **spend._asdict()})
+
+    # ---- frozen schema ------------------------------------------------------------------------------------------
+
+    def read_schema(self) -> pa.Schema | None:
+        """Return the frozen input schema, None where none is frozen yet."""
+        found = self.read("schema.json")
+        if found is None:
+            return None
+        try:
+            return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(found["arrow"], validate=True)))
+        except (ValueError, KeyError, TypeError, pa.ArrowException, OSError) as error:
+            raise StorageError(
+                f"{self.state / 'schema.json'}: damaged: it holds no Arrow schema",
+                remedy="Restore it from a copy, or start anew with --fresh.",
+            ) from error
+
+    def save_schema(self, schema: pa.Schema) -> None:
+        """Freeze the input schema."""
+        self.save(
+            "schema.json",
+            {
+                "columns": {field.name: str(field.type) for field in schema},
+                "arrow": base64.b64encode(schema.serialize().to_pybytes()).decode("ascii"),
+            },
+        )
+
+
+class Lock:
+    """The exclusive hold on an output, for as long as the process lives or until `release`."""
+
+    def __init__(self, layout: Layout, run_id: str) -> None:
+        self._path = layout.state / "lock"
+        try:
+            self._descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE)
+        except OSError as error:
+            raise _unusable(self._path, error) from error
+        try:
+            with storage_errors(self._path):
+                self._take(layout, run_id)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def _take(self, layout: Layout, run_id: str) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _locked(layout.root, _holder(self._descriptor)) from error
+        # The folder may have been renamed (--fresh of another process) between opening the file and locking it.
+        try:
+            current = self._path.stat()
+        except FileNotFoundError:
+            current = None
+        mine = os.fstat(self._descriptor)
+        if current is None or (current.st_ino, current.st_dev) != (mine.st_ino, mine.st_dev):
+            raise _locked(layout.root, None)
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "run_id": run_id,
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, orjson.dumps(holder), 0)
+
+    def release(self) -> None:
+        """Let go of the output."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def lock_holder(directory: Path | str) -> dict[str, Any] | None:
+    """Return who holds an output now (`pid`, `host`, `run_id`, `started_at`), None where nobody does."""
+    path = Layout(Path(directory)).state / "lock"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(descriptor) or {}
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _holder(descriptor: int) -> dict[str, Any]:
+    with suppress(OSError, orjson.JSONDecodeError):
+        found = orjson.loads(os.pread(descriptor, 4096, 0))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _locked(root: Path, holder: dict[str, Any] | None) -> OutputLocked:
+    who = f" (pid {holder.get('pid')} on {holder.get('host')})" if holder else ""
+    return OutputLocked(
+        f"another run{who} holds the output {root}",
+        remedy="Wait for it to end, or choose another output. `batchchat status` shows what it is doing.",
+    )
+
+
+def _unusable(path: Path, error: OSError) -> UsageError | StorageError:
+    """What is wrong with an output before a run: a wrong choice of folder, or a disk that fails."""
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
+        return UsageError(
+            f"the output {error.filename or path} cannot be written: {error.strerror}",
+            remedy="Choose a folder that you may write to, or change its permissions.",
+        )
+    return storage_error(error.filename or path, error)

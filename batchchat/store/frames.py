@@ -1,0 +1,107 @@
+"""Frames: the journal's unit, which is either read back exactly as it was written or not at all.
+
+    magic 4 B | kind 1 B | zero 3 B | length 4 B | sequence 8 B | CRC-32 4 B | payload
+
+All numbers are little-endian. The checksum (the CRC-32 of zlib) covers the header before it and the payload, so a
+flipped bit anywhere in a frame is seen. Sequence numbers count from 0 without a gap, so that no frame can be missing or
+stand in the wrong place. A length is believed only if the file holds that many bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+from zlib import crc32
+
+_HEAD = struct.Struct("<4sB3xIQ")
+_CHECKSUM = struct.Struct("<I")
+_MAGIC = b"bcf\x9e"
+HEADER_BYTES = _HEAD.size + _CHECKSUM.size
+MAX_PAYLOAD = 2**32 - 1
+
+
+class Frame(NamedTuple):
+    """One verified frame and where it starts in its file."""
+
+    kind: int
+    sequence: int
+    payload: bytes
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Where a journal stops being believed: at `offset`, with `dropped` bytes from there to its end.
+
+    `torn` where the file simply ends in an unfinished write, as a crash leaves it; otherwise intact frames follow
+    the damage, so that bytes in the middle of the file have changed.
+    """
+
+    offset: int
+    dropped: int
+    torn: bool
+
+
+def encode(kind: int, sequence: int, payload: bytes | memoryview) -> bytes:
+    """Return the bytes of one frame. Raises ValueError where the payload is 4 GiB or more."""
+    if len(payload) > MAX_PAYLOAD:
+        raise ValueError("a frame holds less than 4 GiB")
+    head = _HEAD.pack(_MAGIC, kind, len(payload), sequence)
+    return b"".join((head, _CHECKSUM.pack(crc32(payload, crc32(head))), payload))
+
+
+class FrameReader:
+    """Iterates over the intact frames of a file up to the first damage, which is then told by `damage`.
+
+    The file may be growing: it is read up to the size that it had at the start.
+    """
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._size = os.fstat(source.fileno()).st_size
+        self.damage: Damage | None = None
+
+    def __iter__(self) -> Iterator[Frame]:
+        offset = sequence = 0
+        while offset < self._size:
+            frame = self._read(offset)
+            if frame is None or frame.sequence != sequence:
+                torn = not self._any_frame_after(offset, sequence)
+                self.damage = Damage(offset, self._size - offset, torn)
+                return
+            yield frame
+            sequence += 1
+            offset += HEADER_BYTES + len(frame.payload)
+
+    def _read(self, offset: int) -> Frame | None:
+        self._source.seek(offset)
+        header = self._source.read(HEADER_BYTES)
+        if len(header) < HEADER_BYTES:
+            return None
+        magic, kind, length, sequence = _HEAD.unpack_from(header)
+        if magic != _MAGIC or length > self._size - offset - HEADER_BYTES:
+            return None
+        payload = self._source.read(length)
+        (checksum,) = _CHECKSUM.unpack_from(header, _HEAD.size)
+        if len(payload) < length or crc32(payload, crc32(header[: _HEAD.size])) != checksum:
+            return None
+        return Frame(kind, sequence, payload, offset)
+
+    def _any_frame_after(self, offset: int, sequence: int) -> bool:
+        """Tell whether an intact, later frame stands somewhere behind a damaged one."""
+        step = 1 << 20
+        start = offset + 1
+        while start < self._size:
+            self._source.seek(start)
+            window = self._source.read(step + len(_MAGIC) - 1)
+            place = window.find(_MAGIC)
+            while place >= 0:
+                frame = self._read(start + place)
+                if frame is not None and frame.sequence >= sequence:
+                    return True
+                place = window.find(_MAGIC, place + 1)
+            start += step
+        return False

@@ -1,0 +1,350 @@
+"""The journal: an append-only log of what happened since the last part, one file per generation.
+
+Frames of a journal, in order of writing:
+
+    header   {"format", "generation", "run_id"}; the first frame of each file
+    rows     an Arrow IPC stream: input rows that records behind it stand for
+    record   [sequence of its rows frame, place in it, [values of the record's own columns], [spend]]
+    answer   {"custom_id", "step", "payload", "spend"}: an answer to a request that is not settled yet
+    spend    [spend]: an answered attempt that brought nothing to keep
+
+One commit is one write and one synchronization, however many entries it holds. Input rows are written as Arrow, so that
+types and values come back exactly as they were. The first few records of a row batch bring their own rows along; when a
+sixteenth of the batch was needed, the whole of it is written once. So a dense run writes each row about once, and a
+sparse one (a retry of few failed rows) at most sixteen times what it needs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from batchchat.errors import StorageError
+from batchchat.records import RECORD_COLUMNS, Record, Spend
+from batchchat.store.files import PRIVATE_FILE, storage_errors, synchronize, synchronize_folder, write_all
+from batchchat.store.frames import Damage, Frame, FrameReader, encode
+from batchchat.store.parts import FORMAT, Unsealed, same_types, storable
+
+HEADER, ROWS, RECORD, ANSWER, SPEND = range(1, 6)
+WHOLE_BATCH_SHARE = 16
+
+_NAME = re.compile(r"journal-(\d{10,})\.log")
+_values = attrgetter(*RECORD_COLUMNS)
+
+
+@dataclass(slots=True, frozen=True)
+class Settled:
+    """A request's outcome to commit, and what its answered attempts cost since the last entry about it."""
+
+    record: Record
+    spend: Spend = Spend()
+
+
+@dataclass(slots=True, frozen=True)
+class Answer:
+    """An answer to a request that goes on (a correction, a longer second try), numbered by `step` from 0.
+
+    `payload` is a JSON value that lets the engine go on at the next step. It is kept until the request is settled.
+    """
+
+    custom_id: str
+    step: int
+    payload: Any
+    spend: Spend = Spend()
+
+
+@dataclass(slots=True, frozen=True)
+class SpendOnly:
+    """An answered attempt that cost something and brought nothing to keep."""
+
+    spend: Spend
+
+
+Entry = Settled | Answer | SpendOnly
+
+
+def journal_path(folder: Path, generation: int) -> Path:
+    """Return the path of a generation's journal."""
+    return folder / f"journal-{generation:010d}.log"
+
+
+def journals(folder: Path) -> dict[int, Path]:
+    """Return the journals of a folder by generation, the oldest first."""
+    with storage_errors(folder):
+        names = sorted(path.name for path in folder.iterdir())
+    found = ((_NAME.fullmatch(name), name) for name in names)
+    return dict(sorted((int(match[1]), folder / name) for match, name in found if match))
+
+
+@dataclass(slots=True)
+class _Source:
+    """What this generation holds of one row batch. A weak reference: the journal must not keep batches alive."""
+
+    columns: weakref.ref[Any]
+    taken: int = 0
+    frame: int | None = None
+
+
+class Journal:
+    """The journal of one generation, open for appending. Raises StorageError where the disk refuses."""
+
+    def __init__(self, path: Path, generation: int, run_id: str, input_schema: pa.Schema | None) -> None:
+        self.path = path
+        self.generation = generation
+        self.run_id = run_id
+        self.size = 0
+        self.spend = Spend()
+        self._input_schema = input_schema
+        self._sequence = 0
+        self._sources: dict[int, _Source] = {}
+        self._frames: list[bytes] = []
+        with storage_errors(path):
+            self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, PRIVATE_FILE)
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        generation: int,
+        *,
+        run_id: str,
+        input_schema: pa.Schema | None,
+        carried: Iterable[Answer] = (),
+    ) -> Journal:
+        """Begin a generation, durably, with the answers that an earlier one leaves open."""
+        journal = cls(path, generation, run_id, input_schema)
+        try:
+            header = {"format": FORMAT, "generation": generation, "run_id": run_id}
+            journal._frame(HEADER, orjson.dumps(header))
+            for answer in carried:
+                journal._answer(answer, Spend())
+            journal.write()
+            journal.synchronize()
+            with storage_errors(path):
+                synchronize_folder(path.parent)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def encode(self, entries: Sequence[Entry]) -> list[Unsealed]:
+        """Put entries into frames, to be written next; return the records among them with their input rows.
+
+        Raises ValueError, before anything is changed, where a record's input columns are not the frozen ones.
+        """
+        settled = [entry for entry in entries if type(entry) is Settled]
+        places = self._place([entry.record for entry in settled])
+        records: list[Unsealed] = []
+        for entry, (frame, place) in zip(settled, places, strict=True):
+            record = entry.record
+            values = _values(record)
+            payload = _dumps((frame, place, values, tuple(entry.spend)))
+            self._frame(RECORD, payload)
+            records.append(Unsealed(record.batch.columns, record.offset, values, len(payload)))
+        for other in entries:
+            if isinstance(other, Answer):
+                self._answer(other, other.spend)
+            elif isinstance(other, SpendOnly):
+                self._frame(SPEND, orjson.dumps(tuple(other.spend)))
+        self.spend = sum_spends([self.spend, *(entry.spend for entry in entries)])
+        return records
+
+    def write(self) -> None:
+        """Write what was encoded."""
+        data = b"".join(self._frames)
+        self._frames = []
+        with storage_errors(self.path):
+            write_all(self._descriptor, data)
+        self.size += len(data)
+
+    def synchronize(self) -> None:
+        """Return when everything written is on the disk."""
+        with storage_errors(self.path):
+            synchronize(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; what was synchronized stays."""
+        with suppress(OSError):
+            os.close(self._descriptor)
+
+    def _frame(self, kind: int, payload: bytes | memoryview) -> int:
+        sequence = self._sequence
+        self._frames.append(encode(kind, sequence, payload))
+        self._sequence += 1
+        return sequence
+
+    def _answer(self, answer: Answer, spend: Spend) -> None:
+        value = {
+            "custom_id": answer.custom_id,
+            "step": answer.step,
+            "payload": answer.payload,
+            "spend": tuple(spend),
+        }
+        self._frame(ANSWER, _dumps(value))
+
+    def _place(self, records: Sequence[Record]) -> list[tuple[int, int]]:
+        """Make sure that every record's input row stands in a rows frame; return which, and where in it."""
+        groups: dict[int, list[int]] = {}
+        for number, record in enumerate(records):
+            groups.setdefault(id(record.batch.columns), []).append(number)
+        for numbers in groups.values():
+            self._check(records[numbers[0]].batch.columns)
+        places: list[tuple[int, int]] = [(0, 0)] * len(records)
+        for numbers in groups.values():
+            columns = records[numbers[0]].batch.columns
+            offsets = [records[number].offset for number in numbers]
+            source = self._source(columns)
+            if source.frame is None:
+                source.taken += len(offsets)
+                if source.taken * WHOLE_BATCH_SHARE <= columns.num_rows:
+                    some = columns.take(pa.array(offsets, pa.int64()))
+                    frame = self._frame(ROWS, _stream(some))
+                    for place, number in enumerate(numbers):
+                        places[number] = (frame, place)
+                    continue
+                source.frame = self._frame(ROWS, _stream(columns))
+            for number, offset in zip(numbers, offsets, strict=True):
+                places[number] = (source.frame, offset)
+        return places
+
+    def _source(self, columns: pa.RecordBatch) -> _Source:
+        source = self._sources.get(id(columns))
+        if source is None or source.columns() is not columns:  # an address may be used again
+            source = self._sources[id(columns)] = _Source(weakref.ref(columns))
+        return source
+
+    def _check(self, columns: pa.RecordBatch) -> None:
+        if self._input_schema is None:
+            raise ValueError("freeze the input's schema before committing records")
+        if not same_types(columns.schema, self._input_schema):
+            raise ValueError(f"input columns differ from the frozen ones: {columns.schema.to_string()}")
+
+
+@dataclass(slots=True)
+class Replay:
+    """What one journal says: its intact frames up to the first damage."""
+
+    path: Path
+    generation: int
+    run_id: str
+    records: list[Unsealed] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    spend: Spend = Spend()
+    damage: Damage | None = None
+
+
+def replay(path: Path) -> Replay:
+    """Read a journal. A torn or damaged tail is told in `damage` and otherwise ignored.
+
+    Raises FileNotFoundError where it is gone (sealed meanwhile), StorageError where the disk refuses or where a later
+    version of batchchat wrote it.
+    """
+    name = _NAME.fullmatch(path.name)
+    result = Replay(path, int(name[1]) if name else 0, "")
+    with storage_errors(path):
+        try:
+            source = path.open("rb")
+        except FileNotFoundError as error:
+            gone: FileNotFoundError | None = error
+        else:
+            gone = None
+    if gone is not None:
+        raise gone
+    with source, storage_errors(path):
+        reader = FrameReader(source)
+        rows: dict[int, pa.RecordBatch] = {}
+        result.spend = sum_spends(_take_in(frame, result, rows) for frame in reader)
+        result.damage = reader.damage
+    return result
+
+
+def _take_in(frame: Frame, result: Replay, rows: dict[int, pa.RecordBatch]) -> Spend:
+    """Add one frame to a replay; return what it cost."""
+    if frame.kind == ROWS:
+        rows[frame.sequence] = pa.ipc.open_stream(frame.payload).read_next_batch()
+        return Spend()
+    value = orjson.loads(frame.payload)
+    if frame.kind == RECORD:
+        number, place, values, spend = value
+        result.records.append(Unsealed(rows[number], place, values, len(frame.payload)))
+        return Spend(*spend)
+    if frame.kind == ANSWER:
+        spend = Spend(*value["spend"])
+        result.answers.append(Answer(value["custom_id"], value["step"], value["payload"], spend))
+        return spend
+    if frame.kind == SPEND:
+        return Spend(*value)
+    if frame.kind == HEADER and value["format"] == FORMAT:
+        result.generation, result.run_id = value["generation"], value["run_id"]
+        return Spend()
+    raise StorageError(
+        f"{result.path} was written by a later version of batchchat",
+        remedy="Go on with the version that wrote it, or a later one.",
+    )
+
+
+def settled_ids(records: Iterable[Unsealed]) -> set[str]:
+    """Return the identities of the requests that these records settle."""
+    place = RECORD_COLUMNS.index("custom_id")
+    return {record.values[place] for record in records}
+
+
+class OpenAnswers:
+    """Answers of requests that are not settled: what every new generation carries over."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, dict[int, Answer]] = {}
+
+    def add(self, answers: Iterable[Answer]) -> None:
+        """Take answers; one that is known already, by request and step, counts once."""
+        for answer in answers:
+            self._answers.setdefault(answer.custom_id, {})[answer.step] = answer
+
+    def settle(self, custom_ids: Iterable[str]) -> None:
+        """Let go of the answers of requests that have their record."""
+        if self._answers:
+            for custom_id in custom_ids:
+                self._answers.pop(custom_id, None)
+
+    def by_request(self) -> Mapping[str, list[Answer]]:
+        """Return the open answers of each request in the order of their steps."""
+        return {custom_id: [steps[step] for step in sorted(steps)] for custom_id, steps in self._answers.copy().items()}
+
+    def __iter__(self) -> Any:
+        """Iterate over all open answers."""
+        for steps in self._answers.values():
+            yield from steps.values()
+
+    def __len__(self) -> int:
+        """Return how many requests have open answers."""
+        return len(self._answers)
+
+
+def _stream(batch: pa.RecordBatch) -> memoryview:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return memoryview(sink.getvalue())
+
+
+def _dumps(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return orjson.dumps(storable(value), default=str)
+
+
+def sum_spends(spends: Iterable[Spend]) -> Spend:
+    """Add up what several entries cost."""
+    columns = tuple(zip(*spends, strict=True))
+    return Spend(*(sum(column) for column in columns)) if columns else Spend()

@@ -1,0 +1,229 @@
+"""An output as a reader sees it: without the lock, also while a run is at work.
+
+Live records are those of the parts and the committed ones of the journals that no part holds yet. The journals are
+read first, so that a record which a run publishes meanwhile is met in its part and not told twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchchat.errors import StorageError, UsageError
+from batchchat.records import Spend
+from batchchat.store.dataset import identities, identity_states, latest
+from batchchat.store.directory import Layout, lock_holder
+from batchchat.store.files import read_lines
+from batchchat.store.index import KeyIndex, RecordIndex, key_digest
+from batchchat.store.journal import Answer, OpenAnswers, Replay, journals, replay, settled_ids
+from batchchat.store.parts import (
+    ROW_GROUP_ROWS,
+    DamagedPartError,
+    PartReader,
+    Pending,
+    output_schema,
+    sample_keys,
+)
+
+_NEEDED = ("custom_id", "run_id", "finished_at", "key", "sample_index")
+
+
+@dataclass(slots=True)
+class Output:
+    """A view of an output at one moment. `job` is the last run's snapshot, `holder` who runs it now."""
+
+    directory: Path
+    job: dict[str, Any]
+    state: dict[str, Any]
+    input_schema: pa.Schema | None
+    runs: list[dict[str, Any]]
+    live: dict[str, Any] | None
+    holder: dict[str, Any] | None
+    spend_by_run: dict[str, Spend]
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    pending: pa.Table | None = None
+    _layout: Layout = field(default_factory=lambda: Layout(Path()))
+
+    @property
+    def spend(self) -> Spend:
+        """What all runs have cost so far."""
+        total = Spend()
+        for spend in self.spend_by_run.values():
+            total = total.plus(spend)
+        return total
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The dataset's schema; None where no run has frozen the input's yet."""
+        return None if self.input_schema is None else output_schema(self.input_schema)
+
+    def snapshot(self, run_id: str) -> dict[str, Any] | None:
+        """Return the job as a run had it, None where that run left none."""
+        found = self._layout.read(f"snapshots/{run_id}.json")
+        return found if isinstance(found, dict) else None
+
+    def records(
+        self, columns: Sequence[str] | None = None, *, batch_rows: int = ROW_GROUP_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield all live records in batches, part by part, then those that are only in the journal.
+
+        Raises StorageError where a part is damaged.
+        """
+        schema = self.schema
+        if schema is None:
+            return
+        names = list(columns) if columns is not None else schema.names
+        files = self._layout.parts()
+        known = _Unpublished(self.pending) if self.pending is not None and self.pending.num_rows else None
+        read = names if known is None else list(dict.fromkeys([*names, *_NEEDED]))
+        for name in files.names():
+            try:
+                with PartReader(files, name) as reader:
+                    for batch in reader.batches(read, rows=batch_rows):
+                        left = batch if known is None else known.without_superseded(batch)
+                        if left.num_rows:
+                            yield left.select(names)
+            except FileNotFoundError:
+                continue  # a run has just moved its last records to the archive
+            except DamagedPartError as error:
+                raise StorageError(
+                    f"{files.path(name)}: {error}",
+                    remedy="Run the job again: it sets the part aside and asks for its rows anew.",
+                ) from error
+        if known is not None:
+            yield from known.rest().select(names).to_batches(max_chunksize=batch_rows)
+
+    def load_index(self, *, with_keys: bool = False) -> tuple[RecordIndex, KeyIndex | None]:
+        """Return what is done, as a run would find it: live records and archived completions."""
+        index = RecordIndex()
+        keys = KeyIndex() if with_keys else None
+        columns = ["custom_id", "status", "error_kind", *(["key", "sample_index"] if with_keys else [])]
+        for batch in self.records(columns):
+            index.load(*identity_states(batch))
+            if keys is not None:
+                for key, sample in zip(
+                    batch.column("key").to_pylist(), batch.column("sample_index").to_pylist(), strict=True
+                ):
+                    if key is not None:
+                        keys.mark_live(key_digest(key, sample))
+        files = self._layout.archive()
+        for name in files.names():
+            try:
+                with PartReader(files, name) as reader:
+                    table = reader.read(["custom_id", "status"])
+            except (DamagedPartError, FileNotFoundError):
+                continue
+            for custom_id in table.filter(pc.equal(table.column("status"), "ok")).column("custom_id").to_pylist():
+                index.add_archived(custom_id)
+        return index, keys
+
+
+class _Unpublished:
+    """Committed records, and which of them the parts turn out to hold already."""
+
+    def __init__(self, pending: pa.Table) -> None:
+        self._pending = pending
+        self._places = {identity: place for place, identity in enumerate(identities(pending))}
+        self._published: set[int] = set()
+        self._ids = pending.column("custom_id").combine_chunks()
+        self._keys = sample_keys(pending).combine_chunks().drop_null()
+
+    def without_superseded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        same_id = pc.is_in(batch.column("custom_id"), value_set=self._ids)
+        same_key = pc.is_in(sample_keys(batch), value_set=self._keys, skip_nulls=True)
+        mask = pc.or_(same_id, same_key)
+        if not mask.true_count:
+            return batch
+        keep = pc.invert(mask).to_pylist()
+        for place, identity in enumerate(identities(batch)):
+            if not keep[place] and identity in self._places:
+                self._published.add(self._places[identity])
+                keep[place] = True
+        return batch.filter(pa.array(keep, pa.bool_()))
+
+    def rest(self) -> pa.Table:
+        keep = [place for place in range(self._pending.num_rows) if place not in self._published]
+        return self._pending.take(pa.array(keep, pa.int64()))
+
+
+def read_state(directory: Path | str) -> Output:
+    """Look at an output without holding it.
+
+    Raises UsageError where the folder is no output of batchchat, StorageError where it cannot be read.
+    """
+    layout = Layout(Path(directory))
+    if not layout.is_output():
+        raise UsageError(
+            f"{layout.root} is no output of batchchat", remedy="Give the folder that a job's `output` names."
+        )
+    layout.check_format()
+    holder = lock_holder(layout.root)
+    schema = layout.read_schema()
+    replays = _replays(layout)
+    by_run, counted, _ = layout.read_ledger()
+    answers = OpenAnswers()
+    pending = None if schema is None else Pending(output_schema(schema))
+    for found in replays:
+        if found.generation not in counted:
+            by_run[found.run_id] = by_run.get(found.run_id, Spend()).plus(found.spend)
+        answers.add(found.answers)
+        if pending is not None:
+            pending.add(found.records)
+    for found in replays:
+        answers.settle(settled_ids(found.records))
+    return Output(
+        directory=layout.root,
+        job=layout.read("job.json") or {},
+        state=layout.read("state.json") or {},
+        input_schema=schema,
+        runs=read_lines(layout.runs)[0],
+        live=layout.read("live.json"),
+        holder=holder,
+        spend_by_run=by_run,
+        answers=dict(answers.by_request()),
+        pending=None if pending is None else latest(pa.Table.from_batches(pending.batches(), pending.schema)),
+        _layout=layout,
+    )
+
+
+def _replays(layout: Layout) -> list[Replay]:
+    found = []
+    for path in journals(layout.state).values():
+        try:
+            found.append(replay(path))
+        except FileNotFoundError:
+            continue  # sealed meanwhile: its records are in the parts
+    return found
+
+
+def iter_output(
+    directory: Path | str, *, batch_rows: int = ROW_GROUP_ROWS, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the live records of an output in batches, in the order of the parts, with constant memory.
+
+    Raises UsageError where the folder is no output, StorageError where a part is damaged.
+    """
+    yield from read_state(directory).records(columns, batch_rows=batch_rows)
+
+
+def read_output(directory: Path | str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the live records of an output as one table, in the order of the input's rows and samples.
+
+    Raises UsageError where the folder is no output or holds no records yet, StorageError where a part is damaged.
+    """
+    output = read_state(directory)
+    schema = output.schema
+    if schema is None:
+        raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
+    names = list(columns) if columns is not None else schema.names
+    table = pa.Table.from_batches(
+        output.records(list(dict.fromkeys([*names, "row_index", "sample_index"]))),
+        pa.schema([schema.field(name) for name in dict.fromkeys([*names, "row_index", "sample_index"])]),
+    )
+    order = pc.sort_indices(table, sort_keys=[("row_index", "ascending"), ("sample_index", "ascending")])
+    return table.take(order).select(names)

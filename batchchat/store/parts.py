@@ -1,0 +1,407 @@
+"""Parts: the output's Arrow schema, records turned into it, and the Parquet files that hold them.
+
+The types of the output are fixed here, once, for every part and also where a column is all null. Input columns are
+never turned into Python values: they are taken from the row batch as Arrow.
+
+A part lives behind the small port `PartFiles` (list, open, publish whole, remove), because an output on object
+storage has no rename, and nothing above needs one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchchat.records import RECORD_COLUMNS
+from batchchat.store.files import free_name, publish, storage_errors, synchronize_folder
+
+FORMAT = 1
+ROW_GROUP_ROWS = 10_000
+CHUNK_ROWS = 1024
+CHUNK_BYTES = 4 * 2**20
+CHUNK_SOURCES = 8
+
+_TOOL_CALL = pa.struct([(name, pa.string()) for name in ("id", "type", "name", "arguments")])
+_TIME = pa.timestamp("us", tz="UTC")
+_TYPES: dict[str, pa.DataType] = {
+    "row_index": pa.int64(),
+    "sample_index": pa.int32(),
+    "tool_calls": pa.list_(_TOOL_CALL),
+    "prompt_tokens": pa.int64(),
+    "completion_tokens": pa.int64(),
+    "total_tokens": pa.int64(),
+    "cached_tokens": pa.int64(),
+    "reasoning_tokens": pa.int64(),
+    "cost": pa.float64(),
+    "http_status": pa.int32(),
+    "attempts": pa.int32(),
+    "latency_s": pa.float64(),
+    "started_at": _TIME,
+    "finished_at": _TIME,
+}
+RECORD_SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in RECORD_COLUMNS])
+"""The output's own columns with their types."""
+
+
+def output_schema(
+    input_schema: pa.Schema, extra: pa.Schema | None = None, metadata: dict[str, str] | None = None
+) -> pa.Schema:
+    """Return the schema of every part: input columns, the record's own columns, then `extra` ones.
+
+    Every column may hold nulls: a row that could not be read has none of the input's values. Raises ValueError
+    where two columns have the same name.
+    """
+    fields = [
+        pa.field(field.name, field.type)
+        for schema in (input_schema, RECORD_SCHEMA, extra or pa.schema([]))
+        for field in schema
+    ]
+    names = [field.name for field in fields]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two output columns are called {', '.join(twice)}")
+    return pa.schema(fields, metadata={"batchchat.format": str(FORMAT), **(metadata or {})})
+
+
+def same_types(left: pa.Schema, right: pa.Schema) -> bool:
+    """Tell whether two schemas have the same column names and types, in order, whatever else they note."""
+    return bool(left.names == right.names and left.types == right.types)
+
+
+class Unsealed(NamedTuple):
+    """A committed record that is not yet Arrow: its input row and the values of its own columns, in order."""
+
+    columns: pa.RecordBatch
+    offset: int
+    values: Sequence[Any]
+    nbytes: int
+
+
+class Pending:
+    """Committed records on their way into a part, kept as Arrow in chunks of about CHUNK_ROWS rows.
+
+    Records wait as Python objects only until a chunk is full, its bytes are many, or they hold on to many row batches.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._waiting: list[Unsealed] = []
+        self._waiting_bytes = 0
+        self._sources: set[int] = set()
+        self._small: list[pa.RecordBatch] = []
+        self._small_rows = 0
+        self._chunks: list[pa.RecordBatch] = []
+        self._chunk_bytes = 0
+        self.rows = 0
+
+    @property
+    def nbytes(self) -> int:
+        """The raw size of what is pending, in bytes; roughly right for records that wait for their chunk."""
+        return self._chunk_bytes + self._waiting_bytes
+
+    def add(self, records: Iterable[Unsealed]) -> None:
+        """Take committed records."""
+        for record in records:
+            self._waiting.append(record)
+            self._waiting_bytes += record.nbytes
+            self._sources.add(id(record.columns))
+            self.rows += 1
+            if (
+                len(self._waiting) >= CHUNK_ROWS
+                or self._waiting_bytes >= CHUNK_BYTES
+                or len(self._sources) > CHUNK_SOURCES
+            ):
+                self._convert()
+
+    def batches(self) -> list[pa.RecordBatch]:
+        """Return everything pending, as batches of the output's schema."""
+        self._convert()
+        self._merge()
+        return list(self._chunks)
+
+    def _convert(self) -> None:
+        if not self._waiting:
+            return
+        batch = to_batch(self._waiting, self.schema)
+        self._waiting, self._waiting_bytes, self._sources = [], 0, set()
+        self._chunk_bytes += batch.nbytes
+        self._small.append(batch)
+        self._small_rows += batch.num_rows
+        if self._small_rows >= CHUNK_ROWS or sum(small.nbytes for small in self._small) >= CHUNK_BYTES:
+            self._merge()
+
+    def _merge(self) -> None:
+        if len(self._small) > 1:
+            table = pa.Table.from_batches(self._small, schema=self.schema)
+            self._chunks.extend(table.combine_chunks().to_batches())
+        else:
+            self._chunks.extend(self._small)
+        self._small, self._small_rows = [], 0
+
+
+def to_batch(records: Sequence[Unsealed], schema: pa.Schema) -> pa.RecordBatch:
+    """Turn records into one batch of the output's schema: input columns taken as Arrow, own columns from values."""
+    by_source: dict[int, list[Unsealed]] = {}
+    for record in records:
+        by_source.setdefault(id(record.columns), []).append(record)
+    taken = []
+    ordered: list[Unsealed] = []
+    for group in by_source.values():
+        taken.append(group[0].columns.take(pa.array([record.offset for record in group], pa.int64())))
+        ordered += group
+    width = taken[0].num_columns
+    arrays: list[pa.Array] = []
+    for number in range(width):
+        chunks = [batch.column(number) for batch in taken]
+        arrays.append(chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks))
+    own = zip(*(record.values for record in ordered), strict=True)
+    arrays += [_array(values, field.type) for values, field in zip(own, list(schema)[width:], strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, type=kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        # What a provider sends must never make a committed record unreadable: such a value becomes null.
+        return pa.array([_fitting(value, kind) for value in values], type=kind)
+
+
+def _fitting(value: Any, kind: pa.DataType) -> Any:
+    try:
+        pa.array([value], type=kind)
+    except UnicodeEncodeError:
+        return storable(value)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return str(value) if pa.types.is_string(kind) else None
+    return value
+
+
+def storable(value: Any) -> Any:
+    """Return a JSON-like value that JSON and UTF-8 can hold.
+
+    A lone surrogate becomes U+FFFD, an integer beyond 64 bits its digits.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return str(value)
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(item) for item in value]
+    return value
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+class PartFiles(Protocol):
+    """Where parts are kept: what object storage can do as well as a folder."""
+
+    def names(self) -> list[str]:
+        """Return the names of all parts, in order."""
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a part for reading, at random positions. Raises StorageError; FileNotFoundError where it is gone."""
+
+    def publish(self, name: str, write: Callable[[BinaryIO], None], before: Callable[[], None] | None = None) -> None:
+        """Make what `write` writes the content of a part: wholly and durably, or not at all.
+
+        `before` is called when everything is written and nothing is visible yet. Raises StorageError.
+        """
+
+    def remove(self, name: str) -> None:
+        """Remove a part. Raises StorageError."""
+
+    def size(self, name: str) -> int:
+        """Return a part's size in bytes. Raises StorageError."""
+
+    def set_aside(self, name: str) -> str:
+        """Move a damaged part out of the dataset, and say where it is now. Raises StorageError."""
+
+
+class LocalFiles:
+    """Parts in a folder of this machine. Drafts lie in `temporary`, on the same file system."""
+
+    def __init__(self, folder: Path, *, temporary: Path, damaged: Path, stem: str, suffix: str, mode: int) -> None:
+        self._folder = folder
+        self._temporary = temporary
+        self._damaged = damaged
+        self._mode = mode
+        self._pattern = re.compile(rf"{re.escape(stem)}-\d{{5,}}{re.escape(suffix)}")
+
+    def names(self) -> list[str]:
+        """Return the names of all parts, in order of their numbers."""
+        with storage_errors(self._folder):
+            if not self._folder.is_dir():
+                return []
+            found = [path.name for path in self._folder.iterdir() if self._pattern.fullmatch(path.name)]
+        return sorted(found, key=part_number)
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a part for reading. Raises FileNotFoundError where it is gone, else StorageError."""
+        path = self._folder / name
+        with storage_errors(path):
+            try:
+                return path.open("rb")
+            except FileNotFoundError as error:
+                gone = error
+        raise gone
+
+    def publish(self, name: str, write: Callable[[BinaryIO], None], before: Callable[[], None] | None = None) -> None:
+        """Write, synchronize, rename, synchronize the folder."""
+        publish(self._folder / name, write, temporary=self._temporary, mode=self._mode, before_rename=before)
+
+    def path(self, name: str) -> Path:
+        """Return where a part lies."""
+        return self._folder / name
+
+    def remove(self, name: str) -> None:
+        """Remove a part, durably."""
+        with storage_errors(self._folder / name):
+            (self._folder / name).unlink(missing_ok=True)
+            synchronize_folder(self._folder)
+
+    def size(self, name: str) -> int:
+        """Return a part's size in bytes."""
+        with storage_errors(self._folder / name):
+            return (self._folder / name).stat().st_size
+
+    def set_aside(self, name: str) -> str:
+        """Move a part into the folder for damaged files."""
+        with storage_errors(self._folder / name):
+            target = free_name(self._damaged, name)
+            (self._folder / name).rename(target)
+            synchronize_folder(self._folder)
+            synchronize_folder(self._damaged)
+        return str(target)
+
+
+def part_number(name: str) -> int:
+    """Return the number in the name of a part or an archive file."""
+    return int(name.partition("-")[2].partition(".")[0])
+
+
+class DamagedPartError(Exception):
+    """A part that cannot be read although the disk is well: its bytes are not what was written."""
+
+    def __init__(self, part: str, reason: str) -> None:
+        super().__init__(f"{part} is damaged: {reason}")
+        self.part = part
+
+
+def write_part(sink: BinaryIO, schema: pa.Schema, batches: Iterable[pa.RecordBatch | pa.Table]) -> None:
+    """Write batches as Parquet: zstd, a checksum on every page, one row group a batch."""
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+        for batch in batches:
+            if isinstance(batch, pa.Table):
+                writer.write_table(batch, row_group_size=ROW_GROUP_ROWS)
+            else:
+                writer.write_batch(batch, row_group_size=ROW_GROUP_ROWS)
+
+
+class PartReader:
+    """One open part. Every read checks the page checksums; damage raises DamagedPartError.
+
+    Being open, it stays readable when the part is replaced or removed meanwhile.
+    """
+
+    def __init__(self, files: PartFiles, name: str) -> None:
+        self.name = name
+        self._source = files.open(name)
+        try:
+            with _damage_of(name):
+                self._file = pq.ParquetFile(self._source, page_checksum_verification=True)
+        except BaseException:
+            self._source.close()
+            raise
+
+    def __enter__(self) -> PartReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        with closing(self._source):
+            self._file.close()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The part's Arrow schema, as it was written."""
+        with _damage_of(self.name):
+            return self._file.schema_arrow
+
+    @property
+    def rows(self) -> int:
+        """The number of records."""
+        return int(self._file.metadata.num_rows)
+
+    @property
+    def raw_bytes(self) -> int:
+        """The size of the content before compression, in bytes."""
+        metadata = self._file.metadata
+        return sum(int(metadata.row_group(n).total_byte_size) for n in range(metadata.num_row_groups))
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read the whole part, or some of its columns."""
+        with _damage_of(self.name):
+            table = self._file.read(columns=list(columns) if columns is not None else None, use_threads=False)
+            if columns is not None and table.num_columns != len(columns):
+                raise DamagedPartError(self.name, "it lacks columns that every part has")
+            return table
+
+    def batches(self, columns: Sequence[str] | None = None, rows: int = ROW_GROUP_ROWS) -> Iterator[pa.RecordBatch]:
+        """Read in batches, one row group in memory at a time."""
+        with _damage_of(self.name):
+            yield from self._file.iter_batches(
+                batch_size=rows, columns=list(columns) if columns is not None else None, use_threads=False
+            )
+
+
+class _damage_of:  # noqa: N801 - used like a function; a class, since a generator yields inside it
+    """Turns what Arrow says of unreadable bytes into DamagedPartError, and lets the disk's own errors pass."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and error.errno is not None:
+            with storage_errors(self._name):
+                raise error
+        if isinstance(error, pa.ArrowException | OSError | ValueError | KeyError | UnicodeDecodeError):
+            raise DamagedPartError(self._name, str(error)) from error
+
+
+# ---- selections -----------------------------------------------------------------------------------------------------
+
+
+def sort_order(table: pa.Table) -> pa.Array:
+    """Return the positions of a table's records in the order of their rows and samples."""
+    return pc.sort_indices(
+        table.select(["row_index", "sample_index"]),
+        sort_keys=[("row_index", "ascending"), ("sample_index", "ascending")],
+    )
+
+
+def in_order(table: pa.Table, order: pa.Array) -> Iterator[pa.Table]:
+    """Yield a table's records in the given order, one row group at a time."""
+    for start in range(0, len(order), ROW_GROUP_ROWS):
+        yield table.take(order.slice(start, ROW_GROUP_ROWS))
+
+
+def sample_keys(table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
+    """Return key and sample as one text a record; null where the record has no key."""
+    return pc.binary_join_element_wise(table.column("key"), pc.cast(table.column("sample_index"), pa.string()), "\x1f")

@@ -1,0 +1,594 @@
+"""The store of one output: what a run commits is durable, and becomes the dataset.
+
+    store = Store.open(directory, job_name=…, snapshot=…, run_id=…, input_schema=…, with_keys=…)
+    change = store.commit(entries)          # worker thread: one write, one synchronization
+    store.apply(change)                     # event loop: the index knows it
+    if store.should_seal(now):
+        sealing = store.rotate()            # worker thread, quick: a new generation of the journal
+        change = store.seal(sealing)        # another thread, slow, while commits go on
+        store.apply(change)                 # event loop
+    store.apply(store.finish())             # at the end: seals what is left
+    store.close()
+
+The rules of threads. `commit`, `rotate`, `archive_unseen` and `finish` are called by one thread at a time; `seal` may
+run beside `commit`, one seal at a time. None of them reads or changes `index` or `keys`, except `archive_unseen` and
+`finish`, which are called when nothing else is at work. `apply` folds what they return into the indexes and the
+counts, on the thread that reads those: the event loop. Every change is applied before the next `rotate`.
+
+After a StorageError, or any other error out of these methods, the store takes nothing more: what was committed is
+durable, and the next `open` recovers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from batchchat.errors import StorageError, UsageError
+from batchchat.records import RECORD_COLUMNS, Spend
+from batchchat.store.dataset import Dataset, Moved, Point
+from batchchat.store.directory import Layout, Lock
+from batchchat.store.files import append_line, cut_torn_line, free_name, storage_errors, synchronize_folder
+from batchchat.store.index import Counts, KeyIndex, RecordIndex, is_live, key_digest, state_of
+from batchchat.store.journal import (
+    Answer,
+    Entry,
+    Journal,
+    OpenAnswers,
+    Replay,
+    Settled,
+    journal_path,
+    journals,
+    replay,
+    settled_ids,
+    sum_spends,
+)
+from batchchat.store.parts import Pending, Unsealed, output_schema, same_types
+
+PART_ROWS = 50_000
+PART_BYTES = 128 * 2**20
+PART_SECONDS = 60.0
+JOURNAL_FACTOR = 4
+"""A journal is sealed at the latest when it is this many times as long as a part may be."""
+
+_CUSTOM_ID = RECORD_COLUMNS.index("custom_id")
+_KEY = RECORD_COLUMNS.index("key")
+_SAMPLE = RECORD_COLUMNS.index("sample_index")
+_RUN_ID = RECORD_COLUMNS.index("run_id")
+_STATUS = RECORD_COLUMNS.index("status")
+_ERROR_KIND = RECORD_COLUMNS.index("error_kind")
+_FINISHED_AT = RECORD_COLUMNS.index("finished_at")
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What opening an output found and mended. `messages` are sentences for the user, empty when all was well.
+
+    `records` were committed and not yet published; `dropped_bytes` are unfinished or damaged ends of journals;
+    `set_aside` are files in the folder for damaged ones; `renamed` is where `fresh` put the old output.
+    """
+
+    records: int = 0
+    dropped_bytes: int = 0
+    set_aside: list[str] = field(default_factory=list)
+    renamed: Path | None = None
+    messages: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Change:
+    """What a blocking call did, for `Store.apply`. `messages` are sentences for the user."""
+
+    committed: Sequence[Entry] = ()
+    removed: Sequence[tuple[str, bool]] = ()
+    lost: int = 0
+    messages: Sequence[str] = ()
+    commits: int = 0
+
+
+@dataclass(slots=True)
+class Sealing:
+    """A closed generation of the journal, on its way into parts."""
+
+    generation: int
+    run_id: str
+    path: Path
+    batches: list[pa.RecordBatch]
+    spend: Spend
+    by_id: bool
+    by_key: bool
+    damaged: bool = False
+
+    @property
+    def rows(self) -> int:
+        """How many records are to be published."""
+        return sum(batch.num_rows for batch in self.batches)
+
+
+def _nowhere(_: str) -> None:
+    return None
+
+
+class Store:
+    """An output held by one run. Made by `Store.open`; see the module for who may call what."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        lock: Lock,
+        *,
+        run_id: str,
+        input_schema: pa.Schema | None,
+        with_keys: bool,
+        part_rows: int,
+        part_bytes: int,
+        part_seconds: float,
+        metadata: dict[str, str],
+        point: Point,
+    ) -> None:
+        self.directory = layout.root
+        self.run_id = run_id
+        self.recovery = Recovery()
+        self.index = RecordIndex()
+        self.keys = KeyIndex() if with_keys else None
+        self._layout = layout
+        self._lock = lock
+        self._input_schema = input_schema
+        self._metadata = metadata
+        self._part_rows = part_rows
+        self._part_bytes = part_bytes
+        self._part_seconds = part_seconds
+        self._point = point
+        self._dataset = Dataset(
+            layout.parts(), layout.archive(), part_rows=part_rows, part_bytes=part_bytes, point=point
+        )
+        self._schema = None if input_schema is None else output_schema(input_schema, metadata=metadata)
+        self._journal: Journal | None = None
+        self._generation = 0
+        self._pending: Pending | None = None
+        self._pending_since: float | None = None
+        self._answers = OpenAnswers()
+        self._spend_by_run: dict[str, Spend] = {}
+        self._counted: set[int] = set()
+        self._commits = self._applied = 0
+        self._by_id = self._by_key = False
+        self._sealing = False
+        self._broken: BaseException | None = None
+
+    # ---- opening ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path | str,
+        *,
+        job_name: str,
+        snapshot: Mapping[str, Any],
+        run_id: str,
+        input_schema: pa.Schema | None = None,
+        with_keys: bool = False,
+        part_rows: int = PART_ROWS,
+        part_bytes: int = PART_BYTES,
+        part_seconds: float = PART_SECONDS,
+        currency: str | None = None,
+        fresh: bool = False,
+        point: Point = _nowhere,
+    ) -> Store:
+        """Take hold of an output, creating it where there is none, and recover what an earlier run left.
+
+        `snapshot` is the job as JSON values, with its `name`. `input_schema` is frozen where none is yet. `fresh`
+        renames an existing output aside first. `point` is called at named steps, for tests of crashes.
+
+        Raises UsageError (nothing was created) where the folder is something else, belongs to another job, has an
+        unknown format or cannot be written; OutputLocked where another run holds it; StorageError where the disk fails.
+        """
+        layout = Layout(Path(directory).absolute())
+        renamed: Path | None = None
+        if layout.is_output() and fresh:
+            old = Lock(layout, run_id)
+            try:
+                renamed = layout.set_aside()
+            finally:
+                old.release()
+        elif layout.is_output():
+            layout.check_format()
+            layout.check_name(job_name)
+        layout.create_base()
+        lock = Lock(layout, run_id)
+        try:
+            if layout.is_output():  # again: another run may have made it something else before the lock was ours
+                layout.check_format()
+                layout.check_name(job_name)
+            layout.create_rest()
+            frozen = layout.read_schema()
+            metadata = {"batchchat.job": job_name} | ({"batchchat.currency": currency} if currency else {})
+            store = cls(
+                layout,
+                lock,
+                run_id=run_id,
+                input_schema=frozen,
+                with_keys=with_keys,
+                part_rows=part_rows,
+                part_bytes=part_bytes,
+                part_seconds=part_seconds,
+                metadata=metadata,
+                point=point,
+            )
+            store.recovery.renamed = renamed
+            store._recover()
+            layout.save(f"snapshots/{run_id}.json", dict(snapshot))
+            layout.save("job.json", dict(snapshot))
+            if input_schema is not None and frozen is None:
+                store.freeze_input(input_schema)
+        except BaseException:
+            lock.release()
+            raise
+        return store
+
+    def freeze_input(self, schema: pa.Schema) -> None:
+        """Freeze the input's columns and types for all runs into this output.
+
+        Raises UsageError where other ones are frozen already, or where two output columns would have one name.
+        """
+        if self._input_schema is not None:
+            if not same_types(self._input_schema, schema):
+                raise UsageError(
+                    f"the input's columns differ from those that {self.directory} was made with",
+                    remedy="Give the types with `input.types`, or start anew with --fresh.",
+                )
+            return
+        try:
+            self._schema = output_schema(schema, metadata=self._metadata)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        plain = pa.schema([pa.field(column.name, column.type) for column in schema])
+        self._layout.save_schema(plain)
+        self._input_schema = plain
+
+    @property
+    def input_schema(self) -> pa.Schema | None:
+        """The frozen input columns; None before the first `freeze_input`."""
+        return self._input_schema
+
+    @property
+    def output_schema(self) -> pa.Schema | None:
+        """The columns of every part; None before the first `freeze_input`."""
+        return self._schema
+
+    # ---- recovery ---------------------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        self._point("recover.begin")
+        cut_torn_line(self._layout.runs)
+        cut_torn_line(self._layout.ledger)
+        self._spend_by_run, self._counted, damaged_lines = self._layout.read_ledger()
+        if damaged_lines:
+            self.recovery.messages.append(
+                f"{damaged_lines} lines of {self._layout.ledger} are damaged: earlier costs are told too low."
+            )
+        self._note(self._dataset.load(self.index, self.keys))
+        found = [replay(path) for path in journals(self._layout.state).values()]
+        self._generation = max([*self._counted, *(each.generation for each in found), 0])
+        for each in found:
+            self._answers.add(each.answers)
+            self._tell_damage(each)
+        for each in found:
+            self._answers.settle(settled_ids(each.records))
+        if len(self._answers):
+            # Durable in a generation of their own, before the ones that hold them are deleted.
+            self._open_journal()
+        for each in found:
+            self._reseal(each)
+        self._point("recover.end")
+
+    def _reseal(self, found: Replay) -> None:
+        """Publish what a journal holds and no part does, count its costs, and delete it."""
+        ids = {values[_CUSTOM_ID] for _, _, values, _ in found.records if self.index.get(values[_CUSTOM_ID])}
+        published = self._dataset.published(sorted(ids)) if ids else set()
+        left = [record for record in found.records if _identity(record) not in published]
+        if left and self._schema is None:
+            # The journal outlived the schema file: its rows know their types.
+            self.freeze_input(left[0].columns.schema)
+        pending = Pending(self._required_schema) if left else None
+        if pending is not None:
+            pending.add(left)
+        sealing = Sealing(
+            found.generation,
+            found.run_id,
+            found.path,
+            pending.batches() if pending is not None else [],
+            found.spend,
+            by_id=bool(ids),
+            by_key=False,
+            damaged=found.damage is not None and not found.damage.torn,
+        )
+        for _, _, values, _ in left:
+            self._know(values[_CUSTOM_ID], values[_KEY], values[_SAMPLE], _state(values), seen=False)
+        sealing.by_key, self._by_id, self._by_key = self._by_key, False, False
+        self.recovery.records += len(left)
+        moved = self._publish(sealing)
+        self._note(moved)
+        if sealing.generation not in self._counted:
+            self._count(sealing.run_id, sealing.spend)
+        self._point("recover.sealed")
+
+    def _note(self, moved: Moved) -> None:
+        for custom_id, archived in moved.removed:
+            self.index.remove(custom_id, archived=archived)
+        self.recovery.messages += moved.messages
+
+    def _tell_damage(self, found: Replay) -> None:
+        damage = found.damage
+        if damage is None:
+            return
+        self.recovery.dropped_bytes += damage.dropped
+        if damage.torn:
+            self.recovery.messages.append(
+                f"{found.path.name} ends in an unfinished write: {damage.dropped} bytes after byte {damage.offset} "
+                "were never counted and are dropped."
+            )
+        else:
+            self.recovery.messages.append(
+                f"{found.path.name} is damaged at byte {damage.offset}: what was committed before is kept, the "
+                f"{damage.dropped} bytes from there on are not believed, and their rows run again."
+            )
+
+    # ---- committing -------------------------------------------------------------------------------------------------
+
+    def commit(self, entries: Sequence[Entry]) -> Change:
+        """Make entries durable: one write and one synchronization for all of them. Returns the change to apply.
+
+        Raises StorageError where the disk refuses; ValueError where a record's input columns are not the frozen ones.
+        """
+        if not entries:
+            return Change()
+        with self._unbroken():
+            self._point("commit.before")
+            journal = self._journal or self._open_journal()
+            records = journal.encode(entries)
+            journal.write()
+            self._point("commit.written")
+            journal.synchronize()
+            self._point("commit.after")
+            self._answers.add(entry for entry in entries if isinstance(entry, Answer))
+            self._answers.settle(record.values[_CUSTOM_ID] for record in records)
+            if records:
+                if self._pending is None:
+                    self._pending = Pending(self._required_schema)
+                self._pending.add(records)
+            self._commits += 1
+            return Change(committed=entries, commits=1)
+
+    def apply(self, change: Change) -> None:
+        """Fold a change into `index`, `keys` and the ledger's totals; on the thread that reads them."""
+        self._count(self.run_id, sum_spends(entry.spend for entry in change.committed))
+        for entry in change.committed:
+            if isinstance(entry, Settled):
+                record = entry.record
+                state = state_of(record.status, record.error_kind)
+                self._know(record.custom_id, record.key, record.sample_index, state, seen=True)
+        for custom_id, archived in change.removed:
+            self.index.remove(custom_id, archived=archived)
+        self._applied += change.commits
+
+    def _know(self, custom_id: str, key: str | None, sample_index: int, state: int, *, seen: bool) -> None:
+        """Note a live record, and whether it may supersede another one."""
+        before = self.index.put(custom_id, state, seen=seen)
+        had_live = is_live(before)
+        self._by_id = self._by_id or had_live
+        if self.keys is not None and key is not None:
+            had_key = self.keys.mark_live(key_digest(key, sample_index))
+            self._by_key = self._by_key or (had_key and not had_live)
+
+    def open_answers(self) -> dict[str, list[Answer]]:
+        """Return the answers of requests that are not settled, by `custom_id`, in the order of their steps."""
+        return dict(self._answers.by_request())
+
+    # ---- sealing ----------------------------------------------------------------------------------------------------
+
+    def should_seal(self, now: float) -> bool:
+        """Tell whether enough records, bytes or seconds (of the caller's clock) are pending for a seal."""
+        journal = self._journal
+        if journal is None or self._sealing:
+            return False
+        if journal.size >= JOURNAL_FACTOR * self._part_bytes:
+            return True
+        pending = self._pending
+        if pending is None:
+            return False
+        if self._pending_since is None:
+            self._pending_since = now
+        return (
+            pending.rows >= self._part_rows
+            or pending.nbytes >= self._part_bytes
+            or now - self._pending_since >= self._part_seconds
+        )
+
+    @property
+    def pending_rows(self) -> int:
+        """How many committed records are in no part yet, save those that are being sealed."""
+        return 0 if self._pending is None else self._pending.rows
+
+    def rotate(self) -> Sealing | None:
+        """Close this generation of the journal and open the next; None where there is nothing to seal.
+
+        Answers of open requests are carried over. Raises RuntimeError where a change was not applied, or where the last
+        sealing is still going on; StorageError where the disk refuses.
+        """
+        if self._applied != self._commits:
+            raise RuntimeError("apply every change before the journal is rotated")
+        if self._sealing:
+            raise RuntimeError("one sealing at a time")
+        with self._unbroken():
+            old = self._journal
+            if old is None:
+                return None
+            old.close()
+            sealing = Sealing(
+                old.generation,
+                old.run_id,
+                old.path,
+                self._pending.batches() if self._pending is not None else [],
+                old.spend,
+                by_id=self._by_id,
+                by_key=self._by_key,
+            )
+            self._journal = self._pending = self._pending_since = None
+            self._by_id = self._by_key = False
+            self._sealing = True
+            if len(self._answers):
+                self._open_journal()
+            return sealing
+
+    def seal(self, sealing: Sealing) -> Change:
+        """Publish a closed generation: archive, rewrite, parts, ledger, and the journal is deleted.
+
+        Raises StorageError where the disk refuses; the journal then stays, and the next `open` goes on.
+        """
+        with self._unbroken():
+            moved = self._publish(sealing)
+            self._sealing = False
+            return Change(removed=moved.removed, lost=moved.lost, messages=moved.messages)
+
+    def finish(self) -> Change:
+        """Seal everything that is left, when nothing else is at work; apply what it returns."""
+        sealing = self.rotate()
+        return Change() if sealing is None else self.seal(sealing)
+
+    def _publish(self, sealing: Sealing) -> Moved:
+        moved = Moved()
+        if sealing.batches:
+            table = pa.Table.from_batches(sealing.batches, self._required_schema)
+            sealing.batches = []  # the table holds them, and lets go of them with this call
+            moved = self._dataset.seal(table, by_id=sealing.by_id, by_key=sealing.by_key)
+        if sealing.generation not in self._counted and any(sealing.spend):
+            self._layout.add_to_ledger(sealing.generation, sealing.run_id, sealing.spend)
+        self._point("seal.ledger")
+        with storage_errors(sealing.path):
+            if sealing.damaged:
+                target = free_name(self._layout.damaged, sealing.path.name)
+                sealing.path.rename(target)
+                self.recovery.set_aside.append(str(target))
+                synchronize_folder(self._layout.damaged)
+            else:
+                sealing.path.unlink()
+            synchronize_folder(self._layout.state)
+        self._point("seal.trimmed")
+        return moved
+
+    def _open_journal(self) -> Journal:
+        self._generation += 1
+        self._journal = Journal.create(
+            journal_path(self._layout.state, self._generation),
+            self._generation,
+            run_id=self.run_id,
+            input_schema=self._input_schema,
+            carried=self._answers,
+        )
+        return self._journal
+
+    @property
+    def _required_schema(self) -> pa.Schema:
+        if self._schema is None:
+            raise RuntimeError("freeze the input's schema before committing records")
+        return self._schema
+
+    def _count(self, run_id: str, spend: Spend) -> None:
+        if any(spend):
+            self._spend_by_run[run_id] = self._spend_by_run.get(run_id, Spend()).plus(spend)
+
+    @contextmanager
+    def _unbroken(self) -> Iterator[None]:
+        """Refuse to go on after an error: what a failed write left behind must not be built upon."""
+        if self._broken is not None:
+            raise StorageError(
+                f"the output {self.directory} takes nothing more after an error: {self._broken}",
+                remedy="Run the same command again: it goes on where it stopped.",
+            ) from self._broken
+        try:
+            yield
+        except BaseException as error:
+            self._broken = error
+            raise
+
+    # ---- archive ----------------------------------------------------------------------------------------------------
+
+    def fetch_archived(self, custom_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return archived completions by `custom_id`: the output's own columns, times in microseconds.
+
+        Those that cannot be found are left out. The caller commits them again, with their row of today and no spend.
+        May be called beside `commit` and `seal`, by one thread at a time. Raises StorageError.
+        """
+        return self._dataset.fetch_archived(custom_ids)
+
+    def archive_unseen(self) -> Change:
+        """Move every live record that this pass has not met to the archive; `removed` of the change names them.
+
+        Only after a complete pass and `finish`, when nothing else is at work. Raises StorageError.
+        """
+        with self._unbroken():
+            moved = self._dataset.prune(lambda custom_id: not self.index.is_seen(custom_id))
+            return Change(removed=moved.removed, lost=moved.lost, messages=moved.messages)
+
+    def drop_answers(self) -> None:
+        """Let go of open answers: after a complete pass they belong to requests that the input no longer yields."""
+        self._answers = OpenAnswers()
+
+    # ---- what is known ----------------------------------------------------------------------------------------------
+
+    def counts(self) -> Counts:
+        """Return how many records are live, by state, and how many of them this pass has met; constant work."""
+        return self.index.counts()
+
+    def ledger_total(self) -> Spend:
+        """Return what all runs into this output have cost, as far as it was applied."""
+        return sum_spends(self._spend_by_run.values())
+
+    def ledger_of(self, run_id: str) -> Spend:
+        """Return what one run has cost."""
+        return self._spend_by_run.get(run_id, Spend())
+
+    def read_state(self) -> dict[str, Any]:
+        """Return what the last run left for this one; empty at the first."""
+        found = self._layout.read("state.json")
+        return found if isinstance(found, dict) else {}
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Replace what the next run will find in `read_state`, durably."""
+        self._layout.save("state.json", dict(state))
+
+    def write_live(self, live: Mapping[str, Any]) -> None:
+        """Replace what `status` reads while the run goes on; whole at every instant, not made durable."""
+        self._layout.save("live.json", dict(live), durable=False)
+
+    def append_run(self, run: Mapping[str, Any]) -> None:
+        """Add a line about an ended run, durably."""
+        append_line(self._layout.runs, dict(run))
+
+    def close(self) -> None:
+        """Let go of the output. What was committed and not sealed is recovered by the next `open`."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        self._lock.release()
+
+    def __enter__(self) -> Store:
+        """Return the store; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _identity(record: Unsealed) -> tuple[str, str, int | None]:
+    values = record.values
+    return values[_CUSTOM_ID], values[_RUN_ID], values[_FINISHED_AT]
+
+
+def _state(values: Sequence[Any]) -> int:
+    return state_of(values[_STATUS], values[_ERROR_KIND])

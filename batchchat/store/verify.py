@@ -1,0 +1,181 @@
+"""Reads everything in an output and says what is not as it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchchat.errors import StorageError, UsageError
+from batchchat.records import ErrorKind
+from batchchat.store.directory import Layout, lock_holder
+from batchchat.store.files import read_lines
+from batchchat.store.index import OK, RecordIndex
+from batchchat.store.journal import journals, replay
+from batchchat.store.parts import DamagedPartError, LocalFiles, PartReader, output_schema, same_types
+
+_KINDS = pa.array([kind.value for kind in ErrorKind], pa.string())
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What `verify` read and found. `problems` name files; `notes` are no problems but worth knowing."""
+
+    parts: int = 0
+    records: int = 0
+    archive_files: int = 0
+    archived: int = 0
+    journals: int = 0
+    unpublished: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True where nothing is wrong."""
+        return not self.problems
+
+
+def verify(directory: Path | str) -> VerifyReport:
+    """Read every part, archive file, journal and state file of an output, and check them.
+
+    Raises UsageError where the folder is no output of batchchat.
+    """
+    layout = Layout(Path(directory))
+    if not layout.is_output():
+        raise UsageError(
+            f"{layout.root} is no output of batchchat", remedy="Give the folder that a job's `output` names."
+        )
+    layout.check_format()
+    report = VerifyReport()
+    holder = lock_holder(layout.root)
+    if holder is not None:
+        report.notes.append(f"A run is at work (pid {holder.get('pid')}): files may change while they are read.")
+    schema = _check_state(layout, report)
+    _check_parts(layout, schema, report)
+    _check_archive(layout, schema, report)
+    _check_journals(layout, report, running=holder is not None)
+    return report
+
+
+def _check_state(layout: Layout, report: VerifyReport) -> pa.Schema | None:
+    schema = None
+    try:
+        frozen = layout.read_schema()
+        schema = output_schema(frozen) if frozen is not None else None
+        for name in ("job.json", "state.json"):
+            layout.read(name)
+    except StorageError as error:
+        report.problems.append(error.message)
+    for path, damaged in ((layout.ledger, layout.read_ledger()[2]), (layout.runs, read_lines(layout.runs)[1])):
+        if damaged:
+            report.problems.append(f"{path}: {damaged} lines are damaged")
+    return schema
+
+
+def _check_parts(layout: Layout, schema: pa.Schema | None, report: VerifyReport) -> None:
+    files = layout.parts()
+    names = files.names()
+    if layout.data.is_dir():
+        others = sorted(path.name for path in layout.data.iterdir() if path.name not in names)
+        report.problems += [f"{layout.data / name}: not written by batchchat" for name in others]
+    seen = RecordIndex()
+
+    def check(name: str, batch: pa.RecordBatch) -> None:
+        report.records += batch.num_rows
+        problems = _inconsistencies(batch)
+        twice = 0
+        for custom_id in batch.column("custom_id").to_pylist():
+            if _is_identity(custom_id):
+                twice += bool(seen.put(custom_id, OK, seen=False))
+            else:
+                problems["without a proper custom_id"] = problems.get("without a proper custom_id", 0) + 1
+        if twice:
+            problems["whose custom_id is there already"] = twice
+        report.problems += [f"{files.path(name)}: {count} records {text}" for text, count in problems.items() if count]
+
+    for name in names:
+        report.parts += _check_file(files, name, schema, report, check)
+
+
+def _check_archive(layout: Layout, schema: pa.Schema | None, report: VerifyReport) -> None:
+    files = layout.archive()
+
+    def check(_: str, batch: pa.RecordBatch) -> None:
+        report.archived += batch.num_rows
+
+    for name in files.names():
+        report.archive_files += _check_file(files, name, schema, report, check)
+
+
+def _check_file(
+    files: LocalFiles,
+    name: str,
+    schema: pa.Schema | None,
+    report: VerifyReport,
+    check: Callable[[str, pa.RecordBatch], None],
+) -> bool:
+    """Read one Parquet file wholly; False where it is gone, as a run may have replaced it."""
+    try:
+        with PartReader(files, name) as reader:
+            if schema is None:
+                report.problems.append(f"{files.path(name)}: there are records, but no frozen schema")
+            elif not same_types(reader.schema, schema):
+                report.problems.append(f"{files.path(name)}: its columns are not those of the output")
+                return True
+            for batch in reader.batches():
+                check(name, batch)
+    except FileNotFoundError:
+        return False
+    except (DamagedPartError, StorageError) as error:
+        report.problems.append(f"{files.path(name)}: {error}")
+    return True
+
+
+def _inconsistencies(batch: pa.RecordBatch) -> dict[str, int]:
+    """Count records whose columns contradict each other, by what is wrong with them."""
+    status, kind = batch.column("status"), batch.column("error_kind")
+    ok = pc.fill_null(pc.equal(status, "ok"), False)
+    failed = pc.fill_null(pc.equal(status, "failed"), False)
+    has_kind = pc.is_valid(kind)
+
+    def missing(name: str) -> int:
+        return int(batch.column(name).null_count)
+
+    return {
+        "with an unknown status": batch.num_rows - ok.true_count - failed.true_count,
+        "that are ok and have an error_kind": pc.and_(ok, has_kind).true_count,
+        "that failed without an error_kind": pc.and_(failed, pc.invert(has_kind)).true_count,
+        "with an unknown error_kind": pc.and_(has_kind, pc.invert(pc.is_in(kind, value_set=_KINDS))).true_count,
+        "without row_index, sample_index or run_id": max(
+            missing("row_index"), missing("sample_index"), missing("run_id")
+        ),
+    }
+
+
+def _is_identity(text: object) -> bool:
+    return isinstance(text, str) and len(text) == 32 and not set(text) - set("0123456789abcdef")
+
+
+def _check_journals(layout: Layout, report: VerifyReport, *, running: bool) -> None:
+    for path in journals(layout.state).values():
+        try:
+            found = replay(path)
+        except FileNotFoundError:
+            continue
+        except StorageError as error:
+            report.problems.append(error.message)
+            continue
+        report.journals += 1
+        report.unpublished += len(found.records)
+        damage = found.damage
+        if damage is None:
+            continue
+        text = f"{path}: {damage.dropped} bytes after byte {damage.offset}"
+        if not damage.torn:
+            report.problems.append(f"{text} are damaged")
+        elif not running:
+            report.notes.append(f"{text} are an unfinished write, as a crash leaves it; they were never counted")
