@@ -68,6 +68,7 @@ class ProgressDisplay:
         self._terminal = terminal
         self._live: Live | None = None
         self._drawn: Snapshot | None = None
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -76,12 +77,14 @@ class ProgressDisplay:
         self.close()
 
     def update(self, snapshot: Snapshot) -> None:
-        """Show this snapshot, unless the last one was drawn within 0.2 s and in the same phase."""
+        """Show this snapshot, unless the last one was drawn within 0.2 s and in the same phase, or all is over."""
         last = self._drawn
         if last is not None and last.phase == snapshot.phase and 0 <= snapshot.elapsed_s - last.elapsed_s < _REDRAW_S:
             return
-        self._drawn = snapshot
         with self._terminal.lock:
+            if self._closed:
+                return
+            self._drawn = snapshot
             if self._live is None:
                 self._live = self._start()
             self._live.update(ProgressView(snapshot), refresh=True)
@@ -89,6 +92,7 @@ class ProgressDisplay:
     def close(self) -> None:
         """Take the display away and leave the cursor where the next line goes. May be called twice."""
         with self._terminal.lock:
+            self._closed = True
             live, self._live = self._live, None
             if live is not None:
                 live.stop()

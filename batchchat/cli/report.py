@@ -176,7 +176,7 @@ def render_plan(view: PlanView) -> RenderableType:
     parts: list[RenderableType] = []
     for preview in view.previews:
         named = f"row {count(preview.row_index)}"
-        named += f" · key {one_line(preview.key, 60)}" if preview.key is not None else ""
+        named += f" · key {_line(preview.key, 60)}" if preview.key is not None else ""
         named += f" · sample {preview.sample_index}" if preview.sample_index else ""
         parts += [_title(named, preview.custom_id), _messages(preview.messages, whole=False), _blank()]
     parts += [
@@ -223,12 +223,12 @@ def render_record(view: RecordView) -> RenderableType:
     record = view.record
     title = f"row {record.get('row_index')}"
     if record.get("key") is not None:
-        title += f" · key {one_line(str(record['key']), 60)}"
+        title += f" · key {_line(str(record['key']), 60)}"
     if record.get("sample_index"):
         title += f" · sample {record['sample_index']}"
     status = record.get("status")
     head = _title(title, f"{record.get('custom_id')} · ")
-    head.append(one_line(str(status)), style="green" if status == "ok" else "bold red")
+    head.append(_line(str(status)), style="green" if status == "ok" else "bold red")
     parts: list[RenderableType] = [head, _blank()]
     if view.messages is not None:
         parts += [_messages(view.messages, whole=True), _blank()]
@@ -313,9 +313,9 @@ def _plan_table(view: PlanView) -> Table:
     table.add_row("completion tokens", _guess(count(view.completion_tokens)), "")
     dated = f"prices as of {view.prices_as_of}" if view.prices_as_of else ""
     remark = dated if view.cost is not None else "no price known"
-    table.add_row("cost", _guess(money(view.cost, view.currency)), _styled(one_line(remark)))
+    table.add_row("cost", _guess(money(view.cost, view.currency)), _styled(_line(remark)))
     bound = f"decided by {view.binding}" if view.binding else ""
-    table.add_row("time", _guess(about(view.duration_s)), _styled(one_line(bound)))
+    table.add_row("time", _guess(about(view.duration_s)), _styled(_line(bound)))
     if view.spent.requests:
         spent = f"{plural(view.spent.requests, 'answer')} so far"
         table.add_row("already spent", _cost(view.spent.cost, view.currency), spent)
@@ -368,8 +368,8 @@ def _messages(messages: Sequence[Message], *, whole: bool) -> RenderableType:
 
     blocks: list[RenderableType] = []
     for message in messages:
-        role = one_line(str(message.get("role", "?")), 20)
-        text = content_text(message)
+        role = _line(str(message.get("role", "?")), 20)
+        text = mask(content_text(message))
         blocks.append(_block(role, text if whole else _beginning(text), _ROLE_STYLES.get(role, "bold")))
     return Group(*blocks)
 
@@ -387,8 +387,8 @@ def _failure_table(failures: Sequence[FailureGroup]) -> Table:
     table = _headed("failed because of", "rows", "for example")
     for group in sorted(failures, key=lambda group: (-group.count, group.kind)):
         where = f"row {count(group.row_index)}: " if group.row_index is not None else ""
-        example = where + one_line(mask(group.example), 300)
-        table.add_row(_styled(one_line(group.kind), "red"), count(group.count), _styled(example))
+        example = where + _line(group.example, 300)
+        table.add_row(_styled(_line(group.kind), "red"), count(group.count), _styled(example))
     return table
 
 
@@ -406,7 +406,7 @@ def _value_table(heading: str, values: Mapping[str, object]) -> Table:
     table.add_column(ratio=1, overflow="fold")
     table.add_row(_styled(heading, "bold not dim"), "")
     for name, value in values.items():
-        table.add_row(_styled(one_line(name)), _plain_text(_as_text(value), "dim" if value is None else ""))
+        table.add_row(_styled(_line(name)), _plain_text(_as_text(value), "dim" if value is None else ""))
     return table
 
 
@@ -443,7 +443,7 @@ def _title(text: str, more: str) -> Text:
     from rich.text import Text
 
     ending = " " if more.endswith(" ") else ""
-    return Text.assemble((one_line(mask(text)), "bold"), (f" · {one_line(mask(more))}{ending}", "dim"))
+    return Text.assemble((_line(text), "bold"), (f" · {_line(more)}{ending}", "dim"))
 
 
 def _styled(text: str, style: str = "") -> Text:
@@ -458,6 +458,11 @@ def _plain_text(text: str, style: str = "") -> Text:
     return Text(visible(mask(text)), style=style, overflow="fold")
 
 
+def _line(text: str, limit: int | None = None) -> str:
+    """Return the text as one line; masked first, since half a secret would not be known as one."""
+    return one_line(mask(text), limit)
+
+
 def _blank() -> Text:
     return _styled("")
 
@@ -467,7 +472,7 @@ def _pair(name: str, value: str, style: str = "") -> Text:
     from rich.text import Text
 
     line = Text(no_wrap=True, overflow="ignore")
-    return line.append(f"{name:<13}", style="dim").append(one_line(mask(value)), style=style)
+    return line.append(f"{name:<13}", style="dim").append(_line(value), style=style)
 
 
 def _remarks(warnings: Iterable[str], note: str) -> list[RenderableType]:
@@ -507,7 +512,7 @@ def _part_text(part: object) -> str:
     kind = str(part.get("type", "part"))
     inner = part.get(kind)
     url = inner.get("url") if isinstance(inner, Mapping) else inner
-    shown = url if isinstance(url, str) else _as_text({name: part[name] for name in part if name != "type"})
+    shown = mask(url if isinstance(url, str) else _as_text({name: part[name] for name in part if name != "type"}))
     if shown.startswith("data:") and len(shown) > _DATA_URL_LETTERS:
         shown = f"{shown[:_DATA_URL_LETTERS]}… ({plural(len(shown), 'character')})"
     return f"[{kind}] {shown}"

@@ -94,8 +94,11 @@ class Terminal:
 
     def print(self, renderable: RenderableType) -> None:
         """Print above a live display, if there is one. A line that may not wrap is passed on whole, never cut."""
+        from rich.console import Group
+
         with self.lock:
-            self.console.print(renderable, crop=False)
+            # In a group, since rich joins bare texts into a new one that may wrap again.
+            self.console.print(Group(renderable), crop=False)
 
     def write_line(self, text: str) -> None:
         """Write one line of plain text as it is, above a live display if there is one."""
