@@ -30,6 +30,7 @@ class Concurrency:
         "_failed_at",
         "_hold_s",
         "_hold_until",
+        "_proven",
         "_score",
         "_shrunk_at",
         "_size",
@@ -48,6 +49,7 @@ class Concurrency:
         self._shrunk_at = -math.inf
         self._before = self._size
         self._score = 0.0
+        self._proven = 0
         self.slots = 0
         self._set(self._size)
 
@@ -55,15 +57,13 @@ class Concurrency:
         """Grow by a success that was under way with `level` requests, itself included."""
         if self._score > 0.0:
             self._score = max(0.0, self._score - 1.0 / _PER)
+        self._proven = max(self._proven, level)
         size = self._size
         if size >= self.cap or level < 0.8 * self.slots:
             return
         size += 1.0 if size < self._threshold else max(1.0, size / _PER) / size
-        if size >= self._failed_at:
-            if now < self._hold_until:
-                size = max(self._size, self._failed_at - 0.5)
-            else:
-                self._failed_at = math.inf
+        if size >= self._failed_at and now < self._hold_until:
+            size = max(self._size, self._failed_at - 0.5)
         self._set(size)
 
     def refused(self, now: float, granted_at: float, level: int) -> None:
@@ -72,6 +72,7 @@ class Concurrency:
             again = abs(level - self._failed_at) <= max(1.0, 0.1 * level)
             soon = now < self._hold_until and not again
             self._hold_s = min(_HOLD_MAX_S, 2 * self._hold_s) if again else _HOLD_S
+            self._proven = min(self._proven, level)
             self._before = self._size
             self._shrunk_at = now
             self._failed_at = float(level)
@@ -82,6 +83,10 @@ class Concurrency:
             self._set(max(min(self._size, level - 1.0), self._before / 2))
         self._hold_until = now + self._hold_s
         self._threshold = self._size
+
+    def stands(self, level: int) -> bool:
+        """Whether `level` is clearly within what the server took before. Its count lags behind ours: leave a margin."""
+        return level <= max(1.0, 0.8 * self._proven)
 
     def undo(self) -> None:
         """Take the last shrinking back: it turned out that concurrency was not what the server refused."""

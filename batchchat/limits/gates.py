@@ -12,6 +12,7 @@ from batchchat.records import Axis
 
 _OPEN_AFTER = 5
 _SUSPECTS = 4096
+_QUICK_S = 3.0
 
 
 class Gate:
@@ -116,25 +117,33 @@ class Breaker(Gate):
 class Siege(Gate):
     """From a refusal (429) until something is accepted again. `is_rate`: it cannot be a limit of requests at once."""
 
-    __slots__ = ("axis", "is_rate", "over_at")
+    __slots__ = ("_asked", "axis", "is_rate", "over_at")
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
         self.axis = Axis.UNKNOWN
         self.is_rate = False
         self.over_at = -math.inf
+        self._asked = 0.0
+
+    @property
+    def quick(self) -> bool:
+        """Whether the first probe was accepted, and soon: there was room as soon as something had ended."""
+        return self.tries == 0 and self._asked < _QUICK_S
 
     def begin(self, now: float, axis: Axis, hint: float | None, *, is_rate: bool) -> None:
         """Start at the first refusal; `hint` is the server's wait in seconds, already bounded."""
         self._shut(now)
         self.axis = axis
         self.is_rate = is_rate
+        self._asked = hint or 0.0
         self.next_at = now + (hint if hint is not None else self._wait(1.0))
 
     def heard(self, now: float, hint: float | None) -> None:
         """Another request of the same round trip was refused: the longest hint counts."""
         if hint is not None and not self.probing:
             self.next_at = max(self.next_at, now + hint)
+            self._asked = max(self._asked, hint)
 
     def probe_refused(self, now: float, axis: Axis, hint: float | None) -> bool:
         """Wait for the next probe; False when this is the first sign that an unknown limit is one per minute."""

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 HINT_MAX_S = 120.0
 """The longest wait that one Retry-After is believed."""
-_DISBELIEF_S = 15.0
+_LONG_S = 15.0
+"""Where the server asks for more than that, wait this long, then twice as long each time it refuses again."""
+_SANE_S = 86_400.0
+_LIMIT_MAX = 10**9
 _EVIDENCE = 5
 """Fewer accepted requests than this say nothing about a limit at the first refusal."""
 _STRIKES = 3
-_QUICK_S = 3.0
 _TELL_AGAIN_S = 10.0
 _DOWN = frozenset({ErrorKind.CONNECTION, ErrorKind.TIMEOUT, ErrorKind.SERVER, ErrorKind.PROTOCOL})
 
@@ -312,7 +314,7 @@ class Limiter:
             self._concurrency.refused(now, permit.granted_at, permit.level)
         elif siege.active:
             siege.heard(now, hint)
-            if siege.axis is Axis.UNKNOWN:
+            if siege.axis is Axis.UNKNOWN and not siege.is_rate:
                 self._concurrency.refused(now, permit.granted_at, permit.level)
         elif permit.granted_at > siege.over_at:
             self._begin_siege(permit, axis, hint, now)
@@ -322,9 +324,12 @@ class Limiter:
             self._tell_pause(hint, axis)
         for pace in self._paces.values():
             pace.mark(now)
-        if axis is Axis.UNKNOWN and permit.level > 1:
+        is_rate = self._concurrency.stands(permit.level) or any(
+            pace.rate is not None and pace.near_limit for pace in self._paces.values()
+        )
+        if axis is Axis.UNKNOWN and not is_rate:
             self._concurrency.refused(now, permit.granted_at, permit.level)
-        self._siege.begin(now, axis, hint, is_rate=permit.level == 1)
+        self._siege.begin(now, axis, hint, is_rate=is_rate)
         self._gated = True
 
     def _end_siege(self, now: float) -> None:
@@ -333,14 +338,14 @@ class Limiter:
         A limit of requests at once lets the next one in as soon as one has ended; a limit per minute keeps refusing.
         """
         siege = self._siege
-        took = now - (siege.since if siege.since is not None else now)
+        since = siege.since if siege.since is not None else now
         siege.end(now)
         if siege.axis is Axis.CONCURRENCY:
             return
         if siege.axis is Axis.UNKNOWN and not siege.is_rate:
             self._strikes = [at for at in self._strikes if at > now - MINUTE]
             self._strikes.append(now)
-            if took < _QUICK_S and len(self._strikes) < _STRIKES:
+            if siege.quick and len(self._strikes) < _STRIKES:
                 return
             self._strikes.clear()
             self._concurrency.undo()
@@ -349,7 +354,7 @@ class Limiter:
             self._concurrency.restart(1)
             return
         for axis, pace in self._blamed(siege.axis):
-            pace.learn(now)
+            pace.learn(now, since)
             self._tell_pace(axis, pace, now)
 
     def _blamed(self, axis: Axis) -> list[tuple[Axis, RatePace]]:
@@ -359,12 +364,12 @@ class Limiter:
         return [item for item in self._paces.items() if item[1].near_limit] or list(self._paces.items())
 
     def _believe(self, retry_after: float | None) -> float | None:
-        """Bound a server's wait. Garbage is no hint; one beyond belief is a reason to ask more seldom, not to stop."""
-        if retry_after is None or not retry_after >= 0.0:
+        """Bound a server's wait. Garbage is no hint; a long one is a reason to ask more seldom, not to stop."""
+        if retry_after is None or not 0.0 <= retry_after <= _SANE_S:
             return None
         if retry_after <= HINT_MAX_S:
             return retry_after
-        return min(HINT_MAX_S, _DISBELIEF_S * 2.0 ** (self._siege.tries if self._siege.active else 0))
+        return min(HINT_MAX_S, _LONG_S * 2.0 ** (self._siege.tries if self._siege.active else 0))
 
     # -- headers ----------------------------------------------------------------------------------------------------
 
@@ -391,7 +396,7 @@ class Limiter:
 
     def _hear_limit(self, axis: Axis, pace: RatePace, limit: int, remaining: int | None, now: float) -> None:
         """Believe a limit that two replies name, unless they or what was accepted contradict it."""
-        if limit <= 0 or (remaining is not None and not 0 <= remaining <= limit):
+        if not 0 < limit <= _LIMIT_MAX or (remaining is not None and not 0 <= remaining <= limit):
             return
         accepted = pace.minute.total - self._in_use if axis is Axis.REQUESTS else pace.minute.total / 2
         if accepted > limit:

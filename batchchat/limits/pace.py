@@ -197,23 +197,23 @@ class RatePace:
         self.minute.advance(int(now * TICKS_PER_S))
         self._mark = self.minute.total
 
-    def learn(self, now: float) -> float:
-        """Draw the conclusion of a refusal that is over (something was accepted again); return the new rate.
+    def learn(self, now: float, since: float) -> None:
+        """Draw the conclusion of a refusal at `since` that is over: something was accepted again.
 
         Accepted in the minute before the refusal: the limit itself where the server counts windows. Accepted since,
         over the whole time with the wait in it: the limit of a bucket that refills steadily. The larger is right.
         """
         self.minute.advance(int(now * TICKS_PER_S))
         filled = self.minute.filled()
-        span = now - filled[0][0] / TICKS_PER_S if filled else MINUTE
+        span = now - min(since, filled[0][0] / TICKS_PER_S if filled else since)
         over_time = self.minute.total * MINUTE / min(MINUTE, max(1.0, span))
         estimate = max(self._mark or 0.0, over_time, 1.0)
         self._mark = None
         if self.rate is not None and self.learned is None and estimate >= 0.95 * self.rate:
             self._jitter = min(JITTER_MAX, 2 * self._jitter)
         else:
-            if self.rate is not None:
-                estimate = min(max(estimate, self.rate / 2), self.rate)
+            if self.learned is not None:
+                estimate = min(max(estimate, self.learned / 2), self.learned)
             again = abs(estimate - self._failed_at) <= 0.1 * self._failed_at
             self._hold_s = min(_HOLD_MAX_S, 2 * self._hold_s) if again else _HOLD_S
             self._failed_at = estimate
@@ -221,7 +221,6 @@ class RatePace:
             self._step = _STEP
             self.learned = _BELOW * estimate
         self._apply(now)
-        return self.rate or estimate
 
     def grow(self, now: float) -> bool:
         """Try a little more, where a learned pace holds requests back and has held for a while; tell whether it did."""
@@ -239,9 +238,10 @@ class RatePace:
         return True
 
     def told(self, now: float, limit: float) -> None:
-        """Take the provider's word for its limit; what refusals taught gives way to it."""
+        """Take the provider's word for its limit. The first word replaces what refusals taught; later ones bound it."""
+        if self.advertised is None or (self.learned is not None and self.learned >= limit):
+            self.learned = None
         self.advertised = limit
-        self.learned = None
         self._apply(now)
 
     def _apply(self, now: float) -> None:
