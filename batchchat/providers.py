@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit, urlunsplit
 
+from batchchat.records import Usage
+
 DEMO = "demo"
 
 
@@ -21,6 +23,15 @@ class Price:
     input: float
     output: float
     cached_input: float | None = None
+
+    def cost(self, usage: Usage) -> float:
+        """Money for these tokens; cached prompt tokens at their own price where there is one."""
+        prompt, output, cached = usage.prompt_tokens or 0, usage.completion_tokens or 0, usage.cached_tokens or 0
+        if self.cached_input is None:
+            cached = 0
+        cached = min(cached, prompt)
+        money = (prompt - cached) * self.input + cached * (self.cached_input or 0.0) + output * self.output
+        return money / 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +135,10 @@ PROFILES: Mapping[str, Provider] = {
         ),
         _profile("together", "https://api.together.xyz/v1", api_key_env="TOGETHER_API_KEY"),
         _profile("vllm", "http://127.0.0.1:8000/v1", note="Set base_url where the server is not on this machine."),
-        _profile("ollama", "http://127.0.0.1:11434/v1", note="Set base_url where the server is not on this machine."),
+        _profile(
+            "ollama",
+            "http://127.0.0.1:11434/v1",
+            note="Set base_url where the server is not on this machine.",
+        ),
     )
 }

@@ -102,18 +102,22 @@ class RowBatch:
 class Request:
     """The body of one chat completion and who asks for it.
 
-    `custom_id` is its identity: 32 hexadecimal digits. `tokens` is what is reserved against tokens per minute.
-    `batch` and `offset` say which row it stands for. The engine counts `attempts`, `usage` and times as it goes.
+    `custom_id` is its identity: 32 hexadecimal digits. `prompt_tokens` is a guess by size, `max_tokens` its own bound.
+    `batch` and `offset` say which row it stands for. The rest is the engine's: `attempts` made, those of them that
+    `counted` against the policy, those `unsent`, the `usage` of attempts that settled nothing, and times.
     """
 
     custom_id: str
     body: bytes
-    tokens: int
+    prompt_tokens: int
+    max_tokens: int | None
     batch: RowBatch
     offset: int
     key: str | None = None
     sample_index: int = 0
     attempts: int = 0
+    counted: int = 0
+    unsent: int = 0
     usage: Usage = Usage()
     started_at: int = 0
     active_s: float = 0.0

@@ -25,9 +25,9 @@ from batchchat.client import ChatClient
 from batchchat.engines import Answered, Feed, Settled, Sink
 from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable
 from batchchat.events import Event, InFlight, Listener
-from batchchat.limits import Limiter, Permit
+from batchchat.limits import Limiter, Permit, TokenEstimator
 from batchchat.records import Failure, Reply, Request, Usage, Verdict
-from batchchat.retry import RetryPolicy, decide
+from batchchat.retry import RetryAction, RetryPolicy, decide
 
 UNREACHABLE_S = 30.0
 """A host that refuses connections for this long, and has never answered anything, is not worth `retry.outage`."""
@@ -53,6 +53,7 @@ class LocalEngine:
         limiter: Limiter,
         policy: RetryPolicy,
         *,
+        estimator: TokenEstimator,
         listener: Listener,
         rng: random.Random | None = None,
         answered_before: bool = False,
@@ -62,6 +63,7 @@ class LocalEngine:
         self._limiter = limiter
         self._policy = policy
         self._listener = listener
+        self._estimator = estimator
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not cryptography
         self._wall_clock_us = wall_clock_us
         self.attempts = 0
@@ -209,11 +211,10 @@ class LocalEngine:
                     self._parked.append(parked)
                     await parked.wait()
                     continue
-                permit = self._limiter.try_acquire(request.tokens)
+                tokens = self._estimator.reserve(request.prompt_tokens, request.max_tokens)
+                permit = self._limiter.try_acquire(tokens, key=request.custom_id) or await self._permit(request, tokens)
                 if permit is None:
-                    permit = await self._permit(request)
-                    if permit is None:
-                        break
+                    break
                 await self._attempt(request, permit, sink)
                 if sink.full:
                     await self._idle(sink.room)
@@ -221,13 +222,13 @@ class LocalEngine:
             self._workers -= 1
             self._wake_for_end()
 
-    async def _permit(self, request: Request) -> Permit | None:
+    async def _permit(self, request: Request, tokens: int) -> Permit | None:
         """Wait for a permit; None when the wait was ended by `drain`, and the request stays open."""
         permit: Permit | None = None
         with anyio.CancelScope() as scope:
             self._idle_scopes.add(scope)
             try:
-                permit = await self._limiter.acquire(request.tokens)
+                permit = await self._limiter.acquire(tokens, key=request.custom_id)
             finally:
                 self._idle_scopes.discard(scope)
         return permit
@@ -261,6 +262,8 @@ class LocalEngine:
             self._model_answered = True
             if self._held:
                 self._release_held(sink)
+            if reply.usage is not None:
+                self._estimator.learn(request.prompt_tokens, reply.usage)
             sink.put(Settled(request, reply, None))
         else:
             self._unsuccessful(request, reply, sink, probe=permit.probe)
@@ -273,23 +276,31 @@ class LocalEngine:
         assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
         if not reply.sent:
             self._last_unreached = reply.failure.message
+            request.unsent += 1
+        # A probe of a provider that is down is the run's own question: its failure costs the row nothing.
+        counted = request.counted + (not probe)
         decision = decide(
-            reply, attempts=request.attempts, active_s=request.active_s, policy=self._policy, rng=self._rng
+            reply,
+            attempts=counted,
+            active_s=request.active_s,
+            policy=self._policy,
+            rng=self._rng,
+            unsent=request.unsent,
         )
-        if decision.action in {"retry", "rate_limit"}:
+        if decision.again:
             self.retries += 1
-            if decision.action == "rate_limit":
+            if decision.action is RetryAction.RATE_LIMIT:
                 self.rate_limited += 1
-            if not decision.counts or probe:
-                request.attempts -= 1
-            if decision.action == "retry":
+            else:
                 request.active_s += decision.delay_s
+            if decision.counts:
+                request.counted = counted
             self._tell_billed(request, reply.usage, sink)
             self._delay(request, decision.delay_s)
-        elif decision.action == "fatal":
+        elif decision.action is RetryAction.FATAL:
             self._tell_billed(request, reply.usage, sink)
             self._stop_for(NeedsHuman(reply.failure.message, remedy=_FATAL_REMEDY))
-        elif decision.action == "refused":
+        elif decision.action is RetryAction.REFUSED:
             self._refused(request, reply, sink)
         else:
             message = reply.failure.message

@@ -1,0 +1,233 @@
+"""The command line: parse, call, print, exit code. No logic of its own.
+
+Only click is imported here; each command imports what it needs when it runs, so that `batchchat --help` is quick.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import batchchat
+
+_EXIT_CODES = """\b
+Exit codes: 0 every row has a completion · 1 some rows failed · 2 bad usage, job
+file or input · 3 needs a human (key, model, credit) · 69 provider unavailable
+· 70 internal error · 74 disk trouble · 75 another run holds the output
+· 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM. All but 2 can be resumed by the
+same command."""
+
+
+class _Group(click.Group):
+    """Commands in the order they are written here, and the nearest name for one that does not exist."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if near:
+                error.message += f" Did you mean {near[0]!r}?"
+            elif Path(args[0]).suffix in {".yaml", ".yml"}:
+                error.message += f" To run a job: batchchat run {args[0]}"
+            raise
+
+
+@click.group(
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EXIT_CODES
+)
+@click.version_option(batchchat.__version__, prog_name="batchchat")
+def cli() -> None:
+    """Run one prompt over many rows, and never lose or pay twice for an answer.
+
+    Start with `batchchat init`, which writes a job to try, then `batchchat run` it. `batchchat plan` shows what a run would
+    send and cost before anything is sent.
+    """
+
+
+def main() -> None:
+    """Run the command line; the console script's entry point."""
+    from batchchat.cli.running import guarded
+
+    guarded(cli)
+
+
+_Command = Callable[..., Any]
+
+
+def _job_options(command: _Command) -> _Command:
+    """The options that `run` and `plan` share."""
+    options = [
+        click.argument("job", type=click.Path(path_type=Path)),
+        click.option(
+            "--input", "input_path", metavar="PATH", help="Read this input instead of the job's; - is standard input."
+        ),
+        click.option("--output", "output_path", metavar="DIR", help="Write to this folder instead of the job's."),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="FIELD=VALUE",
+            help="Set a field of the job by its dotted path, such as limits.concurrency=64. May be repeated.",
+        ),
+        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N rows only."),
+        click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Take N rows chosen at random."),
+        click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Seed of --sample."),
+        click.option(
+            "--retry-failed",
+            is_flag=False,
+            flag_value="transient",
+            metavar="[=KINDS]",
+            help="Try failed rows again now: transient (when no kinds are given), all, or kinds joined by commas.",
+        ),
+        click.option("--fresh", is_flag=True, help="Begin anew; the old output is set aside, not deleted."),
+        click.option("--prune", is_flag=True, help="Move records whose input is gone to the archive."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _json_option(command: _Command) -> _Command:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")(command)
+
+
+def _output_argument(command: _Command) -> _Command:
+    return click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))(command)
+
+
+@cli.command()
+@_job_options
+@click.option(
+    "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
+)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
+@_json_option
+def run(**options: Any) -> None:
+    """Run JOB, or go on with it where an earlier run stopped.
+
+    Rows that have an answer are passed over. Ctrl-C once lets the requests in flight end, twice stops at once; nothing
+    that was answered is lost either way.
+    """
+    from batchchat.cli.running import run_command
+
+    sys.exit(run_command(command=_command_line(), **options))
+
+
+@cli.command()
+@_job_options
+@_json_option
+def plan(**options: Any) -> None:
+    """Show what a run of JOB would do and cost. Sends nothing, writes nothing."""
+    from batchchat.cli.reading import plan_command
+
+    sys.exit(plan_command(**options))
+
+
+@cli.command()
+@_output_argument
+@_json_option
+def status(directory: Path, as_json: bool) -> None:
+    """Show how far the run into DIR is, or how the last one ended."""
+    from batchchat.cli.reading import status_command
+
+    sys.exit(status_command(directory, as_json=as_json))
+
+
+@cli.command()
+@_output_argument
+@click.option("--row", type=click.IntRange(min=0), metavar="N", help="Show the record of row N (the first is 0).")
+@click.option("--failed", is_flag=True, help="Show failed records only.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Show at most N records."
+)
+@_json_option
+def show(directory: Path, row: int | None, failed: bool, limit: int, as_json: bool) -> None:
+    """Look at records of DIR: messages in, completion out."""
+    from batchchat.cli.reading import show_command
+
+    sys.exit(show_command(directory, row=row, failed=failed, limit=limit, as_json=as_json))
+
+
+@cli.command()
+@_output_argument
+@click.option(
+    "-o",
+    "--to",
+    "target",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A .parquet, .jsonl or .csv file.",
+)
+@click.option(
+    "--input", "input_path", metavar="PATH", help="Take positions and columns from this input, not the job's own."
+)
+@click.option("--force", is_flag=True, help="Write over an existing file.")
+def export(directory: Path, target: Path, input_path: str | None, force: bool) -> None:
+    """Write the records of DIR to one file, in the order of the current input."""
+    from batchchat.cli.reading import export_command
+
+    sys.exit(export_command(directory, target, input_path=input_path, force=force))
+
+
+@cli.command()
+@_output_argument
+@_json_option
+def verify(directory: Path, as_json: bool) -> None:
+    """Read everything in DIR and check it."""
+    from batchchat.cli.reading import verify_command
+
+    sys.exit(verify_command(directory, as_json=as_json))
+
+
+@cli.command()
+@click.argument("name", default="demo")
+@click.option("--force", is_flag=True, help="Write over existing files.")
+def init(name: str, force: bool) -> None:
+    """Write NAME.yaml, a commented job to start from, and a few sample rows. It runs as it is."""
+    from batchchat.cli.starting import init_command
+
+    sys.exit(init_command(name, force=force))
+
+
+@cli.command("demo-server")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Everything the server does follows from it.")
+@click.option("--latency", default="0.35s", show_default=True, metavar="TIME", help="Median time to an answer.")
+@click.option("--requests-per-minute", type=click.IntRange(min=1), metavar="N", help="Refuse more with 429.")
+@click.option("--tokens-per-minute", type=click.IntRange(min=1), metavar="N", help="Refuse more with 429.")
+@click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="Refuse more at once with 429.")
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="NAME=SHARE",
+    help="Let a share of requests go wrong, such as error_503=0.05. May be repeated; a wrong name lists them all.",
+)
+@click.option("--key-env", metavar="VARIABLE", help="Ask for the key that this environment variable holds.")
+def demo_server(**options: Any) -> None:
+    """Run the embedded demo provider as a server of its own, to try limits and faults against."""
+    from batchchat.cli.starting import demo_server_command
+
+    sys.exit(demo_server_command(**options))
+
+
+def _command_line() -> str:
+    """The command as the person typed it, to be shown again as the way to go on."""
+    return shlex.join(["batchchat", *(argument for argument in sys.argv[1:] if argument != "--fresh")])

@@ -1,0 +1,113 @@
+"""The commands that only look: plan, status, show, export, verify."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from batchchat.cli.running import errors, print_json, read_kinds, results
+
+
+def plan_command(
+    *,
+    job: Path,
+    input_path: str | None,
+    output_path: str | None,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    sample: int | None,
+    seed: int,
+    retry_failed: str | None,
+    fresh: bool,
+    prune: bool,
+    as_json: bool,
+) -> int:
+    """Print what a run would do."""
+    import sys
+    from dataclasses import replace
+
+    from batchchat.cli.report import as_json as to_json
+    from batchchat.cli.report import render_plan
+    from batchchat.job import load_job
+    from batchchat.plan import plan_job
+    from batchchat.run import RunOptions
+
+    loaded = load_job(job, overrides=overrides, input=input_path, output=output_path)
+    options = RunOptions(
+        limit=limit, sample=sample, seed=seed, retry_failed=read_kinds(retry_failed), fresh=fresh, prune=prune
+    )
+    view = plan_job(loaded, options)
+    arguments = ["run" if argument == "plan" else argument for argument in sys.argv[1:] if argument != "--json"]
+    view = replace(view, command=shlex.join(["batchchat", *arguments]))
+    _show(view, render_plan, to_json, as_json=as_json)
+    return 0
+
+
+def status_command(directory: Path, *, as_json: bool) -> int:
+    """Print how far a run is."""
+    from batchchat.cli.report import as_json as to_json
+    from batchchat.cli.report import render_status
+    from batchchat.inspection import status_of
+
+    _show(status_of(directory), render_status, to_json, as_json=as_json)
+    return 0
+
+
+def show_command(directory: Path, *, row: int | None, failed: bool, limit: int, as_json: bool) -> int:
+    """Print records."""
+    from batchchat.cli.report import as_json as to_json
+    from batchchat.cli.report import render_record
+    from batchchat.inspection import find_records
+
+    found = 0
+    terminal = results()
+    for view in find_records(directory, row=row, failed=failed, limit=limit):
+        if as_json:
+            print_json(to_json(view))
+        else:
+            if found:
+                terminal.write_line("")
+            terminal.print(render_record(view))
+        found += 1
+    if not found:
+        what = "failed record" if failed else "record"
+        errors().write_line(f"no {what}{f' of row {row}' if row is not None else ''} in {directory}")
+    elif found == limit and row is None:
+        errors().write_line(f"shown: {found}; --limit shows more, --row N a certain one")
+    return 0
+
+
+def export_command(directory: Path, target: Path, *, input_path: str | None, force: bool) -> int:
+    """Write one file in input order."""
+    from batchchat.export import export
+
+    done = export(directory, target, input_path=input_path, force=force)
+    text = f"{done.rows:,} rows written to {target}"
+    if done.missing:
+        text += f"; {done.missing:,} rows of the input have no record yet and are left out"
+    errors().write_line(text)
+    return 0
+
+
+def verify_command(directory: Path, *, as_json: bool) -> int:
+    """Check an output; 74 where something is wrong."""
+    from batchchat.cli.report import as_json as to_json
+    from batchchat.store import verify
+
+    report = verify(directory)
+    if as_json:
+        print_json(to_json(report))
+    else:
+        terminal = results()
+        for problem in report.problems:
+            terminal.write_line(problem)
+        terminal.write_line(report.text)
+    return 74 if report.problems else 0
+
+
+def _show(view: Any, render: Any, to_json: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(to_json(view))
+    else:
+        results().print(render(view))

@@ -1,0 +1,238 @@
+"""`batchchat run`, and how every command ends: signals, closed streams, exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from batchchat.cli.logs import LogListener, library_logs
+from batchchat.cli.terminal import Terminal, mask
+from batchchat.errors import BatchchatError, UsageError
+
+_REASONS = {
+    signal.SIGINT: "stopped by Ctrl-C (SIGINT)",
+    signal.SIGTERM: "stopped by SIGTERM",
+    signal.SIGHUP: "stopped by SIGHUP: the terminal was closed",
+}
+
+
+def guarded(command: click.Command) -> None:
+    """Run a click command and leave with its exit code, whatever happens to the streams meanwhile."""
+    code = 70
+    try:
+        command.main(prog_name="batchchat", standalone_mode=False)
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except click.exceptions.Exit as exit_:
+        code = exit_.exit_code
+    except click.ClickException as error:
+        errors().write_line(_click_text(error))
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except BatchchatError as error:
+        tell_error(error)
+        code = error.exit_code
+    except Exception:  # noqa: BLE001 - the last resort: tell it, masked, with the code for it
+        errors().write_line(traceback.format_exc().rstrip())
+        errors().write_line("error: this is a fault in batchchat itself; the output can be resumed")
+    leave(code)
+
+
+def errors() -> Terminal:
+    """Standard error."""
+    return Terminal(sys.stderr)
+
+
+def results() -> Terminal:
+    """Standard output."""
+    return Terminal(sys.stdout)
+
+
+def tell_error(error: BatchchatError) -> None:
+    """Say what is wrong and what to do about it."""
+    terminal = errors()
+    for number, line in enumerate(error.message.splitlines() or [""]):
+        terminal.write_line(line if number else f"error: {line}")
+    if error.remedy:
+        terminal.write_line(error.remedy)
+
+
+def _click_text(error: click.ClickException) -> str:
+    text = f"error: {error.format_message()}"
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        text += f"\nTry '{error.ctx.command_path} --help'."
+    return text
+
+
+def leave(code: int) -> None:
+    """End the process with this code, also where a stream is closed or a thread waits for input for ever."""
+    for terminal in (errors(), results()):
+        terminal.stream.flush()
+    waiting = [
+        thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon
+    ]
+    if waiting:
+        os._exit(code)
+    sys.exit(code)
+
+
+def event_loop_options() -> dict[str, Any]:
+    """anyio's options for the fastest event loop there is."""
+    try:
+        import uvloop  # noqa: F401 - only to see whether it is there
+    except ImportError:
+        return {}
+    return {"use_uvloop": True}
+
+
+def run_command(
+    *,
+    command: str,
+    job: Path,
+    input_path: str | None,
+    output_path: str | None,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    sample: int | None,
+    seed: int,
+    retry_failed: str | None,
+    fresh: bool,
+    prune: bool,
+    grace: str,
+    log_format: str,
+    verbose: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Run a job with progress on standard error and the summary at the end; return the exit code."""
+    import anyio
+
+    from batchchat.cli.display import progress
+    from batchchat.cli.report import render_summary, summary_json
+    from batchchat.job import load_job
+    from batchchat.run import RunOptions, StopRequest, run_job
+
+    terminal = errors()
+    log = LogListener(
+        terminal,
+        level="debug" if verbose else "warning" if quiet else "info",
+        format="json" if log_format == "json" else "text",
+    )
+    loaded = load_job(job, overrides=overrides, input=input_path, output=output_path)
+    _hide_key(loaded)
+    options = RunOptions(
+        limit=limit,
+        sample=sample,
+        seed=seed,
+        retry_failed=read_kinds(retry_failed),
+        fresh=fresh,
+        prune=prune,
+        grace=read_duration("--grace", grace),
+        command=command,
+    )
+    stop = StopRequest()
+    with library_logs(log), progress(terminal, log) as display:
+
+        async def work() -> Any:
+            async with anyio.create_task_group() as group:
+                await group.start(_watch_signals, stop, terminal)
+                summary = await run_job(loaded, options=options, listener=log, on_snapshot=display.update, stop=stop)
+                group.cancel_scope.cancel()
+            return summary
+
+        try:
+            summary = anyio.run(work, backend_options=event_loop_options())
+        except BaseExceptionGroup as group:
+            raise _single(group) from None
+    if as_json:
+        print_json(summary_json(summary))
+    elif log_format == "json":
+        from batchchat.events import Event
+
+        log(Event("run_ended", summary.reason or "the pass ended", "info", summary_json(summary)))
+    elif not quiet or summary.exit_code:
+        terminal.print(render_summary(summary))
+    return summary.exit_code
+
+
+def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error inside a task group's wrapping."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+async def _watch_signals(stop: Any, terminal: Terminal, *, task_status: Any) -> None:
+    """First signal: drain. Second: end at once. Before anything was sent, or at the third: leave right now."""
+    import anyio
+
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        wanted.append(signal.SIGHUP)
+    with anyio.open_signal_receiver(*wanted) as received:
+        task_status.started()
+        async for number in received:
+            if not stop.watched or stop.asked >= 2:
+                terminal.write_line(f"{_REASONS[number]}; the same command goes on")
+                leave_now(128 + number)
+            stop.stop(reason=_REASONS[number], exit_code=128 + number)
+
+
+def leave_now(code: int) -> None:
+    """End the process without waiting for threads: what was committed is durable, the rest stays open."""
+    os._exit(code)
+
+
+def _hide_key(job: Any) -> None:
+    """Let no line that this process prints hold the key."""
+    from batchchat.job import load_keys
+
+    provider = job.resolved_provider()
+    if provider.api_key_env:
+        mask.register(load_keys(job).get(provider.api_key_env))
+
+
+def read_kinds(text: str | None) -> Any:
+    """The failure kinds that `--retry-failed` names."""
+    from batchchat.job import failed_kinds
+    from batchchat.records import ErrorKind
+
+    if text is None:
+        return None
+    if text in {"none", "transient", "all"}:
+        return failed_kinds(text)  # type: ignore[arg-type]  # one of its literals
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in set(ErrorKind)]
+    if unknown or not names:
+        known = ", ".join(["transient", "all", *ErrorKind])
+        raise UsageError(f"--retry-failed: {', '.join(unknown) or 'nothing'} is no kind of failure", remedy=f"Known are {known}.")
+    return frozenset(ErrorKind(name) for name in names)
+
+
+def read_duration(option: str, text: str) -> float:
+    """A duration option in seconds."""
+    from batchchat.job import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
+def print_json(value: Any) -> None:
+    """Print a result to standard output."""
+    import json
+
+    terminal = results()
+    terminal.stream.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    terminal.stream.flush()

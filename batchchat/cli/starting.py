@@ -1,0 +1,99 @@
+"""The commands to begin with: `init` and `demo-server`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from importlib import resources
+from pathlib import Path
+
+from batchchat.cli.running import errors, read_duration, results
+from batchchat.errors import StorageError, UsageError
+
+_STARTER = {"{name}.yaml": "job.yaml", "{name}-rows.jsonl": "rows.jsonl"}
+
+
+def init_command(name: str, *, force: bool) -> int:
+    """Write a job and a few rows that it runs on."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        path = path.with_suffix("")
+    job_name = path.name
+    if not job_name or not all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in job_name):
+        raise UsageError(f"{name!r} is no name for a job", remedy="Letters, digits, dot, dash and underscore are.")
+    folder = resources.files("batchchat") / "starter"
+    written = []
+    targets = {path.parent / target.format(name=job_name): source for target, source in _STARTER.items()}
+    for target in targets:
+        if target.exists() and not force:
+            raise UsageError(f"{target} exists already", remedy="Choose another name, or give --force to write over it.")
+    for target, source in targets.items():
+        text = (folder / source).read_text(encoding="utf-8").replace("NAME", job_name)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{target} cannot be written: {error.strerror}") from error
+        written.append(target)
+    job = shlex.quote(str(path.parent / f"{job_name}.yaml"))
+    terminal = results()
+    for target in written:
+        terminal.write_line(f"wrote {target}")
+    terminal.write_line(f"\nSee what it would send:  batchchat plan {job}\nRun it:                  batchchat run {job}")
+    return 0
+
+
+def demo_server_command(
+    *,
+    host: str,
+    port: int,
+    seed: int,
+    latency: str,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    concurrency: int | None,
+    faults: tuple[str, ...],
+    key_env: str | None,
+) -> int:
+    """Serve until a signal ends it."""
+    from batchchat.demo import DemoOptions, serve
+
+    key = None
+    if key_env is not None:
+        key = os.environ.get(key_env)
+        if not key:
+            raise UsageError(f"--key-env: the environment variable {key_env} is not set")
+    try:
+        options = DemoOptions(
+            seed=seed,
+            latency_s=read_duration("--latency", latency),
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            concurrency=concurrency,
+            faults=_read_faults(faults),
+            api_key=key,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+    def started(base_url: str) -> None:
+        terminal = results()
+        terminal.write_line(base_url)
+        errors().write_line(f"the demo provider listens; use it with  --set provider.base_url={base_url}")
+
+    try:
+        serve(options, host, port, started)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}", remedy="--port 0 takes a free port.") from None
+    return 0
+
+
+def _read_faults(texts: tuple[str, ...]) -> dict[str, float]:
+    faults = {}
+    for text in texts:
+        name, equals, share = text.partition("=")
+        try:
+            faults[name.strip()] = float(share) if equals else 1.0
+        except ValueError:
+            raise UsageError(f"--fault {text}: the share is a number from 0 to 1, such as {name}=0.05") from None
+    return faults

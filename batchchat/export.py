@@ -1,0 +1,193 @@
+"""One file in input order: the records of an output joined to the current input by `custom_id`. Blocking code.
+
+Positions and carried columns come from the input as it is now; the outcome comes from the record. A row that has no record is
+left out and counted. Memory holds the identities (36 bytes a record) and a few parts, not the dataset.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchchat.errors import StorageError, UsageError
+from batchchat.inspection import job_of
+from batchchat.intake import Intake
+from batchchat.records import RECORD_COLUMNS, RowBatch
+from batchchat.run.preparation import prepare
+from batchchat.store import Output, read_state
+from batchchat.store.index import KeyIndex, RecordIndex
+
+FORMATS = (".parquet", ".jsonl", ".csv")
+_BLOCKS_KEPT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """How many rows were written, and how many rows of the input have no record."""
+
+    rows: int
+    missing: int
+
+
+def export(directory: Path, target: Path, *, input_path: str | None = None, force: bool = False) -> Exported:
+    """Write the records of the current input's rows to one `.parquet`, `.jsonl` or `.csv` file, whole or not at all.
+
+    Raises UsageError for a target that cannot be written, StorageError where the disk fails.
+    """
+    if target.suffix not in FORMATS:
+        raise UsageError(f"{target}: unknown extension", remedy=f"Known are {', '.join(FORMATS)}.")
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists already", remedy="Choose another name, or give --force to write over it.")
+    output = read_state(directory)
+    if output.schema is None:
+        raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
+    job = job_of(output.job)
+    if input_path is not None:
+        path = input_path if input_path == "-" else str(Path(input_path).absolute())
+        job = job.model_copy(update={"input": job.input.model_copy(update={"path": path})})
+    prepared = prepare(job, frozen=output.input_schema)
+    intake = Intake(
+        prepared.template,
+        prepared.identity,
+        index=RecordIndex(),
+        keys=KeyIndex() if job.input.key is not None else None,
+        key_column=job.input.key,
+        reopens=frozenset(),
+        selection=prepared.selection,
+    )
+    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
+    rows = 0
+    try:
+        with _opened(draft, output.schema, target.suffix) as write:
+            for batch in _joined(prepared.batches(), intake, _Records(output), output.schema):
+                write(batch)
+                rows += batch.num_rows
+        draft.replace(target)
+    except OSError as error:
+        raise StorageError(f"{target}: {error.strerror or error}", remedy="Choose another place for the file.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return Exported(rows, intake.counts.rows - rows)
+
+
+def _joined(
+    batches: Iterator[RowBatch], intake: Intake, records: _Records, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    own = [name for name in schema.names if name in RECORD_COLUMNS]
+    carried = [name for name in schema.names if name not in RECORD_COLUMNS]
+    for batch in batches:
+        found = intake.sort(batch, 0, len(batch.values))
+        rows = sorted([(each.offset, each.custom_id) for each in (*found.requests, *found.invalid)])
+        offsets, outcome = records.find(rows, own)
+        if not offsets:
+            continue
+        columns = batch.columns.take(pa.array(offsets, pa.int64()))
+        arrays = {name: columns.column(name) for name in carried}
+        arrays |= {name: outcome.column(name).combine_chunks() for name in own}
+        arrays["row_index"] = pa.array([batch.first_index + offset for offset in offsets], pa.int64())
+        arrays["source"] = pa.array([batch.source] * len(offsets), pa.string())
+        yield pa.RecordBatch.from_arrays([arrays[field.name].cast(field.type) for field in schema], schema=schema)
+
+
+class _Records:
+    """Records by `custom_id`: their identities in memory, their contents block by block as they are asked for."""
+
+    def __init__(self, output: Output) -> None:
+        self._blocks: list[Callable[[], pa.Table]] = []
+        self._starts: list[int] = []
+        self._loaded: OrderedDict[int, pa.Table] = OrderedDict()
+        ids: list[pa.ChunkedArray] = []
+        start = 0
+        # What is only in the journal comes first: of two records with one identity it is the newer.
+        blocks = [] if output.pending is None else [lambda: output.pending]
+        blocks += [partial(output.read_part, name) for name in output.part_names()]
+        for block in blocks:
+            column = block().column("custom_id")
+            self._blocks.append(block)
+            self._starts.append(start)
+            start += len(column)
+            ids += column.chunks
+        self._ids = pa.chunked_array(ids, pa.string()).combine_chunks() if ids else pa.array([], pa.string())
+
+    def find(self, rows: list[tuple[int, str]], columns: list[str]) -> tuple[list[int], pa.Table]:
+        """The offsets of those rows that have a record, and the records' own columns in the same order."""
+        wanted = pa.array([custom_id for _, custom_id in rows], pa.string())
+        places = pc.index_in(wanted, value_set=self._ids).to_pylist()
+        by_block: dict[int, list[tuple[int, int]]] = {}
+        for (offset, _), place in zip(rows, places, strict=True):
+            if place is not None:
+                block = bisect_right(self._starts, place) - 1
+                by_block.setdefault(block, []).append((offset, place - self._starts[block]))
+        tables, offsets = [], []
+        for block, found in by_block.items():
+            tables.append(self._load(block).select(columns).take(pa.array([place for _, place in found], pa.int64())))
+            offsets += [offset for offset, _ in found]
+        if not tables:
+            return [], pa.table({})
+        table = pa.concat_tables(tables)
+        order = sorted(range(len(offsets)), key=offsets.__getitem__)
+        return [offsets[place] for place in order], table.take(pa.array(order, pa.int64()))
+
+    def _load(self, block: int) -> pa.Table:
+        table = self._loaded.pop(block, None)
+        if table is None:
+            table = self._blocks[block]()
+            while len(self._loaded) >= _BLOCKS_KEPT:
+                self._loaded.popitem(last=False)
+        self._loaded[block] = table
+        return table
+
+
+@contextmanager
+def _opened(path: Path, schema: pa.Schema, kind: str) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    if kind == ".parquet":
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            yield writer.write_batch
+    elif kind == ".jsonl":
+        with path.open("wb") as file:
+            yield partial(_write_lines, file)
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(schema.names)
+            yield partial(_write_cells, table)
+
+
+def _write_lines(file: IO[bytes], batch: pa.RecordBatch) -> None:
+    for row in batch.to_pylist():
+        file.write(orjson.dumps(row, default=_plain, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z))
+
+
+def _write_cells(table: Any, batch: pa.RecordBatch) -> None:
+    for row in batch.to_pylist():
+        table.writerow([_cell(value) for value in row.values()])
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        return orjson.dumps(value, default=_plain).decode()
+    return _plain(value) if isinstance(value, bytes | datetime) else value
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON lacks: bytes as base64, everything else (decimals, durations) as its text."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value)

@@ -1,0 +1,192 @@
+"""Looking at an output: how far it is, and single records with what went in. Works while a run is going. Blocking code."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchchat.errors import BatchchatError
+from batchchat.events import FailureGroup, InFlight, Pace, Snapshot
+from batchchat.job import Job, validate_job
+from batchchat.records import RECORD_COLUMNS, Spend
+from batchchat.store import Output, read_state
+from batchchat.template import RowTemplateError, Template, compile_template
+from batchchat.views import LastRun, RecordView, Running, StatusView
+
+
+def status_of(directory: Path) -> StatusView:
+    """Tell what an output holds, and about the run that is going on or the one that ended last."""
+    output = read_state(directory)
+    counts: dict[str | None, int] = {}
+    examples: dict[str, tuple[str, int]] = {}
+    for batch in output.records(["status", "error_kind", "error_message", "row_index"]):
+        _count(batch, counts, examples)
+    ok = counts.pop(None, 0)
+    groups = [
+        FailureGroup(kind or "", number, *examples.get(kind or "", ("", 0)))
+        for kind, number in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+    running, last, live = None, None, None
+    if output.holder is not None:
+        holder = output.holder
+        since = str(holder.get("started_at", ""))
+        running = Running(int(holder.get("pid", 0)), str(holder.get("host", "")), _local(since))
+        live = _snapshot(output.live) if output.live else None
+    if output.runs:
+        ended = output.runs[-1]
+        last = LastRun(ended["run_id"], ended.get("exit_code"), ended.get("reason"), _local(ended.get("ended_at")))
+    if running is None and output.live and (last is None or output.live.get("run_id") != last.run_id):
+        last = LastRun(str(output.live.get("run_id")), None, "it ended without a word: killed, or the machine went down", None)
+    job_file = output.job.get("file")
+    return StatusView(
+        job=str(output.job.get("name", "")),
+        output=str(directory),
+        running=running,
+        last=last,
+        ok=ok,
+        failed=sum(counts.values()),
+        open=_open_rows(output, ok + sum(counts.values()), live),
+        failures=groups,
+        spent=output.spend,
+        currency=(output.live or {}).get("currency"),
+        live=live,
+        command=f"batchchat run {shlex.quote(job_file)}" if job_file and running is None else None,
+    )
+
+
+def _count(
+    batch: pa.RecordBatch, counts: dict[str | None, int], examples: dict[str, tuple[str, int]]
+) -> None:
+    failed = pc.equal(batch.column("status"), "failed")
+    bad = batch.filter(failed)
+    counts[None] = counts.get(None, 0) + batch.num_rows - bad.num_rows
+    for kind, message, row in zip(
+        bad.column("error_kind").to_pylist(),
+        bad.column("error_message").to_pylist(),
+        bad.column("row_index").to_pylist(),
+        strict=True,
+    ):
+        counts[kind] = counts.get(kind, 0) + 1
+        examples.setdefault(kind, (message or "", row))
+
+
+def _open_rows(output: Output, settled: int, live: Snapshot | None) -> int | None:
+    if live is not None:
+        return max(0, live.total - settled) if live.total is not None else None
+    if output.runs:
+        left = output.runs[-1].get("open")
+        return left if isinstance(left, int) else None
+    return None
+
+
+def _local(stamp: str | None) -> str:
+    if not stamp:
+        return ""
+    try:
+        return datetime.fromisoformat(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return stamp
+
+
+def _snapshot(data: Mapping[str, Any]) -> Snapshot | None:
+    """A snapshot as it was written to the live file; None where another version wrote it."""
+    try:
+        fields = dict(data)
+        fields["spend"] = Spend(**fields["spend"]) if isinstance(fields["spend"], dict) else Spend(*fields["spend"])
+        fields["failures"] = tuple(FailureGroup(**group) for group in fields["failures"])
+        fields["pace"] = Pace(**fields["pace"])
+        fields["oldest"] = tuple(InFlight(**request) for request in fields["oldest"])
+        return Snapshot(**fields)
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def find_records(
+    directory: Path, *, row: int | None = None, failed: bool = False, limit: int | None = None
+) -> Iterator[RecordView]:
+    """Yield records of an output in the order of its parts, with the messages as their run's own job renders them."""
+    output = read_state(directory)
+    templates = _Templates(output)
+    found = 0
+    for batch in output.records():
+        mask = None
+        if row is not None:
+            mask = pc.equal(batch.column("row_index"), row)
+        if failed:
+            is_failed = pc.equal(batch.column("status"), "failed")
+            mask = is_failed if mask is None else pc.and_(mask, is_failed)
+        chosen = batch if mask is None else batch.filter(mask)
+        for record in chosen.to_pylist():
+            yield _view(output, templates, record)
+            found += 1
+            if limit is not None and found >= limit:
+                return
+
+
+def _view(output: Output, templates: _Templates, record: dict[str, Any]) -> RecordView:
+    own = {name: record.pop(name) for name in RECORD_COLUMNS if name in record}
+    messages, note = templates.messages(own["run_id"], record)
+    return RecordView(record, own, messages, note)
+
+
+class _Templates:
+    """The template of each run, from its own snapshot of the job."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._compiled: dict[str, Template | str] = {}
+
+    def messages(self, run_id: str, columns: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, str]:
+        """The messages that a record's row rendered to, or why they cannot be told."""
+        template = self._template(run_id)
+        if isinstance(template, str):
+            return None, template
+        try:
+            body = orjson.loads(template.render(self._values(columns)).body)
+        except RowTemplateError as error:
+            return None, f"its messages cannot be rendered: {error}"
+        messages: list[dict[str, Any]] = body["messages"]
+        return messages, ""
+
+    def _template(self, run_id: str) -> Template | str:
+        if run_id not in self._compiled:
+            self._compiled[run_id] = self._compile(run_id)
+        return self._compiled[run_id]
+
+    def _compile(self, run_id: str) -> Template | str:
+        snapshot = self._output.snapshot(run_id)
+        if snapshot is None:
+            return f"the job of run {run_id} is not there any more"
+        try:
+            job = job_of(snapshot)
+            return compile_template(job.messages, job.params.as_body(), model=job.model)
+        except BatchchatError as error:
+            return f"the job of run {run_id} cannot be read: {error.message}"
+
+    def _values(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """A row as the template saw it: the input's own names, and what did not fit its column."""
+        schema = self._output.input_schema
+        values: dict[str, Any] = {}
+        for name, value in columns.items():
+            if name == "input_extra":
+                continue
+            field = schema.field(name) if schema is not None and name in schema.names else None
+            original = (field.metadata or {}).get(b"batchchat.name") if field is not None else None
+            values[original.decode() if original else name] = value
+        extra = columns.get("input_extra")
+        if isinstance(extra, str):
+            values.update(orjson.loads(extra))
+        return values
+
+
+def job_of(snapshot: Mapping[str, Any]) -> Job:
+    """The job that a snapshot was made from."""
+    data = {name: value for name, value in snapshot.items() if name != "file"}
+    return validate_job(data, file=Path(snapshot["file"]) if snapshot.get("file") else None)

@@ -1,0 +1,157 @@
+"""What a run would do and cost, without sending or writing anything. Blocking code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from batchchat.intake import Intake, Sorted
+from batchchat.job import Job, api_key, load_keys
+from batchchat.errors import JobError
+from batchchat.providers import DEMO, Provider
+from batchchat.records import Spend, Usage
+from batchchat.run.options import RunOptions
+from batchchat.run.preparation import prepare
+from batchchat.store import frozen_schema, is_output, read_state
+from batchchat.store.index import KeyIndex, RecordIndex
+from batchchat.views import PlanView, RequestPreview
+
+_PREVIEWS = 2
+_EXPECTED_COMPLETION = 256
+_EXPECTED_LATENCY_S = 2.0
+_UNSET_CONCURRENCY = 64
+
+
+def plan_job(job: Job, options: RunOptions = RunOptions(), *, previews: int = _PREVIEWS) -> PlanView:  # noqa: B008
+    """Read the whole input, render every row, and tell what a run would send. Raises UsageError."""
+    directory = Path(job.output.path)
+    fresh = options.fresh or not is_output(directory)
+    frozen = None if fresh else frozen_schema(directory)
+    prepared = prepare(job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed)
+    provider = prepared.provider
+    history = _History(directory, fresh=fresh, job=job)
+    reopens = options.retry_failed
+    intake = Intake(
+        prepared.template,
+        prepared.identity,
+        index=history.index,
+        keys=history.keys,
+        key_column=job.input.key,
+        reopens=job.retry.reopens() if reopens is None else reopens,
+        selection=prepared.selection,
+    )
+    shown: list[RequestPreview] = []
+    prompt_tokens, completion_tokens = 0.0, 0.0
+    for batch in prepared.batches():
+        if prepared.selection.past(batch.first_index):
+            break
+        found = intake.sort(batch, 0, len(batch.values))
+        _preview(found, shown, previews)
+        for request in found.requests:
+            prompt_tokens += request.prompt_tokens * history.prompt_ratio
+            completion_tokens += min(history.completion, request.max_tokens or math.inf)
+    counts, live = intake.counts, history.index.counts()
+    duration, binding = _duration(counts.to_send, prompt_tokens + completion_tokens, job, provider, history.latency_s)
+    price = provider.prices.get(job.model)
+    usage = Usage(round(prompt_tokens), round(completion_tokens))
+    return PlanView(
+        job=job.name,
+        input=job.input.path,
+        output=job.output.path,
+        provider=provider.name,
+        model=job.model,
+        previews=shown,
+        new=counts.new,
+        changed=counts.changed,
+        done=counts.done,
+        failed=counts.failed_before + counts.reopened,
+        retried=counts.reopened,
+        archived=counts.archived,
+        unreadable=counts.invalid,
+        kept=live.kept - counts.changed if job.input.key is not None else live.kept,
+        requests=counts.to_send,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cost=price.cost(usage) if price else None,
+        currency=provider.currency if price else None,
+        prices_as_of=provider.prices_as_of if price else None,
+        duration_s=duration,
+        binding=binding,
+        method=history.method,
+        spent=history.spent,
+        warnings=[*prepared.source.warnings, *_key_warning(job, provider)],
+        note=provider.note if provider.name == DEMO else "",
+    )
+
+
+class _History:
+    """What an earlier run into the same output teaches: what is done, how long answers are, how long they take."""
+
+    def __init__(self, directory: Path, *, fresh: bool, job: Job) -> None:
+        self.index, self.keys = RecordIndex(), KeyIndex() if job.input.key is not None else None
+        self.prompt_ratio, self.completion, self.latency_s = 1.0, float(_EXPECTED_COMPLETION), _EXPECTED_LATENCY_S
+        self.method = (
+            "prompt tokens by size (4 characters a token in Latin script, 3 bytes otherwise), "
+            f"{_EXPECTED_COMPLETION} tokens an answer or max_tokens if less, {_EXPECTED_LATENCY_S:g} s an answer; "
+            "corrected by what was really used once there are answers"
+        )
+        self.spent = Spend()
+        if fresh:
+            return
+        output = read_state(directory)
+        self.index, self.keys = output.load_index(with_keys=job.input.key is not None)
+        self.spent = output.spend
+        answered, completion, latency = 0, 0, 0.0
+        for batch in output.records(["status", "completion_tokens", "latency_s"]):
+            for row in batch.to_pylist():
+                if row["status"] == "ok" and row["completion_tokens"] is not None and row["latency_s"] is not None:
+                    answered += 1
+                    completion += row["completion_tokens"]
+                    latency += row["latency_s"]
+        if answered:
+            self.completion, self.latency_s = completion / answered, latency / answered
+            self.method = (
+                "prompt tokens by size (4 characters a token in Latin script, 3 bytes otherwise); length and time of "
+                f"an answer from the {answered:,} answers that are here"
+            )
+
+
+def _preview(found: Sorted, shown: list[RequestPreview], previews: int) -> None:
+    for request in found.requests[: max(0, previews - len(shown))]:
+        body: dict[str, Any] = orjson.loads(request.body)
+        messages: Sequence[dict[str, Any]] = body["messages"]
+        shown.append(RequestPreview(request.custom_id, request.row_index, request.key, messages, request.sample_index))
+
+
+def _duration(
+    requests: int, tokens: float, job: Job, provider: Provider, latency_s: float
+) -> tuple[float | None, str | None]:
+    """Seconds under the limits, and the limit that decides them."""
+    if not requests:
+        return 0.0, None
+    limits = job.limits
+    per_minute = limits.requests_per_minute or provider.requests_per_minute
+    token_rate = limits.tokens_per_minute or provider.tokens_per_minute
+    concurrency = limits.concurrency or provider.concurrency or _UNSET_CONCURRENCY
+    times = {"concurrency": math.ceil(requests / concurrency) * latency_s}
+    if per_minute:
+        times["requests per minute"] = requests / per_minute * 60
+    if token_rate:
+        times["tokens per minute"] = tokens / token_rate * 60
+    binding = max(times, key=lambda name: times[name])
+    return times[binding], binding
+
+
+def _key_warning(job: Job, provider: Provider) -> list[str]:
+    """A missing key stops a run, not a plan; it is said all the same."""
+    try:
+        api_key(job, provider, load_keys(job))
+    except JobError as error:
+        return [f"{error.message} A run needs it."]
+    return []
+
+

@@ -1,0 +1,472 @@
+"""A run: one execution of a job into an output directory.
+
+`run_job` puts the parts together: it prepares the job, opens the store, feeds the engine, and tells how it ended. The
+pieces it joins each hold one idea: `preparation` checks before anything is sent, `intake` sorts rows, the engine executes
+requests, the writer makes outcomes durable.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+import anyio.to_thread
+
+from batchchat.client import ChatClient
+from batchchat.engines.local import LocalEngine
+from batchchat.errors import BatchchatError
+from batchchat.events import Event, FailureGroup, Listener, RunSummary, Snapshot
+from batchchat.intake import Intake
+from batchchat.job import Job, api_key, load_keys
+from batchchat.limits import Limiter, TokenEstimator
+from batchchat.providers import DEMO, Provider
+from batchchat.records import Request, RowBatch
+from batchchat.retry import RetryPolicy
+from batchchat.run.options import RunOptions
+from batchchat.run.preparation import Prepared, prepare
+from batchchat.run.stopping import StopRequest
+from batchchat.run.tally import Tally
+from batchchat.run.writer import Offload, Writer
+from batchchat.store import Store, frozen_schema
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["RunOptions", "RunSummary", "StopRequest", "run", "run_job"]
+
+_SLICE = 64
+_TICK_S = 0.25
+_LIVE_EVERY = 4
+_OLDEST = 8
+_REVIVE_BATCH = 4096
+
+Phase = Literal["starting", "running", "draining", "ending", "ended"]
+
+
+def _no_listener(_event: Event) -> None:
+    pass
+
+
+async def run_job(
+    job: Job,
+    *,
+    options: RunOptions = RunOptions(),
+    transport: httpx.AsyncBaseTransport | None = None,
+    limiter: Limiter | None = None,
+    listener: Listener = _no_listener,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
+    stop: StopRequest | None = None,
+    environ: Mapping[str, str] | None = None,
+    offload: Offload = anyio.to_thread.run_sync,
+    seed: int | None = None,
+) -> RunSummary:
+    """Run a job, or go on with it where an earlier run stopped, and tell how it ended.
+
+    `transport` takes the place of the network; `limiter` is shared with other runs where one is given. `listener` takes events,
+    `on_snapshot` the counts four times a second. `environ` takes the place of the process's environment for keys. `offload`
+    runs blocking code (default: in worker threads). `seed` makes jitter repeatable.
+
+    Raises UsageError before anything is sent or written, OutputLocked where another run holds the output, StorageError
+    where it cannot be opened. Anything later is told by the summary's `exit_code` and `reason`.
+    """
+    this = _Run(job, options, listener, on_snapshot, stop or StopRequest(), offload, seed)
+    return await this.execute(transport, limiter, environ)
+
+
+def run(job: Job, **options: Any) -> RunSummary:
+    """Run a job to its end: `run_job` for callers without an event loop. Takes the same keywords."""
+    return anyio.run(functools.partial(run_job, job, **options))
+
+
+class _Run:
+    def __init__(
+        self,
+        job: Job,
+        options: RunOptions,
+        listener: Listener,
+        on_snapshot: Callable[[Snapshot], None] | None,
+        stop: StopRequest,
+        offload: Offload,
+        seed: int | None,
+    ) -> None:
+        self.job = job
+        self.options = options
+        self.tell = listener
+        self.on_snapshot = on_snapshot
+        self.stop = stop
+        self.offload = offload
+        self.rng = random.Random(seed)  # noqa: S311 - jitter, not cryptography
+        self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self.tally = Tally()
+        self.phase: Phase = "starting"
+        self.read_all = False
+        self.failed: BatchchatError | None = None
+        self.warnings: list[str] = []
+        self.limiter: Limiter
+        self.prepared: Prepared
+        self.store: Store
+        self.intake: Intake
+        self.writer: Writer
+        self.engine: LocalEngine
+        self.provider: Provider
+
+    # --- the way through
+
+    async def execute(
+        self, transport: httpx.AsyncBaseTransport | None, limiter: Limiter | None, environ: Mapping[str, str] | None
+    ) -> RunSummary:
+        self.started = anyio.current_time()
+        options, job = self.options, self.job
+        key = api_key(job, job.resolved_provider(), load_keys(job, environ))
+        frozen = None if options.fresh else await self.offload(frozen_schema, Path(job.output.path))
+        self.prepared = await self.offload(
+            functools.partial(
+                prepare, job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed
+            )
+        )
+        self.provider = self.prepared.provider
+        self.store = await self.offload(self._open_store)
+        try:
+            async with AsyncExitStack() as stack:
+                await self._connect(stack, transport, limiter, key)
+                await self._work()
+            return await self._end()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.offload(self.store.close)
+
+    def _open_store(self) -> Store:
+        job = self.job
+        store = Store.open(
+            Path(job.output.path),
+            job_name=job.name,
+            snapshot=job.snapshot(),
+            run_id=self.run_id,
+            input_schema=self.prepared.source.schema,
+            with_keys=job.input.key is not None,
+            part_rows=job.output.part_rows,
+            part_bytes=job.output.part_bytes,
+            part_seconds=job.output.part_seconds,
+            currency=self.provider.currency,
+            fresh=self.options.fresh,
+        )
+        for message in store.recovery.messages:
+            self.warnings.append(message)
+            self.tell(Event("recovered", message, "warning"))
+        return store
+
+    async def _connect(
+        self,
+        stack: AsyncExitStack,
+        transport: httpx.AsyncBaseTransport | None,
+        limiter: Limiter | None,
+        key: str | None,
+    ) -> None:
+        """Everything between a request and the provider: demo server, transport, client, limiter, engine."""
+        job, provider = self.job, self.provider
+        if provider.base_url is None and provider.name == DEMO:
+            base_url = "http://demo.invalid/v1" if transport is not None else await self._start_demo(stack)
+            provider = self.provider = provider.with_base_url(base_url)
+        if transport is None:
+            from batchchat.transport import choose_transport
+
+            transport = choose_transport(provider.base_url or "", ca_file=provider.ca_file)
+        retry = job.retry
+        client = ChatClient(provider, transport, api_key=key, request_timeout=retry.request_timeout)
+        await stack.enter_async_context(client)
+        self.limiter = limiter or self._make_limiter(provider)
+        price = provider.prices.get(job.model)
+        counts = self.store.index.counts()
+        self.engine = LocalEngine(
+            client,
+            self.limiter,
+            RetryPolicy(retry.attempts, retry.request_timeout, retry.row_deadline, retry.outage),
+            estimator=TokenEstimator(),
+            listener=self.tell,
+            rng=self.rng,
+            answered_before=counts.ok > 0,
+        )
+        self.writer = Writer(
+            self.store,
+            self.tally,
+            run_id=self.run_id,
+            price=price,
+            offload=self.offload,
+            wall_clock_us=_now_us,
+            listener=self.tell,
+            on_error=self.engine.cancel,
+        )
+        reopens = self.options.retry_failed
+        self.intake = Intake(
+            self.prepared.template,
+            self.prepared.identity,
+            index=self.store.index,
+            keys=self.store.keys,
+            key_column=job.input.key,
+            reopens=job.retry.reopens() if reopens is None else reopens,
+            selection=self.prepared.selection,
+        )
+
+    async def _start_demo(self, stack: AsyncExitStack) -> str:
+        from batchchat.demo import DemoOptions, DemoServer
+
+        server = DemoServer(DemoOptions())
+        await self.offload(server.start)
+        stack.push_async_callback(self.offload, server.stop)
+        return server.base_url
+
+    def _make_limiter(self, provider: Provider) -> Limiter:
+        limits = self.job.limits
+        return Limiter(
+            requests_per_minute=limits.requests_per_minute,
+            tokens_per_minute=limits.tokens_per_minute,
+            concurrency=limits.concurrency,
+            advertised_requests_per_minute=provider.requests_per_minute,
+            advertised_tokens_per_minute=provider.tokens_per_minute,
+            advertised_concurrency=provider.concurrency,
+            listener=self.tell,
+            rng=self.rng,
+        )
+
+    async def _work(self) -> None:
+        self.phase = "running"
+        self.tell(Event("run_started", f"run {self.run_id} into {self.job.output.path}", "debug"))
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.writer.run)
+            try:
+                async with anyio.create_task_group() as inner:
+                    self._watch_stop(inner)
+                    inner.start_soon(self._tick)
+                    await self.engine.run(self._feed(), self.writer)
+                    self.phase = "ending"
+                    inner.cancel_scope.cancel()
+            finally:
+                self.writer.finish()
+
+    async def _feed(self) -> AsyncIterator[list[Request]]:
+        batches = self.prepared.batches()
+        archived: list[Request] = []
+        while True:
+            batch: RowBatch | None = await self.offload(next, batches, None)
+            if batch is None or self.prepared.selection.past(batch.first_index):
+                break
+            for start in range(0, len(batch.values), _SLICE):
+                found = self.intake.sort(batch, start, start + _SLICE)
+                for invalid in found.invalid:
+                    self.writer.add_invalid(invalid)
+                archived += found.archived
+                yield found.requests
+                await anyio.lowlevel.checkpoint()
+            if len(archived) >= _REVIVE_BATCH:
+                await self._revive(archived)
+        await self._revive(archived)
+        self.read_all = True
+
+    async def _revive(self, requests: list[Request]) -> None:
+        """Take answers back from the archive: going back to an earlier prompt costs nothing."""
+        if requests:
+            outcomes = await self.offload(self.store.fetch_archived, [request.custom_id for request in requests])
+            for request in requests:
+                self.writer.add_revived(request, outcomes[request.custom_id])
+            requests.clear()
+
+    # --- stopping
+
+    def _watch_stop(self, group: anyio.abc.TaskGroup) -> None:
+        def on_stop(times: int) -> None:
+            if times == 1:
+                self.phase = "draining"
+                self.tell(
+                    Event(
+                        "stopping", f"{self.stop.reason}: waiting up to {self.options.grace:g} s for what is in flight"
+                    )
+                )
+                self.engine.drain()
+                group.start_soon(self._grace)
+            else:
+                self.engine.cancel()
+
+        self.stop.watch(on_stop)
+
+    async def _grace(self) -> None:
+        await anyio.sleep(self.options.grace)
+        self.engine.cancel()
+
+    # --- telling
+
+    async def _tick(self) -> None:
+        ticks = 0
+        while True:
+            self.tally.sample(anyio.current_time())
+            snapshot = self.snapshot()
+            if self.on_snapshot is not None:
+                self.on_snapshot(snapshot)
+            if ticks % _LIVE_EVERY == 0:
+                await self.offload(self.store.write_live, snapshot)
+                self.writer.poke()
+            ticks += 1
+            await anyio.sleep(_TICK_S)
+
+    def snapshot(self) -> Snapshot:
+        tally, counts, engine = self.tally, self.intake.counts, self.engine
+        total, exact = self._total()
+        settled = tally.ok + tally.failed + tally.revived + counts.done + counts.failed_before
+        rate = tally.rows.per_s
+        return Snapshot(
+            run_id=self.run_id,
+            job=self.job.name,
+            phase=self.phase,
+            elapsed_s=anyio.current_time() - self.started,
+            total=total,
+            total_exact=exact,
+            ok=tally.ok,
+            failed=tally.failed,
+            done_before=counts.done + tally.revived,
+            failed_before=counts.failed_before,
+            sending=engine.sending,
+            waiting=engine.waiting,
+            attempts=engine.attempts,
+            retries=engine.retries,
+            rate_limited=engine.rate_limited,
+            spend=tally.spend,
+            currency=self._currency(),
+            rows_per_s=rate,
+            tokens_per_s=tally.tokens.per_s,
+            eta_s=max(0, total - settled) / rate if total is not None and rate > 0 else None,
+            failures=tally.failures(),
+            pace=self.limiter.pace(),
+            oldest=engine.oldest(_OLDEST),
+        )
+
+    def _currency(self) -> str | None:
+        return self.provider.currency if self.job.model in self.provider.prices else None
+
+    def _total(self) -> tuple[int | None, bool]:
+        """How many rows the pass has: exactly, or as far as the share of the input that was read tells."""
+        seen, source, options = self.intake.counts.rows, self.prepared.source, self.options
+        if self.read_all:
+            return seen, True
+        known = source.known_rows()
+        if known is None:
+            share = source.fraction()
+            if share <= 0.001 or seen == 0:
+                return None, False
+            known, exact = round(seen / share), False
+        else:
+            exact = True
+        for bound in (options.limit, options.sample):
+            known = min(known, bound) if bound is not None else known
+        return max(known, seen), exact
+
+    # --- ending
+
+    async def _end(self) -> RunSummary:
+        error = self.writer.error or self.engine.halt
+        complete = self.read_all and error is None and not self.stop.asked and self.prepared.selection.whole
+        if complete:
+            error = await self._complete_pass()
+        self.warnings += self.prepared.source.warnings
+        self.phase = "ended"
+        summary = self._summary(error)
+        if not isinstance(error, type(self.writer.error)) or self.writer.error is None:
+            await self.offload(self.store.append_run, summary)
+        if self.on_snapshot is not None:
+            self.on_snapshot(self.snapshot())
+        return summary
+
+    async def _complete_pass(self) -> BatchchatError | None:
+        """What only a complete pass may do: archive what the input no longer yields, and check the counts."""
+        digest = self.text_digest()
+        changed = self.store.state.get("text_digest") not in {None, digest}
+        if self.options.prune or (changed and self.job.input.key is None):
+            moved = await self.offload(self.store.archive_unseen)
+            if moved:
+                self.tell(Event("archived", f"{moved} records that the input no longer yields went to the archive"))
+        await self.offload(self.store.update_state, {"text_digest": digest})
+        return self._check_counts()
+
+    def text_digest(self) -> str:
+        """A digest of everything in the job that shapes requests."""
+        text = json.dumps([self.prepared.template.text_digest, self.provider.identity])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def _check_counts(self) -> BatchchatError | None:
+        """Input rows = ok + failed; dataset = ok + failed + kept. Anything else is a fault of ours, and said."""
+        counts, rows = self.store.index.counts(), self.intake.counts.rows
+        stored = self.store.dataset_rows()
+        if counts.seen == rows and counts.live == stored:
+            return None
+        return BatchchatError(
+            f"the counts do not agree: {rows} rows read, {counts.seen} settled; {counts.live} records known, {stored} stored",
+            remedy=f"Run `batchchat verify {self.job.output.path}` and report what it says.",
+        )
+
+    def _summary(self, error: BatchchatError | None) -> RunSummary:
+        counts, tally, intake = self.store.index.counts(), self.tally, self.intake.counts
+        total, _ = self._total()
+        rows = total if total is not None else intake.rows
+        failed = sum(counts.seen_failed.values())
+        reason, remedy, code = None, None, 1 if failed else 0
+        if error is not None:
+            reason, remedy, code = error.message, error.remedy, error.exit_code
+        elif self.stop.asked:
+            reason, code = self.stop.reason, self.stop.exit_code or 1
+        elapsed = anyio.current_time() - self.started
+        left = max(0, rows - counts.seen)
+        reopened = failed and any(kind in self.job.retry.reopens() for kind in counts.seen_failed)
+        return RunSummary(
+            run_id=self.run_id,
+            job=self.job.name,
+            output=self.job.output.path,
+            provider=self.provider.name,
+            model=self.job.model,
+            exit_code=code,
+            reason=reason,
+            remedy=remedy,
+            elapsed_s=elapsed,
+            rows=rows,
+            ok=counts.seen_ok,
+            failed=failed,
+            open=left,
+            kept=counts.kept,
+            new_ok=tally.ok,
+            new_failed=tally.failed,
+            revived=tally.revived,
+            sent=self.engine.attempts,
+            retries=self.engine.retries,
+            rate_limited=self.engine.rate_limited,
+            spend=tally.spend,
+            spend_total=self.store.ledger_total(),
+            currency=self._currency(),
+            rows_per_s=(tally.ok + tally.failed) / elapsed if elapsed > 0 else 0.0,
+            failures=self._failures(),
+            warnings=tuple(self.warnings),
+            note=self.provider.note if self.provider.name == DEMO else "",
+            resume=self.options.command if left or reopened else None,
+        )
+
+    def _failures(self) -> tuple[FailureGroup, ...]:
+        """Failed rows of the pass by kind; this run's examples, and the count alone where an earlier run had them."""
+        groups = {group.kind: group for group in self.tally.failures()}
+        found = []
+        for kind, number in self.store.index.counts().seen_failed.items():
+            group = groups.get(kind.value)
+            example = FailureGroup(kind.value, number, "(in an earlier run; `batchchat show --failed` tells)")
+            found.append(replace(group, count=number) if group else example)
+        return tuple(sorted(found, key=lambda group: -group.count))
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

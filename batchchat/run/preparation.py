@@ -1,0 +1,153 @@
+"""Everything that is checked before a run sends or writes anything. `plan` stands on it too. Blocking code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from random import Random
+from typing import TYPE_CHECKING
+
+from batchchat.errors import JobError, UsageError
+from batchchat.identity import Identity
+from batchchat.intake import Selection, read_key
+from batchchat.job import Job
+from batchchat.providers import Provider
+from batchchat.records import RowBatch
+from batchchat.sources import Source, open_source
+from batchchat.template import RowTemplateError, Template, compile_template
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_KEYS_CHECKED = 1_000
+_ROWS_TRIED = 100
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A job whose input, template and provider are known to fit together."""
+
+    job: Job
+    provider: Provider
+    source: Source
+    template: Template
+    identity: Identity
+    selection: Selection
+    _head: list[RowBatch] = field(default_factory=list)
+    _rest: Iterator[RowBatch] | None = None
+
+    def batches(self) -> Iterator[RowBatch]:
+        """The rows of the input, from the first one. The rows that were looked at come again; this works once."""
+        head, self._head = self._head, []
+        rest = self._rest if self._rest is not None else iter(())
+        # The head's batches are let go one by one, so that they do not stay in memory for the whole run.
+        while head:
+            yield head.pop(0)
+        yield from rest
+
+
+def prepare(
+    job: Job, *, frozen: pa.Schema | None = None, limit: int | None = None, sample: int | None = None, seed: int = 0
+) -> Prepared:
+    """Open the input, compile the template and try both on the first rows. Raises UsageError; writes nothing."""
+    provider = job.resolved_provider()
+    job.check_params(provider)
+    try:
+        template = compile_template(job.messages, job.params.as_body(), model=job.model)
+    except UsageError as error:
+        raise job.error(error.message, "messages", remedy=error.remedy) from None
+    source = open_source(job.input.path, format=job.input.format, types=job.input.types, frozen=frozen)
+    _check_key_column(job, source)
+    batches = source.batches()
+    head: list[RowBatch] = []
+    for batch in batches:
+        head.append(batch)
+        if batch.first_index + len(batch.values) >= _KEYS_CHECKED:
+            break
+    rows = list(islice(_rows(head), _KEYS_CHECKED))
+    if job.input.key is not None:
+        _check_keys(job, job.input.key, rows)
+    _try_template(job, template, rows[:_ROWS_TRIED], source.columns)
+    chosen = None
+    if sample is not None:
+        total = source.known_rows()
+        total = source.count_rows() if total is None else total
+        chosen = frozenset(Random(seed).sample(range(total), min(sample, total)))  # noqa: S311 - a choice of rows
+    return Prepared(
+        job,
+        provider,
+        source,
+        template,
+        Identity(provider.identity),
+        Selection(limit, chosen),
+        head,
+        batches,
+    )
+
+
+def _rows(batches: list[RowBatch]) -> Iterator[tuple[RowBatch, int]]:
+    return chain.from_iterable(((batch, offset) for offset in range(len(batch.values))) for batch in batches)
+
+
+def _check_key_column(job: Job, source: Source) -> None:
+    key = job.input.key
+    if key is not None and key not in source.columns:
+        near = difflib.get_close_matches(key, source.columns, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise job.error(
+            f"the input has no column {key!r}{hint}",
+            "input",
+            "key",
+            remedy=f"Its columns are {', '.join(source.columns)}.",
+        )
+
+
+def _check_keys(job: Job, key: str, rows: list[tuple[RowBatch, int]]) -> None:
+    seen: dict[str, int] = {}
+    for batch, offset in rows:
+        values = batch.values[offset]
+        if values is None:
+            continue
+        row = batch.first_index + offset
+        text, problem = read_key(values, key)
+        if text is not None and text in seen:
+            problem = f"the key {key} is {text!r} in row {seen[text]} and again in row {row}"
+        if problem is not None:
+            where = "" if "again" in problem else f" in row {row}"
+            raise job.error(
+                f"{problem}{where} of {batch.source} (rows count from 0)",
+                "input",
+                "key",
+                remedy="A key must be there and different in every row: name another column, or leave input.key out.",
+            )
+        if text is not None:
+            seen[text] = row
+
+
+def _try_template(job: Job, template: Template, rows: list[tuple[RowBatch, int]], columns: tuple[str, ...]) -> None:
+    """Stop before anything is sent if none of the first rows renders: then it is the template, not the rows."""
+    first: JobError | UsageError | None = None
+    for batch, offset in rows:
+        values = batch.values[offset]
+        if values is None:
+            if first is None:
+                first = UsageError(
+                    f"none of the first rows can be read: {batch.failures[offset].message}",
+                    remedy="Check input.path and input.format.",
+                )
+            continue
+        try:
+            template.render(values)
+        except RowTemplateError as error:
+            if not isinstance(first, JobError):
+                first = job.error(
+                    f"none of the first rows renders; row {batch.first_index + offset}: {error}",
+                    "messages",
+                    remedy=f"The input's columns are {', '.join(columns)}.",
+                )
+        else:
+            return
+    if first is not None:
+        raise first

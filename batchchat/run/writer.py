@@ -1,0 +1,268 @@
+"""The one writer: takes outcomes from the engine, commits them to the journal in groups, seals parts.
+
+A group is whatever has arrived while the last commit was under way: a lone record never waits for a timer, and a thousand
+records share one fdatasync. An outcome counts from its commit on: only then are index and tally told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from batchchat.engines import Answered, Outcome
+from batchchat.errors import StorageError
+from batchchat.events import Event, Listener
+from batchchat.intake import Invalid
+from batchchat.providers import Price
+from batchchat.records import Failure, Record, Reply, Request, Spend, Usage
+from batchchat.run.tally import Tally
+from batchchat.store import Change, Entry, Sealing, Settled, SpendOnly, Store
+
+_FULL_BYTES = 16 * 2**20
+
+
+class Offload(Protocol):
+    """Runs blocking code off the event loop (or, in tests on a virtual clock, in line)."""
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Awaitable[Any]:
+        """Await the function's result."""
+
+
+class Writer:
+    """Makes outcomes durable. It is the engine's sink.
+
+    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        tally: Tally,
+        *,
+        run_id: str,
+        price: Price | None,
+        offload: Offload,
+        wall_clock_us: Callable[[], int],
+        listener: Listener,
+        on_error: Callable[[], None],
+    ) -> None:
+        self.error: StorageError | None = None
+        self._store = store
+        self._tally = tally
+        self._run_id = run_id
+        self._price = price
+        self._offload = offload
+        self._wall_clock_us = wall_clock_us
+        self._listener = listener
+        self._on_error = on_error
+        self._entries: list[Entry] = []
+        self._revived: set[str] = set()
+        self._bytes = 0
+        self._wake = anyio.Event()
+        self._caught_up = anyio.Event()
+        self._finished = False
+        self._group: TaskGroup | None = None
+        self._sealing: anyio.Event | None = None
+
+    # --- taking outcomes in
+
+    def put(self, outcome: Outcome) -> None:
+        """Take an engine's outcome over; see `Sink`."""
+        request = outcome.request
+        if isinstance(outcome, Answered):
+            self._add(SpendOnly(self._spend(outcome.usage)), 200)
+            return
+        record = self._record(request, outcome.reply, outcome.failure)
+        usage = outcome.reply.usage
+        spend = Spend() if usage is None else self._spend(usage)
+        self._add(Settled(record, spend), len(record.completion or "") + 1000)
+
+    def add_invalid(self, invalid: Invalid) -> None:
+        """Record a row that yields no request."""
+        now = self._wall_clock_us()
+        record = Record(
+            batch=invalid.batch,
+            offset=invalid.offset,
+            custom_id=invalid.custom_id,
+            key=invalid.key,
+            source=invalid.batch.source,
+            row_index=invalid.batch.first_index + invalid.offset,
+            sample_index=0,
+            run_id=self._run_id,
+            status="failed",
+            error_kind=invalid.failure.kind.value,
+            error_message=invalid.failure.message,
+            started_at=now,
+            finished_at=now,
+        )
+        self._add(Settled(record), 1000)
+
+    def add_revived(self, request: Request, outcome: dict[str, Any]) -> None:
+        """Record a row whose answer the archive holds: the answer as it was, the row as it is now."""
+        record = Record(
+            **{
+                **outcome,
+                "batch": request.batch,
+                "offset": request.offset,
+                "custom_id": request.custom_id,
+                "key": request.key,
+                "source": request.batch.source,
+                "row_index": request.row_index,
+                "sample_index": request.sample_index,
+            }
+        )
+        self._revived.add(record.custom_id)
+        self._add(Settled(record), len(record.completion or "") + 1000)
+
+    def _add(self, entry: Entry, nbytes: int) -> None:
+        self._entries.append(entry)
+        self._bytes += nbytes
+        self._wake.set()
+
+    @property
+    def full(self) -> bool:
+        """Whether more is waiting to be committed than should be."""
+        return self._bytes > _FULL_BYTES and self.error is None
+
+    async def room(self) -> None:
+        """Wait for the next commit to end."""
+        while self.full:
+            await self._caught_up.wait()
+
+    def _record(self, request: Request, reply: Reply, failure: Failure | None) -> Record:
+        completion = reply.completion
+        usage = request.usage if reply.usage is None else request.usage.plus(reply.usage)
+        return Record(
+            batch=request.batch,
+            offset=request.offset,
+            custom_id=request.custom_id,
+            key=request.key,
+            source=request.batch.source,
+            row_index=request.row_index,
+            sample_index=request.sample_index,
+            run_id=self._run_id,
+            status="ok" if failure is None else "failed",
+            completion=reply.text,
+            finish_reason=completion.finish_reason if completion else None,
+            tool_calls=completion.tool_calls if completion else None,
+            refusal=completion.refusal if completion else None,
+            reasoning=completion.reasoning if completion else None,
+            model=reply.model,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.total_tokens,
+            cached_tokens=usage.cached_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            cost=self._price.cost(usage) if self._price and usage.prompt_tokens is not None else None,
+            error_kind=failure.kind.value if failure else None,
+            error_message=failure.message if failure else None,
+            http_status=failure.http_status if failure else 200,
+            attempts=request.attempts,
+            latency_s=reply.latency_s,
+            started_at=request.started_at,
+            finished_at=self._wall_clock_us(),
+            request_id=reply.request_id,
+        )
+
+    def _spend(self, usage: Usage) -> Spend:
+        return Spend(
+            1,
+            usage.prompt_tokens or 0,
+            usage.completion_tokens or 0,
+            usage.total_tokens or 0,
+            usage.cached_tokens or 0,
+            usage.reasoning_tokens or 0,
+            self._price.cost(usage) if self._price else 0.0,
+        )
+
+    # --- committing and sealing
+
+    async def run(self) -> None:
+        """Commit what arrives until `finish`, then seal the rest. A cancelled run is still written down to its end."""
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as self._group:
+                try:
+                    await self._commit_all()
+                except StorageError as error:
+                    self._fail(error)
+
+    async def _commit_all(self) -> None:
+        while self._entries or not self._finished:
+            if not self._entries:
+                self._wake = anyio.Event()
+                await self._wake.wait()
+                if self._due():
+                    await self._begin_seal()
+                continue
+            entries, self._entries, self._bytes = self._entries, [], 0
+            self._store.apply(await self._offload(self._store.commit, entries))
+            self._count(entries)
+            self._caught_up.set()
+            self._caught_up = anyio.Event()
+            if self._due():
+                await self._begin_seal()
+            if self.error is not None:
+                return
+        await self._sealed()
+        if self.error is None and self._store.pending_rows:
+            await self._begin_seal()
+            await self._sealed()
+
+    def _count(self, entries: list[Entry]) -> None:
+        """From now on these count."""
+        for entry in entries:
+            if isinstance(entry, Settled):
+                custom_id = entry.record.custom_id
+                self._tally.add_record(entry.record, revived=custom_id in self._revived)
+                self._revived.discard(custom_id)
+            self._tally.add_spend(entry.spend)
+
+    def _due(self) -> bool:
+        return self._store.should_seal(anyio.current_time())
+
+    async def _begin_seal(self) -> None:
+        """Seal what is pending while commits go on. At most one seal is under way: a second one waits here."""
+        await self._sealed()
+        sealing: Sealing | None = await self._offload(self._store.rotate)
+        if sealing is not None and self._group is not None and self.error is None:
+            self._sealing = anyio.Event()
+            self._group.start_soon(self._seal, sealing)
+
+    async def _seal(self, sealing: Sealing) -> None:
+        try:
+            self._apply(await self._offload(self._store.seal, sealing))
+        except StorageError as error:
+            self._fail(error)
+        finally:
+            if self._sealing is not None:
+                self._sealing.set()
+            self._sealing = None
+
+    def _apply(self, change: Change) -> None:
+        self._store.apply(change)
+        for message in change.messages:
+            self._listener(Event("store", message, "warning"))
+
+    async def _sealed(self) -> None:
+        if self._sealing is not None:
+            await self._sealing.wait()
+
+    def poke(self) -> None:
+        """Look whether a part is due by time; called about once a second."""
+        if self._sealing is None and self._due():
+            self._wake.set()
+
+    def finish(self) -> None:
+        """Let `run` end once everything is committed and sealed."""
+        self._finished = True
+        self._wake.set()
+
+    def _fail(self, error: StorageError) -> None:
+        if self.error is None:
+            self.error = error
+            self._caught_up.set()
+            self._wake.set()
+            self._on_error()
