@@ -57,9 +57,11 @@ class Concurrency:
         """Grow by a success that was under way with `level` requests, itself included."""
         if self._score > 0.0:
             self._score = max(0.0, self._score - 1.0 / _PER)
+        if level < 0.8 * self.slots:
+            return
         self._proven = max(self._proven, level)
         size = self._size
-        if size >= self.cap or level < 0.8 * self.slots:
+        if size >= self.cap:
             return
         size += 1.0 if size < self._threshold else max(1.0, size / _PER) / size
         if size >= self._failed_at and now < self._hold_until:
@@ -107,10 +109,10 @@ class Concurrency:
             self._set(self._size * _SHRINK)
             self._threshold = self._size
 
-    def restart(self, slots: int = _START) -> None:
-        """Begin again with a few requests and double up to where it was: after an outage, after a pause."""
+    def restart(self, under_way: int, fresh: int = _START) -> None:
+        """Go on with a few more than what is under way and double up to where it was: nobody rushes in at once."""
         self._threshold = max(self._threshold, self._size)
-        self._set(min(self._size, float(slots)))
+        self._set(min(self._size, float(under_way + fresh)))
 
     def _set(self, size: float) -> None:
         self._size = min(max(1.0, size), float(self.cap))

@@ -32,6 +32,9 @@ _EVIDENCE = 5
 """Fewer accepted requests than this say nothing about a limit at the first refusal."""
 _STRIKES = 3
 _TELL_AGAIN_S = 10.0
+_REVIEW_S = 1.0
+_RATE_LIMIT = Verdict.RATE_LIMIT
+_TRANSIENT = Verdict.TRANSIENT
 _DOWN = frozenset({ErrorKind.CONNECTION, ErrorKind.TIMEOUT, ErrorKind.SERVER, ErrorKind.PROTOCOL})
 
 
@@ -41,27 +44,27 @@ class Permit:
     `probe` is True for a request that is sent to see whether a provider that was down, or refused everybody, answers.
     """
 
-    __slots__ = ("_limiter", "granted_at", "key", "level", "probe", "settled", "tick", "tokens")
+    __slots__ = ("_limiter", "granted_at", "key", "level", "probe", "tick", "tokens")
 
-    def __init__(self, limiter: Limiter, key: object, tokens: int, granted_at: float) -> None:
-        self._limiter = limiter
-        self.key = self if key is None else key
+    def __init__(self, limiter: Limiter, key: object, *, tokens: int, granted_at: float, tick: int, level: int) -> None:
+        self._limiter: Limiter | None = limiter
+        self.key = key
         self.tokens = tokens
         self.granted_at = granted_at
-        self.tick = int(granted_at * TICKS_PER_S)
-        self.level = limiter._in_use  # noqa: SLF001 - requests under way, itself included
+        self.tick = tick
+        self.level = level
         self.probe = False
-        self.settled = False
 
     def settle(self, reply: Reply | None, now: float | None = None) -> None:
         """Give the slot back and tell what came of it; None where the attempt was abandoned.
 
         `now` is `anyio.current_time()`, where the caller has just read it. Raises RuntimeError when settled already.
         """
-        if self.settled:
+        limiter = self._limiter
+        if limiter is None:
             raise RuntimeError("a permit is settled once")
-        self.settled = True
-        self._limiter._settle(self, reply, current_time() if now is None else now)  # noqa: SLF001 - its other half
+        self._limiter = None
+        limiter._settle(self, reply, current_time() if now is None else now)  # noqa: SLF001 - its other half
 
 
 class _Waiter:
@@ -121,6 +124,7 @@ class Limiter:
         self._heard: dict[Axis, float] = {}
         self._told: dict[Axis, tuple[float, float]] = {}
         self._gone = 0
+        self._review_at = -math.inf
 
     # -- granting ---------------------------------------------------------------------------------------------------
 
@@ -130,7 +134,7 @@ class Limiter:
         `key` tells requests apart (`custom_id`): attempts of one request are no proof of an outage. `now` is
         `anyio.current_time()`, where the caller has just read it.
         """
-        if self._waiters or self._in_use >= self._concurrency.slots:
+        if self._waiters or (self._in_use >= self._concurrency.slots and not self._breaker.active):
             return None
         if now is None:
             now = current_time()
@@ -149,37 +153,44 @@ class Limiter:
         waiter = _Waiter(tokens, key)
         self._waiters.append(waiter)
         try:
+            if self._waiters[0] is not waiter:
+                await waiter.event.wait()
             while True:
-                delay = math.inf
-                if self._waiters[0] is waiter:
-                    now = current_time()
-                    delay = self._delay(now, tokens)
-                    if delay <= 0.0:
-                        return self._grant(now, tokens, key)
-                waiter.event = anyio.Event()
-                with anyio.move_on_after(delay if delay < math.inf else None):
+                now = current_time()
+                delay = self._delay(now, tokens)
+                if delay <= 0.0:
+                    return self._grant(now, tokens, key)
+                if waiter.event.is_set():
+                    waiter.event = anyio.Event()
+                if delay == math.inf:
                     await waiter.event.wait()
+                else:
+                    with anyio.move_on_after(delay):
+                        await waiter.event.wait()
         finally:
             self._leave(waiter)
 
     def _delay(self, now: float, tokens: int) -> float:
         """Seconds until this request may go if nothing else happens; infinite where only an event can help."""
-        if self._in_use >= self._concurrency.slots:
+        # What hangs in an outage must not keep the probe out: it may use what the window lost to timeouts.
+        if self._in_use >= (self._concurrency.cap if self._breaker.active else self._concurrency.slots):
             return math.inf
         delay = 0.0
         if self._gated:
             delay = max(self._breaker.delay(now), self._siege.delay(now), self._paused_until - now)
             if delay <= 0.0 and not self._breaker.active and not self._siege.active:
                 self._gated = False
-        wait = self._requests.delay(now, 1.0)
-        return max(delay, wait, self._tokens.delay(now, tokens))
+        for pace, amount in ((self._requests, 1), (self._tokens, tokens)):
+            if pace.rate is not None and (wait := pace.delay(now, amount)) > delay:
+                delay = wait
+        return delay
 
     def _grant(self, now: float, tokens: int, key: object) -> Permit:
         tick = int(now * TICKS_PER_S)
-        self._in_use += 1
-        self._requests.take(now, tick, 1.0)
+        self._in_use = level = self._in_use + 1
+        self._requests.take(now, tick, 1)
         self._tokens.take(now, tick, tokens)
-        permit = Permit(self, key, tokens, now)
+        permit = Permit(self, key, tokens=tokens, granted_at=now, tick=tick, level=level)
         if self._gated:
             permit.probe = self._breaker.active or self._siege.active
             self._breaker.probing = self._breaker.active
@@ -211,16 +222,17 @@ class Limiter:
             if permit.probe:
                 self._release(now)
         else:
-            if reply.usage is not None and reply.usage.total_tokens is not None and reply.usage.total_tokens >= 0:
-                if reply.usage.total_tokens != permit.tokens:
-                    self._tokens.settle(permit.tick, reply.usage.total_tokens - permit.tokens)
-            elif not reply.sent:
-                self._tokens.settle(permit.tick, -permit.tokens)
+            used = reply.usage.total_tokens if reply.usage is not None else None
+            if used is None and not reply.sent:
+                used = 0
+            if used is not None and used != permit.tokens and used >= 0:
+                self._tokens.settle(permit.tick, used - permit.tokens)
             if reply.limits is not None:
                 self._hear(permit, reply.limits, now)
-            if reply.verdict is Verdict.RATE_LIMIT:
+            verdict = reply.verdict
+            if verdict is _RATE_LIMIT:
                 self._refused(permit, reply, now)
-            elif reply.verdict is Verdict.TRANSIENT:
+            elif verdict is _TRANSIENT:
                 self._failed(permit, reply, now)
             else:
                 self._accepted(permit, now)
@@ -247,9 +259,11 @@ class Limiter:
                 self._breaker.next_at = min(self._breaker.next_at, now)
         if self._siege.active and permit.probe:
             self._end_siege(now)
-        for axis, pace in self._paces.items():
-            if pace.learned is not None and pace.grow(now):
-                self._tell_pace(axis, pace, now)
+        if now >= self._review_at:
+            self._review_at = now + _REVIEW_S
+            for axis, pace in self._paces.items():
+                if pace.grow(now):
+                    self._tell_pace(axis, pace, now)
 
     def _failed(self, permit: Permit, reply: Reply, now: float) -> None:
         """A transient failure: the provider may be down, or overloaded."""
@@ -272,7 +286,7 @@ class Limiter:
                 self._breaker.probe_failed(now)
         elif permit.granted_at >= self._breaker.opened_at and self._breaker.failed(
             now,
-            permit.key,
+            permit if permit.key is None else permit.key,
             suspicious=status is not None or (kind is ErrorKind.TIMEOUT and reply.sent),
             under_way=self._in_use,
         ):
@@ -289,7 +303,7 @@ class Limiter:
         down_s = now - (self._breaker.since if self._breaker.since is not None else now)
         self._breaker.open()
         self._breaker.opened_at = now
-        self._concurrency.restart()
+        self._concurrency.restart(self._in_use)
         self._tell("breaker_closed", f"the provider answers again after {down_s:.0f} s", "info", {"down_s": down_s})
 
     # -- refusals ---------------------------------------------------------------------------------------------------
@@ -346,12 +360,13 @@ class Limiter:
             self._strikes = [at for at in self._strikes if at > now - MINUTE]
             self._strikes.append(now)
             if siege.quick and len(self._strikes) < _STRIKES:
+                self._concurrency.restart(self._in_use)
                 return
             self._strikes.clear()
             self._concurrency.undo()
         self._sieges += 1
         if self._requests.minute.total < _EVIDENCE and self._sieges == 1:
-            self._concurrency.restart(1)
+            self._concurrency.restart(0, fresh=1)
             return
         for axis, pace in self._blamed(siege.axis):
             pace.learn(now, since)
@@ -378,24 +393,28 @@ class Limiter:
         newest = permit.granted_at >= self._headers_at
         if newest:
             self._headers_at = permit.granted_at
-        for axis, limit, remaining, reset in (
-            (Axis.REQUESTS, limits.limit_requests, limits.remaining_requests, limits.reset_requests),
-            (Axis.TOKENS, limits.limit_tokens, limits.remaining_tokens, limits.reset_tokens),
-        ):
-            pace = self._paces[axis]
-            if limit is not None and limit != pace.advertised:
-                self._hear_limit(axis, pace, limit, remaining, now)
-            if remaining is None or not newest:
-                continue
-            if remaining > 0:
-                if self._paused_by is axis:
-                    self._paused_by = None
-                    self._paused_until = now
-            elif remaining == 0 and reset is not None and 0.0 < reset <= HINT_MAX_S:
-                self._exhausted(axis, pace, min(reset, MINUTE), now)
+        if limits.limit_requests is not None and limits.limit_requests != self._requests.advertised:
+            self._hear_limit(Axis.REQUESTS, limits.limit_requests, limits.remaining_requests, now)
+        if limits.limit_tokens is not None and limits.limit_tokens != self._tokens.advertised:
+            self._hear_limit(Axis.TOKENS, limits.limit_tokens, limits.remaining_tokens, now)
+        if newest and (self._paused_by is not None or not limits.remaining_requests or not limits.remaining_tokens):
+            self._hear_remaining(Axis.REQUESTS, limits.remaining_requests, limits.reset_requests, now)
+            self._hear_remaining(Axis.TOKENS, limits.remaining_tokens, limits.reset_tokens, now)
 
-    def _hear_limit(self, axis: Axis, pace: RatePace, limit: int, remaining: int | None, now: float) -> None:
+    def _hear_remaining(self, axis: Axis, remaining: int | None, reset: float | None, now: float) -> None:
+        """Pause where an allowance is used up; go on where the same one is not any more."""
+        if remaining is None:
+            return
+        if remaining > 0:
+            if self._paused_by is axis:
+                self._paused_by = None
+                self._paused_until = now
+        elif remaining == 0 and reset is not None and 0.0 < reset <= HINT_MAX_S:
+            self._exhausted(axis, self._paces[axis], min(reset, MINUTE), now)
+
+    def _hear_limit(self, axis: Axis, limit: int, remaining: int | None, now: float) -> None:
         """Believe a limit that two replies name, unless they or what was accepted contradict it."""
+        pace = self._paces[axis]
         if not 0 < limit <= _LIMIT_MAX or (remaining is not None and not 0 <= remaining <= limit):
             return
         accepted = pace.minute.total - self._in_use if axis is Axis.REQUESTS else pace.minute.total / 2
@@ -417,7 +436,7 @@ class Limiter:
         self._paused_by = axis
         self._gated = True
         if pace.rate is None:
-            self._concurrency.restart()
+            self._concurrency.restart(self._in_use)
         self._tell_pause(reset, axis)
 
     # -- telling ----------------------------------------------------------------------------------------------------

@@ -43,53 +43,46 @@ _EPSILON = 1e-9
 class Minute:
     """How much was taken in the last minute, kept in ticks of 0.1 s: constant memory at any rate."""
 
-    __slots__ = ("_counts", "_head", "total")
+    __slots__ = ("counts", "head", "total")
 
     def __init__(self) -> None:
-        self._counts = [0.0] * _SIZE
-        self._head = 0
+        self.counts = [0.0] * _SIZE
+        self.head = 0
         self.total = 0.0
-
-    def add(self, tick: int, amount: float) -> None:
-        """Count `amount` at `tick`, which is now."""
-        if tick > self._head:
-            self.advance(tick)
-        self._counts[self._head % _SIZE] += amount
-        self.total += amount
 
     def correct(self, tick: int, amount: float) -> None:
         """Change what was counted at an earlier `tick`, where that is still within the last minute."""
-        if self._head - _SIZE < tick <= self._head:
+        if self.head - _SIZE < tick <= self.head:
             index = tick % _SIZE
-            amount = max(amount, -self._counts[index])
-            self._counts[index] += amount
+            amount = max(amount, -self.counts[index])
+            self.counts[index] += amount
             self.total += amount
 
     def advance(self, tick: int) -> None:
         """Forget what is older than a minute at `tick`."""
-        passed = tick - self._head
+        passed = tick - self.head
         if passed <= 0:
             return
-        counts = self._counts
+        counts = self.counts
         if passed >= _SIZE:
-            self._counts = [0.0] * _SIZE
+            self.counts = [0.0] * _SIZE
             self.total = 0.0
         else:
-            for gone in range(self._head + 1, tick + 1):
+            for gone in range(self.head + 1, tick + 1):
                 index = gone % _SIZE
                 if counts[index]:
                     self.total -= counts[index]
                     counts[index] = 0.0
             if self.total < _EPSILON:
                 self.total = 0.0
-        self._head = tick
+        self.head = tick
 
     def filled(self) -> list[tuple[int, float]]:
         """List the ticks that hold something, oldest first, with what they hold."""
         return [
-            (tick, self._counts[tick % _SIZE])
-            for tick in range(self._head - _SIZE + 1, self._head + 1)
-            if self._counts[tick % _SIZE]
+            (tick, self.counts[tick % _SIZE])
+            for tick in range(self.head - _SIZE + 1, self.head + 1)
+            if self.counts[tick % _SIZE]
         ]
 
     def room_at(self, amount: float, limit: float) -> float:
@@ -176,7 +169,11 @@ class RatePace:
 
     def take(self, now: float, tick: int, amount: float) -> None:
         """Count `amount` as sent now."""
-        self.minute.add(tick, amount)
+        minute = self.minute
+        if tick > minute.head:
+            minute.advance(tick)
+        minute.counts[minute.head % _SIZE] += amount
+        minute.total += amount
         if self._interval:
             schedule = self._schedule
             self._schedule = (schedule if schedule > now else now) + amount * self._interval
