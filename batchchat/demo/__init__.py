@@ -1,0 +1,13 @@
+"""The embedded demo provider: a real HTTP server that speaks Chat Completions as Scaleway does.
+
+It is the default provider of the sample jobs, a server of its own (`batchchat demo-server`) and the double in tests.
+What it does follows from its options and the requests alone.
+"""
+
+from __future__ import annotations
+
+from batchchat.demo.app import Demo, DemoStats, create_app
+from batchchat.demo.options import FAULTS, DemoOptions
+from batchchat.demo.server import DemoServer, serve
+
+__all__ = ["FAULTS", "Demo", "DemoOptions", "DemoServer", "DemoStats", "create_app", "serve"]

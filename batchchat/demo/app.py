@@ -1,0 +1,418 @@
+"""The demo provider as an ASGI application, and what it counts.
+
+    POST /v1/chat/completions (also under /{project_id})    GET /v1/models    GET /health
+    GET  /demo/stats     counts, as JSON                     GET /demo/bodies  {digest: [received, answered]}
+
+One request's way: outage ─> key ─> JSON, model, params ─> limits ─> fault ─> wait ─> answer. Time is read and waited
+for through anyio alone, so the application also runs in memory on a virtual clock (`httpx.ASGITransport`).
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import anyio
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from batchchat.demo.draws import FaultPlan, draw, pick
+from batchchat.demo.limits import Gate
+from batchchat.demo.model import answer
+from batchchat.demo.options import DemoOptions
+from batchchat.demo.request import ApiError, ChatRequest, parse_request
+from batchchat.demo.response import (
+    ERROR_SHAPES,
+    FAULT_ERRORS,
+    HTML_PAGE,
+    Completion,
+    complete,
+    completion_body,
+    completion_events,
+    error_body,
+    error_event,
+)
+from batchchat.records import Axis
+
+ABORT_EXTENSION = "batchchat.demo.abort"
+"""Key of the ASGI scope's extensions under which a server offers `{"abort": callable}`: cut the connection now."""
+
+_JSON = (b"content-type", b"application/json")
+_HANG_S = 600.0
+_ERROR_SHARE = 0.2
+_SLOW = 20
+_FIRST_TOKEN_SHARE = 0.4
+
+
+class Disconnected(Exception):
+    """The client left before its answer was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoStats:
+    """Counts since the start. Tokens and `answered` count 200s with a completion that were sent to their end.
+
+    `by_status` counts responses that were begun, by HTTP status; `faults` what befell requests, by name. `disconnected`
+    counts requests whose client left first, `dropped` those that the server cut. The three counts of bodies are None
+    where bodies are not tracked; `repeated_bodies` counts requests whose body had come before, and `answered_again`
+    completions for a body that already had one: what a client pays twice.
+    """
+
+    requests: int
+    by_status: Mapping[str, int]
+    answered: int
+    prompt_tokens: int
+    completion_tokens: int
+    in_flight: int
+    max_in_flight: int
+    disconnected: int
+    dropped: int
+    faults: Mapping[str, int]
+    distinct_bodies: int | None
+    repeated_bodies: int | None
+    answered_again: int | None
+
+
+@dataclass(slots=True)
+class _Body:
+    received: int = 0
+    answered: int = 0
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One chat request and the connection that it came on."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    body: bytes = b""
+    digest: bytes = b""
+    attempt: int = 1
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+class Demo:
+    """The demo provider itself: an ASGI endpoint for chat completions, and its counts."""
+
+    def __init__(self, options: DemoOptions) -> None:
+        self.options = options
+        self._gate = Gate(options)
+        self._faults = FaultPlan(options)
+        self._failures: Counter[bytes] = Counter()
+        self._bodies: dict[bytes, _Body] = {}
+        self._by_status: Counter[int] = Counter()
+        self._befallen: Counter[str] = Counter()
+        self._requests = self._answered = self._prompt_tokens = self._completion_tokens = 0
+        self._disconnected = self._dropped = self._answered_again = 0
+        self._open = self._max_open = 0
+        self._first_at: float | None = None
+        self._key = None if options.api_key is None else f"Bearer {options.api_key}".encode()
+
+    def stats(self) -> DemoStats:
+        """Return the counts so far. May be called from any thread."""
+        tracked = self.options.track_bodies
+        distinct = len(self._bodies)
+        return DemoStats(
+            requests=self._requests,
+            by_status={str(status): count for status, count in sorted(self._by_status.copy().items())},
+            answered=self._answered,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            in_flight=self._open,
+            max_in_flight=self._max_open,
+            disconnected=self._disconnected,
+            dropped=self._dropped,
+            faults=dict(sorted(self._befallen.copy().items())),
+            distinct_bodies=distinct if tracked else None,
+            repeated_bodies=sum(body.received - 1 for body in self._bodies.copy().values()) if tracked else None,
+            answered_again=self._answered_again if tracked else None,
+        )
+
+    def bodies(self) -> dict[str, tuple[int, int]]:
+        """Return how often each body was received and answered, by the digest of its bytes."""
+        return {digest.hex(): (body.received, body.answered) for digest, body in self._bodies.copy().items()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one chat request (the ASGI interface)."""
+        exchange = _Exchange(scope, receive, send)
+        self._open += 1
+        self._max_open = max(self._max_open, self._open)
+        try:
+            exchange.body = await _read_body(receive)
+            await self._answer(exchange)
+        except ApiError as error:
+            await self._send_error(exchange, error)
+        except Disconnected:
+            self._disconnected += 1
+        finally:
+            self._open -= 1
+
+    async def _answer(self, exchange: _Exchange) -> None:
+        now = anyio.current_time()
+        if self._first_at is None:
+            self._first_at = now
+        self._requests += 1
+        number = self._requests
+        exchange.digest = blake2b(exchange.body, digest_size=16).digest()
+        exchange.attempt = self._failures[exchange.digest] + 1 if self._failures else 1
+        if self.options.track_bodies:
+            self._bodies.setdefault(exchange.digest, _Body()).received += 1
+        self._check_outage(now - self._first_at)
+        self._check_key(exchange.scope)
+        request = parse_request(exchange.body, self.options)
+        fault = self._faults.befalls(exchange.digest, exchange.attempt, number)
+        completion = self._completion(request, exchange, fault)
+        refused = self._gate.admit(completion.total_tokens, now)
+        if self.options.rate_headers:
+            exchange.headers = self._gate.headers(now)
+        if refused is not None:
+            raise self._too_many(*refused)
+        try:
+            if fault is not None:
+                self._befallen[fault] += 1
+                self._failures[exchange.digest] += 1
+            await self._respond(exchange, request, completion, fault)
+            if fault is None and self._failures:
+                self._failures.pop(exchange.digest, None)
+        finally:
+            self._gate.leave()
+
+    def _check_outage(self, since_first: float) -> None:
+        if self.options.outage is not None:
+            start, length = self.options.outage
+            if start <= since_first < start + length:
+                raise FAULT_ERRORS["error_503"]
+
+    def _check_key(self, scope: Scope) -> None:
+        """Raise 401 where a key is needed and none came, 403 where it is another one. The key is never quoted."""
+        if self._key is None:
+            return
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+        if given is None:
+            raise FAULT_ERRORS["error_401"]
+        if not hmac.compare_digest(given, self._key):
+            raise FAULT_ERRORS["error_403"]
+
+    def _completion(self, request: ChatRequest, exchange: _Exchange, fault: str | None) -> Completion:
+        seed = self.options.seed
+        said = answer(request, seed, exchange.digest, wrong=fault == "wrong_label")
+        named = blake2b(b"%d:%d:" % (seed, exchange.attempt) + exchange.digest, digest_size=12).hexdigest()
+        return complete(request, said, self.options, answer_id=f"chatcmpl-{named}", fault=fault)
+
+    def _too_many(self, axis: Axis, wait: float) -> ApiError:
+        options = self.options
+        if axis is Axis.CONCURRENCY:
+            message = f"too many concurrent requests: at most {options.concurrency} at a time"
+        elif axis is Axis.REQUESTS:
+            message = f"too many requests: at most {options.requests_per_minute} requests per minute"
+        elif math.isinf(wait):
+            message = f"this request alone has more tokens than the {options.tokens_per_minute} tokens per minute"
+        else:
+            message = f"too many tokens: at most {options.tokens_per_minute} tokens per minute"
+        headers: tuple[tuple[bytes, bytes], ...] = ()
+        if options.retry_after:
+            headers = ((b"retry-after", b"%d" % max(1, math.ceil(min(wait, options.window_s)))),)
+        return ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+
+    def _latency(self, exchange: _Exchange, completion: Completion, fault: str | None) -> float:
+        """Seconds from request to complete answer: median, jitter of the body, longer for a longer answer."""
+        jitter = 2 ** (1.2 * (draw(self.options.seed, "latency", exchange.digest) - 0.5))
+        seconds = self.options.latency_s * jitter * (1 + completion.completion_tokens / 100)
+        return seconds * _SLOW if fault == "slow" else seconds
+
+    async def _respond(
+        self, exchange: _Exchange, request: ChatRequest, completion: Completion, fault: str | None
+    ) -> None:
+        if fault == "hang":
+            await _wait(exchange, _HANG_S)
+            raise FAULT_ERRORS["error_504"]
+        latency = self._latency(exchange, completion, fault)
+        if error := self._fault_error(exchange, request, fault):
+            await _wait(exchange, latency * (1 if error.status == 504 else _ERROR_SHARE))
+            raise error
+        if fault == "drop":
+            await _wait(exchange, latency * _ERROR_SHARE)
+            await self._abort(exchange)
+        elif fault == "html":
+            await _wait(exchange, latency * _ERROR_SHARE)
+            await self._send(exchange, 200, HTML_PAGE, content_type=b"text/html; charset=utf-8")
+        elif fault == "error_200":
+            await _wait(exchange, latency * _ERROR_SHARE)
+            await self._send(exchange, 200, error_body(FAULT_ERRORS["error_500"], "nested"))
+        elif request.stream:
+            await self._stream(exchange, request, completion, fault, latency)
+        else:
+            await _wait(exchange, latency)
+            await self._whole(exchange, completion, fault)
+
+    def _fault_error(self, exchange: _Exchange, request: ChatRequest, fault: str | None) -> ApiError | None:
+        if fault is None:
+            return None
+        if fault == "error_429":
+            axes = (Axis.REQUESTS, Axis.TOKENS, Axis.CONCURRENCY)
+            axis = pick(axes, self.options.seed, "axis", exchange.digest, exchange.attempt)
+            return _overrun(axis)
+        if fault == "stream_error" and not request.stream:
+            return FAULT_ERRORS["error_500"]
+        return FAULT_ERRORS.get(fault.replace("sticky_", "error_"))
+
+    async def _whole(self, exchange: _Exchange, completion: Completion, fault: str | None) -> None:
+        body = completion_body(completion, fault=fault)
+        if fault == "truncated_json":
+            await self._send(exchange, 200, body[: len(body) // 2])
+        elif fault == "drop_body":
+            await self._begin(exchange, 200, [_JSON, (b"content-length", b"%d" % len(body))])
+            await exchange.send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
+            await self._abort(exchange)
+        else:
+            await self._send(exchange, 200, body)
+            if fault != "no_choices":
+                self._count_answer(exchange, completion)
+
+    async def _stream(
+        self, exchange: _Exchange, request: ChatRequest, completion: Completion, fault: str | None, latency: float
+    ) -> None:
+        events = list(
+            completion_events(
+                completion,
+                chunk_chars=self.options.chunk_chars,
+                include_usage=request.include_usage,
+                fault=fault,
+            )
+        )
+        await _wait(exchange, latency * _FIRST_TOKEN_SHARE)
+        content_type = (b"content-type", b"text/event-stream; charset=utf-8")
+        await self._begin(exchange, 200, [content_type, (b"cache-control", b"no-cache")])
+        pause = latency * (1 - _FIRST_TOKEN_SHARE) / len(events)
+        cut_at = len(events) // 2 if fault in {"truncated_json", "drop_body", "stream_error"} else len(events)
+        for event in events[:cut_at]:
+            await exchange.send({"type": "http.response.body", "body": event, "more_body": True})
+            await _wait(exchange, pause)
+        if fault == "drop_body":
+            await self._abort(exchange)
+            return
+        last = error_event(FAULT_ERRORS["error_500"]) if fault == "stream_error" else b""
+        await exchange.send({"type": "http.response.body", "body": last, "more_body": False})
+        if cut_at == len(events) and fault != "no_choices":
+            self._count_answer(exchange, completion)
+
+    def _count_answer(self, exchange: _Exchange, completion: Completion) -> None:
+        self._answered += 1
+        self._prompt_tokens += completion.prompt_tokens
+        self._completion_tokens += completion.completion_tokens
+        if self.options.track_bodies:
+            body = self._bodies[exchange.digest]
+            self._answered_again += body.answered > 0
+            body.answered += 1
+
+    async def _send_error(self, exchange: _Exchange, error: ApiError) -> None:
+        about = ("shape", exchange.digest, exchange.attempt, error.status)
+        shapes = ERROR_SHAPES[1:] if error.code == "insufficient_quota" else ERROR_SHAPES
+        shape = pick(shapes, self.options.seed, *about)
+        exchange.headers += error.headers
+        await self._send(exchange, error.status, error_body(error, shape))
+
+    async def _send(
+        self, exchange: _Exchange, status: int, body: bytes, *, content_type: bytes = b"application/json"
+    ) -> None:
+        headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+        await self._begin(exchange, status, headers)
+        await exchange.send({"type": "http.response.body", "body": body})
+
+    async def _begin(self, exchange: _Exchange, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._by_status[status] += 1
+        request_id = b"req-%d" % self._requests if not exchange.digest else b"req-" + exchange.digest[:8].hex().encode()
+        headers = [*headers, *exchange.headers, (b"x-request-id", request_id)]
+        await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _abort(self, exchange: _Exchange) -> None:
+        """Cut the connection. Raises ConnectionResetError where the ASGI server offers no way to do so."""
+        self._dropped += 1
+        abort: Callable[[], None] | None = exchange.scope.get("extensions", {}).get(ABORT_EXTENSION, {}).get("abort")
+        if abort is None:
+            raise ConnectionResetError("the demo provider cut this connection")
+        abort()
+        while (await exchange.receive())["type"] != "http.disconnect":
+            pass
+
+
+def _overrun(axis: Axis) -> ApiError:
+    what = {Axis.REQUESTS: "requests per minute", Axis.TOKENS: "tokens per minute"}
+    message = f"rate limit exceeded: too many {what.get(axis, 'concurrent requests')}"
+    return ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded")
+
+
+async def _read_body(receive: Receive) -> bytes:
+    """Read a whole request body. Raises Disconnected where the client leaves first."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _wait(exchange: _Exchange, seconds: float) -> None:
+    """Wait, watching the connection. Raises Disconnected where the client leaves first."""
+    if seconds <= 0:
+        return
+    with anyio.move_on_after(seconds):
+        while (await exchange.receive())["type"] != "http.disconnect":
+            pass
+        raise Disconnected
+
+
+def create_app(options: DemoOptions | None = None, demo: Demo | None = None) -> Starlette:
+    """Build the application. Pass `demo` to keep hold of its counts."""
+    demo = demo or Demo(options or DemoOptions())
+
+    async def models(_: Request) -> Response:
+        cards = [
+            {"id": name, "object": "model", "created": 1_767_225_600, "owned_by": "demo"}
+            for name in demo.options.models
+        ]
+        return _json_response({"object": "list", "data": cards})
+
+    async def health(_: Request) -> Response:
+        return _json_response({"status": "ok"})
+
+    async def stats(_: Request) -> Response:
+        return _json_response(demo.stats())
+
+    async def bodies(_: Request) -> Response:
+        return _json_response(demo.bodies())
+
+    async def http_error(_: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        message = {404: "there is no such route", 405: "this route has no such method"}.get(status, "not possible")
+        return Response(error_body(ApiError(status, message), "gateway"), status, media_type="application/json")
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", demo, methods=["POST"]),
+            Route("/{project_id}/v1/chat/completions", demo, methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/{project_id}/v1/models", models),
+            Route("/health", health),
+            Route("/demo/stats", stats),
+            Route("/demo/bodies", bodies),
+        ],
+        exception_handlers={HTTPException: http_error},
+    )
+
+
+def _json_response(data: Any) -> Response:
+    return Response(orjson.dumps(data), media_type="application/json")

@@ -1,0 +1,270 @@
+"""The demo model: what it answers, by rules simple enough to state, and the same every time.
+
+    a tool to call, a schema to fill    ─> words, numbers and labels of the text (`Filler`)
+    a judgement asked for               ─> how many words the answer shares with the reference or the question
+    labels allowed by the prompt        ─> the label that shares most words with the text
+    a summary asked for                 ─> the first sentence that says something, cut to the length asked for
+    anything else                       ─> a short reply that quotes the last user message
+
+It slips now and then, so that an evaluation has something to find: less often with the larger model, with labels that
+the prompt describes, and at a low temperature. The slips follow from the seed, the model and the text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from batchchat.demo.draws import draw, pick
+from batchchat.demo.instances import Filler, first_words
+from batchchat.demo.judge import Judgement, judge
+from batchchat.demo.labels import Label, LabelList, find_labels, make_labels, rank
+from batchchat.demo.request import ChatRequest
+
+_SLIPS_LARGE, _SLIPS_SMALL, _SLIPS_UNDESCRIBED, _SLIPS_PER_TEMPERATURE = 0.02, 0.06, 0.04, 0.08
+_SUMMARY = re.compile(
+    r"\bsummar(?:y|i[sz]e)|\btl;?dr\b|\bheadline\b|\bin (?:one|a single|two|three) sentences?\b", re.I
+)
+_SUMMARY_WORDS = re.compile(r"(\d+)[ -]words?\b", re.I)
+_SUMMARY_SENTENCES = re.compile(r"\b(one|a single|two|three|[1-9])(?: short| plain)? sentences?\b", re.I)
+_COUNTS = {"one": 1, "a single": 1, "two": 2, "three": 3}
+_SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")  # noqa: RUF001 (full-width marks are meant)
+_CORRECTION = re.compile(r"\b(?:schema|valid|validate|validation|json)\b", re.I)
+_FOLLOW_UPS = (
+    "Could you tell me a little more about it?",
+    "I will look into it and come back to you.",
+    "Is there anything else that I should know?",
+    "Let us take it step by step.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model says: text, or a call of one tool (its arguments as JSON text); and its reasoning."""
+
+    text: str | None = None
+    tool_name: str | None = None
+    arguments: str | None = None
+    reasoning: str | None = None
+
+
+def answer(request: ChatRequest, seed: int, digest: bytes, *, wrong: bool = False) -> Answer:
+    """Answer a request. `digest` is that of its body; `wrong` asks for a well-formed answer that is wrong."""
+    reading = _Reading(request, seed, digest, wrong=wrong)
+    tool = reading.tool()
+    if tool is not None:
+        filled = reading.filled(tool.get("parameters") or {"type": "object"})
+        arguments = orjson.dumps(filled if isinstance(filled, dict) else {}).decode()
+        return Answer(tool_name=tool["name"], arguments=arguments, reasoning=reading.reasoning())
+    return Answer(text=reading.text(), reasoning=reading.reasoning())
+
+
+class _Reading:
+    """One request as the model understands it."""
+
+    def __init__(self, request: ChatRequest, seed: int, digest: bytes, *, wrong: bool) -> None:
+        self._request = request
+        self._seed = seed
+        self._digest = digest
+        self._system = "\n".join(turn.text for turn in request.turns if turn.role in {"system", "developer"})
+        self._said = _asked(request)
+        self._labels, self._text = _labels_and_text(self._system, self._said)
+        schema, self._text = _schema_and_text(request, self._system, self._text)
+        self._schema: dict[str, Any] | bool | None = schema
+        self._slips = wrong or self._slip()
+        self._evidence: tuple[str, ...] = ()
+        self._judgement = judge(f"{self._system}\n{self._said}")
+
+    def _slip(self) -> bool:
+        request = self._request
+        likely = _SLIPS_LARGE if "small-3.2-24b" in request.model or "70b" in request.model else _SLIPS_SMALL
+        if self._labels is None or not self._labels.described:
+            likely += _SLIPS_UNDESCRIBED
+        if draw(self._seed, "slip", request.model, self._text) < likely:
+            return True
+        heat = _SLIPS_PER_TEMPERATURE * request.temperature
+        return draw(self._seed, "heat", self._digest) < heat
+
+    def tool(self) -> dict[str, Any] | None:
+        """Return the function to call, if one is to be called."""
+        request = self._request
+        if request.tool_choice == "none" or (request.tool_choice == "auto" and request.turns[-1].role == "tool"):
+            return None
+        tools = {function["name"]: function for function in request.tools}
+        if request.tool_choice.startswith("="):
+            return tools[request.tool_choice[1:]]
+        described = make_labels((name, str(function.get("description", ""))) for name, function in tools.items())
+        return tools[rank(described, self._text).names[0]]
+
+    def text(self) -> str:
+        """Return the answer in words, or as JSON where JSON was asked for."""
+        request = self._request
+        if self._schema is not None:
+            return orjson.dumps(self.filled(self._schema)).decode()
+        plain = self._plain()
+        if request.format == "json_object":
+            return orjson.dumps({"label" if self._labels else "answer": plain}).decode()
+        return plain
+
+    def filled(self, schema: dict[str, Any] | bool) -> Any:
+        """Return an instance of `schema`, filled from the text."""
+        judgement = self._judgement
+        labels = self._labels.labels if self._labels else ()
+        best = rank(labels, self._text) if labels else None
+        return Filler(
+            schema,
+            self._text,
+            choose=self._choose,
+            labels=labels,
+            score=judgement.score if judgement else None,
+            confidence=min(0.99, 0.5 + best.confidence / 2) if best else 0.5,
+        ).fill()
+
+    def reasoning(self) -> str | None:
+        """Return a sentence about the answer where the request asks for reasoning."""
+        if not self._request.reasoning:
+            return None
+        if self._evidence:
+            return f"These words decide: {', '.join(self._evidence)}."
+        return f"The message begins with: {first_words(self._text, 8)}"
+
+    def _plain(self) -> str:
+        last = self._request.turns[-1]
+        if last.role == "tool":
+            return f"Done. The result was: {first_words(last.text, 20)}"
+        if self._labels is not None:
+            return self._choose(self._labels.labels)
+        judgement = self._judgement
+        if judgement is not None and judgement.scale is not None:
+            low, high = judgement.scale
+            return str(low + round(judgement.score * (high - low)))
+        if _SUMMARY.search(self._system) or _SUMMARY.search(self._said[:500]):
+            return self._summary()
+        return self._reply()
+
+    def _choose(self, labels: tuple[Label, ...]) -> str:
+        ranking = rank(labels, self._text)
+        names = ranking.names
+        if self._judgement is not None:
+            names = _by_judgement(self._judgement, names)
+        self._evidence = ranking.evidence
+        return names[1] if self._slips and len(names) > 1 else names[0]
+
+    def _summary(self) -> str:
+        ask = self._system if _SUMMARY.search(self._system) else self._said[:500]
+        words = _SUMMARY_WORDS.search(ask)
+        counted = _SUMMARY_SENTENCES.search(ask)
+        sentences = 1 if counted is None else _COUNTS.get(counted[1].lower()) or int(counted[1])
+        if ask == self._system:
+            text = self._text
+        else:
+            head, _, text = self._text.partition(":" if ":" in self._text[:200] else "\n")
+            text = text or head
+        if len(self._request.turns) > 3 and len(text.split()) < 12:
+            text = "\n".join(turn.text for turn in self._request.turns[:-1] if turn.role == "user")
+        said = [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip()]
+        telling = [sentence for sentence in said if len(sentence.split()) > 3 or not sentence.isascii()] or said
+        start = 1 if self._slips and len(telling) > sentences else 0
+        chosen = " ".join(telling[start : start + sentences])
+        return first_words(chosen, int(words[1]) if words else 25 * sentences) or "There is nothing to summarise."
+
+    def _reply(self) -> str:
+        quoted = first_words(self._text, 16)
+        images = f"I received {self._request.images} image(s). " if self._request.images else ""
+        about = self._digest if self._request.temperature > 0 else self._text
+        follow_up = pick(_FOLLOW_UPS, self._seed, "follow-up", about)
+        return f"{images}You wrote: “{quoted}” {follow_up}" if quoted else f"{images}{follow_up}"
+
+
+def _asked(request: ChatRequest) -> str:
+    """Return the user's words to work on: the last user message, or the one before it where that only corrects us."""
+    said = [turn.text for turn in request.turns if turn.role == "user"]
+    if not said:
+        return request.turns[-1].text
+    corrects = len(said) > 1 and (request.schema is not None or request.format != "text" or bool(request.tools))
+    if corrects and request.turns[-2].role in {"assistant", "tool"} and _CORRECTION.search(said[-1]):
+        return next((text for text in reversed(said[:-1]) if not _CORRECTION.search(text)), said[0])
+    return said[-1]
+
+
+def _labels_and_text(system: str, said: str) -> tuple[LabelList | None, str]:
+    """Return the labels that the prompt allows, and the user's words without the list of labels."""
+    found = find_labels(system) if system else None
+    if found is not None:
+        return found, said
+    found = find_labels(said)
+    if found is None:
+        return None, said
+    start, end = found.span
+    return found, f"{said[:start]}\n{said[end:]}"
+
+
+def _schema_and_text(request: ChatRequest, system: str, text: str) -> tuple[dict[str, Any] | bool | None, str]:
+    """Return the schema to fill, given or written into the prompt, and the user's words without it."""
+    if request.schema is not None or request.tools:
+        return request.schema, text
+    if request.format == "text" and "json" not in system.lower() and "json" not in text[:2000].lower():
+        return None, text
+    found = _object_in(system)
+    if found is not None:
+        return found[0], text
+    found = _object_in(text)
+    if found is None:
+        return None, text
+    return found[0], text[: found[1]] + text[found[2] :]
+
+
+@lru_cache(maxsize=256)
+def _object_in(prompt: str) -> tuple[dict[str, Any], int, int] | None:
+    """Find a JSON Schema, or an example object to imitate, in a prompt: the schema and where it stood."""
+    decoder = json.JSONDecoder()
+    tries = 0
+    start = prompt.find("{")
+    while start >= 0 and tries < 20:
+        tries += 1
+        try:
+            value, end = decoder.raw_decode(prompt, start)
+        except (ValueError, RecursionError):
+            start = prompt.find("{", start + 1)
+            continue
+        if isinstance(value, dict) and value:
+            schema = value if "properties" in value or "$ref" in value else _like(value)
+            return schema, start, end
+        start = prompt.find("{", end)
+    return None
+
+
+def _like(example: Any) -> dict[str, Any]:
+    """Return a schema that an example value is an instance of. A text such as `a | b` is taken for a list of labels."""
+    match example:
+        case dict():
+            return {"type": "object", "properties": {str(key): _like(value) for key, value in example.items()}}
+        case list():
+            return {"type": "array", "items": _like(example[0]) if example else {"type": "string"}}
+        case str() if "|" in example:
+            return {"type": "string", "enum": [part.strip() for part in example.split("|")]}
+        case _:
+            kinds = {bool: "boolean", int: "integer", float: "number"}
+            return {"type": kinds.get(type(example), "string")}
+
+
+def _by_judgement(judgement: Judgement, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Order labels by a judgement: A or B by the better candidate, yes or no by the score; others stay."""
+    if all(name.isdecimal() for name in names):
+        ordered = sorted(names, key=int)
+        first = ordered[round(judgement.score * (len(ordered) - 1))]
+        return (first, *(name for name in names if name != first))
+    by_lower = {name.lower(): name for name in names}
+    if judgement.better is not None and {"a", "b"} <= by_lower.keys():
+        better = judgement.better if judgement.better in by_lower else "a"
+        return (by_lower[better], *(name for name in names if name != by_lower[better]))
+    for good, bad in (("yes", "no"), ("true", "false"), ("pass", "fail"), ("correct", "incorrect")):
+        if {good, bad} <= by_lower.keys():
+            first = by_lower[good if judgement.score >= 0.5 else bad]
+            return (first, *(name for name in names if name != first))
+    return names

@@ -1,0 +1,237 @@
+"""Writing answers: completions whole and streamed, and errors in the three shapes that Scaleway's come in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any, Literal
+
+import orjson
+
+from batchchat.demo.draws import draw
+from batchchat.demo.model import Answer
+from batchchat.demo.options import DemoOptions
+from batchchat.demo.request import ApiError, ChatRequest
+from batchchat.demo.tokens import count_tokens, cut_to_tokens
+
+ErrorShape = Literal["gateway", "nested", "flat"]
+ERROR_SHAPES: tuple[ErrorShape, ...] = ("gateway", "nested", "flat")
+FINGERPRINT = "fp_demo"
+HTML_PAGE = b"<!DOCTYPE html>\n<html><head><title>Gateway</title></head><body><h1>Please wait</h1></body></html>\n"
+_WHITESPACE_TOKENS = 400
+
+FAULT_ERRORS: Mapping[str, ApiError] = {
+    "error_400": ApiError(400, "the request was not understood"),
+    "error_401": ApiError(401, "no valid key was given", type="authentication_error"),
+    "error_403": ApiError(403, "the key has no permission for this", type="permission_error"),
+    "error_404": ApiError(404, "there is no such route", type="not_found_error"),
+    "error_416": ApiError(416, "max_completion_tokens is above this model's cap", param="max_completion_tokens"),
+    "error_422": ApiError(422, "the model does not exist", param="model", code="model_not_found"),
+    "error_500": ApiError(500, "something went wrong on our side", type="server_error"),
+    "error_503": ApiError(503, "the service is overloaded, slow down", type="server_error"),
+    "error_504": ApiError(504, "the answer took too long to generate", type="server_error"),
+    "quota": ApiError(429, "you exceeded your current quota", type="insufficient_quota", code="insufficient_quota"),
+}
+"""What the faults that are plain errors answer with. The sticky ones share the words of their status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished answer with its tokens, ready to be written whole or in chunks."""
+
+    id: str
+    model: str
+    content: str | None
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int = 0
+    refusal: str | None = None
+    reasoning: str | None = None
+    tool_call: Mapping[str, Any] | None = None
+    logprobs: Mapping[str, Any] | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        """What the request is charged."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Usage as the wire names it."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+        }
+
+
+def complete(
+    request: ChatRequest, answer: Answer, options: DemoOptions, *, answer_id: str, fault: str | None = None
+) -> Completion:
+    """Bring an answer under the request's limits: stop texts, token limit, logprobs; or spoil it as `fault` says."""
+    answer, finish = _spoiled(answer, request, fault)
+    if options.inline_reasoning and answer.reasoning is not None and answer.text is not None:
+        answer = replace(answer, text=f"<think>{answer.reasoning}</think>\n{answer.text}", reasoning=None)
+    reasoning = None if answer.reasoning is None else cut_to_tokens(answer.reasoning, request.max_tokens)
+    thought = count_tokens(reasoning or "")
+    room = request.max_tokens - thought
+    content, call, written = None, None, 0
+    if answer.text is not None:
+        whole = _before_stop(answer.text, request.stop)
+        content = cut_to_tokens(whole, room)
+        written = count_tokens(content)
+        finish = "length" if len(content) < len(whole) else finish
+    elif answer.tool_name is not None and answer.arguments is not None:
+        arguments = cut_to_tokens(answer.arguments, room)
+        written = count_tokens(arguments)
+        finish = "length" if len(arguments) < len(answer.arguments) else "tool_calls"
+        function = {"name": answer.tool_name, "arguments": arguments}
+        call = {"id": f"call_{answer_id[-12:]}", "type": "function", "function": function}
+    refusal = "I cannot help with that." if fault == "refusal" else None
+    return Completion(
+        id=answer_id,
+        model=options.answer_as or request.model,
+        content=content,
+        finish_reason=finish,
+        prompt_tokens=request.prompt_tokens,
+        completion_tokens=thought + written + count_tokens(refusal or ""),
+        reasoning_tokens=thought,
+        refusal=refusal,
+        reasoning=reasoning,
+        tool_call=call,
+        logprobs=_logprobs(content, options.seed) if request.logprobs and content is not None else None,
+    )
+
+
+def _spoiled(answer: Answer, request: ChatRequest, fault: str | None) -> tuple[Answer, str]:
+    """Return the answer as a fault leaves it, and its finish_reason so far."""
+    if fault in {"null_content", "refusal", "content_filter"}:
+        return Answer(), "content_filter" if fault == "content_filter" else "stop"
+    if fault == "empty_whitespace":
+        length = 4 * min(request.max_tokens, _WHITESPACE_TOKENS)
+        return Answer(text=(" \n\t\n" * length)[:length]), "length"
+    if fault == "fenced" and answer.text is not None:
+        language = "json" if answer.text.startswith(("{", "[")) else ""
+        answer = replace(answer, text=f"Here is the answer:\n```{language}\n{answer.text}\n```")
+    elif fault == "invalid_output" and answer.text is not None:
+        answer = replace(answer, text=f"I would rather not decide between these: {answer.text[1:40]}")
+    elif fault == "invalid_output" and answer.arguments is not None:
+        answer = replace(answer, arguments=answer.arguments[: len(answer.arguments) // 2])
+    return answer, "stop"
+
+
+def _before_stop(text: str, stops: tuple[str, ...]) -> str:
+    found = [index for stop in stops if (index := text.find(stop)) >= 0]
+    return text[: min(found)] if found else text
+
+
+def _logprobs(content: str, seed: int) -> dict[str, Any]:
+    """Invent well-formed log probabilities: one entry for every four characters."""
+    entries: list[dict[str, Any]] = []
+    for start in range(0, len(content), 4):
+        token = content[start : start + 4]
+        logprob = -round(draw(seed, "logprob", start, token) * 0.7, 6)
+        entries.append({"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8")), "top_logprobs": []})
+    return {"content": entries, "refusal": None}
+
+
+def completion_body(completion: Completion, *, fault: str | None = None) -> bytes:
+    """Write a completion as one JSON body."""
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": completion.content,
+        "refusal": completion.refusal,
+        "tool_calls": [completion.tool_call] if completion.tool_call is not None else [],
+    }
+    if completion.reasoning is not None:
+        message["reasoning_content"] = completion.reasoning
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": completion.logprobs,
+        "finish_reason": completion.finish_reason,
+    }
+    body: dict[str, Any] = {
+        "id": completion.id,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": completion.model,
+        "choices": [] if fault == "no_choices" else [choice],
+        "system_fingerprint": FINGERPRINT,
+    }
+    if fault != "no_usage":
+        body["usage"] = completion.usage
+    return orjson.dumps(body)
+
+
+def completion_events(
+    completion: Completion, *, chunk_chars: int, include_usage: bool, fault: str | None = None
+) -> Iterator[bytes]:
+    """Write a completion as server-sent events: role, pieces, finish_reason, usage if asked for, `[DONE]`."""
+    head: dict[str, Any] = {
+        "id": completion.id,
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": completion.model,
+        "system_fingerprint": FINGERPRINT,
+    }
+    if include_usage:
+        head["usage"] = None
+
+    def event(delta: Mapping[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return _event({**head, "choices": [] if fault == "no_choices" else [choice]})
+
+    yield event({"role": "assistant", "content": "" if completion.content is not None else None})
+    for piece in _pieces(completion.reasoning, chunk_chars):
+        yield event({"reasoning": piece})
+    if completion.refusal is not None:
+        yield event({"refusal": completion.refusal})
+    entries = completion.logprobs["content"] if completion.logprobs is not None else None
+    size = chunk_chars if entries is None else max(4, chunk_chars // 4 * 4)
+    for index, piece in enumerate(_pieces(completion.content, size)):
+        part = None if entries is None else entries[index * size // 4 : (index + 1) * size // 4]
+        yield event({"content": piece}, logprobs=None if part is None else {"content": part, "refusal": None})
+    if completion.tool_call is not None:
+        function = completion.tool_call["function"]
+        opened = {**completion.tool_call, "index": 0, "function": {"name": function["name"], "arguments": ""}}
+        yield event({"tool_calls": [opened]})
+        for piece in _pieces(function["arguments"], chunk_chars):
+            yield event({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})
+    yield event({}, completion.finish_reason)
+    if include_usage and fault != "no_usage":
+        yield _event({**head, "choices": [], "usage": completion.usage})
+    yield b"data: [DONE]\n\n"
+
+
+def _pieces(text: str | None, size: int) -> Iterator[str]:
+    return (text[start : start + size] for start in range(0, len(text), size)) if text else iter(())
+
+
+def _event(data: Mapping[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+def error_event(error: ApiError) -> bytes:
+    """Write an error as an object in mid-stream."""
+    return b"data: " + error_body(error, "nested") + b"\n\n"
+
+
+def error_body(error: ApiError, shape: ErrorShape) -> bytes:
+    """Write an error in one of the three shapes: the gateway's, the nested one of OpenAI's API, or vLLM's flat one."""
+    if shape == "gateway":
+        return orjson.dumps(
+            {"error": HTTPStatus(error.status).phrase, "status": error.status, "message": error.message}
+        )
+    detail = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code or error.status,
+    }
+    return orjson.dumps({"error": detail} if shape == "nested" else {"object": "error", **detail})
