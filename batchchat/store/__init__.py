@@ -15,7 +15,7 @@ from batchchat.store.index import (
     kind_of,
 )
 from batchchat.store.journal import Answer, Entry, Settled, SpendOnly
-from batchchat.store.output import Output, iter_output, read_output, read_state
+from batchchat.store.output import Output, frozen_schema, is_output, iter_output, read_output, read_state
 from batchchat.store.parts import RECORD_SCHEMA, output_schema
 from batchchat.store.store import Change, Recovery, Sealing, Store
 from batchchat.store.verify import VerifyReport, verify
@@ -38,7 +38,9 @@ __all__ = [
     "SpendOnly",
     "Store",
     "VerifyReport",
+    "frozen_schema",
     "is_live",
+    "is_output",
     "iter_output",
     "key_digest",
     "kind_of",

@@ -259,6 +259,10 @@ class Dataset:
             before=lambda: self._point("seal.part_written"),
         )
 
+    def rows(self) -> int:
+        """Return how many records the parts hold."""
+        return sum(self._rows(name) for name in self.parts.names())
+
     def _rows(self, name: str) -> int:
         try:
             with PartReader(self.parts, name) as reader:

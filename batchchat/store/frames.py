@@ -69,7 +69,7 @@ class FrameReader:
         while offset < self._size:
             frame = self._read(offset)
             if frame is None or frame.sequence != sequence:
-                torn = not self._any_frame_after(offset, sequence)
+                torn = frame is None and not self._any_frame_after(offset, sequence)
                 self.damage = Damage(offset, self._size - offset, torn)
                 return
             yield frame

@@ -223,8 +223,8 @@ class RecordIndex:
         return _visible(self._table.get(bytes.fromhex(custom_id)))
 
     def mark_seen(self, custom_id: str) -> int:
-        """Note that this pass asks for the record, and return its state."""
-        old = self._table.change(bytes.fromhex(custom_id), 0xFF, _SEEN)
+        """Note that this pass asks for the record, also where it is unknown yet, and return its state."""
+        old = self._table.swap(bytes.fromhex(custom_id), 0xFF, _SEEN)
         live = old & _LIVE
         if live and not old & _SEEN:
             self._seen[live] += 1

@@ -98,6 +98,19 @@ class Output:
         if known is not None:
             yield from known.rest().select(names).to_batches(max_chunksize=batch_rows)
 
+    def part_names(self) -> list[str]:
+        """Return the names of the parts, in their order."""
+        return self._layout.parts().names()
+
+    def read_part(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a part, also records in it that the journal supersedes. Raises StorageError where it is damaged."""
+        files = self._layout.parts()
+        try:
+            with PartReader(files, name) as reader:
+                return reader.read(columns)
+        except DamagedPartError as error:
+            raise StorageError(f"{files.path(name)}: {error}") from error
+
     def load_index(self, *, with_keys: bool = False) -> tuple[RecordIndex, KeyIndex | None]:
         """Return what is done, as a run would find it: live records and archived completions."""
         index = RecordIndex()
@@ -149,6 +162,20 @@ class _Unpublished:
     def rest(self) -> pa.Table:
         keep = [place for place in range(self._pending.num_rows) if place not in self._published]
         return self._pending.take(pa.array(keep, pa.int64()))
+
+
+def is_output(directory: Path | str) -> bool:
+    """Tell whether a folder is an output of batchchat. Raises UsageError where it holds something else."""
+    return Layout(Path(directory)).is_output()
+
+
+def frozen_schema(directory: Path | str) -> pa.Schema | None:
+    """Return the input columns that an output was made with, None where there are none yet.
+
+    Raises UsageError where the folder holds something else.
+    """
+    layout = Layout(Path(directory))
+    return layout.read_schema() if layout.is_output() else None
 
 
 def read_state(directory: Path | str) -> Output:

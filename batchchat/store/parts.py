@@ -96,7 +96,7 @@ class Pending:
         self._waiting_bytes = 0
         self._sources: set[int] = set()
         self._small: list[pa.RecordBatch] = []
-        self._small_rows = 0
+        self._small_rows = self._small_bytes = 0
         self._chunks: list[pa.RecordBatch] = []
         self._chunk_bytes = 0
         self.rows = 0
@@ -131,10 +131,12 @@ class Pending:
             return
         batch = to_batch(self._waiting, self.schema)
         self._waiting, self._waiting_bytes, self._sources = [], 0, set()
-        self._chunk_bytes += batch.nbytes
+        nbytes = batch.nbytes
+        self._chunk_bytes += nbytes
         self._small.append(batch)
         self._small_rows += batch.num_rows
-        if self._small_rows >= CHUNK_ROWS or sum(small.nbytes for small in self._small) >= CHUNK_BYTES:
+        self._small_bytes += nbytes
+        if self._small_rows >= CHUNK_ROWS or self._small_bytes >= CHUNK_BYTES:
             self._merge()
 
     def _merge(self) -> None:
@@ -143,7 +145,7 @@ class Pending:
             self._chunks.extend(table.combine_chunks().to_batches())
         else:
             self._chunks.extend(self._small)
-        self._small, self._small_rows = [], 0
+        self._small, self._small_rows, self._small_bytes = [], 0, 0
 
 
 def to_batch(records: Sequence[Unsealed], schema: pa.Schema) -> pa.RecordBatch:

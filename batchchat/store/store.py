@@ -545,6 +545,10 @@ class Store:
         """Return how many records are live, by state, and how many of them this pass has met; constant work."""
         return self.index.counts()
 
+    def stored_rows(self) -> int:
+        """Return how many records the dataset holds, as the parts themselves say, and how many are not in one yet."""
+        return self._dataset.rows() + self.pending_rows
+
     def ledger_total(self) -> Spend:
         """Return what all runs into this output have cost, as far as it was applied."""
         return sum_spends(self._spend_by_run.values())

@@ -1,0 +1,157 @@
+"""The journal gives back what was committed: records with their input rows, answers, costs."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from batchchat.errors import StorageError
+from batchchat.records import RECORD_COLUMNS, Spend
+from batchchat.store import Answer, Entry, Settled, SpendOnly
+from batchchat.store.frames import encode
+from batchchat.store.journal import HEADER, Journal, journal_path, journals, replay
+from batchchat.store.parts import Pending, output_schema, to_batch
+from tests.store_cases import RICH, SCHEMA, SPEND, answer, identity, record, rich_rows, row_batch, settled
+
+
+def journal(folder: Path, schema: pa.Schema = SCHEMA, **options: Any) -> Journal:
+    return Journal.create(journal_path(folder, 1), 1, run_id="run-1", input_schema=schema, **options)
+
+
+def write(log: Journal, entries: list[Entry]) -> list[Any]:
+    records = log.encode(entries)
+    log.write()
+    log.synchronize()
+    return records
+
+
+def test_records_come_back_with_their_input_rows_in_their_types(tmp_path: Path) -> None:
+    batch = row_batch(0, 100, rich_rows(100))
+    log = journal(tmp_path, RICH)
+    calls = ({"id": "c1", "type": "function", "name": "f", "arguments": '{"x": 1}'},)
+    written = write(log, [Settled(record(batch, 7, tool_calls=calls, latency_s=0.125), SPEND)])
+    written += write(log, [Settled(record(batch, offset), SPEND) for offset in range(40, 60)])
+    log.close()
+    found = replay(log.path)
+    schema = output_schema(RICH)
+    assert found.damage is None
+    assert (found.generation, found.run_id) == (1, "run-1")
+    back = to_batch(found.records, schema)
+    assert back.equals(to_batch(written, schema))
+    assert back.column("tool_calls")[0].as_py() == list(calls)
+    assert back.column("when")[0].value == 1_700_000_000_123_456_789 + 7
+    assert found.spend == Spend(21, 210, 105, 315, 0, 0, 5.25)
+
+
+def test_few_rows_of_a_batch_bring_only_themselves_many_bring_it_once(tmp_path: Path) -> None:
+    wide = pa.RecordBatch.from_arrays([pa.array(["x"] * 1600), pa.array(["y" * 1000] * 1600)], schema=SCHEMA)
+    batch = row_batch(0, 1600, wide)
+    log = journal(tmp_path)
+    write(log, [Settled(record(batch, 0))])
+    assert log.size < 10_000
+    write(log, [Settled(record(batch, offset)) for offset in range(1, 200)])
+    once = log.size
+    assert once > wide.nbytes
+    write(log, [Settled(record(batch, offset)) for offset in range(200, 1600)])
+    assert log.size - once < 1_000_000
+    log.close()
+    assert to_batch(replay(log.path).records, output_schema(SCHEMA)).column("row_index").to_pylist() == list(
+        range(1600)
+    )
+
+
+def test_the_journal_keeps_no_row_batch_alive(tmp_path: Path) -> None:
+    log = journal(tmp_path)
+    batch = row_batch(0, 10)
+    columns = weakref.ref(batch.columns)
+    write(log, [Settled(record(batch, 0))])
+    del batch
+    gc.collect()
+    assert columns() is None
+    log.close()
+
+
+def test_text_that_no_utf8_can_hold_and_huge_numbers_are_stored_as_well_as_possible(tmp_path: Path) -> None:
+    batch = row_batch(0, 3)
+    log = journal(tmp_path)
+    entries: list[Entry] = [
+        Settled(record(batch, 0, completion="a\ud800b", total_tokens=2**70, cost=float("nan"))),
+        Settled(record(batch, 1, http_status=2**40, completion="fine")),
+        Answer(identity(5), 0, {"text": "\udc00", "n": 2**80}),
+    ]
+    written = write(log, entries)
+    log.close()
+    for records in (written, replay(log.path).records):
+        first, second = to_batch(records, output_schema(SCHEMA)).to_pylist()
+        assert first["completion"] == "a\ufffdb"
+        assert first["total_tokens"] is None
+        assert (second["http_status"], second["completion"]) == (None, "fine")
+    assert replay(log.path).answers[0].payload == {"text": "\ufffd", "n": str(2**80)}
+
+
+def test_input_columns_other_than_the_frozen_ones_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    log = journal(tmp_path)
+    size = log.path.stat().st_size
+    with pytest.raises(ValueError, match="differ from the frozen ones"):
+        log.encode([*settled(0, 3), Settled(record(row_batch(0, 5, rich_rows(5)), 0))])
+    log.write()
+    assert log.path.stat().st_size == size
+    log.close()
+
+
+def test_a_new_generation_carries_open_answers_that_cost_nothing_again(tmp_path: Path) -> None:
+    log = journal(tmp_path, carried=[answer(1, 0), answer(1, 1)])
+    write(log, [answer(2, 0), SpendOnly(SPEND)])
+    log.close()
+    found = replay(log.path)
+    assert [(each.custom_id, each.step) for each in found.answers] == [
+        (identity((1, "")), 0),
+        (identity((1, "")), 1),
+        (identity((2, "")), 0),
+    ]
+    assert found.answers[1].payload == {"text": "step 1"}
+    assert found.spend.requests == 2
+
+
+def test_a_journal_of_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
+    path = journal_path(tmp_path, 3)
+    path.write_bytes(encode(HEADER, 0, b'{"format":2,"generation":3,"run_id":"r"}'))
+    with pytest.raises(StorageError, match=r"journal-0000000003\.log was written by a later version"):
+        replay(path)
+
+
+def test_a_generation_never_overwrites_another(tmp_path: Path) -> None:
+    journal(tmp_path).close()
+    with pytest.raises(StorageError, match="exist"):
+        journal(tmp_path)
+    assert list(journals(tmp_path)) == [1]
+
+
+def test_pending_records_are_kept_in_few_chunks_whatever_they_come_from(tmp_path: Path) -> None:
+    log = journal(tmp_path)
+    pending = Pending(output_schema(SCHEMA))
+    expected = []
+    for first in range(0, 3000, 2):  # each row batch gives one record only: none may be kept alive for long
+        batch = row_batch(first, 2)
+        pending.add(log.encode([Settled(record(batch, 1))]))
+        expected.append(first + 1)
+    log.close()
+    batches = pending.batches()
+    assert pending.rows == 1500
+    assert len(batches) <= 3
+    assert [n for batch in batches for n in batch.column("row_index").to_pylist()] == expected
+    raw = sum(batch.nbytes for batch in batches)
+    assert raw * 0.5 < pending.nbytes < raw * 2
+
+
+def test_every_record_column_has_a_place(tmp_path: Path) -> None:
+    batch = row_batch(0, 1)
+    log = journal(tmp_path)
+    (found,) = log.encode([Settled(record(batch, 0))])
+    log.close()
+    assert len(found.values) == len(RECORD_COLUMNS)
