@@ -79,7 +79,9 @@ def export(directory: Path, target: Path, *, input_path: str | None = None, forc
                 rows += batch.num_rows
         draft.replace(target)
     except OSError as error:
-        raise StorageError(f"{target}: {error.strerror or error}", remedy="Choose another place for the file.") from error
+        raise StorageError(
+            f"{target}: {error.strerror or error}", remedy="Choose another place for the file."
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
     return Exported(rows, intake.counts.rows - rows)
@@ -92,7 +94,9 @@ def _joined(
     carried = [name for name in schema.names if name not in RECORD_COLUMNS]
     for batch in batches:
         found = intake.sort(batch, 0, len(batch.values))
-        rows = sorted([(each.offset, each.custom_id) for each in (*found.requests, *found.invalid)])
+        rows = [(request.offset, request.custom_id) for request in found.requests]
+        rows += [(invalid.offset, invalid.custom_id) for invalid in found.invalid]
+        rows.sort()
         offsets, outcome = records.find(rows, own)
         if not offsets:
             continue
@@ -114,8 +118,10 @@ class _Records:
         ids: list[pa.ChunkedArray] = []
         start = 0
         # What is only in the journal comes first: of two records with one identity it is the newer.
-        blocks = [] if output.pending is None else [lambda: output.pending]
-        blocks += [partial(output.read_part, name) for name in output.part_names()]
+        blocks: list[Callable[[], pa.Table]] = [partial(output.read_part, name) for name in output.part_names()]
+        pending = output.pending
+        if pending is not None:
+            blocks.insert(0, lambda: pending)
         for block in blocks:
             column = block().column("custom_id")
             self._blocks.append(block)

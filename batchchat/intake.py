@@ -116,7 +116,7 @@ class Intake:
     def _sort_row(self, batch: RowBatch, offset: int, found: Sorted) -> None:
         values = batch.values[offset]
         if values is None:
-            self._invalid(batch, offset, None, batch.failures[offset], batch.raw.get(offset, b""), found)
+            self._invalid(batch, offset, None, batch.failures[offset], raw=batch.raw.get(offset, b""), found=found)
             return
         key: str | None = None
         if self._key_column is not None:
@@ -124,20 +124,22 @@ class Intake:
             if key is not None and self._keys is not None and self._keys.mark_seen(key_digest(key)):
                 problem = f"{self._key_column} {key!r} stands in an earlier row too"
             if problem is not None:
-                self._invalid(batch, offset, None, Failure(ErrorKind.INPUT, problem), row_bytes(values), found)
+                self._invalid(
+                    batch, offset, None, Failure(ErrorKind.INPUT, problem), raw=row_bytes(values), found=found
+                )
                 return
         try:
             rendered = self._template.render(values)
         except RowTemplateError as error:
             failure = Failure(ErrorKind.TEMPLATE, str(error))
-            self._invalid(batch, offset, key, failure, row_bytes(values), found)
+            self._invalid(batch, offset, key, failure, raw=row_bytes(values), found=found)
             return
         custom_id = self._identify(rendered.digest, key)
         state = self._index.mark_seen(custom_id)
         if state == OK:
             self.counts.done += 1
             return
-        request = Request(custom_id, rendered.body, rendered.tokens, rendered.max_tokens, batch, offset, key)
+        request = Request(custom_id, rendered.body, rendered.prompt_tokens, rendered.max_tokens, batch, offset, key)
         if state == ARCHIVED:
             self.counts.archived += 1
             found.archived.append(request)
@@ -160,7 +162,7 @@ class Intake:
         return _first_unseen(self._index, lambda occurrence: self._identity.custom_id(digest, occurrence=occurrence))
 
     def _invalid(
-        self, batch: RowBatch, offset: int, key: str | None, failure: Failure, raw: bytes, found: Sorted
+        self, batch: RowBatch, offset: int, key: str | None, failure: Failure, *, raw: bytes, found: Sorted
     ) -> None:
         custom_id = _first_unseen(
             self._index, lambda occurrence: failed_row_id(batch.source, raw, occurrence=occurrence)

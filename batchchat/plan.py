@@ -9,9 +9,9 @@ from typing import Any
 
 import orjson
 
+from batchchat.errors import JobError
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
-from batchchat.errors import JobError
 from batchchat.providers import DEMO, Provider
 from batchchat.records import Spend, Usage
 from batchchat.run.options import RunOptions
@@ -20,13 +20,14 @@ from batchchat.store import frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.views import PlanView, RequestPreview
 
+_DEFAULTS = RunOptions()
 _PREVIEWS = 2
 _EXPECTED_COMPLETION = 256
 _EXPECTED_LATENCY_S = 2.0
 _UNSET_CONCURRENCY = 64
 
 
-def plan_job(job: Job, options: RunOptions = RunOptions(), *, previews: int = _PREVIEWS) -> PlanView:  # noqa: B008
+def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREVIEWS) -> PlanView:
     """Read the whole input, render every row, and tell what a run would send. Raises UsageError."""
     directory = Path(job.output.path)
     fresh = options.fresh or not is_output(directory)
@@ -153,5 +154,3 @@ def _key_warning(job: Job, provider: Provider) -> list[str]:
     except JobError as error:
         return [f"{error.message} A run needs it."]
     return []
-
-

@@ -36,11 +36,10 @@ class _Group(click.Group):
             import difflib
 
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            if near:
-                error.message += f" Did you mean {near[0]!r}?"
-            elif Path(args[0]).suffix in {".yaml", ".yml"}:
-                error.message += f" To run a job: batchchat run {args[0]}"
-            raise
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            if Path(args[0]).suffix in {".yaml", ".yml"}:
+                hint = f" To run a job: batchchat run {args[0]}"
+            raise click.UsageError(error.message + hint, ctx) from None
 
 
 @click.group(

@@ -102,7 +102,11 @@ def verify_command(directory: Path, *, as_json: bool) -> int:
         terminal = results()
         for problem in report.problems:
             terminal.write_line(problem)
-        terminal.write_line(report.text)
+        for note in report.notes:
+            terminal.write_line(note)
+        found = f"{report.records:,} records in {report.parts:,} parts, {report.archived:,} in the archive"
+        verdict = f"{len(report.problems)} problems" if report.problems else "no problem found"
+        terminal.write_line(f"{found}: {verdict}")
     return 74 if report.problems else 0
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchchat.cli.display import ProgressView
 from batchchat.cli.format import UNKNOWN, about, count, duration, money, one_line, percent, plural, rate, visible
 from batchchat.cli.terminal import mask
-from batchchat.events import FailureGroup, InFlight, RunSummary, Snapshot
-from batchchat.records import Spend
+from batchchat.events import FailureGroup, InFlight, RunSummary
+from batchchat.views import Message, PlanView, RecordView, StatusView
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,112 +29,6 @@ _PREVIEW_LINES = 12
 _PREVIEW_LETTERS = 1200
 _DATA_URL_LETTERS = 40
 _ROLE_STYLES = {"system": "magenta", "developer": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
-Message = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class RequestPreview:
-    """One request as it would be sent: its messages, rendered."""
-
-    custom_id: str
-    row_index: int
-    key: str | None
-    messages: Sequence[Message]
-    sample_index: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PlanView:
-    """What a run would do, counted and estimated, with nothing sent.
-
-    Rows: `new` have no record; `changed` have one of an earlier prompt or row; `done` need nothing; `failed` failed
-    before, of which `retried` would be tried again; `archived` come back from the archive; `unreadable` cannot be read
-    or rendered; `kept` records belong to no row of this input. `prompt_tokens`, `completion_tokens`, `cost` and
-    `duration_s` are estimates for the `requests` to send, found as `method` says; `binding` names the limit that
-    decides the duration. `spent` is what the output has cost so far.
-    """
-
-    job: str
-    input: str
-    output: str
-    provider: str
-    model: str
-    previews: Sequence[RequestPreview]
-    new: int
-    changed: int
-    done: int
-    failed: int
-    retried: int
-    archived: int
-    unreadable: int
-    kept: int
-    requests: int
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    cost: float | None
-    currency: str | None
-    prices_as_of: str | None
-    duration_s: float | None
-    binding: str | None
-    method: str
-    spent: Spend = Spend()
-    warnings: Sequence[str] = ()
-    note: str = ""
-    command: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """The run that holds the output now: process, machine, and when it began (local time, as text)."""
-
-    pid: int
-    host: str
-    since: str
-
-
-@dataclass(frozen=True, slots=True)
-class LastRun:
-    """How the last run ended; an `exit_code` of None: it was killed, and could not say."""
-
-    run_id: str
-    exit_code: int | None
-    reason: str | None
-    ended: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class StatusView:
-    """What an output holds. `live` is the newest snapshot of the run that is going on, if one is.
-
-    `open` is None where the number of rows is not known. `spent` is the sum of the ledger.
-    """
-
-    job: str
-    output: str
-    running: Running | None
-    last: LastRun | None
-    ok: int
-    failed: int
-    open: int | None
-    failures: Sequence[FailureGroup] = ()
-    spent: Spend = Spend()
-    currency: str | None = None
-    live: Snapshot | None = None
-    warnings: Sequence[str] = ()
-    command: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RecordView:
-    """One record: the input's columns, the output's own columns (by name), and the messages rendered again.
-
-    `messages` is None where they cannot be rendered again; `note` then says why.
-    """
-
-    input: Mapping[str, object]
-    record: Mapping[str, Any]
-    messages: Sequence[Message] | None
-    note: str = ""
 
 
 def as_json(view: object) -> dict[str, Any]:

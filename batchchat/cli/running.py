@@ -144,7 +144,7 @@ def run_command(
 
         async def work() -> Any:
             async with anyio.create_task_group() as group:
-                await group.start(_watch_signals, stop, terminal)
+                await group.start(_watch_signals, stop, display, terminal)
                 summary = await run_job(loaded, options=options, listener=log, on_snapshot=display.update, stop=stop)
                 group.cancel_scope.cancel()
             return summary
@@ -161,7 +161,8 @@ def run_command(
         log(Event("run_ended", summary.reason or "the pass ended", "info", summary_json(summary)))
     elif not quiet or summary.exit_code:
         terminal.print(render_summary(summary))
-    return summary.exit_code
+    code: int = summary.exit_code
+    return code
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -172,7 +173,7 @@ def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-async def _watch_signals(stop: Any, terminal: Terminal, *, task_status: Any) -> None:
+async def _watch_signals(stop: Any, display: Any, terminal: Terminal, *, task_status: Any) -> None:
     """First signal: drain. Second: end at once. Before anything was sent, or at the third: leave right now."""
     import anyio
 
@@ -183,6 +184,7 @@ async def _watch_signals(stop: Any, terminal: Terminal, *, task_status: Any) -> 
         task_status.started()
         async for number in received:
             if not stop.watched or stop.asked >= 2:
+                display.close()
                 terminal.write_line(f"{_REASONS[number]}; the same command goes on")
                 leave_now(128 + number)
             stop.stop(reason=_REASONS[number], exit_code=128 + number)
@@ -215,7 +217,9 @@ def read_kinds(text: str | None) -> Any:
     unknown = [name for name in names if name not in set(ErrorKind)]
     if unknown or not names:
         known = ", ".join(["transient", "all", *ErrorKind])
-        raise UsageError(f"--retry-failed: {', '.join(unknown) or 'nothing'} is no kind of failure", remedy=f"Known are {known}.")
+        raise UsageError(
+            f"--retry-failed: {', '.join(unknown) or 'nothing'} is no kind of failure", remedy=f"Known are {known}."
+        )
     return frozenset(ErrorKind(name) for name in names)
 
 

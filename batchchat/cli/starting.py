@@ -26,7 +26,9 @@ def init_command(name: str, *, force: bool) -> int:
     targets = {path.parent / target.format(name=job_name): source for target, source in _STARTER.items()}
     for target in targets:
         if target.exists() and not force:
-            raise UsageError(f"{target} exists already", remedy="Choose another name, or give --force to write over it.")
+            raise UsageError(
+                f"{target} exists already", remedy="Choose another name, or give --force to write over it."
+            )
     for target, source in targets.items():
         text = (folder / source).read_text(encoding="utf-8").replace("NAME", job_name)
         try:
@@ -39,7 +41,9 @@ def init_command(name: str, *, force: bool) -> int:
     terminal = results()
     for target in written:
         terminal.write_line(f"wrote {target}")
-    terminal.write_line(f"\nSee what it would send:  batchchat plan {job}\nRun it:                  batchchat run {job}")
+    terminal.write_line(
+        f"\nSee what it would send:  batchchat plan {job}\nRun it:                  batchchat run {job}"
+    )
     return 0
 
 
@@ -84,7 +88,9 @@ def demo_server_command(
     try:
         serve(options, host, port, started)
     except OSError as error:
-        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}", remedy="--port 0 takes a free port.") from None
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {error.strerror}", remedy="--port 0 takes a free port."
+        ) from None
     return 0
 
 

@@ -18,6 +18,7 @@ import httpx
 from batchchat.client.wire import read_reply
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, Failure, Reply, Verdict
+from batchchat.transport import Exchange, request_sent
 
 CONNECT_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 64 * 2**20
@@ -66,6 +67,9 @@ class ChatClient:
             | {"write": request_timeout, "pool": request_timeout}
         }
         self._wall_clock = wall_clock
+        self._key_bytes = api_key.encode() if api_key else None
+        self._exchange = transport if isinstance(transport, Exchange) else None
+        self._route = self._exchange.route("POST", self._url, self._headers) if self._exchange else None
 
     async def __aenter__(self) -> ChatClient:
         await self._transport.__aenter__()
@@ -90,6 +94,23 @@ class ChatClient:
         return self._masked(reply)
 
     async def _attempt(self, body: bytes) -> Reply:
+        try:
+            if self._exchange is not None and self._route is not None:
+                status, headers, content = await self._exchange.exchange(self._route, body, self._timeout)
+            else:
+                status, headers, content = await self._whole_answer(body)
+        except httpx.HTTPError as error:
+            return _failed(error)
+        except _TooLarge:
+            message = f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB"
+            return Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.PROTOCOL, message))
+        if self._key_bytes is not None and self._key_bytes in content:
+            # A server may repeat what it was sent: the key must not come to rest in a record.
+            content = content.replace(self._key_bytes, b"***")
+        return read_reply(status, headers, content, now=self._wall_clock())
+
+    async def _whole_answer(self, body: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
+        """One exchange over a transport that knows httpx's own seam only."""
         request = httpx.Request(
             "POST",
             self._url,
@@ -97,19 +118,12 @@ class ChatClient:
             content=body,
             extensions=dict(self._extensions),
         )
+        response = await self._transport.handle_async_request(request)
         try:
-            response = await self._transport.handle_async_request(request)
-            try:
-                content = await _read_bounded(response)
-            finally:
-                await response.aclose()
-        except httpx.HTTPError as error:
-            return _failed(error)
-        except _TooLarge:
-            message = f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB"
-            return Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.PROTOCOL, message, response.status_code))
-        headers = {name.lower(): value for name, value in response.headers.raw}
-        return read_reply(response.status_code, headers, content, now=self._wall_clock())
+            content = await _read_bounded(response)
+        finally:
+            await response.aclose()
+        return response.status_code, {name.lower(): value for name, value in response.headers.raw}, content
 
     def _masked(self, reply: Reply) -> Reply:
         """Take the key out of a failure's message: a server may repeat what it was sent."""
@@ -132,7 +146,7 @@ async def _read_bounded(response: httpx.Response) -> bytes:
 def _failed(error: httpx.HTTPError) -> Reply:
     """Map the transport's exceptions to failures."""
     text = str(error).strip() or type(error).__name__
-    sent = getattr(error, "request_sent", True)
+    sent = request_sent(error)
     if isinstance(error, httpx.ConnectTimeout):
         kind, sent = ErrorKind.CONNECTION, False
         text = f"no connection in time: {text}"

@@ -254,6 +254,9 @@ class LocalEngine:
         try:
             remaining = self._policy.row_deadline - request.active_s
             reply = await self._client.send(request.body, timeout=max(0.001, remaining))
+        except BatchchatError as error:
+            self._stop_for(error)
+            return
         finally:
             del self._sending[request]
             permit.settle(reply)

@@ -285,7 +285,7 @@ class Job(_Section):
     output: Output
     provider: str | ProviderFields
     model: Name
-    messages: list[dict[str, Any]] | dict[Literal["from"], str]
+    messages: list[dict[str, Any]] | dict[str, Any]
     params: Params = Params()
     limits: Limits = Limits()
     retry: Retry = Retry()

@@ -13,16 +13,16 @@ import json
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
-import anyio.to_thread
+import anyio.abc
+import anyio.lowlevel
 
 from batchchat.client import ChatClient
 from batchchat.engines.local import LocalEngine
@@ -38,7 +38,7 @@ from batchchat.run.options import RunOptions
 from batchchat.run.preparation import Prepared, prepare
 from batchchat.run.stopping import StopRequest
 from batchchat.run.tally import Tally
-from batchchat.run.writer import Offload, Writer
+from batchchat.run.writer import Offload, Writer, in_thread
 from batchchat.store import Store, frozen_schema
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunOptions", "RunSummary", "StopRequest", "run", "run_job"]
 
+_DEFAULTS = RunOptions()
 _SLICE = 64
 _TICK_S = 0.25
 _LIVE_EVERY = 4
@@ -62,14 +63,14 @@ def _no_listener(_event: Event) -> None:
 async def run_job(
     job: Job,
     *,
-    options: RunOptions = RunOptions(),
+    options: RunOptions = _DEFAULTS,
     transport: httpx.AsyncBaseTransport | None = None,
     limiter: Limiter | None = None,
     listener: Listener = _no_listener,
     on_snapshot: Callable[[Snapshot], None] | None = None,
     stop: StopRequest | None = None,
     environ: Mapping[str, str] | None = None,
-    offload: Offload = anyio.to_thread.run_sync,
+    offload: Offload = in_thread,
     seed: int | None = None,
 ) -> RunSummary:
     """Run a job, or go on with it where an earlier run stopped, and tell how it ended.
@@ -259,7 +260,7 @@ class _Run:
         batches = self.prepared.batches()
         archived: list[Request] = []
         while True:
-            batch: RowBatch | None = await self.offload(next, batches, None)
+            batch: RowBatch | None = await self.offload(next, batches, None, abandon=True)
             if batch is None or self.prepared.selection.past(batch.first_index):
                 break
             for start in range(0, len(batch.values), _SLICE):
@@ -314,7 +315,7 @@ class _Run:
             if self.on_snapshot is not None:
                 self.on_snapshot(snapshot)
             if ticks % _LIVE_EVERY == 0:
-                await self.offload(self.store.write_live, snapshot)
+                await self.offload(self.store.write_live, plain(snapshot))
                 self.writer.poke()
             ticks += 1
             await anyio.sleep(_TICK_S)
@@ -380,32 +381,36 @@ class _Run:
         self.warnings += self.prepared.source.warnings
         self.phase = "ended"
         summary = self._summary(error)
-        if not isinstance(error, type(self.writer.error)) or self.writer.error is None:
-            await self.offload(self.store.append_run, summary)
+        if self.writer.error is None:
+            ended = {**plain(summary), "ended_at": datetime.now(UTC).isoformat(timespec="seconds")}
+            await self.offload(self.store.append_run, ended)
         if self.on_snapshot is not None:
             self.on_snapshot(self.snapshot())
         return summary
 
     async def _complete_pass(self) -> BatchchatError | None:
         """What only a complete pass may do: archive what the input no longer yields, and check the counts."""
-        digest = self.text_digest()
-        changed = self.store.state.get("text_digest") not in {None, digest}
+        digest, state = self.text_digest(), self.store.read_state()
+        changed = state.get("text_digest") not in {None, digest}
         if self.options.prune or (changed and self.job.input.key is None):
-            moved = await self.offload(self.store.archive_unseen)
-            if moved:
-                self.tell(Event("archived", f"{moved} records that the input no longer yields went to the archive"))
-        await self.offload(self.store.update_state, {"text_digest": digest})
-        return self._check_counts()
+            change = await self.offload(self.store.archive_unseen)
+            self.store.apply(change)
+            if change.removed:
+                number = len(change.removed)
+                self.tell(Event("archived", f"{number} records that the input no longer yields went to the archive"))
+        self.store.drop_answers()
+        await self.offload(self.store.save_state, {**state, "text_digest": digest})
+        return await self._check_counts()
 
     def text_digest(self) -> str:
         """A digest of everything in the job that shapes requests."""
         text = json.dumps([self.prepared.template.text_digest, self.provider.identity])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def _check_counts(self) -> BatchchatError | None:
+    async def _check_counts(self) -> BatchchatError | None:
         """Input rows = ok + failed; dataset = ok + failed + kept. Anything else is a fault of ours, and said."""
         counts, rows = self.store.index.counts(), self.intake.counts.rows
-        stored = self.store.dataset_rows()
+        stored = await self.offload(self.store.stored_rows)
         if counts.seen == rows and counts.live == stored:
             return None
         return BatchchatError(
@@ -466,6 +471,22 @@ class _Run:
             example = FailureGroup(kind.value, number, "(in an earlier run; `batchchat show --failed` tells)")
             found.append(replace(group, count=number) if group else example)
         return tuple(sorted(found, key=lambda group: -group.count))
+
+
+def plain(view: Any) -> dict[str, Any]:
+    """A frozen view as JSON values; named tuples by their fields' names."""
+    value: dict[str, Any] = _plain(view)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: _plain(each) for name, each in value._asdict().items()}
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value
 
 
 def _now_us() -> int:

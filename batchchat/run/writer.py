@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from batchchat.engines import Answered, Outcome
@@ -27,8 +28,13 @@ _FULL_BYTES = 16 * 2**20
 class Offload(Protocol):
     """Runs blocking code off the event loop (or, in tests on a virtual clock, in line)."""
 
-    def __call__(self, function: Callable[..., Any], *args: Any) -> Awaitable[Any]:
-        """Await the function's result."""
+    def __call__(self, function: Callable[..., Any], *args: Any, abandon: bool = False) -> Awaitable[Any]:
+        """Await the function's result. With `abandon`, a cancelled wait leaves the function to itself."""
+
+
+async def in_thread(function: Callable[..., Any], *args: Any, abandon: bool = False) -> Any:
+    """Run blocking code in a worker thread."""
+    return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=abandon)
 
 
 class Writer:

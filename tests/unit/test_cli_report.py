@@ -11,12 +11,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from batchchat.cli.report import (
-    LastRun,
-    PlanView,
-    RecordView,
-    RequestPreview,
-    Running,
-    StatusView,
     as_json,
     content_text,
     render_plan,
@@ -28,6 +22,7 @@ from batchchat.cli.report import (
 from batchchat.cli.terminal import Terminal, mask
 from batchchat.events import FailureGroup, InFlight, RunSummary, Snapshot
 from batchchat.records import ErrorKind, Spend
+from batchchat.views import LastRun, PlanView, RecordView, RequestPreview, Running, StatusView
 
 NASTY = "[red]text[/red] :smile: \x1b[2J\x9b31m\u202e end"
 NASTY_SHOWN = r"[red]text[/red] :smile: \x1b[2J\x9b31m\u202e end"
