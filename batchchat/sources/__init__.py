@@ -1,0 +1,56 @@
+"""Reading input: JSON Lines, CSV and Parquet, from a file, a folder, a glob or standard input.
+
+Rows come in batches, in constant memory, each with what the template sees (`values`) and what is carried to the output
+(`columns`, of one frozen schema). A row that cannot be read is a failure in its batch; the rest goes on. All of this is
+blocking code, made to be called from a worker thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from batchchat.errors import StorageError, UsageError
+from batchchat.sources.chunk import Limits
+from batchchat.sources.files import STDIN, find_files
+from batchchat.sources.source import CsvSource, JsonlSource, ParquetSource, Source
+
+__all__ = ["Source", "open_source"]
+
+
+def open_source(
+    path: str,
+    *,
+    base: Path | None = None,
+    format: str | None = None,
+    types: Mapping[str, str] | None = None,
+    frozen: pa.Schema | None = None,
+    batch_rows: int = 512,
+    batch_bytes: int = 4 * 1024 * 1024,
+    max_line_bytes: int = 64 * 1024 * 1024,
+) -> Source:
+    """Find an input's files and learn its columns.
+
+    `path` is a file, a folder, a glob, or `-` for standard input (JSON Lines unless `format` says otherwise); a
+    relative one begins at `base`. `format` is `jsonl`, `csv`, `tsv` or `parquet`, for files whose extension does not
+    tell. `types` gives columns a type of their own: string, int64, float64, bool, timestamp, date, decimal(p,s), json.
+    `frozen` is the schema of an earlier run, which is then kept as it is.
+
+    Raises UsageError with the file's name and what to do, for an input that has no rows or cannot be used.
+    """
+    limits = Limits(batch_rows, batch_bytes, max_line_bytes)
+    if path == STDIN:
+        files = None
+        kind = format or "jsonl"
+        if kind == "parquet":
+            raise UsageError("Parquet cannot be read from standard input", remedy="Save it to a file first.")
+    else:
+        files = find_files(path, base, format)
+        kind = files[0].format
+    sources: dict[str, type[Source]] = {"jsonl": JsonlSource, "parquet": ParquetSource}
+    try:
+        return sources.get(kind, CsvSource)(kind, files, dict(types or {}), frozen, limits)
+    except StorageError as error:
+        raise UsageError(error.message, remedy="Mend or replace the file.") from None

@@ -1,0 +1,45 @@
+"""What a reader gives: consecutive rows of one file, before they are carried to the output's columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from batchchat.records import ErrorKind, Failure
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_RAW_KEPT = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of a batch, in rows and bytes, and of one line or CSV field, in bytes."""
+
+    batch_rows: int
+    batch_bytes: int
+    max_line_bytes: int
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Rows by column name, None for an unreadable one; Parquet also gives its own columns in `arrow`."""
+
+    rows: list[dict[str, Any] | None]
+    nbytes: int
+    failures: dict[int, Failure] = field(default_factory=dict)
+    raw: dict[int, bytes] = field(default_factory=dict)
+    arrow: pa.RecordBatch | None = None
+
+    def fail(self, message: str, raw: bytes) -> None:
+        """Add an unreadable row: why, and the bytes that tell it from others."""
+        self.failures[len(self.rows)] = Failure(ErrorKind.INPUT, message)
+        self.raw[len(self.rows)] = raw if len(raw) <= _RAW_KEPT else digest_of(raw)
+        self.rows.append(None)
+
+
+def digest_of(raw: bytes) -> bytes:
+    """Stand for the bytes of an unreadable row that are too many to keep."""
+    return b"blake2b:" + blake2b(raw, digest_size=32).digest()

@@ -1,0 +1,149 @@
+"""JSON Lines: one object a line, read in blocks and parsed a batch at a time.
+
+The usual batch costs one pass at C speed: split, parse, see that all are objects. Only where that fails is it taken
+line by line, so that a bad line costs its own row and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from batchchat.sources.chunk import Chunk, Limits
+from batchchat.sources.files import BLOCK, ByteStream
+
+BOM = b"\xef\xbb\xbf"
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_OBJECTS = {dict}
+
+
+class _Overlong(bytes):
+    """Stands for a line that is too long to keep, by a digest of its bytes."""
+
+    __slots__ = ()
+
+
+def read_jsonl(stream: ByteStream, name: str, limits: Limits, warn: Callable[[str], None]) -> Iterator[Chunk]:
+    """Yield the rows of one stream. Blank lines are no rows.
+
+    A last line without a line end is a row if it is a whole object; if not, it may still be being written: it is left
+    open, and `warnings` says so.
+    """
+    number = 1
+    for lines in _lines(stream, limits):
+        for start in range(0, len(lines), limits.batch_rows):
+            part = lines[start : start + limits.batch_rows]
+            chunk = _parse(part, name, number)
+            number += len(part)
+            if chunk.rows:
+                yield chunk
+    tail = stream.tail
+    if tail.strip():
+        row = _whole_object(tail)
+        if row is None:
+            warn(f"{name}:{number}: the last line has no end and is not a whole object; it is left open")
+        else:
+            yield Chunk([row], len(tail))
+
+
+def count_jsonl(stream: ByteStream, limits: Limits) -> int:
+    """Count the rows that `read_jsonl` would yield, without parsing them."""
+    rows = sum(sum(map(bool, map(bytes.strip, lines))) for lines in _lines(stream, limits))
+    return rows + (_whole_object(stream.tail) is not None)
+
+
+def _lines(stream: ByteStream, limits: Limits) -> Iterator[list[bytes]]:
+    """Yield the complete lines of each block, without their ends; what follows the last one is the stream's `tail`."""
+    size = min(BLOCK, limits.batch_bytes)
+    held: list[bytes] = []
+    length = 0
+    overlong = None
+    block = stream.read(size).removeprefix(BOM)
+    while block:
+        lines = block.split(b"\n")
+        held.append(lines[0])
+        length += len(lines[0])
+        if overlong is not None or length > limits.max_line_bytes:
+            overlong = overlong or blake2b(digest_size=32)
+            for piece in held:
+                overlong.update(piece)
+            held = []
+        if len(lines) > 1:
+            lines[0] = _Overlong(overlong.digest()) if overlong is not None else b"".join(held)
+            overlong = None
+            held = [lines.pop()]
+            length = len(held[0])
+            yield lines
+        block = stream.read(size)
+    if overlong is not None:
+        yield [_Overlong(overlong.digest())]
+    stream.tail = b"".join(held)
+
+
+def _parse(lines: list[bytes], name: str, number: int) -> Chunk:
+    """Parse lines into rows; `number` is the first one's number in its file."""
+    together = b"\n".join(lines)
+    zeroed = together.translate(_ZEROS)
+    # Digits enough to pass 64 bits: orjson would make a float of such an integer, and lose the digits.
+    wide = b"0" * 20 in zeroed or b"-" + b"0" * 19 in zeroed
+    if not wide:
+        try:
+            rows = list(map(orjson.loads, lines))
+        except orjson.JSONDecodeError:
+            pass
+        else:
+            if _OBJECTS.issuperset(map(type, rows)):
+                return Chunk(rows, len(together))
+    chunk = Chunk([], len(together))
+    for offset, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            chunk.rows.append(_parse_line(line, exact=wide))
+        except ValueError as error:
+            chunk.fail(f"{name}:{number + offset}: {error}", line)
+    return chunk
+
+
+def _parse_line(line: bytes, *, exact: bool) -> dict[str, Any]:
+    """Parse one line; ValueError says what is wrong with it, without repeating it."""
+    if isinstance(line, _Overlong):
+        raise ValueError("the line is too long")
+    try:
+        row = orjson.loads(line)
+        if exact:
+            row = json.loads(line)
+    except orjson.JSONDecodeError as error:
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as invalid:
+            raise ValueError(f"the line is not valid UTF-8 (byte {invalid.start + 1})") from None
+        row = _with_nan(text)
+        if row is None:
+            raise ValueError(f"the line is not valid JSON: {error.msg} (column {error.colno})") from None
+    if not isinstance(row, dict):
+        raise ValueError("the line is JSON, but not an object")
+    return row
+
+
+def _with_nan(text: str) -> Any:
+    """Parse a line that says NaN or Infinity, as Python's own writer does; None where that does not help."""
+    if "NaN" not in text and "Infinity" not in text:
+        return None
+    try:
+        row = json.loads(text)
+        json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return row
+
+
+def _whole_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        return _parse_line(line, exact=True)
+    except ValueError:
+        return None

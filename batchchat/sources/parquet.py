@@ -1,0 +1,140 @@
+"""Parquet: columns as Arrow gives them for the output, and the same rows as Python values for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchchat.errors import UsageError
+from batchchat.sources.chunk import Chunk, Limits
+from batchchat.sources.files import InputFile, Progress
+
+
+class ParquetFile:
+    """One Parquet file: its columns, and its rows in batches."""
+
+    def __init__(self, file: InputFile) -> None:
+        self._file = file
+        try:
+            with pq.ParquetFile(str(file.path)) as opened:
+                self.schema = opened.schema_arrow
+                self.rows: int = opened.metadata.num_rows
+                groups = [opened.metadata.row_group(index) for index in range(opened.metadata.num_row_groups)]
+                self._bytes = sum(group.total_byte_size for group in groups)
+        except (pa.ArrowException, OSError) as error:
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            raise UsageError(f"{file.path}: not a readable Parquet file: {reason}") from None
+        for name in self.schema.names:
+            if self.schema.names.count(name) > 1:
+                raise UsageError(f"{file.path}: two columns are called {name!r}", remedy="Rename one of them.")
+
+    def chunks(self, limits: Limits, progress: Progress) -> Iterator[Chunk]:
+        """Yield the rows, `arrow` holding them with plain types (no dictionaries, views or large offsets)."""
+        a_row = max(1, self._bytes // max(1, self.rows))
+        size = max(1, min(limits.batch_rows, limits.batch_bytes // a_row))
+        before = progress.done
+        read = 0
+        with pq.ParquetFile(str(self._file.path), pre_buffer=False, buffer_size=1 << 20) as opened:
+            for batch in opened.iter_batches(batch_size=size):
+                read += batch.num_rows
+                progress.done = before + read
+                for part in _split(batch, limits.batch_bytes):
+                    arrays = [_plain(column) for column in part.columns]
+                    carried = pa.RecordBatch.from_arrays(arrays, names=part.schema.names)
+                    yield Chunk(_rows(part), carried.nbytes, arrow=carried)
+
+
+def _split(batch: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:
+    """Halve a batch until its parts are within the limit or single rows."""
+    if batch.num_rows <= 1 or batch.nbytes <= limit:
+        if batch.num_rows:
+            yield batch
+        return
+    half = batch.num_rows // 2
+    yield from _split(batch.slice(0, half), limit)
+    yield from _split(batch.slice(half), limit)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one return for each type
+    """The type in which a Parquet column is carried: the same values, in the plainest layout."""
+    types = pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if types.is_null(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return pa.string()
+    if types.is_large_binary(kind) or types.is_binary_view(kind):
+        return pa.binary()
+    if types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(plain_type(kind.value_type), kind.list_size)
+    if types.is_struct(kind):
+        return pa.struct([pa.field(field.name, plain_type(field.type)) for field in kind.fields])
+    if types.is_list(kind) or types.is_large_list(kind) or _is_list_view(kind):
+        return pa.list_(plain_type(kind.value_type))
+    return kind
+
+
+def _is_list_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    wanted = plain_type(array.type)
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    return array if array.type == wanted else array.cast(wanted)
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
+    columns = [_values(column) for column in batch.columns]
+    names = batch.schema.names
+    if not columns:
+        return [{} for _ in range(batch.num_rows)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _values(array: pa.Array) -> list[Any]:
+    """Python values of a column for the template: times to the microsecond, a map as a dict. It never raises."""
+    try:
+        viewed = array.cast(_view_type(array.type), safe=False) if _view_type(array.type) != array.type else array
+        values: list[Any] = viewed.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError, TypeError):
+        return [_value(scalar) for scalar in array]
+    if pa.types.is_map(array.type):
+        return [None if value is None else dict(value) for value in values]
+    return values
+
+
+def _view_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one return for each type
+    """The type without nanoseconds, which Python's own times do not have."""
+    types = pa.types
+    if types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", tz=kind.tz)
+    if types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    if types.is_time64(kind) and kind.unit == "ns":
+        return pa.time64("us")
+    if types.is_list(kind):
+        return pa.list_(_view_type(kind.value_type))
+    if types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _view_type(field.type)) for field in kind.fields])
+    if types.is_dictionary(kind):
+        return _view_type(kind.value_type)
+    return kind
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """One value; its text where Python has no such value (a time before year 1, an unknown time zone)."""
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError, TypeError, ImportError):
+        try:
+            return scalar.cast(pa.string()).as_py()
+        except pa.ArrowException:
+            return str(scalar)

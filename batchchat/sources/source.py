@@ -1,0 +1,298 @@
+"""An input whose columns are known: one kind of source for each format."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pyarrow as pa
+
+from batchchat.errors import UsageError
+from batchchat.records import RowBatch
+from batchchat.sources.chunk import Chunk, Limits
+from batchchat.sources.columns import Column, Columns, freeze
+from batchchat.sources.convert import DECLARED, JSON, MISFIT, Convert, converter, declared_type
+from batchchat.sources.delimited import DelimitedReader
+from batchchat.sources.files import STDIN, ByteStream, InputFile, Progress, StdinStream, reading
+from batchchat.sources.infer import Shape
+from batchchat.sources.jsonl import count_jsonl, read_jsonl
+from batchchat.sources.parquet import ParquetFile, plain_type
+
+_SAMPLE_ROWS = 10_000
+_SAMPLE_BYTES = 64 * 1024 * 1024
+
+
+class Source(ABC):
+    """An input whose columns are known.
+
+    `columns` are the input's column names as the template sees them, `schema` is what is carried to the output
+    (`input_extra` last), `files` are the names of the files in reading order, and `warnings` what a person should know;
+    they grow while rows are read.
+    """
+
+    columns: tuple[str, ...]
+
+    def __init__(
+        self,
+        kind: str,
+        files: list[InputFile] | None,
+        types: dict[str, str],
+        frozen: pa.Schema | None,
+        limits: Limits,
+    ) -> None:
+        self.files = tuple(file.name for file in files) if files is not None else (STDIN,)
+        self.warnings: list[str] = []
+        self._kind = kind
+        self._limits = limits
+        self._inputs: list[InputFile | None] = list(files) if files is not None else [None]
+        self._stdin = StdinStream() if files is None else None
+        self._begun = False
+        self._progress = Progress(0)
+        self._types = {name: declared_type(name, text) for name, text in types.items()}
+        self._learn(frozen)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """What is carried to the output: output names, frozen types, `input_extra` last."""
+        return self._carrier.schema
+
+    def batches(self) -> Iterator[RowBatch]:
+        """Yield all rows from the first one. Each call is a pass of its own; standard input can be read only once.
+
+        StorageError where a file cannot be read to its end.
+        """
+        if self._stdin is not None:
+            if self._begun:
+                raise UsageError("standard input can be read only once")
+            self._stdin.replay()
+        self._begun = True
+        self._progress = progress = Progress(self._size())
+        index = 0
+        for name, chunk in self._pass(progress):
+            yield RowBatch(
+                source=name,
+                first_index=index,
+                columns=self._carry(chunk),
+                values=chunk.rows,
+                failures=chunk.failures,
+                raw=chunk.raw,
+                nbytes=chunk.nbytes,
+            )
+            index += len(chunk.rows)
+
+    def fraction(self) -> float:
+        """The share of the current pass that is read, from 0 to 1. Any thread may ask."""
+        return self._progress.fraction()
+
+    def known_rows(self) -> int | None:
+        """The number of rows, where the files say it; else None."""
+        return None
+
+    def count_rows(self) -> int:
+        """Count the rows in a pass of its own. UsageError for standard input, which can be read only once."""
+        if self._stdin is not None:
+            raise UsageError(
+                "the rows of standard input cannot be counted beforehand", remedy="Save the input to a file."
+            )
+        return sum(self._count(file) for file in self._inputs if file is not None)
+
+    @abstractmethod
+    def _learn(self, frozen: pa.Schema | None) -> None:
+        """Set `columns` and the carrier. UsageError where the input cannot be used."""
+
+    @abstractmethod
+    def _chunks(self, file: InputFile | None, progress: Progress) -> Iterator[Chunk]:
+        """Yield one file's rows."""
+
+    @abstractmethod
+    def _count(self, file: InputFile) -> int:
+        """Count one file's rows."""
+
+    def _freeze(self, columns: Iterable[Column], frozen: pa.Schema | None) -> None:
+        found = list(columns)
+        self._carrier = Columns(freeze(found) if frozen is None else frozen)
+        self.columns = tuple(dict.fromkeys((*(column.name for column in found), *self._carrier.names)))
+
+    def _check_types(self, known: Iterable[str]) -> None:
+        names = list(known)
+        for name in self._types:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise UsageError(
+                    f"input.types: the input has no column {name!r}{hint}", remedy=f"It has {', '.join(names)}."
+                )
+
+    def _pass(self, progress: Progress) -> Iterator[tuple[str, Chunk]]:
+        done = 0
+        for name, file in zip(self.files, self._inputs, strict=True):
+            with reading(str(file.path) if file is not None else "standard input"):
+                for chunk in self._chunks(file, progress):
+                    yield name, chunk
+            done += self._size_of(file)
+            progress.done = done
+
+    def _carry(self, chunk: Chunk) -> pa.RecordBatch:
+        return self._carrier.carry(chunk.rows)
+
+    def _size(self) -> int:
+        return sum(map(self._size_of, self._inputs))
+
+    def _size_of(self, file: InputFile | None) -> int:
+        return 0 if file is None else file.size
+
+    def _stream(self, file: InputFile | None, progress: Progress) -> ByteStream:
+        return ByteStream(file, progress) if file is not None else self._stdin or StdinStream()
+
+    def _warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    def _no_rows(self, reason: str = "") -> UsageError:
+        places = self._inputs[0]
+        where = (
+            "standard input" if places is None else str(places.path if len(self._inputs) == 1 else places.path.parent)
+        )
+        return UsageError(f"{where}: the input has no rows{reason}", remedy="Check input.path.")
+
+
+class JsonlSource(Source):
+    """JSON Lines: the columns are those of the first 10,000 rows."""
+
+    def _learn(self, frozen: pa.Schema | None) -> None:
+        shapes: dict[str, Shape] = {}
+        rows = read = 0
+        problem = None
+        for name, chunk in self._pass(Progress(0)):
+            if rows == 0:
+                self._refuse_array(name, chunk)
+            rows += len(chunk.rows)
+            read += chunk.nbytes
+            good = [row for row in chunk.rows if row is not None]
+            for column in dict.fromkeys(column for row in good for column in row):
+                shapes.setdefault(column, Shape()).see([row[column] for row in good if column in row])
+            if problem is None and chunk.failures:
+                problem = next(iter(chunk.failures.values())).message
+            if rows >= _SAMPLE_ROWS or read >= _SAMPLE_BYTES or (frozen is not None and shapes):
+                break
+        if rows == 0:
+            raise self._no_rows(f": {self.warnings[0]}" if self.warnings else "")
+        if not shapes and problem is not None:
+            raise UsageError(
+                f"none of the first {rows:,} lines is a row: {problem}",
+                remedy="JSON Lines holds one object on each line. If the file is of another kind, set input.format.",
+            )
+        for name in self._types:
+            shapes.setdefault(name, Shape())
+        self._freeze(
+            (Column(name, *self._types.get(name) or shape.column_type()) for name, shape in shapes.items()), frozen
+        )
+
+    def _refuse_array(self, name: str, chunk: Chunk) -> None:
+        first = chunk.raw.get(0, b"").strip()
+        if first == b"[" or (first.startswith(b"[") and len(chunk.failures) == len(chunk.rows)):
+            raise UsageError(
+                f"{name}: holds a JSON array, not one object on each line",
+                remedy=f"Convert it: jq -c '.[]' {name} > {name.partition('.')[0]}.jsonl",
+            )
+
+    def _chunks(self, file: InputFile | None, progress: Progress) -> Iterator[Chunk]:
+        stream = self._stream(file, progress)
+        with closing(stream):
+            yield from read_jsonl(stream, file.name if file is not None else STDIN, self._limits, self._warn)
+
+    def _count(self, file: InputFile) -> int:
+        with reading(str(file.path)), closing(ByteStream(file, Progress(0))) as stream:
+            return count_jsonl(stream, self._limits)
+
+
+class CsvSource(Source):
+    """CSV or TSV: the columns are those of the header lines, texts unless a type is given."""
+
+    def _learn(self, frozen: pa.Schema | None) -> None:
+        names: dict[str, None] = {}
+        empty = True
+        for file in self._inputs:
+            stream = self._stream(file, Progress(0))
+            name = str(file.path) if file is not None else "standard input"
+            with reading(name), closing(stream):
+                reader = DelimitedReader(stream, name, self._kind, self._limits)
+                names.update(dict.fromkeys(reader.header))
+                empty = empty and next(reader.chunks({}), None) is None
+        if not names:
+            raise self._no_rows()
+        if empty:
+            raise self._no_rows(", only a header")
+        self._check_types(names)
+        self._freeze((Column(name, *self._types.get(name, (pa.string(), ""))) for name in names), frozen)
+        self._readers: dict[str, Convert] = {
+            column.name: _read_json if column.mode == JSON else converter(column.kind, DECLARED)
+            for column in self._carrier.columns
+            if column.mode in {JSON, DECLARED}
+        }
+
+    def _chunks(self, file: InputFile | None, progress: Progress) -> Iterator[Chunk]:
+        stream = self._stream(file, progress)
+        with closing(stream):
+            name = file.name if file is not None else STDIN
+            yield from DelimitedReader(stream, name, self._kind, self._limits).chunks(self._readers)
+
+    def _count(self, file: InputFile) -> int:
+        with reading(str(file.path)), closing(ByteStream(file, Progress(0))) as stream:
+            return DelimitedReader(stream, file.name, self._kind, self._limits).count()
+
+
+class ParquetSource(Source):
+    """Parquet: the columns and their types are the files' own."""
+
+    def _learn(self, frozen: pa.Schema | None) -> None:
+        self._parquet = {file.name: ParquetFile(file) for file in self._inputs if file is not None}
+        if not self.known_rows():
+            raise self._no_rows()
+        schemas = [file.schema for file in self._parquet.values()]
+        found: dict[str, pa.DataType] = {}
+        for field in (field for schema in schemas for field in schema):
+            found[field.name] = _unified(found.get(field.name, pa.null()), field.type)
+        self._check_types(found)
+        self._freeze(
+            (Column(name, *self._types.get(name, (plain_type(kind), ""))) for name, kind in found.items()), frozen
+        )
+
+    def known_rows(self) -> int:
+        """The number of rows, as the files' footers say it."""
+        return sum(file.rows for file in self._parquet.values())
+
+    def _chunks(self, file: InputFile | None, progress: Progress) -> Iterator[Chunk]:
+        if file is not None:
+            yield from self._parquet[file.name].chunks(self._limits, progress)
+
+    def _carry(self, chunk: Chunk) -> pa.RecordBatch:
+        arrow = chunk.arrow
+        given = None if arrow is None else dict(zip(arrow.schema.names, arrow.columns, strict=True))
+        return self._carrier.carry(chunk.rows, given)
+
+    def _count(self, file: InputFile) -> int:
+        return self._parquet[file.name].rows
+
+    def _size_of(self, file: InputFile | None) -> int:
+        return 0 if file is None else self._parquet[file.name].rows
+
+
+def _unified(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type that holds both of two files' columns, or the first: `input_extra` takes what does not fit."""
+    schemas = [pa.schema([("column", plain_type(kind) if kind != pa.null() else kind)]) for kind in (one, other)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return one
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return MISFIT
