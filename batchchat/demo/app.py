@@ -62,10 +62,11 @@ class Disconnected(Exception):
 class DemoStats:
     """Counts since the start. Tokens and `answered` count 200s with a completion that were sent to their end.
 
-    `by_status` counts responses that were begun, by HTTP status; `faults` what befell requests, by name. `disconnected`
-    counts requests whose client left first, `dropped` those that the server cut. The three counts of bodies are None
-    where bodies are not tracked; `repeated_bodies` counts requests whose body had come before, and `answered_again`
-    completions for a body that already had one: what a client pays twice.
+    `by_status` counts responses that were begun, by HTTP status; `faults` what befell requests, by name. `in_flight`
+    counts requests that were admitted under the limits and are not answered yet. `disconnected` counts requests whose
+    client left first, `dropped` those that the server cut. The three counts of bodies are None where bodies are not
+    tracked; `repeated_bodies` counts requests whose body had come before, and `answered_again` completions for a body
+    that already had one: what a client pays twice.
     """
 
     requests: int
@@ -115,7 +116,6 @@ class Demo:
         self._befallen: Counter[str] = Counter()
         self._requests = self._answered = self._prompt_tokens = self._completion_tokens = 0
         self._disconnected = self._dropped = self._answered_again = 0
-        self._open = self._max_open = 0
         self._first_at: float | None = None
         self._key = None if options.api_key is None else f"Bearer {options.api_key}".encode()
 
@@ -129,8 +129,8 @@ class Demo:
             answered=self._answered,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
-            in_flight=self._open,
-            max_in_flight=self._max_open,
+            in_flight=self._gate.in_flight,
+            max_in_flight=self._gate.max_in_flight,
             disconnected=self._disconnected,
             dropped=self._dropped,
             faults=dict(sorted(self._befallen.copy().items())),
@@ -146,8 +146,6 @@ class Demo:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one chat request (the ASGI interface)."""
         exchange = _Exchange(scope, receive, send)
-        self._open += 1
-        self._max_open = max(self._max_open, self._open)
         try:
             exchange.body = await _read_body(receive)
             await self._answer(exchange)
@@ -155,8 +153,6 @@ class Demo:
             await self._send_error(exchange, error)
         except Disconnected:
             self._disconnected += 1
-        finally:
-            self._open -= 1
 
     async def _answer(self, exchange: _Exchange) -> None:
         now = anyio.current_time()

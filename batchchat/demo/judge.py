@@ -64,8 +64,8 @@ def _scale(prompt: str) -> tuple[int, int] | None:
 def _sections(prompt: str) -> Mapping[str, str]:
     """Cut a prompt at its section heads (`Question:`, `### Answer A`, `<reference>`); the last of a name counts."""
     heads = list(_SECTION.finditer(prompt))
-    ends = [*(head.start() for head in heads[1:]), len(prompt)]
-    return {head[1].lower(): prompt[head.end() : end].strip() for head, end in zip(heads, ends, strict=True)}
+    ends = [*(head.start() for head in heads), len(prompt)][1:]
+    return {head[1].lower(): prompt[head.end() : end].strip() for head, end in zip(heads, ends, strict=False)}
 
 
 def _quality(candidate: str, sections: Mapping[str, str]) -> float:

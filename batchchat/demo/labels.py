@@ -11,13 +11,13 @@ from batchchat.demo.lexicon import FALLBACK_LABELS, Words, concept_words, conten
 
 _HEAD = (
     r"(?:labels?|categor(?:y|ies)|class(?:es)?|options?|choices?|tags?|intents?|topics?|departments?|queues?"
-    r"|sentiments?|priorit(?:y|ies)|teams?|values?|one of|either)"
+    r"|sentiments?|priorit(?:y|ies)|teams?|values?|one of|either|one word)"
 )
 _BULLETS = re.compile(
     rf"\b{_HEAD}\b[^:\n]{{0,80}}:[ \t]*\n((?:[ \t]*\n)?(?:[ \t]*(?:[-*•]|\d+[.)])[ \t]+\S[^\n]*(?:\n|$))+)", re.I
 )
 _BULLET = re.compile(r"^[ \t]*(?:[-*•]|\d+[.)])[ \t]+(.+)$", re.M)
-_AFTER_COLON = re.compile(rf"\b{_HEAD}\b[^:\n.]{{0,80}}:[ \t]*([^\n]+)", re.I)
+_AFTER_COLON = re.compile(rf"\b{_HEAD}\b[^:\n.]{{0,80}}:[ \t]*((?!.*\b(?:one of|either)\b)[^\n]+)", re.I)
 _AFTER_ONE_OF = re.compile(
     r"\b(?:one of|either)\b(?: the| these| following| labels| categories| options| words| values)*"
     r"[ \t]*[(:]?[ \t]*([^\n]+)",
@@ -26,6 +26,8 @@ _AFTER_ONE_OF = re.compile(
 _AFTER_AS = re.compile(
     r"\b(?:as|into|to|with|say|answer)(?: either)?[ \t]+((?:[\w`'\"-]+,\s*){2,}(?:(?:or|and)\s+)?[\w`'\"-]+)", re.I
 )
+_IN_BRACKETS = re.compile(r"[(\[{<]\s*([\w-]+(?:\s*[/|]\s*[\w-]+)+)\s*[)\]}>]")
+_BETWEEN = re.compile(r"\b(?:choose|decide|pick) between[ \t]+([^\n]+)", re.I)
 _PAIR = re.compile(
     r"\b(?:answer|reply|respond|say|with|only|output|write|return)[ \t:]+[\"'`]?([\w-]+)[\"'`]?"
     r"(?:,[ \t]*[\"'`]?([\w-]+)[\"'`]?,?)?"
@@ -37,7 +39,7 @@ _TAIL = re.compile(
     r"|\b(?:and nothing else|nothing else|with no |without |no other |in lower).*).*$",
     re.I,
 )
-_ITEM = re.compile(r"([^,;|(]+?)\s*(?:\(([^)]*)\))?\s*(?:[,;|]|$)")
+_ITEM = re.compile(r"([^,;|/(]+?)\s*(?:\(([^)]*)\))?\s*(?:[,;|/]|$)")
 _SPLIT_LAST = re.compile(r"\s+(?:or|and)\s+|^(?:or|and)\s+", re.I)
 _DESCRIBED = re.compile(
     r"^[`'\"*]*([^:`'\"*(]{1,40}?)[`'\"*]*\s*(?:[:=(]|[-\u2013\u2014]\s|\s[-\u2013\u2014]|$)\s*(.*)$"
@@ -85,10 +87,10 @@ def find_labels(prompt: str) -> LabelList | None:
         items = [_described(bullet) for bullet in _BULLET.findall(found[1])]
         if usable := _usable(items):
             return _label_list(usable, found.span())
-    for pattern in (_AFTER_COLON, _AFTER_ONE_OF, _AFTER_AS):
+    for pattern in (_AFTER_COLON, _AFTER_ONE_OF, _AFTER_AS, _IN_BRACKETS, _BETWEEN):
         for match in pattern.finditer(prompt):
             if usable := _usable(_listed(match[1])):
-                return _label_list(usable, match.span())
+                return _label_list(_with_bullets(usable, prompt), match.span())
     pair = _PAIR.search(prompt)
     if pair and (usable := _usable([(name, "") for name in pair.groups() if name])):
         return _label_list(usable, pair.span())
@@ -97,6 +99,12 @@ def find_labels(prompt: str) -> LabelList | None:
 
 def _label_list(items: list[tuple[str, str]], span: tuple[int, int]) -> LabelList:
     return LabelList(make_labels(items), span, any(description for _, description in items))
+
+
+def _with_bullets(items: list[tuple[str, str]], prompt: str) -> list[tuple[str, str]]:
+    """Add the descriptions that bullets elsewhere in the prompt give to labels already known by name."""
+    bullets = dict(_described(bullet) for bullet in _BULLET.findall(prompt))
+    return [(name, description or bullets.get(name, "")) for name, description in items]
 
 
 def _described(bullet: str) -> tuple[str, str]:
@@ -157,7 +165,8 @@ def _score(label: Label, present: set[str], joined: str, text: str) -> float:
     words = label.words
     if words is not None:
         points += 2 * len(words.strong & present) + len(words.weak & present)
-        points += 3 * sum(phrase in joined for phrase in words.phrases)
+        for first in words.phrases.keys() & present:
+            points += 3 * sum(phrase in joined for phrase in words.phrases[first])
         if not text.isascii():
             points += 3 * sum(run in text for run in words.runs)
     return points

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -28,76 +28,100 @@ STOP_WORDS = frozenset(
 
 
 class Words(NamedTuple):
-    """Stems that point to a label, by weight: `strong` 2, `weak` 1, `phrases` (stems joined by a space) 3."""
+    """Stems that point to a label, by weight: `strong` 2, `weak` 1, `phrases` and `runs` of characters 3.
+
+    Phrases are stems joined by spaces (also before and after), under their first stem.
+    """
 
     strong: frozenset[str]
     weak: frozenset[str]
-    phrases: frozenset[str]
+    phrases: Mapping[str, tuple[str, ...]]
     runs: tuple[str, ...]
 
 
 # Strong words | weak words | phrases | runs of characters, for scripts that put no space between words.
 _CONCEPTS: Mapping[str, str] = {
     "billing": """
-        invoice refund billing overcharged charged vat payment receipt iban sepa debit prorated reimbursement paypal
-        rechnung erstattung abbuchung facture remboursement paiement prelevement factura reembolso cobro cobrado
-        fattura rimborso addebito fatura reembolso cobranca factuur terugbetaling faktura счет оплата возврат فاتورة
-        استرداد חשבונית זיכוי
-        | bill pay paid price pricing card credit bank amount cost money euro eur usd dollar fee tax subscription
-        renewal plan annual monthly discount coupon twice double purchase transaction statement accounting quote
-        konto bezahlt betrag geld zahlung payer carte montant pagar tarjeta importe pagamento carta betalen betaald
+        invoice refund billing overcharged charge charged vat payment receipt iban sepa debit prorated reimbursement
+        reimburse paypal voucher surcharge installment deposit rechnung erstattung abbuchung gutschein facture
+        remboursement rembourse paiement prelevement factura reembolso cobro cobrado fattura rimborso addebito
+        fatura cobranca factuur terugbetaling betaling faktura fakturze platnosc betalning återbetalning lasku
+        | bill pay paid owe price pricing card credit bank amount cost money euro eur usd dollar fee tax
+        subscription renewal plan annual monthly discount coupon balance twice double transaction statement
+        accounting quote sum total reminder konto bezahlt betrag geld payer carte montant pagar tarjeta importe
+        pagamento carta betalen betaald euros
         | charged twice; credit card; credit note; double charge; direct debit; payment method; purchase order; bank
-        statement
-        | 发票 退款 扣款 付款 請求書 返金 支払 청구 환불""",
+        statement; gift card; money back; late fee; pay later; not add up; price adjustment; owe me
+        | 发票 退款 扣款 付款 請求 返金 支払 청구 환불 invoic faktur płatno zapłac pieni
+        zaplat счет счёт оплат возврат деньг рахунок
+        فاتور استرداد خصم مبلغ בחשבונית חשבונית זיכוי חיוב חויב τιμολόγ χρέωσ fatura""",
     "bug": """
-        bug crash error broken freeze exception stacktrace traceback regression glitch corrupt unresponsive timeout
-        fehler absturz sturzt kaputt erreur plante bogue bug fallo errore guasto blocca erro falha travar fout
-        vastgelopen ошибка сломалось вылетает خطأ تعطل שגיאה קורס
-        | fail failing failure wrong stuck hang slow blank white empty missing load loading spinner screen button
-        click page app browser update version console log chrome safari firefox android ios iphone reproduce step
-        log api sync export import server dashboard duplicate garbled display render incorrect search report widget
-        attachment upload download file csv pdf notification funktioniert seite fonctionne marche pagina funciona
-        pantalla funziona werkt scherm
+        bug crash error broken freeze frozen exception stacktrace traceback regression glitch corrupt unresponsive
+        timeout nan 404 500 loop invalid fehler absturz sturzt kaputt erreur plante bogue fallo errore guasto blocca
+        erro falha travar fout vastgelopen virhe blad chyba feil
+        | fail failing failure wrong stuck hang slow blank white black empty load loading spinner screen button
+        click tap swipe page app browser website site update version console log chrome safari firefox android ios
+        iphone keyboard reproduce api webhook sync export dashboard duplicate garbled display render incorrect menu
+        scroll skip jump appear shown cursor field form picker popup download file csv pdf notification reinstall
+        reload refresh funktioniert seite fonctionne marche pagina funciona pantalla funziona werkt scherm
         | not work; doesn t work; does not work; stop work; error messag; error 500; 500 error; white screen; blank
-        page; nothing happen; since the update; after the update; since the last update; internal server error; geht
-        nicht; funktioniert nicht; ne fonctionne; ne marche; no funciona; non funziona; nao funciona; werkt niet
-        | 错误 崩溃 闪退 エラー バグ クラッシュ 動かない 오류""",
+        page; nothing happen; does nothing; since the update; after the update; since the last update; last update;
+        not found; instead of; app close; logs me out; no longer; geht nicht; funktioniert nicht; ne fonctionne; ne
+        marche; no funciona; non funziona; nao funciona; werkt niet; no guarda; cant tap; cannot tap; cant click;
+        same thing
+        | 错误 崩溃 闪退 エラー バグ クラッシュ 動かない 固ま 오류 ошибк слома вылета зависа
+        помилк błąd nie działa خطأ تعطل يتوقف שגיאה
+        קורס נסגר σφάλμα hata""",
     "feature_request": """
-        feature suggestion suggest wishlist enhancement roadmap idea integrate propose proposal funktionswunsch
-        vorschlag wunsche wunsch suggestion fonctionnalite souhait sugerencia funcionalidad suggerimento
-        funzionalita sugestao functie suggestie предложение функция اقتراح ميزة תכונה הצעה
+        feature suggestion suggest wishlist enhancement roadmap idea integrate propose proposal lovely
+        funktionswunsch vorschlag wunsche wunsch fonctionnalite souhait souhaite sugerencia funcionalidad
+        suggerimento funzionalita sugestao functie suggestie formidable ominaisuus önskemål
         | add support option ability allow enable wish love nice helpful useful consider possible possibility
-        improve improvement integration customize filter sort dark mode shortcut bulk automatic automatically
-        schedule webhook implement request future could slack calendar ajouter hinzufugen anadir aggiungere
-        adicionar toevoegen
+        improve improvement integration customize filter sort shortcut bulk automatic automatically schedule
+        scheduled implement request could offer let would vote want bigger easier better compare template reminder
+        mode want show ajouter hinzufugen anadir aggiungere adicionar toevoegen
         | feature request; would be great; would be nice; would love; would like to see; it would help; could you
-        add; can you add; please add; be able to; any plan to; dark mode; add support; wish i could; wish there; we
-        need a way; i d love; it d be; would be helpful; would be useful; ware toll; ware schon; serait bien; seria
-        genial; seria util; sarebbe bello; zou fijn
-        | 希望 建议 功能 要望 機能 追加 기능""",
+        add; could you offer; can you add; please add; please make; please offer; please accept; be able to; any
+        plan to; dark mode; add support; wish i could; wish there; we need a way; i d love; it d be; would be
+        helpful; would be useful; would be lovely; would be a great; let me; let us; let guest; could we; could the;
+        can the; can u make; would you consider; i would pay; would pay; as a wish; help so much; side by side; in
+        my dream; why can t i; why is there no; there should be; ware toll; ware schon; serait bien; serait
+        formidable; seria genial; seria util; seria muy util; sarebbe bello; zou fijn; zou handig
+        | 希望 建议 要望 追加 機能がある 기능 dodać moglibyśc mógłby ajouter предложен
+        добавьте додати اقتراح إضافة ميزة הצעה
+        להוסיף eklemeyi ekleyin lisätä προσθέσ""",
     "account": """
-        password login locked username signin 2fa mfa authenticator sso verification deactivate profile otp passwort
-        anmelden einloggen gesperrt zugang connexion connecter mot identifiant contrasena iniciar sesion usuario
-        accedere credenziali senha entrar wachtwoord inloggen пароль войти аккаунт كلمة المرور حساب סיסמה חשבון
-        להתחבר
+        password login locked username signin 2fa mfa authenticator sso verification deactivate profile otp
+        credential unsubscribe newsletter gdpr birthday nickname passwort anmelden einloggen gesperrt zugang
+        connexion connecter identifiant contrasena sesion accedere credenziali senha entrar wachtwoord inloggen
+        losenord salasana
         | account log sign access email address reset code user admin role permission seat invite invitation member
-        owner delete close change transfer security hack compromised phone authentication link verify register
-        registration workspace session gdpr data privacy konto compte cuenta conta
-        | log in; sign in; log into; logged out; reset my password; password reset; locked out; close my account;
-        delete my account; two factor; change my email; email address; reset link; verification code; my account;
-        second factor; mot de passe; mein konto; mon compte; mi cuenta; mio account
-        | 密码 登录 账号 账户 パスワード ログイン アカウント 비밀번호 로그인""",
+        membership delete security hack hacked hacker compromised leak leaked phone authentication link verify
+        register registration workspace session data privacy consent surname profile owner merge personal name plus
+        konto compte cuenta conta
+        | log in; sign in; log into; logged out; reset my password; password reset; reset mail; reset link; locked
+        out; close my account; delete my account; delete my data; my data; two factor; change my email; change my
+        name; email address; new phone; verification code; my account; second factor; api key; last name; stop the
+        newsletter; phone number; mot de passe; mein konto; mon compte; mi cuenta; mio account; mitt konto
+        | 密码 登录 账号 账户 パスワード ログイン アカウント 비밀번호 로그인 парол аккаунт войти увійти
+        hasło zalogow logowani konta heslo كلمة
+        المرور حساب סיסמה בחשבון להתחבר כתובת הדואר κωδικ λογαριασμ şifre hesab""",
     "shipping": """
         shipping shipment delivery deliver package parcel courier tracking dispatch carrier customs warehouse postal
-        ups dhl fedex lieferung paket versand sendung zustellung livraison colis expedition livre envio paquete
-        entrega spedizione pacco consegna encomenda levering pakket bezorging доставка посылка شحن توصيل طرد משלוח
-        חבילה
-        | order arrive arrival late lost item box address delay damage return exchange post mail label week street
-        door neighbour neighbor pickup stock shop size replacement transit receive express bestellung angekommen
-        commande recu pedido llegado ordine arrivato bestelling aangekommen заказ
-        | not arrive; hasn t arrive; never arrive; where is my order; track number; wrong address; wrong item; wrong
-        size; delivery date; still wait; out for delivery; in transit
-        | 快递 包裹 物流 发货 配送 荷物 届 배송""",
+        depot letterbox damaged scratch scratched dent missing shattered lieferung paket versand sendung zustellung
+        livraison colis expedition livre envio paquete entrega spedizione pacco consegna encomenda levering pakket
+        bezorging leverans toimitus
+        | order arrive arrived arrival late lost box delay damage return exchange label street door neighbour
+        neighbor pickup stock wrong replacement transit receive received express driver packaging packed unpack
+        piece screw part broken bestellung angekommen commande recu pedido llegado ordine arrivato bestelling
+        aangekommen
+        | not arrive; hasn t arrive; never arrive; where is my; track number; wrong item; wrong size; wrong colour;
+        delivery date; still wait; out for delivery; in transit; arrived in; arrived broken; arrived damaged; in
+        piece; all there; one is missing; delivered today; send back; sent back; left it; return label; never came;
+        has not come; not been delivered
+        | 快递 包裹 物流 发货 配送 荷物 届 배송 доставк посылк заказ замовлен відправлен
+        paczk przesyłk kurier zásilk balík شحن
+        توصيل طرد משלוח חבילה παραγγελ παράδοσ kargo teslimat tilaukse""",
     "cancellation": """
         cancel cancellation terminate unsubscribe kundigen kundigung resilier resiliation cancelar disdire opzeggen
         | stop end subscription contract leave close
@@ -114,10 +138,14 @@ _CONCEPTS: Mapping[str, str] = {
         | how do; how can; is there; do you
         |""",
     "other": """
-        press interview partnership podcast internship vacancy applicant sponsorship compliment opening holiday
-        university student thesis newsletter praise bewerbung
-        | job career office visit hour media school event thank congratulation
-        | thank you for; opening hour
+        press interview partnership podcast internship vacancy applicant apprenticeship sponsorship sponsor
+        sponsoring donation donate charity compliment opening holiday university student thesis praise survey
+        questionnaire recall supplier advertisement advert complaint bewerbung candidature journalist induction
+        robot raffle
+        | job career office visit hour media school event thank congratulation wonderful curious manual lost store
+        radio museum test ignore noise staff colleague kind safe warranty conditions marketplace
+        | thank you for; opening hour; please ignore; wrong shop; wrong company; another company; just wanted to
+        say; do you give; looking for; dear sir; is it safe; do you sell; do you have; would like to sell
         |""",
     "positive": """
         great excellent love perfect amazing wonderful fantastic happy awesome brilliant delighted superb best toll
@@ -248,6 +276,14 @@ def content_stems(text: str) -> set[str]:
     }
 
 
+def _by_first(phrases: Iterable[list[str]]) -> Mapping[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for phrase in phrases:
+        if phrase:
+            found[phrase[0]] = (*found.get(phrase[0], ()), f" {' '.join(phrase)} ")
+    return found
+
+
 @cache
 def _concept(name: str) -> Words:
     strong, weak, phrases, runs = (part.strip() for part in _CONCEPTS[name].split("|"))
@@ -255,7 +291,7 @@ def _concept(name: str) -> Words:
     return Words(
         strong_stems,
         frozenset(stem(word) for word in weak.split()) - strong_stems,
-        frozenset(f" {' '.join(stems(phrase))} " for phrase in phrases.split(";") if phrase.strip()),
+        _by_first(stems(phrase) for phrase in phrases.split(";")),
         tuple(runs.split()),
     )
 

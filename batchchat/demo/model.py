@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import orjson
@@ -28,13 +28,14 @@ from batchchat.demo.request import ChatRequest
 
 _SLIPS_LARGE, _SLIPS_SMALL, _SLIPS_UNDESCRIBED, _SLIPS_PER_TEMPERATURE = 0.02, 0.06, 0.04, 0.08
 _SUMMARY = re.compile(
-    r"\bsummar(?:y|i[sz]e)|\btl;?dr\b|\bheadline\b|\bin (?:one|a single|two|three) sentences?\b", re.I
+    r"\bsummar(?:y|ies|i[sz]e)|\btl;?dr\b|\bheadline\b|\b(?:one|a single|two|three)[- ]sentences?\b", re.I
 )
 _SUMMARY_WORDS = re.compile(r"(\d+)[ -]words?\b", re.I)
-_SUMMARY_SENTENCES = re.compile(r"\b(one|a single|two|three|[1-9])(?: short| plain)? sentences?\b", re.I)
+_SUMMARY_SENTENCES = re.compile(r"\b(one|a single|two|three|[1-9])(?: short| plain)?[- ]sentences?\b", re.I)
 _COUNTS = {"one": 1, "a single": 1, "two": 2, "three": 3}
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")  # noqa: RUF001 (full-width marks are meant)
 _CORRECTION = re.compile(r"\b(?:schema|valid|validate|validation|json)\b", re.I)
+_VERDICTS = (("yes", "no"), ("true", "false"), ("pass", "fail"), ("correct", "incorrect"))
 _FOLLOW_UPS = (
     "Could you tell me a little more about it?",
     "I will look into it and come back to you.",
@@ -78,7 +79,10 @@ class _Reading:
         self._schema: dict[str, Any] | bool | None = schema
         self._slips = wrong or self._slip()
         self._evidence: tuple[str, ...] = ()
-        self._judgement = judge(f"{self._system}\n{self._said}")
+
+    @cached_property
+    def _judgement(self) -> Judgement | None:
+        return judge(f"{self._system}\n{self._said}")
 
     def _slip(self) -> bool:
         request = self._request
@@ -150,7 +154,7 @@ class _Reading:
     def _choose(self, labels: tuple[Label, ...]) -> str:
         ranking = rank(labels, self._text)
         names = ranking.names
-        if self._judgement is not None:
+        if _are_verdicts(names) and self._judgement is not None:
             names = _by_judgement(self._judgement, names)
         self._evidence = ranking.evidence
         return names[1] if self._slips and len(names) > 1 else names[0]
@@ -167,11 +171,14 @@ class _Reading:
             text = text or head
         if len(self._request.turns) > 3 and len(text.split()) < 12:
             text = "\n".join(turn.text for turn in self._request.turns[:-1] if turn.role == "user")
+        title, _, rest = text.strip().partition("\n")
+        if rest.strip() and not title.rstrip().endswith((".", "!", "?", ",", ":", ";")):
+            text = rest
         said = [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip()]
         telling = [sentence for sentence in said if len(sentence.split()) > 3 or not sentence.isascii()] or said
         start = 1 if self._slips and len(telling) > sentences else 0
         chosen = " ".join(telling[start : start + sentences])
-        return first_words(chosen, int(words[1]) if words else 25 * sentences) or "There is nothing to summarise."
+        return first_words(chosen, int(words[1]) if words else 40 * sentences) or "There is nothing to summarise."
 
     def _reply(self) -> str:
         quoted = first_words(self._text, 16)
@@ -253,6 +260,11 @@ def _like(example: Any) -> dict[str, Any]:
             return {"type": kinds.get(type(example), "string")}
 
 
+def _are_verdicts(names: tuple[str, ...]) -> bool:
+    lower = {name.lower() for name in names}
+    return {"a", "b"} <= lower or any(set(pair) <= lower for pair in _VERDICTS) or all(map(str.isdecimal, names))
+
+
 def _by_judgement(judgement: Judgement, names: tuple[str, ...]) -> tuple[str, ...]:
     """Order labels by a judgement: A or B by the better candidate, yes or no by the score; others stay."""
     if all(name.isdecimal() for name in names):
@@ -263,7 +275,7 @@ def _by_judgement(judgement: Judgement, names: tuple[str, ...]) -> tuple[str, ..
     if judgement.better is not None and {"a", "b"} <= by_lower.keys():
         better = judgement.better if judgement.better in by_lower else "a"
         return (by_lower[better], *(name for name in names if name != by_lower[better]))
-    for good, bad in (("yes", "no"), ("true", "false"), ("pass", "fail"), ("correct", "incorrect")):
+    for good, bad in _VERDICTS:
         if {good, bad} <= by_lower.keys():
             first = by_lower[good if judgement.score >= 0.5 else bad]
             return (first, *(name for name in names if name != first))

@@ -148,8 +148,8 @@ class DemoServer:
         self._thread = threading.Thread(target=work, name="batchchat-demo", daemon=True)
         self._thread.start()
         if not started.wait(_START_S) or self._failure is not None:
-            failure = self._failure
-            self._thread = None
+            failure, self._failure = self._failure, None
+            self.stop()
             raise RuntimeError("the demo server did not start") from failure
 
     def stop(self) -> None:
@@ -257,15 +257,19 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop what uvicorn logs in this thread, and only that: a host application may run a uvicorn of its own."""
+    """Drop what uvicorn logs in this thread, and only that: a host application may run a uvicorn of its own.
+
+    An exception of the application is let through: it is a bug here.
+    """
     here = threading.get_ident()
     logger = logging.getLogger("uvicorn.error")
 
-    def elsewhere(record: logging.LogRecord) -> bool:
-        return record.thread != here
+    def worth_logging(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return record.thread != here or not (error is None or isinstance(error, asyncio.CancelledError))
 
-    logger.addFilter(elsewhere)
+    logger.addFilter(worth_logging)
     try:
         yield
     finally:
-        logger.removeFilter(elsewhere)
+        logger.removeFilter(worth_logging)
