@@ -42,6 +42,16 @@ class Gate:
         """Spread a wait by a fifth either way, so that processes that failed together do not return together."""
         return base * self._random.uniform(0.8, 1.2)
 
+    def _back_off(self, now: float) -> None:
+        """Wait 2, 4, 8 seconds; in the long run an eighth of the time since it began, at most 30 seconds.
+
+        So a minute's outage costs ten probes and is over at most ten seconds after its end.
+        """
+        self.probing = False
+        self.tries += 1
+        age = now - self.since if self.since is not None else 0.0
+        self.next_at = now + self._wait(min(2.0 ** min(self.tries, 10), max(8.0, age / 8), 30.0))
+
     def _shut(self, since: float) -> None:
         self.since = since
         self.tries = 0
@@ -68,13 +78,15 @@ class Breaker(Gate):
     of waiting requests does by itself.
     """
 
-    __slots__ = ("_first_at", "_streak", "_suspects", "opened_at")
+    __slots__ = ("_first_at", "_first_granted_at", "_late_successes", "_streak", "_suspects", "opened_at")
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
         self._streak: dict[object, bool] = {}
         self._suspects: dict[object, None] = {}
         self._first_at = 0.0
+        self._first_granted_at = 0.0
+        self._late_successes = 0
         self.opened_at = -math.inf
 
     @property
@@ -82,14 +94,16 @@ class Breaker(Gate):
         """Whether a success has anything to tell: a streak to end, a suspect to clear."""
         return bool(self._streak or self._suspects)
 
-    def failed(self, now: float, key: object, *, suspicious: bool, under_way: int) -> bool:
+    def failed(self, now: float, granted_at: float, key: object, *, suspicious: bool, under_way: int) -> bool:
         """Count a failure while closed; True when it opens the breaker. `suspicious`: the request may be the cause."""
         if suspicious and key in self._suspects:
             return False
         if not self._streak:
             self._first_at = now
+            self._first_granted_at = granted_at
+            self._late_successes = 0
         self._streak[key] = suspicious
-        if len(self._streak) < max(_OPEN_AFTER, under_way // 4):
+        if len(self._streak) < max(_OPEN_AFTER, under_way // 4) + self._late_successes:
             return False
         self._shut(self._first_at)
         self._streak.clear()
@@ -97,9 +111,16 @@ class Breaker(Gate):
         self.next_at = now + self._wait(1.0)
         return True
 
-    def succeeded(self, key: object) -> None:
-        """End the streak: the provider is up, so what failed is to blame for its failure."""
+    def succeeded(self, granted_at: float, key: object) -> None:
+        """End the streak: the provider is up, so what failed is to blame for its failure.
+
+        A success that was sent before the first failure of the streak does not show that the provider is still up. It
+        only asks for one failure more, so that long answers among quick failures are no outage either.
+        """
         self._suspects.pop(key, None)
+        if self._streak and granted_at <= self._first_granted_at:
+            self._late_successes += 1
+            return
         for failed, suspicious in self._streak.items():
             if suspicious:
                 self._suspects[failed] = None
@@ -108,10 +129,8 @@ class Breaker(Gate):
             del self._suspects[next(iter(self._suspects))]
 
     def probe_failed(self, now: float) -> None:
-        """Wait 1, 2, 4 … 30 seconds for the next probe."""
-        self.probing = False
-        self.tries += 1
-        self.next_at = now + self._wait(min(30.0, 2.0**self.tries))
+        """Wait for the next probe."""
+        self._back_off(now)
 
 
 class Siege(Gate):
@@ -155,12 +174,9 @@ class Siege(Gate):
         return known
 
     def probe_failed(self, now: float, hint: float | None = None) -> None:
-        """Wait 1, 2, 4, 8 seconds, longer only when a whole window has passed in vain; a longer hint is obeyed."""
-        self.probing = False
-        age = now - self.since if self.since is not None else 0.0
-        wait = self._wait(min(2.0 ** min(self.tries, 10), max(8.0, age / 4), 30.0))
-        self.tries += 1
-        self.next_at = now + max(wait, hint or 0.0)
+        """Wait for the next probe; a longer hint is obeyed."""
+        self._back_off(now)
+        self.next_at = max(self.next_at, now + (hint or 0.0))
 
     def end(self, now: float) -> None:
         """Something was accepted."""

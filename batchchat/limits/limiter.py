@@ -44,14 +44,13 @@ class Permit:
     `probe` is True for a request that is sent to see whether a provider that was down, or refused everybody, answers.
     """
 
-    __slots__ = ("_limiter", "granted_at", "key", "level", "probe", "tick", "tokens")
+    __slots__ = ("_limiter", "granted_at", "key", "level", "probe", "tokens")
 
-    def __init__(self, limiter: Limiter, key: object, *, tokens: int, granted_at: float, tick: int, level: int) -> None:
+    def __init__(self, limiter: Limiter, key: object, tokens: int, granted_at: float, level: int) -> None:
         self._limiter: Limiter | None = limiter
         self.key = key
         self.tokens = tokens
         self.granted_at = granted_at
-        self.tick = tick
         self.level = level
         self.probe = False
 
@@ -190,7 +189,7 @@ class Limiter:
         self._in_use = level = self._in_use + 1
         self._requests.take(now, tick, 1)
         self._tokens.take(now, tick, tokens)
-        permit = Permit(self, key, tokens=tokens, granted_at=now, tick=tick, level=level)
+        permit = Permit(self, key, tokens, now, level)
         if self._gated:
             permit.probe = self._breaker.active or self._siege.active
             self._breaker.probing = self._breaker.active
@@ -226,7 +225,7 @@ class Limiter:
             if used is None and not reply.sent:
                 used = 0
             if used is not None and used != permit.tokens and used >= 0:
-                self._tokens.settle(permit.tick, used - permit.tokens)
+                self._tokens.settle(permit.granted_at, used - permit.tokens)
             if reply.limits is not None:
                 self._hear(permit, reply.limits, now)
             verdict = reply.verdict
@@ -251,7 +250,7 @@ class Limiter:
         self._refused_since = None
         self._concurrency.succeeded(now, permit.level)
         if self._breaker.watchful:
-            self._breaker.succeeded(permit.key)
+            self._breaker.succeeded(permit.granted_at, permit.key)
         if self._breaker.active:
             if permit.probe:
                 self._close_breaker(now)
@@ -286,6 +285,7 @@ class Limiter:
                 self._breaker.probe_failed(now)
         elif permit.granted_at >= self._breaker.opened_at and self._breaker.failed(
             now,
+            permit.granted_at,
             permit if permit.key is None else permit.key,
             suspicious=status is not None or (kind is ErrorKind.TIMEOUT and reply.sent),
             under_way=self._in_use,
@@ -313,9 +313,9 @@ class Limiter:
         self._answered = True
         if self._refused_since is None:
             self._refused_since = now
-        self._requests.refused(permit.tick, 1.0)
+        self._requests.refused(permit.granted_at, 1.0)
         if reply.usage is None:
-            self._tokens.refused(permit.tick, permit.tokens)
+            self._tokens.refused(permit.granted_at, permit.tokens)
         if permit.probe and self._breaker.active:
             self._close_breaker(now)
         siege = self._siege

@@ -27,8 +27,8 @@ CATCH_UP = 0.1
 JITTER = 0.1
 JITTER_MAX = 2.0
 TICKS_PER_S = 10
-_SIZE = 60 * TICKS_PER_S + 1
-"""One tick more than a minute, since the running tick is only partly over."""
+_SIZE = 60 * TICKS_PER_S + 2
+"""Two ticks more than a minute: the running one is only partly over, the other is for an uneven way (see JITTER)."""
 
 _BELOW = 0.97
 """Where to go on, relative to what a refusal showed."""
@@ -178,14 +178,14 @@ class RatePace:
             schedule = self._schedule
             self._schedule = (schedule if schedule > now else now) + amount * self._interval
 
-    def settle(self, tick: int, difference: float) -> None:
-        """Correct what was taken at `tick` by `difference`: real usage less the reserve."""
-        self.minute.correct(tick, difference)
+    def settle(self, taken_at: float, difference: float) -> None:
+        """Correct what was taken then by `difference`: real usage less the reserve."""
+        self.minute.correct(int(taken_at * TICKS_PER_S), difference)
         self._schedule += difference * self._interval
 
-    def refused(self, tick: int, amount: float) -> None:
+    def refused(self, taken_at: float, amount: float) -> None:
         """Take `amount` out of the count of what was accepted; the schedule stays, since it was sent."""
-        self.minute.correct(tick, -amount)
+        self.minute.correct(int(taken_at * TICKS_PER_S), -amount)
         if self._mark is not None:
             self._mark = max(0.0, self._mark - amount)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 from collections import deque
@@ -19,7 +18,6 @@ from batchchat.records import Axis, ErrorKind, Failure, LimitHeaders, Reply, Usa
 from batchchat.retry import RetryPolicy, decide
 
 ROWS = 2000
-Window = "SlidingWindow | FixedWindow | TokenBucket"
 
 
 class SlidingWindow:
@@ -177,7 +175,7 @@ class Server:
         await anyio.sleep(self.rng.uniform(*self.latency))
         self.running -= 1
         reply = Reply(Verdict.OK, usage=Usage(tokens - 10, 10, tokens), latency_s=anyio.current_time() - started)
-        if self.hints in (headers, absurd_hints):
+        if self.hints in (headers, absurd_hints, requests_header):
             reply.limits = self.hints(self, Axis.UNKNOWN, 0.0)["limits"]  # type: ignore[assignment]
         return reply
 
@@ -197,13 +195,13 @@ class Outcome:
 
 
 def drive(
-    server: Server, *, rows: int = ROWS, workers: int = 64, size: tuple[int, int] = (40, 60), **limits: object
+    server: Server, *, rows: int = ROWS, workers: int = 24, size: tuple[int, int] = (40, 60), **limits: object
 ) -> Outcome:
     """Send rows through a limiter to the server: what the engine does, without an engine."""
     events: list[Event] = []
     rng = random.Random(5)
     policy = RetryPolicy()
-    state = {"done": 0, "attempts": 0}
+    state = {"done": 0, "attempts": 0, "unsent": 0}
 
     async def work(limiter: Limiter, ready: deque[tuple[int, int, int]]) -> None:
         while ready:
@@ -217,8 +215,9 @@ def drive(
                 continue
             decision = decide(reply, attempts=attempts + 1, active_s=0.0, policy=policy, rng=rng)
             assert decision.again, "a row failed for good"
+            state["unsent"] += not reply.sent
             await anyio.sleep(decision.delay_s)
-            ready.append((row, tokens, attempts + decision.counts))
+            ready.append((row, tokens, attempts + (decision.counts and not permit.probe)))
 
     async def main() -> Outcome:
         limiter = Limiter(listener=events.append, rng=random.Random(3), **limits)  # type: ignore[arg-type]
@@ -231,6 +230,113 @@ def drive(
         assert limiter.pace().in_use == 0
         return Outcome(seconds, state["attempts"], state["done"], limiter, server, events)
 
-    return anyio.run(
-        main, backend="trio", backend_options={"clock": trio.testing.MockClock(autojump_threshold=0)}
+    return anyio.run(main, backend="trio", backend_options={"clock": trio.testing.MockClock(autojump_threshold=0)})
+
+
+SMALL, LARGE = (40, 60), (80, 160)
+"""Row sizes in tokens: the limit on requests binds, or the one on tokens."""
+
+
+def check_untold(window: type[SlidingWindow], hints: Hints, size: tuple[int, int], rows: int = ROWS) -> None:
+    outcome = drive(Server(window, hints=hints), rows=rows, size=size)
+    ideal_s = rows / 300 * 60 if size is SMALL else rows * 120 / 20_000 * 60
+    assert outcome.done == rows
+    assert outcome.wasted <= 0.03 * (ROWS / rows) ** 0.5
+    assert outcome.seconds <= 1.15 * ideal_s + 10
+
+
+@pytest.mark.parametrize("hints", [no_hints, axis_only, retry_after, headers, absurd_hints])
+def test_untold_limits_are_found_with_few_refusals_and_no_row_lost(hints: Hints) -> None:
+    check_untold(SlidingWindow, hints, SMALL)
+
+
+@pytest.mark.parametrize("hints", [no_hints, retry_after])
+@pytest.mark.parametrize("window", [SlidingWindow, FixedWindow, TokenBucket, FullBucket])
+def test_limits_of_any_make_are_found(window: type[SlidingWindow], hints: Hints) -> None:
+    check_untold(window, hints, LARGE, rows=400)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("hints", [no_hints, axis_only, retry_after, headers, absurd_hints])
+@pytest.mark.parametrize("window", [SlidingWindow, FixedWindow, TokenBucket, FullBucket])
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["requests bind", "tokens bind"])
+def test_untold_limits_in_every_combination(window: type[SlidingWindow], hints: Hints, size: tuple[int, int]) -> None:
+    check_untold(window, hints, size)
+
+
+@pytest.mark.parametrize("hints", [no_hints, headers])
+@pytest.mark.parametrize(
+    ("server", "rows", "ideal_s", "wasted"),
+    [
+        ({"requests_per_minute": 30}, 200, 400, 0.15),
+        ({"requests_per_minute": 30, "window": TokenBucket}, 200, 400, 0.1),
+        ({"latency": (10.0, 30.0)}, 300, 600, 0.05),
+        ({"latency": (0.03, 0.08)}, 900, 180, 0.05),
+        ({"requests_per_minute": 9e8, "tokens_per_minute": 9e8, "concurrency": 40}, 1000, 13, 0.02),
+        (
+            {"requests_per_minute": 600, "tokens_per_minute": 9e8, "concurrency": 9e8, "latency": (3.0, 8.0)},
+            2000,
+            200,
+            0.05,
+        ),
+    ],
+    ids=["30 a minute", "small bucket", "slow answers", "quick answers", "concurrency only", "many under way"],
+)
+def test_unusual_servers_are_found_out_too(
+    server: dict[str, object], rows: int, ideal_s: float, wasted: float, hints: Hints
+) -> None:
+    outcome = drive(Server(hints=hints, **server), rows=rows, workers=100)  # type: ignore[arg-type]
+    assert outcome.done == rows
+    assert outcome.wasted <= wasted
+    assert outcome.seconds <= 1.3 * ideal_s + 30
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(10, 50), (300, 750), (1200, 2400)])
+def test_a_known_limit_is_used_up_without_a_refusal(limit: int, rows: int) -> None:
+    server = Server(requests_per_minute=limit, tokens_per_minute=math.inf, concurrency=math.inf, jitter=0.09)
+    outcome = drive(server, rows=rows, workers=100, requests_per_minute=limit, concurrency=100)
+    assert server.refused_at == []
+    sent = server.accepted_at
+    assert (len(sent) - 1) / (sent[-1] - sent[0]) * 60 >= 0.994 * limit
+    assert outcome.events == []
+
+
+def test_known_token_limits_are_used_up_without_a_refusal() -> None:
+    server = Server(requests_per_minute=math.inf, concurrency=math.inf)
+    outcome = drive(server, rows=800, size=(10, 390), tokens_per_minute=20_000)
+    assert server.refused_at == []
+    assert outcome.seconds <= 1.02 * 800 * 200 / 20_000 * 60
+
+
+def test_a_wrong_default_of_the_provider_is_corrected_upwards_by_headers_and_downwards_by_refusals() -> None:
+    up = drive(
+        Server(requests_per_minute=600, tokens_per_minute=math.inf, concurrency=math.inf, hints=requests_header),
+        rows=1200,
+        advertised_requests_per_minute=300,
     )
+    assert up.seconds <= 125
+    down = drive(
+        Server(requests_per_minute=120, tokens_per_minute=math.inf, concurrency=math.inf),
+        rows=600,
+        advertised_requests_per_minute=300,
+    )
+    assert down.seconds <= 1.1 * 300
+    assert down.wasted <= 0.05
+
+
+def requests_header(server: Server, axis: Axis, wait: float) -> dict[str, object]:
+    return {"limits": LimitHeaders(limit_requests=int(server.requests.limit))}
+
+
+def test_a_minutes_outage_costs_a_handful_of_probes_and_the_pace_is_back_within_seconds() -> None:
+    server = Server(requests_per_minute=math.inf, tokens_per_minute=math.inf, concurrency=math.inf, down=(20.0, 80.0))
+    outcome = drive(server, rows=4000, workers=50, concurrency=32)
+    assert outcome.done == 4000
+    burst = [at for at in server.failed_at if at < 21.0]
+    assert len(burst) <= 32
+    assert len(server.failed_at) - len(burst) <= 12
+    before = sum(15.0 <= at < 20.0 for at in server.accepted_at)
+    back = min(at for at in server.accepted_at if at >= 80.0)
+    assert back <= 80.0 + 10.0
+    assert sum(back + 3.0 <= at < back + 8.0 for at in server.accepted_at) >= 0.95 * before
+    assert [event.name for event in outcome.events] == ["breaker_opened", "breaker_closed"]
