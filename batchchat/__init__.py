@@ -1,3 +1,67 @@
-"""batchchat: run one prompt over many rows, and never lose or pay twice for an answer."""
+"""batchchat: run one prompt over many rows, and never lose or pay twice for an answer.
+
+The Python API, imported as it is used:
+
+    load_job(path, overrides=…) -> Job          read and validate a job file
+    await run_job(job, transport=…) -> RunSummary
+    run(job) -> RunSummary                      the same for callers without an event loop
+    read_output(directory) -> pyarrow.Table     the dataset in input order
+    iter_output(directory) -> Iterator[pyarrow.RecordBatch]
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchchat.errors import BatchchatError, UsageError
+    from batchchat.events import Event, RunSummary, Snapshot
+    from batchchat.job import Job, load_job
+    from batchchat.runner import RunOptions, StopRequest, run, run_job
+    from batchchat.store import iter_output, read_output
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BatchchatError",
+    "Event",
+    "Job",
+    "RunOptions",
+    "RunSummary",
+    "Snapshot",
+    "StopRequest",
+    "UsageError",
+    "__version__",
+    "iter_output",
+    "load_job",
+    "read_output",
+    "run",
+    "run_job",
+]
+
+_HOMES = {
+    "BatchchatError": "batchchat.errors",
+    "UsageError": "batchchat.errors",
+    "Event": "batchchat.events",
+    "RunSummary": "batchchat.events",
+    "Snapshot": "batchchat.events",
+    "Job": "batchchat.job",
+    "load_job": "batchchat.job",
+    "RunOptions": "batchchat.runner",
+    "StopRequest": "batchchat.runner",
+    "run": "batchchat.runner",
+    "run_job": "batchchat.runner",
+    "iter_output": "batchchat.store",
+    "read_output": "batchchat.store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that `batchchat --help` does not wait for pyarrow, httpx and pydantic.
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'batchchat' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value

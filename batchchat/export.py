@@ -28,7 +28,7 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.inspection import job_of
 from batchchat.intake import Intake
 from batchchat.records import RECORD_COLUMNS, RowBatch
-from batchchat.run.preparation import prepare
+from batchchat.runner.preparation import prepare
 from batchchat.store import Output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 

@@ -14,8 +14,8 @@ from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
 from batchchat.providers import DEMO, Provider
 from batchchat.records import Spend, Usage
-from batchchat.run.options import RunOptions
-from batchchat.run.preparation import prepare
+from batchchat.runner.options import RunOptions
+from batchchat.runner.preparation import prepare
 from batchchat.store import frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.views import PlanView, RequestPreview

@@ -31,7 +31,7 @@ def plan_command(
     from batchchat.cli.report import render_plan
     from batchchat.job import load_job
     from batchchat.plan import plan_job
-    from batchchat.run import RunOptions
+    from batchchat.runner import RunOptions
 
     loaded = load_job(job, overrides=overrides, input=input_path, output=output_path)
     options = RunOptions(

@@ -119,7 +119,7 @@ def run_command(
     from batchchat.cli.display import progress
     from batchchat.cli.report import render_summary, summary_json
     from batchchat.job import load_job
-    from batchchat.run import RunOptions, StopRequest, run_job
+    from batchchat.runner import RunOptions, StopRequest, run_job
 
     terminal = errors()
     log = LogListener(

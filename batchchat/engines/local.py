@@ -35,7 +35,7 @@ UNREACHABLE_S = 30.0
 _REFUSALS_NEVER_ANSWERED = 3
 _REFUSALS_ONCE_ANSWERED = 10
 _DELAYED_MAX = 10_000
-_READY_MIN = 64
+_READY_MIN = 512
 _MONITOR_S = 1.0
 _LONG_S = 3600.0
 
@@ -161,7 +161,7 @@ class LocalEngine:
         self._wake_for_end()
 
     def _supply(self) -> int:
-        return max(_READY_MIN, self._limiter.window)
+        return max(_READY_MIN, 2 * self._limiter.window)
 
     def _staff(self, sink: Sink) -> None:
         """Wake or start workers for what is ready, no more of them than the window is wide."""

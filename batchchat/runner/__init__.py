@@ -34,11 +34,11 @@ from batchchat.limits import Limiter, TokenEstimator
 from batchchat.providers import DEMO, Provider
 from batchchat.records import Request, RowBatch
 from batchchat.retry import RetryPolicy
-from batchchat.run.options import RunOptions
-from batchchat.run.preparation import Prepared, prepare
-from batchchat.run.stopping import StopRequest
-from batchchat.run.tally import Tally
-from batchchat.run.writer import Offload, Writer, in_thread
+from batchchat.runner.options import RunOptions
+from batchchat.runner.preparation import Prepared, prepare
+from batchchat.runner.stopping import StopRequest
+from batchchat.runner.tally import Tally
+from batchchat.runner.writer import Offload, Writer, in_thread
 from batchchat.store import Store, frozen_schema
 
 if TYPE_CHECKING:

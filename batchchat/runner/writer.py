@@ -19,7 +19,7 @@ from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
 from batchchat.providers import Price
 from batchchat.records import Failure, Record, Reply, Request, Spend, Usage
-from batchchat.run.tally import Tally
+from batchchat.runner.tally import Tally
 from batchchat.store import Change, Entry, Sealing, Settled, SpendOnly, Store
 
 _FULL_BYTES = 16 * 2**20

@@ -1,0 +1,5 @@
+"""`python -m batchchat` is `batchchat`."""
+
+from batchchat.cli import main
+
+main()

@@ -1,0 +1,68 @@
+"""Imports point down: a module imports from lower layers, or from its own package, never from beside or above."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import batchchat
+
+ROOT = Path(batchchat.__file__).parent
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors", "records"}),
+    frozenset({"events", "providers", "identity"}),
+    frozenset({"job", "views", "limits", "retry", "transport", "sources", "template", "structured", "demo"}),
+    frozenset({"store", "client"}),
+    frozenset({"engines", "intake"}),
+    frozenset({"runner"}),
+    frozenset({"plan", "inspection", "evaluation"}),
+    frozenset({"export"}),
+    frozenset({"starter"}),
+    frozenset({"cli"}),
+    frozenset({"__main__"}),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def _modules() -> list[tuple[str, Path]]:
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        inside = path.relative_to(ROOT)
+        if inside.name == "__init__.py" and inside.parent == Path():
+            continue
+        found.append((inside.parts[0].removesuffix(".py"), path))
+    return found
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: imports are absolute"
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return {name.split(".")[1] for name in names if name.startswith("batchchat.")}
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {room for room, _ in _modules()} <= set(LEVEL)
+
+
+def test_imports_point_down() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} (layer {LEVEL[room]}) imports batchchat.{target} (layer {LEVEL[target]})"
+        for room, path in _modules()
+        for target in _imports(path)
+        if target != room and LEVEL[target] >= LEVEL[room]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_command_line_prints() -> None:
+    for room, path in _modules():
+        if room == "cli":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in {"print", "input"}, f"{path} line {node.lineno}"
