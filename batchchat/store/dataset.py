@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -69,7 +70,10 @@ class Dataset:
         """
         moved = Moved()
         columns = ["custom_id", "status", "error_kind"] + (["key", "sample_index"] if keys is not None else [])
-        index.reserve(sum(self._rows(name) for name in self.parts.names()))
+        rows = sum(self._rows(name) for name in self.parts.names())
+        index.reserve(rows)
+        if keys is not None:
+            keys.reserve(rows)
         for name in self.parts.names():
             try:
                 with PartReader(self.parts, name) as reader:
@@ -198,23 +202,42 @@ class Dataset:
         return leaving
 
     def _archive(self, leaving: dict[str, pa.Array], moved: Moved) -> None:
-        """Copy the records that leave into one new archive file. A part found damaged is set aside instead."""
+        """Copy the records that leave into the archive: its last file grows, as parts do, or a new one begins.
+
+        A part found damaged is set aside instead.
+        """
         while leaving:
-            names = self.archive.names()
-            name = f"archive-{part_number(names[-1]) + 1 if names else 0:05d}.arc"
+            name, grows = self._archive_file(sum(mask.true_count for mask in leaving.values()))
             with PartReader(self.parts, next(iter(leaving))) as reader:
                 schema = reader.schema
 
-            def write(sink: BinaryIO, schema: pa.Schema = schema) -> None:
-                write_part(sink, schema, _selected(self.parts, leaving))
+            def write(sink: BinaryIO, name: str = name, grows: bool = grows, schema: pa.Schema = schema) -> None:
+                old = _whole(self.archive, name) if grows else ()
+                write_part(sink, schema, chain(old, _selected(self.parts, leaving)))
 
             try:
                 self.archive.publish(name, write)
             except DamagedPartError as error:
-                del leaving[error.part]
-                self._set_aside(error, moved)
+                if error.part == name:
+                    moved.messages.append(f"{error}. It is kept as {self.archive.set_aside(name)}.")
+                else:
+                    del leaving[error.part]
+                    self._set_aside(error, moved)
             else:
                 return
+
+    def _archive_file(self, more: int) -> tuple[str, bool]:
+        """Return the archive file that takes `more` records, and whether it has some already."""
+        names = self.archive.names()
+        if not names:
+            return "archive-00000.arc", False
+        try:
+            with PartReader(self.archive, names[-1]) as reader:
+                if reader.rows + more <= self._part_rows and reader.raw_bytes < self._part_bytes:
+                    return names[-1], True
+        except DamagedPartError:
+            pass  # told and set aside by the next start
+        return f"archive-{part_number(names[-1]) + 1:05d}.arc", False
 
     def _rewrite(self, name: str, mask: pa.Array, moved: Moved) -> None:
         """Publish a part again without the records of the mask; remove it where none is left."""
@@ -297,7 +320,7 @@ class _Revival:
 
     def __init__(self, archive: PartFiles) -> None:
         self._archive = archive
-        self._name: str | None = None
+        self._file: tuple[str, int] | None = None
         self._places: dict[str, int] = {}
         self._table: pa.Table | None = None
 
@@ -308,8 +331,9 @@ class _Revival:
         for name in reversed(self._archive.names()):
             if not missing:
                 break
-            if name != self._name and self._holds(name, missing):
-                self._load(name)
+            file = (name, self._archive.size(name))  # a file that has grown holds more than what is at hand
+            if file != self._file and self._holds(name, missing):
+                self._load(file)
                 self._collect(missing, found)
         return found
 
@@ -321,16 +345,16 @@ class _Revival:
             return False
         return bool(pc.any(pc.is_in(column, value_set=pa.array(list(custom_ids), pa.string()))).as_py())
 
-    def _load(self, name: str) -> None:
-        self._name, self._places, self._table = None, {}, None
+    def _load(self, file: tuple[str, int]) -> None:
+        self._file, self._places, self._table = None, {}, None
         try:
-            with PartReader(self._archive, name) as reader:
+            with PartReader(self._archive, file[0]) as reader:
                 table = reader.read(RECORD_COLUMNS)
         except DamagedPartError:
             return
         table = table.filter(pc.equal(table.column("status"), "ok"))
         self._places = {custom_id: n for n, custom_id in enumerate(table.column("custom_id").to_pylist())}
-        self._name, self._table = name, table
+        self._file, self._table = file, table
 
     def _collect(self, missing: set[str], found: dict[str, dict[str, Any]]) -> None:
         if self._table is None:
@@ -369,6 +393,11 @@ def identities(table: pa.Table) -> Iterator[tuple[str, str, int | None]]:
 def _with_status(table: pa.Table) -> list[tuple[str, bool]]:
     oks = pc.equal(table.column("status"), "ok").to_pylist()
     return list(zip(table.column("custom_id").to_pylist(), oks, strict=True))
+
+
+def _whole(files: PartFiles, name: str) -> Iterator[pa.RecordBatch]:
+    with PartReader(files, name) as reader:
+        yield from reader.batches()
 
 
 def _selected(parts: PartFiles, masks: Mapping[str, pa.Array]) -> Iterator[pa.RecordBatch]:

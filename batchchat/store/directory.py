@@ -44,6 +44,8 @@ from batchchat.store.files import (
 )
 from batchchat.store.parts import FORMAT, LocalFiles
 
+_EFFECTIVE = os.access in os.supports_effective_ids
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -157,11 +159,19 @@ class Layout:
             )
 
     def create_base(self) -> None:
-        """Create the folders that a lock needs. Raises UsageError where that is not allowed."""
+        """Create the folders that a lock needs. Raises UsageError, with nothing created, where that is not allowed."""
+        missing = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        existing = missing[-1].parent if missing else self.root
+        for folder in (existing, self.state, self.data, self.temporary):
+            if folder.exists() and not os.access(folder, os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
+                reason = "permission denied, or a read-only file system"
+                raise _unusable(folder, PermissionError(errno.EACCES, reason, str(folder)))
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             for folder in (self.state, self.temporary):
                 folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+            for folder in missing:
+                synchronize_folder(folder.parent)
         except OSError as error:
             raise _unusable(self.root, error) from error
 
@@ -175,7 +185,7 @@ class Layout:
             self.data.mkdir(exist_ok=True)
             for draft in self.temporary.iterdir():
                 draft.unlink()
-            for folder in (self.state, self.root, self.root.parent):
+            for folder in (self.state, self.root):
                 synchronize_folder(folder)
 
     def set_aside(self) -> Path:

@@ -30,6 +30,7 @@ _KINDS: tuple[ErrorKind, ...] = tuple(ErrorKind)
 _FIRST_FAILED = 2
 _LIVE = 0x0F
 _SEEN = 0x80
+_ARCHIVED_OR_SEEN = ~_LIVE & 0xFF
 _CLEAR_SEEN = bytes(value & ~_SEEN for value in range(256))
 _CODES: dict[str | None, int] = {kind.value: _FIRST_FAILED + number for number, kind in enumerate(_KINDS)}
 
@@ -111,7 +112,11 @@ class _Table:
             old = bucket[place + ID_BYTES]
             bucket[place + ID_BYTES] = old & keep | change
             return old
-        self._append(bucket, identity, change)
+        bucket += identity
+        bucket.append(change)
+        self._size += 1
+        if self._size > BUCKET_ENTRIES * len(self._buckets):
+            self._split()
         return 0
 
     def change(self, identity: bytes, keep: int, change: int) -> int:
@@ -123,13 +128,6 @@ class _Table:
         old = bucket[place + ID_BYTES]
         bucket[place + ID_BYTES] = old & keep | change
         return old
-
-    def _append(self, bucket: bytearray, identity: bytes, state: int) -> None:
-        bucket += identity
-        bucket.append(state)
-        self._size += 1
-        if self._size > BUCKET_ENTRIES * len(self._buckets):
-            self._split()
 
     def _split(self) -> None:
         """Add one bucket, and share the entries of the bucket it comes from between the two."""
@@ -150,11 +148,19 @@ class _Table:
     def load(self, identities: bytes, states: bytes) -> None:
         """Append identities (16 bytes each) that are known to be new, with one state byte each."""
         self.reserve(len(states))
+        buckets, mask, half, count = self._buckets, self._mask, self._half, len(self._buckets)
         place = 0
         for state in states:
             identity = identities[place : place + ID_BYTES]
             place += ID_BYTES
-            self._append(self._bucket(identity), identity, state)
+            digest = hash(identity)
+            number = digest & mask
+            bucket = buckets[number] if number < count else buckets[digest & half]
+            bucket += identity
+            bucket.append(state)
+        self._size += len(states)
+        while self._size > BUCKET_ENTRIES * len(buckets):
+            self._split()
 
     def clear_bits(self, table: bytes) -> None:
         """Translate every state byte by a table of 256 bytes."""
@@ -236,14 +242,18 @@ class RecordIndex:
 
     def put(self, custom_id: str, state: int, *, seen: bool) -> int:
         """Set the live state of a record and return the former state. A `seen` mark, once set, stays."""
-        old = self._table.swap(bytes.fromhex(custom_id), ~_LIVE & 0xFF, state | (_SEEN if seen else 0))
-        self._count(old, -1)
-        self._count(old & _SEEN | state | (_SEEN if seen else 0), 1)
+        mark = _SEEN if seen else 0
+        old = self._table.swap(bytes.fromhex(custom_id), _ARCHIVED_OR_SEEN, state | mark)
+        if old:
+            self._count(old, -1)
+        self._live[state] += 1
+        if (old | mark) & _SEEN:
+            self._seen[state] += 1
         return _visible(old)
 
     def remove(self, custom_id: str, *, archived: bool) -> int:
         """Note that the live record is gone; `archived` where it was a completion that went to the archive."""
-        old = self._table.change(bytes.fromhex(custom_id), ~_LIVE & 0xFF, ARCHIVED if archived else 0)
+        old = self._table.change(bytes.fromhex(custom_id), _ARCHIVED_OR_SEEN, ARCHIVED if archived else 0)
         self._count(old, -1)
         return _visible(old)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -33,12 +33,13 @@ from batchchat.errors import StorageError
 from batchchat.records import RECORD_COLUMNS, Record, Spend
 from batchchat.store.files import PRIVATE_FILE, storage_errors, synchronize, synchronize_folder, write_all
 from batchchat.store.frames import Damage, Frame, FrameReader, encode
-from batchchat.store.parts import FORMAT, Unsealed, same_types, storable
+from batchchat.store.parts import FORMAT, Unsealed, kept_columns, kept_type, same_types, storable
 
 HEADER, ROWS, RECORD, ANSWER, SPEND = range(1, 6)
 WHOLE_BATCH_SHARE = 16
 
 _NAME = re.compile(r"journal-(\d{10,})\.log")
+_CUSTOM_ID = RECORD_COLUMNS.index("custom_id")
 _values = attrgetter(*RECORD_COLUMNS)
 
 
@@ -105,6 +106,7 @@ class Journal:
         self.size = 0
         self.spend = Spend()
         self._input_schema = input_schema
+        self._kept = pa.schema([(column.name, kept_type(column.type)) for column in input_schema or ()])
         self._sequence = 0
         self._sources: dict[int, _Source] = {}
         self._frames: list[bytes] = []
@@ -145,12 +147,11 @@ class Journal:
         settled = [entry for entry in entries if type(entry) is Settled]
         places = self._place([entry.record for entry in settled])
         records: list[Unsealed] = []
-        for entry, (frame, place) in zip(settled, places, strict=True):
-            record = entry.record
-            values = _values(record)
+        for entry, (columns, frame, place) in zip(settled, places, strict=True):
+            values = _values(entry.record)
             payload = _dumps((frame, place, values, tuple(entry.spend)))
             self._frame(RECORD, payload)
-            records.append(Unsealed(record.batch.columns, record.offset, values, len(payload)))
+            records.append(Unsealed(columns, entry.record.offset, values, len(payload)))
         for other in entries:
             if isinstance(other, Answer):
                 self._answer(other, other.spend)
@@ -192,30 +193,30 @@ class Journal:
         }
         self._frame(ANSWER, _dumps(value))
 
-    def _place(self, records: Sequence[Record]) -> list[tuple[int, int]]:
-        """Make sure that every record's input row stands in a rows frame; return which, and where in it."""
+    def _place(self, records: Sequence[Record]) -> list[tuple[pa.RecordBatch, int, int]]:
+        """Make sure that every record's input row stands in a rows frame; return its columns, the frame, the place."""
         groups: dict[int, list[int]] = {}
         for number, record in enumerate(records):
             groups.setdefault(id(record.batch.columns), []).append(number)
         for numbers in groups.values():
             self._check(records[numbers[0]].batch.columns)
-        places: list[tuple[int, int]] = [(0, 0)] * len(records)
+        places: dict[int, tuple[pa.RecordBatch, int, int]] = {}
         for numbers in groups.values():
-            columns = records[numbers[0]].batch.columns
+            given = records[numbers[0]].batch.columns
+            columns = kept_columns(given, self._kept)
             offsets = [records[number].offset for number in numbers]
-            source = self._source(columns)
+            source = self._source(given)
             if source.frame is None:
                 source.taken += len(offsets)
                 if source.taken * WHOLE_BATCH_SHARE <= columns.num_rows:
                     some = columns.take(pa.array(offsets, pa.int64()))
                     frame = self._frame(ROWS, _stream(some))
-                    for place, number in enumerate(numbers):
-                        places[number] = (frame, place)
+                    places.update((number, (columns, frame, place)) for place, number in enumerate(numbers))
                     continue
                 source.frame = self._frame(ROWS, _stream(columns))
             for number, offset in zip(numbers, offsets, strict=True):
-                places[number] = (source.frame, offset)
-        return places
+                places[number] = (columns, source.frame, offset)
+        return [places[number] for number in range(len(records))]
 
     def _source(self, columns: pa.RecordBatch) -> _Source:
         source = self._sources.get(id(columns))
@@ -232,19 +233,20 @@ class Journal:
 
 @dataclass(slots=True)
 class Replay:
-    """What one journal says: its intact frames up to the first damage."""
+    """What one journal says up to its first damage. `settled` are the `custom_id`s of its records."""
 
     path: Path
     generation: int
     run_id: str
-    records: list[Unsealed] = field(default_factory=list)
+    records: int = 0
+    settled: set[str] = field(default_factory=set)
     answers: list[Answer] = field(default_factory=list)
     spend: Spend = Spend()
     damage: Damage | None = None
 
 
-def replay(path: Path) -> Replay:
-    """Read a journal. A torn or damaged tail is told in `damage` and otherwise ignored.
+def replay(path: Path, take: Callable[[Unsealed], None] | None = None) -> Replay:
+    """Read a journal, giving each record to `take`. A torn or damaged tail is told in `damage` and otherwise ignored.
 
     Raises FileNotFoundError where it is gone (sealed meanwhile), StorageError where the disk refuses or where a later
     version of batchchat wrote it.
@@ -263,20 +265,26 @@ def replay(path: Path) -> Replay:
     with source, storage_errors(path):
         reader = FrameReader(source)
         rows: dict[int, pa.RecordBatch] = {}
-        result.spend = sum_spends(_take_in(frame, result, rows) for frame in reader)
+        result.spend = sum_spends(_take_in(frame, result, rows, take) for frame in reader)
         result.damage = reader.damage
     return result
 
 
-def _take_in(frame: Frame, result: Replay, rows: dict[int, pa.RecordBatch]) -> Spend:
+def _take_in(
+    frame: Frame, result: Replay, rows: dict[int, pa.RecordBatch], take: Callable[[Unsealed], None] | None
+) -> Spend:
     """Add one frame to a replay; return what it cost."""
     if frame.kind == ROWS:
-        rows[frame.sequence] = pa.ipc.open_stream(frame.payload).read_next_batch()
+        if take is not None:
+            rows[frame.sequence] = pa.ipc.open_stream(frame.payload).read_next_batch()
         return Spend()
     value = orjson.loads(frame.payload)
     if frame.kind == RECORD:
         number, place, values, spend = value
-        result.records.append(Unsealed(rows[number], place, values, len(frame.payload)))
+        result.records += 1
+        result.settled.add(values[_CUSTOM_ID])
+        if take is not None:
+            take(Unsealed(rows[number], place, values, len(frame.payload)))
         return Spend(*spend)
     if frame.kind == ANSWER:
         spend = Spend(*value["spend"])
@@ -291,12 +299,6 @@ def _take_in(frame: Frame, result: Replay, rows: dict[int, pa.RecordBatch]) -> S
         f"{result.path} was written by a later version of batchchat",
         remedy="Go on with the version that wrote it, or a later one.",
     )
-
-
-def settled_ids(records: Iterable[Unsealed]) -> set[str]:
-    """Return the identities of the requests that these records settle."""
-    place = RECORD_COLUMNS.index("custom_id")
-    return {record.values[place] for record in records}
 
 
 class OpenAnswers:

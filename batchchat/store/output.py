@@ -6,7 +6,7 @@ read first, so that a record which a run publishes meanwhile is met in its part 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from batchchat.store.dataset import identities, identity_states, latest
 from batchchat.store.directory import Layout, lock_holder
 from batchchat.store.files import read_lines
 from batchchat.store.index import KeyIndex, RecordIndex, key_digest
-from batchchat.store.journal import Answer, OpenAnswers, Replay, journals, replay, settled_ids
+from batchchat.store.journal import Answer, OpenAnswers, Replay, journals, replay
 from batchchat.store.parts import (
     ROW_GROUP_ROWS,
     DamagedPartError,
     PartReader,
     Pending,
+    Unsealed,
     output_schema,
     sample_keys,
 )
@@ -191,18 +192,16 @@ def read_state(directory: Path | str) -> Output:
     layout.check_format()
     holder = lock_holder(layout.root)
     schema = layout.read_schema()
-    replays = _replays(layout)
+    pending = None if schema is None else Pending(output_schema(schema))
+    replays = _replays(layout, None if pending is None else lambda record: pending.add([record]))
     by_run, counted, _ = layout.read_ledger()
     answers = OpenAnswers()
-    pending = None if schema is None else Pending(output_schema(schema))
     for found in replays:
         if found.generation not in counted:
             by_run[found.run_id] = by_run.get(found.run_id, Spend()).plus(found.spend)
         answers.add(found.answers)
-        if pending is not None:
-            pending.add(found.records)
     for found in replays:
-        answers.settle(settled_ids(found.records))
+        answers.settle(found.settled)
     return Output(
         directory=layout.root,
         job=layout.read("job.json") or {},
@@ -218,11 +217,11 @@ def read_state(directory: Path | str) -> Output:
     )
 
 
-def _replays(layout: Layout) -> list[Replay]:
+def _replays(layout: Layout, take: Callable[[Unsealed], None] | None) -> list[Replay]:
     found = []
     for path in journals(layout.state).values():
         try:
-            found.append(replay(path))
+            found.append(replay(path, take))
         except FileNotFoundError:
             continue  # sealed meanwhile: its records are in the parts
     return found

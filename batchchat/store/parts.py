@@ -55,19 +55,83 @@ def output_schema(
 ) -> pa.Schema:
     """Return the schema of every part: input columns, the record's own columns, then `extra` ones.
 
-    Every column may hold nulls: a row that could not be read has none of the input's values. Raises ValueError
-    where two columns have the same name.
+    Every column may hold nulls: a row that could not be read has none of the input's values. Input types that Parquet
+    does not give back as they were become the nearest that it does (`kept_type`). Raises ValueError where two columns
+    have the same name.
     """
-    fields = [
-        pa.field(field.name, field.type)
-        for schema in (input_schema, RECORD_SCHEMA, extra or pa.schema([]))
-        for field in schema
-    ]
+    fields = [pa.field(field.name, kept_type(field.type)) for field in input_schema]
+    fields += [pa.field(field.name, field.type) for schema in (RECORD_SCHEMA, extra or ()) for field in schema]
     names = [field.name for field in fields]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"two output columns are called {', '.join(twice)}")
     return pa.schema(fields, metadata={"batchchat.format": str(FORMAT), **(metadata or {})})
+
+
+def kept_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type in which the output keeps an input type: itself, unless no part could hold it for sure.
+
+    Dictionaries become their values (Parquet encodes them again by itself; the dictionaries of two row batches need not
+    fit one narrow index), views and run ends plain values, and times take the coarsest unit that Parquet knows.
+    """
+    types = pa.types
+    kept = _NEAREST.get(kind, kind)
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        kept = kept_type(kind.value_type)
+    elif types.is_map(kind):
+        kept = pa.map_(kept_type(kind.key_type), kept_type(kind.item_type))
+    elif types.is_struct(kind):
+        kept = pa.struct([_kept_field(kind.field(n)) for n in range(kind.num_fields)])
+    elif types.is_fixed_size_list(kind):
+        kept = pa.list_(_kept_field(kind.value_field), kind.list_size)
+    elif types.is_large_list(kind) or types.is_large_list_view(kind):
+        kept = pa.large_list(_kept_field(kind.value_field))
+    elif types.is_list(kind) or types.is_list_view(kind):
+        kept = pa.list_(_kept_field(kind.value_field))
+    elif types.is_timestamp(kind) and kind.unit == "s":
+        kept = pa.timestamp("ms", tz=kind.tz)
+    return kept
+
+
+_NEAREST = {
+    pa.time32("s"): pa.time32("ms"),
+    pa.date64(): pa.date32(),
+    pa.string_view(): pa.string(),
+    pa.binary_view(): pa.binary(),
+}
+
+
+def _kept_field(field: pa.Field) -> pa.Field:
+    return field.with_type(kept_type(field.type))
+
+
+def kept_columns(columns: pa.RecordBatch, kept: pa.Schema) -> pa.RecordBatch:
+    """Return input columns in the types that the output keeps; the same object where they have them already."""
+    if columns.schema.types == kept.types:
+        return columns
+    return pa.RecordBatch.from_arrays(
+        [column.cast(field.type) for column, field in zip(columns.columns, kept, strict=True)], schema=kept
+    )
+
+
+def unkept(schema: pa.Schema) -> str | None:
+    """Return the name of the first input column whose type the output cannot keep, None where it can keep all.
+
+    Tried, not looked up: a null of each type goes the whole way to Parquet and back.
+    """
+    for field in schema:
+        kept = pa.schema([pa.field(field.name, kept_type(field.type))])
+        try:
+            nulls = pa.RecordBatch.from_arrays([pa.nulls(1, field.type)], names=[field.name])
+            one = kept_columns(nulls, kept).take(pa.array([0], pa.int64()))
+            sink = pa.BufferOutputStream()
+            write_part(sink, kept, [one])
+            back = pq.read_table(pa.BufferReader(sink.getvalue())).schema
+        except (pa.ArrowException, NotImplementedError):
+            return str(field.name)
+        if not same_types(back, kept):
+            return str(field.name)
+    return None
 
 
 def same_types(left: pa.Schema, right: pa.Schema) -> bool:

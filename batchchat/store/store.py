@@ -45,10 +45,9 @@ from batchchat.store.journal import (
     journal_path,
     journals,
     replay,
-    settled_ids,
     sum_spends,
 )
-from batchchat.store.parts import Pending, Unsealed, output_schema, same_types
+from batchchat.store.parts import Pending, Unsealed, output_schema, same_types, unkept
 
 PART_ROWS = 50_000
 PART_BYTES = 128 * 2**20
@@ -187,7 +186,41 @@ class Store:
         Raises UsageError (nothing was created) where the folder is something else, belongs to another job, has an
         unknown format or cannot be written; OutputLocked where another run holds it; StorageError where the disk fails.
         """
-        layout = Layout(Path(directory).absolute())
+        try:
+            return cls._open(
+                Layout(Path(directory).absolute()),
+                job_name=job_name,
+                snapshot=snapshot,
+                run_id=run_id,
+                input_schema=input_schema,
+                with_keys=with_keys,
+                part_rows=part_rows,
+                part_bytes=part_bytes,
+                part_seconds=part_seconds,
+                currency=currency,
+                fresh=fresh,
+                point=point,
+            )
+        except StorageError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise UsageError(
+                    error.message, remedy="Choose a folder that you may read and write, or change its permissions."
+                ) from error
+            raise
+
+    @classmethod
+    def _open(
+        cls,
+        layout: Layout,
+        *,
+        job_name: str,
+        snapshot: Mapping[str, Any],
+        input_schema: pa.Schema | None,
+        currency: str | None,
+        fresh: bool,
+        **settings: Any,
+    ) -> Store:
+        run_id = settings["run_id"]
         renamed: Path | None = None
         if layout.is_output() and fresh:
             old = Lock(layout, run_id)
@@ -207,18 +240,7 @@ class Store:
             layout.create_rest()
             frozen = layout.read_schema()
             metadata = {"batchchat.job": job_name} | ({"batchchat.currency": currency} if currency else {})
-            store = cls(
-                layout,
-                lock,
-                run_id=run_id,
-                input_schema=frozen,
-                with_keys=with_keys,
-                part_rows=part_rows,
-                part_bytes=part_bytes,
-                part_seconds=part_seconds,
-                metadata=metadata,
-                point=point,
-            )
+            store = cls(layout, lock, input_schema=frozen, metadata=metadata, **settings)
             store.recovery.renamed = renamed
             store._recover()
             layout.save(f"snapshots/{run_id}.json", dict(snapshot))
@@ -243,12 +265,18 @@ class Store:
                 )
             return
         try:
-            self._schema = output_schema(schema, metadata=self._metadata)
+            output = output_schema(schema, metadata=self._metadata)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        column = unkept(schema)
+        if column is not None:
+            raise UsageError(
+                f"the input column {column!r} is of type {schema.field(column).type}, which Parquet cannot keep",
+                remedy="Give it another type with `input.types`.",
+            )
         plain = pa.schema([pa.field(column.name, column.type) for column in schema])
         self._layout.save_schema(plain)
-        self._input_schema = plain
+        self._input_schema, self._schema = plain, output
 
     @property
     def input_schema(self) -> pa.Schema | None:
@@ -278,7 +306,7 @@ class Store:
             self._answers.add(each.answers)
             self._tell_damage(each)
         for each in found:
-            self._answers.settle(settled_ids(each.records))
+            self._answers.settle(each.settled)
         if len(self._answers):
             # Durable in a generation of their own, before the ones that hold them are deleted.
             self._open_journal()
@@ -288,29 +316,37 @@ class Store:
 
     def _reseal(self, found: Replay) -> None:
         """Publish what a journal holds and no part does, count its costs, and delete it."""
-        ids = {values[_CUSTOM_ID] for _, _, values, _ in found.records if self.index.get(values[_CUSTOM_ID])}
-        published = self._dataset.published(sorted(ids)) if ids else set()
-        left = [record for record in found.records if _identity(record) not in published]
-        if left and self._schema is None:
-            # The journal outlived the schema file: its rows know their types.
-            self.freeze_input(left[0].columns.schema)
-        pending = Pending(self._required_schema) if left else None
-        if pending is not None:
-            pending.add(left)
+        ids = [custom_id for custom_id in found.settled if is_live(self.index.get(custom_id))]
+        published = self._dataset.published(ids) if ids else set()
+        pending: Pending | None = None
+
+        def take(record: Unsealed) -> None:
+            nonlocal pending
+            values = record.values
+            if (values[_CUSTOM_ID], values[_RUN_ID], values[_FINISHED_AT]) in published:
+                return
+            if self._schema is None:  # the journal outlived the schema file: its rows know their types
+                self.freeze_input(record.columns.schema)
+            if pending is None:
+                pending = Pending(self._required_schema)
+            pending.add([record])
+            state = state_of(values[_STATUS], values[_ERROR_KIND])
+            self._know(values[_CUSTOM_ID], values[_KEY], values[_SAMPLE], state, seen=False)
+
+        if found.records:
+            replay(found.path, take)
         sealing = Sealing(
             found.generation,
             found.run_id,
             found.path,
             pending.batches() if pending is not None else [],
             found.spend,
-            by_id=bool(ids),
-            by_key=False,
+            by_id=self._by_id,
+            by_key=self._by_key,
             damaged=found.damage is not None and not found.damage.torn,
         )
-        for _, _, values, _ in left:
-            self._know(values[_CUSTOM_ID], values[_KEY], values[_SAMPLE], _state(values), seen=False)
-        sealing.by_key, self._by_id, self._by_key = self._by_key, False, False
-        self.recovery.records += len(left)
+        self._by_id = self._by_key = False
+        self.recovery.records += sealing.rows
         moved = self._publish(sealing)
         self._note(moved)
         if sealing.generation not in self._counted:
@@ -587,12 +623,3 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _identity(record: Unsealed) -> tuple[str, str, int | None]:
-    values = record.values
-    return values[_CUSTOM_ID], values[_RUN_ID], values[_FINISHED_AT]
-
-
-def _state(values: Sequence[Any]) -> int:
-    return state_of(values[_STATUS], values[_ERROR_KIND])

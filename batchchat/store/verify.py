@@ -170,7 +170,7 @@ def _check_journals(layout: Layout, report: VerifyReport, *, running: bool) -> N
             report.problems.append(error.message)
             continue
         report.journals += 1
-        report.unpublished += len(found.records)
+        report.unpublished += found.records
         damage = found.damage
         if damage is None:
             continue

@@ -7,15 +7,16 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
 from batchchat.errors import OutputLocked, StorageError, UsageError
-from batchchat.store import lock_holder, read_output, read_state, verify
+from batchchat.store import Entry, Store, lock_holder, read_output, read_state, verify
 from batchchat.store.files import storage_error
 from batchchat.store.parts import LocalFiles
 from tests.store_cases import commit, live, open_store, seal, settled
@@ -60,7 +61,7 @@ def test_a_second_run_is_refused_and_told_who_is_first(tmp_path: Path) -> None:
         assert holder is not None
         assert (holder["pid"], holder["run_id"]) == (pid, "first")
         assert read_state(tmp_path / "out").holder == holder
-        assert os.listdir(tmp_path) == ["out"]
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert lock_holder(tmp_path / "out") is None
     open_store(tmp_path / "out", "second").close()
     assert lock_holder(tmp_path / "nowhere") is None
@@ -131,14 +132,42 @@ def test_fresh_sets_the_old_output_aside_whole(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Act without the rights of root, where the tests have them."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
     try:
-        with pytest.raises(UsageError, match="cannot be written"):
-            open_store(tmp_path / "out")
+        yield
     finally:
-        tmp_path.chmod(0o700)
+        if root:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A folder that others may enter, unlike those of `tmp_path`."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_an_output_that_cannot_be_written_is_refused_and_nothing_is_created(open_to_all: Path) -> None:
+    tmp_path = open_to_all
+    with open_store(tmp_path / "out"):
+        pass
+    (tmp_path / "out" / "_batchchat" / "format.json").chmod(0o644)
+    for folder in (tmp_path / "out" / "_batchchat", tmp_path / "out" / "_batchchat" / "tmp"):
+        folder.chmod(0o555)
+    (tmp_path / "closed").mkdir(mode=0o555)
+    before = listing(tmp_path)
+    for output in ("out", "closed/a/b", "closed"):
+        with as_nobody(), pytest.raises(UsageError, match="permission denied"):
+            open_store(tmp_path / output, "run-2")
+    assert listing(tmp_path) == before
+    for folder in (tmp_path / "out" / "_batchchat", tmp_path / "out" / "_batchchat" / "tmp"):
+        folder.chmod(0o700)
 
 
 @contextmanager
@@ -153,11 +182,16 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 def test_a_journal_that_cannot_grow_stops_the_run_and_loses_nothing_counted(tmp_path: Path) -> None:
     counted = 0
+
+    def run() -> None:
+        nonlocal counted
+        for first in range(0, 10_000, 20):
+            commit(store, settled(first, 20))
+            counted = first + 20
+
     with open_store(tmp_path) as store:
         with file_size_limit(60_000), pytest.raises(StorageError, match=r"journal-.*allowed file size") as refused:
-            for first in range(0, 10_000, 20):
-                commit(store, settled(first, 20))
-                counted = first + 20
+            run()
         assert refused.value.exit_code == 74
         assert "run the same command again" in str(refused.value)
         with pytest.raises(StorageError, match="takes nothing more"):
@@ -197,14 +231,18 @@ def test_a_disk_that_fills_up_in_any_publication_is_told_plainly(
             patch.setattr("batchchat.store.files." + failing, full)
             patch.setattr("batchchat.store.journal." + failing, full)
             with pytest.raises(StorageError, match="the disk is full") as refused:
-                commit(store, settled(1, 1, prompt=failing))
-                store.finish()
+                seal_after(store, settled(1, 1, prompt=failing))
             assert "Free some space" in str(refused.value)
     assert [row["row_index"] for row in live(tmp_path)] == list(range(8))
     with open_store(tmp_path, "run-3", part_rows=4):
         pass
     assert [row["row_index"] for row in live(tmp_path)] == list(range(8))
     assert verify(tmp_path).problems == []
+
+
+def seal_after(store: Store, entries: list[Entry]) -> None:
+    commit(store, entries)
+    seal(store)
 
 
 class Failing(LocalFiles):
@@ -223,19 +261,32 @@ def test_another_port_may_fail_in_its_own_way(tmp_path: Path, monkeypatch: pytes
     assert len(live(tmp_path)) == 3
 
 
-def test_too_many_open_files_is_no_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("free", range(4))
+def test_too_many_open_files_is_no_damage(tmp_path: Path, free: int) -> None:
     with open_store(tmp_path) as store:
         commit(store, settled(0, 3))
         seal(store)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 64
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, before[1]))
+    fillers: list[int] = []
+    outcome = "opened"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
     try:
-        with pytest.raises(StorageError, match="too many open files"):
-            open_store(tmp_path, "run-2")
+        with suppress(OSError):
+            while True:
+                fillers.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(free):
+            os.close(fillers.pop())
+        try:
+            open_store(tmp_path, "run-2").close()
+        except StorageError as error:
+            outcome = error.message
     finally:
+        for descriptor in fillers:
+            os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert outcome.endswith("too many open files") or (free > 1 and outcome == "opened")
     assert len(live(tmp_path)) == 3
+    assert listing(tmp_path / "_batchchat" / "damaged") == []
 
 
 def test_a_damaged_state_file_is_named_with_what_to_do(tmp_path: Path) -> None:

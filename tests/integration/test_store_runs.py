@@ -120,6 +120,24 @@ def test_samples_of_one_key_live_side_by_side(tmp_path: Path) -> None:
     assert verify(tmp_path).archived == 0
 
 
+def test_the_archive_grows_by_files_as_large_as_parts_and_finds_every_completion(tmp_path: Path) -> None:
+    prompts = ["a", "b", "c", "d"]
+    for number, prompt in enumerate(prompts):
+        with open_store(tmp_path, f"run-{number}", part_rows=10) as store:
+            commit(store, settled(0, 4, prompt=prompt, run_id=f"run-{number}"))
+            seal(store)
+            if number:
+                previous = [identity((row, prompts[number - 1])) for row in range(4)]
+                assert set(store.fetch_archived(previous)) == set(previous)
+    assert len(list((tmp_path / "_batchchat" / "archive").iterdir())) == 2
+    with open_store(tmp_path, "run-9") as store:
+        every = [identity((row, prompt)) for row in range(4) for prompt in prompts[:3]]
+        found = store.fetch_archived(every)
+        assert {custom_id: values["completion"] for custom_id, values in found.items()} == {
+            identity((row, prompt)): f"answer {row} {prompt}" for row in range(4) for prompt in prompts[:3]
+        }
+
+
 def test_without_a_key_the_records_that_a_pass_did_not_meet_are_pruned_on_request(tmp_path: Path) -> None:
     with open_store(tmp_path, with_keys=False) as store:
         commit(store, settled(0, 5))

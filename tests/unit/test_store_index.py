@@ -148,7 +148,7 @@ def test_memory_stays_within_what_a_row_may_cost() -> None:
     try:
         before = tracemalloc.get_traced_memory()[0]
         index = RecordIndex()
-        for start in range(0, count, 50_000):
+        for _ in range(0, count, 50_000):
             index.load(os.urandom(16 * 50_000).hex().encode(), bytes([OK]) * 50_000)
         gc.collect()
         records = (tracemalloc.get_traced_memory()[0] - before) / count
