@@ -33,7 +33,6 @@ from batchchat.demo.options import DemoOptions
 from batchchat.demo.request import ApiError, ChatRequest, parse_request
 from batchchat.demo.response import (
     ERROR_SHAPES,
-    FAULT_ERRORS,
     HTML_PAGE,
     Completion,
     complete,
@@ -41,6 +40,8 @@ from batchchat.demo.response import (
     completion_events,
     error_body,
     error_event,
+    fault_error,
+    plain_error,
 )
 from batchchat.records import Axis
 
@@ -188,7 +189,7 @@ class Demo:
         if self.options.outage is not None:
             start, length = self.options.outage
             if start <= since_first < start + length:
-                raise FAULT_ERRORS["error_503"]
+                raise plain_error(503)
 
     def _check_key(self, scope: Scope) -> None:
         """Raise 401 where a key is needed and none came, 403 where it is another one. The key is never quoted."""
@@ -196,9 +197,9 @@ class Demo:
             return
         given = next((value for name, value in scope["headers"] if name == b"authorization"), None)
         if given is None:
-            raise FAULT_ERRORS["error_401"]
+            raise plain_error(401)
         if not hmac.compare_digest(given, self._key):
-            raise FAULT_ERRORS["error_403"]
+            raise plain_error(403)
 
     def _completion(self, request: ChatRequest, exchange: _Exchange, fault: str | None) -> Completion:
         seed = self.options.seed
@@ -232,7 +233,7 @@ class Demo:
     ) -> None:
         if fault == "hang":
             await _wait(exchange, _HANG_S)
-            raise FAULT_ERRORS["error_504"]
+            raise plain_error(504)
         latency = self._latency(exchange, completion, fault)
         if error := self._fault_error(exchange, request, fault):
             await _wait(exchange, latency * (1 if error.status == 504 else _ERROR_SHARE))
@@ -245,7 +246,7 @@ class Demo:
             await self._send(exchange, 200, HTML_PAGE, content_type=b"text/html; charset=utf-8")
         elif fault == "error_200":
             await _wait(exchange, latency * _ERROR_SHARE)
-            await self._send(exchange, 200, error_body(FAULT_ERRORS["error_500"], "nested"))
+            await self._send(exchange, 200, error_body(plain_error(500), "nested"))
         elif request.stream:
             await self._stream(exchange, request, completion, fault, latency)
         else:
@@ -260,8 +261,8 @@ class Demo:
             axis = pick(axes, self.options.seed, "axis", exchange.digest, exchange.attempt)
             return _overrun(axis)
         if fault == "stream_error" and not request.stream:
-            return FAULT_ERRORS["error_500"]
-        return FAULT_ERRORS.get(fault.replace("sticky_", "error_"))
+            return plain_error(500)
+        return fault_error(fault)
 
     async def _whole(self, exchange: _Exchange, completion: Completion, fault: str | None) -> None:
         body = completion_body(completion, fault=fault)
@@ -298,7 +299,7 @@ class Demo:
         if fault == "drop_body":
             await self._abort(exchange)
             return
-        last = error_event(FAULT_ERRORS["error_500"]) if fault == "stream_error" else b""
+        last = error_event(plain_error(500)) if fault == "stream_error" else b""
         await exchange.send({"type": "http.response.body", "body": last, "more_body": False})
         if cut_at == len(events) and fault != "no_choices":
             self._count_answer(exchange, completion)
@@ -328,7 +329,7 @@ class Demo:
 
     async def _begin(self, exchange: _Exchange, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._by_status[status] += 1
-        request_id = b"req-%d" % self._requests if not exchange.digest else b"req-" + exchange.digest[:8].hex().encode()
+        request_id = f"req-{exchange.digest[:8].hex()}-{exchange.attempt}".encode()
         headers = [*headers, *exchange.headers, (b"x-request-id", request_id)]
         await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
 

@@ -22,19 +22,33 @@ FINGERPRINT = "fp_demo"
 HTML_PAGE = b"<!DOCTYPE html>\n<html><head><title>Gateway</title></head><body><h1>Please wait</h1></body></html>\n"
 _WHITESPACE_TOKENS = 400
 
-FAULT_ERRORS: Mapping[str, ApiError] = {
-    "error_400": ApiError(400, "the request was not understood"),
-    "error_401": ApiError(401, "no valid key was given", type="authentication_error"),
-    "error_403": ApiError(403, "the key has no permission for this", type="permission_error"),
-    "error_404": ApiError(404, "there is no such route", type="not_found_error"),
-    "error_416": ApiError(416, "max_completion_tokens is above this model's cap", param="max_completion_tokens"),
-    "error_422": ApiError(422, "the model does not exist", param="model", code="model_not_found"),
-    "error_500": ApiError(500, "something went wrong on our side", type="server_error"),
-    "error_503": ApiError(503, "the service is overloaded, slow down", type="server_error"),
-    "error_504": ApiError(504, "the answer took too long to generate", type="server_error"),
-    "quota": ApiError(429, "you exceeded your current quota", type="insufficient_quota", code="insufficient_quota"),
+_FAULT_ERRORS: Mapping[str, tuple[int, str, str, str | None, str | None]] = {
+    "error_400": (400, "the request was not understood", "invalid_request_error", None, None),
+    "error_401": (401, "no valid key was given", "authentication_error", None, None),
+    "error_403": (403, "the key has no permission for this", "permission_error", None, None),
+    "error_404": (404, "there is no such route", "not_found_error", None, None),
+    "error_416": (416, "above this model's cap", "invalid_request_error", "max_completion_tokens", None),
+    "error_422": (422, "the model does not exist", "invalid_request_error", "model", "model_not_found"),
+    "error_500": (500, "something went wrong on our side", "server_error", None, None),
+    "error_503": (503, "the service is overloaded, slow down", "server_error", None, None),
+    "error_504": (504, "the answer took too long to generate", "server_error", None, None),
+    "quota": (429, "you exceeded your current quota", "insufficient_quota", None, "insufficient_quota"),
 }
-"""What the faults that are plain errors answer with. The sticky ones share the words of their status."""
+
+
+def fault_error(fault: str) -> ApiError | None:
+    """Return the error that a fault answers with; None where it does something else. Sticky faults share the words."""
+    words = _FAULT_ERRORS.get(fault.replace("sticky_", "error_"))
+    if words is None:
+        return None
+    status, message, type_, param, code = words
+    return ApiError(status, message, type=type_, param=param, code=code)
+
+
+def plain_error(status: Literal[401, 403, 500, 503, 504]) -> ApiError:
+    """Return the usual error of a status."""
+    status_, message, type_, param, code = _FAULT_ERRORS[f"error_{status}"]
+    return ApiError(status_, message, type=type_, param=param, code=code)
 
 
 @dataclass(frozen=True, slots=True)
