@@ -7,6 +7,7 @@ job. Prices and limits change without notice; a job's own `prices` and `limits` 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit, urlunsplit
@@ -66,18 +67,25 @@ class Provider:
 def normalize_url(url: str) -> str:
     """Lower-case scheme and host, drop a default port and a trailing slash: equal services compare equal.
 
-    Raises ValueError where the text is no http(s) URL with a host.
+    A host outside ASCII is written as DNS knows it, a fragment is dropped. Raises ValueError where the text is no
+    http(s) URL with a host, without repeating it: it may hold a password.
     """
-    parts = urlsplit(url.strip())
-    if parts.scheme.lower() not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"{url!r} is not an http:// or https:// address")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    default = {"http": 80, "https": 443}[parts.scheme.lower()]
-    if parts.port is not None and parts.port != default:
-        host += f":{parts.port}"
-    if parts.username or parts.password:
+    url = url.strip()
+    if "@" in re.split(r"[/?#]", url.partition("//")[2] or url)[0]:
         raise ValueError("an address must not hold a user name or password: keys come from the environment")
-    return urlunsplit((parts.scheme.lower(), host, parts.path.rstrip("/"), parts.query, ""))
+    if not url.isprintable() or " " in url:
+        raise ValueError("an address must not hold spaces or control characters")
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, (parts.hostname or "").encode("idna").decode("ascii")
+    except ValueError:
+        raise ValueError("must be an address with a valid host and port, such as https://llm.example.org/v1") from None
+    if parts.scheme not in {"http", "https"} or not re.fullmatch(r"[0-9a-z._~-]+|[0-9a-f:.]*:[0-9a-f:.]*", host):
+        raise ValueError("must be an http:// or https:// address, such as https://llm.example.org/v1")
+    host = f"[{host}]" if ":" in host else host
+    if port is not None and port != {"http": 80, "https": 443}[parts.scheme]:
+        host += f":{port}"
+    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), parts.query, ""))
 
 
 def _profile(name: str, base_url: str | None, **fields: object) -> Provider:
@@ -97,7 +105,8 @@ PROFILES: Mapping[str, Provider] = {
             currency="EUR",
             prices_as_of="2026-11-01",
             unsupported=frozenset({"frequency_penalty", "n", "top_logprobs", "logit_bias", "user"}),
-            note="An embedded server that answers by simple rules. Its prices are made up; nothing is billed.",
+            note="This is the demo model: an embedded server that answers by simple rules. Its prices are made up, "
+            "nothing is billed.",
         ),
         _profile(
             "scaleway",

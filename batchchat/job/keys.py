@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from batchchat.errors import UsageError
 from batchchat.job.model import Job
 from batchchat.providers import Provider
 
 
 def load_keys(job: Job, environ: Mapping[str, str] | None = None) -> Mapping[str, str]:
-    """The environment, with a `.env` beside the job under it; read as text, without expansion."""
+    """The environment, with a `.env` beside the job under it; read as text, without expansion. Raises UsageError."""
     environ = os.environ if environ is None else environ
     dotenv = job.file.absolute().parent / ".env" if job.file else None
     if dotenv is None or not dotenv.is_file():
         return environ
     from dotenv import dotenv_values
 
-    values = dotenv_values(dotenv, interpolate=False)
+    try:
+        values = dotenv_values(dotenv, interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"{dotenv} cannot be read: {reason}", remedy="Mend it, or move it away.") from None
     return {**{name: value for name, value in values.items() if value is not None}, **environ}
 
 
@@ -25,13 +30,19 @@ def api_key(job: Job, provider: Provider, environ: Mapping[str, str]) -> str | N
     """The provider's key from the environment. Raises JobError (exit 2) where it is needed and missing."""
     if provider.api_key_env is None:
         return None
-    key = environ.get(provider.api_key_env, "").strip()
+    name = provider.api_key_env
+    key = environ.get(name, "").strip()
     if not key:
+        state = "empty" if name in environ else "not set"
         raise job.error(
-            f"{provider.name} needs a key, and the environment variable {provider.api_key_env} is not set",
+            f"{provider.name} needs a key, and the environment variable {name} is {state}",
             "provider",
-            remedy=f"Set it with `export {provider.api_key_env}=…`, or write it into a .env beside the job.",
+            remedy=f"Set it with `export {name}=…`, or write it into a .env beside the job.",
         )
-    if not key.isascii() or not key.isprintable():
-        raise job.error(f"the key in {provider.api_key_env} holds characters that no key has", "provider")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise job.error(
+            f"the key in {name} holds characters that no key has, such as a space or a line break",
+            "provider",
+            remedy="Give the key alone, without the word Bearer, quotes or other keys around it.",
+        )
     return key

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -21,33 +23,46 @@ from pydantic import (
 )
 
 from batchchat.errors import JobError
+from batchchat.job.origin import Origin, Place, combined, job_error
 from batchchat.providers import PROFILES, Price, Provider, normalize_url
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
 
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|MB|GB)?", re.ASCII)
-_SIZES = {None: 1, "B": 1, "kB": 1_000, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
+_NUMBER_TEXT = r"\d{1,300}(?:\.\d{0,300})?"
+_NUMBER = re.compile(rf"[+-]?{_NUMBER_TEXT}(?:[eE][+-]?\d{{1,3}})?", re.ASCII)
+_DURATION = re.compile(rf"(?:({_NUMBER_TEXT})h)?\s*(?:({_NUMBER_TEXT})m)?\s*(?:({_NUMBER_TEXT})s)?", re.ASCII)
+_SIZE = re.compile(rf"({_NUMBER_TEXT})\s*([kMG]?i?B)?", re.ASCII | re.IGNORECASE)
+_SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_YEAR_S = 366 * 86400
 _MARKUP = re.compile(r"\{\{|\{%|\{#")
+_SECRET_NAME = re.compile(
+    r"(?:^|[-_])(?:authori[sz]ation|auth|cookie|passw(?:or)?d|secret|token|credentials?|sig|signature"
+    r"|(?:api|access|auth|private|subscription)[-_]?key)(?:$|[-_])",
+    re.IGNORECASE,
+)
+_LIKE_A_KEY = re.compile(r"(?=.*[a-z])(?=.*\d).{20,}")
+
+
+def is_secret_name(name: str, *, bare_key: bool = False) -> bool:
+    """Whether a value under this name is likely a secret; with `bare_key` also under a plain `key` or `…-key`."""
+    return bool(_SECRET_NAME.search(name)) or (bare_key and bool(re.search(r"(?i)(?:^|[-_])key$", name)))
 
 
 def parse_duration(value: object) -> float:
     """Read `90`, `45s`, `15m`, `1h30m` as seconds. Raises ValueError."""
-    if isinstance(value, bool):
-        raise ValueError("a duration is a number of seconds or a text such as 30s, 15m, 1h")
-    if isinstance(value, int | float):
-        seconds = float(value)
-    else:
-        text = str(value).strip().replace(" ", "")
+    seconds = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value) if -_YEAR_S < value < _YEAR_S else math.inf
+    elif isinstance(value, str):
+        text = value.strip()
         found = _DURATION.fullmatch(text)
-        if text and found and any(found.groups()):
+        if _NUMBER.fullmatch(text):
+            seconds = float(text)
+        elif text and found and any(found.groups()):
             hours, minutes, rest = (float(part or 0) for part in found.groups())
             seconds = hours * 3600 + minutes * 60 + rest
-        else:
-            try:
-                seconds = float(text)
-            except ValueError:
-                raise ValueError(f"{value!r} is not a duration such as 30s, 15m, 1h or 1h30m") from None
-    if not 0 <= seconds < 366 * 86400:
+    if math.isnan(seconds):
+        raise ValueError(f"must be a duration such as 30s, 15m, 1h or 1h30m{_not(value)}")
+    if not 0 <= seconds < _YEAR_S:
         raise ValueError("a duration must not be negative or longer than a year")
     return seconds
 
@@ -55,14 +70,44 @@ def parse_duration(value: object) -> float:
 def _parse_size(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    found = _SIZE.fullmatch(str(value).strip())
+    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if not found:
-        raise ValueError(f"{value!r} is not a size such as 64MB")
-    return int(float(found[1]) * _SIZES[found[2]])
+        raise ValueError(f"must be a size such as 64MB{_not(value)}")
+    size = float(found[1]) * _SIZES[(found[2] or "B").lower()]
+    if not size < 2**63:
+        raise ValueError(f"{str(value)[:40]} is larger than anything")
+    return int(size)
+
+
+def _not(value: object) -> str:
+    if value is None:
+        return ", and it is empty"
+    if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+        return ", not a mapping" if isinstance(value, Mapping) else ", not a list"
+    return f", not {value[:40]!r}" if isinstance(value, str) else f", not {_shown(value)}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    # Python refuses to write an integer of thousands of digits.
+    return f"{value:g}" if isinstance(value, float) else str(value) if value in range(-(2**63), 2**63) else "that much"
+
+
+def _parse_number(value: object) -> object:
+    """Texts such as `1e3`, which YAML does not take for a number, as numbers; a boolean is none."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number{_not(value)}")
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        number = float(value)
+        return int(number) if number.is_integer() and abs(number) < 2**53 else number
+    return value
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(_parse_size)]
+Whole = Annotated[int, BeforeValidator(_parse_number)]
+Number = Annotated[float, BeforeValidator(_parse_number)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
 
@@ -83,9 +128,15 @@ class Output(_Section):
     """The folder of the dataset, and when a part of it is sealed."""
 
     path: str = Field(min_length=1)
-    part_rows: int = Field(50_000, ge=1, le=10_000_000)
-    part_bytes: Size = Field(128_000_000, ge=1_000)
+    part_rows: Whole = Field(50_000, ge=1, le=10_000_000)
+    part_bytes: Size = Field(128_000_000, ge=1_000, le=100_000_000_000)
     part_seconds: Duration = Field(60.0, gt=0)
+
+
+_OWN_HEADERS = frozenset(
+    {"host", "content-length", "content-type", "transfer-encoding", "te", "trailer", "expect"}
+    | {"connection", "keep-alive", "upgrade"}
+)
 
 
 class ProviderFields(_Section):
@@ -104,28 +155,43 @@ class ProviderFields(_Section):
         if value is None:
             return None
         url = normalize_url(value)
-        if url.endswith("/chat/completions"):
-            raise ValueError("base_url ends before /chat/completions: " + url.removesuffix("/chat/completions"))
+        parts = urlsplit(url)
+        if parts.path.endswith("/chat/completions"):
+            before = parts.path.removesuffix("/chat/completions")
+            raise ValueError(f"must end before /chat/completions: {parts.scheme}://{parts.netloc}{before}")
+        for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+            if is_secret_name(name, bare_key=True):
+                raise ValueError(f"{name} must not stand in an address: name the key's variable in api_key_env")
         return url
 
     @field_validator("api_key_env")
     @classmethod
     def _key_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-            # The value is not repeated: it may be the key itself.
-            raise ValueError("is the NAME of an environment variable, such as MY_API_KEY, not a key")
+        # The value is not repeated: it may be the key itself.
+        if value is not None and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or _LIKE_A_KEY.fullmatch(value)):
+            raise ValueError("must be the NAME of an environment variable, such as MY_API_KEY, not a key")
         return value
 
     @field_validator("headers")
     @classmethod
-    def _no_secret(cls, value: dict[str, str]) -> dict[str, str]:
+    def _no_secret_header(cls, value: dict[str, str]) -> dict[str, str]:
         for name, text in value.items():
-            if name.lower() in {"authorization", "api-key", "x-api-key", "cookie", "proxy-authorization"}:
-                raise ValueError(f"{name} must not stand in a job file: name the key's variable in api_key_env")
-            if name.lower() in {"host", "content-length", "content-type", "transfer-encoding", "connection"}:
-                raise ValueError(f"{name} is set by batchchat itself")
-            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(r"[\r\n\0]", text):
-                raise ValueError(f"{name!r} is not a valid header")
+            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+                raise ValueError(f"{name!r} is not a valid name of a header")
+            if is_secret_name(name, bare_key=True) or re.match(r"(?i)(?:bearer|basic)\s", text):
+                raise ValueError(f"{name} must not stand in a job: name the key's variable in api_key_env")
+            if name.lower() in _OWN_HEADERS:
+                raise ValueError(f"{name} is set by batchchat itself: leave it out")
+            if not re.fullmatch(r"[\t\x20-\x7e]*", text):
+                raise ValueError(f"the value of {name} must be one line of plain ASCII characters")
+        return value
+
+    @field_validator("extra_query")
+    @classmethod
+    def _no_secret_query(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if is_secret_name(name, bare_key=True):
+                raise ValueError(f"{name} must not stand in a job: name the key's variable in api_key_env")
         return value
 
     @model_validator(mode="after")
@@ -137,18 +203,26 @@ class ProviderFields(_Section):
 
 def _number_or_template(low: float, high: float, *, whole: bool = False) -> BeforeValidator:
     def check(value: object) -> object:
-        if isinstance(value, str) and _MARKUP.search(value):
+        if value is None or (isinstance(value, str) and _MARKUP.search(value)):
             return value
-        if isinstance(value, str):
-            value = float(value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError("must be a number, or a template that gives one")
+        value = _parse_number(value)
+        if not isinstance(value, int | float):
+            raise ValueError(f"must be a number, or a template that gives one{_not(value)}")
         if not low <= value <= high:
             bound = f"at least {low:g}" if high >= _MANY else f"between {low:g} and {high:g}"
-            raise ValueError(f"{value:g} is out of range: it must be {bound}")
+            raise ValueError(f"must be {bound}{_not(value)}")
         if whole and value != int(value):
-            raise ValueError("must be a whole number")
+            raise ValueError(f"must be a whole number, not {value:g}")
         return int(value) if whole else float(value)
+
+    return BeforeValidator(check)
+
+
+def _or_template(kind: type, noun: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        if value is None or isinstance(value, kind) or (isinstance(value, str) and _MARKUP.search(value)):
+            return value
+        raise ValueError(f"must be {noun}, or a template that gives one{_not(value)}")
 
     return BeforeValidator(check)
 
@@ -161,6 +235,9 @@ _Count = Annotated[int | str | None, _number_or_template(1, _MANY, whole=True)]
 _Choices = Annotated[int | str | None, _number_or_template(1, 128, whole=True)]
 _Top = Annotated[int | str | None, _number_or_template(0, 20, whole=True)]
 _Seed = Annotated[int | str | None, _number_or_template(-(2**63), 2**63 - 1, whole=True)]
+_Flag = Annotated[bool | str | None, _or_template(bool, "true or false")]
+_Mapping = Annotated[dict[str, Any] | str | None, _or_template(dict, "a mapping")]
+_Tools = Annotated[list[dict[str, Any]] | str | None, _or_template(list, "a list of tools")]
 
 
 class Params(_Section):
@@ -175,14 +252,14 @@ class Params(_Section):
     n: _Choices = None
     stop: str | list[str] | None = None
     seed: _Seed = None
-    logprobs: bool | None = None
+    logprobs: _Flag = None
     top_logprobs: _Top = None
     logit_bias: dict[str, float] | None = None
     user: str | None = None
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    response_format: _Mapping = None
+    tools: _Tools = None
     tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: _Flag = None
     reasoning_effort: str | None = None
     service_tier: str | None = None
     extra_body: dict[str, Any] = Field(default_factory=dict)
@@ -191,25 +268,26 @@ class Params(_Section):
     @classmethod
     def _one_answer(cls, value: object) -> object:
         if value not in (None, 1):
-            raise ValueError("more than one choice a request is not supported: each row has one completion")
+            raise ValueError("must be 1, or left out: each row has one completion")
         return value
 
     @field_validator("stop")
     @classmethod
     def _few_stops(cls, value: str | list[str] | None) -> str | list[str] | None:
         if isinstance(value, list) and len(value) > 4:
-            raise ValueError("takes at most 4 texts")
+            raise ValueError(f"must not hold more than 4 texts, and holds {len(value)}")
         return value
 
     @field_validator("extra_body")
     @classmethod
     def _no_clash(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in ("model", "messages", "stream", "n"):
-            if name in value:
+        for name in value:
+            if name in {"model", "messages", "stream", "n"}:
                 raise ValueError(f"{name} cannot be set here: batchchat reads the answer by it")
-        clash = sorted(set(value) & set(cls.model_fields))
-        if clash:
-            raise ValueError(f"{clash[0]} is a param of its own: set it in params, not in extra_body")
+            if name in cls.model_fields:
+                raise ValueError(f"{name} is a param of its own: set it in params, not in extra_body")
+            if is_secret_name(name):
+                raise ValueError(f"{name} must not stand in a job: name the key's variable in provider.api_key_env")
         return value
 
     def as_body(self) -> dict[str, Any]:
@@ -220,9 +298,9 @@ class Params(_Section):
 class Limits(_Section):
     """Ceilings that are never passed. One that is not set comes from the provider, or is learned."""
 
-    requests_per_minute: int | None = Field(None, ge=1)
-    tokens_per_minute: int | None = Field(None, ge=1)
-    concurrency: int | None = Field(None, ge=1, le=20_000)
+    requests_per_minute: Whole | None = Field(None, ge=1, le=1_000_000_000_000)
+    tokens_per_minute: Whole | None = Field(None, ge=1, le=1_000_000_000_000)
+    concurrency: Whole | None = Field(None, ge=1, le=20_000)
 
 
 FailedPolicy = Literal["none", "transient", "all"]
@@ -231,7 +309,7 @@ FailedPolicy = Literal["none", "transient", "all"]
 class Retry(_Section):
     """How long to try: a row, a request, a provider."""
 
-    attempts: int = Field(6, ge=1, le=100)
+    attempts: Whole = Field(6, ge=1, le=100)
     request_timeout: Duration = Field(310.0, gt=0)
     row_deadline: Duration = Field(900.0, gt=0)
     outage: Duration = Field(600.0, gt=0)
@@ -256,9 +334,9 @@ def failed_kinds(policy: FailedPolicy | Sequence[ErrorKind]) -> frozenset[ErrorK
 class Prices(_Section):
     """Money per million tokens; wins over the provider's profile."""
 
-    input: float = Field(ge=0)
-    output: float = Field(ge=0)
-    cached_input: float | None = Field(None, ge=0)
+    input: Number = Field(ge=0)
+    output: Number = Field(ge=0)
+    cached_input: Number | None = Field(None, ge=0)
     currency: str = Field(pattern=r"^[A-Z]{3}$")
 
 
@@ -266,15 +344,6 @@ def nearest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
     """` (did you mean 'x'?)`, or nothing where no known name is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def line_of(lines: Mapping[tuple[Hashable, ...], int], path: tuple[Hashable, ...]) -> int | None:
-    """The line of a field, or of the nearest one around it that has a line."""
-    while path:
-        if path in lines:
-            return lines[path]
-        path = path[:-1]
-    return None
 
 
 class Job(_Section):
@@ -292,12 +361,28 @@ class Job(_Section):
     prices: Prices | None = None
 
     _file: Path | None = PrivateAttr(None)
-    _lines: dict[tuple[Hashable, ...], int] = PrivateAttr(default_factory=dict)
+    _origins: dict[Place, Origin] = PrivateAttr(default_factory=dict)
 
     @field_validator("input", "output", mode="before")
     @classmethod
     def _path_alone(cls, value: object) -> object:
-        return {"path": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"path": value}
+        if not isinstance(value, dict | _Section):
+            raise ValueError(f"must be a path, or a mapping with a path{_not(value)}")
+        return value
+
+    @field_validator("params", "limits", "retry", mode="before")
+    @classmethod
+    def _all_commented_out(cls, value: object) -> object:
+        return {} if value is None else value
+
+    @field_validator("provider", mode="before")
+    @classmethod
+    def _name_or_fields(cls, value: object) -> object:
+        if not isinstance(value, str | dict | _Section):
+            raise ValueError(f"must be a provider's name, or a mapping with a base_url or a profile{_not(value)}")
+        return value
 
     @field_validator("provider")
     @classmethod
@@ -310,11 +395,16 @@ class Job(_Section):
             )
         return value
 
-    @field_validator("messages")
+    @field_validator("messages", mode="before")
     @classmethod
-    def _some_message(cls, value: Any) -> Any:
+    def _list_or_column(cls, value: object) -> object:
         if not value:
-            raise ValueError("needs at least one message")
+            raise ValueError('needs at least one message, such as {role: user, content: "{{ text }}"}')
+        column = value.get("from") if isinstance(value, dict) and len(value) == 1 else None
+        if isinstance(value, dict) and not (isinstance(column, str) and column):
+            raise ValueError("as a mapping must be {from: column}, with the name of the column that holds the messages")
+        if not isinstance(value, list | dict):
+            raise ValueError("must be a list of messages, {from: column}, or the path of a file that holds the list")
         return value
 
     @property
@@ -324,16 +414,10 @@ class Job(_Section):
 
     def error(self, message: str, *path: Hashable, remedy: str | None = None) -> JobError:
         """Make an error that points to a field of this job by its place in the file."""
-        return JobError(
-            message,
-            file=self._file,
-            line=line_of(self._lines, path),
-            field=".".join(str(part) for part in path) or None,
-            remedy=remedy,
-        )
+        return job_error(message, path, self._origins, self._file, remedy)
 
     def resolved_provider(self) -> Provider:
-        """The provider with this job's own address, headers, prices and limits put over its profile."""
+        """The provider with this job's own address, key variable, headers and prices put over its profile."""
         spec = self.provider
         if isinstance(spec, str):
             provider = PROFILES[spec]
@@ -360,15 +444,19 @@ class Job(_Section):
         return provider
 
     def check_params(self, provider: Provider) -> None:
-        """Refuse a param that the provider does not support, with the line that sets it."""
-        for name in self.params.model_fields_set:
-            if name in provider.unsupported and getattr(self.params, name) is not None:
-                raise self.error(
-                    f"{provider.name} does not support {name}; what its server would do with it is not documented",
-                    "params",
-                    name,
-                    remedy=f"Remove params.{name} from the job.",
-                )
+        """Refuse the params that the provider does not support, each with the line that sets it."""
+        refused = [
+            self.error(
+                f"{provider.name} does not support {name}; what its server would do with it is not documented",
+                "params",
+                name,
+                remedy=f"Remove params.{name} from the job.",
+            )
+            for name in self.params.as_body()
+            if name in provider.unsupported
+        ]
+        if refused:
+            raise combined(refused)
 
     def snapshot(self) -> dict[str, Any]:
         """The job as plain JSON, to be kept beside its output. It holds no key: keys never stand in a job."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from batchchat.errors import JobError, UsageError
-from batchchat.job.model import FIELDS, Job, line_of, nearest
+from batchchat.job.model import Job
+from batchchat.job.origin import Origin, Origins, Place, combined, dotted, job_error
+from batchchat.job.syntax import Document, parse_yaml, read_job_text, read_text
+from batchchat.job.wording import validation_errors
+
+_EXAMPLE = "Example: --set limits.concurrency=64"
 
 
 def load_job(
@@ -25,262 +28,190 @@ def load_job(
 ) -> Job:
     """Read and validate a job file.
 
-    `overrides` are `dotted.path=value` texts with YAML values, as `--set` takes them. `input` and `output`, relative to the
-    current folder, take the place of the file's own. Raises JobError.
+    `overrides` are `dotted.path=value` texts with YAML values, as `--set` takes them. `input` and `output` take the
+    place of the file's own paths. Paths that come with the call are relative to the current folder, those in the file
+    to the file. Raises UsageError where there is no such file or an override has no form, JobError for what a job
+    cannot be.
     """
     file = Path(path)
-    text = _read_job_text(file)
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise _yaml_error(error, file) from None
-    if not isinstance(data, dict) or not isinstance(node, yaml.MappingNode):
-        raise JobError("is not a mapping of fields", file=file, remedy="`batchchat init` writes a job to start from.")
-    lines = dict(_walk(node, (), file))
-    base = file.absolute().parent
-    _resolve_paths(data, base, lines, file)
+    document = parse_yaml(read_job_text(file, _nearest_file(file)), file)
+    if not isinstance(document.data, dict):
+        what = "is empty" if document.data is None else "is not a mapping of fields"
+        raise JobError(what, file=file, remedy="`batchchat init` writes a job to start from.")
+    draft = _Draft(document, file)
+    draft.resolve_paths()
     for override in overrides:
-        _apply_override(data, override)
-    if input is not None:
-        _section(data, "input")["path"] = input if input == "-" else str(Path(input).absolute())
-    if output is not None:
-        _section(data, "output")["path"] = str(Path(output).absolute())
-    return validate_job(data, file=file, lines=lines)
+        draft.override(override)
+    for name, value in (("input", input), ("output", output)):
+        if value is not None:
+            draft.set_path(name, value, f"--{name}")
+    return validate_job(draft.data, file=file, origins=draft.origins, repeated=draft.repeated)
 
 
 def validate_job(
     data: Mapping[str, Any],
     *,
     file: Path | None = None,
-    lines: Mapping[tuple[Hashable, ...], int] | None = None,
+    origins: Origins | None = None,
+    repeated: Sequence[JobError] = (),
 ) -> Job:
-    """Validate a job given as plain data. Raises JobError that lists everything that is wrong."""
-    lines = lines or {}
+    """Validate a job given as plain data. Raises JobError that lists everything that is wrong.
+
+    `repeated` are errors found before, which are told with the others.
+    """
+    origins = origins or {}
+    errors = list(repeated)
     try:
         job = Job.model_validate(data)
     except ValidationError as error:
-        raise _validation_error(error, data, file, lines) from None
+        errors += validation_errors(error, data, origins, file)
+    if errors:
+        raise combined(errors)
     job._file = file  # noqa: SLF001 - pydantic's private attributes are set after validation
-    job._lines = dict(lines)  # noqa: SLF001
+    job._origins = dict(origins)  # noqa: SLF001
     return job
 
 
-def _read_job_text(file: Path) -> str:
+def _nearest_file(file: Path) -> str | None:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        near = difflib.get_close_matches(file.name, _names_beside(file), n=1)
-        hint = f"Did you mean {file.parent / near[0]}?" if near else "`batchchat init` writes a job to start from."
-        raise UsageError(f"{file}: no such job file", remedy=hint) from None
-    except IsADirectoryError:
-        raise UsageError(f"{file} is a folder, not a job file") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
-
-
-def _names_beside(file: Path) -> list[str]:
-    try:
-        return [entry.name for entry in file.parent.iterdir()]
+        names = [entry.name for entry in file.parent.iterdir()]
     except OSError:
-        return []
+        return None
+    near = difflib.get_close_matches(file.name, names, n=1)
+    return str(file.parent / near[0]) if near else None
 
 
-def _yaml_error(error: yaml.YAMLError, file: Path) -> JobError:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
-    remedy = "A text that holds `{{`, `: ` or `#` must stand in quotes." if mark is not None else None
-    return JobError(
-        f"is not valid YAML: {problem}",
-        file=file,
-        line=mark.line + 1 if mark is not None else None,
-        remedy=remedy,
-    )
+class _Draft:
+    """A job on its way from the file to validation: plain data, and where each field of it came from."""
 
+    def __init__(self, document: Document, file: Path) -> None:
+        self.data: dict[str, Any] = document.data
+        self.origins = document.origins
+        self.repeated = document.repeated
+        self.file = file
 
-def _walk(node: yaml.Node, place: tuple[Hashable, ...], file: Path) -> Iterator[tuple[tuple[Hashable, ...], int]]:
-    """Yield each field's place and line; refuse a field that stands twice, which YAML would silently merge."""
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in seen and name != "<<":
-                raise JobError(f"stands twice (first in line {seen[name]})", file=file, line=line, field=name)
-            seen[name] = line
-            yield (*place, name), line
-            yield from _walk(value, (*place, name), file)
-    elif isinstance(node, yaml.SequenceNode):
-        for position, value in enumerate(node.value):
-            yield (*place, position), value.start_mark.line + 1
-            yield from _walk(value, (*place, position), file)
+    # --- what the file says
 
+    def resolve_paths(self) -> None:
+        """Make the file's paths absolute, and put the messages of a template file in the place of its path."""
+        base = self.file.absolute().parent
+        for name in ("input", "output"):
+            value = self.data.get(name)
+            path = value.get("path") if isinstance(value, dict) else value
+            if isinstance(path, str) and path and path != "-":
+                self._section(name)["path"] = _absolute(base, path)
+        provider = self.data.get("provider")
+        if isinstance(provider, dict) and isinstance(provider.get("ca_file"), str) and provider["ca_file"]:
+            provider["ca_file"] = _absolute(base, provider["ca_file"])
+        messages = self.data.get("messages")
+        if isinstance(messages, str) and messages:
+            self.data["messages"] = self._load_messages(messages, base)
 
-def _section(data: dict[str, Any], name: str) -> dict[str, Any]:
-    value = data.get(name)
-    if isinstance(value, dict):
+    def _load_messages(self, text: str, base: Path) -> Any:
+        """The content of a template file. Raises JobError at the field that names it."""
+        if "{{" in text or "{%" in text or "\n" in text:
+            raise self._error(
+                "is the path of a file, or a list of messages, and this is neither",
+                ("messages",),
+                'A single text is written as [{role: user, content: "…"}].',
+            )
+        path = Path(_absolute(base, text))
+        try:
+            content = read_text(path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise self._error(
+                f"the template file {path} cannot be read: {reason}",
+                ("messages",),
+                "Give the path of a YAML file that holds the list of messages, or the list itself.",
+            ) from None
+        document = parse_yaml(content, path, ("messages",))
+        if isinstance(document.data, str):
+            raise JobError("holds a text, not a list of messages", file=path, line=1)
+        self.origins.update(document.origins)
+        self.repeated.extend(document.repeated)
+        return document.data
+
+    def _error(self, message: str, place: Place, remedy: str | None = None) -> JobError:
+        return job_error(message, place, self.origins, self.file, remedy)
+
+    # --- what the command line says
+
+    def override(self, text: str) -> None:
+        """Apply one `--set`. Its value is never repeated in an error of its form: it may be a secret."""
+        name, equals, given = text.partition("=")
+        parts = name.strip().split(".")
+        if not equals or not all(parts):
+            raise UsageError(f"{f'--set {name[:60]}'.rstrip()}: is not of the form field.path=value", remedy=_EXAMPLE)
+        option, value = f"--set {name.strip()}", _read_value(given)
+        if parts[0] in {"input", "output"} and parts[1:] in ([], ["path"]) and isinstance(value, str):
+            self.set_path(parts[0], value, option)
+            return
+        target, place = self._reach(parts, option)
+        if place == ("provider", "ca_file") and isinstance(value, str) and value:
+            value = _absolute(Path.cwd(), value)
+        target[place[-1]] = value
+        self._note(place, option)
+        if place == ("messages",) and isinstance(value, str) and value:
+            self.data["messages"] = self._load_messages(value, Path.cwd())
+
+    def set_path(self, name: str, value: str, option: str) -> None:
+        """Take another input or output, and keep the other fields of its section."""
+        if not value:
+            raise UsageError(f"{option}: the path is empty")
+        self._section(name)["path"] = value if value == "-" else _absolute(Path.cwd(), value)
+        self._note((name, "path"), option)
+
+    def _section(self, name: str) -> dict[str, Any]:
+        value = self.data.get(name)
+        if not isinstance(value, dict):
+            value = self.data[name] = {"path": value} if isinstance(value, str) else {}
         return value
-    section: dict[str, Any] = {"path": value} if isinstance(value, str) else {}
-    data[name] = section
-    return section
+
+    def _reach(self, parts: list[str], option: str) -> tuple[Any, Place]:
+        """The mapping or list that holds a field, and the field's place; sections on the way are made."""
+        target: Any = self.data
+        place: Place = ()
+        if parts[0] in {"input", "output"} and len(parts) > 1:
+            self._section(parts[0])
+        for part in parts[:-1]:
+            step: Any = _key_in(target, part, option)
+            place = (*place, step)
+            value = target.get(step) if isinstance(target, dict) else target[step]
+            if value is None:
+                value = target[step] = {}
+                self._note(place, option)
+            elif place == ("provider",) and isinstance(value, str):
+                value = target[step] = {"profile": value}
+            elif not isinstance(value, dict | list):
+                raise UsageError(f"{option}: {dotted(place)} has no fields of its own", remedy=_EXAMPLE)
+            target = value
+        return target, (*place, _key_in(target, parts[-1], option))
+
+    def _note(self, place: Place, option: str) -> None:
+        """Remember that a field, and all inside it, came from an option."""
+        for inside in [known for known in self.origins if known[: len(place)] == place]:
+            del self.origins[inside]
+        self.origins[place] = Origin(option=option)
 
 
-def _resolve_paths(data: dict[str, Any], base: Path, lines: dict[tuple[Hashable, ...], int], file: Path) -> None:
-    for name in ("input", "output"):
-        value = data.get(name)
-        path = value.get("path") if isinstance(value, dict) else value
-        if isinstance(path, str) and path and path != "-":
-            _section(data, name)["path"] = os.path.normpath(base / Path(path).expanduser())
-    provider = data.get("provider")
-    if isinstance(provider, dict) and isinstance(provider.get("ca_file"), str):
-        provider["ca_file"] = str(base / Path(provider["ca_file"]).expanduser())
-    messages = data.get("messages")
-    if isinstance(messages, str):
-        data["messages"] = _load_messages(base / Path(messages).expanduser(), file, lines.get(("messages",)))
+def _absolute(base: Path, path: str) -> str:
+    return os.path.normpath(base / Path(path).expanduser())
 
 
-def _load_messages(path: Path, file: Path, line: int | None) -> Any:
+def _read_value(text: str) -> Any:
+    """The YAML value of a `--set`; what is no YAML, or a lone `-`, is the text itself."""
+    if text.strip() in {"", "-"}:
+        return text.strip()
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise JobError(
-            f"the template file {path} cannot be read: {reason}", file=file, line=line, field="messages"
-        ) from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise _yaml_error(error, path) from None
+        return parse_yaml(text, Path("--set")).data
+    except JobError:
+        return text
 
 
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    path = name.strip().split(".")
-    if not equals or not all(path):
-        raise UsageError(
-            f"--set {override}: is not of the form field.path=value",
-            remedy="Example: --set limits.concurrency=64",
-        )
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        value = text
-    if (
-        path[0] in {"input", "output"}
-        and (path[1:] == ["path"] or len(path) == 1)
-        and isinstance(value, str)
-        and value != "-"
-    ):
-        value = str(Path(value).expanduser().absolute())
-    if path == ["messages"] and isinstance(value, str):
-        value = _load_messages(Path(value).expanduser().absolute(), Path("--set"), None)
-    target: Any = data
-    if path[0] in {"input", "output"} and len(path) > 1:
-        _section(data, path[0])
-    for position, part in enumerate(path[:-1]):
-        step: Any = _child(target, part, override)
-        if step is None:
-            step = {}
-            target[part] = step
-        if not isinstance(step, dict | list):
-            if path[position] == "provider" and isinstance(step, str):
-                step = {"profile": step}
-                target[part] = step
-            else:
-                raise UsageError(f"--set {override}: {'.'.join(path[: position + 1])} has no fields of its own")
-        target = step
-    _child(target, path[-1], override)
-    if isinstance(target, list):
-        target[int(path[-1])] = value
-    else:
-        target[path[-1]] = value
-
-
-def _child(target: Any, part: str, override: str) -> Any:
-    if isinstance(target, list):
-        if not part.isdecimal() or int(part) >= len(target):
-            raise UsageError(f"--set {override}: {part} is no position in a list of {len(target)} (the first is 0)")
-        return target[int(part)]
-    return target.get(part)
-
-
-def _fields_at(path: tuple[Hashable, ...]) -> list[str]:
-    """The field names that a job may have at a place, for suggestions."""
-    section = FIELDS.get(tuple(str(part) for part in path))
-    return list(section.model_fields) if section else []
-
-
-def _place(error: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Hashable, ...]:
-    """pydantic's location without the parts that name a union's member."""
-    place: list[Hashable] = []
-    value: Any = data
-    for part in error["loc"]:
-        if isinstance(value, dict) and (part in value or error["type"] in {"missing", "extra_forbidden"}):
-            known = part in value or part in _fields_at(tuple(place))
-            if not known:
-                continue
-            place.append(part)
-            value = value.get(part)
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            place.append(part)
-            value = value[part]
-    return tuple(place)
-
-
-_HINTS = {
-    "stream": "is not a param here: answers are read whole",
-    "rpm": "use requests_per_minute",
-    "tpm": "use tokens_per_minute",
-    "api_key": "a key never stands in a job file: name its variable in api_key_env",
-}
-
-
-def _message(error: Mapping[str, Any], place: tuple[Hashable, ...]) -> str:
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        name, known = str(place[-1]), _fields_at(place[:-1])
-        hint = _HINTS.get(name)
-        if hint:
-            return f"is not a field; {hint}"
-        return f"is not a field{nearest(name, known)}" + (f"; known are {', '.join(known)}" if known else "")
-    if kind == "missing":
-        return "is missing"
-    if kind == "value_error":
-        return str(error["ctx"]["error"])
-    text = str(error["msg"])
-    shown = error.get("input")
-    if isinstance(shown, str | int | float) and place and "key" not in str(place[-1]):
-        text += f", not {json.dumps(shown, ensure_ascii=False)[:80]}"
-    return text[0].lower() + text[1:]
-
-
-def _validation_error(
-    error: ValidationError,
-    data: Mapping[str, Any],
-    file: Path | None,
-    lines: Mapping[tuple[Hashable, ...], int],
-) -> JobError:
-    problems: dict[tuple[Hashable, ...], JobError] = {}
-    for item in error.errors(include_url=False):
-        place = _place(item, data)
-        made = JobError(
-            _message(item, place),
-            file=file,
-            line=line_of(lines, place),
-            field=".".join(str(part) for part in place) or None,
-        )
-        # A union reports each member's complaint: the most specific one, said first, is enough for a place.
-        problems.setdefault(place, made)
-    ordered = [problems[place] for place in problems if not _covered(place, problems)]
-    first = ordered[0]
-    if len(ordered) == 1:
-        return first
-    combined = JobError("\n".join(problem.message for problem in ordered))
-    combined.file, combined.line, combined.field = file, first.line, first.field
-    return combined
-
-
-def _covered(place: tuple[Hashable, ...], problems: Mapping[tuple[Hashable, ...], object]) -> bool:
-    """Whether a problem deeper inside the same field says it better."""
-    return any(len(other) > len(place) and other[: len(place)] == place for other in problems)
+def _key_in(target: Any, part: str, option: str) -> str | int:
+    if not isinstance(target, list):
+        return part
+    if not (part.isascii() and part.isdecimal() and int(part) < len(target)):
+        raise UsageError(f"{option}: {part} is no position in a list of {len(target)} (the first is 0)")
+    return int(part)

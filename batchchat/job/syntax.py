@@ -1,0 +1,171 @@
+"""YAML as a job file uses it: JSON's types, names that are texts, and bounds on what a few lines can unfold to.
+
+Dates stay the text they were written as, since JSON has none. A field that stands twice, which YAML would silently
+drop, is an error. Aliases are followed, but no document may unfold to more than 100,000 values or 100 levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from batchchat.errors import JobError, UsageError
+from batchchat.job.origin import Origin, Place, dotted
+
+MAX_BYTES = 4_000_000
+_MAX_NODES = 100_000
+_MAX_TEXT = 40_000_000
+_MAX_DEPTH = 100
+_TAG = "tag:yaml.org,2002:"
+_KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
+_QUOTES = "A text that holds `{{`, `: ` or `#`, or begins with - @ % or `, must stand in quotes."
+
+
+class Document(NamedTuple):
+    """What a YAML text says, where each of its fields stands, and the fields that stand there twice."""
+
+    data: Any
+    origins: dict[Place, Origin]
+    repeated: list[JobError]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader without the types that JSON has no word for; the name of a field is the text as written."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except ValueError:
+            problem = "this value cannot be read as the number that it looks like"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
+        return {_name(key): self.construct_object(value, deep=deep) for key, value in node.value}
+
+    def refuse(self, node: yaml.Node) -> Any:
+        """Say that a tag is not for job files."""
+        problem = f"a value of the type {node.tag.removeprefix(_TAG)!r} cannot stand in a job file"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is not None and tag.removeprefix(_TAG) in _KINDS
+} | {None: _Loader.refuse}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _name(key: yaml.Node) -> str:
+    if not isinstance(key, yaml.ScalarNode):
+        problem = "a name must be a text, and here stands a list or a mapping"
+        raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+    return str(key.value)
+
+
+def read_text(file: Path) -> str:
+    """Read a text file of bounded size. Raises OSError, and ValueError with the reason where it is no such text."""
+    with file.open("rb") as stream:
+        data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"larger than {MAX_BYTES // 1_000_000} MB, too large for a job or a template")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start})") from None
+
+
+def parse_yaml(text: str, file: Path, place: Place = ()) -> Document:
+    """Read YAML. `place` is where its content belongs in the job. Raises JobError with the line."""
+    origins: dict[Place, Origin] = {}
+    repeated: list[JobError] = []
+    loader: _Loader | None = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return Document(None, origins, repeated)
+        for field, line, first in _walk(node, place, _Budget(file)):
+            if first is None:
+                origins[field] = Origin(file, line)
+            else:
+                message = f"stands twice (first in line {first}): keep one of the two"
+                repeated.append(JobError(message, file=file, line=line, field=dotted(field)))
+        return Document(loader.construct_document(node), origins, repeated)
+    except yaml.YAMLError as error:
+        raise _yaml_error(error, text, file) from None
+    except RecursionError:
+        raise JobError("is nested too deeply", file=file) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+class _Budget:
+    """What a document may still unfold to."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.nodes = _MAX_NODES
+        self.text = _MAX_TEXT
+
+    def spend(self, node: yaml.Node, depth: int) -> None:
+        self.nodes -= 1
+        if isinstance(node, yaml.ScalarNode):
+            self.text -= len(node.value)
+        if self.nodes < 0 or self.text < 0 or depth > _MAX_DEPTH:
+            what = "is nested too deeply" if depth > _MAX_DEPTH else "unfolds to more than a job can hold"
+            raise JobError(f"{what} (do its aliases repeat each other?)", file=self.file, line=node.start_mark.line + 1)
+
+
+def _walk(node: yaml.Node, place: Place, budget: _Budget, depth: int = 0) -> Iterator[tuple[Place, int, int | None]]:
+    """Yield each field's place and line; of one that stands there twice, also the line where it stood first."""
+    budget.spend(node, depth)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = _name(key), key.start_mark.line + 1
+            yield (*place, name), line, seen.get(name) if name != "<<" else None
+            seen.setdefault(name, line)
+            yield from _walk(value, (*place, name), budget, depth + 1)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, value in enumerate(node.value):
+            yield (*place, position), value.start_mark.line + 1, None
+            yield from _walk(value, (*place, position), budget, depth + 1)
+
+
+def _yaml_error(error: yaml.YAMLError, text: str, file: Path) -> JobError:
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return JobError("holds a control character that YAML does not allow", file=file, line=line)
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    remedy = "Indent with spaces, not with tabs." if "\\t" in problem else _QUOTES
+    return JobError(
+        f"is not valid YAML: {problem}",
+        file=file,
+        line=mark.line + 1 if mark is not None else None,
+        remedy=remedy,
+    )
+
+
+def read_job_text(file: Path, near: str | None) -> str:
+    """Read a job file. Raises UsageError; `near` is a name that may have been meant."""
+    try:
+        return read_text(file)
+    except FileNotFoundError:
+        hint = f"Did you mean {near}?" if near else "`batchchat init` writes a job to start from."
+        raise UsageError(f"{file}: no such job file", remedy=hint) from None
+    except IsADirectoryError:
+        raise UsageError(f"{file} is a folder, not a job file", remedy="Name the .yaml file inside it.") from None
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}", remedy="A job is a small YAML file, saved as UTF-8.") from None

@@ -1,0 +1,179 @@
+"""What is wrong with a field, in the words of a person who writes a job file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from batchchat.errors import JobError
+from batchchat.job.model import FIELDS, is_secret_name, nearest
+from batchchat.job.origin import Origins, Place, job_error
+
+_NOUNS = {
+    "string_type": "a text",
+    "list_type": "a list",
+    "dict_type": "a mapping of names to values",
+    "model_type": "a mapping of fields",
+    "model_attributes_type": "a mapping of fields",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+}
+_BOUNDS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+_EXAMPLES: Mapping[Place, str] = {
+    ("name",): "name: label-tickets",
+    ("input",): "input: rows.jsonl",
+    ("output",): "output: out/label-tickets",
+    ("provider",): "provider: demo",
+    ("model",): "model: llama-3.1-8b-instruct",
+    ("messages",): 'messages: [{role: user, content: "{{ text }}"}]',
+    ("input", "path"): "path: rows.jsonl",
+    ("output", "path"): "path: out/label-tickets",
+    ("prices", "input"): "input: 0.15",
+    ("prices", "output"): "output: 0.35",
+    ("prices", "currency"): "currency: EUR",
+}
+_PATTERNS: Mapping[Place, str] = {
+    ("name",): "must begin with a letter or digit and go on with up to 99 letters, digits, dots, _ or -",
+    ("prices", "currency"): "must be a currency's three capital letters, such as EUR",
+}
+_HINTS = {
+    "stream": "answers are read whole: leave it out",
+    "rpm": "write requests_per_minute",
+    "tpm": "write tokens_per_minute",
+}
+_UNSHOWN = frozenset({"headers", "extra_query", "extra_body", "base_url"})
+
+
+def validation_errors(
+    error: ValidationError, data: Mapping[str, Any], origins: Origins, file: Path | None
+) -> list[JobError]:
+    """Turn pydantic's findings into one error for each place, the most telling one."""
+    found: dict[Place, list[Mapping[str, Any]]] = {}
+    for item in error.errors(include_url=False):
+        found.setdefault(_place(item, data), []).append(item)
+    return [
+        job_error(_message(items, place), place, origins, file)
+        for place, items in found.items()
+        # Of a union's members, the one that was meant complains deeper inside.
+        if not any(len(other) > len(place) and other[: len(place)] == place for other in found)
+    ]
+
+
+def _place(error: Mapping[str, Any], data: Mapping[str, Any]) -> Place:
+    """pydantic's location without the parts that name a union's member."""
+    place: list[Any] = []
+    value: Any = data
+    for part in error["loc"]:
+        if isinstance(value, dict):
+            if part in value or part in _fields_at(tuple(place)):
+                place.append(part)
+                value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            place.append(part)
+            value = value[part]
+    return tuple(place)
+
+
+def _fields_at(place: Place) -> list[str]:
+    """The field names that a job may have at a place."""
+    section = FIELDS.get(tuple(str(part) for part in place))
+    return list(section.model_fields) if section else []
+
+
+def _message(items: Sequence[Mapping[str, Any]], place: Place) -> str:
+    # A union's members each say that the value is not of their type; what is not about types says more.
+    telling = [item for item in items if item["type"] not in _NOUNS]
+    if telling:
+        item = telling[0]
+        return _SENTENCES.get(item["type"], _in_its_own_words)(item, place)
+    if place[:1] == ("messages",):
+        return f"must be a message such as {{role: user, content: …}}{_instead(items[0], place)}"
+    nouns = dict.fromkeys(_NOUNS[item["type"]] for item in items)
+    return f"must be {' or '.join(nouns)}{_instead(items[0], place)}"
+
+
+def _missing(_: Mapping[str, Any], place: Place) -> str:
+    example = _EXAMPLES.get(place)
+    return f"is missing; for example `{example}`" if example else "is missing"
+
+
+def _unknown(_: Mapping[str, Any], place: Place) -> str:
+    name, section = str(place[-1]), place[:-1]
+    known = _fields_at(section)
+    if is_secret_name(name):
+        return "is not a field: a key never stands in a job; name its environment variable in provider.api_key_env"
+    if name in _HINTS:
+        return f"is not a field: {_HINTS[name]}"
+    near = nearest(name, known)
+    elsewhere = [".".join((*other, name)) for other in FIELDS if name in FIELDS[other].model_fields]
+    if elsewhere and not near:
+        return f"is not a field here: write {' or '.join(elsewhere)}"
+    return f"is not a field{near}; known are {', '.join(known)}"
+
+
+def _bound(item: Mapping[str, Any], place: Place) -> str:
+    words, name = _BOUNDS[item["type"]]
+    return f"must be {words} {item['ctx'][name]:.15g}{_instead(item, place)}"
+
+
+def _choice(item: Mapping[str, Any], place: Place) -> str:
+    expected = str(item["ctx"]["expected"])
+    near = nearest(str(item.get("input"))[:80], re.findall(r"'([^']*)'", expected))
+    return f"must be {expected}{_instead(item, place)}{near}"
+
+
+def _pattern(item: Mapping[str, Any], place: Place) -> str:
+    return f"{_PATTERNS[place]}{_instead(item, place)}"
+
+
+def _in_its_own_words(item: Mapping[str, Any], _: Place) -> str:
+    text = str(item["msg"])
+    return text[:1].lower() + text[1:]
+
+
+_SENTENCES: Mapping[str, Callable[[Mapping[str, Any], Place], str]] = {
+    "missing": _missing,
+    "extra_forbidden": _unknown,
+    "value_error": lambda item, _: str(item["ctx"]["error"]),
+    **dict.fromkeys(_BOUNDS, _bound),
+    "literal_error": _choice,
+    "enum": _choice,
+    "string_pattern_mismatch": _pattern,
+    "string_too_short": lambda _item, _: "must not be empty",
+    "string_too_long": lambda item, _: f"must not be longer than {item['ctx']['max_length']} characters",
+}
+
+
+def _instead(item: Mapping[str, Any], place: Place) -> str:
+    """`, not 3`: what stands there, where it is short and cannot be a secret."""
+    shown = item.get("input")
+    if any(str(part) in _UNSHOWN or is_secret_name(str(part)) for part in place):
+        return ""
+    if shown is None:
+        return ", and it is empty"
+    if not isinstance(shown, str | int | float):
+        return ", not a list" if isinstance(shown, list) else ", not a mapping" if isinstance(shown, dict) else ""
+    try:
+        text = json.dumps(shown, ensure_ascii=False)
+    except ValueError:
+        text = "a number of thousands of digits"
+    if len(text) > 80:
+        text = text[:80] + "…"
+    quotes = ": put it in quotes" if item["type"] == "string_type" else ""
+    return f", not {text}{quotes}"
