@@ -23,7 +23,7 @@ _DEEPEST = 8
 _EMAIL = r"[\w.+-]+@[\w-]+\.[\w.-]*\w"
 _DATE = r"\b\d{4}-\d{2}-\d{2}\b"
 _URL = r"https?://[^\s<>\"')]+"
-_NUMBER = re.compile(r"(?<![\w.,])[-+]?\d+(?:[.,]\d+)*(?![\w])")
+_NUMBER = re.compile(r"(?<![\w.,-])[-+]?\d+(?:[.,]\d+)*(?!\w|[-/:]\d)")
 _MONEY = re.compile(
     r"[€$£]\s?(\d+(?:[.,]\d+)*)|(\d+(?:[.,]\d+)*)\s?(?:[€$£]|eur\b|usd\b|gbp\b|euros?\b|dollars?\b)", re.I
 )
@@ -39,7 +39,7 @@ _FORMATS: Mapping[str, tuple[str, str]] = {
 _NAMED: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"email", "mail", "e-mail"}), _EMAIL),
     (frozenset({"url", "link", "website", "uri"}), _URL),
-    (frozenset({"phone", "telephone", "tel", "mobile"}), r"\+?\d[\d ()/-]{6,}\d"),
+    (frozenset({"phone", "telephone", "tel", "mobile"}), r"(?<![\d-])(?!\d{4}-\d{2}-\d{2})\+?\d[\d ()/-]{6,}\d"),
     (frozenset({"date", "day", "deadline", "since"}), rf"{_DATE}|\b\d{{1,2}}[./]\d{{1,2}}[./]\d{{2,4}}\b"),
     (
         frozenset({"id", "number", "reference", "ref", "order", "invoice", "tracking", "code", "version", "sku"}),
@@ -49,7 +49,7 @@ _NAMED: tuple[tuple[frozenset[str], str], ...] = (
         frozenset(
             {"name", "person", "customer", "product", "company", "organisation", "organization", "city", "brand"}
         ),
-        r"(?<=[a-z,;:] )[A-Z][\w'-]+(?: [A-Z][\w'-]+)*",
+        r"(?<=[a-z,;:] )[A-Z][a-z]+(?:[ -][A-Z][a-z]+)*",
     ),
 )
 _SENTENCE_NAMES = frozenset(

@@ -23,8 +23,11 @@ _AFTER_ONE_OF = re.compile(
     r"[ \t]*[(:]?[ \t]*([^\n]+)",
     re.I,
 )
+_NAME = r"[\w`'\"-]+"
 _AFTER_AS = re.compile(
-    r"\b(?:as|into|to|with|say|answer)(?: either)?[ \t]+((?:[\w`'\"-]+,\s*){2,}(?:(?:or|and)\s+)?[\w`'\"-]+)", re.I
+    rf"\b(?:as|into|to|with|say|answer)(?: either)?[ \t]+"
+    rf"((?:{_NAME},\s*)+{_NAME},?\s+(?:or|and)\s+{_NAME}|(?:{_NAME},\s*){{2,}}{_NAME})",
+    re.I,
 )
 _IN_BRACKETS = re.compile(r"[(\[{<]\s*([\w-]+(?:\s*[/|]\s*[\w-]+)+)\s*[)\]}>]")
 _BETWEEN = re.compile(r"\b(?:choose|decide|pick) between[ \t]+([^\n]+)", re.I)
@@ -34,6 +37,13 @@ _PAIR = re.compile(
     r"[ \t]+or[ \t]+[\"'`]?([\w-]+)",
     re.I,
 )
+_DIRECTS = re.compile(
+    r"\b(?:classify|label|categori[sz]e|sort|assign|choose|pick|decide|tag|rate|judge|compare|sentiment|intent|category"
+    r"|(?:answer|reply|respond|say|output|write|return)(?: only| just)?[ \t:]+(?:with|yes|one|a\b|either|exactly|the))",
+    re.I,
+)
+"""Words that tell a model what to do: without one, `one of` and lists in a text are just prose."""
+
 _TAIL = re.compile(
     r"(?:\.(?:\s|$)|[!?]|\s[\u2013\u2014]\s"
     r"|\b(?:and nothing else|nothing else|with no |without |no other |in lower).*).*$",
@@ -87,11 +97,12 @@ def find_labels(prompt: str) -> LabelList | None:
         items = [_described(bullet) for bullet in _BULLET.findall(found[1])]
         if usable := _usable(items):
             return _label_list(usable, found.span())
-    for pattern in (_AFTER_COLON, _AFTER_ONE_OF, _AFTER_AS, _IN_BRACKETS, _BETWEEN):
+    loose = (_AFTER_ONE_OF, _AFTER_AS, _IN_BRACKETS, _BETWEEN) if _DIRECTS.search(prompt) else ()
+    for pattern in (_AFTER_COLON, *loose):
         for match in pattern.finditer(prompt):
             if usable := _usable(_listed(match[1])):
                 return _label_list(_with_bullets(usable, prompt), match.span())
-    pair = _PAIR.search(prompt)
+    pair = _PAIR.search(prompt) if loose else None
     if pair and (usable := _usable([(name, "") for name in pair.groups() if name])):
         return _label_list(usable, pair.span())
     return None
