@@ -28,8 +28,6 @@ from batchchat.demo.request import ChatRequest
 
 _SLIPS_LARGE, _SLIPS_SMALL, _SLIPS_UNDESCRIBED, _SLIPS_PER_TEMPERATURE = 0.02, 0.06, 0.04, 0.08
 _SUMMARY = re.compile(r"\bsummar(?:y|ies|i[sz]e)|\btl;?dr\b|\bheadline\b|\bshorten\b", re.I)
-    r"\bsummar(?:y|ies|i[sz]e)|\btl;?dr\b|\bheadline\b|\b(?:one|a single|two|three)[- ]sentences?\b", re.I
-)
 _SUMMARY_WORDS = re.compile(r"(\d+)[ -]words?\b", re.I)
 _SUMMARY_SENTENCES = re.compile(r"\b(one|a single|two|three|[1-9])(?: short| plain)?[- ]sentences?\b", re.I)
 _COUNTS = {"one": 1, "a single": 1, "two": 2, "three": 3}
