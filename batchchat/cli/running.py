@@ -25,6 +25,7 @@ _REASONS = {
 
 def guarded(command: click.Command) -> None:
     """Run a click command and leave with its exit code, whatever happens to the streams meanwhile."""
+    _hold_standard_streams()
     code = 70
     try:
         command.main(prog_name="batchchat", standalone_mode=False)
@@ -45,6 +46,18 @@ def guarded(command: click.Command) -> None:
         errors().write_line(traceback.format_exc().rstrip())
         errors().write_line("error: this is a fault in batchchat itself; the output can be resumed")
     leave(code)
+
+
+def _hold_standard_streams() -> None:
+    """Where a standard stream was closed by the caller, put nothing in its place: else a socket or a file would take it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
 
 
 def errors() -> Terminal:

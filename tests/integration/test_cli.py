@@ -1,0 +1,362 @@
+"""The command line from outside: exit codes, messages, signals, closed streams, and every documented command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from batchchat.cli import main
+from batchchat.demo import DemoOptions, DemoServer
+from tests.integration.jobs import ROOT, query, texts, write_rows
+from tests.integration.processes import COMMAND, batchchat, environment, start, wait_for
+
+
+@pytest.fixture
+def slow_demo() -> Iterator[DemoServer]:
+    with DemoServer(DemoOptions(latency_s=0.2)) as server:
+        yield server
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A job of 100 rows in `tmp_path`, on the embedded demo provider."""
+    write_rows(tmp_path / "rows.jsonl", texts(100))
+    return write_job(tmp_path)
+
+
+def write_job(folder: Path, **fields: object) -> Path:
+    data: dict[str, object] = {
+        "name": "test",
+        "input": {"path": "rows.jsonl", "key": "id"},
+        "output": "out",
+        "provider": "demo",
+        "model": "llama-3.1-8b-instruct",
+        "messages": [{"role": "user", "content": "Labels: yes, no\n{{ text }}"}],
+        "limits": {"concurrency": 50},
+        **fields,
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def on(demo: DemoServer) -> list[str]:
+    """Eight requests at once to this server."""
+    return ["--set", f"provider.base_url={demo.base_url}", "--set", "limits.concurrency=8"]
+
+
+def test_every_command_has_help_and_the_readme_names_it() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = batchchat("--help", cwd=ROOT).stdout
+    commands = re.findall(r"^  ([a-z][a-z-]+)  ", listed, re.MULTILINE)
+    assert commands == ["run", "plan", "status", "show", "export", "verify", "init", "demo-server"]
+    for command in commands:
+        assert f"`batchchat {command}" in readme
+        help_text = batchchat(command, "--help", cwd=ROOT)
+        assert help_text.returncode == 0
+        assert "Usage:" in help_text.stdout
+
+
+def test_every_option_of_run_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    options = re.findall(r"(--[a-z-]+)", batchchat("run", "--help", cwd=ROOT).stdout)
+    told = set(re.findall(r"--[a-z-]+", readme))
+    assert set(options) - told <= {"--help", "--verbose", "--quiet"}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys\nfrom batchchat.cli import cli\nsys.argv = ['batchchat', '--help']\n"
+    code += "try:\n    cli()\nexcept SystemExit:\n    pass\n"
+    code += "heavy = {'pyarrow', 'httpx', 'pydantic', 'rich', 'anyio', 'jinja2', 'starlette'}\n"
+    code += "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+BAD = [
+    (["run", "nope.yaml"], "no such job file"),
+    (["run", "job.yaml", "--set", "limts.concurrency=2"], "did you mean 'limits'"),
+    (["run", "job.yaml", "--set", "params.temperature=3"], "between 0 and 2"),
+    (["run", "job.yaml", "--set", "params.n=2"], "params.n"),
+    (["run", "job.yaml", "--set", "params.frequency_penalty=1"], "does not support frequency_penalty"),
+    (["run", "job.yaml", "--set", "provider=skaleway"], "did you mean 'scaleway'"),
+    (["run", "job.yaml", "--set", "provider=scaleway"], "SCW_SECRET_KEY"),
+    (["run", "job.yaml", "--set", "input.key=ID"], "no column 'ID'"),
+    (["run", "job.yaml", "--input", "rows.jsnl"], "rows.jsonl"),
+    (["run", "job.yaml", "--input", "empty.jsonl"], "empty.jsonl"),
+    (["run", "job.yaml", "--input", "rows.xlsx"], ".parquet"),
+    (["run", "job.yaml", "--input", "nullkey.jsonl"], "null"),
+    (["run", "job.yaml", "--input", "twice.jsonl"], "'7'"),
+    (["run", "job.yaml", "--output", "foreign"], "something else"),
+    (["run", "job.yaml", "--output", "rows.jsonl/x"], "rows.jsonl"),
+    (["run", "job.yaml", "--retry-failed=boredom"], "boredom"),
+    (["run", "job.yaml", "--grace", "soon"], "--grace"),
+    (["run", "badtemplate.yaml"], "txt"),
+    (["run", "notyaml.yaml"], "notyaml.yaml:3"),
+    (["status", "foreign"], "something else"),
+    (["show", "nowhere"], "nowhere"),
+    (["verify", "nowhere"], "nowhere"),
+    (["export", "nowhere", "-o", "x.csv"], "nowhere"),
+    (["init", "a/b c"], "name"),
+    (["demo-server", "--fault", "error_999=1"], "did you mean"),
+    (["rnu", "job.yaml"], "Did you mean 'run'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_is_exit_2_with_a_reason_and_writes_nothing(
+    job: Path,
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = job.parent
+    (folder / "empty.jsonl").touch()
+    (folder / "rows.xlsx").write_bytes(b"PK")
+    write_rows(folder / "nullkey.jsonl", [{"id": 1, "text": "a"}, {"id": None, "text": "b"}])
+    write_rows(folder / "twice.jsonl", [{"id": 7, "text": "a"}, {"id": 7, "text": "b"}])
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "thesis.txt").write_text("mine", encoding="utf-8")
+    text = job.read_text(encoding="utf-8")
+    (folder / "badtemplate.yaml").write_text(text.replace("{{ text }}", "{{ txt }}"), encoding="utf-8")
+    (folder / "notyaml.yaml").write_text("name: x\ninput: y\n  a: b: c\n", encoding="utf-8")
+    before = sorted(path for path in folder.rglob("*"))
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("SCW_SECRET_KEY", raising=False)
+    monkeypatch.setattr(sys, "argv", ["batchchat", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    out, err = capfd.readouterr()
+    assert left.value.code == 2, err
+    assert said in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert sorted(path for path in folder.rglob("*")) == before
+
+
+def test_results_go_to_stdout_and_everything_else_to_stderr(job: Path) -> None:
+    done = batchchat("run", job, "--json", cwd=job.parent)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["ok"], summary["exit_code"], summary["rows"]) == (100, 0, 100)
+    plain = batchchat("run", job, cwd=job.parent)
+    assert plain.stdout == ""
+    assert "all 100 rows" in plain.stderr
+    for command in (["status", "out"], ["show", "out", "--limit", "1"], ["verify", "out"]):
+        looked = batchchat(*command, "--json", cwd=job.parent)
+        assert looked.returncode == 0, looked.stderr
+        assert isinstance(json.loads(looked.stdout), dict)
+
+
+def test_log_lines_can_be_json(job: Path) -> None:
+    done = batchchat("run", job, "--log-format", "json", "-v", cwd=job.parent)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert lines[-1]["event"] == "run_ended"
+    assert lines[-1]["ok"] == 100
+    assert all({"time", "level", "event", "message"} <= set(line) for line in lines)
+
+
+def test_rows_come_from_standard_input(job: Path) -> None:
+    text = (job.parent / "rows.jsonl").read_text(encoding="utf-8")
+    for sent in (100, 0):
+        done = batchchat("run", job, "--input", "-", "--json", cwd=job.parent, input=text)
+        assert json.loads(done.stdout)["sent"] == sent
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
+)
+def test_a_signal_drains_and_the_same_command_goes_on(
+    job: Path, slow_demo: DemoServer, number: signal.Signals, code: int
+) -> None:
+    arguments = ["run", str(job), *on(slow_demo), "--json"]
+    process = start(*arguments, cwd=job.parent)
+    wait_for(lambda: slow_demo.stats().requests >= 20)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    stopped = json.loads(out)
+    asked = slow_demo.stats().requests
+    # Everything that was in flight was waited for, and counted.
+    assert stopped["new_ok"] == stopped["sent"] == asked
+    assert stopped["open"] == 100 - asked
+    assert "batchchat run" in stopped["resume"]
+    again = batchchat(*arguments, cwd=job.parent)
+    assert again.returncode == 0
+    assert slow_demo.stats().requests == 100
+
+
+def test_a_second_signal_ends_it_at_once(job: Path) -> None:
+    with DemoServer(DemoOptions(latency_s=30)) as demo:
+        process = start("run", job, *on(demo), cwd=job.parent)
+        wait_for(lambda: demo.stats().requests == 8)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        while "waiting up to" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+        assert process.returncode == 130, err
+    assert batchchat("run", job, "--json", cwd=job.parent).returncode == 0
+
+
+def test_grace_ends_what_hangs(job: Path) -> None:
+    with DemoServer(DemoOptions(latency_s=30)) as demo:
+        process = start("run", job, "--grace", "0.3s", *on(demo), cwd=job.parent)
+        wait_for(lambda: demo.stats().requests == 8)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+        assert process.returncode == 143
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(job: Path, slow_demo: DemoServer) -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = start("run", job, *on(slow_demo), cwd=job.parent, preexec_fn=ignore)
+    wait_for(lambda: slow_demo.stats().requests >= 10)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_closed_streams_change_neither_the_run_nor_its_code(job: Path) -> None:
+    command = " ".join(shlex.quote(part) for part in [*COMMAND, "run", str(job), "--json"])
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} 2>&1 | true"],
+        cwd=job.parent, env=environment(), timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    closed = subprocess.run(
+        ["bash", "-c", f"{command} >&- 2>&-"], cwd=job.parent, env=environment(), timeout=60, check=False
+    )
+    assert closed.returncode == 0
+    assert query(job.parent, "select count(*) from data") == [(100,)]
+
+
+def test_a_second_run_on_an_output_is_told_who_holds_it(job: Path, slow_demo: DemoServer) -> None:
+    arguments = ["run", str(job), *on(slow_demo)]
+    first = start(*arguments, cwd=job.parent)
+    wait_for(lambda: slow_demo.stats().requests >= 10)
+    second = batchchat(*arguments, cwd=job.parent)
+    assert second.returncode == 75
+    assert str(first.pid) in second.stderr
+    assert os.uname().nodename in second.stderr
+    status = json.loads(batchchat("status", "out", "--json", cwd=job.parent).stdout)
+    assert status["running"]["pid"] == first.pid
+    first.communicate(timeout=30)
+    assert first.returncode == 0
+    assert slow_demo.stats().requests == 100
+
+
+def test_status_tells_what_is_in_flight_and_how_long(job: Path) -> None:
+    with DemoServer(DemoOptions(latency_s=30)) as demo:
+        process = start("run", job, *on(demo), cwd=job.parent)
+        wait_for(lambda: demo.stats().requests == 8)
+
+        def in_flight() -> list[dict[str, object]]:
+            done = batchchat("status", "out", "--json", cwd=job.parent)
+            live = json.loads(done.stdout)["live"]
+            return list(live["oldest"]) if live else []
+
+        wait_for(lambda: len(in_flight()) == 8)
+        assert {request["row_index"] for request in in_flight()} == set(range(8))
+        process.kill()
+        process.communicate()
+    status = json.loads(batchchat("status", "out", "--json", cwd=job.parent).stdout)
+    assert (status["running"], status["last"]["exit_code"]) == (None, None)
+
+
+def test_export_is_in_input_order_and_takes_columns_from_the_input_of_now(job: Path) -> None:
+    folder = job.parent
+    batchchat("run", job, cwd=folder)
+    rows = [{**row, "text": row["text"]} for row in texts(100)][::-1]
+    write_rows(folder / "rows.jsonl", rows)
+    for name in ("x.jsonl", "x.csv", "x.parquet"):
+        done = batchchat("export", "out", "-o", name, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    exported = [json.loads(line) for line in (folder / "x.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in exported] == [row["id"] for row in rows]
+    assert [row["row_index"] for row in exported] == list(range(100))
+    assert len((folder / "x.csv").read_text(encoding="utf-8").splitlines()) >= 101
+    assert batchchat("export", "out", "-o", "x.csv", cwd=folder).returncode == 2
+    assert batchchat("export", "out", "-o", "x.csv", "--force", cwd=folder).returncode == 0
+
+
+def test_init_writes_a_job_that_runs(tmp_path: Path) -> None:
+    assert batchchat("init", "demo", cwd=tmp_path).returncode == 0
+    plan = batchchat("plan", "demo.yaml", "--json", cwd=tmp_path)
+    assert json.loads(plan.stdout)["requests"] == 8
+    done = batchchat("run", "demo.yaml", "--json", cwd=tmp_path)
+    assert (done.returncode, json.loads(done.stdout)["ok"]) == (0, 8)
+    assert batchchat("init", "demo", cwd=tmp_path).returncode == 2
+
+
+def test_demo_server_serves_alone(job: Path) -> None:
+    server = start("demo-server", "--port", "0", "--latency", "0s", cwd=job.parent)
+    assert server.stdout is not None
+    base_url = server.stdout.readline().strip()
+    done = batchchat("run", job, "--set", f"provider.base_url={base_url}", cwd=job.parent)
+    assert done.returncode == 0, done.stderr
+    server.terminate()
+    _, err = server.communicate(timeout=10)
+    assert server.returncode == 0, err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sample_job_runs(path: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")
+    needs_key = yaml.safe_load(path.read_text(encoding="utf-8"))["provider"] != "demo"
+    command = "plan" if needs_key else "run"
+    done = batchchat(command, f"jobs/{path.name}", "--json", "--set", "limits.concurrency=200", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["requests"] == 320 if needs_key else told["ok"] == told["rows"] > 0
+
+
+def test_a_debug_log_and_every_file_are_free_of_the_key(job: Path, tmp_path: Path) -> None:
+    key = "canary-" + os.urandom(12).hex()
+    with DemoServer(DemoOptions(latency_s=0, api_key=key, faults={"error_400": 0.1})) as demo:
+        spec = ["--set", f"provider.base_url={demo.base_url}", "--set", "provider.api_key_env=CANARY"]
+        done = batchchat("run", job, *spec, "-v", cwd=tmp_path, env={"CANARY": key})
+        assert done.returncode in {0, 1}, done.stderr
+        wrong = batchchat("run", job, *spec, "-v", "--output", "out2", cwd=tmp_path, env={"CANARY": key[::-1]})
+        assert wrong.returncode == 3, wrong.stderr
+    shown = batchchat("show", "out", "--json", "--limit", "100", cwd=tmp_path)
+    for text in (done.stderr, done.stdout, wrong.stderr, shown.stdout):
+        assert key not in text
+        assert key[::-1] not in text
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert key.encode() not in path.read_bytes(), path
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("batchchat ")]
+
+
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")
+    commands = [*readme_commands(), "batchchat run jobs/label-tickets.yaml", "batchchat status out/label-tickets"]
+    for command in commands:
+        needs_key = "run jobs/label-tickets-scaleway.yaml" in command
+        done = batchchat(*shlex.split(command)[1:], cwd=tmp_path)
+        assert done.returncode == (2 if needs_key else 0), f"{command}\n{done.stderr}"
