@@ -13,6 +13,7 @@ again: tests hold golden vectors, and a new encoding needs a new version tag.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -68,6 +69,8 @@ def failed_row_id(source: str, raw: bytes, *, occurrence: int = 0, sample_index:
 
 def row_bytes(values: Mapping[str, Any]) -> bytes:
     """Return bytes that tell a readable row from others, whatever the order of its fields: for `failed_row_id`."""
-    return orjson.dumps(
-        values, default=repr, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS
-    )
+    option = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS
+    try:
+        return orjson.dumps(values, default=repr, option=option)
+    except TypeError:  # a number beyond 64 bits, a lone surrogate: only the standard library writes them
+        return json.dumps(values, default=repr, sort_keys=True).encode()

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from batchchat.records import RECORD_COLUMNS
-from batchchat.sources.convert import MISFIT, converter, direct_kinds, extra_text
+from batchchat.sources.convert import JSON, MISFIT, converter, extra_text, fits
 
 EXTRA = "input_extra"
 RESERVED = frozenset(name.lower() for name in (*RECORD_COLUMNS, EXTRA, "parsed", "logprobs", "ttft_s", "tokens_per_s"))
@@ -26,7 +26,6 @@ RESERVED = frozenset(name.lower() for name in (*RECORD_COLUMNS, EXTRA, "parsed",
 _INPUT = b"batchchat.input"
 _AS = b"batchchat.as"
 _NOTHING: dict[str, Any] = {}
-_NO_VALUE = type(None)
 
 
 class Column(NamedTuple):
@@ -80,7 +79,6 @@ class Columns:
         self.columns = [_column(field) for field in schema if field.name != EXTRA]
         self.names = tuple(column.name for column in self.columns)
         self._known = frozenset(self.names)
-        self._direct = [direct_kinds(column.kind, column.mode) for column in self.columns]
         self._convert = [converter(column.kind, column.mode) for column in self.columns]
 
     def carry(self, rows: Sequence[dict[str, Any] | None], given: dict[str, pa.Array] | None = None) -> pa.RecordBatch:
@@ -107,15 +105,13 @@ class Columns:
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def _array(self, index: int, values: list[Any], extras: dict[int, dict[str, Any]]) -> pa.Array:
-        kind = self.columns[index].kind
-        kinds = set(map(type, values))
-        kinds.discard(_NO_VALUE)
-        if kinds <= self._direct[index]:
+        name, kind, mode = self.columns[index]
+        if mode != JSON and fits(kind, values):
             try:
                 return pa.array(values, kind)
             except (pa.ArrowException, OverflowError, UnicodeEncodeError):
                 pass  # some value is out of range: find it below
-        name, convert = self.columns[index].name, self._convert[index]
+        convert = self._convert[index]
         converted = [None if value is None else convert(value) for value in values]
         for offset, value in enumerate(converted):
             if value is MISFIT:

@@ -6,9 +6,10 @@ import json
 import math
 import re
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
+from itertools import chain
 from typing import Any, Final
 
 import orjson
@@ -48,6 +49,16 @@ _TYPES: dict[str, tuple[pa.DataType, str]] = {
 }
 
 
+_DIRECT: dict[pa.DataType, set[type]] = {
+    pa.string(): {str},
+    pa.bool_(): {bool},
+    pa.int64(): {int},
+    pa.float64(): {float},
+}
+_LISTS = {list}
+_DICTS = {dict}
+
+
 def declared_type(column: str, text: str) -> tuple[pa.DataType, str]:
     """Read a type from `input.types`: the Arrow type and the way values are written into it. UsageError if unknown."""
     found = _TYPES.get(text.strip())
@@ -62,12 +73,26 @@ def declared_type(column: str, text: str) -> tuple[pa.DataType, str]:
     )
 
 
-def direct_kinds(kind: pa.DataType, mode: str) -> frozenset[type]:
-    """The Python types that Arrow converts exactly, a whole column at a time; values out of range make it raise."""
-    if mode == JSON:
-        return frozenset()
-    found = {pa.string(): str, pa.bool_(): bool, pa.int64(): int, pa.float64(): float}.get(kind)
-    return frozenset() if found is None else frozenset({found})
+def fits(kind: pa.DataType, values: Iterable[Any]) -> bool:
+    """Whether Arrow takes all values (None among them) into a type as they are, save for integers out of its range.
+
+    It looks at whole columns, also inside lists and structs, so that the usual batch costs little. Where it says no,
+    each value is converted by itself.
+    """
+    there = [value for value in values if value is not None]
+    kinds = set(map(type, there))
+    if kind in _DIRECT:
+        return kinds <= _DIRECT[kind]
+    if pa.types.is_list(kind):
+        return kinds <= _LISTS and fits(kind.value_type, chain.from_iterable(there))
+    if pa.types.is_struct(kind):
+        fields = list(kind)
+        return (
+            kinds <= _DICTS
+            and {field.name for field in fields}.issuperset(chain.from_iterable(there))
+            and all(fits(field.type, [value.get(field.name) for value in there]) for field in fields)
+        )
+    return False
 
 
 def converter(kind: pa.DataType, mode: str = "") -> Convert:

@@ -26,7 +26,7 @@ class DelimitedReader:
         csv.field_size_limit(max(csv.field_size_limit(), limits.max_line_bytes))
         self._name = name
         self._limits = limits
-        self._lines = _Lines(stream)
+        self._lines = _Lines(stream, limits.max_line_bytes)
         first = next(self._lines, "")
         while first and not first.strip():
             first = next(self._lines, "")
@@ -69,6 +69,7 @@ class DelimitedReader:
         chunk = Chunk([], 0)
         while (cells := self._next()) is not None:
             if cells == []:
+                self._lines.restart()
                 continue
             self._add(chunk, cells, readers)
             chunk.nbytes += self._lines.length
@@ -108,7 +109,8 @@ class DelimitedReader:
 class _Lines:
     """The text lines of a stream, with what is remembered of the row that is being read."""
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: ByteStream, longest: int) -> None:
+        self._longest = longest
         buffered = io.BufferedReader(_RawStream(stream), BLOCK)
         self._text = io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="surrogateescape", newline="")
         self._held: list[str] = []
@@ -125,8 +127,15 @@ class _Lines:
         if self._pushed:
             line, self._pushed = self._pushed, None
             return line
-        line = next(self._text)
+        line = self._text.readline(self._longest + 1)
+        if not line:
+            raise StopIteration
         self._number += 1
+        if len(line) > self._longest:
+            self._held.append(line[:1000])
+            while line and line[-1] not in "\r\n":
+                line = self._text.readline(self._longest)
+            raise csv.Error("the line is too long")
         self._held.append(line)
         self.length += len(line)
         if not line.isascii():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import os
+import stat
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -142,10 +143,15 @@ def _input_file(file: Path, folder: Path, chosen: str | None) -> InputFile:
             remedy=f"Known are {KNOWN}. If the file is one of these under another name, set input.format.",
         )
     try:
-        size = file.stat().st_size
+        about = file.stat()
     except OSError as error:
         raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
-    return InputFile(file, file.relative_to(folder).as_posix(), kind, _split(file)[1], size)
+    if not stat.S_ISREG(about.st_mode):
+        raise UsageError(
+            f"{file}: is not a regular file, and an input is read more than once",
+            remedy="Pipe it in instead, with --input -",
+        )
+    return InputFile(file, file.relative_to(folder).as_posix(), kind, _split(file)[1], about.st_size)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+_MAX_DEPTH = 16
+"""What is nested deeper is carried as JSON text."""
 _MAX_FIELDS = 200
 """An object with more fields than this is a mapping with data in its keys, not a struct."""
 
@@ -18,9 +20,10 @@ _MAX_FIELDS = 200
 class Shape:
     """The kinds of value seen in one place of the input; None says nothing."""
 
-    __slots__ = ("fields", "high", "item", "kinds", "low")
+    __slots__ = ("_depth", "fields", "high", "item", "kinds", "low")
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 0) -> None:
+        self._depth = depth
         self.kinds: set[type] = set()
         self.low = self.high = 0
         self.item: Shape | None = None
@@ -30,12 +33,14 @@ class Shape:
         """Take in values of this place."""
         values = [value for value in seen if value is not None]
         kinds = set(map(type, values))
-        self.kinds |= kinds
+        self.kinds |= kinds if self._depth < _MAX_DEPTH else {object}
         if int in kinds:
             numbers = [value for value in values if type(value) is int]
             self.low, self.high = min(self.low, *numbers), max(self.high, *numbers)
+        if self._depth == _MAX_DEPTH:
+            return
         if list in kinds:
-            self.item = self.item or Shape()
+            self.item = self.item or Shape(self._depth + 1)
             self.item.see(item for value in values if type(value) is list for item in value)
         if dict in kinds:
             self._see_fields([value for value in values if type(value) is dict])
@@ -44,7 +49,7 @@ class Shape:
         for name in dict.fromkeys(name for row in rows for name in row):
             if len(self.fields) > _MAX_FIELDS:
                 return
-            self.fields.setdefault(name, Shape()).see([row[name] for row in rows if name in row])
+            self.fields.setdefault(name, Shape(self._depth + 1)).see([row[name] for row in rows if name in row])
 
     def column_type(self) -> tuple[pa.DataType, str]:
         """The type of a whole column and how it is written: as it is (empty), or as `json` text.

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchchat.errors import UsageError
-from batchchat.records import RowBatch
+from batchchat.records import ErrorKind, Failure, RowBatch
 from batchchat.sources.chunk import Chunk, Limits
 from batchchat.sources.columns import Column, Columns, freeze
 from batchchat.sources.convert import DECLARED, JSON, MISFIT, Convert, converter, declared_type
@@ -22,6 +22,7 @@ from batchchat.sources.infer import Shape
 from batchchat.sources.jsonl import count_jsonl, read_jsonl
 from batchchat.sources.parquet import ParquetFile, plain_type
 
+_MAX_COLUMNS = 1_000
 _SAMPLE_ROWS = 10_000
 _SAMPLE_BYTES = 64 * 1024 * 1024
 
@@ -46,6 +47,7 @@ class Source(ABC):
     ) -> None:
         self.files = tuple(file.name for file in files) if files is not None else (STDIN,)
         self.warnings: list[str] = []
+        self._lasting_warnings: list[str] = []
         self._kind = kind
         self._limits = limits
         self._inputs: list[InputFile | None] = list(files) if files is not None else [None]
@@ -70,13 +72,15 @@ class Source(ABC):
                 raise UsageError("standard input can be read only once")
             self._stdin.replay()
         self._begun = True
+        # What the first look at the rows warned of, this pass warns of again if it still holds.
+        self.warnings[:] = self._lasting_warnings
         self._progress = progress = Progress(self._size())
         index = 0
         for name, chunk in self._pass(progress):
             yield RowBatch(
                 source=name,
                 first_index=index,
-                columns=self._carry(chunk),
+                columns=self._carried(chunk),
                 values=chunk.rows,
                 failures=chunk.failures,
                 raw=chunk.raw,
@@ -136,6 +140,19 @@ class Source(ABC):
             done += self._size_of(file)
             progress.done = done
 
+    def _carried(self, chunk: Chunk) -> pa.RecordBatch:
+        try:
+            return self._carry(chunk)
+        except RecursionError:
+            for offset, row in enumerate(chunk.rows):
+                try:
+                    self._carrier.carry([row])
+                except RecursionError:
+                    chunk.failures[offset] = Failure(ErrorKind.INPUT, "the row is nested too deeply to be kept")
+                    chunk.raw[offset] = b"nested too deeply"
+                    chunk.rows[offset] = None
+            return self._carry(chunk)
+
     def _carry(self, chunk: Chunk) -> pa.RecordBatch:
         return self._carrier.carry(chunk.rows)
 
@@ -174,6 +191,9 @@ class JsonlSource(Source):
             read += chunk.nbytes
             good = [row for row in chunk.rows if row is not None]
             for column in dict.fromkeys(column for row in good for column in row):
+                if column not in shapes and len(shapes) >= _MAX_COLUMNS:
+                    self._lasting_warnings = [f"more than {_MAX_COLUMNS:,} columns: the rest goes to input_extra"]
+                    continue
                 shapes.setdefault(column, Shape()).see([row[column] for row in good if column in row])
             if problem is None and chunk.failures:
                 problem = next(iter(chunk.failures.values())).message

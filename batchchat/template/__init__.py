@@ -15,13 +15,11 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-import orjson
-
 from batchchat.errors import JobError
 from batchchat.template.leaf import RowTemplateError
 from batchchat.template.messages import Messages
 from batchchat.template.params import Params
-from batchchat.template.plain import canonical
+from batchchat.template.plain import canonical, to_json
 from batchchat.template.sandbox import MAX_TEXT, Environment
 
 __all__ = ["Rendered", "RowTemplateError", "Template", "compile_template"]
@@ -83,17 +81,15 @@ def compile_template(
     Raises JobError that names the message and the line in its text, without file and line of the job.
     """
     environment = Environment()
-    text = orjson.dumps(
-        {"model": model, "messages": messages, "params": canonical(params)}, option=orjson.OPT_SORT_KEYS
-    )
     try:
+        text = to_json({"model": model, "messages": messages, "params": canonical(params)}, sort=True)
         return Template(
             Messages(environment, messages),
             Params(environment, model, params),
             text_digest=blake2b(text, digest_size=16).hexdigest(),
         )
-    except RecursionError:
-        raise JobError("is nested too deeply", field="messages") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise JobError(f"messages or params hold what has no JSON form: {error}") from None
 
 
 def _hash_params(params: bytes) -> blake2b:

@@ -14,6 +14,7 @@ from batchchat.template.sandbox import MAX_TEXT, Environment, RowContext, TooMuc
 
 Values = Mapping[str, Any]
 _RESULT = "_result"
+_SMALL = 2**64
 T = TypeVar("T")
 
 
@@ -37,10 +38,9 @@ class Leaf:
         self._environment = environment
         self.place = place
         parsed = parse(environment, source, place)
-        self.names = _names(environment, parsed)
         self._pieces, self._holes = _plain_pieces(parsed)
         self.constant = "".join(self._pieces) if self._pieces and not self._holes else None
-        self._template = compile_parsed(environment, parsed, place)
+        self._template, self.names = _compile(environment, parsed, place)
 
     def render(self, values: Values) -> str:
         """Render for one row; RowTemplateError where that is not possible."""
@@ -48,9 +48,12 @@ class Leaf:
             pieces = self._pieces.copy()
             for index, name in self._holes:
                 value = values.get(name, values)  # the row itself stands for "no such column"
-                if type(value) is not str:
+                kind = type(value)
+                if kind is not str:
                     if value is None:
                         value = ""
+                    elif kind is float or kind is bool or (kind is int and -_SMALL < value < _SMALL):
+                        value = str(value)
                     else:
                         break
                 pieces[index] = value
@@ -82,8 +85,7 @@ class NativeLeaf:
         self._name = expression.name if isinstance(expression, nodes.Name) else None
         parsed = nodes.Template([nodes.Assign(nodes.Name(_RESULT, "store"), expression, lineno=1)], lineno=1)
         parsed.set_environment(environment)
-        self.names = _names(environment, parsed)
-        self._template = compile_parsed(environment, parsed, place)
+        self._template, self.names = _compile(environment, parsed, place)
 
     def render(self, values: Values) -> Any:
         """Give the expression's value for one row; RowTemplateError where there is none."""
@@ -102,15 +104,16 @@ class NativeLeaf:
 def parse(environment: Environment, source: str, place: str) -> nodes.Template:
     """Parse a template text; JobError with the place and the line in the text where it is wrong."""
     try:
-        return environment.parse(source)
+        return environment.parse_text(source)
     except TemplateSyntaxError as error:
         raise _syntax_error(error, place) from None
 
 
-def compile_parsed(environment: Environment, parsed: nodes.Template, place: str) -> Template:
-    """Compile what was parsed; JobError for an unknown filter or test, or one that is not offered."""
+def _compile(environment: Environment, parsed: nodes.Template, place: str) -> tuple[Template, frozenset[str]]:
+    """Compile what was parsed, and tell the columns it speaks of; JobError for an unknown filter or test."""
     try:
-        return environment.from_string(parsed)
+        names = meta.find_undeclared_variables(parsed) - set(environment.globals) - {"row"}
+        return environment.from_string(parsed), frozenset(names)
     except TemplateSyntaxError as error:
         raise _syntax_error(error, place) from None
 
@@ -155,10 +158,6 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)`, or nothing where no known name is near."""
     near = difflib.get_close_matches(name, [str(other) for other in known], n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _names(environment: Environment, parsed: nodes.Template) -> frozenset[str]:
-    return frozenset(meta.find_undeclared_variables(parsed) - set(environment.globals) - {"row"})
 
 
 def _plain_pieces(parsed: nodes.Template) -> tuple[list[str], list[tuple[int, str]]]:

@@ -54,7 +54,7 @@ class Params:
             told_apart = to_json(canonical(fields), sort=True)
         except (TypeError, ValueError, RecursionError) as error:
             raise RowTemplateError(f"params: {error}") from None
-        lengths = [fields[name] for name in _LENGTHS if isinstance(fields.get(name), int)]
+        lengths = [fields[name] for name in _LENGTHS if type(fields.get(name)) is int]
         written = sum(weight(to_json(fields[name]).decode()) for name in _IN_PROMPT if name in fields)
         return head[:-1] + b',"messages":', told_apart, lengths[0] if lengths else None, (written + 7) >> 3
 

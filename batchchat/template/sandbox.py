@@ -31,7 +31,8 @@ MAX_TEXT = 4 * 1024 * 1024
 MAX_WORK = 64 * 1024 * 1024
 """Characters that the filters, calls and joins of one rendering may walk over or make."""
 STEP = 256
-"""What one step of a loop, one call or one filter counts for: 262,144 of them use up a rendering."""
+"""What one step of a loop or one filter counts for: 262,144 of them use up a rendering."""
+_CALL = 4 * STEP
 _MAX_WIDTH = 100_000
 _MAX_BITS = 65_536
 _MAX_DIGITS = 300
@@ -264,14 +265,19 @@ class Environment(ImmutableSandboxedEnvironment):
 
     # Compiling
 
-    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        for loading in source.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
+    def parse_text(self, source: str) -> nodes.Template:
+        """Parse a template's text. TemplateSyntaxError also for what is not offered here."""
+        parsed = self.parse(source)
+        for loading in parsed.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
             raise TemplateSyntaxError("a template here cannot load another one", loading.lineno)
-        for used in source.find_all(nodes.Filter):
+        for used in parsed.find_all(nodes.Filter):
             if used.name in _NOT_REPEATABLE:
                 raise TemplateSyntaxError(
                     f"the filter {used.name} would make another request, and another bill, at each run", used.lineno
                 )
+        return parsed
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         return super()._generate(_Charged().visit(source), *args, **kwargs)
 
     # Rendering
@@ -309,8 +315,8 @@ class Environment(ImmutableSandboxedEnvironment):
         return attr not in _UNMEASURED_METHODS and super().is_safe_attribute(obj, attr, value)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Charge a call: a step, the loop that it starts again, or the text that a method will make."""
-        self.budget.charge(STEP)
+        """Charge a call: for itself, the loop that it starts again, or the text that a method will make."""
+        self.budget.charge(_CALL)
         owner = getattr(obj, "__self__", None)
         if isinstance(obj, LoopContext):
             args = tuple(map(self.budget.steps, args))
@@ -358,7 +364,8 @@ class Environment(ImmutableSandboxedEnvironment):
     # Filters that need a bound
 
     def _tojson(self, value: Any, indent: int | None = None) -> str:
-        return to_json(list(value) if isinstance(value, Iterator) else value, indent=indent).decode()
+        """Keys are sorted, as Jinja2 does: a row whose fields come in another order renders to the same text."""
+        return to_json(list(value) if isinstance(value, Iterator) else value, sort=True, indent=indent).decode()
 
     def _center(self, value: str, width: int = 80) -> str:
         self.budget.text(_padded(text := str(value), width))
