@@ -20,7 +20,7 @@ _PER = 16.0
 
 
 class Concurrency:
-    """The window. `slots` is how many requests may be under way now: from 1 to `cap`.
+    """The window. `slots` is how many requests may be under way now: from 1 to `cap`. `enough` of them fill it.
 
     `given` is the job's number: start there. None: start at 8 and double each round trip while all goes well.
     """
@@ -36,6 +36,8 @@ class Concurrency:
         "_size",
         "_threshold",
         "cap",
+        "enough",
+        "full_at",
         "slots",
     )
 
@@ -50,18 +52,21 @@ class Concurrency:
         self._before = self._size
         self._score = 0.0
         self._proven = 0
-        self.slots = 0
+        self.slots = self.enough = 0
+        self.full_at = -math.inf
         self._set(self._size)
 
-    def succeeded(self, now: float, level: int) -> None:
-        """Grow by a success that was under way with `level` requests, itself included."""
+    def succeeded(self, now: float, granted_at: float, level: int) -> None:
+        """Grow by a success that was granted with `level` requests under way, itself included.
+
+        Only where the window has been (nearly) full since then: `full_at`, which the limiter sets as it grants.
+        What was under way when the window shrank says nothing about the smaller one.
+        """
         if self._score > 0.0:
             self._score = max(0.0, self._score - 1.0 / _PER)
-        if level < 0.8 * self.slots:
-            return
         self._proven = max(self._proven, level)
         size = self._size
-        if size >= self.cap:
+        if size >= self.cap or self.full_at < granted_at or granted_at <= self._shrunk_at:
             return
         size += 1.0 if size < self._threshold else max(1.0, size / _PER) / size
         if size >= self._failed_at and now < self._hold_until:
@@ -117,3 +122,4 @@ class Concurrency:
     def _set(self, size: float) -> None:
         self._size = min(max(1.0, size), float(self.cap))
         self.slots = int(self._size)
+        self.enough = math.ceil(0.8 * self.slots)

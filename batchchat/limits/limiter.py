@@ -187,6 +187,8 @@ class Limiter:
     def _grant(self, now: float, tokens: int, key: object) -> Permit:
         tick = int(now * TICKS_PER_S)
         self._in_use = level = self._in_use + 1
+        if level >= self._concurrency.enough:
+            self._concurrency.full_at = now
         self._requests.take(now, tick, 1)
         self._tokens.take(now, tick, tokens)
         permit = Permit(self, key, tokens, now, level)
@@ -248,7 +250,7 @@ class Limiter:
         """The provider answered this request, whatever it said: it is up, and nothing held the request back."""
         self._answered = True
         self._refused_since = None
-        self._concurrency.succeeded(now, permit.level)
+        self._concurrency.succeeded(now, permit.granted_at, permit.level)
         if self._breaker.watchful:
             self._breaker.succeeded(permit.granted_at, permit.key)
         if self._breaker.active:

@@ -241,7 +241,7 @@ def check_untold(window: type[SlidingWindow], hints: Hints, size: tuple[int, int
     outcome = drive(Server(window, hints=hints), rows=rows, size=size)
     ideal_s = rows / 300 * 60 if size is SMALL else rows * 120 / 20_000 * 60
     assert outcome.done == rows
-    assert outcome.wasted <= 0.03 * (ROWS / rows) ** 0.5
+    assert len(outcome.server.refused_at) <= 0.03 * ROWS
     assert outcome.seconds <= 1.15 * ideal_s + 10
 
 
