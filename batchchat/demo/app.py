@@ -224,6 +224,8 @@ class Demo:
 
     def _latency(self, exchange: _Exchange, completion: Completion, fault: str | None) -> float:
         """Seconds from request to complete answer: median, jitter of the body, longer for a longer answer."""
+        if self.options.latency_s == 0:
+            return 0.0
         jitter = 2 ** (1.2 * (draw(self.options.seed, "latency", exchange.digest) - 0.5))
         seconds = self.options.latency_s * jitter * (1 + completion.completion_tokens / 100)
         return seconds * _SLOW if fault == "slow" else seconds

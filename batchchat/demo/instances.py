@@ -20,13 +20,14 @@ Choose = Callable[[tuple[Label, ...]], str]
 Schema = Mapping[str, Any]
 
 _DEEPEST = 8
-_EMAIL = r"[\w.+-]+@[\w-]+\.[\w.-]*\w"
+_MOST_ITEMS = 1000
+_LONGEST_STRING = 100_000
+_EMAIL = r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{0,100}\w"
 _DATE = r"\b\d{4}-\d{2}-\d{2}\b"
 _URL = r"https?://[^\s<>\"')]+"
-_NUMBER = re.compile(r"(?<![\w.,-])[-+]?\d+(?:[.,]\d+)*(?!\w|[-/:]\d)")
-_MONEY = re.compile(
-    r"[€$£]\s?(\d+(?:[.,]\d+)*)|(\d+(?:[.,]\d+)*)\s?(?:[€$£]|eur\b|usd\b|gbp\b|euros?\b|dollars?\b)", re.I
-)
+_NUMBER = re.compile(r"(?<![\w.,-])[-+]?\d{1,15}(?:[.,]\d{1,6}){0,5}(?!\w|[-/:]\d)")
+_AMOUNT = r"(\d{1,15}(?:[.,]\d{1,6}){0,5})"
+_MONEY = re.compile(rf"[€$£]\s?{_AMOUNT}|(?<![\d.,]){_AMOUNT}\s?(?:[€$£]|eur\b|usd\b|gbp\b|euros?\b|dollars?\b)", re.I)
 _FORMATS: Mapping[str, tuple[str, str]] = {
     "email": (_EMAIL, "nobody@example.com"),
     "date": (_DATE, "2026-01-01"),
@@ -39,7 +40,7 @@ _FORMATS: Mapping[str, tuple[str, str]] = {
 _NAMED: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"email", "mail", "e-mail"}), _EMAIL),
     (frozenset({"url", "link", "website", "uri"}), _URL),
-    (frozenset({"phone", "telephone", "tel", "mobile"}), r"(?<![\d-])(?!\d{4}-\d{2}-\d{2})\+?\d[\d ()/-]{6,}\d"),
+    (frozenset({"phone", "telephone", "tel", "mobile"}), r"(?<![\d-])(?!\d{4}-\d{2}-\d{2})\+?\d[\d ()/-]{6,20}\d"),
     (frozenset({"date", "day", "deadline", "since"}), rf"{_DATE}|\b\d{{1,2}}[./]\d{{1,2}}[./]\d{{2,4}}\b"),
     (
         frozenset({"id", "number", "reference", "ref", "order", "invoice", "tracking", "code", "version", "sku"}),
@@ -207,7 +208,7 @@ class Filler:
         return filled
 
     def _array(self, schema: Schema, name: str, depth: int) -> list[Any]:
-        least = int(schema.get("minItems", 0))
+        least = min(int(schema.get("minItems", 0)), _MOST_ITEMS)
         most = int(schema.get("maxItems", 1_000_000))
         values = [self._value(part, name, depth + 1) for part in schema.get("prefixItems") or ()]
         items = schema.get("items", {"type": "string"})
@@ -291,7 +292,7 @@ class Filler:
         if found_text is None and optional:
             return None
         value = found_text if found_text is not None else first_words(self._text, 6)
-        least, most = int(schema.get("minLength", 0)), schema.get("maxLength")
+        least, most = min(int(schema.get("minLength", 0)), _LONGEST_STRING), schema.get("maxLength")
         if len(value) < least:
             value = (value + " " if value else "") + "." * max(0, least - len(value) - bool(value))
         return value if most is None else value[: int(most)]

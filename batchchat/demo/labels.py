@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from batchchat.demo.lexicon import FALLBACK_LABELS, Words, concept_words, content_stems, stem, stems
+from batchchat.demo.lexicon import FALLBACK_LABELS, Words, concept_words, content_stems, stems
 
 _HEAD = (
     r"(?:labels?|categor(?:y|ies)|class(?:es)?|options?|choices?|tags?|intents?|topics?|departments?|queues?"
@@ -49,7 +49,7 @@ _TAIL = re.compile(
     r"|\b(?:and nothing else|nothing else|with no |without |no other |in lower).*).*$",
     re.I,
 )
-_ITEM = re.compile(r"([^,;|/(]+?)\s*(?:\(([^)]*)\))?\s*(?:[,;|/]|$)")
+_ITEM_PARTS = re.compile(r"\([^()]*\)|[,;|/]|[^,;|/(]+|\(")
 _SPLIT_LAST = re.compile(r"\s+(?:or|and)\s+|^(?:or|and)\s+", re.I)
 _DESCRIBED = re.compile(
     r"^[`'\"*]*([^:`'\"*(]{1,40}?)[`'\"*]*\s*(?:[:=(]|[-\u2013\u2014]\s|\s[-\u2013\u2014]|$)\s*(.*)$"
@@ -124,11 +124,19 @@ def _described(bullet: str) -> tuple[str, str]:
 
 
 def _listed(text: str) -> list[tuple[str, str]]:
+    """Split `a, b (what b is) or c` into names and descriptions."""
     items: list[tuple[str, str]] = []
-    for name, description in _ITEM.findall(_TAIL.sub("", text)):
-        parts = [part for part in _SPLIT_LAST.split(name.strip()) if part]
-        items += [(part, "") for part in parts[:-1]]
-        items += [(part, description) for part in parts[-1:]]
+    name, description = "", ""
+    for part in (*_ITEM_PARTS.findall(_TAIL.sub("", text)), ","):
+        if part in ",;|/":
+            parts = [one for one in _SPLIT_LAST.split(name.strip()) if one]
+            items += [(one, "") for one in parts[:-1]]
+            items += [(one, description) for one in parts[-1:]]
+            name, description = "", ""
+        elif part.startswith("(") and len(part) > 1:
+            description = part[1:-1]
+        else:
+            name += part
     return items
 
 
@@ -150,7 +158,6 @@ class Ranking:
 
     names: tuple[str, ...]
     confidence: float
-    evidence: tuple[str, ...]
 
 
 def rank(labels: tuple[Label, ...], text: str) -> Ranking:
@@ -164,11 +171,16 @@ def rank(labels: tuple[Label, ...], text: str) -> Ranking:
     if not total or scores[order[0]] < 1:
         fallback = _fallback(labels)
         order.sort(key=lambda index: index != fallback)
-        return Ranking(tuple(labels[index].name for index in order), 0.0, ())
-    best = labels[order[0]]
-    known = best.own | best.described | (best.words.strong | best.words.weak if best.words else frozenset())
-    evidence = tuple(dict.fromkeys(word for word in sequence if word in known))[:6]
-    return Ranking(tuple(labels[index].name for index in order), scores[order[0]] / total, evidence)
+        return Ranking(tuple(labels[index].name for index in order), 0.0)
+    return Ranking(tuple(labels[index].name for index in order), scores[order[0]] / total)
+
+
+def evidence(label: Label, text: str) -> list[str]:
+    """Return the first stems of `text` that point to `label`, at most six."""
+    known = label.own | label.described
+    if label.words is not None:
+        known |= label.words.strong | label.words.weak
+    return list(dict.fromkeys(word for word in stems(text) if word in known))[:6]
 
 
 def _score(label: Label, present: set[str], joined: str, text: str) -> float:
@@ -188,4 +200,4 @@ def _fallback(labels: tuple[Label, ...]) -> int:
     for name in FALLBACK_LABELS:
         if name in names:
             return names.index(name)
-    return min(range(len(names)), key=lambda index: (stem(names[index]), index))
+    return 0

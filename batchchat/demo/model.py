@@ -6,8 +6,9 @@
     a summary asked for                 ─> the first sentence that says something, cut to the length asked for
     anything else                       ─> a short reply that quotes the last user message
 
-It slips now and then, so that an evaluation has something to find: less often with the larger model, with labels that
-the prompt describes, and at a low temperature. The slips follow from the seed, the model and the text.
+It reads the first 20,000 characters of what the user says. It slips now and then, so that an evaluation has something
+to find: less often with the larger model, with labels that the prompt describes, and at a low temperature. The slips
+follow from the seed, the model and the text.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import orjson
 from batchchat.demo.draws import draw, pick
 from batchchat.demo.instances import Filler, first_words
 from batchchat.demo.judge import Judgement, judge
-from batchchat.demo.labels import Label, LabelList, find_labels, make_labels, rank
-from batchchat.demo.request import ChatRequest
+from batchchat.demo.labels import Label, LabelList, evidence, find_labels, make_labels, rank
+from batchchat.demo.request import ApiError, ChatRequest
 
 _SLIPS_LARGE, _SLIPS_SMALL, _SLIPS_UNDESCRIBED, _SLIPS_PER_TEMPERATURE = 0.02, 0.06, 0.04, 0.08
 _SUMMARY = re.compile(r"\bsummar(?:y|ies|i[sz]e)|\btl;?dr\b|\bheadline\b|\bshorten\b", re.I)
 _SUMMARY_WORDS = re.compile(r"(\d+)[ -]words?\b", re.I)
 _SUMMARY_SENTENCES = re.compile(r"\b(one|a single|two|three|[1-9])(?: short| plain)?[- ]sentences?\b", re.I)
+_READ_CHARS = 20_000
 _COUNTS = {"one": 1, "a single": 1, "two": 2, "three": 3}
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")  # noqa: RUF001 (full-width marks are meant)
 _CORRECTION = re.compile(r"\b(?:schema|valid|validate|validation|json)\b", re.I)
@@ -71,12 +73,12 @@ class _Reading:
         self._seed = seed
         self._digest = digest
         self._system = "\n".join(turn.text for turn in request.turns if turn.role in {"system", "developer"})
-        self._said = _asked(request)
+        self._said = _asked(request)[:_READ_CHARS]
         self._labels, self._text = _labels_and_text(self._system, self._said)
         schema, self._text = _schema_and_text(request, self._system, self._text)
         self._schema: dict[str, Any] | bool | None = schema
         self._slips = wrong or self._slip()
-        self._evidence: tuple[str, ...] = ()
+        self._chosen: Label | None = None
 
     @cached_property
     def _judgement(self) -> Judgement | None:
@@ -90,7 +92,7 @@ class _Reading:
         if draw(self._seed, "slip", request.model, self._text) < likely:
             return True
         heat = _SLIPS_PER_TEMPERATURE * request.temperature
-        return draw(self._seed, "heat", self._digest) < heat
+        return heat > 0 and draw(self._seed, "heat", self._digest) < heat
 
     def tool(self) -> dict[str, Any] | None:
         """Return the function to call, if one is to be called."""
@@ -114,25 +116,29 @@ class _Reading:
         return plain
 
     def filled(self, schema: dict[str, Any] | bool) -> Any:
-        """Return an instance of `schema`, filled from the text."""
+        """Return an instance of `schema`, filled from the text. Raises ApiError (400) where it is no schema."""
         judgement = self._judgement
         labels = self._labels.labels if self._labels else ()
         best = rank(labels, self._text) if labels else None
-        return Filler(
+        filler = Filler(
             schema,
             self._text,
             choose=self._choose,
             labels=labels,
             score=judgement.score if judgement else None,
             confidence=min(0.99, 0.5 + best.confidence / 2) if best else 0.5,
-        ).fill()
+        )
+        try:
+            return filler.fill()
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            raise ApiError(400, f"the schema cannot be used: {error}", param="response_format") from None
 
     def reasoning(self) -> str | None:
         """Return a sentence about the answer where the request asks for reasoning."""
         if not self._request.reasoning:
             return None
-        if self._evidence:
-            return f"These words decide: {', '.join(self._evidence)}."
+        if self._chosen is not None and (words := evidence(self._chosen, self._text)):
+            return f"These words decide: {', '.join(words)}."
         return f"The message begins with: {first_words(self._text, 8)}"
 
     def _plain(self) -> str:
@@ -154,8 +160,9 @@ class _Reading:
         names = ranking.names
         if _are_verdicts(names) and self._judgement is not None:
             names = _by_judgement(self._judgement, names)
-        self._evidence = ranking.evidence
-        return names[1] if self._slips and len(names) > 1 else names[0]
+        chosen = names[1] if self._slips and len(names) > 1 else names[0]
+        self._chosen = next(label for label in labels if label.name == chosen)
+        return chosen
 
     def _summary(self) -> str:
         ask = self._system if _SUMMARY.search(self._system) else self._said[:500]
@@ -234,12 +241,12 @@ def _object_in(prompt: str) -> tuple[dict[str, Any], int, int] | None:
         tries += 1
         try:
             value, end = decoder.raw_decode(prompt, start)
+            schema = _like(value)
         except (ValueError, RecursionError):
             start = prompt.find("{", start + 1)
             continue
         if isinstance(value, dict) and value:
-            schema = value if "properties" in value or "$ref" in value else _like(value)
-            return schema, start, end
+            return value if "properties" in value or "$ref" in value else schema, start, end
         start = prompt.find("{", end)
     return None
 

@@ -13,7 +13,7 @@ def count_tokens(text: str) -> int:
     """Count a text's tokens: one for every started four ASCII characters and three other bytes."""
     if text.isascii():
         return (len(text) + 3) // 4
-    ascii_length = sum(char < "\x80" for char in text)
+    ascii_length = len(text.encode("ascii", "ignore"))
     other_bytes = len(text.encode("utf-8", "surrogatepass")) - ascii_length
     return (ascii_length + 3) // 4 + (other_bytes + 2) // 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -17,7 +18,7 @@ from batchchat.demo.instances import Filler, guess_language
 from batchchat.demo.labels import find_labels, make_labels, rank
 from batchchat.demo.model import Answer, answer
 from batchchat.demo.options import LLAMA, MISTRAL, DemoOptions
-from batchchat.demo.request import parse_request
+from batchchat.demo.request import ApiError, parse_request
 
 TICKETS = Path(__file__).parents[2] / "sample_data" / "tickets.jsonl"
 
@@ -105,6 +106,10 @@ def test_ranking_orders_every_label_once(text: str, names: list[str]) -> None:
     ranking = rank(make_labels((name, "") for name in names), text)
     assert sorted(ranking.names) == sorted(names)
     assert 0 <= ranking.confidence <= 1
+
+
+def test_without_a_match_or_an_other_the_first_label_is_the_answer() -> None:
+    assert rank(make_labels([("red", ""), ("green", "")]), "Hello").names[0] == "red"
 
 
 def accuracy(model: str, system: str, temperature: float) -> float:
@@ -334,6 +339,23 @@ def test_a_correction_answers_the_first_question_again() -> None:
     assert orjson.loads(text) == {"label": "billing"}
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": ["a"]},
+        {"type": "object", "required": 5},
+        {"type": "integer", "minimum": "low"},
+        {"type": "array", "minItems": "many"},
+        {"type": "string", "minLength": [1]},
+    ],
+)
+def test_what_is_no_schema_is_refused(schema: dict[str, Any]) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(ApiError, match="schema") as caught:
+        asked(("user", "Hello there"), response_format=wanted)
+    assert caught.value.status == 400
+
+
 # Judging, summarising, replying
 
 
@@ -412,3 +434,36 @@ def test_it_always_answers_and_always_the_same(system: str, said: str, format_: 
     assert first == text_of(("system", system), ("user", said), **fields)
     if format_ == "json_object":
         assert isinstance(orjson.loads(first), dict)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "a",
+        "1",
+        " ",
+        "\t\n",
+        "label: one of ",
+        "a, ",
+        "(",
+        "((a/",
+        "- x: y\n",
+        "Answer A:\n",
+        "{",
+        "[",
+        "1,1",
+        "a@",
+        "AB-1",
+        "é",
+        "| ",
+    ],
+)
+def test_repetitive_text_takes_no_time_to_read(unit: str) -> None:
+    said = (unit * 150_000)[:150_000]
+    properties = {name: {"type": ["string", "null"]} for name in ("email", "phone", "order_id", "date", "name", "url")}
+    schema = {"type": "object", "properties": {**properties, "amount": {"type": "number"}, "n": {"type": "integer"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    started = time.process_time()
+    asked(("user", said))
+    asked(("system", "Rate from 1 to 5. Answer with JSON."), ("user", said), response_format=wanted)
+    assert time.process_time() - started < 2
