@@ -111,7 +111,7 @@ def _check_faults(faults: Mapping[str, float]) -> None:
     for name, value in faults.items():
         if name not in FAULTS:
             near = difflib.get_close_matches(name, FAULTS, n=1, cutoff=0)
-            raise ValueError(f"unknown fault {name!r}; did you mean {near[0]!r}?")
+            raise ValueError(f"unknown fault {name!r}; did you mean {near[0]!r}? There are: {', '.join(FAULTS)}")
         if name in COUNTS:
             if value < 0 or value != int(value):
                 raise ValueError(f"fault {name} takes a whole number of requests, 0 or more: {value}")
