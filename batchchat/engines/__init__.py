@@ -3,13 +3,13 @@
 `local` sends each request as one HTTP exchange. The seam is as narrow as it can be, so that an engine that takes 50,000
 requests at once (a provider's Batch API) fits behind it:
 
-- a `Feed` is an async iterator of lists of requests; nothing is taken from it before there is room;
+- a `Feed` is an async generator of lists of requests; nothing is taken from it before there is room;
 - a `Sink` takes `Answered` (an answer that was billed but does not settle its request) and `Settled` (it does).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,4 +50,4 @@ class Sink(Protocol):
         """Wait until the sink has caught up."""
 
 
-Feed = AsyncIterator[list[Request]]
+Feed = AsyncGenerator[list[Request], None]

@@ -16,6 +16,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from itertools import count
 
 import anyio
@@ -84,6 +85,7 @@ class LocalEngine:
         self._alarm: anyio.CancelScope | None = None
         self._draining = False
         self._workers = 0
+        self._in_hand = 0
         self._idle_scopes: set[anyio.CancelScope] = set()
         self._scope: anyio.CancelScope | None = None
         self._group: TaskGroup | None = None
@@ -146,18 +148,25 @@ class LocalEngine:
     # --- feeding
 
     async def _pump(self, feed: Feed, sink: Sink) -> None:
-        """Move requests from the feed to the workers, keeping a small bounded supply ahead of them."""
-        async for requests in feed:
-            self._ready.extend(requests)
-            self._staff(sink)
-            while len(self._ready) >= self._supply() and not self._draining:
-                self._feed_room = anyio.Event()
-                await self._idle(self._feed_room.wait)
-            if sink.full:
-                await self._idle(sink.room)
-            if self._draining:
-                break
-        self._feed_done = True
+        """Move requests from the feed to the workers, keeping a small bounded supply ahead of them.
+
+        `drain` ends it wherever it waits, also for rows of a slow input.
+        """
+        with anyio.CancelScope() as scope:
+            self._idle_scopes.add(scope)
+            try:
+                async with aclosing(feed):
+                    async for requests in feed:
+                        self._ready.extend(requests)
+                        self._staff(sink)
+                        while len(self._ready) >= self._supply():
+                            self._feed_room = anyio.Event()
+                            await self._feed_room.wait()
+                        if sink.full:
+                            await sink.room()
+                    self._feed_done = True
+            finally:
+                self._idle_scopes.discard(scope)
         self._wake_for_end()
 
     def _supply(self) -> int:
@@ -185,7 +194,7 @@ class LocalEngine:
         return None
 
     def _exhausted(self) -> bool:
-        return self._feed_done and not (self._ready or self._due or self._delayed or self._sending)
+        return self._feed_done and not (self._ready or self._due or self._delayed or self._in_hand)
 
     def _wake_for_end(self) -> None:
         """Wake everybody once there is nothing left to do, so that each can see it and go home."""
@@ -211,11 +220,19 @@ class LocalEngine:
                     self._parked.append(parked)
                     await parked.wait()
                     continue
-                tokens = self._estimator.reserve(request.prompt_tokens, request.max_tokens)
-                permit = self._limiter.try_acquire(tokens, key=request.custom_id) or await self._permit(request, tokens)
-                if permit is None:
-                    break
-                await self._attempt(request, permit, sink)
+                self._in_hand += 1
+                try:
+                    tokens = self._estimator.reserve(request.prompt_tokens, request.max_tokens)
+                    permit = self._limiter.try_acquire(tokens, key=request.custom_id)
+                    if permit is None:
+                        permit = await self._permit(request, tokens)
+                        if permit is None:
+                            break
+                    await self._attempt(request, permit, sink)
+                finally:
+                    self._in_hand -= 1
+                if self._feed_done:
+                    self._wake_for_end()
                 if sink.full:
                     await self._idle(sink.room)
         finally:
@@ -270,8 +287,6 @@ class LocalEngine:
             sink.put(Settled(request, reply, None))
         else:
             self._unsuccessful(request, reply, sink, probe=permit.probe)
-        if self._feed_done:
-            self._wake_for_end()
         if self._workers < self._limiter.window:
             self._staff(sink)
 

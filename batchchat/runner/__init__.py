@@ -13,7 +13,7 @@ import json
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime
@@ -113,6 +113,7 @@ class _Run:
         self.tally = Tally()
         self.phase: Phase = "starting"
         self.read_all = False
+        self.counted: int | None = None
         self.failed: BatchchatError | None = None
         self.warnings: list[str] = []
         self.limiter: Limiter
@@ -223,7 +224,7 @@ class _Run:
     async def _start_demo(self, stack: AsyncExitStack) -> str:
         from batchchat.demo import DemoOptions, DemoServer
 
-        server = DemoServer(DemoOptions())
+        server = DemoServer(DemoOptions(track_bodies=False))
         await self.offload(server.start)
         stack.push_async_callback(self.offload, server.stop)
         return server.base_url
@@ -256,7 +257,7 @@ class _Run:
             finally:
                 self.writer.finish()
 
-    async def _feed(self) -> AsyncIterator[list[Request]]:
+    async def _feed(self) -> AsyncGenerator[list[Request], None]:
         batches = self.prepared.batches()
         archived: list[Request] = []
         while True:
@@ -359,6 +360,8 @@ class _Run:
         seen, source, options = self.intake.counts.rows, self.prepared.source, self.options
         if self.read_all:
             return seen, True
+        if self.counted is not None:
+            return self.counted, True
         known = source.known_rows()
         if known is None:
             share = source.fraction()
@@ -378,6 +381,8 @@ class _Run:
         complete = self.read_all and error is None and not self.stop.asked and self.prepared.selection.whole
         if complete:
             error = await self._complete_pass()
+        if not self.read_all:
+            await self._count_rest()
         self.warnings += self.prepared.source.warnings
         self.phase = "ended"
         summary = self._summary(error)
@@ -387,6 +392,15 @@ class _Run:
         if self.on_snapshot is not None:
             self.on_snapshot(self.snapshot())
         return summary
+
+    async def _count_rest(self) -> None:
+        """Count the rows that were not read any more, so that what is open is told exactly."""
+        try:
+            rows: int = await self.offload(self.prepared.source.count_rows)
+        except BatchchatError:
+            return  # standard input can be read only once
+        bounds = [bound for bound in (self.options.limit, self.options.sample) if bound is not None]
+        self.counted = min([rows, *bounds])
 
     async def _complete_pass(self) -> BatchchatError | None:
         """What only a complete pass may do: archive what the input no longer yields, and check the counts."""

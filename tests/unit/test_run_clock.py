@@ -1,0 +1,237 @@
+"""Whole runs on a virtual clock: outages, limits, deadlines and stops, hours in milliseconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import trio.testing
+
+from batchchat.events import Event, RunSummary
+from batchchat.runner import RunOptions, StopRequest, run_job
+from tests.integration.jobs import make_job, texts, write_rows
+
+Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
+
+
+async def inline(function: Callable[..., Any], *args: Any, abandon: bool = False) -> Any:
+    """Blocking work in line: a thread's work does not hold the virtual clock back."""
+    del abandon
+    return function(*args)
+
+
+class Provider(httpx.AsyncBaseTransport):
+    """A provider whose answers a test makes up; it remembers when each request came."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.times: list[float] = []
+        self._handler = handler
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.times.append(anyio.current_time())
+        return await self._handler(request)
+
+
+def answer(text: str = "yes") -> httpx.Response:
+    usage = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
+    choice = {"message": {"content": text}, "finish_reason": "stop"}
+    return httpx.Response(200, json={"choices": [choice], "usage": usage, "model": "m"})
+
+
+def simulate(
+    folder: Path, provider: Provider, rows: int, *, stop: StopRequest | None = None, **fields: Any
+) -> tuple[RunSummary, float, list[Event]]:
+    """Run a job of so many rows; returns the summary, the virtual seconds it took and its events."""
+    write_rows(folder / "rows.jsonl", texts(rows))
+    job = make_job(folder, None, **fields)
+    events: list[Event] = []
+
+    async def main() -> tuple[RunSummary, float]:
+        started = anyio.current_time()
+        summary = await run_job(
+            job, transport=provider, offload=inline, environ={}, seed=1, listener=events.append, stop=stop,
+            options=RunOptions(),
+        )  # fmt: skip
+        return summary, anyio.current_time() - started
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    summary, elapsed = anyio.run(main, backend="trio", backend_options={"clock": clock})
+    return summary, elapsed, events
+
+
+def row_of(request: httpx.Request) -> int:
+    return int(json.loads(request.content)["messages"][0]["content"].rsplit(" ", 1)[1])
+
+
+def test_a_minutes_outage_fails_no_row_and_sends_a_handful_of_probes(tmp_path: Path) -> None:
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.5)
+        if 5 <= anyio.current_time() - provider.times[0] < 65:
+            return httpx.Response(503, json={"error": "down"})
+        return answer()
+
+    provider = Provider(handler)
+    summary, elapsed, events = simulate(tmp_path, provider, 400, limits={"concurrency": 16})
+    assert (summary.exit_code, summary.ok) == (0, 400)
+    during = [time for time in provider.times if 5 <= time - provider.times[0] < 64]
+    # Those in flight when it began, and then probes only.
+    assert len(during) <= 16 + 20
+    assert elapsed < 65 + 12 + 20
+    assert {"breaker_opened", "breaker_closed"} <= {event.name for event in events}
+
+
+def test_an_outage_longer_than_allowed_ends_the_run_with_everything_open(tmp_path: Path) -> None:
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.1)
+        if anyio.current_time() - provider.times[0] > 3:
+            raise httpx.ConnectError("refused")
+        return answer()
+
+    provider = Provider(handler)
+    summary, elapsed, _ = simulate(tmp_path, provider, 500, retry={"outage": "5m"})
+    assert (summary.exit_code, summary.failed) == (69, 0)
+    assert 0 < summary.ok < 500
+    assert summary.ok + summary.open == 500
+    assert 300 < elapsed < 340
+
+
+def test_a_host_that_never_answers_is_given_up_soon(tmp_path: Path) -> None:
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("[Errno 111] Connection refused")
+
+    provider = Provider(handler)
+    summary, elapsed, _ = simulate(tmp_path, provider, 500)
+    assert (summary.exit_code, summary.failed, summary.open) == (69, 0, 500)
+    assert "Connection refused" in (summary.reason or "")
+    assert 30 <= elapsed < 40
+    assert len(provider.times) < 60
+
+
+def test_a_slow_first_answer_is_no_outage(tmp_path: Path) -> None:
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(200)
+        return answer()
+
+    summary, elapsed, _ = simulate(tmp_path, Provider(handler), 16)
+    assert (summary.exit_code, summary.ok) == (0, 16)
+    assert 400 <= elapsed < 410
+
+
+def test_a_row_that_hangs_ends_by_its_deadline_and_the_others_are_not_held_up(tmp_path: Path) -> None:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1_000_000 if row_of(request) == 3 else 1)
+        return answer()
+
+    retry = {"request_timeout": "40s", "row_deadline": "2m"}
+    summary, elapsed, _ = simulate(tmp_path, Provider(handler), 50, retry=retry)
+    assert (summary.exit_code, summary.ok, summary.failed) == (1, 49, 1)
+    assert summary.failures[0].kind == "timeout"
+    assert elapsed < 125
+
+
+def test_rows_that_always_fail_cost_their_attempts_and_slow_nobody(tmp_path: Path) -> None:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1)
+        return httpx.Response(500) if row_of(request) % 10 == 0 else answer()
+
+    provider = Provider(handler)
+    summary, elapsed, _ = simulate(tmp_path, provider, 400, retry={"attempts": 4})
+    assert (summary.ok, summary.failed) == (360, 40)
+    assert len(provider.times) == 360 + 4 * 40
+    # 520 attempts of a second each, eight at a time, and the last row's waits.
+    assert elapsed < 520 / 8 + 30
+
+
+@pytest.mark.parametrize("headers", [{}, {"retry-after": "2"}, {"retry-after": "99999999"}, {"retry-after": "-5"}])
+def test_refusals_for_rate_cost_no_row_and_few_requests(tmp_path: Path, headers: dict[str, str]) -> None:
+    accepted: list[float] = []
+
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        now = anyio.current_time()
+        await anyio.sleep(0.3)
+        if sum(1 for time in accepted[-300:] if time > now - 60) >= 300:
+            return httpx.Response(429, json={"error": {"message": "requests per minute"}}, headers=headers)
+        accepted.append(now)
+        return answer()
+
+    provider = Provider(handler)
+    summary, elapsed, _ = simulate(tmp_path, provider, 900, limits={})
+    assert (summary.exit_code, summary.ok) == (0, 900)
+    assert summary.rate_limited <= 0.05 * 900
+    assert elapsed < 3 * 60 * 1.3
+
+
+def test_a_ceiling_is_never_passed_and_well_used(tmp_path: Path) -> None:
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.2)
+        return answer()
+
+    provider = Provider(handler)
+    limits = {"requests_per_minute": 120, "concurrency": 8}
+    summary, elapsed, _ = simulate(tmp_path, provider, 480, limits=limits)
+    assert summary.ok == 480
+    worst = max(sum(1 for time in provider.times if start <= time < start + 60) for start in provider.times)
+    assert worst <= 120
+    assert elapsed < 4 * 60 * 1.03
+
+
+def test_a_stop_waits_for_what_is_in_flight_and_no_longer_than_the_grace(tmp_path: Path) -> None:
+    stop = StopRequest()
+
+    async def handler(request: httpx.Request) -> httpx.Response:
+        row = row_of(request)
+        if row == 20:
+            stop.stop(reason="asked to", exit_code=143)
+        await anyio.sleep(1_000 if row == 19 else 2)
+        return answer()
+
+    provider = Provider(handler)
+    summary, _, _ = simulate(tmp_path, provider, 100, stop=stop)
+    assert (summary.exit_code, summary.reason) == (143, "asked to")
+    # Row 19 outlives the grace of 20 s and stays open; everything else that was sent is counted.
+    assert summary.ok == len(provider.times) - 1
+    assert summary.ok + summary.open == 100
+
+
+def test_a_key_that_is_revoked_in_mid_run_stops_it_within_a_few_requests(tmp_path: Path) -> None:
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.5)
+        return answer() if len(provider.times) <= 50 else httpx.Response(403, json={"error": "forbidden"})
+
+    provider = Provider(handler)
+    summary, _, _ = simulate(tmp_path, provider, 1000)
+    assert (summary.exit_code, summary.failed) == (3, 0)
+    assert len(provider.times) <= 50 + 8 + 16
+    assert summary.ok + summary.open == 1000
+
+
+def test_a_few_forbidden_rows_among_good_ones_are_only_failed_rows(tmp_path: Path) -> None:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.5)
+        return httpx.Response(403, json={"error": "moderated"}) if row_of(request) % 20 == 0 else answer()
+
+    summary, _, _ = simulate(tmp_path, Provider(handler), 200)
+    assert (summary.exit_code, summary.ok, summary.failed) == (1, 190, 10)
+
+
+def test_a_caller_that_cancels_keeps_what_was_answered(tmp_path: Path) -> None:
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1)
+        return answer()
+
+    write_rows(tmp_path / "rows.jsonl", texts(100))
+    job = make_job(tmp_path, None)
+
+    async def main() -> RunSummary:
+        with anyio.move_on_after(4.5):
+            await run_job(job, transport=Provider(handler), offload=inline, environ={})
+        return await run_job(job, transport=Provider(handler), offload=inline, environ={})
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    summary = anyio.run(main, backend="trio", backend_options={"clock": clock})
+    assert (summary.ok, summary.new_ok) == (100, 100 - 32)
