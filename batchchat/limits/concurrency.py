@@ -12,6 +12,9 @@ import math
 
 _START = 8
 _SHRINK = 0.7
+_NEW_GROUND = 0.25
+"""Growth for each success where nobody was before: a quarter more each round trip. When an unknown limit is met, all that
+is under way is refused, so the window must be small beside what was accepted until then: at most a quarter of it."""
 _HOLD_S = 30.0
 _HOLD_MAX_S = 960.0
 _SCORE = 2.0
@@ -22,7 +25,8 @@ _PER = 16.0
 class Concurrency:
     """The window. `slots` is how many requests may be under way now: from 1 to `cap`. `enough` of them fill it.
 
-    `given` is the job's number: start there. None: start at 8 and double each round trip while all goes well.
+    `given` is the job's number: start there. None: start at 8 and grow by a quarter each round trip while all goes well;
+    back to a level that went well before, double.
     """
 
     __slots__ = (
@@ -35,6 +39,7 @@ class Concurrency:
         "_shrunk_at",
         "_size",
         "_threshold",
+        "_unknown",
         "cap",
         "enough",
         "full_at",
@@ -43,6 +48,7 @@ class Concurrency:
 
     def __init__(self, given: int | None, cap: int) -> None:
         self.cap = max(1, given if given is not None else cap)
+        self._unknown = given is None
         self._size = float(given if given is not None else min(_START, self.cap))
         self._threshold = float(self.cap)
         self._failed_at = math.inf
@@ -68,7 +74,10 @@ class Concurrency:
         size = self._size
         if size >= self.cap or self.full_at < granted_at or granted_at <= self._shrunk_at:
             return
-        size += 1.0 if size < self._threshold else max(1.0, size / _PER) / size
+        if size >= self._threshold:
+            size += max(1.0, size / _PER) / size
+        else:
+            size += 1.0 if size < self._proven or not self._unknown else _NEW_GROUND
         if size >= self._failed_at and now < self._hold_until:
             size = max(self._size, self._failed_at - 0.5)
         self._set(size)
