@@ -1,23 +1,26 @@
 """One attempt: a request body in, a `Reply` out, over any `httpx.AsyncBaseTransport`.
 
-The client steps past `httpx.AsyncClient`: a transport is called directly, since redirects, cookies and auth flows are not
-wanted here and cost more than the exchange itself. Every foreign exception becomes a failure at this border; above it
-nobody meets an httpx type.
+The client steps past `httpx.AsyncClient`: a transport is called directly, since redirects, cookies and auth flows are
+not wanted here and cost more than the exchange itself. Every foreign exception becomes a failure at this border; above
+it nobody meets an httpx type.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from urllib.parse import urlencode
 
 import anyio
 import httpx
 
+from batchchat.client.masking import KeyMask
 from batchchat.client.wire import read_reply
 from batchchat.providers import Provider
-from batchchat.records import ErrorKind, Failure, Reply, Verdict
+from batchchat.records import Completion, ErrorKind, Failure, Reply, Verdict
 from batchchat.transport import Exchange, request_sent
 
 CONNECT_TIMEOUT_S = 30.0
@@ -27,12 +30,17 @@ MAX_ANSWER_BYTES = 64 * 2**20
 class _TooLarge(Exception):
     """An answer's body passed the bound: it is dropped rather than held in memory."""
 
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
 
 class ChatClient:
     """Sends chat completion requests to one provider.
 
-    The transport is owned: leaving the client's context closes it. `user_agent` and the provider's headers go with every
-    request; the key goes into `Authorization` alone and is masked in every message that comes back.
+    The transport is owned: leaving the client's context closes it. `user_agent` and the provider's headers go with
+    every request; the key goes into `Authorization` alone, and is masked in everything that comes back. Raises
+    ValueError for a provider without an address, and for a header or a key that no request can carry.
     """
 
     def __init__(
@@ -45,31 +53,22 @@ class ChatClient:
         user_agent: str = "batchchat",
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        if provider.base_url is None:
-            raise ValueError(f"{provider.name} has no base_url")
-        query = f"?{urlencode(provider.extra_query)}" if provider.extra_query else ""
-        self._url = httpx.URL(provider.base_url + "/chat/completions" + query)
-        headers = {
-            "Host": self._url.netloc.decode("ascii"),
-            "Accept": "application/json",
-            "Content-Type": "application/json",
-            "User-Agent": user_agent,
-            **provider.headers,
-        }
-        if api_key is not None:
-            headers["Authorization"] = f"Bearer {api_key}"
-        self._headers = list(httpx.Headers(headers).raw)
+        self._url = _address(provider)
+        self._headers = _header_fields(provider, self._url, user_agent, api_key)
+        self._name = provider.name
+        self._mask = KeyMask(api_key)
         self._transport = transport
-        self._api_key = api_key
         self._timeout = request_timeout
         self._extensions: Mapping[str, object] = {
             "timeout": {"connect": min(CONNECT_TIMEOUT_S, request_timeout), "read": request_timeout}
             | {"write": request_timeout, "pool": request_timeout}
         }
         self._wall_clock = wall_clock
-        self._key_bytes = api_key.encode() if api_key else None
         self._exchange = transport if isinstance(transport, Exchange) else None
-        self._route = self._exchange.route("POST", self._url, self._headers) if self._exchange else None
+        self._route = self._exchange.route("POST", self._url, self._headers.raw) if self._exchange else None
+
+    def __repr__(self) -> str:
+        return f"ChatClient({self._name!r}, {str(self._url.copy_with(query=None))!r})"
 
     async def __aenter__(self) -> ChatClient:
         await self._transport.__aenter__()
@@ -81,7 +80,11 @@ class ChatClient:
         await self._transport.__aexit__(kind, error, traceback)
 
     async def send(self, body: bytes, *, timeout: float | None = None) -> Reply:
-        """Make one attempt. Ends within the request timeout, or `timeout` if sooner; raises nothing but cancellation."""
+        """Make one attempt. Ends within the request timeout, or `timeout` if sooner.
+
+        Whatever the server or the network does becomes a reply. Raises nothing but cancellation, and StorageError where
+        this process may open no further file.
+        """
         started = anyio.current_time()
         limit = self._timeout if timeout is None else min(timeout, self._timeout)
         reply: Reply | None = None
@@ -91,7 +94,7 @@ class ChatClient:
             message = f"no whole answer within {limit:g} s"
             reply = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.TIMEOUT, message))
         reply.latency_s = anyio.current_time() - started
-        return self._masked(reply)
+        return reply
 
     async def _attempt(self, body: bytes) -> Reply:
         try:
@@ -100,21 +103,22 @@ class ChatClient:
             else:
                 status, headers, content = await self._whole_answer(body)
         except httpx.HTTPError as error:
-            return _failed(error)
-        except _TooLarge:
+            return _failed(error, self._mask)
+        except _TooLarge as error:
             message = f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB"
-            return Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.PROTOCOL, message))
-        if self._key_bytes is not None and self._key_bytes in content:
-            # A server may repeat what it was sent: the key must not come to rest in a record.
-            content = content.replace(self._key_bytes, b"***")
-        return read_reply(status, headers, content, now=self._wall_clock())
+            return Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.PROTOCOL, message, error.status))
+        content = self._mask.clean(content)
+        reply = read_reply(status, headers, content, now=self._wall_clock(), mask=self._mask)
+        if self._mask.may_hide(content):
+            _mask_answer(reply, self._mask)
+        return reply
 
     async def _whole_answer(self, body: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
         """One exchange over a transport that knows httpx's own seam only."""
         request = httpx.Request(
             "POST",
             self._url,
-            headers=[*self._headers, (b"Content-Length", b"%d" % len(body))],
+            headers=[*self._headers.raw, (b"Content-Length", b"%d" % len(body))],
             content=body,
             extensions=dict(self._extensions),
         )
@@ -125,12 +129,34 @@ class ChatClient:
             await response.aclose()
         return response.status_code, {name.lower(): value for name, value in response.headers.raw}, content
 
-    def _masked(self, reply: Reply) -> Reply:
-        """Take the key out of a failure's message: a server may repeat what it was sent."""
-        if reply.failure is not None and self._api_key and self._api_key in reply.failure.message:
-            failure = reply.failure
-            reply.failure = Failure(failure.kind, failure.message.replace(self._api_key, "***"), failure.http_status)
-        return reply
+
+def _address(provider: Provider) -> httpx.URL:
+    """The address of the provider's chat completions: `extra_query` goes over a query that the base URL has."""
+    if provider.base_url is None:
+        raise ValueError(f"{provider.name} has no base_url")
+    base = httpx.URL(provider.base_url)
+    query = {**dict(base.params.multi_items()), **provider.extra_query}
+    url = base.copy_with(path=base.path.rstrip("/") + "/chat/completions", query=None)
+    return url.copy_with(query=urlencode(query).encode("ascii")) if query else url
+
+
+def _header_fields(provider: Provider, url: httpx.URL, user_agent: str, api_key: str | None) -> httpx.Headers:
+    """What is the same in all requests. An `httpx.Headers` never shows the key where it is printed."""
+    fields = {
+        "host": ("Host", url.netloc.decode("ascii")),
+        "accept": ("Accept", "application/json"),
+        "content-type": ("Content-Type", "application/json"),
+        "user-agent": ("User-Agent", user_agent),
+    }
+    for name, value in provider.headers.items():
+        fields[name.lower()] = (name, value)
+    if api_key is not None:
+        fields["authorization"] = ("Authorization", f"Bearer {api_key}")
+    for name, value in fields.values():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not re.fullmatch(r"[\t\x20-\x7e]*", value):
+            what = "the key" if name == "Authorization" else f"the header {name!r}"
+            raise ValueError(f"{what} holds characters that cannot be sent")
+    return httpx.Headers(list(fields.values()))
 
 
 async def _read_bounded(response: httpx.Response) -> bytes:
@@ -138,29 +164,57 @@ async def _read_bounded(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_bytes():
         size += len(chunk)
         if size > MAX_ANSWER_BYTES:
-            raise _TooLarge
+            raise _TooLarge(response.status_code)
         chunks.append(chunk)
     return b"".join(chunks) if len(chunks) != 1 else chunks[0]
 
 
-def _failed(error: httpx.HTTPError) -> Reply:
+def _mask_answer(reply: Reply, mask: KeyMask) -> None:
+    """Take the key out of what was received, where it stood there in an unusual spelling."""
+    reply.text = mask(reply.text) if reply.text is not None else None
+    reply.request_id = mask(reply.request_id) if reply.request_id is not None else None
+    reply.model = mask(reply.model) if reply.model is not None else None
+    if reply.completion is not None:
+        reply.completion = _masked_completion(reply.completion, mask)
+
+
+def _masked_completion(completion: Completion, mask: KeyMask) -> Completion:
+    def masked(text: str | None) -> str | None:
+        return mask(text) if text is not None else None
+
+    calls = completion.tool_calls
+    return replace(
+        completion,
+        text=masked(completion.text),
+        finish_reason=masked(completion.finish_reason),
+        model=masked(completion.model),
+        request_id=masked(completion.request_id),
+        refusal=masked(completion.refusal),
+        reasoning=masked(completion.reasoning),
+        tool_calls=calls and tuple({name: masked(value) for name, value in call.items()} for call in calls),
+    )
+
+
+def _failed(error: httpx.HTTPError, mask: KeyMask) -> Reply:
     """Map the transport's exceptions to failures."""
-    text = str(error).strip() or type(error).__name__
-    sent = request_sent(error)
+    text = mask(str(error).strip()) or type(error).__name__
+    kind, verdict = ErrorKind.CONNECTION, Verdict.TRANSIENT
     if isinstance(error, httpx.ConnectTimeout):
-        kind, sent = ErrorKind.CONNECTION, False
         text = f"no connection in time: {text}"
+    elif isinstance(error, httpx.PoolTimeout):
+        text = f"no free connection in time: {text}"
     elif isinstance(error, httpx.TimeoutException):
         kind = ErrorKind.TIMEOUT
         text = f"no answer in time: {text}"
     elif isinstance(error, httpx.ConnectError):
-        kind, sent = ErrorKind.CONNECTION, False
         if "CERTIFICATE" in text.upper():
             text += " (the server's certificate is not trusted; provider.ca_file names your own authority's)"
-    elif isinstance(error, httpx.RemoteProtocolError | httpx.DecodingError):
+    elif isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
+        # What this side cannot say will not be sayable at the next row either.
+        kind, verdict = ErrorKind.INVALID_REQUEST, Verdict.FATAL
+        text = f"the request cannot be sent: {text}"
+    elif isinstance(error, httpx.DecodingError) or (
+        isinstance(error, httpx.RemoteProtocolError) and "disconnect" not in text.lower()
+    ):
         kind = ErrorKind.PROTOCOL
-        if isinstance(error, httpx.RemoteProtocolError) and "disconnect" in text.lower():
-            kind = ErrorKind.CONNECTION
-    else:
-        kind = ErrorKind.CONNECTION
-    return Reply(Verdict.TRANSIENT, failure=Failure(kind, text), sent=sent)
+    return Reply(verdict, failure=Failure(kind, text), sent=request_sent(error))

@@ -15,7 +15,10 @@ from email.utils import parsedate_to_datetime
 
 from batchchat.records import LimitHeaders
 
+_RESET_MAX_S = 86400.0
+_WINDOW_S = 61.0
 _GO_DURATION = re.compile(rb"(\d+(?:\.\d+)?)(ms|us|\xc2\xb5s|ns|h|m|s|d)")
+_NUMBER = re.compile(rb"\+?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?")
 _UNITS = {b"d": 86400.0, b"h": 3600.0, b"m": 60.0, b"s": 1.0, b"ms": 1e-3, b"us": 1e-6, b"\xc2\xb5s": 1e-6, b"ns": 1e-9}
 _PREFIX = b"x-ratelimit-"
 _AXES = {
@@ -34,22 +37,23 @@ Headers = Mapping[bytes, bytes]
 def parse_seconds(text: bytes) -> float | None:
     """Read a Go duration or a number as seconds; None where it is neither, negative, or not finite."""
     text = text.strip()
-    seconds: float | None = None
-    if _GO_DURATION.match(text):
-        position, seconds = 0, 0.0
-        for part in _GO_DURATION.finditer(text):
-            if part.start() != position:
-                return None
-            seconds += float(part[1]) * _UNITS[part[2]]
-            position = part.end()
-        if position != len(text):
+    if not _GO_DURATION.match(text):
+        return _parse_number(text)
+    position, seconds = 0, 0.0
+    for part in _GO_DURATION.finditer(text):
+        if part.start() != position:
             return None
-    else:
-        try:
-            seconds = float(text)
-        except ValueError:
-            return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+        seconds += float(part[1]) * _UNITS[part[2]]
+        position = part.end()
+    return seconds if position == len(text) and math.isfinite(seconds) else None
+
+
+def _parse_number(text: bytes) -> float | None:
+    """A plain number, finite and not negative; Python's own spellings (`1_0`, `nan`) are none."""
+    if not _NUMBER.fullmatch(text.strip()):
+        return None
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def parse_retry_after(headers: Headers, now: float) -> float | None:
@@ -59,9 +63,9 @@ def parse_retry_after(headers: Headers, now: float) -> float | None:
     """
     millis = headers.get(b"retry-after-ms")
     if millis is not None:
-        seconds = parse_seconds(millis)
-        if seconds is not None:
-            return seconds / 1000
+        number = _parse_number(millis)
+        if number is not None:
+            return number / 1000
     value = headers.get(b"retry-after")
     if value is None:
         return None
@@ -70,24 +74,25 @@ def parse_retry_after(headers: Headers, now: float) -> float | None:
         return seconds
     try:
         moment = parsedate_to_datetime(value.decode("ascii"))
-    except (ValueError, TypeError, OverflowError, UnicodeDecodeError):
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        wait = (moment - datetime.fromtimestamp(now, UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    wait = (moment - datetime.fromtimestamp(now, UTC)).total_seconds()
     return wait if wait >= 0 else None
 
 
 def _parse_count(text: bytes) -> int | None:
-    try:
-        count = int(text)
-    except ValueError:
-        return None
-    return count if 0 <= count < 10**12 else None
+    number = _parse_number(text)
+    return int(number) if number is not None and number.is_integer() and number < 10**12 else None
 
 
 def parse_limits(headers: Headers) -> LimitHeaders | None:
-    """Read `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` and their relatives; None where there are none."""
+    """Read `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` and their relatives; None where there are none.
+
+    A reset of more than a minute cannot belong to a limit per minute (Groq counts requests by the day), so the limit
+    beside it is dropped; one of more than a day is a date or garbage, and is dropped itself.
+    """
     found: dict[str, int | float | None] = {}
     for name, value in headers.items():
         if not name.startswith(_PREFIX):
@@ -97,10 +102,14 @@ def parse_limits(headers: Headers) -> LimitHeaders | None:
         if axis is None:
             continue
         if what == b"reset":
-            found[f"reset_{axis}"] = parse_seconds(value)
+            seconds = parse_seconds(value)
+            found[f"reset_{axis}"] = seconds if seconds is not None and seconds <= _RESET_MAX_S else None
         elif what in {b"limit", b"remaining"}:
             count = _parse_count(value)
             found[f"{what.decode()}_{axis}"] = count if what == b"remaining" or count else None
+    for axis in ("requests", "tokens"):
+        if (found.get(f"reset_{axis}") or 0.0) > _WINDOW_S:
+            found[f"limit_{axis}"] = None
     if not any(value is not None for value in found.values()):
         return None
     return LimitHeaders(**found)  # type: ignore[arg-type]  # the names are made from the fields' own

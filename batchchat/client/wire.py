@@ -7,7 +7,9 @@ statuses and bodies mean is documented by OpenAI and Scaleway; servers that only
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -16,6 +18,8 @@ from batchchat.client.headers import Headers, parse_limits, parse_retry_after
 from batchchat.records import Axis, Completion, ErrorKind, Failure, Reply, Usage, Verdict
 
 _MESSAGE_LIMIT = 1000
+_EXCERPT = 160
+_READ_LIMIT = 16_000
 _QUOTA = re.compile(
     r"insufficient_quota|credit_balance_exhausted|spend_limit_exceeded|billing_hard_limit|payment_required"
 )
@@ -32,23 +36,61 @@ _TRANSIENT = {
 _RATE = {429, 498}
 _FATAL = {401, 402}
 _REFUSED = {403, 404, 405, 422}
+_STATUS_OF_WORDS = (
+    (re.compile(r"rate_?limit|too_many_requests|quota|spend_limit|credit_balance"), 429),
+    (re.compile(r"overload"), 529),
+    (re.compile(r"authentication|invalid_api_key|unauthori[sz]ed"), 401),
+    (re.compile(r"permission"), 403),
+    (re.compile(r"model_not_found"), 404),
+    (re.compile(r"content_filter|content_policy|context_length|invalid_request|bad_?request"), 400),
+)
+_FILTERED = re.compile(r"content_filter|content_policy_violation")
+_NEVER_FITS = re.compile(r"request too large|exceeds? the (?:maximum )?limit of tokens per request")
+_GENERIC = re.compile(r"too many requests|try again|requested \d+|http[ _]?429")
+Mask = Callable[[str], str]
 _THINK = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
 
 
-def read_reply(status: int, headers: Headers, body: bytes, *, now: float) -> Reply:
-    """Judge one whole answer. `now` is seconds since the epoch, for Retry-After dates. Never raises."""
-    try:
-        data: Any = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        data = None
-    reply = _read_success(data, body) if 200 <= status < 300 else _read_error(status, headers, data, body)
+def read_reply(status: int, headers: Headers, body: bytes, *, now: float, mask: Mask = str) -> Reply:
+    """Judge one whole answer. `now` is seconds since the epoch, for Retry-After dates. Never raises.
+
+    `mask` takes a secret out of what becomes a message, before that is cut to its length.
+    """
+    data = _load(body)
+    if 200 <= status < 300:
+        reply = _read_success(status, headers, data, body, mask)
+    else:
+        reply = _read_error(status, headers, data, body, mask)
     if reply.verdict is not Verdict.OK:
         reply.retry_after = parse_retry_after(headers, now)
     reply.limits = parse_limits(headers)
     request_id = headers.get(b"x-request-id")
     if request_id is not None:
-        reply.request_id = request_id.decode("latin-1")[:200]
+        reply.request_id = mask(request_id.decode("latin-1"))[:200]
     return reply
+
+
+def _load(body: bytes) -> Any:
+    """Parse JSON; None where it is none. Halves of emoji and NaN, which some servers write, do not cost the answer."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    if body[:1] not in b"{[" and not body[:64].lstrip().startswith((b"{", b"[")):
+        return None
+    try:
+        data = json.loads(body, parse_constant=lambda _: None)
+        return orjson.loads(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _dump(value: object) -> str:
+    """JSON text of a parsed value. Raises ValueError where it is nested too deeply."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def read_usage(data: object) -> Usage:
@@ -74,82 +116,109 @@ def _count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value < 2**53 else None
 
 
-def _protocol(message: str, body: bytes, *, usage: Usage | None = None) -> Reply:
-    start = body[:160].decode("utf-8", "replace").strip()
-    text = f"{message}: {start}" if start else message
-    return Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.PROTOCOL, text, 200), usage=usage)
+def _protocol(status: int, problem: str, body: bytes, mask: Mask, *, usage: Usage | None = None) -> Reply:
+    start = " ".join(mask(body[:_READ_LIMIT].decode("utf-8", "replace")).split())[:_EXCERPT]
+    text = f"HTTP {status} {problem}: {start}" if start else f"HTTP {status} {problem}"
+    return Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.PROTOCOL, text, status), usage=usage)
 
 
-def _read_success(data: Any, body: bytes) -> Reply:
+def _read_success(status: int, headers: Headers, data: Any, body: bytes, mask: Mask) -> Reply:
     if not isinstance(data, dict):
-        return _protocol("HTTP 200 with a body that is no JSON object" if body else "HTTP 200 with no body", body)
-    if data.get("error"):
-        return _error_inside(data)
+        return _protocol(status, "with a body that is no JSON object" if body else "with no body", body, mask)
     usage = read_usage(data.get("usage"))
+    if data.get("error") or data.get("object") == "error":
+        reply = _read_error(_status_inside(data), headers, data, b"", mask)
+        if reply.failure is not None:
+            told = f"HTTP {status} with an error inside: {reply.failure.message}"
+            reply.failure = Failure(reply.failure.kind, told, reply.failure.http_status)
+        reply.usage = usage if data.get("usage") else None
+        return reply
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return _protocol("HTTP 200 without choices", body, usage=usage)
+        return _protocol(status, "without choices", body, mask, usage=usage)
     choice = choices[0]
     message = choice.get("message")
     if not isinstance(message, dict):
-        return _protocol("HTTP 200 with a choice that has no message", body, usage=usage)
-    completion = _read_completion(data, choice, message, usage)
-    if completion is None:
-        return _protocol("HTTP 200 with a message of unknown form", body, usage=usage)
-    return judge(completion)
+        return _protocol(status, "with a choice that has no message", body, mask, usage=usage)
+    try:
+        completion = _read_completion(data, choice, message, usage)
+    except ValueError:
+        return _protocol(status, "with a message of unknown form", body, mask, usage=usage)
+    return judge(completion, mask=mask)
 
 
-def _error_inside(data: dict[str, Any]) -> Reply:
-    """HTTP 200 with an `error` object: judged by the code inside, else as the server's own trouble."""
-    error = data["error"]
-    code = error.get("code") if isinstance(error, dict) else data.get("status")
-    status = code if isinstance(code, int) and 400 <= code < 600 else 500
-    reply = _read_error(status, {}, data, b"")
-    reply.usage = read_usage(data["usage"]) if data.get("usage") else None
-    return reply
+def _status_inside(data: dict[str, Any]) -> int:
+    """The status that an error inside an HTTP 200 means: a number it names, else what its words mean, else 500."""
+    error = data.get("error")
+    inner = error if isinstance(error, dict) else {}
+    for value in (inner.get("code"), inner.get("status"), data.get("code"), data.get("status")):
+        number = int(value) if isinstance(value, str) and re.fullmatch(r"[45]\d\d", value) else value
+        if type(number) is int and 400 <= number < 600:
+            return number
+    words = " ".join(str(value) for value in (*_codes(data), inner.get("status")) if isinstance(value, str)).lower()
+    return next((status for pattern, status in _STATUS_OF_WORDS if pattern.search(words)), 500)
 
 
-def _read_completion(
-    data: dict[str, Any], choice: dict[str, Any], message: dict[str, Any], usage: Usage
-) -> Completion | None:
-    text = message.get("content")
-    if isinstance(text, list):
-        text = "".join(part["text"] for part in text if isinstance(part, dict) and isinstance(part.get("text"), str))
-    if text is not None and not isinstance(text, str):
-        return None
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    if not isinstance(reasoning, str):
-        reasoning = None
+def _read_completion(data: dict[str, Any], choice: dict[str, Any], message: dict[str, Any], usage: Usage) -> Completion:
+    """Read the parts of an answer. Raises ValueError for a message of unknown form."""
+    text, thoughts = _read_content(message.get("content"))
+    reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning")) or thoughts
     if text is not None and reasoning is None and "<think>" in text[:64]:
         inline = _THINK.match(text)
         if inline:
             reasoning, text = inline[1].strip(), text[inline.end() :]
-    finish_reason, model, request_id = choice.get("finish_reason"), data.get("model"), data.get("id")
-    refusal = message.get("refusal")
     return Completion(
         text=text,
-        finish_reason=finish_reason if isinstance(finish_reason, str) else None,
-        model=model if isinstance(model, str) else None,
+        finish_reason=_text(choice.get("finish_reason")),
+        model=_text(data.get("model")),
         usage=usage,
-        request_id=request_id if isinstance(request_id, str) else None,
-        refusal=refusal if isinstance(refusal, str) and refusal else None,
+        request_id=_text(data.get("id")),
+        refusal=_text(message.get("refusal")) or None,
         reasoning=reasoning,
-        tool_calls=_read_tool_calls(message.get("tool_calls")),
+        tool_calls=_read_tool_calls(message),
     )
 
 
-def _read_tool_calls(calls: object) -> tuple[dict[str, str | None], ...] | None:
+def _read_content(content: object) -> tuple[str | None, str | None]:
+    """The text of a message, and what a list of parts holds as reasoning. Raises ValueError for an unknown form."""
+    if content is None or isinstance(content, str):
+        return content, None
+    if not isinstance(content, list):
+        raise ValueError("content is neither a text nor a list")
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in content:
+        if not isinstance(part, dict):
+            continue
+        if part.get("type") in {"thinking", "reasoning"}:
+            inside = part.get("thinking", part.get("reasoning", part.get("text")))
+            thoughts += (text for text in (inside, *_part_texts(inside)) if isinstance(text, str))
+        else:
+            texts += _part_texts([part])
+    return "".join(texts) if texts else None, "".join(thoughts) or None
+
+
+def _part_texts(parts: object) -> list[str]:
+    if not isinstance(parts, list):
+        return []
+    return [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+
+
+def _read_tool_calls(message: dict[str, Any]) -> tuple[dict[str, str | None], ...] | None:
+    """The tool calls, also one in the older form of a single `function_call`."""
+    calls = message.get("tool_calls")
     if not isinstance(calls, list) or not calls:
-        return None
+        older = message.get("function_call")
+        calls = [{"type": "function", "function": older}] if isinstance(older, dict) else []
     read = []
     for call in calls:
         if not isinstance(call, dict):
             continue
-        function = call.get("function")
-        function = function if isinstance(function, dict) else {}
+        called = call.get("function")
+        function: dict[str, Any] = called if isinstance(called, dict) else {}
         arguments = function.get("arguments")
         if arguments is not None and not isinstance(arguments, str):
-            arguments = orjson.dumps(arguments).decode()
+            arguments = _dump(arguments)
         read.append(
             {
                 "id": _text(call.get("id")),
@@ -165,7 +234,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def judge(completion: Completion) -> Reply:
+def judge(completion: Completion, *, mask: Mask = str) -> Reply:
     """Tell a usable completion from an answer that is none: refused, filtered, cut off, empty."""
     failure: Failure | None = None
     verdict = Verdict.NO
@@ -173,7 +242,8 @@ def judge(completion: Completion) -> Reply:
     if reason == "content_filter":
         failure = Failure(ErrorKind.CONTENT_FILTER, "the provider's content filter stopped the answer", 200)
     elif completion.refusal is not None:
-        failure = Failure(ErrorKind.REFUSAL, f"the model refused: {completion.refusal[:_MESSAGE_LIMIT]}", 200)
+        said = mask(completion.refusal[:_READ_LIMIT])[:_MESSAGE_LIMIT]
+        failure = Failure(ErrorKind.REFUSAL, f"the model refused: {said}", 200)
     elif reason == "length":
         tokens = completion.usage.completion_tokens
         after = f" after {tokens} tokens" if tokens is not None else ""
@@ -196,57 +266,91 @@ def judge(completion: Completion) -> Reply:
     )
 
 
-def _error_message(data: Any, body: bytes) -> tuple[str, str]:
-    """The message and the machine-readable part (type and code) of an error body, in any of its known shapes."""
-    if not isinstance(data, dict):
-        text = body[: 4 * _MESSAGE_LIMIT].decode("utf-8", "replace")
-        if "<" in text[:200]:
-            text = re.sub(r"(?is)<(script|style).*?</\1>|<[^>]*>", " ", text)
-        return " ".join(text.split())[:_MESSAGE_LIMIT], ""
+def _codes(data: dict[str, Any]) -> list[str]:
+    """The machine-readable words of an error body: type and code, and an error that is a text itself."""
     error = data.get("error")
     source = error if isinstance(error, dict) else data
-    message = source.get("message") or source.get("detail") or (error if isinstance(error, str) else None)
-    if isinstance(message, list | dict) or message is None:
-        message = orjson.dumps(message if message is not None else data).decode()
-    if isinstance(error, str) and error not in str(message):
-        message = f"{error}: {message}"
-    codes = f"{source.get('type') or ''} {source.get('code') or ''} {error if isinstance(error, str) else ''}"
-    return str(message)[:_MESSAGE_LIMIT], codes
+    return [value for value in (source.get("type"), source.get("code"), error) if isinstance(value, str)]
 
 
-def _read_error(status: int, headers: Headers, data: Any, body: bytes) -> Reply:
-    message, codes = _error_message(data, body)
-    verdict, kind = Verdict.NO, ErrorKind.INVALID_REQUEST
+def _error_message(data: Any, body: bytes, mask: Mask) -> str:
+    """What an error body says to a person, in any of its known shapes."""
+    if not isinstance(data, dict):
+        text = mask(body[:_READ_LIMIT].decode("utf-8", "replace"))
+        if "<" in text[:200]:
+            text = re.sub(r"(?is)<(script|style)\b.{0,4000}?</\1>|<[^>]*>", " ", text)
+        return " ".join(text.split())[:_MESSAGE_LIMIT]
+    error = data.get("error")
+    source = error if isinstance(error, dict) else data
+    message = source.get("message") or source.get("detail")
+    text = message if isinstance(message, str) else _details(message) if isinstance(message, list) else ""
+    if not text and not isinstance(error, str):
+        try:
+            text = _dump(message or data)
+        except ValueError:
+            text = "an error of unknown form"
+    if isinstance(error, str) and error not in text:
+        text = f"{error}: {text}" if text else error
+    return mask(text[:_READ_LIMIT])[:_MESSAGE_LIMIT]
+
+
+def _details(items: list[Any]) -> str:
+    """FastAPI's list of what is wrong as `body.messages: field required`, without the input that it repeats."""
+    told = []
+    for item in items:
+        if isinstance(item, dict) and isinstance(item.get("msg"), str):
+            place = item.get("loc")
+            where = ".".join(str(part)[:80] for part in place) if isinstance(place, list) else ""
+            told.append(f"{where}: {item['msg']}" if where else item["msg"])
+    return "; ".join(told)
+
+
+def _read_error(status: int, headers: Headers, data: Any, body: bytes, mask: Mask) -> Reply:
+    message = _error_message(data, body, mask)
+    codes = " ".join(_codes(data)).lower() if isinstance(data, dict) else ""
+    verdict, kind = _judge_status(status, codes, message.lower())
     axis = Axis.UNKNOWN
     if status in _RATE:
-        kind = ErrorKind.RATE_LIMIT
-        quota = _QUOTA.search(codes.lower()) or _QUOTA.search(message.lower())
-        verdict = Verdict.FATAL if quota else Verdict.RATE_LIMIT
         axis = Axis.CONCURRENCY if status == 498 else _axis(f"{message} {codes}".lower())
-    elif status in _TRANSIENT or status >= 500:
-        verdict, kind = Verdict.TRANSIENT, _TRANSIENT.get(status, ErrorKind.SERVER)
-    elif status in _FATAL:
-        verdict = Verdict.FATAL
-    elif status in _REFUSED:
-        verdict = Verdict.REFUSED
     elif 300 <= status < 400:
-        verdict, kind = Verdict.REFUSED, ErrorKind.PROTOCOL
-        to = headers.get(b"location", b"").decode("latin-1")[:200]
+        to = mask(headers.get(b"location", b"").decode("latin-1"))[:200]
         message = f"a redirect{' to ' + to if to else ''}, which is not followed: the key belongs to this address only"
-    elif status < 200:
-        verdict, kind = Verdict.TRANSIENT, ErrorKind.PROTOCOL
-    should = headers.get(b"x-should-retry")
+    should = headers.get(b"x-should-retry", b"").strip().lower()
     if should == b"true" and verdict is Verdict.NO:
         verdict = Verdict.TRANSIENT
-    elif should == b"false" and verdict is Verdict.TRANSIENT:
+    elif should == b"false" and verdict in {Verdict.TRANSIENT, Verdict.RATE_LIMIT}:
         verdict = Verdict.NO
     text = f"HTTP {status}: {message}" if message else f"HTTP {status}"
     return Reply(verdict, failure=Failure(kind, text, status), axis=axis)
 
 
+def _judge_status(status: int, codes: str, message: str) -> tuple[Verdict, ErrorKind]:
+    """What an error's status means for the row, with its words where the status alone does not tell."""
+    if status in _RATE:
+        return _judge_rate(codes, message)
+    if status in _TRANSIENT or status >= 500:
+        return Verdict.TRANSIENT, _TRANSIENT.get(status, ErrorKind.SERVER)
+    if status < 400:
+        return Verdict.REFUSED if status >= 300 else Verdict.TRANSIENT, ErrorKind.PROTOCOL
+    if status in _FATAL or status in _REFUSED:
+        return Verdict.FATAL if status in _FATAL else Verdict.REFUSED, ErrorKind.INVALID_REQUEST
+    return Verdict.NO, ErrorKind.CONTENT_FILTER if _FILTERED.search(codes) else ErrorKind.INVALID_REQUEST
+
+
+def _judge_rate(codes: str, message: str) -> tuple[Verdict, ErrorKind]:
+    if _QUOTA.search(codes) or _QUOTA.search(message):
+        return Verdict.FATAL, ErrorKind.RATE_LIMIT
+    if _NEVER_FITS.search(message):
+        # Larger than a whole minute's allowance: it would wait for ever, and hold the others back meanwhile.
+        return Verdict.NO, ErrorKind.INVALID_REQUEST
+    return Verdict.RATE_LIMIT, ErrorKind.RATE_LIMIT
+
+
 def _axis(text: str) -> Axis:
+    """Which limit an error speaks about; "Too many requests" is the status's own name and tells nothing."""
     if "concurren" in text or "simultaneous" in text or "in parallel" in text:
         return Axis.CONCURRENCY
+    text = _GENERIC.sub(" ", text)
     if "token" in text or "tpm" in text:
         return Axis.TOKENS
     if "request" in text or "rpm" in text:

@@ -1,0 +1,54 @@
+"""The provider's key taken out of whatever a server sends back: it may repeat what it was sent.
+
+A server can echo a key as it stands, inside JSON that escapes some of its characters, inside JSON within JSON, or
+percent-encoded. Nothing that holds it may come to rest in a record, a log line or an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from urllib.parse import quote
+
+STARS = "***"
+_SHORTEST = 8
+
+
+class KeyMask:
+    """Replaces one key by `***`. Called with a text, it finds every spelling.
+
+    A key of fewer than 8 characters is no secret and is left alone: masking `EMPTY` or `x` would damage ordinary words.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        key = key if key is not None and len(key) >= _SHORTEST else None
+        forms = {key, json.dumps(key)[1:-1], quote(key), quote(key, safe="")} if key else set()
+        # The longest first: one spelling may be the beginning of another.
+        self._forms = [form.encode() for form in sorted(forms, key=lambda form: (-len(form), form))]
+        self._pattern = re.compile("".join(map(_spellings, key))) if key else None
+
+    def __repr__(self) -> str:
+        return "KeyMask(***)" if self._forms else "KeyMask(None)"
+
+    def __call__(self, text: str) -> str:
+        """Return the text without the key."""
+        return text if self._pattern is None else self._pattern.sub(STARS, text)
+
+    def clean(self, body: bytes) -> bytes:
+        """Return the body without the key's usual spellings: a quick search for a few exact byte strings."""
+        for form in self._forms:
+            if form in body:
+                body = body.replace(form, STARS.encode())
+        return body
+
+    def may_hide(self, body: bytes) -> bool:
+        """Whether the body holds escapes that could spell the key in a way that `clean` does not know."""
+        return bool(self._forms) and (b"\\u00" in body or b"\\/" in body or b"%" in body or b"&#" in body)
+
+
+def _spellings(character: str) -> str:
+    """A pattern for one character: plain or after backslashes, as \\u0061, %61, &#97; or &#x61;."""
+    code = ord(character)
+    hexadecimal = f"{code:02x}"
+    digits = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in hexadecimal)
+    return rf"(?:\\*{re.escape(character)}|\\+u00{digits}|%(?:25)*{digits}|&#0*{code};|&#[xX]0*{digits};)"
