@@ -1,7 +1,7 @@
 """One file in input order: the records of an output joined to the current input by `custom_id`. Blocking code.
 
-Positions and carried columns come from the input as it is now; the outcome comes from the record. A row that has no record is
-left out and counted. Memory holds the identities (36 bytes a record) and a few parts, not the dataset.
+Positions and carried columns come from the input as it is now; the outcome comes from the record. A row that has no
+record is left out and counted. Memory holds the identities (36 bytes a record) and a few parts, not the dataset.
 """
 
 from __future__ import annotations

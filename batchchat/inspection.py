@@ -1,4 +1,7 @@
-"""Looking at an output: how far it is, and single records with what went in. Works while a run is going. Blocking code."""
+"""Looking at an output: how far it is, and single records with what went in. Blocking code.
+
+It needs no lock and works while a run is going.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,11 @@ def status_of(directory: Path) -> StatusView:
         ended = output.runs[-1]
         last = LastRun(ended["run_id"], ended.get("exit_code"), ended.get("reason"), _local(ended.get("ended_at")))
     if running is None and output.live and (last is None or output.live.get("run_id") != last.run_id):
-        last = LastRun(str(output.live.get("run_id")), None, "it ended without a word: killed, or the machine went down", None)
+        last = LastRun(
+            str(output.live.get("run_id")), None, "it ended without a word: killed, or the machine went down", None
+        )
     job_file = output.job.get("file")
+    unfinished = running is None and (last is None or last.exit_code != 0)
     return StatusView(
         job=str(output.job.get("name", "")),
         output=str(directory),
@@ -57,13 +63,11 @@ def status_of(directory: Path) -> StatusView:
         spent=output.spend,
         currency=(output.live or {}).get("currency"),
         live=live,
-        command=f"batchchat run {shlex.quote(job_file)}" if job_file and running is None else None,
+        command=f"batchchat run {shlex.quote(job_file)}" if job_file and unfinished else None,
     )
 
 
-def _count(
-    batch: pa.RecordBatch, counts: dict[str | None, int], examples: dict[str, tuple[str, int]]
-) -> None:
+def _count(batch: pa.RecordBatch, counts: dict[str | None, int], examples: dict[str, tuple[str, int]]) -> None:
     failed = pc.equal(batch.column("status"), "failed")
     bad = batch.filter(failed)
     counts[None] = counts.get(None, 0) + batch.num_rows - bad.num_rows

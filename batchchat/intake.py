@@ -1,7 +1,7 @@
 """One pass over the input: each row becomes a request, a failed record, or nothing to do.
 
-Whether a row is done is told by its `custom_id` alone: the rendered request decides. `Intake.sort` looks at a slice of rows at
-a time, so that the caller can yield to the event loop between slices; it does no I/O.
+Whether a row is done is told by its `custom_id` alone: the rendered request decides. `Intake.sort` looks at a slice
+of rows at a time, so that the caller can yield to the event loop between slices; it does no I/O.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Sorted:
 class Intake:
     """Sorts the rows of one pass.
 
-    `index` and `keys` tell what the output holds; both learn which rows this pass has seen. `reopens` says which kinds of
-    failed rows are tried again. `keys` is None where the job names no key.
+    `index` and `keys` tell what the output holds; both learn which rows this pass has seen. `reopens` says which
+    kinds of failed rows are tried again. `keys` is None where the job names no key.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Intake:
         found.requests.append(request)
 
     def _identify(self, digest: bytes, key: str | None) -> str:
-        """The request's `custom_id`; of equal requests without a key, the first occurrence that this pass has not met."""
+        """The request's `custom_id`; of equal requests without a key, the first that this pass has not met."""
         if key is not None:
             return self._identity.custom_id(digest, key=key)
         return _first_unseen(self._index, lambda occurrence: self._identity.custom_id(digest, occurrence=occurrence))

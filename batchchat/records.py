@@ -241,8 +241,8 @@ class LimitHeaders:
 class Reply:
     """What one attempt brought: a completion, or a failure with what is known about trying again.
 
-    `text` and `usage` may be there beside a failure: something was received, and billed. `retry_after` is in seconds, as
-    the server asked, not yet bounded. `sent` is False where the request certainly never reached the server.
+    `text` and `usage` may be there beside a failure: something was received, and billed. `retry_after` is in seconds,
+    as the server asked, not yet bounded. `sent` is False where the request certainly never reached the server.
     """
 
     verdict: Verdict

@@ -49,8 +49,8 @@ class _Group(click.Group):
 def cli() -> None:
     """Run one prompt over many rows, and never lose or pay twice for an answer.
 
-    Start with `batchchat init`, which writes a job to try, then `batchchat run` it. `batchchat plan` shows what a run would
-    send and cost before anything is sent.
+    Start with `batchchat init`, which writes a job to try, then `batchchat run` it. `batchchat plan` shows what a run
+    would send and cost before anything is sent.
     """
 
 

@@ -49,7 +49,7 @@ def guarded(command: click.Command) -> None:
 
 
 def _hold_standard_streams() -> None:
-    """Where a standard stream was closed by the caller, put nothing in its place: else a socket or a file would take it."""
+    """Put nothing in the place of a standard stream that the caller closed: else a socket would take it."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -1,4 +1,5 @@
-"""Engines execute requests. An engine takes requests from a feed at its own appetite and tells a sink what came of them.
+"""Engines execute requests. An engine takes requests from a feed at its own appetite and tells a sink what came of
+them.
 
 `local` sends each request as one HTTP exchange. The seam is as narrow as it can be, so that an engine that takes 50,000
 requests at once (a provider's Batch API) fits behind it:

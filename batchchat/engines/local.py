@@ -1,12 +1,13 @@
 """The local engine: a pool of workers that send each request as one HTTP exchange.
 
-This is the one place where client, limits and retry meet. A worker's loop: take a request, get a permit, make an attempt,
-settle the permit, then settle the request or put it aside to be tried again. A request that waits holds neither a permit
-nor a worker: it lies in a heap until it is due, and due requests go before new ones. There are as many workers as the
-limiter's window is wide, and they are started as the window opens, so that nothing is created ahead of a free slot.
+This is the one place where client, limits and retry meet. A worker's loop: take a request, get a permit, make an
+attempt, settle the permit, then settle the request or put it aside to be tried again. A request that waits holds
+neither a permit nor a worker: it lies in a heap until it is due, and due requests go before new ones. There are as
+many workers as the limiter's window is wide, and they are started as the window opens, so that nothing is created
+ahead of a free slot.
 
-Stopping has two steps. `drain` takes no more work: workers that wait go home, attempts that are under way may end. `cancel`
-ends those too. Whatever was answered has reached the sink by then; everything else simply stays open.
+Stopping has two steps. `drain` takes no more work: workers that wait go home, attempts that are under way may end.
+`cancel` ends those too. Whatever was answered has reached the sink by then; everything else simply stays open.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ _LONG_S = 3600.0
 class LocalEngine:
     """Executes requests over one client under one limiter.
 
-    `answered_before` says that this model has answered this output's requests in an earlier run, so that a few refusals are
-    less suspicious. Counters are public: the run reads them for its snapshots.
+    `answered_before` says that this model has answered this output's requests in an earlier run, so that a few
+    refusals are less suspicious. Counters are public: the run reads them for its snapshots.
     """
 
     def __init__(

@@ -462,7 +462,7 @@ class Job(_Section):
         """The job as plain JSON, to be kept beside its output. It holds no key: keys never stand in a job."""
         return {
             **self.model_dump(mode="json", exclude_unset=True),
-            "file": str(self._file) if self._file else None,
+            "file": str(self._file.absolute()) if self._file else None,
         }
 
 

@@ -13,8 +13,11 @@ import math
 _START = 8
 _SHRINK = 0.7
 _NEW_GROUND = 0.25
-"""Growth for each success where nobody was before: a quarter more each round trip. When an unknown limit is met, all that
-is under way is refused, so the window must be small beside what was accepted until then: at most a quarter of it."""
+"""Growth for each success where nobody was before: a quarter more each round trip.
+
+When an unknown limit is met, all that is under way is refused: so the window must be small beside what was accepted
+until then, at most a quarter of it.
+"""
 _HOLD_S = 30.0
 _HOLD_MAX_S = 960.0
 _SCORE = 2.0
@@ -25,8 +28,8 @@ _PER = 16.0
 class Concurrency:
     """The window. `slots` is how many requests may be under way now: from 1 to `cap`. `enough` of them fill it.
 
-    `given` is the job's number: start there. None: start at 8 and grow by a quarter each round trip while all goes well;
-    back to a level that went well before, double.
+    `given` is the job's number: start there. None: start at 8 and grow by a quarter each round trip while all goes
+    well; back to a level that went well before, double.
     """
 
     __slots__ = (

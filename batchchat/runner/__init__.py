@@ -1,8 +1,8 @@
 """A run: one execution of a job into an output directory.
 
 `run_job` puts the parts together: it prepares the job, opens the store, feeds the engine, and tells how it ended. The
-pieces it joins each hold one idea: `preparation` checks before anything is sent, `intake` sorts rows, the engine executes
-requests, the writer makes outcomes durable.
+pieces it joins each hold one idea: `preparation` checks before anything is sent, `intake` sorts rows, the engine
+executes requests, the writer makes outcomes durable.
 """
 
 from __future__ import annotations
@@ -75,14 +75,22 @@ async def run_job(
 ) -> RunSummary:
     """Run a job, or go on with it where an earlier run stopped, and tell how it ended.
 
-    `transport` takes the place of the network; `limiter` is shared with other runs where one is given. `listener` takes events,
-    `on_snapshot` the counts four times a second. `environ` takes the place of the process's environment for keys. `offload`
-    runs blocking code (default: in worker threads). `seed` makes jitter repeatable.
+    `transport` takes the place of the network; `limiter` is shared with other runs where one is given. `listener`
+    takes events, `on_snapshot` the counts four times a second. `environ` takes the place of the process's environment
+    for keys. `offload` runs blocking code (default: in worker threads). `seed` makes jitter repeatable.
 
     Raises UsageError before anything is sent or written, OutputLocked where another run holds the output, StorageError
     where it cannot be opened. Anything later is told by the summary's `exit_code` and `reason`.
     """
-    this = _Run(job, options, listener, on_snapshot, stop or StopRequest(), offload, seed)
+    this = _Run(
+        job,
+        options,
+        listener=listener,
+        on_snapshot=on_snapshot,
+        stop=stop or StopRequest(),
+        offload=offload,
+        seed=seed,
+    )
     return await this.execute(transport, limiter, environ)
 
 
@@ -96,6 +104,7 @@ class _Run:
         self,
         job: Job,
         options: RunOptions,
+        *,
         listener: Listener,
         on_snapshot: Callable[[Snapshot], None] | None,
         stop: StopRequest,
@@ -427,8 +436,9 @@ class _Run:
         stored = await self.offload(self.store.stored_rows)
         if counts.seen == rows and counts.live == stored:
             return None
+        rows_told = f"{rows} rows read, {counts.seen} settled"
         return BatchchatError(
-            f"the counts do not agree: {rows} rows read, {counts.seen} settled; {counts.live} records known, {stored} stored",
+            f"the counts do not agree: {rows_told}; {counts.live} records known, {stored} stored",
             remedy=f"Run `batchchat verify {self.job.output.path}` and report what it says.",
         )
 

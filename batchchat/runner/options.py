@@ -11,10 +11,10 @@ from batchchat.records import ErrorKind
 class RunOptions:
     """Options of one run.
 
-    `limit` takes the first rows only, `sample` a random choice of that many rows drawn with `seed`. `retry_failed` names the
-    kinds of failed rows to try again now, None leaves it to the job. `fresh` sets the old output aside; `prune` moves
-    records whose input is gone to the archive after a complete pass. `grace` is how long a stop waits for what is in
-    flight, in seconds. `command` is repeated in the summary as the way to go on.
+    `limit` takes the first rows only, `sample` a random choice of that many rows drawn with `seed`. `retry_failed`
+    names the kinds of failed rows to try again now, None leaves it to the job. `fresh` sets the old output aside;
+    `prune` moves records whose input is gone to the archive after a complete pass. `grace` is how long a stop waits
+    for what is in flight, in seconds. `command` is repeated in the summary as the way to go on.
     """
 
     limit: int | None = None

@@ -1,7 +1,7 @@
 """The one writer: takes outcomes from the engine, commits them to the journal in groups, seals parts.
 
-A group is whatever has arrived while the last commit was under way: a lone record never waits for a timer, and a thousand
-records share one fdatasync. An outcome counts from its commit on: only then are index and tally told.
+A group is whatever has arrived while the last commit was under way: a lone record never waits for a timer, and a
+thousand records share one fdatasync. An outcome counts from its commit on: only then are index and tally told.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Writer:
             error_message=failure.message if failure else None,
             http_status=failure.http_status if failure else 200,
             attempts=request.attempts,
-            latency_s=reply.latency_s,
+            latency_s=round(reply.latency_s, 6),
             started_at=request.started_at,
             finished_at=self._wall_clock_us(),
             request_id=reply.request_id,
