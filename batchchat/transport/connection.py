@@ -21,9 +21,6 @@ from batchchat.transport.faults import ResponseTooLarge, tell_sent
 ONE_WRITE_BYTES: Final = 64 * 1024
 """Head and body up to this size go out in one write; a larger body follows in pieces, as fast as it is taken."""
 
-IDLE_S: Final = 60.0
-"""How long a connection is kept without a request."""
-
 _PIECE_BYTES: Final = 256 * 1024
 _READ_AHEAD_BYTES: Final = 256 * 1024
 _WHOLE_BYTES: Final = 256 * 1024
@@ -89,10 +86,17 @@ class Connection(asyncio.Protocol):
     """See the module. The methods `on_…` are called by the parser, the others by the loop or the pool."""
 
     def __init__(
-        self, home: Home, loop: asyncio.AbstractEventLoop, *, max_head_bytes: int, max_body_bytes: int
+        self,
+        home: Home,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        idle_timeout: float,
+        max_head_bytes: int,
+        max_body_bytes: int,
     ) -> None:
         self._home = home
         self.loop = loop
+        self._idle_timeout = idle_timeout
         self._max_head_bytes = max_head_bytes
         self._max_body_bytes = max_body_bytes
         self._parser = httptools.HttpResponseParser(self)
@@ -151,7 +155,7 @@ class Connection(asyncio.Protocol):
         """The loop time at which the response counts as silent, or the connection as idle, for too long."""
         incoming = self._incoming
         if incoming is None:
-            return self.quiet_since + IDLE_S
+            return self.quiet_since + self._idle_timeout
         return math.inf if self._reading_paused else self.quiet_since + incoming.timeout
 
     def expire(self) -> None:
@@ -173,8 +177,12 @@ class Connection(asyncio.Protocol):
         if self._incoming is incoming:
             self.abort()
 
+    def shut(self) -> None:
+        """Close, whatever is under way."""
+        self._fail(httpx.ReadError("the transport was closed"))
+
     def abort(self) -> None:
-        """Close at once."""
+        """Close at once a connection that nobody waits for."""
         self._incoming = None
         self._home.forget(self)
         if self._transport is not None:

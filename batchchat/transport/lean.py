@@ -24,6 +24,7 @@ from batchchat.transport.faults import request_sent
 MAX_RESPONSE_BYTES: Final = 64 * 2**20
 MAX_HEAD_BYTES: Final = 64 * 2**10
 CONNECT_TIMEOUT_S: Final = 30.0
+IDLE_TIMEOUT_S: Final = 60.0
 
 _DIALS_AT_ONCE: Final = 256
 _LATE_S: Final = 0.1
@@ -114,9 +115,9 @@ class LeanTransport(httpx.AsyncBaseTransport):
     """An HTTP/1.1 transport for asyncio and uvloop; it belongs to the event loop that first uses it.
 
     `verify` is the context for https, None to refuse https. Connections are opened as needed (how many requests run at
-    once is the caller's to limit) and kept for 60 s. A request that a kept connection certainly did not deliver,
-    because the server had closed it, is sent again once on a new one. Redirects are returned, never followed.
-    `max_response_bytes` bounds a decoded body, `max_head_bytes` the status line with the header fields.
+    once is the caller's to limit) and kept for `idle_timeout` seconds. A request that a kept connection certainly did
+    not deliver, because the server had closed it, is sent again once on a new one. Redirects are returned, never
+    followed. `max_response_bytes` bounds a decoded body, `max_head_bytes` the status line with the header fields.
     """
 
     def __init__(
@@ -124,12 +125,14 @@ class LeanTransport(httpx.AsyncBaseTransport):
         *,
         verify: ssl.SSLContext | None = None,
         connect_timeout: float | None = CONNECT_TIMEOUT_S,
+        idle_timeout: float = IDLE_TIMEOUT_S,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         max_head_bytes: int = MAX_HEAD_BYTES,
         resolver: Resolver = resolve,
     ) -> None:
         self._verify = verify
         self._connect_timeout = connect_timeout
+        self._idle_timeout = idle_timeout
         self._max_response_bytes = max_response_bytes
         self._max_head_bytes = max_head_bytes
         self._resolver = resolver
@@ -151,7 +154,8 @@ class LeanTransport(httpx.AsyncBaseTransport):
 
     async def exchange(self, route: Route, body: bytes, timeout: float | None = None) -> Answer:
         """See `Exchange.exchange`."""
-        incoming = await self._perform(route, body, math.inf if timeout is None else timeout)
+        silence = math.inf if timeout is None else timeout
+        incoming = await self._perform(route, body, silence, self._connect_timeout)
         return Answer(incoming.status, incoming.fields, incoming.body)
 
     # httpx's seam
@@ -174,7 +178,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
                 route,
                 body,
                 math.inf if read is None else read,
-                connect_timeout=timeouts.get("connect", self._connect_timeout),
+                timeouts.get("connect", self._connect_timeout),
                 streamable=True,
             )
         except httpx.RequestError as error:
@@ -188,6 +192,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
             headers=headers,
             stream=httpx.ByteStream(incoming.body) if incoming.complete else _LiveBody(incoming),
             extensions={"http_version": b"HTTP/1.1"},
+            request=request,
         )
 
     async def aclose(self) -> None:
@@ -198,9 +203,14 @@ class LeanTransport(httpx.AsyncBaseTransport):
         self._sweep, self._sweep_at = None, math.inf
         closing = [connection.closed for connection in self._connections]
         for connection in list(self._connections):
-            connection.abort()
+            connection.shut()
         if closing:
             await asyncio.wait(closing, timeout=_CLOSING_S)
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, idle ones among them."""
+        return len(self._connections)
 
     # The pool's side
 
@@ -223,8 +233,8 @@ class LeanTransport(httpx.AsyncBaseTransport):
         route: Route,
         body: bytes,
         timeout: float,
+        connect_timeout: float | None,
         *,
-        connect_timeout: float | None = None,
         streamable: bool = False,
     ) -> Incoming:
         connection, kept = route.origin.take(), True
@@ -273,6 +283,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
                     lambda: Connection(
                         origin,
                         loop,
+                        idle_timeout=self._idle_timeout,
                         max_head_bytes=self._max_head_bytes,
                         max_body_bytes=self._max_response_bytes,
                     ),

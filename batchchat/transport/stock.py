@@ -60,7 +60,9 @@ class StockTransport(httpx.AsyncBaseTransport):
         if decoder is not None:
             headers = [field for field in headers if field[0].lower() not in {b"content-encoding", b"content-length"}]
         body = _BoundedBody(response, decoder, self._max_response_bytes, lambda: self._give_back(lane))
-        return httpx.Response(response.status_code, headers=headers, stream=body, extensions=response.extensions)
+        return httpx.Response(
+            response.status_code, headers=headers, stream=body, extensions=response.extensions, request=request
+        )
 
     async def aclose(self) -> None:
         """Close every connection."""
