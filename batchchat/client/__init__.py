@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from urllib.parse import urlencode
@@ -22,6 +22,7 @@ from batchchat.client.wire import read_reply
 from batchchat.providers import Provider
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Verdict
 from batchchat.transport import Exchange, request_sent
+from batchchat.transport.decoding import decoder_for
 
 CONNECT_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 64 * 2**20
@@ -160,12 +161,24 @@ def _header_fields(provider: Provider, url: httpx.URL, user_agent: str, api_key:
 
 
 async def _read_bounded(response: httpx.Response) -> bytes:
+    """The whole body, decoded. Bounded while it is decoded, so that little data cannot unpack to much."""
+    decoder = decoder_for(response.headers.get("content-encoding", "").encode("latin-1"))
+    stream = response.stream
+    assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - what every async transport gives
     chunks, size = [], 0
-    async for chunk in response.aiter_bytes():
-        size += len(chunk)
-        if size > MAX_ANSWER_BYTES:
-            raise _TooLarge(response.status_code)
-        chunks.append(chunk)
+    pieces = aiter(stream)
+    try:
+        async for raw in pieces:
+            chunk = raw if decoder is None else decoder.feed(raw, MAX_ANSWER_BYTES - size)
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES:
+                raise _TooLarge(response.status_code)
+            chunks.append(chunk)
+    finally:
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()
+    if decoder is not None:
+        decoder.finish()
     return b"".join(chunks) if len(chunks) != 1 else chunks[0]
 
 
