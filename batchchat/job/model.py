@@ -291,7 +291,7 @@ class Params(_Section):
         return value
 
     def as_body(self) -> dict[str, Any]:
-        """The params that are set, in the author's order, `extra_body` still apart."""
+        """The params that are set, in an order that does not depend on the author's, `extra_body` still apart."""
         return self.model_dump(exclude_unset=True, exclude_none=True)
 
 

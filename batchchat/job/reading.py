@@ -200,13 +200,17 @@ def _absolute(base: Path, path: str) -> str:
 
 
 def _read_value(text: str) -> Any:
-    """The YAML value of a `--set`; what is no YAML, or a lone `-`, is the text itself."""
-    if text.strip() in {"", "-"}:
-        return text.strip()
+    """The YAML value of a `--set`. Lists and mappings are written in brackets; any other `a: b` or `# c` is text."""
+    text = text.strip()
     try:
-        return parse_yaml(text, Path("--set")).data
+        value = parse_yaml(text, Path("--set")).data if text else ""
     except JobError:
         return text
+    if isinstance(value, str):
+        return value if text.startswith(("'", '"')) else text
+    if isinstance(value, dict | list):
+        return value if text.startswith(("{", "[")) else text
+    return value
 
 
 def _key_in(target: Any, part: str, option: str) -> str | int:
