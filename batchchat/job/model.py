@@ -209,7 +209,7 @@ def _number_or_template(low: float, high: float, *, whole: bool = False) -> Befo
         if not isinstance(value, int | float):
             raise ValueError(f"must be a number, or a template that gives one{_not(value)}")
         if not low <= value <= high:
-            bound = f"at least {low:g}" if high >= _MANY else f"between {low:g} and {high:g}"
+            bound = f"at least {low:g}" if high == _MANY else f"between {low:g} and {high:g}"
             raise ValueError(f"must be {bound}{_not(value)}")
         if whole and value != int(value):
             raise ValueError(f"must be a whole number, not {value:g}")
