@@ -56,9 +56,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; the console script's entry point."""
-    from batchchat.cli.running import guarded
+    from batchchat.cli.running import guarded, leave
 
-    guarded(cli)
+    leave(guarded(cli))
 
 
 _Command = Callable[..., Any]

@@ -16,6 +16,7 @@ from batchchat.cli.logs import LogListener, library_logs
 from batchchat.cli.terminal import Terminal, mask
 from batchchat.errors import BatchchatError, UsageError
 
+_LAST_WORDS_S = 1.0
 _REASONS = {
     signal.SIGINT: "stopped by Ctrl-C (SIGINT)",
     signal.SIGTERM: "stopped by SIGTERM",
@@ -23,8 +24,8 @@ _REASONS = {
 }
 
 
-def guarded(command: click.Command) -> None:
-    """Run a click command and leave with its exit code, whatever happens to the streams meanwhile."""
+def guarded(command: click.Command) -> int:
+    """Run a click command and return its exit code, whatever happens to the streams meanwhile."""
     _hold_standard_streams()
     code = 70
     try:
@@ -45,7 +46,7 @@ def guarded(command: click.Command) -> None:
     except Exception:  # noqa: BLE001 - the last resort: tell it, masked, with the code for it
         errors().write_line(traceback.format_exc().rstrip())
         errors().write_line("error: this is a fault in batchchat itself; the output can be resumed")
-    leave(code)
+    return code
 
 
 def _hold_standard_streams() -> None:
@@ -90,11 +91,11 @@ def leave(code: int) -> None:
     """End the process with this code, also where a stream is closed or a thread waits for input for ever."""
     for terminal in (errors(), results()):
         terminal.stream.flush()
-    waiting = [
-        thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon
-    ]
-    if waiting:
-        os._exit(code)
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join(_LAST_WORDS_S)
+            if thread.is_alive():
+                os._exit(code)
     sys.exit(code)
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from batchchat.cli import main
+from batchchat.cli import cli
+from batchchat.cli.running import guarded
 from batchchat.demo import DemoOptions, DemoServer
 from tests.integration.jobs import ROOT, query, texts, write_rows
 from tests.integration.processes import COMMAND, batchchat, environment, start, wait_for
@@ -138,10 +139,9 @@ def test_bad_input_is_exit_2_with_a_reason_and_writes_nothing(
     monkeypatch.chdir(folder)
     monkeypatch.delenv("SCW_SECRET_KEY", raising=False)
     monkeypatch.setattr(sys, "argv", ["batchchat", *arguments])
-    with pytest.raises(SystemExit) as left:
-        main()
+    code = guarded(cli)
     out, err = capfd.readouterr()
-    assert left.value.code == 2, err
+    assert code == 2, err
     assert said in err
     assert "Traceback" not in err
     assert out == ""
