@@ -10,8 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 import yaml
@@ -52,26 +53,55 @@ def write_job(folder: Path, **fields: object) -> Path:
     return path
 
 
+class Command(Protocol):
+    def __call__(
+        self, *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """A command run in this process, for tests that need no process of its own: a start takes a second."""
+    for name in environment().keys() ^ os.environ.keys():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run_here(
+        *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        texts = [str(argument) for argument in arguments]
+        with monkeypatch.context() as patched:
+            patched.chdir(cwd)
+            patched.setattr(sys, "argv", ["batchchat", *texts])
+            for name, value in (env or {}).items():
+                patched.setenv(name, value)
+            capfd.readouterr()
+            code = guarded(cli)
+        return subprocess.CompletedProcess(texts, code, *capfd.readouterr())
+
+    return run_here
+
+
 def on(demo: DemoServer) -> list[str]:
     """Eight requests at once to this server."""
     return ["--set", f"provider.base_url={demo.base_url}", "--set", "limits.concurrency=8"]
 
 
-def test_every_command_has_help_and_the_readme_names_it() -> None:
+def test_every_command_has_help_and_the_readme_names_it(command: Command) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    listed = batchchat("--help", cwd=ROOT).stdout
+    listed = command("--help", cwd=ROOT).stdout
     commands = re.findall(r"^  ([a-z][a-z-]+)  ", listed, re.MULTILINE)
     assert commands == ["run", "plan", "status", "show", "export", "verify", "init", "demo-server"]
-    for command in commands:
-        assert f"`batchchat {command}" in readme
-        help_text = batchchat(command, "--help", cwd=ROOT)
+    for name in commands:
+        assert f"`batchchat {name}" in readme
+        help_text = command(name, "--help", cwd=ROOT)
         assert help_text.returncode == 0
         assert "Usage:" in help_text.stdout
 
 
-def test_every_option_of_run_is_in_the_readme() -> None:
+def test_every_option_of_run_is_in_the_readme(command: Command) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    options = re.findall(r"(--[a-z-]+)", batchchat("run", "--help", cwd=ROOT).stdout)
+    options = re.findall(r"(--[a-z-]+)", command("run", "--help", cwd=ROOT).stdout)
     told = set(re.findall(r"--[a-z-]+", readme))
     assert set(options) - told <= {"--help", "--verbose", "--quiet"}
 
@@ -119,11 +149,7 @@ BAD = [
     ("arguments", "said"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
 def test_bad_input_is_exit_2_with_a_reason_and_writes_nothing(
-    job: Path,
-    arguments: list[str],
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    command: Command, job: Path, arguments: list[str], said: str
 ) -> None:
     folder = job.parent
     (folder / "empty.jsonl").touch()
@@ -135,35 +161,31 @@ def test_bad_input_is_exit_2_with_a_reason_and_writes_nothing(
     text = job.read_text(encoding="utf-8")
     (folder / "badtemplate.yaml").write_text(text.replace("{{ text }}", "{{ txt }}"), encoding="utf-8")
     (folder / "notyaml.yaml").write_text("name: x\ninput: y\n  a: b: c\n", encoding="utf-8")
-    before = sorted(path for path in folder.rglob("*"))
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("SCW_SECRET_KEY", raising=False)
-    monkeypatch.setattr(sys, "argv", ["batchchat", *arguments])
-    code = guarded(cli)
-    out, err = capfd.readouterr()
-    assert code == 2, err
-    assert said in err
-    assert "Traceback" not in err
-    assert out == ""
-    assert sorted(path for path in folder.rglob("*")) == before
+    before = sorted(folder.rglob("*"))
+    done = command(*arguments, cwd=folder)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert sorted(folder.rglob("*")) == before
 
 
-def test_results_go_to_stdout_and_everything_else_to_stderr(job: Path) -> None:
-    done = batchchat("run", job, "--json", cwd=job.parent)
+def test_results_go_to_stdout_and_everything_else_to_stderr(command: Command, job: Path) -> None:
+    done = command("run", job, "--json", cwd=job.parent)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["ok"], summary["exit_code"], summary["rows"]) == (100, 0, 100)
-    plain = batchchat("run", job, cwd=job.parent)
+    plain = command("run", job, cwd=job.parent)
     assert plain.stdout == ""
     assert "all 100 rows" in plain.stderr
-    for command in (["status", "out"], ["show", "out", "--limit", "1"], ["verify", "out"]):
-        looked = batchchat(*command, "--json", cwd=job.parent)
+    for name in (["status", "out"], ["show", "out", "--limit", "1"], ["verify", "out"]):
+        looked = command(*name, "--json", cwd=job.parent)
         assert looked.returncode == 0, looked.stderr
         assert isinstance(json.loads(looked.stdout), dict)
 
 
-def test_log_lines_can_be_json(job: Path) -> None:
-    done = batchchat("run", job, "--log-format", "json", "-v", cwd=job.parent)
+def test_log_lines_can_be_json(command: Command, job: Path) -> None:
+    done = command("run", job, "--log-format", "json", "-v", cwd=job.parent)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert lines[-1]["event"] == "run_ended"
     assert lines[-1]["ok"] == 100
@@ -281,29 +303,29 @@ def test_status_tells_what_is_in_flight_and_how_long(job: Path) -> None:
     assert (status["running"], status["last"]["exit_code"]) == (None, None)
 
 
-def test_export_is_in_input_order_and_takes_columns_from_the_input_of_now(job: Path) -> None:
+def test_export_is_in_input_order_and_takes_columns_from_the_input_of_now(command: Command, job: Path) -> None:
     folder = job.parent
-    batchchat("run", job, cwd=folder)
+    command("run", job, cwd=folder)
     rows = [{**row, "text": row["text"]} for row in texts(100)][::-1]
     write_rows(folder / "rows.jsonl", rows)
     for name in ("x.jsonl", "x.csv", "x.parquet"):
-        done = batchchat("export", "out", "-o", name, cwd=folder)
+        done = command("export", "out", "-o", name, cwd=folder)
         assert done.returncode == 0, done.stderr
     exported = [json.loads(line) for line in (folder / "x.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in exported] == [row["id"] for row in rows]
     assert [row["row_index"] for row in exported] == list(range(100))
     assert len((folder / "x.csv").read_text(encoding="utf-8").splitlines()) >= 101
-    assert batchchat("export", "out", "-o", "x.csv", cwd=folder).returncode == 2
-    assert batchchat("export", "out", "-o", "x.csv", "--force", cwd=folder).returncode == 0
+    assert command("export", "out", "-o", "x.csv", cwd=folder).returncode == 2
+    assert command("export", "out", "-o", "x.csv", "--force", cwd=folder).returncode == 0
 
 
-def test_init_writes_a_job_that_runs(tmp_path: Path) -> None:
-    assert batchchat("init", "demo", cwd=tmp_path).returncode == 0
-    plan = batchchat("plan", "demo.yaml", "--json", cwd=tmp_path)
+def test_init_writes_a_job_that_runs(command: Command, tmp_path: Path) -> None:
+    assert command("init", "demo", cwd=tmp_path).returncode == 0
+    plan = command("plan", "demo.yaml", "--json", cwd=tmp_path)
     assert json.loads(plan.stdout)["requests"] == 8
-    done = batchchat("run", "demo.yaml", "--json", cwd=tmp_path)
+    done = command("run", "demo.yaml", "--json", cwd=tmp_path)
     assert (done.returncode, json.loads(done.stdout)["ok"]) == (0, 8)
-    assert batchchat("init", "demo", cwd=tmp_path).returncode == 2
+    assert command("init", "demo", cwd=tmp_path).returncode == 2
 
 
 def test_demo_server_serves_alone(job: Path) -> None:
@@ -318,26 +340,26 @@ def test_demo_server_serves_alone(job: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_sample_job_runs(path: Path, tmp_path: Path) -> None:
+def test_every_sample_job_runs(command: Command, path: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
     shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")
     needs_key = yaml.safe_load(path.read_text(encoding="utf-8"))["provider"] != "demo"
-    command = "plan" if needs_key else "run"
-    done = batchchat(command, f"jobs/{path.name}", "--json", "--set", "limits.concurrency=200", cwd=tmp_path)
+    name = "plan" if needs_key else "run"
+    done = command(name, f"jobs/{path.name}", "--json", "--set", "limits.concurrency=200", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["requests"] == 320 if needs_key else told["ok"] == told["rows"] > 0
 
 
-def test_a_debug_log_and_every_file_are_free_of_the_key(job: Path, tmp_path: Path) -> None:
+def test_a_debug_log_and_every_file_are_free_of_the_key(command: Command, job: Path, tmp_path: Path) -> None:
     key = "canary-" + os.urandom(12).hex()
     with DemoServer(DemoOptions(latency_s=0, api_key=key, faults={"error_400": 0.1})) as demo:
         spec = ["--set", f"provider.base_url={demo.base_url}", "--set", "provider.api_key_env=CANARY"]
-        done = batchchat("run", job, *spec, "-v", cwd=tmp_path, env={"CANARY": key})
+        done = command("run", job, *spec, "-v", cwd=tmp_path, env={"CANARY": key})
         assert done.returncode in {0, 1}, done.stderr
-        wrong = batchchat("run", job, *spec, "-v", "--output", "out2", cwd=tmp_path, env={"CANARY": key[::-1]})
+        wrong = command("run", job, *spec, "-v", "--output", "out2", cwd=tmp_path, env={"CANARY": key[::-1]})
         assert wrong.returncode == 3, wrong.stderr
-    shown = batchchat("show", "out", "--json", "--limit", "100", cwd=tmp_path)
+    shown = command("show", "out", "--json", "--limit", "100", cwd=tmp_path)
     for text in (done.stderr, done.stdout, wrong.stderr, shown.stdout):
         assert key not in text
         assert key[::-1] not in text
@@ -352,11 +374,11 @@ def readme_commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.startswith("batchchat ")]
 
 
-def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+def test_the_commands_of_the_readme_run(command: Command, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
     shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")
     commands = [*readme_commands(), "batchchat run jobs/label-tickets.yaml", "batchchat status out/label-tickets"]
-    for command in commands:
-        needs_key = "run jobs/label-tickets-scaleway.yaml" in command
-        done = batchchat(*shlex.split(command)[1:], cwd=tmp_path)
-        assert done.returncode == (2 if needs_key else 0), f"{command}\n{done.stderr}"
+    for name in commands:
+        needs_key = "run jobs/label-tickets-scaleway.yaml" in name
+        done = command(*shlex.split(name)[1:], cwd=tmp_path)
+        assert done.returncode == (2 if needs_key else 0), f"{name}\n{done.stderr}"
