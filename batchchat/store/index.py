@@ -106,16 +106,23 @@ class _Table:
 
     def swap(self, identity: bytes, keep: int, change: int) -> int:
         """Set the state to `state & keep | change` (inserting the identity) and return the former state."""
-        bucket = self._bucket(identity)
-        place = _find(bucket, identity)
+        # Written out, not through _bucket and _find: the event loop pays for this once or twice a row.
+        digest = hash(identity)
+        number = digest & self._mask
+        buckets = self._buckets
+        bucket = buckets[number] if number < len(buckets) else buckets[digest & self._half]
+        place = bucket.find(identity)
+        if place > 0 and place % ENTRY_BYTES:
+            place = _find(bucket, identity)
         if place >= 0:
-            old = bucket[place + ID_BYTES]
-            bucket[place + ID_BYTES] = old & keep | change
+            place += ID_BYTES
+            old = bucket[place]
+            bucket[place] = old & keep | change
             return old
         bucket += identity
         bucket.append(change)
         self._size += 1
-        if self._size > BUCKET_ENTRIES * len(self._buckets):
+        if self._size > BUCKET_ENTRIES * len(buckets):
             self._split()
         return 0
 
@@ -166,12 +173,6 @@ class _Table:
         """Translate every state byte by a table of 256 bytes."""
         for bucket in self._buckets:
             bucket[ID_BYTES::ENTRY_BYTES] = bucket[ID_BYTES::ENTRY_BYTES].translate(table)
-
-    def items(self) -> Iterator[tuple[bytes, int]]:
-        """Iterate over identities and states, in no order. The table must not change meanwhile."""
-        for bucket in self._buckets:
-            for entry in _entries(bytes(bucket)):
-                yield entry[:ID_BYTES], entry[ID_BYTES]
 
 
 def _find(bucket: bytearray, identity: bytes) -> int:
@@ -292,7 +293,7 @@ class RecordIndex:
         )
 
     def __len__(self) -> int:
-        """Return how many identities are known, archived ones included."""
+        """Return how many identities are known, archived and merely seen ones included."""
         return len(self._table)
 
     def _count(self, state: int, by: int) -> None:
