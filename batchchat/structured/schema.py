@@ -1,0 +1,221 @@
+"""The schema of a job's answers: where it comes from, and how a request asks for it.
+
+`response.schema` is a path to a JSON file, an inline mapping, or `package.module:Model`, a Pydantic model. A schema
+that cannot be used is found here, before anything is sent.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from batchchat.structured.arrow import ParsedColumn, parsed_field
+from batchchat.structured.dialect import KEYWORDS, Place, SchemaError, compile_schema, shorten
+from batchchat.structured.find import NotJSON, parse
+from batchchat.structured.validation import AnswerValidator
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Mode = Literal["json_schema", "json_object", "prompt"]
+"""How the schema reaches the model: by `response_format`, or written into the prompt with or without `json_object`."""
+
+_MODEL = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+_MAX_BYTES = 1_000_000
+_MAX_VALUES = 50_000
+_MAX_LEVELS = 100
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResponseSchema:
+    """A usable schema: plain JSON with its properties in the author's order, in which models write their answers.
+
+    `name` is what `response_format.json_schema.name` takes, `source` where the schema came from, for messages.
+    `column` is the typed column of its answers, `validator` their judge.
+    """
+
+    schema: Mapping[str, Any]
+    name: str
+    source: str
+    column: ParsedColumn
+    validator: AnswerValidator
+
+    @property
+    def field(self) -> pa.Field:
+        """The Arrow field of `parsed`."""
+        return self.column.field
+
+    @property
+    def text(self) -> str:
+        """The schema as one line of JSON."""
+        return json.dumps(self.schema, ensure_ascii=False, separators=(",", ":"))
+
+    def request_fields(self, mode: Mode) -> dict[str, Any]:
+        """Build what a request's body gets beside its messages."""
+        if mode == "json_schema":
+            wanted = {"name": self.name, "strict": True, "schema": self.schema}
+            return {"response_format": {"type": "json_schema", "json_schema": wanted}}
+        return {"response_format": {"type": "json_object"}} if mode == "json_object" else {}
+
+    def instructions(self, mode: Mode) -> str | None:
+        """Word what the prompt must say of the answer's form; None where `response_format` says it.
+
+        It is plain text, not a template: braces in it are the schema's own.
+        """
+        if mode == "json_schema":
+            return None
+        return (
+            "Answer with one JSON value and nothing else: no text around it, no code fence. "
+            f"It must be valid against this JSON Schema:\n{self.text}"
+        )
+
+
+def load_schema(spec: object, *, folder: Path) -> ResponseSchema:
+    """Load `response.schema`; a path is relative to `folder`, a model's module is looked for there first.
+
+    Raises SchemaError with the place inside the schema for whatever cannot be used.
+    """
+    if isinstance(spec, Mapping):
+        raw, name, source = spec, "answer", "the job's schema"
+    elif isinstance(spec, str) and _MODEL.fullmatch(spec):
+        raw, name, source = _model_schema(spec, folder), spec.rpartition(":")[2].rpartition(".")[2], spec
+    elif isinstance(spec, str) and spec:
+        path = folder / Path(spec).expanduser()
+        raw, name, source = _read(path), path.name.partition(".")[0], str(path)
+    else:
+        raise SchemaError("a schema is a path to a JSON file, a mapping, or package.module:PydanticModel")
+    schema = as_json(raw)
+    if not isinstance(schema, dict):
+        raise SchemaError(f"{source} is not a JSON Schema: it is {_kind(schema)}, not an object")
+    if schema and not KEYWORDS.intersection(schema):
+        raise SchemaError(
+            f"{source} is not a JSON Schema: it has no keyword of one, only {shorten(', '.join(schema), 100)}",
+            remedy="Describe the answer as {type: object, properties: {name: {type: string}}, required: [name], "
+            "additionalProperties: false}.",
+        )
+    title = schema.get("title")
+    try:
+        compiled = compile_schema(schema)
+        column = ParsedColumn(parsed_field(schema))
+    except SchemaError as error:
+        raise SchemaError(f"{error.reason} (in {source})", error.place, remedy=error.remedy) from None
+    wire_name = _wire_name(title if isinstance(title, str) else name)
+    return ResponseSchema(schema, wire_name, source, column, AnswerValidator(compiled, column))
+
+
+def as_json(value: Any, place: Place = ()) -> Any:
+    """Copy a mapping of a job as plain JSON; SchemaError with the place of what JSON has not, or of too much."""
+    return _Copy().copy(value, place, 0)
+
+
+class _Copy:
+    """One bounded copy: a YAML file of a few lines can name values that would fill the memory."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def copy(self, value: Any, place: Place, level: int) -> Any:
+        self._count += 1
+        if level > _MAX_LEVELS or self._count > _MAX_VALUES:
+            raise SchemaError(f"is larger than {_MAX_VALUES:,} values or deeper than {_MAX_LEVELS} levels", place[:3])
+        if isinstance(value, Mapping):
+            for name in value:
+                if not isinstance(name, str):
+                    raise SchemaError(f"the name {name!r} is not text", place, remedy=f'Quote it: "{name}".')
+                self._check_text(name, place)
+            return {name: self.copy(item, (*place, name), level + 1) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.copy(item, (*place, index), level + 1) for index, item in enumerate(value)]
+        if isinstance(value, str):
+            self._check_text(value, place)
+        elif isinstance(value, float):
+            self._refuse_unless(math.isfinite(value), value, place)
+        elif not isinstance(value, bool | None):
+            self._refuse_unless(isinstance(value, int) and value.bit_length() <= 1024, value, place)
+        return value
+
+    @staticmethod
+    def _refuse_unless(usable: bool, value: Any, place: Place) -> None:
+        if not usable:
+            kind = type(value).__name__
+            told = shorten(str(value), 60) if kind != "int" else "a whole number of more than 300 digits"
+            raise SchemaError(f"{told} is nothing that JSON has", place, remedy="Quote it, if it is meant as text.")
+
+    @staticmethod
+    def _check_text(text: str, place: Place) -> None:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise SchemaError("holds text that is not valid Unicode (a lone surrogate)", place) from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        data = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else None
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise SchemaError(f"the schema {path} cannot be read: {reason}") from None
+    if data is None:
+        raise SchemaError(f"the schema {path} is larger than {_MAX_BYTES // 1_000_000} MB")
+    try:
+        return parse(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise SchemaError(f"the schema {path} is not UTF-8 text") from None
+    except NotJSON as problem:
+        raise SchemaError(f"the schema {path} is not JSON: {problem}") from None
+
+
+def _model_schema(spec: str, folder: Path) -> Any:
+    from pydantic import BaseModel
+
+    module_name, _, attributes = spec.partition(":")
+    try:
+        with _importing_from(folder):
+            found: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  a user's module may raise anything
+        raise SchemaError(
+            f"{module_name} cannot be imported: {type(error).__name__}: {shorten(str(error))}",
+            remedy=f"The module must be installed, or lie in {folder}.",
+        ) from None
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute, None)
+        if found is None:
+            raise SchemaError(f"{module_name} has no {attributes}")
+    if not (inspect.isclass(found) and issubclass(found, BaseModel)):
+        raise SchemaError(f"{spec} is not a Pydantic model (a subclass of pydantic.BaseModel)")
+    try:
+        return found.model_json_schema()
+    except Exception as error:  # noqa: BLE001  Pydantic's own errors, and those of a model's hooks
+        raise SchemaError(f"{spec} has no JSON Schema: {type(error).__name__}: {shorten(str(error))}") from None
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Look in the folder first, as Python does for a script's own folder."""
+    entry = str(folder.absolute())
+    sys.path.insert(0, entry)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(entry)
+
+
+def _wire_name(text: str) -> str:
+    """Make a name as `json_schema.name` takes it: letters, digits, `_` and `-`, at most 64 (OpenAI's API reference)."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_")[:64] or "answer"
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list"}
+    return names.get(type(value), "null")
