@@ -71,13 +71,15 @@ async def run_job(
     stop: StopRequest | None = None,
     environ: Mapping[str, str] | None = None,
     offload: Offload = in_thread,
+    open_store: Callable[..., Store] = Store.open,
     seed: int | None = None,
 ) -> RunSummary:
     """Run a job, or go on with it where an earlier run stopped, and tell how it ended.
 
     `transport` takes the place of the network; `limiter` is shared with other runs where one is given. `listener`
     takes events, `on_snapshot` the counts four times a second. `environ` takes the place of the process's environment
-    for keys. `offload` runs blocking code (default: in worker threads). `seed` makes jitter repeatable.
+    for keys. `offload` runs blocking code (default: in worker threads), `open_store` takes the place of `Store.open`.
+    `seed` makes jitter repeatable.
 
     Raises UsageError before anything is sent or written, OutputLocked where another run holds the output, StorageError
     where it cannot be opened. Anything later is told by the summary's `exit_code` and `reason`.
@@ -89,6 +91,7 @@ async def run_job(
         on_snapshot=on_snapshot,
         stop=stop or StopRequest(),
         offload=offload,
+        open_store=open_store,
         seed=seed,
     )
     return await this.execute(transport, limiter, environ)
@@ -109,6 +112,7 @@ class _Run:
         on_snapshot: Callable[[Snapshot], None] | None,
         stop: StopRequest,
         offload: Offload,
+        open_store: Callable[..., Store],
         seed: int | None,
     ) -> None:
         self.job = job
@@ -117,6 +121,7 @@ class _Run:
         self.on_snapshot = on_snapshot
         self.stop = stop
         self.offload = offload
+        self.open_store = open_store
         self.rng = random.Random(seed)  # noqa: S311 - jitter, not cryptography
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         self.tally = Tally()
@@ -160,7 +165,7 @@ class _Run:
 
     def _open_store(self) -> Store:
         job = self.job
-        store = Store.open(
+        store = self.open_store(
             Path(job.output.path),
             job_name=job.name,
             snapshot=job.snapshot(),
