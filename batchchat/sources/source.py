@@ -23,6 +23,7 @@ from batchchat.sources.jsonl import count_jsonl, read_jsonl
 from batchchat.sources.parquet import ParquetFile, plain_type
 
 _MAX_COLUMNS = 1_000
+_ONE_OBJECT_A_LINE = "JSON Lines has one object a line; `jq -c '.[]' array.json > rows.jsonl` turns an array into it."
 _SAMPLE_ROWS = 10_000
 _SAMPLE_BYTES = 64 * 1024 * 1024
 
@@ -169,12 +170,12 @@ class Source(ABC):
         if message not in self.warnings:
             self.warnings.append(message)
 
-    def _no_rows(self, reason: str = "") -> UsageError:
+    def _no_rows(self, reason: str = "", remedy: str = "Check input.path.") -> UsageError:
         places = self._inputs[0]
         where = (
             "standard input" if places is None else str(places.path if len(self._inputs) == 1 else places.path.parent)
         )
-        return UsageError(f"{where}: the input has no rows{reason}", remedy="Check input.path.")
+        return UsageError(f"{where}: the input has no rows{reason}", remedy=remedy)
 
 
 class JsonlSource(Source):
@@ -200,7 +201,9 @@ class JsonlSource(Source):
             if rows >= _SAMPLE_ROWS or read >= _SAMPLE_BYTES or (frozen is not None and shapes):
                 break
         if rows == 0:
-            raise self._no_rows(f": {self.warnings[0]}" if self.warnings else "")
+            if self.warnings:
+                raise self._no_rows(f": {self.warnings[0]}", _ONE_OBJECT_A_LINE)
+            raise self._no_rows()
         if not shapes and problem is not None:
             raise UsageError(
                 f"none of the first {rows:,} lines is a row: {problem}",
