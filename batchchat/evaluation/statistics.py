@@ -320,7 +320,8 @@ def _bca_interval(rows: Array, seed: int) -> Interval:
     # Half of the ties with the estimate count as below it.
     below = (np.sum(means < mean) + np.sum(means <= mean)) / (2 * means.size)
     bias = float(stats.norm.ppf(np.clip(below, 0.5 / means.size, 1 - 0.5 / means.size)))
-    centred = rows - mean
+    # The skewness has no unit; scaled by the largest, no power of a deviation leaves the range of a float.
+    centred = (rows - mean) / max(mean - rows[0], rows[-1] - mean)
     acceleration = float(np.sum(centred**3) / (6 * np.sum(centred**2) ** 1.5))
     z = bias + stats.norm.ppf(np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
     levels = stats.norm.cdf(bias + z / (1 - acceleration * z))
