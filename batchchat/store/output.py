@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Spend
-from batchchat.store.dataset import identities, identity_states, latest
+from batchchat.store.dataset import identity_states, latest
 from batchchat.store.directory import Layout, lock_holder
 from batchchat.store.files import read_lines
 from batchchat.store.index import KeyIndex, RecordIndex, key_digest
@@ -31,7 +31,7 @@ from batchchat.store.parts import (
     sample_keys,
 )
 
-_NEEDED = ("custom_id", "run_id", "finished_at", "key", "sample_index")
+_NEEDED = ("custom_id", "key", "sample_index")
 
 
 @dataclass(slots=True)
@@ -80,13 +80,14 @@ class Output:
             return
         names = list(columns) if columns is not None else schema.names
         files = self._layout.parts()
-        known = _Unpublished(self.pending) if self.pending is not None and self.pending.num_rows else None
-        read = names if known is None else list(dict.fromkeys([*names, *_NEEDED]))
+        pending = self.pending if self.pending is not None and self.pending.num_rows else None
+        superseding = None if pending is None else _Superseding(pending)
+        read = names if superseding is None else list(dict.fromkeys([*names, *_NEEDED]))
         for name in files.names():
             try:
                 with PartReader(files, name) as reader:
                     for batch in reader.batches(read, rows=batch_rows):
-                        left = batch if known is None else known.without_superseded(batch)
+                        left = batch if superseding is None else superseding.left_of(batch)
                         if left.num_rows:
                             yield left.select(names)
             except FileNotFoundError:
@@ -96,8 +97,8 @@ class Output:
                     f"{files.path(name)}: {error}",
                     remedy="Run the job again: it sets the part aside and asks for its rows anew.",
                 ) from error
-        if known is not None:
-            yield from known.rest().select(names).to_batches(max_chunksize=batch_rows)
+        if pending is not None:
+            yield from pending.select(names).to_batches(max_chunksize=batch_rows)
 
     def part_names(self) -> list[str]:
         """Return the names of the parts, in their order."""
@@ -137,32 +138,18 @@ class Output:
         return index, keys
 
 
-class _Unpublished:
-    """Committed records, and which of them the parts turn out to hold already."""
+class _Superseding:
+    """Committed records of the journals. What the parts hold of the same requests, or the same keys, gives way."""
 
     def __init__(self, pending: pa.Table) -> None:
-        self._pending = pending
-        self._places = {identity: place for place, identity in enumerate(identities(pending))}
-        self._published: set[int] = set()
         self._ids = pending.column("custom_id").combine_chunks()
         self._keys = sample_keys(pending).combine_chunks().drop_null()
 
-    def without_superseded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def left_of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the records of a batch that live on; one that is published already is told from the journal."""
         same_id = pc.is_in(batch.column("custom_id"), value_set=self._ids)
         same_key = pc.is_in(sample_keys(batch), value_set=self._keys, skip_nulls=True)
-        mask = pc.or_(same_id, same_key)
-        if not mask.true_count:
-            return batch
-        keep = pc.invert(mask).to_pylist()
-        for place, identity in enumerate(identities(batch)):
-            if not keep[place] and identity in self._places:
-                self._published.add(self._places[identity])
-                keep[place] = True
-        return batch.filter(pa.array(keep, pa.bool_()))
-
-    def rest(self) -> pa.Table:
-        keep = [place for place in range(self._pending.num_rows) if place not in self._published]
-        return self._pending.take(pa.array(keep, pa.int64()))
+        return batch.filter(pc.invert(pc.or_(same_id, same_key)))
 
 
 def is_output(directory: Path | str) -> bool:

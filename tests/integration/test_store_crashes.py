@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -87,6 +88,8 @@ def check(directory: Path, counted: list[Entry], launched: int) -> None:
     for entry in counted:
         if isinstance(entry, Answer) and entry.custom_id not in ids:
             assert (entry.custom_id, entry.step) in answers
+    lines = [json.loads(line) for line in (directory / "_batchchat" / "ledger.jsonl").read_text().splitlines()]
+    assert len({line["generation"] for line in lines}) == len(lines)
     spent = read_state(directory).spend_by_run.get("run-2", Spend()).requests
     assert len(counted) <= spent <= len(counted) + launched
     assert verify(directory).problems == []
@@ -110,6 +113,19 @@ def test_a_crash_at_any_point_loses_nothing_and_doubles_nothing(tmp_path: Path, 
     with open_store(tmp_path, "run-4", part_rows=5) as store:
         assert store.recovery.records == 0
     assert live(tmp_path) == again
+
+
+@pytest.mark.parametrize(("name", "again"), [("seal.rewritten", 6), ("seal.published", 0), ("seal.ledger", 0)])
+def test_what_a_crashed_seal_had_published_is_not_published_again(tmp_path: Path, name: str, again: int) -> None:
+    first_run(tmp_path)
+    store = open_store(tmp_path, "run-2", part_rows=5, point=crash_at(name))
+    with pytest.raises(Crash):
+        second_run(store, [])
+    store.close()
+    archived = verify(tmp_path).archived
+    with open_store(tmp_path, "run-3", part_rows=5) as store:
+        assert store.recovery.records == again
+    assert verify(tmp_path).archived == archived == 3
 
 
 @pytest.mark.parametrize("before", ["commit.after", "seal.rewritten", "seal.published", "seal.ledger"])

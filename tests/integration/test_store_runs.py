@@ -130,6 +130,12 @@ def test_the_archive_grows_by_files_as_large_as_parts_and_finds_every_completion
                 previous = [identity((row, prompts[number - 1])) for row in range(4)]
                 assert set(store.fetch_archived(previous)) == set(previous)
     assert len(list((tmp_path / "_batchchat" / "archive").iterdir())) == 2
+    with open_store(tmp_path, "run-8", part_rows=20) as store:  # what is at hand of a file is not all of it for ever
+        assert len(store.fetch_archived([identity((0, "c"))])) == 1
+        commit(store, settled(0, 1, prompt="e", run_id="run-8"))
+        seal(store)
+        assert store.fetch_archived([identity((0, "d"))])[identity((0, "d"))]["completion"] == "answer 0 d"
+    assert len(list((tmp_path / "_batchchat" / "archive").iterdir())) == 2
     with open_store(tmp_path, "run-9") as store:
         every = [identity((row, prompt)) for row in range(4) for prompt in prompts[:3]]
         found = store.fetch_archived(every)

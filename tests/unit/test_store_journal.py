@@ -82,6 +82,20 @@ def test_the_journal_keeps_no_row_batch_alive(tmp_path: Path) -> None:
     log.close()
 
 
+def test_a_row_batch_at_the_address_of_a_freed_one_is_not_taken_for_it(tmp_path: Path) -> None:
+    log = journal(tmp_path)
+    addresses = set()
+    for first in range(0, 200, 2):
+        batch = row_batch(first, 2)
+        addresses.add(id(batch.columns))
+        write(log, [Settled(record(batch, 1))])
+        del batch
+    log.close()
+    assert len(addresses) < 100  # addresses were used again, else this test shows nothing
+    tickets = to_batch(read(log.path)[0], output_schema(SCHEMA)).column("ticket").to_pylist()
+    assert tickets == [f"t{row}" for row in range(1, 200, 2)]
+
+
 def test_text_that_no_utf8_can_hold_and_huge_numbers_are_stored_as_well_as_possible(tmp_path: Path) -> None:
     batch = row_batch(0, 3)
     log = journal(tmp_path)
