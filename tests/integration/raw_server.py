@@ -14,6 +14,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Final
@@ -116,6 +117,17 @@ class RawServer:
         """Run a function in the server's thread."""
         assert self._loop is not None
         self._loop.call_soon_threadsafe(function)
+
+    def close_behind_the_back(self, close: asyncio.Event) -> None:
+        """Let a script that waits for `close` end while the caller's event loop does not look.
+
+        What the caller writes next crosses the end of the connection.
+        """
+        self.gone.clear()
+        self.call(close.set)
+        if not self.gone.wait(5):
+            raise RuntimeError("the script did not end")
+        time.sleep(0.02)
 
     def _run(self) -> None:
         asyncio.run(self._serve())

@@ -239,14 +239,6 @@ async def test_an_idle_connection_is_closed_after_a_while() -> None:
 # Stale
 
 
-def _close_behind_the_back(server: RawServer, close: asyncio.Event) -> None:
-    """Let the server close its side while our event loop does not look: the next write crosses it."""
-    server.gone.clear()
-    server.call(close.set)
-    assert server.gone.wait(5)
-    time.sleep(0.02)
-
-
 def _closes_when_told(close: asyncio.Event, *, reset: bool = False) -> Any:
     async def script(peer: Peer) -> None:
         while True:
@@ -269,7 +261,7 @@ async def test_a_request_that_a_stale_connection_did_not_deliver_is_sent_once_mo
     with RawServer(_closes_when_told(close, reset=reset)) as server:
         async with LeanTransport() as transport:
             await ask(transport, server.url)
-            _close_behind_the_back(server, close)
+            server.close_behind_the_back(close)
             assert (await ask(transport, server.url, b"x" * size)).body == COMPLETION
         assert len(server.received) == 2
         assert server.connections == 2
@@ -308,7 +300,7 @@ async def test_the_second_sending_fails_like_any_other() -> None:
     with RawServer(script) as server:
         async with LeanTransport() as transport:
             await ask(transport, server.url)
-            _close_behind_the_back(server, close)
+            server.close_behind_the_back(close)
             with pytest.raises(httpx.RemoteProtocolError, match="before it answered") as caught:
                 await ask(transport, server.url)
             assert request_sent(caught.value)
