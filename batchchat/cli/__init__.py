@@ -124,7 +124,8 @@ def run(**options: Any) -> None:
     """
     from batchchat.cli.running import run_command
 
-    sys.exit(run_command(command=_command_line(), **options))
+    arguments = _job_arguments(options)
+    sys.exit(run_command(arguments, command=_command_line(), **options))
 
 
 @cli.command()
@@ -134,7 +135,8 @@ def plan(**options: Any) -> None:
     """Show what a run of JOB would do and cost. Sends nothing, writes nothing."""
     from batchchat.cli.reading import plan_command
 
-    sys.exit(plan_command(**options))
+    arguments = _job_arguments(options)
+    sys.exit(plan_command(arguments, **options))
 
 
 @cli.command()
@@ -225,6 +227,15 @@ def demo_server(**options: Any) -> None:
     from batchchat.cli.starting import demo_server_command
 
     sys.exit(demo_server_command(**options))
+
+
+def _job_arguments(options: dict[str, Any]) -> Any:
+    """Take the shared arguments out of a command's options."""
+    from dataclasses import fields
+
+    from batchchat.cli.arguments import JobArguments
+
+    return JobArguments(**{field.name: options.pop(field.name) for field in fields(JobArguments)})
 
 
 def _command_line() -> str:

@@ -6,40 +6,22 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from batchchat.cli.running import errors, print_json, read_kinds, results
+from batchchat.cli.arguments import JobArguments
+from batchchat.cli.running import errors, print_json, results
 
 
-def plan_command(
-    *,
-    job: Path,
-    input_path: str | None,
-    output_path: str | None,
-    overrides: tuple[str, ...],
-    limit: int | None,
-    sample: int | None,
-    seed: int,
-    retry_failed: str | None,
-    fresh: bool,
-    prune: bool,
-    as_json: bool,
-) -> int:
+def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
     """Print what a run would do."""
     import sys
     from dataclasses import replace
 
     from batchchat.cli.report import as_json as to_json
     from batchchat.cli.report import render_plan
-    from batchchat.job import load_job
     from batchchat.plan import plan_job
-    from batchchat.runner import RunOptions
 
-    loaded = load_job(job, overrides=overrides, input=input_path, output=output_path)
-    options = RunOptions(
-        limit=limit, sample=sample, seed=seed, retry_failed=read_kinds(retry_failed), fresh=fresh, prune=prune
-    )
-    view = plan_job(loaded, options)
-    arguments = ["run" if argument == "plan" else argument for argument in sys.argv[1:] if argument != "--json"]
-    view = replace(view, command=shlex.join(["batchchat", *arguments]))
+    view = plan_job(arguments.load(), arguments.options())
+    words = ["run" if word == "plan" else word for word in sys.argv[1:] if word != "--json"]
+    view = replace(view, command=shlex.join(["batchchat", *words]))
     _show(view, render_plan, to_json, as_json=as_json)
     return 0
 

@@ -7,14 +7,14 @@ import signal
 import sys
 import threading
 import traceback
-from pathlib import Path
 from typing import Any
 
 import click
 
+from batchchat.cli.arguments import JobArguments, read_duration
 from batchchat.cli.logs import LogListener, library_logs
 from batchchat.cli.terminal import Terminal, mask
-from batchchat.errors import BatchchatError, UsageError
+from batchchat.errors import BatchchatError
 
 _LAST_WORDS_S = 1.0
 _REASONS = {
@@ -109,31 +109,14 @@ def event_loop_options() -> dict[str, Any]:
 
 
 def run_command(
-    *,
-    command: str,
-    job: Path,
-    input_path: str | None,
-    output_path: str | None,
-    overrides: tuple[str, ...],
-    limit: int | None,
-    sample: int | None,
-    seed: int,
-    retry_failed: str | None,
-    fresh: bool,
-    prune: bool,
-    grace: str,
-    log_format: str,
-    verbose: bool,
-    quiet: bool,
-    as_json: bool,
+    arguments: JobArguments, *, command: str, grace: str, log_format: str, verbose: bool, quiet: bool, as_json: bool
 ) -> int:
     """Run a job with progress on standard error and the summary at the end; return the exit code."""
     import anyio
 
     from batchchat.cli.display import progress
     from batchchat.cli.report import render_summary, summary_json
-    from batchchat.job import load_job
-    from batchchat.runner import RunOptions, StopRequest, run_job
+    from batchchat.runner import StopRequest, run_job
 
     terminal = errors()
     log = LogListener(
@@ -141,18 +124,9 @@ def run_command(
         level="debug" if verbose else "warning" if quiet else "info",
         format="json" if log_format == "json" else "text",
     )
-    loaded = load_job(job, overrides=overrides, input=input_path, output=output_path)
+    loaded = arguments.load()
     _hide_key(loaded)
-    options = RunOptions(
-        limit=limit,
-        sample=sample,
-        seed=seed,
-        retry_failed=read_kinds(retry_failed),
-        fresh=fresh,
-        prune=prune,
-        grace=read_duration("--grace", grace),
-        command=command,
-    )
+    options = arguments.options(grace=read_duration("--grace", grace), command=command)
     stop = StopRequest()
     with library_logs(log), progress(terminal, log) as display:
 
@@ -216,35 +190,6 @@ def _hide_key(job: Any) -> None:
     provider = job.resolved_provider()
     if provider.api_key_env:
         mask.register(load_keys(job).get(provider.api_key_env))
-
-
-def read_kinds(text: str | None) -> Any:
-    """The failure kinds that `--retry-failed` names."""
-    from batchchat.job import failed_kinds
-    from batchchat.records import ErrorKind
-
-    if text is None:
-        return None
-    if text in {"none", "transient", "all"}:
-        return failed_kinds(text)  # type: ignore[arg-type]  # one of its literals
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in set(ErrorKind)]
-    if unknown or not names:
-        known = ", ".join(["transient", "all", *ErrorKind])
-        raise UsageError(
-            f"--retry-failed: {', '.join(unknown) or 'nothing'} is no kind of failure", remedy=f"Known are {known}."
-        )
-    return frozenset(ErrorKind(name) for name in names)
-
-
-def read_duration(option: str, text: str) -> float:
-    """A duration option in seconds."""
-    from batchchat.job import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
 
 
 def print_json(value: Any) -> None:

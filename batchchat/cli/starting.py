@@ -7,7 +7,8 @@ import shlex
 from importlib import resources
 from pathlib import Path
 
-from batchchat.cli.running import errors, read_duration, results
+from batchchat.cli.arguments import read_duration
+from batchchat.cli.running import errors, results
 from batchchat.errors import StorageError, UsageError
 
 _STARTER = {"{name}.yaml": "job.yaml", "{name}-rows.jsonl": "rows.jsonl"}

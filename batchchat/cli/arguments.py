@@ -1,0 +1,80 @@
+"""The arguments that `run` and `plan` share: which job, and what the command line changes in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchchat.errors import UsageError
+
+if TYPE_CHECKING:
+    from batchchat.job import Job
+    from batchchat.records import ErrorKind
+    from batchchat.runner import RunOptions
+
+
+@dataclass(frozen=True, slots=True)
+class JobArguments:
+    """As click read them."""
+
+    job: Path
+    input_path: str | None
+    output_path: str | None
+    overrides: tuple[str, ...]
+    limit: int | None
+    sample: int | None
+    seed: int
+    retry_failed: str | None
+    fresh: bool
+    prune: bool
+
+    def load(self) -> Job:
+        """Read the job with its overrides. Raises UsageError."""
+        from batchchat.job import load_job
+
+        return load_job(self.job, overrides=self.overrides, input=self.input_path, output=self.output_path)
+
+    def options(self, *, grace: float = 20.0, command: str | None = None) -> RunOptions:
+        """What the command line adds to the job. Raises UsageError."""
+        from batchchat.runner import RunOptions
+
+        return RunOptions(
+            limit=self.limit,
+            sample=self.sample,
+            seed=self.seed,
+            retry_failed=read_kinds(self.retry_failed),
+            fresh=self.fresh,
+            prune=self.prune,
+            grace=grace,
+            command=command,
+        )
+
+
+def read_kinds(text: str | None) -> frozenset[ErrorKind] | None:
+    """The failure kinds that `--retry-failed` names; None where it is not given."""
+    from batchchat.job import failed_kinds
+    from batchchat.records import ErrorKind
+
+    if text is None:
+        return None
+    if text in {"none", "transient", "all"}:
+        return failed_kinds(text)  # type: ignore[arg-type]  # one of its literals
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in set(ErrorKind)]
+    if unknown or not names:
+        raise UsageError(
+            f"--retry-failed: {', '.join(unknown) or 'nothing'} is no kind of failure",
+            remedy=f"Known are {', '.join(['transient', 'all', *ErrorKind])}.",
+        )
+    return frozenset(ErrorKind(name) for name in names)
+
+
+def read_duration(option: str, text: str) -> float:
+    """A duration option in seconds. Raises UsageError."""
+    from batchchat.job import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
