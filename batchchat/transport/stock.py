@@ -6,6 +6,7 @@ request borrows a pool of its own, of one connection, and the pools are kept in 
 
 from __future__ import annotations
 
+import importlib.util
 import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Final
@@ -35,6 +36,8 @@ class StockTransport(httpx.AsyncBaseTransport):
         http2: bool = False,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
+        if http2 and importlib.util.find_spec("h2") is None:
+            raise ImportError("HTTP/2 needs the 'h2' package")
         self._verify = verify
         self._proxy = proxy
         self._http2 = http2
