@@ -69,9 +69,10 @@ class Invalid:
 
 @dataclass(slots=True)
 class Sorted:
-    """What a slice of rows came to, without those that are done."""
+    """What a slice of rows came to, without those that are done. `reopened` are the requests that failed before."""
 
     requests: list[Request] = field(default_factory=list)
+    reopened: list[str] = field(default_factory=list)
     archived: list[Request] = field(default_factory=list)
     invalid: list[Invalid] = field(default_factory=list)
 
@@ -149,6 +150,7 @@ class Intake:
                 self.counts.failed_before += 1
                 return
             self.counts.reopened += 1
+            found.reopened.append(custom_id)
         elif key is not None and self._keys is not None and self._keys.is_live(key_digest(key)):
             self.counts.changed += 1
         else:

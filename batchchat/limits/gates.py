@@ -123,9 +123,13 @@ class Breaker(Gate):
             return
         for failed, suspicious in self._streak.items():
             if suspicious:
-                self._suspects[failed] = None
+                self.suspect(failed)
         self._streak.clear()
-        while len(self._suspects) > _SUSPECTS:
+
+    def suspect(self, key: object) -> None:
+        """Take a request for the cause of its failures, until it succeeds."""
+        self._suspects[key] = None
+        if len(self._suspects) > _SUSPECTS:
             del self._suspects[next(iter(self._suspects))]
 
     def probe_failed(self, now: float) -> None:

@@ -141,6 +141,10 @@ class Limiter:
             return None
         return self._grant(now, tokens, key)
 
+    def suspect(self, key: object) -> None:
+        """Say that this request failed for good in an earlier run: if it does so again, the provider is not down."""
+        self._breaker.suspect(key)
+
     async def acquire(self, tokens: int, *, key: object = None) -> Permit:
         """Wait in turn for a permit. Returns without giving way to other tasks where one is free.
 

@@ -283,6 +283,8 @@ class _Run:
                 for invalid in found.invalid:
                     self.writer.add_invalid(invalid)
                 archived += found.archived
+                for custom_id in found.reopened:
+                    self.limiter.suspect(custom_id)
                 yield found.requests
                 await anyio.lowlevel.checkpoint()
             if len(archived) >= _REVIVE_BATCH:
