@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from batchchat.errors import JobError
 from batchchat.template.leaf import Leaf, NativeLeaf, RowTemplateError, Values, parse, single_expression
@@ -19,44 +19,56 @@ _IN_PROMPT = frozenset({"tools", "functions", "response_format"})
 _LENGTHS = ("max_completion_tokens", "max_tokens")
 
 
+class _Written(NamedTuple):
+    """A field as bytes: as it is sent, and in canonical form; `value` is what it says."""
+
+    sent: bytes
+    canonical: bytes
+    value: Any
+    weight: int
+
+
 class Params:
     """Compiled params.
 
     Where no row changes them (`varies` is false), `head` is the body up to its messages, `canonical` what goes into the
     digest, `max_tokens` the longest answer asked for and `tokens` what the params add to the prompt; otherwise `render`
-    gives these four for each row.
+    gives these four for each row, and writes anew only the fields that the row does change.
     """
 
     def __init__(self, environment: Environment, model: str, params: Mapping[str, Any]) -> None:
         self._environment = environment
-        self._model = model
         self.names: frozenset[str] = frozenset()
-        self._fields = {name: self._compile(value, f"params.{name}") for name, value in _merged(params).items()}
-        self.varies = any(_varies(value) for value in self._fields.values())
+        fields = {"model": model, **_merged(params)}
+        compiled = {
+            name: value if name == "model" else self._compile(value, f"params.{name}") for name, value in fields.items()
+        }
+        self.varies = any(map(_varies, compiled.values()))
+        self._varying = [(name, value) for name, value in compiled.items() if _varies(value)]
         self.head = self.canonical = b""
         self.max_tokens: int | None = None
         self.tokens = 0
-        if not self.varies:
-            try:
+        try:
+            self._written = {name: None if _varies(value) else _write(name, value) for name, value in compiled.items()}
+            if not self.varies:
                 self.head, self.canonical, self.max_tokens, self.tokens = self.render({})
-            except RowTemplateError as error:
-                raise JobError(str(error)) from None
+        except RowTemplateError as error:
+            raise JobError(str(error)) from None
 
     def render(self, values: Values) -> tuple[bytes, bytes, int | None, int]:
         """Return head, canonical params, max_tokens and prompt tokens for one row."""
-        fields: dict[str, Any] = {"model": self._model}
-        for name, value in self._fields.items():
-            filled = _fill(value, values)
-            if filled is not None:
-                fields[name] = filled
-        try:
-            head = to_json(fields)
-            told_apart = to_json(canonical(fields), sort=True)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise RowTemplateError(f"params: {error}") from None
-        lengths = [fields[name] for name in _LENGTHS if type(fields.get(name)) is int]
-        written = sum(weight(to_json(fields[name]).decode()) for name in _IN_PROMPT if name in fields)
-        return head[:-1] + b',"messages":', told_apart, lengths[0] if lengths else None, (written + 7) >> 3
+        written = self._written
+        if self._varying:
+            written = written.copy()
+            for name, value in self._varying:
+                written[name] = _write(name, _fill(value, values))
+        there = [field for field in written.values() if field is not None]
+        head = b",".join([field.sent for field in there])
+        told_apart = b",".join([field.canonical for _, field in sorted(written.items()) if field is not None])
+        lengths = (written.get(name) for name in _LENGTHS)
+        longest = next((field.value for field in lengths if field is not None and type(field.value) is int), None)
+        weights = sum([field.weight for field in there])
+        return b'{%b,"messages":' % head, b"{%b}" % told_apart, longest, (weights + 7) >> 3
 
     def _compile(self, value: Any, place: str) -> Any:
         if isinstance(value, str):
@@ -95,6 +107,21 @@ def _merged(params: Mapping[str, Any]) -> dict[str, Any]:
     for name in _RESERVED & set(fields):
         raise JobError(f"{name} is a field of the job, not a param", field=f"params.{name}")
     return fields
+
+
+def _write(name: str, value: Any) -> _Written | None:
+    """Write a field; None leaves it out. RowTemplateError where JSON has no form for it."""
+    if value is None:
+        return None
+    try:
+        key = to_json(name) + b":"
+        data = to_json(value)
+        plain = type(value) is int or type(value) is str
+        told_apart = data if plain else to_json(canonical(value), sort=True)
+        heavy = weight(data.decode()) if name in _IN_PROMPT else 0
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowTemplateError(f"params.{name}: {error}") from None
+    return _Written(key + data, key + told_apart, value, heavy)
 
 
 def _varies(value: Any) -> bool:
