@@ -425,7 +425,7 @@ def needed_pairs(only_a: float, only_b: float, *, alpha: float = ALPHA, power: f
     if difference == 0:
         return None
     test, reach = stats.norm.ppf(1 - alpha / 2), stats.norm.ppf(power)
-    root = test * math.sqrt(discordant) + reach * math.sqrt(max(discordant - difference**2, 0.0))
+    root: float = test * math.sqrt(discordant) + reach * math.sqrt(max(discordant - difference**2, 0.0))
     return math.ceil((root / difference) ** 2)
 
 
