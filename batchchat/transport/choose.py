@@ -33,15 +33,17 @@ def choose_transport(
     proxy = proxy_for(url)
     if kind == "auto":
         kind = "lean" if proxy is None and _on_asyncio() else "httpx"
+    # Without https nothing is verified, so the authorities need not be read.
+    tls = tls_context(ca_file) if url.scheme == "https" else None
     if kind == "lean":
         if proxy is not None:
             raise UsageError(
                 f"the fast transport cannot go through a proxy, and one is set for {url.host}",
                 remedy="Choose the stock transport, or name the host in NO_PROXY.",
             )
-        return LeanTransport(verify=tls_context(ca_file) if url.scheme == "https" else None)
+        return LeanTransport(verify=tls)
     try:
-        return StockTransport(verify=tls_context(ca_file), proxy=proxy, http2=kind == "http2")
+        return StockTransport(verify=tls, proxy=proxy, http2=kind == "http2")
     except ImportError as error:
         raise UsageError(f"a package is missing: {error}") from error
     except ValueError as error:

@@ -24,21 +24,22 @@ _SHARED: Final = httpx.Limits(max_connections=None, max_keepalive_connections=No
 class StockTransport(httpx.AsyncBaseTransport):
     """`httpx.AsyncHTTPTransport` under many concurrent requests, with bounded responses.
 
-    `proxy` is the proxy's URL. With `http2` (needs the `h2` package) all requests share one pool, whose connections
-    carry many at once. Raises ImportError where a package is missing, ValueError for a proxy that is not understood.
+    `verify` is the context for https; without one no server is trusted. `proxy` is the proxy's URL. With `http2` (needs
+    the `h2` package) all requests share one pool, whose connections carry many at once. Raises ImportError where a
+    package is missing, ValueError for a proxy that is not understood.
     """
 
     def __init__(
         self,
         *,
-        verify: ssl.SSLContext,
+        verify: ssl.SSLContext | None = None,
         proxy: str | None = None,
         http2: bool = False,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         if http2 and importlib.util.find_spec("h2") is None:
             raise ImportError("HTTP/2 needs the 'h2' package")
-        self._verify = verify
+        self._verify = verify or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._proxy = proxy
         self._http2 = http2
         self._max_response_bytes = max_response_bytes

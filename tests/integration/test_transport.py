@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import ssl
 import zlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -222,7 +221,7 @@ STOCK_DIFFERS = {"length and chunks", "interim responses without end"}
 @pytest.mark.parametrize("name", sorted(set(FAULTS) - STOCK_DIFFERS))
 async def test_the_stock_transport_fails_where_the_fast_one_does(name: str) -> None:
     with RawServer(FAULTS[name]) as server:
-        async with StockTransport(verify=ssl.create_default_context(), max_response_bytes=2**20) as transport:
+        async with StockTransport(max_response_bytes=2**20) as transport:
             with anyio.fail_after(5), pytest.raises(httpx.RequestError) as caught:
                 await ask_seam(transport, server.url)
             assert request_sent(caught.value) or isinstance(caught.value, httpx.ConnectError)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import ssl
 from typing import Any
 
 import anyio
@@ -13,6 +12,7 @@ import pytest
 
 from batchchat.errors import UsageError
 from batchchat.transport import LeanTransport, ResponseTooLarge, StockTransport, choose_transport, request_sent
+from batchchat.transport.choose import proxy_for
 from tests.integration.raw_server import COMPLETION, FAULTS, Peer, RawServer, always, response
 from tests.integration.transport_cases import ask_seam, free_port, until
 
@@ -38,14 +38,9 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-@pytest.fixture(scope="module")
-def trusting() -> ssl.SSLContext:
-    return ssl.create_default_context()
-
-
 async def test_the_fast_path_is_taken_on_asyncio_and_the_stock_one_on_trio(anyio_backend_name: str) -> None:
     expected = LeanTransport if anyio_backend_name == "asyncio" else StockTransport
-    for address in (FAR, "http://127.0.0.1:8000/v1", "http://[::1]:8000/v1"):
+    for address in (FAR, "http://model.test/v1", "http://[::1]:8000/v1"):
         async with choose_transport(address) as transport:
             assert type(transport) is expected
         async with choose_transport(address, kind="httpx") as transport:
@@ -68,16 +63,20 @@ async def test_the_fast_path_is_taken_on_asyncio_and_the_stock_one_on_trio(anyio
         ({"HTTP_PROXY": "http://proxy.test:3128"}, "http://[::1]:8000/v1", False),
     ],
 )
-async def test_proxies_are_those_of_the_environment(
-    variable: dict[str, str], address: str, proxied: bool, monkeypatch: pytest.MonkeyPatch, anyio_backend_name: str
+def test_proxies_are_those_of_the_environment(
+    variable: dict[str, str], address: str, proxied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variable.items():
         monkeypatch.setenv(name, value)
-    async with choose_transport(address) as transport:
-        assert (type(transport) is StockTransport) == (proxied or anyio_backend_name == "trio")
-    if proxied:
-        with pytest.raises(UsageError, match="cannot go through a proxy"):
-            choose_transport(address, kind="lean")
+    assert proxy_for(httpx.URL(address)) == ("http://proxy.test:3128" if proxied else None)
+
+
+async def test_an_address_behind_a_proxy_is_the_stock_transports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
+    async with choose_transport("http://model.test/v1") as transport:
+        assert type(transport) is StockTransport
+    with pytest.raises(UsageError, match="cannot go through a proxy"):
+        choose_transport("http://model.test/v1", kind="lean")
 
 
 async def test_what_cannot_be_done_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +113,7 @@ async def test_a_proxy_that_is_not_there_was_never_sent_anything(monkeypatch: py
         assert not request_sent(caught.value)
 
 
-async def test_the_stock_transport_serves_many_at_once_with_a_connection_each(trusting: ssl.SSLContext) -> None:
+async def test_the_stock_transport_serves_many_at_once_with_a_connection_each() -> None:
     async def script(peer: Peer) -> None:
         while True:
             request = await peer.request()
@@ -122,7 +121,7 @@ async def test_the_stock_transport_serves_many_at_once_with_a_connection_each(tr
             await peer.send(response(request.partition(b"\r\n\r\n")[2]))
 
     with RawServer(script) as server:
-        async with StockTransport(verify=trusting) as transport:
+        async with StockTransport() as transport:
 
             async def one(number: int) -> None:
                 for turn in range(2):
@@ -137,7 +136,7 @@ async def test_the_stock_transport_serves_many_at_once_with_a_connection_each(tr
         await until(lambda: server.open == 0)
 
 
-async def test_giving_up_on_the_stock_transport_frees_its_connection(trusting: ssl.SSLContext) -> None:
+async def test_giving_up_on_the_stock_transport_frees_its_connection() -> None:
     async def script(peer: Peer) -> None:
         while not (await peer.request()).endswith(b"forget it"):
             await peer.send(response())
@@ -145,7 +144,7 @@ async def test_giving_up_on_the_stock_transport_frees_its_connection(trusting: s
         await peer.gone()
 
     with RawServer(script) as server:
-        async with StockTransport(verify=trusting) as transport:
+        async with StockTransport() as transport:
             for _ in range(2):
                 assert (await ask_seam(transport, server.url)).body == COMPLETION
                 with anyio.move_on_after(0.1) as scope:
@@ -155,10 +154,10 @@ async def test_giving_up_on_the_stock_transport_frees_its_connection(trusting: s
             assert server.connections == 2
 
 
-async def test_a_stock_response_is_bounded(trusting: ssl.SSLContext, anyio_backend_name: str) -> None:
+async def test_a_stock_response_is_bounded(anyio_backend_name: str) -> None:
     if anyio_backend_name == "trio":
         pytest.skip("httpcore leaves an unread stream to the garbage collector, of which trio warns")
     with RawServer(FAULTS["gzip bomb"]) as server:
-        async with StockTransport(verify=trusting, max_response_bytes=2**20) as transport:
+        async with StockTransport(max_response_bytes=2**20) as transport:
             with pytest.raises(ResponseTooLarge):
                 await ask_seam(transport, server.url)

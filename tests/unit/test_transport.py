@@ -39,10 +39,12 @@ PACKERS: dict[str, tuple[bytes, Callable[[bytes], bytes]]] = {
     "deflate": (b" Deflate", zlib.compress),
     "deflate without its wrapper": (b"deflate", raw_deflate),
 }
+FEWER = settings(max_examples=40)
 PLACES = st.lists(st.integers(min_value=0, max_value=2**16), max_size=30)
 
 
 @pytest.mark.parametrize("name", PACKERS)
+@FEWER
 @given(data=st.binary(max_size=3000), places=PLACES)
 def test_what_was_packed_is_unpacked_however_it_is_cut(name: str, data: bytes, places: list[int]) -> None:
     coding, pack = PACKERS[name]
@@ -57,6 +59,7 @@ def test_what_was_packed_is_unpacked_however_it_is_cut(name: str, data: bytes, p
 
 
 @pytest.mark.parametrize("name", PACKERS)
+@FEWER
 @given(data=st.binary(min_size=50, max_size=500), end=st.integers(min_value=1, max_value=2**16))
 def test_what_ends_too_early_is_never_taken_for_whole(name: str, data: bytes, end: int) -> None:
     coding, pack = PACKERS[name]
@@ -247,6 +250,7 @@ FRAMED: dict[str, tuple[bytes, bool]] = {
 
 
 @pytest.mark.parametrize("name", FRAMED)
+@FEWER
 @given(places=PLACES)
 def test_a_response_is_the_same_however_it_is_cut(name: str, places: list[int]) -> None:
     data, kept = FRAMED[name]
@@ -261,6 +265,7 @@ def test_a_response_is_the_same_however_it_is_cut(name: str, places: list[int]) 
 
 
 @pytest.mark.parametrize("name", FRAMED)
+@FEWER
 @given(places=PLACES, end=st.integers(min_value=0, max_value=2**16))
 def test_a_response_that_ends_too_early_is_never_taken_for_whole(name: str, places: list[int], end: int) -> None:
     data, kept = FRAMED[name]
@@ -273,7 +278,7 @@ def test_a_response_that_ends_too_early_is_never_taken_for_whole(name: str, plac
         assert not incoming.complete
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     name=st.sampled_from(sorted(FRAMED)),
     damage=st.lists(st.tuples(st.integers(min_value=0, max_value=2**16), st.binary(max_size=9)), max_size=5),
