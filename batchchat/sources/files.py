@@ -89,10 +89,15 @@ def find_files(path: str, base: Path | None, chosen: str | None) -> list[InputFi
 
 def _walk(folder: Path) -> list[Path]:
     found: list[Path] = []
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=_unlisted):
         folders[:] = [name for name in folders if name[0] not in "._"]
         found += [Path(root) / name for name in names if name[0] not in "._"]
     return sorted(found, key=lambda file: file.relative_to(folder).parts)
+
+
+def _unlisted(error: OSError) -> NoReturn:
+    """A folder that cannot be listed would silently leave out its files."""
+    raise UsageError(f"{error.filename}: the folder cannot be listed: {error.strerror}") from None
 
 
 def _match(pattern: Path, chosen: str | None) -> list[InputFile]:
@@ -202,6 +207,8 @@ class StdinStream(ByteStream):
     """Standard input, as it comes. What is read before `replay` comes again after it, once."""
 
     def __init__(self) -> None:
+        if sys.stdin is None:
+            raise UsageError("standard input is closed", remedy="Pipe the rows in, or name a file.")
         self._head: list[bytes] = []
         self._replayed: deque[bytes] | None = None
 

@@ -92,9 +92,11 @@ class _ColumnSlot:
         for index, item in enumerate(value):
             try:
                 message = check_message(item)
+                total += _MESSAGE_WEIGHT + _weigh(message)
             except ValueError as error:
                 raise RowTemplateError(f"{self._place}, message {index}: {error}") from None
-            total += _MESSAGE_WEIGHT + _weigh(message)
+            except RecursionError:
+                raise RowTemplateError(f"{self._place}, message {index}: is nested too deeply") from None
             messages.append(message)
         try:
             data = to_json(messages, sort=True)

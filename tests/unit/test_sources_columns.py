@@ -172,7 +172,7 @@ def same(kept: Any, given_value: Any) -> bool:
     return type(kept) is type(given_value) and bool(kept == given_value)
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(json_rows, json_rows)
 def test_no_value_is_ever_lost(first: list[dict[str, Any]], later: list[dict[str, Any]]) -> None:
     columns = frozen_from(first)

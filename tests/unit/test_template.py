@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchchat.errors import JobError
@@ -35,6 +35,14 @@ def failure(template: Template, values: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+EVERY_KIND = [
+    one("{{ a }}{{ b }}"),
+    one("{{ a|upper }}{% for item in b %}{{ item }}{% endfor %}{{ row|tojson }}"),
+    one("{{ a + b }}{{ a * 3 }}{{ a|int ** 2 }}{{ a|join(b) }}{{ loop }}"),
+    one("x", seed="{{ a }}", stop=["{{ b }}"], user="u {{ a }}"),
+    compile_template([{"role": "{{ a }}", "content": "{{ b|tojson(indent=1) }}"}], {}, model="m"),
+    compile_template({"from": "a"}, {}, model="m"),
+]
 ROW = {
     "subject": "Refund",
     "body": 'He said "no".\nTwice.',
@@ -186,7 +194,26 @@ class TestTexts:
         assert text("{{ n|tojson }} {{ n }}", {"n": 2**70}) == f"{2**70} {2**70}"
 
 
+anything = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.decimals(), st.datetimes()
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=5,
+)
+
+
 class TestMistakes:
+    @settings(max_examples=60)
+    @given(st.dictionaries(st.sampled_from(["a", "b", "row", "loop"]), anything))
+    def test_a_row_gives_a_request_or_a_row_template_error(self, row: dict[str, Any]) -> None:
+        for template in EVERY_KIND:
+            try:
+                body = template.render(row).body
+            except RowTemplateError:
+                continue
+            assert json.loads(body)["model"] == "m"
+
     def test_a_missing_column_is_named_with_the_nearest_one(self) -> None:
         for source in ("{{ subjct }}", "{{ subjct|upper }}"):
             message = failure(one(source), ROW)
@@ -197,6 +224,9 @@ class TestMistakes:
 
     def test_a_missing_field_lists_the_fields(self) -> None:
         assert "there are: items, lang" in failure(one("{{ meta.language }}"), ROW)
+
+    def test_an_error_message_is_bounded(self) -> None:
+        assert len(failure(one("{{ a[b] }}"), {"a": {}, "b": "x" * 50_000})) < 2_100
 
     def test_many_columns_are_not_all_listed(self) -> None:
         message = failure(one("{{ x }}"), {f"column_{number}": 1 for number in range(1_000)})
@@ -337,6 +367,7 @@ class TestConversations:
             (["x"], "text, not a message"),
             ([{"role": "user", "content": [{"type": "text", "text": b"x"}]}], "bytes"),
             ([{"role": "user", "content": "\ud800"}], "turns"),
+            ('[{"role": "user", "content": "x", "a": ' + "[" * 1010 + "]" * 1010 + "}]", "turns"),
         ],
     )
     def test_what_is_no_conversation_fails_its_row(self, value: Any, reason: str) -> None:

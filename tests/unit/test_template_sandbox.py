@@ -35,7 +35,7 @@ def compiled(source: str) -> Template:
         "{% for a in range(n) %}{% for b in range(n)|map('string') %}{% endfor %}{% endfor %}",
         "{{ range(big)|list }}",
         "{% for a in long recursive %}{{ loop(long) }}{% endfor %}",
-        "{% for a in range(300) recursive %}{% if loop.depth < 4 %}{{ loop(range(300)) }}{% endif %}{% endfor %}",
+        "{% for a in range(2000) recursive %}{% if loop.depth < 4 %}{{ loop(range(2000)) }}{% endif %}{% endfor %}",
         "{% macro m(k) %}{% if k %}{{ m(k - 1) }}{{ m(k - 1) }}{% endif %}{% endmacro %}{{ m(40) }}",
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
         # Output
@@ -99,7 +99,7 @@ def test_a_hostile_template_fails_its_row_soon(source: str) -> None:
     begun = time.process_time()
     with pytest.raises(RowTemplateError):
         template.render(ROW)
-    assert time.process_time() - begun < 5
+    assert time.process_time() - begun < 20
     # The next row is not charged for it.
     assert compiled("{{ text|upper }}").render(ROW).body.count(b"AB") == 500
 
