@@ -12,7 +12,8 @@
 | anything else | JSON text: string, with the field's metadata `batchchat.json: true` |
 
 Anything else is: a union of different types, a `$ref` that comes back to itself (from there on), an object without
-named properties, a tuple, an integer whose bounds or values pass 64 bits, `allOf` of parts that do not merge.
+properties or with one that is named "", a tuple, an integer whose bounds or values pass 64 bits, `allOf` of parts that
+do not merge.
 
 Dates stay strings: a model's date may lack an offset or a day, and what it wrote is kept as it wrote it.
 Enums stay plain strings: dictionaries would differ from part to part. What a struct has no field for (additional
@@ -127,7 +128,8 @@ class _Derivation:
             return self._list(schema, place)
         if some == {"object"}:
             return self._struct(schema, place)
-        return _SIMPLE.get(some, _JSON)
+        shape: _Shape = _SIMPLE.get(some, _JSON)
+        return shape
 
     def _list(self, schema: Schema, place: Place) -> _Shape | None:
         items = schema.get("items")
@@ -141,6 +143,9 @@ class _Derivation:
         properties = schema.get("properties") or {}
         if not properties and not schema.get("patternProperties") and any(name in schema for name in _COMBINING):
             return None
+        if "" in properties:
+            # DuckDB takes a struct with a nameless field for a tuple, and cannot read it back inside another struct.
+            return _JSON
         fields = [
             self.shape(inner, (*place, "properties", name)).field(name)
             for name, inner in properties.items()

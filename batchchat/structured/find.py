@@ -62,7 +62,7 @@ def parse(text: str) -> Any:
 
 def _deeper(value: Any, depth: int) -> bool:
     level = [value]
-    for _ in range(depth + 1):
+    for _ in range(depth):
         level = [
             item
             for container in level

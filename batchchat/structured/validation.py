@@ -79,7 +79,7 @@ class AnswerValidator:
             first = first or next((answer for answer in reversed(found) if not answer.ok), None)
         if first is not None:
             return first
-        if text.lstrip()[:1] in {"{", "["}:
+        if text.lstrip()[:1] in {"{", "[", '"'}:
             return Answer(errors=(f"the answer is not JSON: {shorten(str(problem))}",))
         return Answer(errors=("there is no JSON in the answer",))
 
