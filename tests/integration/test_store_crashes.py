@@ -96,7 +96,7 @@ def check(directory: Path, counted: list[Entry], launched: int) -> None:
 
 
 @pytest.mark.parametrize("name", POINTS)
-@pytest.mark.parametrize("occurrence", [1, 2, 4])
+@pytest.mark.parametrize("occurrence", [1, 3])
 def test_a_crash_at_any_point_loses_nothing_and_doubles_nothing(tmp_path: Path, name: str, occurrence: int) -> None:
     first_run(tmp_path)
     counted: list[Entry] = []
@@ -128,7 +128,7 @@ def test_what_a_crashed_seal_had_published_is_not_published_again(tmp_path: Path
     assert verify(tmp_path).archived == archived == 3
 
 
-@pytest.mark.parametrize("before", ["commit.after", "seal.rewritten", "seal.published", "seal.ledger"])
+@pytest.mark.parametrize("before", ["commit.after", "seal.published"])
 @pytest.mark.parametrize(
     "name", ["recover.begin", *(name for name in POINTS if name.startswith("seal")), "recover.sealed", "recover.end"]
 )
@@ -244,7 +244,7 @@ def test_a_journal_cut_at_any_byte_keeps_every_commit_before(
     source, ends = unsealed
     whole = journal_path(source / "_batchchat", 2).read_bytes()
     cuts = sorted(
-        {*range(0, len(whole), 37), *(end + step for end, _ in ends for step in (-1, 0, 1))} - {len(whole) + 1}
+        {*range(0, len(whole), 83), *(end + step for end, _ in ends for step in (-1, 0, 1))} - {len(whole) + 1}
     )
     for cut in cuts:
         rows, store = recover(source, tmp_path / "out", whole[:cut])
@@ -258,7 +258,7 @@ def test_a_journal_cut_at_any_byte_keeps_every_commit_before(
 
 
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_flipped_byte_in_the_journal_is_told_and_never_believed(
     tmp_path: Path, unsealed: tuple[Path, list[tuple[int, int]]], place: float, flip: int
 ) -> None:

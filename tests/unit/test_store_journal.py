@@ -156,13 +156,13 @@ def test_pending_records_are_kept_in_few_chunks_whatever_they_come_from(tmp_path
     log = journal(tmp_path)
     pending = Pending(output_schema(SCHEMA))
     expected = []
-    for first in range(0, 3000, 2):  # each row batch gives one record only: none may be kept alive for long
+    for first in range(0, 2400, 2):  # each row batch gives one record only: none may be kept alive for long
         batch = row_batch(first, 2)
         pending.add(log.encode([Settled(record(batch, 1))]))
         expected.append(first + 1)
     log.close()
     batches = pending.batches()
-    assert pending.rows == 1500
+    assert pending.rows == 1200
     assert len(batches) <= 3
     assert [n for batch in batches for n in batch.column("row_index").to_pylist()] == expected
     raw = sum(batch.nbytes for batch in batches)
