@@ -229,7 +229,7 @@ def test_a_reader_sees_committed_records_before_they_are_published(tmp_path: Pat
 
 
 def test_readers_of_a_run_at_work_never_meet_a_row_twice_nor_miss_a_settled_one(tmp_path: Path) -> None:
-    rows = 120
+    rows = 100
     with open_store(tmp_path, part_rows=20) as store:
         commit(store, settled(0, rows))
         seal(store)
