@@ -35,6 +35,7 @@ from batchchat.store.files import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
     append_line,
+    publish_bytes,
     publish_json,
     read_json,
     read_lines,
@@ -45,6 +46,14 @@ from batchchat.store.files import (
 from batchchat.store.parts import FORMAT, LocalFiles
 
 _EFFECTIVE = os.access in os.supports_effective_ids
+
+
+_CARD = b"""configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*.parquet
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,11 @@ class Layout:
     def damaged(self) -> Path:
         """The folder of files that could not be read."""
         return self.state / "damaged"
+
+    @property
+    def card(self) -> Path:
+        """The file that tells Hugging Face datasets which of all these files are the data."""
+        return self.root / ".huggingface.yaml"
 
     @property
     def ledger(self) -> Path:
@@ -183,6 +197,8 @@ class Layout:
             for folder in (self.state / "snapshots", self.state / "archive", self.damaged):
                 folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
             self.data.mkdir(exist_ok=True)
+            if not self.card.exists():
+                publish_bytes(self.card, _CARD, temporary=self.temporary)
             for draft in self.temporary.iterdir():
                 draft.unlink()
             for folder in (self.state, self.root):

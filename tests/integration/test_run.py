@@ -248,3 +248,13 @@ def test_param_templates_reach_the_request(tmp_path: Path, demo: DemoServer) -> 
     write_rows(tmp_path / "rows.jsonl", [{"id": 1, "text": "yes", "budget": 5}])
     summary = run(make_job(tmp_path, demo.base_url, messages=TEMPLATE, params={"max_tokens": "{{ budget }}"}))
     assert summary.ok == 1
+
+
+def test_the_output_tells_hugging_face_datasets_which_files_are_the_data(tmp_path: Path, demo: DemoServer) -> None:
+    import yaml
+
+    write_rows(tmp_path / "rows.jsonl", texts(2))
+    run(make_job(tmp_path, demo.base_url))
+    card = yaml.safe_load((tmp_path / "out" / ".huggingface.yaml").read_text(encoding="utf-8"))
+    pattern = card["configs"][0]["data_files"][0]["path"]
+    assert [path.name for path in (tmp_path / "out").glob(pattern)] == ["part-00000.parquet"]
