@@ -114,9 +114,11 @@ def _decide_transient(
             RetryAction.NO, reason=f"the row's deadline of {policy.row_deadline:g} s is over", counts=reply.sent
         )
     if not reply.sent and unsent <= UNSENT_MAX:
-        wait = _spread(_UNSENT_BACKOFF(_state(max(1, unsent))), rng)
-        delay = min(_at_least(wait, reply), policy.row_deadline - active_s)
-        return RetryDecision(RetryAction.RETRY, delay, counts=False)
+        delay = _at_least(_spread(_UNSENT_BACKOFF(_state(max(1, unsent))), rng), reply)
+        if active_s + delay < policy.row_deadline:
+            return RetryDecision(RetryAction.RETRY, delay, counts=False)
+        # A try with no time left would end as a timeout, and hide why the server was not reached.
+        return RetryDecision(RetryAction.NO, reason=_no_time(policy), counts=False)
     allowed = policy.attempts
     if reply.failure is not None and reply.failure.http_status == 504:
         allowed = min(allowed, GATEWAY_TIMEOUT_ATTEMPTS)
@@ -125,10 +127,12 @@ def _decide_transient(
         return RetryDecision(RetryAction.NO, reason=f"{allowed} attempt{'s' * (allowed != 1)} failed")
     delay = _at_least(_spread(_BACKOFF(state), rng), reply)
     if active_s + delay >= policy.row_deadline:
-        return RetryDecision(
-            RetryAction.NO, reason=f"the row's deadline of {policy.row_deadline:g} s leaves no time for another try"
-        )
+        return RetryDecision(RetryAction.NO, reason=_no_time(policy))
     return RetryDecision(RetryAction.RETRY, delay)
+
+
+def _no_time(policy: RetryPolicy) -> str:
+    return f"the row's deadline of {policy.row_deadline:g} s leaves no time for another try"
 
 
 def _state(attempt: int) -> RetryCallState:
