@@ -80,27 +80,31 @@ class ChatClient:
     ) -> None:
         await self._transport.__aexit__(kind, error, traceback)
 
-    async def send(self, body: bytes, *, timeout: float | None = None) -> Reply:
+    async def send(self, body: bytes, *, timeout: float | None = None, started: float | None = None) -> Reply:
         """Make one attempt. Ends within the request timeout, or `timeout` if sooner.
 
         Whatever the server or the network does becomes a reply. Raises nothing but cancellation, and StorageError where
-        this process may open no further file.
+        this process may open no further file. `started` is `anyio.current_time()`, where the caller has just read it.
         """
-        started = anyio.current_time()
+        if started is None:
+            started = anyio.current_time()
         limit = self._timeout if timeout is None else min(timeout, self._timeout)
         reply: Reply | None = None
-        with anyio.move_on_after(limit):
-            reply = await self._attempt(body)
+        if self._exchange is not None:
+            reply = await self._attempt(body, limit)
+        else:
+            with anyio.move_on_after(limit):
+                reply = await self._attempt(body, limit)
         if reply is None:
             message = f"no whole answer within {limit:g} s"
             reply = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.TIMEOUT, message))
         reply.latency_s = anyio.current_time() - started
         return reply
 
-    async def _attempt(self, body: bytes) -> Reply:
+    async def _attempt(self, body: bytes, limit: float) -> Reply:
         try:
             if self._exchange is not None and self._route is not None:
-                status, headers, content = await self._exchange.exchange(self._route, body, self._timeout)
+                status, headers, content = await self._exchange.exchange(self._route, body, self._timeout, limit)
             else:
                 status, headers, content = await self._whole_answer(body)
         except httpx.HTTPError as error:

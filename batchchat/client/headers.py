@@ -21,6 +21,7 @@ _GO_DURATION = re.compile(rb"(\d+(?:\.\d+)?)(ms|us|\xc2\xb5s|ns|h|m|s|d)")
 _NUMBER = re.compile(rb"\+?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?")
 _UNITS = {b"d": 86400.0, b"h": 3600.0, b"m": 60.0, b"s": 1.0, b"ms": 1e-3, b"us": 1e-6, b"\xc2\xb5s": 1e-6, b"ns": 1e-9}
 _PREFIX = b"x-ratelimit-"
+_PREFIX_LENGTH = len(_PREFIX)
 _AXES = {
     b"requests": "requests",
     b"requests-minute": "requests",
@@ -93,11 +94,13 @@ def parse_limits(headers: Headers) -> LimitHeaders | None:
     A reset of more than a minute cannot belong to a limit per minute (Groq counts requests by the day), so the limit
     beside it is dropped; one of more than a day is a date or garbage, and is dropped itself.
     """
+    names = [name for name in headers if name[:_PREFIX_LENGTH] == _PREFIX]
+    if not names:
+        return None
     found: dict[str, int | float | None] = {}
-    for name, value in headers.items():
-        if not name.startswith(_PREFIX):
-            continue
-        what, _, tail = name[len(_PREFIX) :].partition(b"-")
+    for name in names:
+        value = headers[name]
+        what, _, tail = name[_PREFIX_LENGTH:].partition(b"-")
         axis = _AXES.get(tail)
         if axis is None:
             continue

@@ -21,8 +21,10 @@ from batchchat.providers import Price
 from batchchat.records import Failure, Record, Reply, Request, Spend, Usage
 from batchchat.runner.tally import Tally
 from batchchat.store import Change, Entry, Sealing, Settled, SpendOnly, Store
+from batchchat.store.journal import sum_spends
 
 _FULL_BYTES = 16 * 2**20
+_NO_USAGE = Usage()
 
 
 class Offload(Protocol):
@@ -140,7 +142,9 @@ class Writer:
 
     def _record(self, request: Request, reply: Reply, failure: Failure | None) -> Record:
         completion = reply.completion
-        usage = request.usage if reply.usage is None else request.usage.plus(reply.usage)
+        usage = (
+            reply.usage or request.usage if request.usage == _NO_USAGE else request.usage.plus(reply.usage or _NO_USAGE)
+        )
         return Record(
             batch=request.batch,
             offset=request.offset,
@@ -224,7 +228,7 @@ class Writer:
                 custom_id = entry.record.custom_id
                 self._tally.add_record(entry.record, revived=custom_id in self._revived)
                 self._revived.discard(custom_id)
-            self._tally.add_spend(entry.spend)
+        self._tally.add_spend(sum_spends(entry.spend for entry in entries))
 
     def _due(self) -> bool:
         return self._store.should_seal(anyio.current_time())

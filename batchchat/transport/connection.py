@@ -41,6 +41,7 @@ class Incoming:
 
     `fields` are the header fields with lower-case names (of a repeated field the last value), `headers` all of them as
     they came. `chunks` holds the decoded body, or what is not yet read of it. `live` tells that it is read as it comes.
+    `timeout` bounds every silence in seconds; at loop time `ends_at` the whole is late.
     """
 
     status = 0
@@ -58,10 +59,13 @@ class Incoming:
         connection: Connection,
         waiter: asyncio.Future[None],
         timeout: float,
+        *,
         streamable: bool,
         wants_body: bool,
+        ends_at: float,
     ) -> None:
         self.connection = connection
+        self.ends_at = ends_at
         self.waiter = waiter
         self.timeout = timeout
         self.streamable = streamable
@@ -152,11 +156,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def due(self) -> float:
-        """The loop time at which the response counts as silent, or the connection as idle, for too long."""
+        """The loop time at which the response is late or silent, or the connection idle, for too long."""
         incoming = self._incoming
         if incoming is None:
             return self.quiet_since + self._idle_timeout
-        return math.inf if self._reading_paused else self.quiet_since + incoming.timeout
+        return math.inf if self._reading_paused else min(self.quiet_since + incoming.timeout, incoming.ends_at)
 
     def expire(self) -> None:
         """End what was silent for too long: an exchange, or an idle connection."""
@@ -165,7 +169,9 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         silent = f"for {incoming.timeout:g} s"
-        if self._writing:
+        if self.loop.time() >= incoming.ends_at:
+            self._fail(httpx.ReadTimeout("the whole answer did not come in time"))
+        elif self._writing:
             self._fail(httpx.WriteTimeout(f"the server took nothing more of the request {silent}"))
         elif incoming.began:
             self._fail(httpx.ReadTimeout(f"the response stopped {silent}"))

@@ -70,10 +70,12 @@ class Exchange(Protocol):
         that is not http(s), `httpx.LocalProtocolError` for fields that cannot be sent.
         """
 
-    async def exchange(self, route: Route, body: bytes, timeout: float | None = None) -> Answer:
+    async def exchange(
+        self, route: Route, body: bytes, timeout: float | None = None, total: float | None = None
+    ) -> Answer:
         """Send one request and receive its whole answer.
 
-        `timeout` (seconds) bounds every silence; the caller bounds the whole by cancelling. Raises subclasses of
+        `timeout` (seconds) bounds every silence, `total` the whole, connecting included. Raises subclasses of
         `httpx.RequestError`, each of which `request_sent` can be asked about, and `StorageError` where this process
         may open no further file.
         """
@@ -152,10 +154,12 @@ class LeanTransport(httpx.AsyncBaseTransport):
         raw = headers if isinstance(headers, Sequence) else httpx.Headers(headers).raw
         return self._route(method.upper().encode("ascii"), url, raw)
 
-    async def exchange(self, route: Route, body: bytes, timeout: float | None = None) -> Answer:
+    async def exchange(
+        self, route: Route, body: bytes, timeout: float | None = None, total: float | None = None
+    ) -> Answer:
         """See `Exchange.exchange`."""
         silence = math.inf if timeout is None else timeout
-        incoming = await self._perform(route, body, silence, self._connect_timeout)
+        incoming = await self._perform(route, body, silence, self._connect_timeout, total)
         return Answer(incoming.status, incoming.fields, incoming.body)
 
     # httpx's seam
@@ -234,21 +238,30 @@ class LeanTransport(httpx.AsyncBaseTransport):
         body: bytes,
         timeout: float,
         connect_timeout: float | None,
+        total: float | None = None,
         *,
         streamable: bool = False,
     ) -> Incoming:
+        ends_at = math.inf if total is None else asyncio.get_running_loop().time() + total
         connection, kept = route.origin.take(), True
         if connection is None:
-            connection, kept = await self._open(route.origin, connect_timeout)
+            connection, kept = await self._open(route.origin, connect_timeout, ends_at)
         if body or route.tells_length:
             head = b"%bContent-Length: %d\r\n\r\n" % (route.head, len(body))
         else:
             head = route.head + b"\r\n"
         while True:
             loop = connection.loop
-            incoming = Incoming(connection, loop.create_future(), timeout, streamable, route.wants_body)
+            incoming = Incoming(
+                connection,
+                loop.create_future(),
+                timeout,
+                streamable=streamable,
+                wants_body=route.wants_body,
+                ends_at=ends_at,
+            )
             connection.begin(incoming, loop.time())
-            if (due := connection.quiet_since + timeout) < self._sweep_at:
+            if (due := min(connection.quiet_since + timeout, ends_at)) < self._sweep_at:
                 self.watch(due)
             try:
                 if len(body) <= ONE_WRITE_BYTES:
@@ -263,15 +276,21 @@ class LeanTransport(httpx.AsyncBaseTransport):
                 return incoming
             if not kept or request_sent(incoming.fault):
                 raise incoming.fault
-            connection, kept = await self._dial(route.origin, connect_timeout), False
+            connection, kept = await self._open(route.origin, connect_timeout, ends_at, fresh=True)
 
-    async def _open(self, origin: Origin, timeout: float | None) -> tuple[Connection, bool]:
-        """A connection that came back meanwhile (True), or a new one (False)."""
-        async with self._dials:
-            connection = origin.take()
-            if connection is not None:
-                return connection, True
-            return await self._dial(origin, timeout), False
+    async def _open(
+        self, origin: Origin, timeout: float | None, ends_at: float, *, fresh: bool = False
+    ) -> tuple[Connection, bool]:
+        """A connection that came back meanwhile (True), or a new one (False); the latter always where `fresh`."""
+        with anyio.CancelScope(deadline=ends_at):
+            if fresh:
+                return await self._dial(origin, timeout), False
+            async with self._dials:
+                connection = origin.take()
+                if connection is not None:
+                    return connection, True
+                return await self._dial(origin, timeout), False
+        raise connect_error(TimeoutError(), origin.where)
 
     async def _dial(self, origin: Origin, timeout: float | None) -> Connection:
         loop = self._loop = self._loop or asyncio.get_running_loop()

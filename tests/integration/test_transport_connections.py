@@ -341,6 +341,19 @@ async def test_a_slow_answer_is_not_silence_and_only_the_caller_ends_it() -> Non
             assert transport.connections == 0
 
 
+async def test_an_answer_that_drips_ends_at_the_total() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(response(), piece=1, every=0.02)
+
+    with RawServer(script) as server:
+        async with LeanTransport() as transport:
+            route = transport.route("POST", server.url + "/v1/x", {})
+            with pytest.raises(httpx.ReadTimeout, match="whole answer"):
+                await transport.exchange(route, b"{}", 5.0, 0.2)
+            await until(lambda: server.open == 0)
+
+
 async def test_timeouts_of_many_connections_are_each_kept() -> None:
     with RawServer(then_silence(b"")) as server:
         async with LeanTransport() as transport:
