@@ -140,13 +140,14 @@ def compile_schema(schema: Schema) -> jsonschema_rs.Validator:
 
 
 def _check_references(schema: Schema, place: Place) -> None:
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and not reference.startswith("#"):
-        raise SchemaError(
-            f"refers to {shorten(reference, 100)!r}, outside the schema",
-            (*place, "$ref"),
-            remedy="Put what it refers to under $defs and refer to it as #/$defs/NAME.",
-        )
+    for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
+        reference = schema.get(keyword)
+        if isinstance(reference, str) and not reference.startswith("#"):
+            raise SchemaError(
+                f"refers to {shorten(reference, 100)!r}, outside the schema",
+                (*place, keyword),
+                remedy="Put what it refers to under $defs and refer to it as #/$defs/NAME.",
+            )
     if place and isinstance(schema.get("$id"), str) and not schema["$id"].startswith("#"):
         raise SchemaError("an $id inside a schema makes its references ambiguous", (*place, "$id"))
 
