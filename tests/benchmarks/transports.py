@@ -154,7 +154,7 @@ CANDIDATES: Final[dict[str, Callable[[str, int], AbstractAsyncContextManager[Sen
     "httpx client, one pool": httpx_client,
 }
 _NEEDS: Final = {"pyreqwest": "pyreqwest", "aiohttp session": "aiohttp"}
-_CEILING: Final = "server's ceiling (bare sockets)"
+CEILING: Final = "server's ceiling (bare sockets)"
 
 
 async def drive(name: str, url: str, concurrency: int, seconds: float) -> dict[str, float]:
@@ -295,11 +295,11 @@ def main(
             os.sched_setaffinity(0, {cpu})
         gc.freeze()
         address = f"{url}/v1/chat/completions"
-        one_run = drive_bare if one == _CEILING else functools.partial(drive, one)
+        one_run = drive_bare if one == CEILING else functools.partial(drive, one)
         sys.stdout.buffer.write(orjson.dumps(_run(one_run(address, concurrency[0], seconds))))
         return
     client_cpu, server_cpu = cores()
-    names = [_CEILING]
+    names = [CEILING]
     for name in CANDIDATES:
         package = _NEEDS.get(name)
         if package is None or importlib.util.find_spec(package) is not None:

@@ -1,0 +1,159 @@
+"""What people would use instead, each over the same rows against the same server, and batchchat without its store.
+
+`python -m tests.benchmarks.peers NAME --url … --rows FILE --concurrency N` prints `{"seconds": …, "rows": …}`. Time
+counts from the first request's preparation to the last answer: starting Python and importing are left out for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import orjson
+
+MODEL: Final = "llama-3.1-8b-instruct"
+SYSTEM: Final = "You sort support tickets into one of seven queues. Answer with its name."
+_TIMEOUT_S: Final = 120.0
+
+Ask = Callable[[Sequence[dict[str, Any]], str, int], Awaitable[None]]
+
+
+def messages(row: dict[str, Any]) -> list[dict[str, str]]:
+    """The conversation that every peer sends for a row."""
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": f"{row['subject']}\n\n{row['body']}"},
+    ]
+
+
+async def openai_loop(rows: Sequence[dict[str, Any]], url: str, concurrency: int) -> None:
+    """The OpenAI SDK with gather and a semaphore: the loop that most people write."""
+    openai = importlib.import_module("openai")
+    gate = asyncio.Semaphore(concurrency)
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="test-key", timeout=_TIMEOUT_S) as client:
+
+        async def one(row: dict[str, Any]) -> str:
+            async with gate:
+                answer = await client.chat.completions.create(
+                    model=MODEL, messages=messages(row), temperature=0, max_tokens=64
+                )
+            return str(answer.choices[0].message.content)
+
+        _check(await asyncio.gather(*map(one, rows)), rows)
+
+
+async def litellm_loop(rows: Sequence[dict[str, Any]], url: str, concurrency: int) -> None:
+    """litellm's `acompletion` with gather and a semaphore."""
+    litellm = importlib.import_module("litellm")
+    gate = asyncio.Semaphore(concurrency)
+
+    async def one(row: dict[str, Any]) -> str:
+        async with gate:
+            answer = await litellm.acompletion(
+                model=f"openai/{MODEL}",
+                messages=messages(row),
+                temperature=0,
+                max_tokens=64,
+                base_url=f"{url}/v1",
+                api_key="test-key",
+            )
+        return str(answer.choices[0].message.content)
+
+    _check(await asyncio.gather(*map(one, rows)), rows)
+
+
+async def aiohttp_loop(rows: Sequence[dict[str, Any]], url: str, concurrency: int) -> None:
+    """Bare aiohttp: a worker for each slot, JSON both ways, no files and no care for failures."""
+    aiohttp = importlib.import_module("aiohttp")
+    texts: list[str] = []
+    waiting = iter(rows)
+    headers = {"content-type": "application/json", "authorization": "Bearer test-key"}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as session:
+
+        async def work() -> None:
+            for row in waiting:
+                body = {"model": MODEL, "messages": messages(row), "temperature": 0, "max_tokens": 64}
+                async with session.post(f"{url}/v1/chat/completions", data=orjson.dumps(body)) as response:
+                    answer = orjson.loads(await response.read())
+                texts.append(answer["choices"][0]["message"]["content"])
+
+        await asyncio.gather(*(work() for _ in range(concurrency)))
+    _check(texts, rows)
+
+
+PEERS: Final[dict[str, Ask]] = {"openai": openai_loop, "litellm": litellm_loop, "aiohttp": aiohttp_loop}
+"""The peers by the package that each needs."""
+
+
+def installed() -> list[str]:
+    """The peers whose packages are there."""
+    return [name for name in PEERS if importlib.util.find_spec(name) is not None]
+
+
+def _check(texts: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    if len(texts) != len(rows) or not all(texts):
+        raise RuntimeError("a peer lost answers: its figure would mean nothing")
+
+
+def run_discarding(job_path: Path) -> float:
+    """Run a job whose outcomes are thrown away instead of stored; return the seconds that it took."""
+    import anyio
+
+    from batchchat.cli.running import event_loop_options
+    from batchchat.job import load_job
+    from batchchat.runner import run_job
+    from batchchat.store import Change, Entry, Store
+
+    def commit(_: Store, entries: Sequence[Entry]) -> Change:
+        return Change(committed=entries, commits=1)
+
+    Store.commit = commit  # type: ignore[method-assign]  # what is measured is its absence
+    job = load_job(job_path)
+
+    async def main() -> float:
+        summary = await run_job(job)
+        if summary.new_ok != summary.rows:
+            raise RuntimeError(f"{summary.new_ok} of {summary.rows} rows are ok: {summary.reason}")
+        return summary.elapsed_s
+
+    return anyio.run(main, backend_options=event_loop_options())
+
+
+def _on_fast_loop(main: Any) -> None:
+    if importlib.util.find_spec("uvloop") is None:
+        asyncio.run(main)
+    else:
+        importlib.import_module("uvloop").run(main)
+
+
+@click.command()
+@click.argument("name", type=click.Choice([*PEERS, "discarding"]))
+@click.option("--url", default="")
+@click.option("--rows", type=click.Path(path_type=Path), required=True, help="JSON lines; a job file for `discarding`.")
+@click.option("--concurrency", default=64)
+@click.option("--count", default=0, help="Only so many rows; 0 takes all.")
+def main(name: str, url: str, rows: Path, concurrency: int, count: int) -> None:
+    """Run one peer."""
+    if name == "discarding":
+        result = {"seconds": run_discarding(rows), "rows": 0}
+    else:
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it fetches a file at import otherwise
+        importlib.import_module(name)
+        loaded = [orjson.loads(line) for line in rows.read_bytes().splitlines()]
+        loaded = loaded[:count] if count else loaded
+        started = time.perf_counter()
+        _on_fast_loop(PEERS[name](loaded, url, concurrency))
+        result = {"seconds": time.perf_counter() - started, "rows": len(loaded)}
+    sys.stdout.write(orjson.dumps(result).decode() + "\n")
+
+
+if __name__ == "__main__":
+    main()

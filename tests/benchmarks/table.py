@@ -1,0 +1,65 @@
+"""The benchmark's own arithmetic: medians, spread, ratios, and the table that shows them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half of the range, relative to the median: 0.1 tells that runs lay within about a tenth of it."""
+    middle = statistics.median(values)
+    return (max(values) - min(values)) / 2 / middle if middle else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line: what was measured of batchchat (`ours`), of a peer or a reference (`theirs`), one value a round.
+
+    `against` names the latter. The ratio is ours over theirs, or ours alone where there is no other. `target` is what
+    the ratio should reach; a limit that it should stay under where `below`. None: the line has no target.
+    """
+
+    name: str
+    unit: str
+    ours: Sequence[float]
+    against: str = ""
+    theirs: Sequence[float] = ()
+    target: float | None = None
+    below: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """The median of ours over the median of theirs."""
+        ours = statistics.median(self.ours)
+        return ours / statistics.median(self.theirs) if self.theirs else ours
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the target is reached; None where there is none."""
+        if self.target is None:
+            return None
+        return self.ratio <= self.target if self.below else self.ratio >= self.target
+
+
+def render(figures: Sequence[Figure]) -> str:
+    """The table, in Markdown."""
+    lines = ["| figure | batchchat | against | its figure | ratio | target |", "|---|---|---|---|---|---|"]
+    for figure in figures:
+        target = ""
+        if figure.target is not None:
+            sign, verdict = "≤" if figure.below else "≥", "" if figure.reached else " (missed)"
+            target = f"{sign} {figure.target:g}{verdict}"
+        theirs = _told(figure.theirs, figure.unit) if figure.theirs else ""
+        ratio = f"{figure.ratio:.3g}"
+        ours = _told(figure.ours, figure.unit)
+        lines.append(f"| {figure.name} | {ours} | {figure.against} | {theirs} | {ratio} | {target} |")
+    return "\n".join(lines)
+
+
+def _told(values: Sequence[float], unit: str) -> str:
+    middle = statistics.median(values)
+    number = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
+    around = f" ±{spread(values):.0%}" if len(values) > 1 else ""
+    return f"{number} {unit}{around}".strip()
