@@ -42,7 +42,7 @@ def start(*arguments: str | Path, cwd: Path, **options: Any) -> subprocess.Popen
     return subprocess.Popen([*COMMAND, *map(str, arguments)], cwd=cwd, env=environment(), text=True, **streams)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 45) -> None:
     """Wait until something is so."""
     end = time.monotonic() + seconds
     while not condition():

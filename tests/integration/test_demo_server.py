@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import signal
 import socket
 import ssl
@@ -686,11 +685,10 @@ def test_served_alone_it_ends_at_a_signal(number: signal.Signals) -> None:
         "print(ended.name)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", program],
+        [sys.executable, "-W", "error", "-X", "tracemalloc", "-c", program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONDEVMODE": "1"},
     ) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
