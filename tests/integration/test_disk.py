@@ -1,0 +1,99 @@
+"""Disks that fail and files that rot: a clean stop with a plain message and exit 74, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from batchchat.demo import DemoOptions, DemoServer
+from tests.integration.jobs import query, texts, write_rows
+from tests.integration.processes import batchchat, start, wait_for
+
+ROWS = 300
+
+
+def write_job(folder: Path, demo: DemoServer) -> Path:
+    write_rows(folder / "rows.jsonl", texts(ROWS))
+    data = {
+        "name": "disk",
+        "input": {"path": "rows.jsonl", "key": "id"},
+        "output": {"path": "out", "part_rows": 50},
+        "provider": {"profile": "demo", "base_url": demo.base_url},
+        "model": "llama-3.1-8b-instruct",
+        "messages": [{"role": "user", "content": "Labels: yes, no\n{{ text }}"}],
+        "limits": {"concurrency": 16},
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return path
+
+
+def limited(kind: int, value: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(kind, (value, value))
+
+
+def goes_on(job: Path, demo: DemoServer) -> None:
+    """The same command ends well, and only what was in flight is asked for again."""
+    again = batchchat("run", job, "--json", cwd=job.parent)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["ok"] == ROWS
+    assert query(job.parent, "select count(*), count(distinct key) from data") == [(ROWS, ROWS)]
+    again_paid = demo.stats().answered_again
+    assert again_paid is not None
+    assert again_paid <= 64
+    assert batchchat("verify", "out", cwd=job.parent).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [(resource.RLIMIT_FSIZE, 12_000, "file size"), (resource.RLIMIT_NOFILE, 19, "ulimit -n")],
+    ids=["file size", "open files"],
+)
+def test_a_limit_of_the_system_stops_the_run_cleanly(tmp_path: Path, kind: int, value: int, said: str) -> None:
+    with DemoServer(DemoOptions(latency_s=0.02)) as demo:
+        job = write_job(tmp_path, demo)
+        done = batchchat("run", job, cwd=tmp_path, preexec_fn=limited(kind, value))
+        assert done.returncode == 74, done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        goes_on(job, demo)
+
+
+def test_an_output_that_is_deleted_in_mid_run_stops_it_cleanly(tmp_path: Path) -> None:
+    with DemoServer(DemoOptions(latency_s=0.2)) as demo:
+        job = write_job(tmp_path, demo)
+        process = start("run", job, cwd=tmp_path)
+        wait_for(lambda: demo.stats().answered >= 30)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 74, told
+    assert "Traceback" not in told
+
+
+def test_damaged_parts_are_found_and_their_rows_run_again(tmp_path: Path) -> None:
+    with DemoServer(DemoOptions(latency_s=0)) as demo:
+        job = write_job(tmp_path, demo)
+        assert batchchat("run", job, cwd=tmp_path).returncode == 0
+        parts = sorted((tmp_path / "out" / "data").glob("*.parquet"))
+        whole = parts[0].read_bytes()
+        flipped = bytearray(whole)
+        for place in range(100, 400):
+            flipped[place] ^= 0x55
+        parts[0].write_bytes(flipped)
+        found = batchchat("verify", "out", cwd=tmp_path)
+        assert found.returncode == 74
+        assert parts[0].name in found.stdout + found.stderr
+        parts[0].write_bytes(whole[:-20])  # a torn footer is found at the start
+        again = batchchat("run", job, cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+        assert parts[0].name in again.stderr
+        assert "run again" in again.stderr
+        assert any((tmp_path / "out" / "_batchchat" / "damaged").iterdir())
+        assert query(tmp_path, "select count(*), count(distinct key) from data") == [(ROWS, ROWS)]
+        assert batchchat("verify", "out", cwd=tmp_path).returncode == 0
