@@ -354,6 +354,47 @@ async def test_an_answer_that_drips_ends_at_the_total() -> None:
             await until(lambda: server.open == 0)
 
 
+async def test_the_whole_of_an_exchange_can_be_bounded() -> None:
+    async def script(peer: Peer) -> None:
+        while True:
+            slow = (await peer.request()).endswith(b"slowly")
+            await peer.send(response(), piece=1 if slow else None, every=0.02)
+
+    with RawServer(script) as server:
+        async with LeanTransport() as transport:
+            route = transport.route("POST", server.url, {})
+            for _ in range(2):
+                assert (await transport.exchange(route, b"{}", None, 0.2)).body == COMPLETION
+                started = time.monotonic()
+                with pytest.raises(httpx.ReadTimeout, match="whole answer") as caught:
+                    await transport.exchange(route, b"slowly", 0.15, 0.3)
+                assert 0.29 < time.monotonic() - started < 2
+                assert request_sent(caught.value)
+                await until(lambda: server.open == 0)
+                assert transport.connections == 0
+            assert len(server.received) == 4
+
+
+async def test_the_bound_of_an_exchange_holds_for_connecting_and_writing_too() -> None:
+    async def asleep(host: str, port: int) -> Any:
+        await anyio.sleep(30)
+
+    async def script(peer: Peer) -> None:
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a read transport too
+        await asyncio.sleep(30)
+
+    async with LeanTransport(resolver=asleep) as transport:
+        with pytest.raises(httpx.ConnectTimeout) as caught:
+            await transport.exchange(transport.route("POST", "http://model.test", {}), b"{}", None, 0.1)
+        assert not request_sent(caught.value)
+    with RawServer(script) as server:
+        async with LeanTransport() as transport:
+            route = transport.route("POST", server.url, {})
+            with pytest.raises(httpx.TimeoutException) as late:
+                await transport.exchange(route, b"x" * 30_000_000, None, 0.2)
+            assert request_sent(late.value)
+
+
 async def test_timeouts_of_many_connections_are_each_kept() -> None:
     with RawServer(then_silence(b"")) as server:
         async with LeanTransport() as transport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import math
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -212,7 +213,14 @@ def connected() -> tuple[Connection, Wire, Shelf]:
 
 
 def asked(connection: Connection) -> Incoming:
-    incoming = Incoming(connection, Waiter(), 9.0, streamable=False, wants_body=True)  # type: ignore[arg-type]
+    incoming = Incoming(
+        connection,
+        Waiter(),  # type: ignore[arg-type]  # as much of a future as is needed
+        9.0,
+        streamable=False,
+        wants_body=True,
+        ends_at=math.inf,
+    )
     connection.begin(incoming, 1.0)
     return incoming
 
