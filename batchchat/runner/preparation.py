@@ -56,8 +56,9 @@ def prepare(
     job.check_params(provider)
     try:
         template = compile_template(job.messages, job.params.as_body(), model=job.model)
-    except UsageError as error:
-        raise job.error(error.message, "messages", remedy=error.remedy) from None
+    except JobError as error:
+        place = [int(part) if part.isdecimal() else part for part in (error.field or "messages").split(".")]
+        raise job.error(error.message.removeprefix(f"{error.field}: "), *place, remedy=error.remedy) from None
     source = open_source(job.input.path, format=job.input.format, types=job.input.types, frozen=frozen)
     _check_key_column(job, source)
     batches = source.batches()
