@@ -1,7 +1,8 @@
 """What people would use instead, each over the same rows against the same server, and batchchat without its store.
 
 `python -m tests.benchmarks.peers NAME --url … --rows FILE --concurrency N` prints `{"seconds": …, "rows": …}`. Time
-counts from the first request's preparation to the last answer: starting Python and importing are left out for all.
+counts from the first request's preparation to the last answer, after a warm-up: starting Python, importing and what a
+package does at its first call are left out.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import orjson
 MODEL: Final = "llama-3.1-8b-instruct"
 SYSTEM: Final = "You sort support tickets into one of seven queues. Answer with its name."
 _TIMEOUT_S: Final = 120.0
+_WARM_UP_ROWS: Final = 20
+"""Sent before the clock starts: SDKs import and build much at their first call, which few rows would not make good."""
 
 Ask = Callable[[Sequence[dict[str, Any]], str, int], Awaitable[None]]
 
@@ -115,7 +118,7 @@ def run_discarding(job_path: Path) -> float:
     def commit(_: Store, entries: Sequence[Entry]) -> Change:
         return Change(committed=entries, commits=1)
 
-    Store.commit = commit  # type: ignore[method-assign]  # what is measured is its absence
+    setattr(Store, "commit", commit)  # noqa: B010 - what is measured is its absence
     job = load_job(job_path)
 
     async def main() -> float:
@@ -149,6 +152,7 @@ def main(name: str, url: str, rows: Path, concurrency: int, count: int) -> None:
         importlib.import_module(name)
         loaded = [orjson.loads(line) for line in rows.read_bytes().splitlines()]
         loaded = loaded[:count] if count else loaded
+        _on_fast_loop(PEERS[name](loaded[:_WARM_UP_ROWS], url, _WARM_UP_ROWS))
         started = time.perf_counter()
         _on_fast_loop(PEERS[name](loaded, url, concurrency))
         result = {"seconds": time.perf_counter() - started, "rows": len(loaded)}

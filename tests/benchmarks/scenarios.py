@@ -23,7 +23,7 @@ from tests.benchmarks.transports import CEILING, measure, server
 
 _WORDS: Final = ("order", "refund", "late", "box", "ticket", "please", "broken", "delivery", "address", "invoice")
 _SLOW: Final = {"openai": 10, "litellm": 20}
-"""Peers that get a fraction of the rows: their rate does not depend on it, and they would take minutes."""
+"""Peers that get a fraction of the rows, since they would take minutes; a warm-up comes first."""
 _LIMIT_PER_MINUTE: Final = 6000
 _INDEX_BYTES: Final = 24
 
@@ -103,7 +103,7 @@ class Bench:
         return Outcome(orjson.loads(output), time.perf_counter() - started, peak)
 
     def peer(self, name: str, url: str, rows: Path, concurrency: int, count: int) -> float:
-        """Run a peer and return its rows a second; NaN never: a peer that fails is an error."""
+        """Run a peer and return its rows a second. Raises RuntimeError where it fails."""
         command = [sys.executable, "-m", "tests.benchmarks.peers", name, "--url", url, "--rows", str(rows)]
         output, _ = self.run([*command, "--concurrency", str(concurrency), "--count", str(count)])
         result = orjson.loads(output)
