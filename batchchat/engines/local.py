@@ -224,12 +224,14 @@ class LocalEngine:
                 self._in_hand += 1
                 try:
                     tokens = self._estimator.reserve(request.prompt_tokens, request.max_tokens)
-                    permit = self._limiter.try_acquire(tokens, key=request.custom_id)
+                    now = anyio.current_time()
+                    permit = self._limiter.try_acquire(tokens, key=request.custom_id, now=now)
                     if permit is None:
                         permit = await self._permit(request, tokens)
                         if permit is None:
                             break
-                    await self._attempt(request, permit, sink)
+                        now = anyio.current_time()
+                    await self._attempt(request, permit, sink, now)
                 finally:
                     self._in_hand -= 1
                 if self._feed_done:
@@ -262,22 +264,22 @@ class LocalEngine:
             finally:
                 self._idle_scopes.discard(scope)
 
-    async def _attempt(self, request: Request, permit: Permit, sink: Sink) -> None:
+    async def _attempt(self, request: Request, permit: Permit, sink: Sink, now: float) -> None:
         if not request.started_at:
             request.started_at = self._wall_clock_us()
         request.attempts += 1
         self.attempts += 1
-        self._sending[request] = anyio.current_time()
+        self._sending[request] = now
         reply: Reply | None = None
         try:
             remaining = self._policy.row_deadline - request.active_s
-            reply = await self._client.send(request.body, timeout=max(0.001, remaining))
+            reply = await self._client.send(request.body, timeout=max(0.001, remaining), started=now)
         except BatchchatError as error:
             self._stop_for(error)
             return
         finally:
             del self._sending[request]
-            permit.settle(reply)
+            permit.settle(reply, now + reply.latency_s if reply is not None else None)
         request.active_s += reply.latency_s
         if reply.verdict is Verdict.OK:
             self._model_answered = True
