@@ -1,0 +1,33 @@
+"""A run that kills itself at a named step of the store: `python -m tests.integration.crash_child JOB POINT NUMBER`.
+
+The process ends by SIGKILL when the step is reached for the given time, else with the run's exit code.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from pathlib import Path
+
+import batchchat
+from batchchat.store import Store
+
+
+def main(job: str, wanted: str, number: str) -> int:
+    left = int(number)
+
+    def point(name: str) -> None:
+        nonlocal left
+        if name == wanted:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    open_store = functools.partial(Store.open, point=point)
+    return batchchat.run(batchchat.load_job(Path(job)), open_store=open_store, environ={}).exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
