@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _KEYS_CHECKED = 1_000
+_STEPS = re.compile(r"[^.\[\]]+")
 _ROWS_TRIED = 100
 
 
@@ -57,7 +59,7 @@ def prepare(
     try:
         template = compile_template(job.messages, job.params.as_body(), model=job.model)
     except JobError as error:
-        place = [int(part) if part.isdecimal() else part for part in (error.field or "messages").split(".")]
+        place = [int(part) if part.isdecimal() else part for part in _STEPS.findall(error.field or "messages")]
         raise job.error(error.message.removeprefix(f"{error.field}: "), *place, remedy=error.remedy) from None
     source = open_source(job.input.path, format=job.input.format, types=job.input.types, frozen=frozen)
     _check_key_column(job, source)
