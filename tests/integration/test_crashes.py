@@ -231,7 +231,7 @@ def check(figures: Figures) -> None:
     assert figures.paid_again <= figures.answered_unkept <= figures.in_flight
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_run_killed_twenty_times_loses_nothing_and_pays_nothing_twice(tmp_path: Path) -> None:
     figures = run_series(tmp_path, 1, 20)
     check(figures)
