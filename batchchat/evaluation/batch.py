@@ -41,7 +41,8 @@ class ScoreBatch:
     """Records of one variant, and line by line the current input's row of each.
 
     Both sides are Arrow record batches, Arrow tables or lists of dicts. Columns are read once, when first asked for,
-    so that several scorers share the work. `inputs` may be left out where no scorer expects a column.
+    so that several scorers share the work. `inputs` may be left out where no scorer expects a column. An empty batch
+    has every column.
     """
 
     def __init__(self, records: Columns, inputs: Columns | None = None) -> None:
@@ -63,20 +64,23 @@ class ScoreBatch:
         without a code fence around it (`completion.label`).
         """
         if path not in self._answers:
-            self._answers[path] = _read_path(self._records, path)
+            self._answers[path] = _read_path(self._records, path) if len(self) else []
         return self._answers[path]
 
     def expected(self, column: str) -> list[Any]:
         """A column of the current input. Raises UsageError where it is not there."""
         if column not in self._expected:
             names: list[str] = [] if self._inputs is None else _names(self._inputs)
-            check_column(column, names, "the input")
-            self._expected[column] = _column(self._inputs, column)
+            if len(self):
+                check_column(column, names, "the input")
+            self._expected[column] = _column(self._inputs, column) if len(self) else []
         return self._expected[column]
 
     def failures(self) -> list[str | None]:
         """Why each record has no completion, None where it has one."""
-        if self._failures is None:
+        if self._failures is None and not len(self):
+            self._failures = []
+        elif self._failures is None:
             names = _names(self._records)
             check_column("status", names, "the records")
             count = len(self)
@@ -104,8 +108,8 @@ def check_column(name: str, known: Collection[str], where: str) -> None:
     """Raise UsageError, with the nearest name, where a column is not there."""
     if name not in known:
         raise UsageError(
-            f"{where} has no column {name!r}{nearest(name, list(known))}",
-            remedy=f"It has: {', '.join(known)}." if known else None,
+            f"there is no column {name!r} in {where}{nearest(name, list(known))}",
+            remedy=f"There are: {', '.join(known)}." if known else None,
         )
 
 

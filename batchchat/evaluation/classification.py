@@ -82,7 +82,8 @@ class ClassReport:
 
 def classes_of(variants: Sequence[Answers], labels: Sequence[str] | None = None) -> list[str]:
     """The classes named, or the expected labels that occur, sorted. Raises UsageError where they are too many."""
-    found = list(labels) if labels else sorted({label for answers in variants for label in answers.expected if label})
+    expected = {label for answers in variants for label in answers.expected if label is not None}
+    found = list(labels) if labels else sorted(expected)
     if len(found) > MAX_CLASSES:
         raise UsageError(
             f"the expected column holds {len(found):,} different values: that is no set of classes",
@@ -96,8 +97,8 @@ def classification_report(answers: Answers, labels: Sequence[str] | None = None)
     classes = classes_of([answers], labels)
     size = len(classes)
     table = np.zeros((size, size + 2), dtype=np.int64)
-    coded = _encode(answers, classes)
-    np.add.at(table, (coded.expected, coded.given), 1)
+    _, expected, chosen = _codes(answers, classes)
+    np.add.at(table, (expected, chosen), 1)
     hits, given, support = np.diag(table), table[:, :size].sum(axis=0), table.sum(axis=1)
     scores = tuple(
         ClassScore(
@@ -124,7 +125,7 @@ def classification_report(answers: Answers, labels: Sequence[str] | None = None)
 def summarize_macro_f1(answers: Answers, labels: Sequence[str] | None = None, *, seed: int = SEED) -> ScoreSummary:
     """Macro-F1 with its 95 % interval: percentiles of 1,999 resamples, or linearized. `n` counts rows."""
     classes = classes_of([answers], labels)
-    patterns = _patterns([_encode(answers, classes)], len(classes))
+    patterns = _patterns([_side(answers, classes)])
     made = ScoreSummary(None, None, None, patterns.rows, SHARE.unit, True, None, reason="no row has an expected class")
     if patterns.rows == 0:
         return made
@@ -155,25 +156,29 @@ def compare_macro_f1(
     more right answers.
     """
     classes = classes_of(list(variants.values()), labels)
-    coded = {name: _encode(answers, classes) for name, answers in variants.items()}
+    sides = {name: _side(answers, classes) for name, answers in variants.items()}
     made = [
-        _compare_pair((a, coded[a]), (b, coded[b]), len(classes), scorer=scorer, seed=seed)
-        for a, b in itertools.combinations(coded, 2)
+        _compare_pair((a, sides[a]), (b, sides[b]), scorer=scorer, seed=seed)
+        for a, b in itertools.combinations(sides, 2)
     ]
     return adjust(made)
 
 
-class _Coded(NamedTuple):
+class _Side(NamedTuple):
+    """One variant by rows: row positions, ascending; which look each row has; tally and right share of each look.
+
+    A look is what rows share whose answers have the same expected and given labels. A tally line holds, for each class:
+    right answers, answers that are it, answers that should be it.
+    """
+
     rows: _Codes
-    expected: _Codes
-    given: _Codes
+    looks: _Codes
+    tallies: sparse.csr_array
+    right: Array
 
 
 class _Patterns(NamedTuple):
-    """Rows that look alike, with how many there are, and for each side their tallies.
-
-    A tally line holds, for each class: right answers, answers that are it, answers that should be it.
-    """
+    """Rows that look alike on every side: how many there are, and for each side their tallies and right shares."""
 
     counts: _Codes
     tallies: list[sparse.csr_array]
@@ -186,39 +191,49 @@ class _Patterns(NamedTuple):
         return made
 
 
-def _encode(answers: Answers, classes: Sequence[str]) -> _Coded:
-    """Labels as class positions: others are one past the last class, no answer is two past it."""
-    codes: dict[str | None, int] = {label: at for at, label in enumerate(classes)}
-    kept = [at for at, label in enumerate(answers.expected) if label in codes]
+def _codes(answers: Answers, classes: Sequence[str]) -> tuple[_Codes, _Codes, _Codes]:
+    """Row, expected and given class of the answers that count. Others are one past the last class, no answer two."""
     size = len(classes)
-    given = (answers.given[at] for at in kept)
-    return _Coded(
-        np.asarray(answers.rows, dtype=np.int64)[kept],
-        np.fromiter((codes[answers.expected[at]] for at in kept), np.int64, len(kept)),
-        np.fromiter((size + 1 if label is None else codes.get(label, size) for label in given), np.int64, len(kept)),
-    )
+    known: dict[str | None, int] = {label: at for at, label in enumerate(classes)}
+    expected = np.fromiter((known.get(label, -1) for label in answers.expected), np.int64, len(answers.expected))
+    known[None] = size + 1
+    given = np.fromiter((known.get(label, size) for label in answers.given), np.int64, len(answers.given))
+    counts = expected >= 0
+    return np.asarray(answers.rows, dtype=np.int64)[counts], expected[counts], given[counts]
 
 
-def _patterns(sides: Sequence[_Coded], size: int) -> _Patterns:
-    """Group the rows that every side answered by how they look on all sides."""
-    shared = functools.reduce(np.intersect1d, [side.rows for side in sides])
-    grids = [_grid(side, shared, size) for side in sides]
-    looks, counts = np.unique(np.hstack(grids), axis=0, return_counts=True)
-    edges = np.cumsum([0, *(grid.shape[1] for grid in grids)])
-    tallies, right = zip(*(_tally(looks[:, start:end], size) for start, end in itertools.pairwise(edges)), strict=True)
-    return _Patterns(counts.astype(np.int64), list(tallies), list(right), int(shared.size))
-
-
-def _grid(side: _Coded, shared: _Codes, size: int) -> _Codes:
-    """One line per shared row: its answers as sorted codes of both labels, -1 where others have more answers."""
-    kept = np.isin(side.rows, shared)
-    line, code = np.searchsorted(shared, side.rows[kept]), (side.expected * (size + 2) + side.given)[kept]
-    order = np.lexsort((code, line))
-    line, code = line[order], code[order]
-    place = np.arange(line.size) - np.searchsorted(line, line)
-    grid = np.full((shared.size, int(place.max(initial=0)) + 1), -1, dtype=np.int64)
+def _side(answers: Answers, classes: Sequence[str]) -> _Side:
+    size = len(classes)
+    row, expected, given = _codes(answers, classes)
+    code = expected * (size + 2) + given
+    order = np.lexsort((code, row))
+    row, code = row[order], code[order]
+    rows, first, line = np.unique(row, return_index=True, return_inverse=True)
+    place = np.arange(row.size) - first[line]
+    # One line per row: its sorted codes, -1 where other rows have more answers.
+    grid = np.full((rows.size, int(place.max(initial=0)) + 1), -1, dtype=np.int64)
     grid[line, place] = code
-    return grid
+    flat = grid.shape[1] == 1
+    lines, looks = np.unique(grid[:, 0] if flat else grid, axis=None if flat else 0, return_inverse=True)
+    tallies, right = _tally(lines.reshape(-1, grid.shape[1]), size)
+    return _Side(rows, looks.reshape(-1), tallies, right)
+
+
+def _patterns(sides: Sequence[_Side]) -> _Patterns:
+    """Group the rows that every side answered by how they look on all sides."""
+    shared = functools.reduce(lambda a, b: np.intersect1d(a, b, assume_unique=True), [side.rows for side in sides])
+    looks = [side.looks[np.searchsorted(side.rows, shared)] for side in sides]
+    shape = tuple(side.right.size for side in sides)
+    if shared.size == 0:
+        return _Patterns(np.zeros(0, dtype=np.int64), [], [np.zeros(0)] * len(sides), 0)
+    together, counts = np.unique(np.ravel_multi_index(looks, shape), return_counts=True)
+    apart = np.unravel_index(together, shape)
+    return _Patterns(
+        counts.astype(np.int64),
+        [side.tallies[chosen] for side, chosen in zip(sides, apart, strict=True)],
+        [side.right[chosen] for side, chosen in zip(sides, apart, strict=True)],
+        int(shared.size),
+    )
 
 
 def _tally(looks: _Codes, size: int) -> tuple[sparse.csr_array, Array]:
@@ -278,9 +293,9 @@ def _bootstrap_interval(
     return Interval(min(low, estimate), max(high, estimate), "bootstrap_percentile")
 
 
-def _compare_pair(a: tuple[str, _Coded], b: tuple[str, _Coded], size: int, *, scorer: str, seed: int) -> Comparison:
+def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], *, scorer: str, seed: int) -> Comparison:
     either = np.union1d(a[1].rows, b[1].rows).size
-    patterns = _patterns([a[1], b[1]], size)
+    patterns = _patterns([a[1], b[1]])
     left, right = patterns.right
     above, below = int(patterns.counts[left > right].sum()), int(patterns.counts[left < right].sum())
     made = Comparison(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import functools
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -31,7 +32,11 @@ def text_of(value: Any) -> str:
 
 def quoted(value: Any) -> str:
     """A value as JSON."""
-    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    try:
+        return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        # Integers beyond 64 bits.
+        return json.dumps(value, default=str, ensure_ascii=False, separators=(",", ":"))
 
 
 def shown(value: Any) -> str:

@@ -61,7 +61,7 @@ class Scorer(BaseModel, ABC):
             (self.inputs, input_columns, "the input"),
         ):
             for column in sorted(needed or ()):
-                check_column(column, known, f"scorer {self.name}: {where}")
+                check_column(column, known, f"{where}, which scorer {self.name} reads")
 
 
 class AnswerScorer(Scorer):
@@ -178,5 +178,6 @@ def base_of(info: ValidationInfo) -> Path:
 
 def scores_of(judged: list[Judgement]) -> Scores:
     """Judgements as columns; a reason is cut after 400 characters."""
-    reasons = [reason and reason[:_REASON_CHARACTERS] for _, reason in judged]
+    # A function of the user's may give a text that no UTF-8 can hold.
+    reasons = [reason and reason[:_REASON_CHARACTERS].encode("utf-8", "replace").decode() for _, reason in judged]
     return Scores(pa.array([value for value, _ in judged], pa.float64()), pa.array(reasons, pa.string()))

@@ -16,6 +16,7 @@ rows, and comparing b with a gives exactly the negative of comparing a with b.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -382,7 +383,8 @@ def sign_flip_test(differences: ArrayLike, *, seed: int = SEED) -> tuple[float, 
     squares = float(np.sum(counts * sizes**2))
     if sizes.size > _NORMAL_SIZES and squares**2 / float(np.sum(counts * sizes**4)) >= 200:
         p_value = float(2 * stats.norm.sf(observed / math.sqrt(squares)))
-        return min(p_value, 1.0), "sign_flip_normal"
+        # Far out the tail leaves the range of a float; no p is 0.
+        return min(max(p_value, sys.float_info.min), 1.0), "sign_flip_normal"
     hits = int(np.sum(np.abs(_flipped_sums(sizes, counts, np.random.default_rng(seed))) >= reached))
     return (hits + 1) / (RESAMPLES + 1), "sign_flip_monte_carlo"
 
