@@ -26,7 +26,7 @@ import anyio.lowlevel
 
 from batchchat.client import ChatClient
 from batchchat.engines.local import LocalEngine
-from batchchat.errors import BatchchatError
+from batchchat.errors import BatchchatError, StorageError
 from batchchat.events import Event, FailureGroup, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
 from batchchat.job import Job, api_key, load_keys
@@ -332,7 +332,11 @@ class _Run:
             if self.on_snapshot is not None:
                 self.on_snapshot(snapshot)
             if ticks % _LIVE_EVERY == 0:
-                await self.offload(self.store.write_live, plain(snapshot))
+                try:
+                    await self.offload(self.store.write_live, plain(snapshot))
+                except StorageError as error:
+                    self.writer.fail(error)
+                    return
                 self.writer.poke()
             ticks += 1
             await anyio.sleep(_TICK_S)
@@ -404,7 +408,10 @@ class _Run:
         summary = self._summary(error)
         if self.writer.error is None:
             ended = {**plain(summary), "ended_at": datetime.now(UTC).isoformat(timespec="seconds")}
-            await self.offload(self.store.append_run, ended)
+            try:
+                await self.offload(self.store.append_run, ended)
+            except StorageError as failed:
+                summary = self._summary(failed)
         if self.on_snapshot is not None:
             self.on_snapshot(self.snapshot())
         return summary

@@ -197,7 +197,7 @@ class Writer:
                 try:
                     await self._commit_all()
                 except StorageError as error:
-                    self._fail(error)
+                    self.fail(error)
 
     async def _commit_all(self) -> None:
         while self._entries or not self._finished:
@@ -245,7 +245,7 @@ class Writer:
         try:
             self._apply(await self._offload(self._store.seal, sealing))
         except StorageError as error:
-            self._fail(error)
+            self.fail(error)
         finally:
             if self._sealing is not None:
                 self._sealing.set()
@@ -270,7 +270,8 @@ class Writer:
         self._finished = True
         self._wake.set()
 
-    def _fail(self, error: StorageError) -> None:
+    def fail(self, error: StorageError) -> None:
+        """Keep the first error of the disk, and end the run: nothing more can be kept."""
         if self.error is None:
             self.error = error
             self._caught_up.set()

@@ -258,3 +258,21 @@ def test_the_output_tells_hugging_face_datasets_which_files_are_the_data(tmp_pat
     card = yaml.safe_load((tmp_path / "out" / ".huggingface.yaml").read_text(encoding="utf-8"))
     pattern = card["configs"][0]["data_files"][0]["path"]
     assert [path.name for path in (tmp_path / "out").glob(pattern)] == ["part-00000.parquet"]
+
+
+def test_a_disk_that_fails_under_the_state_files_ends_in_a_summary_too(tmp_path: Path, demo: DemoServer) -> None:
+    import anyio
+
+    from batchchat.errors import StorageError
+    from batchchat.runner import run_job
+    from batchchat.store import Store
+
+    class FullDisk(Store):
+        def write_live(self, live: Any) -> None:
+            raise StorageError("no space left")
+
+    write_rows(tmp_path / "rows.jsonl", texts(20))
+    job = make_job(tmp_path, demo.base_url)
+    summary = anyio.run(lambda: run_job(job, environ={}, open_store=FullDisk.open))
+    assert (summary.exit_code, summary.reason) == (74, "no space left")
+    assert run(job).ok == 20
