@@ -29,6 +29,7 @@ from batchchat.inspection import job_of
 from batchchat.intake import Intake
 from batchchat.records import RECORD_COLUMNS, RowBatch
 from batchchat.runner.preparation import prepare
+from batchchat.sources import python_rows
 from batchchat.store import Output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 
@@ -175,12 +176,12 @@ def _opened(path: Path, schema: pa.Schema, kind: str) -> Iterator[Callable[[pa.R
 
 
 def _write_lines(file: IO[bytes], batch: pa.RecordBatch) -> None:
-    for row in batch.to_pylist():
+    for row in python_rows(batch):
         file.write(orjson.dumps(row, default=_plain, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z))
 
 
 def _write_cells(table: Any, batch: pa.RecordBatch) -> None:
-    for row in batch.to_pylist():
+    for row in python_rows(batch):
         table.writerow([_cell(value) for value in row.values()])
 
 

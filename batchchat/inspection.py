@@ -19,6 +19,7 @@ from batchchat.errors import BatchchatError
 from batchchat.events import FailureGroup, InFlight, Pace, Snapshot
 from batchchat.job import Job, validate_job
 from batchchat.records import RECORD_COLUMNS, Spend
+from batchchat.sources import as_seen, python_rows
 from batchchat.store import Output, read_state
 from batchchat.template import RowTemplateError, Template, compile_template
 from batchchat.views import LastRun, RecordView, Running, StatusView
@@ -127,7 +128,7 @@ def find_records(
             is_failed = pc.equal(batch.column("status"), "failed")
             mask = is_failed if mask is None else pc.and_(mask, is_failed)
         chosen = batch if mask is None else batch.filter(mask)
-        for record in chosen.to_pylist():
+        for record in python_rows(chosen):
             yield _view(output, templates, record)
             found += 1
             if limit is not None and found >= limit:
@@ -153,7 +154,7 @@ class _Templates:
         if isinstance(template, str):
             return None, template
         try:
-            body = orjson.loads(template.render(self._values(columns)).body)
+            body = orjson.loads(template.render(as_seen(self._output.input_schema or pa.schema([]), columns)).body)
         except RowTemplateError as error:
             return None, f"its messages cannot be rendered: {error}"
         messages: list[dict[str, Any]] = body["messages"]
@@ -173,21 +174,6 @@ class _Templates:
             return compile_template(job.messages, job.params.as_body(), model=job.model)
         except BatchchatError as error:
             return f"the job of run {run_id} cannot be read: {error.message}"
-
-    def _values(self, columns: dict[str, Any]) -> dict[str, Any]:
-        """A row as the template saw it: the input's own names, and what did not fit its column."""
-        schema = self._output.input_schema
-        values: dict[str, Any] = {}
-        for name, value in columns.items():
-            if name == "input_extra":
-                continue
-            field = schema.field(name) if schema is not None and name in schema.names else None
-            original = (field.metadata or {}).get(b"batchchat.name") if field is not None else None
-            values[original.decode() if original else name] = value
-        extra = columns.get("input_extra")
-        if isinstance(extra, str):
-            values.update(orjson.loads(extra))
-        return values
 
 
 def job_of(snapshot: Mapping[str, Any]) -> Job:

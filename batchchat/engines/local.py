@@ -111,8 +111,8 @@ class LocalEngine:
             found.append(InFlight(request.row_index, request.custom_id, request.attempts, now - since, "sending"))
             if len(found) == limit:
                 return tuple(found)
-        for due, _, request in heapq.nsmallest(limit - len(found), self._delayed):
-            age = max(0.0, due - now)
+        for _, _, request in heapq.nsmallest(limit - len(found), self._delayed):
+            age = (self._wall_clock_us() - request.started_at) / 1e6
             found.append(InFlight(request.row_index, request.custom_id, request.attempts, age, "waiting"))
         return tuple(found)
 
@@ -157,6 +157,8 @@ class LocalEngine:
             self._idle_scopes.add(scope)
             try:
                 async with aclosing(feed):
+                    if self._draining:  # asked to stop before anything began
+                        return
                     async for requests in feed:
                         self._ready.extend(requests)
                         self._staff(sink)

@@ -275,7 +275,12 @@ class _Run:
         batches = self.prepared.batches()
         archived: list[Request] = []
         while True:
-            batch: RowBatch | None = await self.offload(next, batches, None, abandon=True)
+            try:
+                batch: RowBatch | None = await self.offload(next, batches, None, abandon=True)
+            except BatchchatError as error:
+                # The input broke in the middle: what was read goes on, the rest stays open.
+                self.failed = error
+                return
             if batch is None or self.prepared.selection.past(batch.first_index):
                 break
             for start in range(0, len(batch.values), _SLICE):
@@ -288,17 +293,24 @@ class _Run:
                 yield found.requests
                 await anyio.lowlevel.checkpoint()
             if len(archived) >= _REVIVE_BATCH:
-                await self._revive(archived)
-        await self._revive(archived)
+                yield await self._revive(archived)
+                archived = []
+        yield await self._revive(archived)
         self.read_all = True
 
-    async def _revive(self, requests: list[Request]) -> None:
-        """Take answers back from the archive: going back to an earlier prompt costs nothing."""
-        if requests:
-            outcomes = await self.offload(self.store.fetch_archived, [request.custom_id for request in requests])
-            for request in requests:
+    async def _revive(self, requests: list[Request]) -> list[Request]:
+        """Take answers back from the archive: going back to an earlier prompt costs nothing.
+
+        Returns the requests whose answer the archive lost by damage: they are asked again.
+        """
+        if not requests:
+            return []
+        outcomes = await self.offload(self.store.fetch_archived, [request.custom_id for request in requests])
+        lost = [request for request in requests if request.custom_id not in outcomes]
+        for request in requests:
+            if request.custom_id in outcomes:
                 self.writer.add_revived(request, outcomes[request.custom_id])
-            requests.clear()
+        return lost
 
     # --- stopping
 
@@ -397,7 +409,7 @@ class _Run:
     # --- ending
 
     async def _end(self) -> RunSummary:
-        error = self.writer.error or self.engine.halt
+        error = self.writer.error or self.engine.halt or self.failed
         complete = self.read_all and error is None and not self.stop.asked and self.prepared.selection.whole
         if complete:
             error = await self._complete_pass()

@@ -11,10 +11,11 @@ text), `text` (numbers and booleans are written as text) or `declared` (texts ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+import orjson
 import pyarrow as pa
 
 from batchchat.records import RECORD_COLUMNS
@@ -69,6 +70,20 @@ def output_names(names: Sequence[str]) -> list[str]:
             given[index] = free
             taken.add(free.lower())
     return [given[index] for index in range(len(names))]
+
+
+def as_seen(schema: pa.Schema, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A carried row as the template saw it: under the input's own names, JSON text read, `input_extra` put back."""
+    values: dict[str, Any] = {}
+    for field in schema:
+        if field.name == EXTRA:
+            continue
+        column, value = _column(field), row.get(field.name)
+        values[column.name] = orjson.loads(value) if column.mode == JSON and isinstance(value, str) else value
+    extra = row.get(EXTRA)
+    if isinstance(extra, str):
+        values.update(orjson.loads(extra))
+    return values
 
 
 class Columns:

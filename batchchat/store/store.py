@@ -274,9 +274,10 @@ class Store:
                 f"the input column {column!r} is of type {schema.field(column).type}, which Parquet cannot keep",
                 remedy="Give it another type with `input.types`.",
             )
-        plain = pa.schema([pa.field(column.name, column.type) for column in schema])
-        self._layout.save_schema(plain)
-        self._input_schema, self._schema = plain, output
+        # The fields' own notes stay: a later run learns from them which column of the input a renamed one is.
+        frozen = pa.schema([pa.field(column.name, column.type, metadata=column.metadata) for column in schema])
+        self._layout.save_schema(frozen)
+        self._input_schema, self._schema = frozen, output
 
     @property
     def input_schema(self) -> pa.Schema | None:

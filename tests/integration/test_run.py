@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 import batchchat
 from batchchat.demo import DemoOptions, DemoServer
-from batchchat.errors import UsageError
+from batchchat.errors import StorageError, UsageError
+from batchchat.export import export
+from batchchat.inspection import find_records
+from batchchat.runner import StopRequest, run_job
+from batchchat.store import Store
 from tests.integration.jobs import TEMPLATE, make_job, query, run, texts, write_rows
 
 
@@ -261,12 +267,6 @@ def test_the_output_tells_hugging_face_datasets_which_files_are_the_data(tmp_pat
 
 
 def test_a_disk_that_fails_under_the_state_files_ends_in_a_summary_too(tmp_path: Path, demo: DemoServer) -> None:
-    import anyio
-
-    from batchchat.errors import StorageError
-    from batchchat.runner import run_job
-    from batchchat.store import Store
-
     class FullDisk(Store):
         def write_live(self, live: Any) -> None:
             raise StorageError("no space left")
@@ -276,3 +276,85 @@ def test_a_disk_that_fails_under_the_state_files_ends_in_a_summary_too(tmp_path:
     summary = anyio.run(lambda: run_job(job, environ={}, open_store=FullDisk.open))
     assert (summary.exit_code, summary.reason) == (74, "no space left")
     assert run(job).ok == 20
+
+
+def test_a_later_run_carries_renamed_and_json_columns_as_the_first_did(tmp_path: Path, demo: DemoServer) -> None:
+    def rows(count: int) -> list[dict[str, Any]]:
+        return [
+            {"id": number, "text": "yes", "status": f"s{number}", "odd": [{}, {"a": 1}, number][number % 3]}
+            for number in range(count)
+        ]
+
+    write_rows(tmp_path / "rows.jsonl", rows(6))
+    job = make_job(tmp_path, demo.base_url, messages=other("{{ text }} {{ status }} {{ odd }}"))
+    run(job)
+    write_rows(tmp_path / "rows.jsonl", rows(9))
+    assert run(job).sent == 3
+    found = query(tmp_path, "select input_status, odd, input_extra from data where row_index >= 3 order by row_index")
+    assert found == [
+        (f"s{number}", json.dumps([{}, {"a": 1}, number][number % 3], separators=(",", ":")), None)
+        for number in range(3, 9)
+    ]
+    view = next(find_records(tmp_path / "out", row=7))
+    assert view.messages is not None
+    assert view.messages[0]["content"] == "yes s7 {'a': 1}"
+
+
+def test_times_finer_than_pythons_are_carried_shown_and_exported(tmp_path: Path, demo: DemoServer) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fine = pa.array([1_600_000_000_000_000_001, None], pa.timestamp("ns", tz="UTC"))
+    pq.write_table(pa.table({"id": [1, 2], "text": ["a", "b"], "at": fine}), tmp_path / "rows.parquet")
+    job = make_job(tmp_path, demo.base_url, input={"path": str(tmp_path / "rows.parquet"), "key": "id"})
+    assert run(job).ok == 2
+    assert batchchat.read_output(tmp_path / "out").column("at").combine_chunks().equals(fine)
+    assert len(list(find_records(tmp_path / "out"))) == 2
+    for name in ("x.jsonl", "x.csv", "x.parquet"):
+        target = tmp_path / name
+        # The export reads the job from the output: its input is still there.
+        assert export(tmp_path / "out", target).rows == 2
+    assert "2020-09-13" in (tmp_path / "x.jsonl").read_text(encoding="utf-8")
+
+
+def test_an_input_that_breaks_in_the_middle_keeps_what_was_answered(tmp_path: Path, demo: DemoServer) -> None:
+    import gzip
+    import random
+
+    noise = random.Random(0)
+    rows = [{**row, "pad": noise.randbytes(2000).hex()} for row in texts(3000)]
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode(), 1)
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(whole)
+    job = make_job(tmp_path, demo.base_url, input={"path": str(path), "key": "id"})
+    run(job, limit=1)
+    path.write_bytes(whole[: len(whole) // 2])
+    summary = run(job, limit=None)
+    assert summary.exit_code == 74
+    assert summary.reason
+    assert "rows.jsonl.gz" in summary.reason
+    assert summary.ok == demo.stats().requests > 1
+
+
+def test_answers_that_the_archive_lost_are_asked_for_again(tmp_path: Path, demo: DemoServer) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(5))
+    job = make_job(tmp_path, demo.base_url)
+    run(job)
+    run(make_job(tmp_path, demo.base_url, messages=other("{{ text }}?")))
+
+    class Forgetful(Store):
+        def fetch_archived(self, custom_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+            return dict(list(super().fetch_archived(custom_ids).items())[:3])
+
+    summary = anyio.run(lambda: run_job(job, environ={}, open_store=Forgetful.open))
+    assert (summary.exit_code, summary.revived, summary.sent, summary.ok) == (0, 3, 2, 5)
+
+
+def test_a_stop_asked_for_before_the_run_begins_ends_it_at_once(tmp_path: Path, demo: DemoServer) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(2000))
+    stop = StopRequest()
+    stop.stop(reason="changed my mind", exit_code=130)
+    started = time.monotonic()
+    summary = batchchat.run(make_job(tmp_path, demo.base_url), stop=stop, environ={})
+    assert (summary.exit_code, summary.sent, summary.open) == (130, 0, 2000)
+    assert time.monotonic() - started < 15, "the grace of 20 s is for what is in flight, and nothing is"
