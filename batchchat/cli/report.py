@@ -8,6 +8,7 @@ and characters that a terminal would obey are shown as escapes.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -441,6 +442,6 @@ def _plain(value: object) -> Any:
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
-    if value is None or isinstance(value, str | int | float):
-        return value
-    return str(value)
+    # JSON has no form for NaN and the infinities: they become text too.
+    is_json = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_json else str(value)

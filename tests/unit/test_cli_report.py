@@ -380,3 +380,8 @@ def test_a_secret_is_masked_even_where_a_table_would_break_it() -> None:
         printed = "".join(shown(renderable, 60).split())
         assert "***" in printed
         assert "0123456789" not in printed
+
+
+def test_numbers_that_json_lacks_become_text() -> None:
+    view = RecordView({"share": float("nan"), "far": float("-inf")}, {"status": "ok"}, None)
+    assert json.loads(json.dumps(as_json(view), allow_nan=False))["input"] == {"share": "nan", "far": "-inf"}
