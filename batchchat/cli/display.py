@@ -16,10 +16,10 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from batchchat.cli.format import about, count, money, one_line, percent, plural, rate, short
 from batchchat.cli.logs import LogListener
 from batchchat.cli.terminal import Terminal
 from batchchat.events import Event, Listener, Pace, Snapshot
+from batchchat.format import about, count, money, one_line, percent, plural, rate, short
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
-from batchchat.cli.format import one_line
 from batchchat.cli.terminal import Terminal, mask
 from batchchat.events import Event, Level, Listener
+from batchchat.format import one_line
 
 LogFormat = Literal["text", "json"]
 

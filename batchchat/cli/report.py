@@ -15,9 +15,9 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchchat.cli.display import ProgressView
-from batchchat.cli.format import UNKNOWN, about, count, duration, money, one_line, percent, plural, rate, visible
 from batchchat.cli.terminal import mask
 from batchchat.events import FailureGroup, InFlight, RunSummary
+from batchchat.format import UNKNOWN, about, count, duration, money, one_line, percent, plural, rate, visible
 from batchchat.views import Message, PlanView, RecordView, StatusView
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import batchchat
 
 ROOT = Path(batchchat.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "records"}),
+    frozenset({"errors", "format", "records"}),
     frozenset({"events", "providers", "identity"}),
     frozenset({"job", "views", "limits", "retry", "transport", "sources", "template", "structured", "demo"}),
     frozenset({"store", "client"}),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchchat.cli.format import (
+from batchchat.format import (
     UNKNOWN,
     about,
     count,
