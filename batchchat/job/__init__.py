@@ -7,6 +7,6 @@ here touches the network or the output.
 
 from batchchat.job.keys import api_key, load_keys
 from batchchat.job.model import Job, failed_kinds, parse_duration
-from batchchat.job.reading import load_job, validate_job
+from batchchat.job.reading import Change, load_job, validate_job
 
-__all__ = ["Job", "api_key", "failed_kinds", "load_job", "load_keys", "parse_duration", "validate_job"]
+__all__ = ["Change", "Job", "api_key", "failed_kinds", "load_job", "load_keys", "parse_duration", "validate_job"]

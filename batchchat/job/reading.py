@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -19,19 +19,33 @@ from batchchat.job.wording import validation_errors
 _EXAMPLE = "Example: --set limits.concurrency=64"
 
 
+class Change(NamedTuple):
+    """A field of a job that another file sets: its dotted path, the value, and where that file sets it.
+
+    `inside` tells where the value's own fields stand, by their places in it. Paths in the value are relative to `base`.
+    """
+
+    path: str
+    value: Any
+    origin: Origin
+    base: Path
+    inside: Origins
+
+
 def load_job(
     path: str | Path,
     *,
     overrides: Sequence[str] = (),
+    changes: Sequence[Change] = (),
     input: str | None = None,
     output: str | None = None,
 ) -> Job:
     """Read and validate a job file.
 
-    `overrides` are `dotted.path=value` texts with YAML values, as `--set` takes them. `input` and `output` take the
-    place of the file's own paths. Paths that come with the call are relative to the current folder, those in the file
-    to the file. Raises UsageError where there is no such file or an override has no form, JobError for what a job
-    cannot be.
+    `overrides` are `dotted.path=value` texts with YAML values, as `--set` takes them; `changes` are put over them.
+    `input` and `output` take the place of the file's own paths. Paths that come with the call are relative to the
+    current folder, those in the file to the file. Raises UsageError where there is no such file or an override has no
+    form, JobError for what a job cannot be.
     """
     file = Path(path)
     document = parse_yaml(read_job_text(file, _nearest_file(file)), file)
@@ -42,9 +56,11 @@ def load_job(
     draft.resolve_paths()
     for override in overrides:
         draft.override(override)
+    for change in changes:
+        draft.change(change)
     for name, value in (("input", input), ("output", output)):
         if value is not None:
-            draft.set_path(name, value, f"--{name}")
+            draft.set_path(name, value, Origin(option=f"--{name}"), Path.cwd())
     return validate_job(draft.data, file=file, origins=draft.origins, repeated=draft.repeated)
 
 
@@ -135,7 +151,7 @@ class _Draft:
     def _error(self, message: str, place: Place, remedy: str | None = None) -> JobError:
         return job_error(message, place, self.origins, self.file, remedy)
 
-    # --- what the command line says
+    # --- what the command line, or another file, says
 
     def override(self, text: str) -> None:
         """Apply one `--set`. Its value is never repeated in an error of its form: it may be a secret."""
@@ -144,23 +160,29 @@ class _Draft:
         if not equals or not all(parts):
             raise UsageError(f"{f'--set {name[:60]}'.rstrip()}: is not of the form field.path=value", remedy=_EXAMPLE)
         option, value = f"--set {name.strip()}", _read_value(given)
-        if parts[0] in {"input", "output"} and parts[1:] in ([], ["path"]) and isinstance(value, str):
-            self.set_path(parts[0], value, option)
-            return
-        target, place = self._reach(parts, option)
-        if place == ("provider", "ca_file") and isinstance(value, str) and value:
-            value = _absolute(Path.cwd(), value)
-        target[place[-1]] = value
-        self._note(place, option)
-        if place == ("messages",) and isinstance(value, str) and value:
-            self.data["messages"] = self._load_messages(value, Path.cwd())
+        self.change(Change(name.strip(), value, Origin(option=option), Path.cwd(), {}))
 
-    def set_path(self, name: str, value: str, option: str) -> None:
+    def change(self, change: Change) -> None:
+        """Put a value in the place of the file's own."""
+        value, parts = change.value, change.path.split(".")
+        if parts[0] in {"input", "output"} and parts[1:] in ([], ["path"]) and isinstance(value, str):
+            self.set_path(parts[0], value, change.origin, change.base)
+            return
+        target, place = self._reach(parts, change)
+        if place == ("provider", "ca_file") and isinstance(value, str) and value:
+            value = _absolute(change.base, value)
+        target[place[-1]] = value
+        self._note(place, change.origin)
+        self.origins.update({(*place, *inside): origin for inside, origin in change.inside.items()})
+        if place == ("messages",) and isinstance(value, str) and value:
+            self.data["messages"] = self._load_messages(value, change.base)
+
+    def set_path(self, name: str, value: str, origin: Origin, base: Path) -> None:
         """Take another input or output, and keep the other fields of its section."""
         if not value:
-            raise UsageError(f"{option}: the path is empty")
-        self._section(name)["path"] = value if value == "-" else _absolute(Path.cwd(), value)
-        self._note((name, "path"), option)
+            raise _refusal("the path is empty", name, origin)
+        self._section(name)["path"] = value if value == "-" else _absolute(base, value)
+        self._note((name, "path"), origin)
 
     def _section(self, name: str) -> dict[str, Any]:
         value = self.data.get(name)
@@ -168,31 +190,31 @@ class _Draft:
             value = self.data[name] = {"path": value} if isinstance(value, str) else {}
         return value
 
-    def _reach(self, parts: list[str], option: str) -> tuple[Any, Place]:
+    def _reach(self, parts: list[str], change: Change) -> tuple[Any, Place]:
         """The mapping or list that holds a field, and the field's place; sections on the way are made."""
         target: Any = self.data
         place: Place = ()
         if parts[0] in {"input", "output"} and len(parts) > 1:
             self._section(parts[0])
         for part in parts[:-1]:
-            step: Any = _key_in(target, part, option)
+            step: Any = _key_in(target, part, change)
             place = (*place, step)
             value = target.get(step) if isinstance(target, dict) else target[step]
             if value is None:
                 value = target[step] = {}
-                self._note(place, option)
+                self._note(place, change.origin)
             elif place == ("provider",) and isinstance(value, str):
                 value = target[step] = {"profile": value}
             elif not isinstance(value, dict | list):
-                raise UsageError(f"{option}: {dotted(place)} has no fields of its own", remedy=_EXAMPLE)
+                raise _refusal(f"{dotted(place)} has no fields of its own", change.path, change.origin)
             target = value
-        return target, (*place, _key_in(target, parts[-1], option))
+        return target, (*place, _key_in(target, parts[-1], change))
 
-    def _note(self, place: Place, option: str) -> None:
-        """Remember that a field, and all inside it, came from an option."""
+    def _note(self, place: Place, origin: Origin) -> None:
+        """Remember where a field, and all inside it, came from."""
         for inside in [known for known in self.origins if known[: len(place)] == place]:
             del self.origins[inside]
-        self.origins[place] = Origin(option=option)
+        self.origins[place] = origin
 
 
 def _absolute(base: Path, path: str) -> str:
@@ -213,9 +235,17 @@ def _read_value(text: str) -> Any:
     return value
 
 
-def _key_in(target: Any, part: str, option: str) -> str | int:
+def _key_in(target: Any, part: str, change: Change) -> str | int:
     if not isinstance(target, list):
         return part
     if not (part.isascii() and part.isdecimal() and int(part) < len(target)):
-        raise UsageError(f"{option}: {part} is no position in a list of {len(target)} (the first is 0)")
+        problem = f"{part} is no position in a list of {len(target)} (the first is 0)"
+        raise _refusal(problem, change.path, change.origin, remedy=None)
     return int(part)
+
+
+def _refusal(message: str, field: str, origin: Origin, remedy: str | None = _EXAMPLE) -> UsageError:
+    """The error of a change that has no place in the job."""
+    if origin.option is not None:
+        return UsageError(f"{origin.option}: {message}", remedy=remedy)
+    return JobError(message, file=origin.file, line=origin.line, field=field)

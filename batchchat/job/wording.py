@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from batchchat.errors import JobError
 from batchchat.job.model import FIELDS, is_secret_name, nearest
@@ -57,31 +58,66 @@ _HINTS = {
     "rpm": "write requests_per_minute",
     "tpm": "write tokens_per_minute",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a kind of file may hold: the section at each place, and words for what is missing or misspelt there.
+
+    `examples` show a field that is missing, `patterns` say what a text must look like, `hints` what to write instead
+    of a field that does not exist.
+    """
+
+    fields: Mapping[tuple[str, ...], type[BaseModel]]
+    examples: Mapping[Place, str] = field(default_factory=dict)
+    patterns: Mapping[Place, str] = field(default_factory=dict)
+    hints: Mapping[str, str] = field(default_factory=dict)
+
+    def names(self, place: Place) -> list[str]:
+        """The field names that may stand at a place, as they are written."""
+        section = self.fields.get(tuple(str(part) for part in place))
+        return [one.alias or name for name, one in section.model_fields.items()] if section else []
+
+    def elsewhere(self, name: str) -> list[str]:
+        """The places in dotted form at which a field of this name may stand."""
+        return [".".join((*place, name)) for place in self.fields if name in self.names(place)]
+
+
+JOB_GRAMMAR = Grammar(FIELDS, _EXAMPLES, _PATTERNS, _HINTS)
 _UNSHOWN = frozenset({"headers", "extra_query", "extra_body", "base_url"})
 
 
 def validation_errors(
-    error: ValidationError, data: Mapping[str, Any], origins: Origins, file: Path | None
+    error: ValidationError,
+    data: Mapping[str, Any],
+    origins: Origins,
+    file: Path | None,
+    *,
+    grammar: Grammar = JOB_GRAMMAR,
+    at: Place = (),
 ) -> list[JobError]:
-    """Turn pydantic's findings into one error for each place, the most telling one."""
+    """Turn pydantic's findings into one error for each place, the most telling one.
+
+    `data` is what was validated, and stands at the place `at` of the file.
+    """
     found: dict[Place, list[Mapping[str, Any]]] = {}
     for item in error.errors(include_url=False):
-        found.setdefault(_place(item, data), []).append(item)
+        found.setdefault(_place(item, data, grammar), []).append(item)
     return [
-        job_error(_message(items, place), place, origins, file)
+        job_error(_message(items, place, grammar), (*at, *place), origins, file)
         for place, items in found.items()
         # Of a union's members, the one that was meant complains deeper inside.
         if not any(len(other) > len(place) and other[: len(place)] == place for other in found)
     ]
 
 
-def _place(error: Mapping[str, Any], data: Mapping[str, Any]) -> Place:
+def _place(error: Mapping[str, Any], data: Mapping[str, Any], grammar: Grammar) -> Place:
     """pydantic's location without the parts that name a union's member."""
     place: list[Any] = []
     value: Any = data
     for part in error["loc"]:
         if isinstance(value, dict):
-            if part in value or part in _fields_at(tuple(place)):
+            if part in value or part in grammar.names(tuple(place)):
                 place.append(part)
                 value = value.get(part)
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
@@ -90,73 +126,67 @@ def _place(error: Mapping[str, Any], data: Mapping[str, Any]) -> Place:
     return tuple(place)
 
 
-def _fields_at(place: Place) -> list[str]:
-    """The field names that a job may have at a place."""
-    section = FIELDS.get(tuple(str(part) for part in place))
-    return list(section.model_fields) if section else []
-
-
-def _message(items: Sequence[Mapping[str, Any]], place: Place) -> str:
+def _message(items: Sequence[Mapping[str, Any]], place: Place, grammar: Grammar) -> str:
     # A union's members each say that the value is not of their type; what is not about types says more.
     telling = [item for item in items if item["type"] not in _NOUNS]
     if telling:
         item = telling[0]
-        return _SENTENCES.get(item["type"], _in_its_own_words)(item, place)
+        return _SENTENCES.get(item["type"], _in_its_own_words)(item, place, grammar)
     if place[:1] == ("messages",):
         return f"must be a message such as {{role: user, content: …}}{_instead(items[0], place)}"
     nouns = dict.fromkeys(_NOUNS[item["type"]] for item in items)
     return f"must be {' or '.join(nouns)}{_instead(items[0], place)}"
 
 
-def _missing(_: Mapping[str, Any], place: Place) -> str:
-    example = _EXAMPLES.get(place)
+def _missing(_: Mapping[str, Any], place: Place, grammar: Grammar) -> str:
+    example = grammar.examples.get(place)
     return f"is missing; for example `{example}`" if example else "is missing"
 
 
-def _unknown(_: Mapping[str, Any], place: Place) -> str:
+def _unknown(_: Mapping[str, Any], place: Place, grammar: Grammar) -> str:
     name, section = str(place[-1]), place[:-1]
-    known = _fields_at(section)
+    known = grammar.names(section)
     if is_secret_name(name):
         return "is not a field: a key never stands in a job; name its environment variable in provider.api_key_env"
-    if name in _HINTS:
-        return f"is not a field: {_HINTS[name]}"
+    if name in grammar.hints:
+        return f"is not a field: {grammar.hints[name]}"
     near = nearest(name, known)
-    elsewhere = [".".join((*other, name)) for other in FIELDS if name in FIELDS[other].model_fields]
+    elsewhere = grammar.elsewhere(name)
     if elsewhere and not near:
         return f"is not a field here: write {' or '.join(elsewhere)}"
     return f"is not a field{near}; known are {', '.join(known)}"
 
 
-def _bound(item: Mapping[str, Any], place: Place) -> str:
+def _bound(item: Mapping[str, Any], place: Place, _: Grammar) -> str:
     words, name = _BOUNDS[item["type"]]
     return f"must be {words} {item['ctx'][name]:.15g}{_instead(item, place)}"
 
 
-def _choice(item: Mapping[str, Any], place: Place) -> str:
+def _choice(item: Mapping[str, Any], place: Place, _: Grammar) -> str:
     expected = str(item["ctx"]["expected"])
     near = nearest(str(item.get("input"))[:80], re.findall(r"'([^']*)'", expected))
     return f"must be {expected}{_instead(item, place)}{near}"
 
 
-def _pattern(item: Mapping[str, Any], place: Place) -> str:
-    return f"{_PATTERNS[place]}{_instead(item, place)}"
+def _pattern(item: Mapping[str, Any], place: Place, grammar: Grammar) -> str:
+    return f"{grammar.patterns.get(place, 'is not of the form that is needed')}{_instead(item, place)}"
 
 
-def _in_its_own_words(item: Mapping[str, Any], _: Place) -> str:
+def _in_its_own_words(item: Mapping[str, Any], _: Place, __: Grammar) -> str:
     text = str(item["msg"])
     return text[:1].lower() + text[1:]
 
 
-_SENTENCES: Mapping[str, Callable[[Mapping[str, Any], Place], str]] = {
+_SENTENCES: Mapping[str, Callable[[Mapping[str, Any], Place, Grammar], str]] = {
     "missing": _missing,
     "extra_forbidden": _unknown,
-    "value_error": lambda item, _: str(item["ctx"]["error"]),
+    "value_error": lambda item, *_: str(item["ctx"]["error"]),
     **dict.fromkeys(_BOUNDS, _bound),
     "literal_error": _choice,
     "enum": _choice,
     "string_pattern_mismatch": _pattern,
-    "string_too_short": lambda _item, _: "must not be empty",
-    "string_too_long": lambda item, _: f"must not be longer than {item['ctx']['max_length']} characters",
+    "string_too_short": lambda *_: "must not be empty",
+    "string_too_long": lambda item, *_: f"must not be longer than {item['ctx']['max_length']} characters",
 }
 
 

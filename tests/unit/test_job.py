@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from batchchat.errors import JobError, UsageError
-from batchchat.job import Job, api_key, failed_kinds, load_job, load_keys, parse_duration, validate_job
+from batchchat.job import Change, Job, api_key, failed_kinds, load_job, load_keys, parse_duration, validate_job
 from batchchat.job.model import Output
+from batchchat.job.origin import Origin, Place
 from batchchat.job.syntax import MAX_BYTES
 from batchchat.providers import PROFILES
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
@@ -977,3 +978,45 @@ def test_an_error_about_a_field_finds_the_line_of_what_holds_it(folder: Path) ->
     job = load(folder, "params:", "  extra_body:", "    top_k: 3")
     assert (job.error("x", "params", "extra_body", "top_k").line, job.error("x", "params", "seed").line) == (9, 7)
     assert job.error("x", "limits").line is None
+
+
+# --- what another file changes
+
+
+def changed(folder: Path, path: str, value: Any, **inside: int) -> Job:
+    """The small job with a field that `suite.yaml` sets in line 9, whose paths are relative to a folder of its own."""
+    other = folder / "suites"
+    other.mkdir(exist_ok=True)
+    file = other / "suite.yaml"
+    places: dict[Place, Origin] = {(place,): Origin(file, line) for place, line in inside.items()}
+    change = Change(path, value, Origin(file, 9), other, places)
+    return load_job(write(folder), overrides=["model=from-the-command-line"], changes=[change])
+
+
+def test_a_change_is_put_over_the_file_and_the_command_line(folder: Path) -> None:
+    assert changed(folder, "model", "m-2").model == "m-2"
+    assert changed(folder, "params.temperature", 0.7).params.temperature == 0.7
+    (folder / "suites" / "short.yaml").write_text("- {role: user, content: short}", encoding="utf-8")
+    assert changed(folder, "messages", "short.yaml").messages == [{"role": "user", "content": "short"}]
+    assert changed(folder, "output", "there").output.path == str(folder / "suites" / "there")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("params.temprature", 1, "suite.yaml:9: params.temprature: is not a field (did you mean 'temperature'?)"),
+        ("params.temperature", 3, "suite.yaml:9: params.temperature: must be between 0 and 2, not 3"),
+        ("model.name", "x", "suite.yaml:9: model.name: model has no fields of its own"),
+        ("messages.7.content", "x", "suite.yaml:9: messages.7.content: 7 is no position in a list of 1"),
+        ("messages", "nope.yaml", "suite.yaml:9: messages: the template file"),
+    ],
+)
+def test_a_change_that_cannot_be_is_told_with_its_own_line(folder: Path, path: str, value: Any, told: str) -> None:
+    with pytest.raises(JobError) as raised:
+        changed(folder, path, value)
+    assert told in str(raised.value)
+
+
+def test_inside_a_change_the_line_is_that_of_the_field(folder: Path) -> None:
+    with pytest.raises(JobError, match=r"suite.yaml:11: params.top_p: must be between 0 and 1"):
+        changed(folder, "params", {"temperature": 1, "top_p": 2}, temperature=10, top_p=11)
