@@ -70,7 +70,8 @@ class Snapshot:
 
     `ok` and `failed` count rows of this pass that this run settled durably; `done_before` those that an earlier run
     had (or the archive gave back), `failed_before` failed rows of earlier runs that were not tried again. `total` is
-    the number of rows of the pass: exact when `total_exact`, an estimate otherwise, None while nothing is known.
+    the number of rows of the pass: exact when `total_exact`, an estimate otherwise, None while nothing is known. Where
+    the job asks each row `samples` times, all of these count samples.
     """
 
     run_id: str
@@ -96,15 +97,17 @@ class Snapshot:
     failures: tuple[FailureGroup, ...] = ()
     pace: Pace = Pace()
     oldest: tuple[InFlight, ...] = ()
+    samples: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
     """How a run ended. `exit_code` is what the command line ends with; `reason` says why it ended early, if it did.
 
-    Rows of the pass = ok + failed + open. Rows of the dataset = ok + failed + kept. `ok` and `failed` count all rows of
-    the pass, also those that an earlier run settled; `new_ok` and `new_failed` are this run's own. `sent` counts
-    attempts. `resume` is the command that goes on, None where nothing is left to do.
+    Rows of the pass times `samples` = ok + failed + open. Rows of the dataset = ok + failed + kept. `ok` and `failed`
+    count all samples of the pass, also those that an earlier run settled; `new_ok` and `new_failed` are this run's own;
+    where a row is asked once, these are counts of rows. `sent` counts attempts. `resume` is the command that goes on,
+    None where nothing is left to do.
     """
 
     run_id: str
@@ -135,3 +138,4 @@ class RunSummary:
     warnings: tuple[str, ...] = ()
     note: str = ""
     resume: str | None = None
+    samples: int = 1

@@ -35,14 +35,16 @@ from batchchat.store.index import KeyIndex, RecordIndex
 
 FORMATS = (".parquet", ".jsonl", ".csv")
 _BLOCKS_KEPT = 4
+_SLICE = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """How many rows were written, and how many rows of the input have no record."""
+    """How many rows were written, and how many are not there: samples of the input's rows without a record."""
 
     rows: int
     missing: int
+    samples: int = 1
 
 
 def export(directory: Path, target: Path, *, input_path: str | None = None, force: bool = False) -> Exported:
@@ -70,6 +72,7 @@ def export(directory: Path, target: Path, *, input_path: str | None = None, forc
         key_column=job.input.key,
         reopens=frozenset(),
         selection=prepared.selection,
+        samples=job.samples,
     )
     draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
     rows = 0
@@ -85,7 +88,7 @@ def export(directory: Path, target: Path, *, input_path: str | None = None, forc
         ) from error
     finally:
         draft.unlink(missing_ok=True)
-    return Exported(rows, intake.counts.rows - rows)
+    return Exported(rows, intake.counts.samples - rows, job.samples)
 
 
 def _joined(
@@ -94,19 +97,18 @@ def _joined(
     own = [name for name in schema.names if name in RECORD_COLUMNS]
     carried = [name for name in schema.names if name not in RECORD_COLUMNS]
     for batch in batches:
-        found = intake.sort(batch, 0, len(batch.values))
-        rows = [(request.offset, request.custom_id) for request in found.requests]
-        rows += [(invalid.offset, invalid.custom_id) for invalid in found.invalid]
-        rows.sort()
-        offsets, outcome = records.find(rows, own)
-        if not offsets:
-            continue
-        columns = batch.columns.take(pa.array(offsets, pa.int64()))
-        arrays = {name: columns.column(name) for name in carried}
-        arrays |= {name: outcome.column(name).combine_chunks() for name in own}
-        arrays["row_index"] = pa.array([batch.first_index + offset for offset in offsets], pa.int64())
-        arrays["source"] = pa.array([batch.source] * len(offsets), pa.string())
-        yield pa.RecordBatch.from_arrays([arrays[field.name].cast(field.type) for field in schema], schema=schema)
+        for found in intake.slices(batch, _SLICE):
+            rows = [(request.offset, request.sample_index, request.custom_id) for request in found.requests]
+            rows += [(invalid.offset, invalid.sample_index, invalid.custom_id) for invalid in found.invalid]
+            offsets, outcome = records.find([(offset, custom_id) for offset, _, custom_id in sorted(rows)], own)
+            if not offsets:
+                continue
+            columns = batch.columns.take(pa.array(offsets, pa.int64()))
+            arrays = {name: columns.column(name) for name in carried}
+            arrays |= {name: outcome.column(name).combine_chunks() for name in own}
+            arrays["row_index"] = pa.array([batch.first_index + offset for offset in offsets], pa.int64())
+            arrays["source"] = pa.array([batch.source] * len(offsets), pa.string())
+            yield pa.RecordBatch.from_arrays([arrays[field.name].cast(field.type) for field in schema], schema=schema)
 
 
 class _Records:
@@ -132,23 +134,23 @@ class _Records:
         self._ids = pa.chunked_array(ids, pa.string()).combine_chunks() if ids else pa.array([], pa.string())
 
     def find(self, rows: list[tuple[int, str]], columns: list[str]) -> tuple[list[int], pa.Table]:
-        """The offsets of those rows that have a record, and the records' own columns in the same order."""
+        """The offsets of those rows that have a record, in the order given, and the records' own columns like them."""
         wanted = pa.array([custom_id for _, custom_id in rows], pa.string())
         places = pc.index_in(wanted, value_set=self._ids).to_pylist()
         by_block: dict[int, list[tuple[int, int]]] = {}
-        for (offset, _), place in zip(rows, places, strict=True):
+        for number, place in enumerate(places):
             if place is not None:
                 block = bisect_right(self._starts, place) - 1
-                by_block.setdefault(block, []).append((offset, place - self._starts[block]))
-        tables, offsets = [], []
+                by_block.setdefault(block, []).append((number, place - self._starts[block]))
+        tables, numbers = [], []
         for block, found in by_block.items():
             tables.append(self._load(block).select(columns).take(pa.array([place for _, place in found], pa.int64())))
-            offsets += [offset for offset, _ in found]
+            numbers += [number for number, _ in found]
         if not tables:
             return [], pa.table({})
         table = pa.concat_tables(tables)
-        order = sorted(range(len(offsets)), key=offsets.__getitem__)
-        return [offsets[place] for place in order], table.take(pa.array(order, pa.int64()))
+        order = sorted(range(len(numbers)), key=numbers.__getitem__)
+        return [rows[numbers[place]][0] for place in order], table.take(pa.array(order, pa.int64()))
 
     def _load(self, block: int) -> pa.Table:
         table = self._loaded.pop(block, None)

@@ -108,6 +108,11 @@ def plural(number: int, noun: str, nouns: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
 
 
+def asked(samples: int) -> str:
+    """Return what a run's counts count: `row`, or `sample` where each row is asked several times."""
+    return "row" if samples == 1 else "sample"
+
+
 def visible(text: str) -> str:
     r"""Show what a terminal would obey or hide as escapes (`\x1b`, `\u202e`); newlines and tabs stay."""
     return _HIDDEN.sub(_escape, text.replace("\r\n", "\n"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def status_of(directory: Path) -> StatusView:
         last = LastRun(
             str(output.live.get("run_id")), None, "it ended without a word: killed, or the machine went down", None
         )
-    job_file = output.job.get("file")
+    job_file, samples = output.job.get("file"), output.job.get("samples")
     unfinished = running is None and (last is None or last.exit_code != 0)
     return StatusView(
         job=str(output.job.get("name", "")),
@@ -65,6 +66,7 @@ def status_of(directory: Path) -> StatusView:
         currency=(output.live or {}).get("currency"),
         live=live,
         command=f"batchchat run {shlex.quote(job_file)}" if job_file and unfinished else None,
+        samples=samples if isinstance(samples, int) else 1,
     )
 
 
@@ -116,10 +118,20 @@ def _snapshot(data: Mapping[str, Any]) -> Snapshot | None:
 def find_records(
     directory: Path, *, row: int | None = None, failed: bool = False, limit: int | None = None
 ) -> Iterator[RecordView]:
-    """Yield records of an output in the order of its parts, with the messages as their run's own job renders them."""
+    """Yield records of an output, with the messages as their run's own job renders them.
+
+    They come in the order of its parts, those of one `row` in the order of their samples.
+    """
     output = read_state(directory)
     templates = _Templates(output)
-    found = 0
+    records = _chosen(output, row=row, failed=failed)
+    if row is not None:
+        records = iter(sorted(records, key=lambda record: record["sample_index"]))
+    for record in islice(records, limit):
+        yield _view(output, templates, record)
+
+
+def _chosen(output: Output, *, row: int | None, failed: bool) -> Iterator[dict[str, Any]]:
     for batch in output.records():
         mask = None
         if row is not None:
@@ -128,16 +140,12 @@ def find_records(
             is_failed = pc.equal(batch.column("status"), "failed")
             mask = is_failed if mask is None else pc.and_(mask, is_failed)
         chosen = batch if mask is None else batch.filter(mask)
-        for record in python_rows(chosen):
-            yield _view(output, templates, record)
-            found += 1
-            if limit is not None and found >= limit:
-                return
+        yield from python_rows(chosen)
 
 
 def _view(output: Output, templates: _Templates, record: dict[str, Any]) -> RecordView:
     own = {name: record.pop(name) for name in RECORD_COLUMNS if name in record}
-    messages, note = templates.messages(own["run_id"], record)
+    messages, note = templates.messages(own["run_id"], record, own["sample_index"])
     return RecordView(record, own, messages, note)
 
 
@@ -148,13 +156,16 @@ class _Templates:
         self._output = output
         self._compiled: dict[str, Template | str] = {}
 
-    def messages(self, run_id: str, columns: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, str]:
+    def messages(
+        self, run_id: str, columns: dict[str, Any], sample_index: int
+    ) -> tuple[list[dict[str, Any]] | None, str]:
         """The messages that a record's row rendered to, or why they cannot be told."""
         template = self._template(run_id)
         if isinstance(template, str):
             return None, template
         try:
-            body = orjson.loads(template.render(as_seen(self._output.input_schema or pa.schema([]), columns)).body)
+            values = as_seen(self._output.input_schema or pa.schema([]), columns)
+            body = orjson.loads(template.render(values, sample_index).body)
         except RowTemplateError as error:
             return None, f"its messages cannot be rendered: {error}"
         messages: list[dict[str, Any]] = body["messages"]

@@ -1,19 +1,20 @@
-"""One pass over the input: each row becomes a request, a failed record, or nothing to do.
+"""One pass over the input: each sample of a row becomes a request, a failed record, or nothing to do.
 
-Whether a row is done is told by its `custom_id` alone: the rendered request decides. `Intake.sort` looks at a slice
+Whether a sample is done is told by its `custom_id` alone: the rendered request decides. `Intake` looks at a slice
 of rows at a time, so that the caller can yield to the event loop between slices; it does no I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from batchchat.identity import Identity, failed_row_id, row_bytes
 from batchchat.records import ErrorKind, Failure, Request, RowBatch
 from batchchat.store.index import ARCHIVED, NONE, OK, KeyIndex, RecordIndex, key_digest, kind_of
-from batchchat.template import RowTemplateError, Template
+from batchchat.template import Rendered, RowTemplateError, Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,14 @@ class Selection:
 
 @dataclass(slots=True)
 class PassCounts:
-    """What the rows of a pass came to. Each row is counted once in `rows` and once in one of the others."""
+    """What the rows of a pass came to.
+
+    Each row is counted once in `rows`, and each of its samples once in `samples` and once in one of the others. Where a
+    job asks each row once, these are counts of rows.
+    """
 
     rows: int = 0
+    samples: int = 0
     done: int = 0
     failed_before: int = 0
     new: int = 0
@@ -52,24 +58,28 @@ class PassCounts:
 
     @property
     def to_send(self) -> int:
-        """Rows that need a request."""
+        """Samples that need a request."""
         return self.new + self.changed + self.reopened
 
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """A row that yields no request: it could not be read or rendered, or its key is missing or repeated."""
+    """A row's sample that yields no request: the row could not be read or rendered, or its key is missing or repeated.
+
+    Such a row has a record for each of its samples: so that every row has equally many, whatever became of it.
+    """
 
     custom_id: str
     key: str | None
     batch: RowBatch
     offset: int
     failure: Failure
+    sample_index: int = 0
 
 
 @dataclass(slots=True)
 class Sorted:
-    """What a slice of rows came to, without those that are done. `reopened` are the requests that failed before."""
+    """What a slice of rows came to, without what is done. `reopened` are the requests that failed before."""
 
     requests: list[Request] = field(default_factory=list)
     reopened: list[str] = field(default_factory=list)
@@ -77,11 +87,20 @@ class Sorted:
     invalid: list[Invalid] = field(default_factory=list)
 
 
+class _Row(NamedTuple):
+    """Which row is being sorted."""
+
+    batch: RowBatch
+    offset: int
+    key: str | None
+
+
 class Intake:
     """Sorts the rows of one pass.
 
     `index` and `keys` tell what the output holds; both learn which rows this pass has seen. `reopens` says which
-    kinds of failed rows are tried again. `keys` is None where the job names no key.
+    kinds of failed rows are tried again. `keys` is None where the job names no key. `samples` is how often each row is
+    asked.
     """
 
     def __init__(
@@ -94,8 +113,10 @@ class Intake:
         key_column: str | None,
         reopens: frozenset[ErrorKind],
         selection: Selection = Selection(),
+        samples: int = 1,
     ) -> None:
         self.counts = PassCounts()
+        self.samples = samples
         self._template = template
         self._identity = identity
         self._index = index
@@ -104,6 +125,12 @@ class Intake:
         self._reopens = reopens
         self._selection = selection
 
+    def slices(self, batch: RowBatch, size: int) -> Iterator[Sorted]:
+        """Sort a batch in slices of about `size` samples, one each time the next is asked for."""
+        step = max(1, size // self.samples)
+        for start in range(0, len(batch.values), step):
+            yield self.sort(batch, start, start + step)
+
     def sort(self, batch: RowBatch, start: int, stop: int) -> Sorted:
         """Sort rows `start` to `stop` of a batch. A row index past the selection is left out, and not counted."""
         found = Sorted()
@@ -111,13 +138,16 @@ class Intake:
         for offset in range(start, min(stop, len(batch.values))):
             if takes is None or takes(batch.first_index + offset):
                 self.counts.rows += 1
+                self.counts.samples += self.samples
                 self._sort_row(batch, offset, found)
         return found
 
     def _sort_row(self, batch: RowBatch, offset: int, found: Sorted) -> None:
         values = batch.values[offset]
+        every = range(self.samples)
         if values is None:
-            self._invalid(batch, offset, None, batch.failures[offset], raw=batch.raw.get(offset, b""), found=found)
+            row = _Row(batch, offset, None)
+            self._invalid(row, every, batch.failures[offset], batch.raw.get(offset, b""), found)
             return
         key: str | None = None
         if self._key_column is not None:
@@ -125,22 +155,35 @@ class Intake:
             if key is not None and self._keys is not None and self._keys.mark_seen(key_digest(key)):
                 problem = f"{self._key_column} {key!r} stands in an earlier row too"
             if problem is not None:
-                self._invalid(
-                    batch, offset, None, Failure(ErrorKind.INPUT, problem), raw=row_bytes(values), found=found
-                )
+                failure = Failure(ErrorKind.INPUT, problem)
+                self._invalid(_Row(batch, offset, None), every, failure, row_bytes(values), found)
                 return
+        row = _Row(batch, offset, key)
+        if not self._template.sampled:
+            self._sort_samples(row, values, every, found)
+        else:
+            for sample_index in every:
+                self._sort_samples(row, values, range(sample_index, sample_index + 1), found)
+
+    def _sort_samples(self, row: _Row, values: dict[str, Any], samples: range, found: Sorted) -> None:
+        """Sort samples of a row that render to the same request."""
         try:
-            rendered = self._template.render(values)
+            rendered = self._template.render(values, samples.start)
         except RowTemplateError as error:
-            failure = Failure(ErrorKind.TEMPLATE, str(error))
-            self._invalid(batch, offset, key, failure, raw=row_bytes(values), found=found)
+            self._invalid(row, samples, Failure(ErrorKind.TEMPLATE, str(error)), row_bytes(values), found)
             return
-        custom_id = self._identify(rendered.digest, key)
+        for sample_index in samples:
+            self._sort_sample(rendered, row, sample_index, found)
+
+    def _sort_sample(self, rendered: Rendered, row: _Row, sample_index: int, found: Sorted) -> None:
+        batch, offset, key = row
+        custom_id = self._identify(rendered.digest, key, sample_index)
         state = self._index.mark_seen(custom_id)
         if state == OK:
             self.counts.done += 1
             return
-        request = Request(custom_id, rendered.body, rendered.prompt_tokens, rendered.max_tokens, batch, offset, key)
+        body, prompt_tokens, max_tokens = rendered.body, rendered.prompt_tokens, rendered.max_tokens
+        request = Request(custom_id, body, prompt_tokens, max_tokens, batch, offset, key, sample_index)
         if state == ARCHIVED:
             self.counts.archived += 1
             found.archived.append(request)
@@ -151,29 +194,35 @@ class Intake:
                 return
             self.counts.reopened += 1
             found.reopened.append(custom_id)
-        elif key is not None and self._keys is not None and self._keys.is_live(key_digest(key)):
+        elif key is not None and self._keys is not None and self._keys.is_live(key_digest(key, sample_index)):
             self.counts.changed += 1
         else:
             self.counts.new += 1
         found.requests.append(request)
 
-    def _identify(self, digest: bytes, key: str | None) -> str:
+    def _identify(self, digest: bytes, key: str | None, sample_index: int) -> str:
         """The request's `custom_id`; of equal requests without a key, the first that this pass has not met."""
+        identity = self._identity
         if key is not None:
-            return self._identity.custom_id(digest, key=key)
-        return _first_unseen(self._index, lambda occurrence: self._identity.custom_id(digest, occurrence=occurrence))
-
-    def _invalid(
-        self, batch: RowBatch, offset: int, key: str | None, failure: Failure, *, raw: bytes, found: Sorted
-    ) -> None:
-        custom_id = _first_unseen(
-            self._index, lambda occurrence: failed_row_id(batch.source, raw, occurrence=occurrence)
+            return identity.custom_id(digest, key=key, sample_index=sample_index)
+        return _first_unseen(
+            self._index,
+            lambda occurrence: identity.custom_id(digest, occurrence=occurrence, sample_index=sample_index),
         )
-        if self._index.mark_seen(custom_id) != NONE:
-            self.counts.failed_before += 1
-            return
-        self.counts.invalid += 1
-        found.invalid.append(Invalid(custom_id, key, batch, offset, failure))
+
+    def _invalid(self, row: _Row, samples: range, failure: Failure, raw: bytes, found: Sorted) -> None:
+        for sample in samples:
+            identify = partial(_failed_row, row.batch.source, raw, sample)
+            custom_id = _first_unseen(self._index, identify)
+            if self._index.mark_seen(custom_id) != NONE:
+                self.counts.failed_before += 1
+                continue
+            self.counts.invalid += 1
+            found.invalid.append(Invalid(custom_id, row.key, row.batch, row.offset, failure, sample))
+
+
+def _failed_row(source: str, raw: bytes, sample_index: int, occurrence: int) -> str:
+    return failed_row_id(source, raw, occurrence=occurrence, sample_index=sample_index)
 
 
 def _first_unseen(index: RecordIndex, identify: Callable[[int], str]) -> str:

@@ -22,6 +22,7 @@ from batchchat.views import PlanView, RequestPreview
 
 _DEFAULTS = RunOptions()
 _PREVIEWS = 2
+_SLICE = 512
 _EXPECTED_COMPLETION = 256
 _EXPECTED_LATENCY_S = 2.0
 _UNSET_CONCURRENCY = 64
@@ -44,17 +45,18 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         key_column=job.input.key,
         reopens=job.retry.reopens() if reopens is None else reopens,
         selection=prepared.selection,
+        samples=job.samples,
     )
     shown: list[RequestPreview] = []
     prompt_tokens, completion_tokens = 0.0, 0.0
     for batch in prepared.batches():
         if prepared.selection.past(batch.first_index):
             break
-        found = intake.sort(batch, 0, len(batch.values))
-        _preview(found, shown, previews)
-        for request in found.requests:
-            prompt_tokens += request.prompt_tokens * history.prompt_ratio
-            completion_tokens += min(history.completion, request.max_tokens or math.inf)
+        for found in intake.slices(batch, _SLICE):
+            _preview(found, shown, previews)
+            for request in found.requests:
+                prompt_tokens += request.prompt_tokens * history.prompt_ratio
+                completion_tokens += min(history.completion, request.max_tokens or math.inf)
     counts, live = intake.counts, history.index.counts()
     duration, binding = _duration(counts.to_send, prompt_tokens + completion_tokens, job, provider, history.latency_s)
     price = provider.prices.get(job.model)
@@ -84,8 +86,9 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         binding=binding,
         method=history.method,
         spent=history.spent,
-        warnings=[*prepared.source.warnings, *_key_warning(job, provider)],
+        warnings=[*prepared.warnings, *prepared.source.warnings, *_key_warning(job, provider)],
         note=provider.note if provider.name == DEMO else "",
+        samples=job.samples,
     )
 
 

@@ -30,11 +30,11 @@ class RequestPreview:
 class PlanView:
     """What a run would do, counted and estimated, with nothing sent.
 
-    Rows: `new` have no record; `changed` have one of an earlier prompt or row; `done` need nothing; `failed` failed
-    before, of which `retried` would be tried again; `archived` come back from the archive; `unreadable` cannot be read
-    or rendered; `kept` records belong to no row of this input. `prompt_tokens`, `completion_tokens`, `cost` and
-    `duration_s` are estimates for the `requests` to send, found as `method` says; `binding` names the limit that
-    decides the duration. `spent` is what the output has cost so far.
+    Rows, or samples where a row is asked `samples` times: `new` have no record; `changed` have one of an earlier prompt
+    or row; `done` need nothing; `failed` failed before, of which `retried` would be tried again; `archived` come back
+    from the archive; `unreadable` cannot be read or rendered. `kept` records belong to no row of this input.
+    `prompt_tokens`, `completion_tokens`, `cost` and `duration_s` are estimates for the `requests` to send, found as
+    `method` says; `binding` names the limit that decides the duration. `spent` is what the output has cost so far.
     """
 
     job: str
@@ -64,6 +64,7 @@ class PlanView:
     warnings: Sequence[str] = ()
     note: str = ""
     command: str | None = None
+    samples: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ class LastRun:
 class StatusView:
     """What an output holds. `live` is the newest snapshot of the run that is going on, if one is.
 
-    `open` is None where the number of rows is not known. `spent` is the sum of the ledger.
+    `open` is None where the number of rows is not known. `spent` is the sum of the ledger. `ok`, `failed` and `open`
+    count samples where the job asks each row `samples` times, else rows.
     """
 
     job: str
@@ -105,6 +107,7 @@ class StatusView:
     live: Snapshot | None = None
     warnings: Sequence[str] = ()
     command: str | None = None
+    samples: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from batchchat.cli.logs import LogListener
 from batchchat.cli.terminal import Terminal
 from batchchat.events import Event, Listener, Pace, Snapshot
-from batchchat.format import about, count, money, one_line, percent, plural, rate, short
+from batchchat.format import about, asked, count, money, one_line, percent, plural, rate, short
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -156,7 +156,7 @@ class ProgressView:
         """Yield the lines."""
         snapshot, width = self.snapshot, options.max_width
         yield _headline(snapshot, width)
-        yield _line("rows", _row_figures(snapshot), width)
+        yield _line(f"{asked(snapshot.samples)}s", _row_figures(snapshot), width)
         yield _line("speed", _speed_figures(snapshot), width)
         yield _line("limits", _limit_figures(snapshot.pace), width)
         yield _line("cost", _cost_figures(snapshot), width)
@@ -210,7 +210,7 @@ def _row_figures(snapshot: Snapshot) -> list[Figure]:
 
 def _speed_figures(snapshot: Snapshot) -> list[Figure]:
     return [
-        Figure(f"{rate(snapshot.rows_per_s)} rows/s"),
+        Figure(f"{rate(snapshot.rows_per_s)} {asked(snapshot.samples)}s/s"),
         Figure(f"{short(snapshot.tokens_per_s)} tokens/s", "", 1),
         Figure(f"{about(snapshot.elapsed_s)} so far", "", 2),
     ]
@@ -322,6 +322,7 @@ def _fields(snapshot: Snapshot) -> dict[str, object]:
     pace = snapshot.pace
     return {
         "phase": snapshot.phase,
+        "samples": snapshot.samples,
         "elapsed_s": round(snapshot.elapsed_s, 3),
         "total": snapshot.total,
         "total_exact": snapshot.total_exact,

@@ -63,11 +63,14 @@ def show_command(directory: Path, *, row: int | None, failed: bool, limit: int, 
 def export_command(directory: Path, target: Path, *, input_path: str | None, force: bool) -> int:
     """Write one file in input order."""
     from batchchat.export import export
+    from batchchat.format import asked
 
     done = export(directory, target, input_path=input_path, force=force)
     text = f"{done.rows:,} rows written to {target}"
     if done.missing:
-        text += f"; {done.missing:,} rows of the input have no record yet and are left out"
+        noun = asked(done.samples)
+        of_them = f"{done.missing:,} {noun}s of the input have" if done.missing > 1 else f"1 {noun} of the input has"
+        text += f"; {of_them} no record yet and {'are' if done.missing > 1 else 'is'} left out"
     errors().write_line(text)
     return 0
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from batchchat.cli.display import ProgressView
 from batchchat.cli.terminal import mask
 from batchchat.events import FailureGroup, InFlight, RunSummary
-from batchchat.format import UNKNOWN, about, count, duration, money, one_line, percent, plural, rate, visible
+from batchchat.format import UNKNOWN, about, asked, count, duration, money, one_line, percent, plural, rate, visible
 from batchchat.views import Message, PlanView, RecordView, StatusView
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def render_summary(summary: RunSummary) -> RenderableType:
 
     parts: list[RenderableType] = [_outcome(summary), _blank(), _summary_table(summary)]
     if summary.failures:
-        parts += [_blank(), _failure_table(summary.failures)]
+        parts += [_blank(), _failure_table(summary.failures, summary.samples)]
     parts += _remarks(summary.warnings, summary.note)
     parts.append(_blank())
     if summary.reason:
@@ -103,7 +103,7 @@ def render_status(view: StatusView) -> RenderableType:
     if running is not None and live is not None and live.oldest:
         parts += [_blank(), _in_flight_table(live.oldest)]
     if view.failures:
-        parts += [_blank(), _failure_table(view.failures)]
+        parts += [_blank(), _failure_table(view.failures, view.samples)]
     parts += _remarks(view.warnings, "")
     parts += [_blank(), _pair("output", view.output)]
     if view.command:
@@ -157,9 +157,10 @@ def content_text(message: Message) -> str:
 
 def _outcome(summary: RunSummary) -> Text:
     """Return the first line: what the person most wants to know."""
-    done = f"{count(summary.ok)} of {plural(summary.rows, 'row')} have a completion"
+    noun, whole = asked(summary.samples), summary.rows * summary.samples
+    done = f"{count(summary.ok)} of {plural(whole, noun)} have a completion"
     if summary.exit_code == 0:
-        text, style = f"all {count(summary.rows)} rows have a completion" if summary.rows > 1 else done, "bold green"
+        text, style = f"all {count(whole)} {noun}s have a completion" if whole > 1 else done, "bold green"
         if summary.rows == 0:
             text = "no rows"
     elif summary.exit_code == 1:
@@ -172,9 +173,12 @@ def _outcome(summary: RunSummary) -> Text:
 def _summary_table(summary: RunSummary) -> Table:
     table = _figures("this run", "in all")
     new, whole, currency = summary.spend, summary.spend_total, summary.currency
-    table.add_row("rows ok", count(summary.new_ok), count(summary.ok))
-    table.add_row("rows failed", count(summary.new_failed), _alarm(summary.failed, "bold red"))
-    table.add_row("rows open", "", _alarm(summary.open, "yellow"))
+    nouns = f"{asked(summary.samples)}s"
+    if summary.samples > 1:
+        table.add_row(f"rows, of {summary.samples} samples each", "", count(summary.rows))
+    table.add_row(f"{nouns} ok", count(summary.new_ok), count(summary.ok))
+    table.add_row(f"{nouns} failed", count(summary.new_failed), _alarm(summary.failed, "bold red"))
+    table.add_row(f"{nouns} open", "", _alarm(summary.open, "yellow"))
     if summary.revived:
         table.add_row("  given back by the archive", "", count(summary.revived))
     table.add_row("records kept of earlier inputs", "", count(summary.kept))
@@ -186,20 +190,23 @@ def _summary_table(summary: RunSummary) -> Table:
     table.add_row("completion tokens", count(new.completion_tokens), count(whole.completion_tokens))
     table.add_row("cost", _cost(new.cost, currency), _cost(whole.cost, currency))
     table.add_row("time", duration(summary.elapsed_s), "")
-    table.add_row("rows/s", rate(summary.rows_per_s), "")
+    table.add_row(f"{nouns}/s", rate(summary.rows_per_s), "")
     return table
 
 
 def _plan_table(view: PlanView) -> Table:
     table = _figures("", "", last="left")
-    table.add_row("rows new", count(view.new), "")
-    table.add_row("rows changed", count(view.changed), "the prompt or the row is not the one of the record")
-    table.add_row("rows failed", count(view.failed), f"{count(view.retried)} of them to be tried again")
-    table.add_row("rows done", count(view.done), "nothing to send")
+    nouns = f"{asked(view.samples)}s"
+    each = f"{view.samples} for each row" if view.samples > 1 else ""
+    table.add_row(f"{nouns} new", count(view.new), each)
+    table.add_row(f"{nouns} changed", count(view.changed), "the prompt or the row is not the one of the record")
+    table.add_row(f"{nouns} failed", count(view.failed), f"{count(view.retried)} of them to be tried again")
+    table.add_row(f"{nouns} done", count(view.done), "nothing to send")
     if view.archived:
-        table.add_row("rows archived", count(view.archived), "answered before: given back, nothing to send")
+        table.add_row(f"{nouns} archived", count(view.archived), "answered before: given back, nothing to send")
     if view.unreadable:
-        table.add_row("rows unreadable", _alarm(view.unreadable, "yellow"), "become failed records, nothing to send")
+        remark = "become failed records, nothing to send"
+        table.add_row(f"{nouns} unreadable", _alarm(view.unreadable, "yellow"), remark)
     if view.kept:
         table.add_row("records kept", count(view.kept), "of earlier inputs")
     table.add_section()
@@ -220,9 +227,10 @@ def _plan_table(view: PlanView) -> Table:
 def _status_table(view: StatusView) -> Table:
     table = _figures("", "", last="left")
     rows = None if view.open is None else view.ok + view.failed + view.open
-    table.add_row("rows ok", count(view.ok), percent(view.ok, rows) if rows else "")
-    table.add_row("rows failed", _alarm(view.failed, "bold red"), "")
-    table.add_row("rows open", count(view.open), "")
+    nouns = f"{asked(view.samples)}s"
+    table.add_row(f"{nouns} ok", count(view.ok), percent(view.ok, rows) if rows else "")
+    table.add_row(f"{nouns} failed", _alarm(view.failed, "bold red"), "")
+    table.add_row(f"{nouns} open", count(view.open), "")
     table.add_row("answers paid for", count(view.spent.requests), "")
     table.add_row("prompt tokens", count(view.spent.prompt_tokens), "")
     table.add_row("completion tokens", count(view.spent.completion_tokens), "")
@@ -278,8 +286,8 @@ def _block(heading: str, text: str, style: str) -> Table:
     return table
 
 
-def _failure_table(failures: Sequence[FailureGroup]) -> Table:
-    table = _headed("failed because of", "rows", "for example")
+def _failure_table(failures: Sequence[FailureGroup], samples: int) -> Table:
+    table = _headed("failed because of", f"{asked(samples)}s", "for example")
     for group in sorted(failures, key=lambda group: (-group.count, group.kind)):
         where = f"row {count(group.row_index)}: " if group.row_index is not None else ""
         example = where + _line(group.example, 300)

@@ -268,7 +268,7 @@ class Params(_Section):
     @classmethod
     def _one_answer(cls, value: object) -> object:
         if value not in (None, 1):
-            raise ValueError("must be 1, or left out: each row has one completion")
+            raise ValueError("must be 1, or left out: `samples: N` of the job asks each row N times")
         return value
 
     @field_validator("stop")
@@ -283,7 +283,8 @@ class Params(_Section):
     def _no_clash(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if name in {"model", "messages", "stream", "n"}:
-                raise ValueError(f"{name} cannot be set here: batchchat reads the answer by it")
+                instead = "; `samples: N` of the job asks each row N times" if name == "n" else ""
+                raise ValueError(f"{name} cannot be set here: batchchat reads the answer by it{instead}")
             if name in cls.model_fields:
                 raise ValueError(f"{name} is a param of its own: set it in params, not in extra_body")
             if is_secret_name(name):
@@ -355,6 +356,7 @@ class Job(_Section):
     provider: str | ProviderFields
     model: Name
     messages: list[dict[str, Any]] | dict[str, Any]
+    samples: Whole = Field(1, ge=1, le=1_000)
     params: Params = Params()
     limits: Limits = Limits()
     retry: Retry = Retry()

@@ -39,7 +39,7 @@ from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.stopping import StopRequest
 from batchchat.runner.tally import Tally
 from batchchat.runner.writer import Offload, Writer, in_thread
-from batchchat.store import Store, frozen_schema
+from batchchat.store import Change, Store, frozen_schema
 
 if TYPE_CHECKING:
     import httpx
@@ -233,6 +233,7 @@ class _Run:
             key_column=job.input.key,
             reopens=job.retry.reopens() if reopens is None else reopens,
             selection=self.prepared.selection,
+            samples=job.samples,
         )
 
     async def _start_demo(self, stack: AsyncExitStack) -> str:
@@ -283,8 +284,7 @@ class _Run:
                 return
             if batch is None or self.prepared.selection.past(batch.first_index):
                 break
-            for start in range(0, len(batch.values), _SLICE):
-                found = self.intake.sort(batch, start, start + _SLICE)
+            for found in self.intake.slices(batch, _SLICE):
                 for invalid in found.invalid:
                     self.writer.add_invalid(invalid)
                 archived += found.archived
@@ -362,6 +362,7 @@ class _Run:
             run_id=self.run_id,
             job=self.job.name,
             phase=self.phase,
+            samples=self.job.samples,
             elapsed_s=anyio.current_time() - self.started,
             total=total,
             total_exact=exact,
@@ -388,7 +389,11 @@ class _Run:
         return self.provider.currency if self.job.model in self.provider.prices else None
 
     def _total(self) -> tuple[int | None, bool]:
-        """How many rows the pass has: exactly, or as far as the share of the input that was read tells."""
+        """How many samples the pass has: exactly, or as far as the share of the input that was read tells."""
+        rows, exact = self._total_rows()
+        return None if rows is None else rows * self.job.samples, exact
+
+    def _total_rows(self) -> tuple[int | None, bool]:
         seen, source, options = self.intake.counts.rows, self.prepared.source, self.options
         if self.read_all:
             return seen, True
@@ -415,7 +420,7 @@ class _Run:
             error = await self._complete_pass()
         if not self.read_all:
             await self._count_rest()
-        self.warnings += self.prepared.source.warnings
+        self.warnings += [*self.prepared.warnings, *self.prepared.source.warnings]
         self.phase = "ended"
         summary = self._summary(error)
         if self.writer.error is None:
@@ -442,14 +447,18 @@ class _Run:
         digest, state = self.text_digest(), self.store.read_state()
         changed = state.get("text_digest") not in {None, digest}
         if self.options.prune or (changed and self.job.input.key is None):
-            change = await self.offload(self.store.archive_unseen)
-            self.store.apply(change)
-            if change.removed:
-                number = len(change.removed)
-                self.tell(Event("archived", f"{number} records that the input no longer yields went to the archive"))
+            self._tell_archived(await self.offload(self.store.archive_unseen), "that the input no longer yields")
+        elif self.store.counts().kept:
+            change = await self.offload(self.store.archive_surplus, self.job.samples)
+            self._tell_archived(change, "beyond the job's `samples`")
         self.store.drop_answers()
         await self.offload(self.store.save_state, {**state, "text_digest": digest})
         return await self._check_counts()
+
+    def _tell_archived(self, change: Change, which: str) -> None:
+        self.store.apply(change)
+        if change.removed:
+            self.tell(Event("archived", f"{len(change.removed)} records {which} went to the archive"))
 
     def text_digest(self) -> str:
         """A digest of everything in the job that shapes requests."""
@@ -457,12 +466,12 @@ class _Run:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     async def _check_counts(self) -> BatchchatError | None:
-        """Input rows = ok + failed; dataset = ok + failed + kept. Anything else is a fault of ours, and said."""
-        counts, rows = self.store.index.counts(), self.intake.counts.rows
+        """Rows * samples = ok + failed; dataset = ok + failed + kept. Anything else is a fault of ours, and said."""
+        counts, rows, samples = self.store.index.counts(), self.intake.counts.rows, self.job.samples
         stored = await self.offload(self.store.stored_rows)
-        if counts.seen == rows and counts.live == stored:
+        if counts.seen == rows * samples and counts.live == stored:
             return None
-        rows_told = f"{rows} rows read, {counts.seen} settled"
+        rows_told = f"{rows} rows read{f' for {samples} samples each' if samples > 1 else ''}, {counts.seen} settled"
         return BatchchatError(
             f"the counts do not agree: {rows_told}; {counts.live} records known, {stored} stored",
             remedy=f"Run `batchchat verify {self.job.output.path}` and report what it says.",
@@ -470,7 +479,7 @@ class _Run:
 
     def _summary(self, error: BatchchatError | None) -> RunSummary:
         counts, tally, intake = self.store.index.counts(), self.tally, self.intake.counts
-        total, _ = self._total()
+        total, _ = self._total_rows()
         rows = total if total is not None else intake.rows
         failed = sum(counts.seen_failed.values())
         reason, remedy, code = None, None, 1 if failed else 0
@@ -479,7 +488,7 @@ class _Run:
         elif self.stop.asked:
             reason, code = self.stop.reason, self.stop.exit_code or 1
         elapsed = anyio.current_time() - self.started
-        left = max(0, rows - counts.seen)
+        left = max(0, rows * self.job.samples - counts.seen)
         reopened = failed and any(kind in self.job.retry.reopens() for kind in counts.seen_failed)
         return RunSummary(
             run_id=self.run_id,
@@ -492,6 +501,7 @@ class _Run:
             remedy=remedy,
             elapsed_s=elapsed,
             rows=rows,
+            samples=self.job.samples,
             ok=counts.seen_ok,
             failed=failed,
             open=left,

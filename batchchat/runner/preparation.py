@@ -29,7 +29,7 @@ _ROWS_TRIED = 100
 
 @dataclass(slots=True)
 class Prepared:
-    """A job whose input, template and provider are known to fit together."""
+    """A job whose input, template and provider are known to fit together. `warnings` are what a person should know."""
 
     job: Job
     provider: Provider
@@ -37,6 +37,7 @@ class Prepared:
     template: Template
     identity: Identity
     selection: Selection
+    warnings: list[str] = field(default_factory=list)
     _head: list[RowBatch] = field(default_factory=list)
     _rest: Iterator[RowBatch] | None = None
 
@@ -85,9 +86,24 @@ def prepare(
         template,
         Identity(provider.identity),
         Selection(limit, chosen),
+        _sample_warnings(job, template),
         head,
         batches,
     )
+
+
+def _sample_warnings(job: Job, template: Template) -> list[str]:
+    """What makes the samples of a row alike, so that more of them tell no more."""
+    if job.samples == 1 or template.sampled:
+        return []
+    reasons = []
+    if job.params.temperature == 0:
+        reasons.append("params.temperature is 0")
+    if job.params.seed is not None:
+        reasons.append('params.seed is the same for all of them (`seed: "{{ sample_index }}"` gives each its own)')
+    if not reasons:
+        return []
+    return [f"samples: the {job.samples} answers to a row may all be alike, since {' and '.join(reasons)}"]
 
 
 def _rows(batches: list[RowBatch]) -> Iterator[tuple[RowBatch, int]]:

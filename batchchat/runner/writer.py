@@ -98,7 +98,7 @@ class Writer:
             key=invalid.key,
             source=invalid.batch.source,
             row_index=invalid.batch.first_index + invalid.offset,
-            sample_index=0,
+            sample_index=invalid.sample_index,
             run_id=self._run_id,
             status="failed",
             error_kind=invalid.failure.kind.value,

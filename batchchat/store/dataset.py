@@ -152,23 +152,34 @@ class Dataset:
 
     def prune(self, leaves: Callable[[str], bool]) -> Moved:
         """Move every live record whose identity `leaves` names to the archive."""
+
+        def mask(reader: PartReader) -> pa.Array:
+            custom_ids = reader.read(["custom_id"]).column("custom_id").to_pylist()
+            return pa.array(map(leaves, custom_ids), pa.bool_())
+
+        return self._take_out(mask)
+
+    def prune_samples(self, samples: int) -> Moved:
+        """Move every live record with a `sample_index` of `samples` or more to the archive."""
+
+        def mask(reader: PartReader) -> pa.Array:
+            return _combined(pc.greater_equal(reader.read(["sample_index"]).column("sample_index"), samples))
+
+        return self._take_out(mask)
+
+    def _take_out(self, mask_of: Callable[[PartReader], pa.Array]) -> Moved:
+        """Move the records that each part's mask names to the archive."""
         moved = Moved()
         leaving: dict[str, pa.Array] = {}
         for name in self.parts.names():
             try:
                 with PartReader(self.parts, name) as reader:
-                    table = reader.read(["custom_id", "status"])
+                    mask = mask_of(reader)
+                    if mask.true_count:
+                        moved.removed += _with_status(reader.read(["custom_id", "status"]).filter(mask))
+                        leaving[name] = mask
             except DamagedPartError as error:
                 self._set_aside(error, moved)
-                continue
-            custom_ids = table.column("custom_id").to_pylist()
-            gone = [leaves(custom_id) for custom_id in custom_ids]
-            if any(gone):
-                leaving[name] = pa.array(gone, pa.bool_())
-                oks = pc.equal(table.column("status"), "ok").to_pylist()
-                moved.removed += [
-                    (custom_id, ok) for custom_id, ok, out in zip(custom_ids, oks, gone, strict=True) if out
-                ]
         self._archive(leaving, moved)
         self._point("seal.archived")
         for name, mask in leaving.items():

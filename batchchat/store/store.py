@@ -572,6 +572,15 @@ class Store:
             moved = self._dataset.prune(lambda custom_id: not self.index.is_seen(custom_id))
             return Change(removed=moved.removed, lost=moved.lost, messages=moved.messages)
 
+    def archive_surplus(self, samples: int) -> Change:
+        """Move every live record with a `sample_index` of `samples` or more to the archive: a job asks for fewer now.
+
+        Only after a complete pass and `finish`, when nothing else is at work. Raises StorageError.
+        """
+        with self._unbroken():
+            moved = self._dataset.prune_samples(samples)
+            return Change(removed=moved.removed, lost=moved.lost, messages=moved.messages)
+
     def drop_answers(self) -> None:
         """Let go of open answers: after a complete pass they belong to requests that the input no longer yields."""
         self._answers = OpenAnswers()

@@ -25,6 +25,7 @@ from batchchat.template.sandbox import MAX_TEXT, Environment
 __all__ = ["Rendered", "RowTemplateError", "Template", "compile_template"]
 
 _DIGEST_VERSION = b"batchchat request 1\n"
+_SAMPLE = "sample_index"
 
 
 class Rendered(NamedTuple):
@@ -40,26 +41,32 @@ class Template:
     """A job's compiled messages and params.
 
     `text_digest` tells the job's own text that shapes requests (messages, params, model) as 32 hexadecimal digits.
-    `names` are the columns that the templates speak of, also where they ask whether one is there.
+    `names` are the columns that the templates speak of, also where they ask whether one is there. `sampled` tells
+    whether they speak of `sample_index`, so that the samples of a row may be different requests; a column of that name
+    goes before it.
     """
 
-    __slots__ = ("_head", "_messages", "_params", "_prefix", "names", "text_digest")
+    __slots__ = ("_messages", "_messages_sampled", "_params", "_prefix", "names", "sampled", "text_digest")
 
     def __init__(self, messages: Messages, params: Params, *, text_digest: str) -> None:
         self._messages = messages
         self._params = params
         self.names = messages.names | params.names
+        self.sampled = _SAMPLE in self.names
+        self._messages_sampled = _SAMPLE in messages.names
         self.text_digest = text_digest
         self._prefix = None if params.varies else _hash_params(params.canonical)
 
-    def render(self, values: Mapping[str, Any]) -> Rendered:
+    def render(self, values: Mapping[str, Any], sample_index: int = 0) -> Rendered:
         """Render one row, given by column name. RowTemplateError where that is not possible; nothing else is raised."""
-        messages, tokens = self._messages.render(values)
+        sampled = {_SAMPLE: sample_index, **values} if self.sampled else values
+        # Messages that do not speak of it have no sample_index in their `row` either: samples differ where asked to.
+        messages, tokens = self._messages.render(sampled if self._messages_sampled else values)
         if self._prefix is not None:
             hasher = self._prefix.copy()
             head, max_tokens, extra = self._params.head, self._params.max_tokens, self._params.tokens
         else:
-            head, canonical_params, max_tokens, extra = self._params.render(values)
+            head, canonical_params, max_tokens, extra = self._params.render(sampled)
             hasher = _hash_params(canonical_params)
         hasher.update(messages)
         body = b"".join((head, messages, b"}"))

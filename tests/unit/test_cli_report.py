@@ -146,6 +146,21 @@ def test_a_summary_tells_rows_requests_tokens_cost_and_time() -> None:
         assert line in figures
 
 
+def test_counts_are_of_samples_where_a_row_is_asked_several_times() -> None:
+    summary = replace(SUMMARY, rows=4_100, samples=3)
+    text = shown(render_summary(summary))
+    assert text.splitlines()[0] == "label-tickets · 12,297 of 12,300 samples have a completion, 3 failed"
+    figures = [words(line) for line in text.splitlines()]
+    assert {"rows, of 3 samples each 4,100", "samples ok 177 12,297", "samples open 0", "samples/s 30.2"} <= set(
+        figures
+    )
+    assert "failed because of samples for example" in figures
+    plan = words(shown(render_plan(replace(PLAN, samples=3))))
+    assert "samples new 290 3 for each row" in plan
+    assert "rows" not in plan.replace("3 for each row", "")
+    assert "samples ok 181" in words(shown(render_status(replace(STATUS, samples=3))))
+
+
 def test_failures_are_grouped_the_most_frequent_first_with_one_example_each() -> None:
     text = shown(render_summary(SUMMARY), 120)
     assert text.index("rate_limit") < text.index("tickets.jsonl:30: not a JSON object")

@@ -51,6 +51,12 @@ def drawn(snapshot: Snapshot, width: int = 80) -> list[str]:
     return capture.get().splitlines()
 
 
+def test_samples_are_called_so() -> None:
+    lines = drawn(replace(SNAPSHOT, samples=3))
+    assert lines[1].startswith("  samples 183 of 300 ")
+    assert lines[2].startswith("  speed   30.2 samples/s ")
+
+
 def test_eighty_columns_show_every_axis_that_matters() -> None:
     head, *lines = drawn(SNAPSHOT)
     assert re.fullmatch(r"label-tickets ━+─+  61%  ETA 4 s", head)

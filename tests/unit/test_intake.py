@@ -1,0 +1,105 @@
+"""Sorting rows into requests: what holds for any rows, keys and numbers of samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchchat.identity import Identity
+from batchchat.intake import Intake, PassCounts, Sorted
+from batchchat.records import ErrorKind, Failure, RowBatch
+from batchchat.store.index import OK, KeyIndex, RecordIndex, key_digest, state_of
+from batchchat.template import compile_template
+
+NO_COLUMNS = pa.RecordBatch.from_pydict({})
+MESSAGES = [{"role": "user", "content": "{{ text }}"}]
+TEMPLATES = [compile_template(MESSAGES, params, model="m") for params in ({}, {"seed": "{{ sample_index }}"})]
+
+
+class Output:
+    """What a store remembers between passes."""
+
+    def __init__(self, *, keyed: bool) -> None:
+        self.index = RecordIndex()
+        self.keys = KeyIndex() if keyed else None
+
+    def run(self, rows: list[dict[str, Any] | None], samples: int, *, seeded: bool) -> tuple[PassCounts, list[str]]:
+        """Sort all rows and settle what is to be settled; what was asked for, by `custom_id`."""
+        self.index.reset_seen()
+        if self.keys is not None:
+            self.keys.reset_seen()
+        intake = Intake(
+            TEMPLATES[seeded],
+            Identity("demo"),
+            index=self.index,
+            keys=self.keys,
+            key_column=None if self.keys is None else "id",
+            reopens=frozenset(),
+            samples=samples,
+        )
+        failures = {offset: Failure(ErrorKind.INPUT, "bad") for offset, row in enumerate(rows) if row is None}
+        batch = RowBatch("rows.jsonl", 0, NO_COLUMNS, rows, failures, dict.fromkeys(failures, b"bad"))
+        asked: list[str] = []
+        for found in intake.slices(batch, 4):
+            assert len(found.requests) <= max(4, samples)
+            asked += self._settle(found)
+        return intake.counts, asked
+
+    def _settle(self, found: Sorted) -> list[str]:
+        for request in found.requests:
+            self.index.put(request.custom_id, OK, seen=True)
+            if self.keys is not None and request.key is not None:
+                self.keys.mark_live(key_digest(request.key, request.sample_index))
+        for invalid in found.invalid:
+            self.index.put(invalid.custom_id, state_of("failed", invalid.failure.kind.value), seen=True)
+        return [request.custom_id for request in found.requests]
+
+
+rows_of = st.lists(
+    st.one_of(
+        st.none(),
+        st.fixed_dictionaries({"text": st.sampled_from(["a", "b", "c"])}, optional={"id": st.integers(0, 6)}),
+        st.just({"other": "does not render"}),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows_of, st.integers(1, 5), st.integers(1, 5), st.booleans(), st.booleans())
+def test_every_sample_is_settled_once_and_more_samples_ask_only_for_the_new(
+    rows: list[dict[str, Any] | None], first: int, then: int, keyed: bool, seeded: bool
+) -> None:
+    output = Output(keyed=keyed)
+    counts, asked = output.run(list(rows), first, seeded=seeded)
+    assert (counts.rows, counts.samples) == (len(rows), len(rows) * first)
+    assert counts.to_send + counts.invalid == counts.samples
+    assert len(set(asked)) == len(asked) == counts.to_send
+    assert counts.to_send % first == 0
+    assert output.index.counts().seen == counts.samples
+
+    again, asked_then = output.run(list(rows), then, seeded=seeded)
+    per_row = len(asked) // first
+    assert len(asked_then) == per_row * max(0, then - first)
+    assert again.done == per_row * min(first, then)
+    assert not set(asked) & set(asked_then)
+    assert again.done + again.failed_before + again.new + again.invalid == again.samples
+    assert (again.changed, again.reopened) == (0, 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows_of, st.integers(1, 4), st.booleans(), st.randoms())
+def test_the_order_of_rows_costs_nothing(
+    rows: list[dict[str, Any] | None], samples: int, keyed: bool, random: Any
+) -> None:
+    output = Output(keyed=keyed)
+    # With a key, which of two rows that share it counts is told by their order: here each has its own.
+    rows = [row if row is None else {**row, "id": number} for number, row in enumerate(rows)]
+    output.run(list(rows), samples, seeded=False)
+    random.shuffle(rows)
+    counts, asked = output.run(list(rows), samples, seeded=False)
+    assert asked == []
+    assert (counts.new, counts.changed, counts.invalid) == (0, 0, 0)
