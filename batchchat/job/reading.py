@@ -48,15 +48,13 @@ def load_job(
     form, JobError for what a job cannot be.
     """
     file = Path(path)
-    document = parse_yaml(read_job_text(file, _nearest_file(file)), file)
+    document = parse_yaml(read_job_text(file, nearest_file(file)), file)
     if not isinstance(document.data, dict):
         what = "is empty" if document.data is None else "is not a mapping of fields"
         raise JobError(what, file=file, remedy="`batchchat init` writes a job to start from.")
-    draft = _Draft(document, file)
+    draft = Draft(document, file)
     draft.resolve_paths()
-    for override in overrides:
-        draft.override(override)
-    for change in changes:
+    for change in (*map(read_override, overrides), *changes):
         draft.change(change)
     for name, value in (("input", input), ("output", output)):
         if value is not None:
@@ -88,7 +86,17 @@ def validate_job(
     return job
 
 
-def _nearest_file(file: Path) -> str | None:
+def read_override(text: str) -> Change:
+    """What one `--set` changes. Its value is never repeated in an error of its form: it may be a secret."""
+    name, equals, given = text.partition("=")
+    path = name.strip()
+    if not equals or not all(path.split(".")):
+        raise UsageError(f"{f'--set {name[:60]}'.rstrip()}: is not of the form field.path=value", remedy=_EXAMPLE)
+    return Change(path, _read_value(given), Origin(option=f"--set {path}"), Path.cwd(), {})
+
+
+def nearest_file(file: Path) -> str | None:
+    """The file beside this one whose name is nearest, where the file itself is not there."""
     try:
         names = [entry.name for entry in file.parent.iterdir()]
     except OSError:
@@ -97,7 +105,7 @@ def _nearest_file(file: Path) -> str | None:
     return str(file.parent / near[0]) if near else None
 
 
-class _Draft:
+class Draft:
     """A job on its way from the file to validation: plain data, and where each field of it came from."""
 
     def __init__(self, document: Document, file: Path) -> None:
@@ -115,10 +123,10 @@ class _Draft:
             value = self.data.get(name)
             path = value.get("path") if isinstance(value, dict) else value
             if isinstance(path, str) and path and path != "-":
-                self._section(name)["path"] = _absolute(base, path)
+                self._section(name)["path"] = absolute_path(base, path)
         provider = self.data.get("provider")
         if isinstance(provider, dict) and isinstance(provider.get("ca_file"), str) and provider["ca_file"]:
-            provider["ca_file"] = _absolute(base, provider["ca_file"])
+            provider["ca_file"] = absolute_path(base, provider["ca_file"])
         messages = self.data.get("messages")
         if isinstance(messages, str) and messages:
             self.data["messages"] = self._load_messages(messages, base)
@@ -131,7 +139,7 @@ class _Draft:
                 ("messages",),
                 'A single text is written as [{role: user, content: "…"}].',
             )
-        path = Path(_absolute(base, text))
+        path = Path(absolute_path(base, text))
         try:
             content = read_text(path)
         except (OSError, ValueError) as error:
@@ -153,15 +161,6 @@ class _Draft:
 
     # --- what the command line, or another file, says
 
-    def override(self, text: str) -> None:
-        """Apply one `--set`. Its value is never repeated in an error of its form: it may be a secret."""
-        name, equals, given = text.partition("=")
-        parts = name.strip().split(".")
-        if not equals or not all(parts):
-            raise UsageError(f"{f'--set {name[:60]}'.rstrip()}: is not of the form field.path=value", remedy=_EXAMPLE)
-        option, value = f"--set {name.strip()}", _read_value(given)
-        self.change(Change(name.strip(), value, Origin(option=option), Path.cwd(), {}))
-
     def change(self, change: Change) -> None:
         """Put a value in the place of the file's own."""
         value, parts = change.value, change.path.split(".")
@@ -170,7 +169,7 @@ class _Draft:
             return
         target, place = self._reach(parts, change)
         if place == ("provider", "ca_file") and isinstance(value, str) and value:
-            value = _absolute(change.base, value)
+            value = absolute_path(change.base, value)
         target[place[-1]] = value
         self._note(place, change.origin)
         self.origins.update({(*place, *inside): origin for inside, origin in change.inside.items()})
@@ -181,7 +180,7 @@ class _Draft:
         """Take another input or output, and keep the other fields of its section."""
         if not value:
             raise _refusal("the path is empty", name, origin)
-        self._section(name)["path"] = value if value == "-" else _absolute(base, value)
+        self._section(name)["path"] = value if value == "-" else absolute_path(base, value)
         self._note((name, "path"), origin)
 
     def _section(self, name: str) -> dict[str, Any]:
@@ -217,7 +216,8 @@ class _Draft:
         self.origins[place] = origin
 
 
-def _absolute(base: Path, path: str) -> str:
+def absolute_path(base: Path, path: str) -> str:
+    """A path as it is written in a file that lies in `base`."""
     return os.path.normpath(base / Path(path).expanduser())
 
 
