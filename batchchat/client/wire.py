@@ -190,7 +190,7 @@ def _read_content(content: object) -> tuple[str | None, str | None]:
     for part in content:
         if not isinstance(part, dict):
             continue
-        if part.get("type") in {"thinking", "reasoning"}:
+        if part.get("type") in ("thinking", "reasoning"):
             inside = part.get("thinking", part.get("reasoning", part.get("text")))
             thoughts += (text for text in (inside, *_part_texts(inside)) if isinstance(text, str))
         else:

@@ -55,8 +55,9 @@ def _normalized(text: str, ignore: frozenset[Difference]) -> str:
         text = unicodedata.normalize("NFKC", text) if "unicode" in ignore else text
     if "punctuation" in ignore:
         bare = _PUNCTUATION.sub("", _JOINING.sub(" ", text))
-        # A text of nothing but punctuation is compared by it.
-        text = bare if bare.strip() else text
+        # A text of nothing but punctuation is compared by it. What is left may have come together to something new.
+        if bare.strip() and bare != text:
+            return _normalized.__wrapped__(bare, ignore)
     return _SPACE.sub(" ", text).strip() if "space" in ignore else text
 
 

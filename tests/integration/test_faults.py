@@ -28,7 +28,7 @@ from tests.integration.raw_server import (
     server_context,
     then_silence,
 )
-from tests.integration.transport_cases import free_port
+from tests.integration.transport_cases import refusing_port
 
 KEY = "canary-" + "5a" * 12
 
@@ -146,7 +146,8 @@ def test_a_redirect_is_not_followed_and_the_key_stays_home(tmp_path: Path, statu
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
 def test_a_host_that_cannot_be_reached_fails_by_the_deadline_of_the_row(tmp_path: Path, host: str) -> None:
-    summary = go(faulty_job(tmp_path, f"http://{host}:{free_port()}", 1))
+    with refusing_port() as port:
+        summary = go(faulty_job(tmp_path, f"http://{host}:{port}", 1))
     assert (summary.exit_code, summary.ok) == (1, 0)
     assert [group.kind for group in summary.failures] == ["connection"]
     assert host in summary.failures[0].example

@@ -14,7 +14,7 @@ from batchchat.errors import UsageError
 from batchchat.transport import LeanTransport, ResponseTooLarge, StockTransport, choose_transport, request_sent
 from batchchat.transport.choose import proxy_for
 from tests.integration.raw_server import COMPLETION, FAULTS, Peer, RawServer, always, response
-from tests.integration.transport_cases import ask_seam, free_port, until
+from tests.integration.transport_cases import ask_seam, refusing_port, until
 
 pytestmark = pytest.mark.anyio
 
@@ -106,11 +106,12 @@ async def test_a_request_through_a_proxy_names_its_whole_address(monkeypatch: py
 
 
 async def test_a_proxy_that_is_not_there_was_never_sent_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{free_port()}")
-    async with choose_transport(FAR) as transport:
-        with pytest.raises(httpx.ConnectError) as caught:
-            await ask_seam(transport, FAR)
-        assert not request_sent(caught.value)
+    with refusing_port() as port:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+        async with choose_transport(FAR) as transport:
+            with pytest.raises(httpx.ConnectError) as caught:
+                await ask_seam(transport, FAR)
+            assert not request_sent(caught.value)
 
 
 async def test_the_stock_transport_serves_many_at_once_with_a_connection_each() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchchat.errors import UsageError
@@ -451,6 +451,8 @@ def test_all_mistakes_are_told_at_once() -> None:
 # Matching ----------------------------------------------------------------------------------------------------
 
 
+@example("0¡-0")
+@example("a.\u0301")
 @given(st.text())
 def test_normalizing_twice_changes_nothing_more(text: str) -> None:
     assert normalize(normalize(text)) == normalize(text)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchchat.client.wire import judge, read_reply, read_usage
@@ -507,6 +507,7 @@ def test_any_answer_has_a_verdict_and_only_a_real_completion_is_ok(
         assert reply.completion is not None
 
 
+@example(message={"content": [{"type": []}]})
 @given(message=st.dictionaries(st.sampled_from(("content", "tool_calls", "refusal", "reasoning")), _LIKE_ANSWERS))
 def test_any_message_in_a_real_envelope_is_read_without_an_error(message: dict[str, Any]) -> None:
     reply = read(200, answer(message))

@@ -1,0 +1,21 @@
+"""How the tests are spread: the whole of them over the machine's processors, named files in one process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+MOST_WORKERS = 8
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of workers; 0 where only some files are asked for, since workers take seconds to start."""
+    whole = all(Path(argument).is_dir() for argument in config.args)
+    return min(MOST_WORKERS, _processors()) if whole else 0
+
+
+def _processors() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # what this process may use; not on every system
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
