@@ -67,7 +67,11 @@ class Usage(NamedTuple):
 
 @dataclass(slots=True, frozen=True)
 class Completion:
-    """A successful answer. `tool_calls` is a tuple of `{"id", "type", "name", "arguments"}`."""
+    """A successful answer.
+
+    `tool_calls` is a tuple of `{"id", "type", "name", "arguments"}`, `logprobs` one of `{"token", "logprob", "top"}`
+    with natural logarithms, where `top` is a list of `{"token", "logprob"}`.
+    """
 
     text: str | None
     finish_reason: str | None
@@ -77,6 +81,7 @@ class Completion:
     refusal: str | None = None
     reasoning: str | None = None
     tool_calls: tuple[dict[str, str | None], ...] | None = None
+    logprobs: tuple[dict[str, Any], ...] | None = None
 
 
 @dataclass(slots=True)
@@ -243,6 +248,7 @@ class Reply:
 
     `text` and `usage` may be there beside a failure: something was received, and billed. `retry_after` is in seconds,
     as the server asked, not yet bounded. `sent` is False where the request certainly never reached the server.
+    `ttft_s` and `output_tokens_per_s` are there where the answer was streamed (see `Record`).
     """
 
     verdict: Verdict
@@ -257,3 +263,5 @@ class Reply:
     request_id: str | None = None
     model: str | None = None
     sent: bool = True
+    ttft_s: float | None = None
+    output_tokens_per_s: float | None = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import replace
 from types import TracebackType
 from urllib.parse import urlencode
 
@@ -18,9 +17,10 @@ import anyio
 import httpx
 
 from batchchat.client.masking import KeyMask
+from batchchat.client.streaming import holds_events, read_whole_stream
 from batchchat.client.wire import read_reply
 from batchchat.providers import Provider
-from batchchat.records import Completion, ErrorKind, Failure, Reply, Verdict
+from batchchat.records import ErrorKind, Failure, Reply, Verdict
 from batchchat.transport import Exchange, request_sent
 from batchchat.transport.decoding import decoder_for
 
@@ -112,10 +112,13 @@ class ChatClient:
         except _TooLarge as error:
             message = f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB"
             return Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.PROTOCOL, message, error.status))
-        content = self._mask.clean(content)
-        reply = read_reply(status, headers, content, now=self._wall_clock(), mask=self._mask)
-        if self._mask.may_hide(content):
-            _mask_answer(reply, self._mask)
+        mask = self._mask
+        clean = mask.clean(content)
+        reply = read_reply(status, headers, clean, now=self._wall_clock(), mask=mask)
+        if clean is not content or mask.may_hide(clean):
+            mask.cover(reply)
+        if reply.completion is None and 200 <= status < 300 and holds_events(headers, content):
+            reply = read_whole_stream(status, headers, content, now=self._wall_clock(), mask=mask)
         return reply
 
     async def _whole_answer(self, body: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
@@ -184,32 +187,6 @@ async def _read_bounded(response: httpx.Response) -> bytes:
     if decoder is not None:
         decoder.finish()
     return b"".join(chunks) if len(chunks) != 1 else chunks[0]
-
-
-def _mask_answer(reply: Reply, mask: KeyMask) -> None:
-    """Take the key out of what was received, where it stood there in an unusual spelling."""
-    reply.text = mask(reply.text) if reply.text is not None else None
-    reply.request_id = mask(reply.request_id) if reply.request_id is not None else None
-    reply.model = mask(reply.model) if reply.model is not None else None
-    if reply.completion is not None:
-        reply.completion = _masked_completion(reply.completion, mask)
-
-
-def _masked_completion(completion: Completion, mask: KeyMask) -> Completion:
-    def masked(text: str | None) -> str | None:
-        return mask(text) if text is not None else None
-
-    calls = completion.tool_calls
-    return replace(
-        completion,
-        text=masked(completion.text),
-        finish_reason=masked(completion.finish_reason),
-        model=masked(completion.model),
-        request_id=masked(completion.request_id),
-        refusal=masked(completion.refusal),
-        reasoning=masked(completion.reasoning),
-        tool_calls=calls and tuple({name: masked(value) for name, value in call.items()} for call in calls),
-    )
 
 
 def _failed(error: httpx.HTTPError, mask: KeyMask) -> Reply:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from urllib.parse import quote
+
+from batchchat.records import Completion, Reply
 
 STARS = "***"
 _SHORTEST = 8
@@ -45,6 +48,14 @@ class KeyMask:
         """Whether the body holds escapes that could spell the key in a way that `clean` does not know."""
         return bool(self._forms) and (b"\\u00" in body or b"\\/" in body or b"%" in body or b"&#" in body)
 
+    def cover(self, reply: Reply) -> None:
+        """Take the key out of what was received, in every spelling."""
+        reply.text = self(reply.text) if reply.text is not None else None
+        reply.request_id = self(reply.request_id) if reply.request_id is not None else None
+        reply.model = self(reply.model) if reply.model is not None else None
+        if reply.completion is not None:
+            reply.completion = _masked_completion(reply.completion, self)
+
 
 def _spellings(character: str) -> str:
     """A pattern for one character: plain or after backslashes, as \\u0061, %61, &#97; or &#x61;."""
@@ -52,3 +63,22 @@ def _spellings(character: str) -> str:
     hexadecimal = f"{code:02x}"
     digits = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in hexadecimal)
     return rf"(?:\\*{re.escape(character)}|\\+u00{digits}|%(?:25)*{digits}|&#0*{code};|&#[xX]0*{digits};)"
+
+
+def _masked_completion(completion: Completion, mask: KeyMask) -> Completion:
+    def masked(text: str | None) -> str | None:
+        return mask(text) if text is not None else None
+
+    calls = completion.tool_calls
+    tokens = "".join(str(item["token"]) for item in completion.logprobs or ())
+    return replace(
+        completion,
+        text=masked(completion.text),
+        finish_reason=masked(completion.finish_reason),
+        model=masked(completion.model),
+        request_id=masked(completion.request_id),
+        refusal=masked(completion.refusal),
+        reasoning=masked(completion.reasoning),
+        tool_calls=calls and tuple({name: masked(value) for name, value in call.items()} for call in calls),
+        logprobs=completion.logprobs if mask(tokens) == tokens else None,
+    )

@@ -8,8 +8,10 @@ statuses and bodies mean is documented by OpenAI and Scaleway; servers that only
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 import orjson
@@ -61,13 +63,18 @@ def read_reply(status: int, headers: Headers, body: bytes, *, now: float, mask: 
         reply = _read_success(status, headers, data, body, mask)
     else:
         reply = _read_error(status, headers, data, body, mask)
+    tell_headers(reply, headers, now=now, mask=mask)
+    return reply
+
+
+def tell_headers(reply: Reply, headers: Headers, *, now: float, mask: Mask = str) -> None:
+    """Note on a reply what the answer's header fields say about it."""
     if reply.verdict is not Verdict.OK:
         reply.retry_after = parse_retry_after(headers, now)
     reply.limits = parse_limits(headers)
     request_id = headers.get(b"x-request-id")
     if request_id is not None:
         reply.request_id = mask(request_id.decode("latin-1"))[:200]
-    return reply
 
 
 def _load(body: bytes) -> Any:
@@ -116,10 +123,16 @@ def _count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value < 2**53 else None
 
 
-def _protocol(status: int, problem: str, body: bytes, mask: Mask, *, usage: Usage | None = None) -> Reply:
+def protocol_failure(status: int, problem: str, body: bytes, mask: Mask) -> Failure:
+    """The failure of an answer that is none of Chat Completions', told with its beginning."""
     start = " ".join(mask(body[:_READ_LIMIT].decode("utf-8", "replace")).split())[:_EXCERPT]
-    text = f"HTTP {status} {problem}: {start}" if start else f"HTTP {status} {problem}"
-    return Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.PROTOCOL, text, status), usage=usage)
+    return Failure(
+        ErrorKind.PROTOCOL, f"HTTP {status} {problem}: {start}" if start else f"HTTP {status} {problem}", status
+    )
+
+
+def _protocol(status: int, problem: str, body: bytes, mask: Mask, *, usage: Usage | None = None) -> Reply:
+    return Reply(Verdict.TRANSIENT, failure=protocol_failure(status, problem, body, mask), usage=usage)
 
 
 def _read_success(status: int, headers: Headers, data: Any, body: bytes, mask: Mask) -> Reply:
@@ -141,10 +154,37 @@ def _read_success(status: int, headers: Headers, data: Any, body: bytes, mask: M
     if not isinstance(message, dict):
         return _protocol(status, "with a choice that has no message", body, mask, usage=usage)
     try:
-        completion = _read_completion(data, choice, message, usage)
+        completion = read_completion(data, choice, message, usage)
     except ValueError:
         return _protocol(status, "with a message of unknown form", body, mask, usage=usage)
     return judge(completion, mask=mask)
+
+
+def read_cut(body: bytes, failure: Failure) -> Reply:
+    """What had come of an answer when `failure` cut it off: kept and paid for, and never a success.
+
+    `body` is a `chat.completion` object as far as it came. Never raises.
+    """
+    data = _load(body)
+    if not isinstance(data, dict):
+        return Reply(Verdict.TRANSIENT, failure=failure)
+    usage = read_usage(data["usage"]) if data.get("usage") else None
+    completion = None
+    if data.get("choices"):
+        choice = data["choices"][0]
+        try:
+            completion = read_completion(data, choice, choice["message"], usage or Usage())
+        except ValueError:
+            completion = None
+    return Reply(
+        Verdict.TRANSIENT,
+        completion=completion,
+        failure=failure,
+        usage=usage,
+        text=completion.text if completion is not None else None,
+        request_id=_text(data.get("id")),
+        model=_text(data.get("model")),
+    )
 
 
 def _status_inside(data: dict[str, Any]) -> int:
@@ -159,7 +199,7 @@ def _status_inside(data: dict[str, Any]) -> int:
     return next((status for pattern, status in _STATUS_OF_WORDS if pattern.search(words)), 500)
 
 
-def _read_completion(data: dict[str, Any], choice: dict[str, Any], message: dict[str, Any], usage: Usage) -> Completion:
+def read_completion(data: dict[str, Any], choice: dict[str, Any], message: dict[str, Any], usage: Usage) -> Completion:
     """Read the parts of an answer. Raises ValueError for a message of unknown form."""
     text, thoughts = _read_content(message.get("content"))
     reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning")) or thoughts
@@ -176,6 +216,7 @@ def _read_completion(data: dict[str, Any], choice: dict[str, Any], message: dict
         refusal=_text(message.get("refusal")) or None,
         reasoning=reasoning,
         tool_calls=_read_tool_calls(message),
+        logprobs=_read_logprobs(choice.get("logprobs")),
     )
 
 
@@ -228,6 +269,43 @@ def _read_tool_calls(message: dict[str, Any]) -> tuple[dict[str, str | None], ..
             }
         )
     return tuple(read) or None
+
+
+def _read_logprobs(data: object) -> tuple[dict[str, Any], ...] | None:
+    """The tokens of an answer, each with its log probability and the likeliest ones in its place.
+
+    Together writes them as lists side by side, as the older Completions API does.
+    """
+    if not isinstance(data, dict):
+        return None
+    content = data.get("content")
+    if isinstance(content, list):
+        return tuple(
+            {**_token(item), "top": _tops(item.get("top_logprobs"))} for item in content if isinstance(item, dict)
+        )
+    tokens, values, tops = data.get("tokens"), data.get("token_logprobs"), data.get("top_logprobs")
+    if not isinstance(tokens, list) or not isinstance(values, list):
+        return None
+    return tuple(
+        {"token": _text(token), "logprob": _number(value), "top": _tops(top)}
+        for token, value, top in zip_longest(tokens, values, tops if isinstance(tops, list) else ())
+    )
+
+
+def _token(item: dict[str, Any]) -> dict[str, Any]:
+    return {"token": _text(item.get("token")), "logprob": _number(item.get("logprob"))}
+
+
+def _tops(items: object) -> list[dict[str, Any]]:
+    if isinstance(items, dict):
+        return [{"token": token, "logprob": _number(value)} for token, value in items.items()]
+    return [_token(item) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _number(value: object) -> float | None:
+    if type(value) is int and -(2**53) < value < 2**53:
+        return float(value)
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def _text(value: object) -> str | None:

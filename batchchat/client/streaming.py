@@ -1,0 +1,137 @@
+"""One streamed answer, read as it comes: from the body's pieces to a `Reply`, with the times of its tokens.
+
+    pieces of the body ─ EventParser ─> events ─ ChunkAssembler ─> a whole answer's body ─ read_reply ─> Reply
+
+A transport feeds the reader from its own callbacks, so that a chunk costs no task switch; the task that waits is woken
+once, at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from batchchat.client.chunks import ChunkAssembler
+from batchchat.client.headers import Headers
+from batchchat.client.masking import KeyMask
+from batchchat.client.sse import MAX_EVENT_BYTES, EventParser
+from batchchat.client.wire import protocol_failure, read_cut, read_reply, tell_headers
+from batchchat.records import Failure, Reply
+
+EVENT_STREAM: Final = b"text/event-stream"
+
+_SHORTEST_S: Final = 0.001
+"""Tokens that come within a millisecond came together: their pace is the network's, not the model's."""
+
+
+class StreamReader:
+    """Reads one stream; it is what a transport calls a `BodySink`.
+
+    `began` tells whether anything came, `done` that nothing more is needed. Times are of one monotonic clock; the
+    request counts as sent at `sent_at` until the transport knows better.
+    """
+
+    __slots__ = ("_assembler", "_first_at", "_last_at", "_parser", "began", "done", "sent_at")
+
+    def __init__(self, sent_at: float) -> None:
+        self.sent_at = sent_at
+        self.began = False
+        self.done = False
+        self._parser = EventParser()
+        self._assembler = ChunkAssembler()
+        self._first_at: float | None = None
+        self._last_at = 0.0
+
+    def sent(self, now: float) -> None:
+        """The request went out at this time."""
+        self.sent_at = now
+
+    def feed(self, piece: bytes, now: float) -> None:
+        """Take the next piece of the body, which came at this time. Never raises."""
+        self.began = True
+        if self.done:
+            return
+        take = self._assembler.take
+        for event in self._parser.feed(piece):
+            if take(event):
+                self._last_at = now
+                if self._first_at is None:
+                    self._first_at = now
+        self.done = self._assembler.done or self._parser.too_large
+
+    def reply(self, status: int, headers: Headers, *, now: float, mask: KeyMask) -> Reply:
+        """Judge the stream once its body has ended, or nothing more is needed. Never raises.
+
+        `now` is seconds since the epoch. A stream that broke off is a transient failure beside which stays what it
+        brought.
+        """
+        assembler = self._assembler
+        if not self.done:
+            assembler.end(self._parser.finish())
+        if assembler.complete:
+            content = assembler.body()
+            clean = mask.clean(content)
+            reply = read_reply(status, headers, clean, now=now, mask=mask)
+            if clean is not content or mask.may_hide(clean):
+                mask.cover(reply)
+            if assembler.error is not None and reply.failure is not None:
+                reply.text = self._partial(reply.failure, mask).text
+        else:
+            failure = protocol_failure(status, self._problem(), assembler.evidence, mask)
+            reply = self._partial(failure, mask)
+            tell_headers(reply, headers, now=now, mask=mask)
+        self._tell_times(reply)
+        return reply
+
+    def cut_off(self, reply: Reply, status: int, *, mask: KeyMask) -> Reply:
+        """Add to a failed exchange what the stream had brought, where it failed after the answer's head."""
+        if not self.began or reply.failure is None:
+            return reply
+        cut = self._partial(Failure(reply.failure.kind, reply.failure.message, status), mask)
+        cut.verdict, cut.sent = reply.verdict, reply.sent
+        self._tell_times(cut)
+        return cut
+
+    def _partial(self, failure: Failure, mask: KeyMask) -> Reply:
+        content = self._assembler.partial()
+        clean = mask.clean(content)
+        reply = read_cut(clean, failure)
+        if clean is not content or mask.may_hide(clean):
+            mask.cover(reply)
+        return reply
+
+    def _problem(self) -> str:
+        assembler = self._assembler
+        if assembler.problem is not None:
+            return f"with a stream {assembler.problem}"
+        if assembler.done:
+            return "with a stream that said [DONE] before any finish_reason"
+        if self._parser.too_large:
+            return f"with a stream one of whose events is larger than {MAX_EVENT_BYTES // 2**20} MiB"
+        return "with a stream that was cut off: its end, [DONE], never came"
+
+    def _tell_times(self, reply: Reply) -> None:
+        if self._first_at is None:
+            return
+        reply.ttft_s = round(max(0.0, self._first_at - self.sent_at), 6)
+        tokens, span = (
+            reply.usage.completion_tokens if reply.usage is not None else None,
+            self._last_at - self._first_at,
+        )
+        if tokens is not None and span >= _SHORTEST_S:
+            reply.output_tokens_per_s = round(tokens / span, 3)
+
+
+def holds_events(headers: Headers, body: bytes) -> bool:
+    """Whether a whole body is an event stream, by its type or, since servers get that wrong, its beginning."""
+    if headers.get(b"content-type", b"").lower().startswith(EVENT_STREAM):
+        return True
+    return body[:16].lstrip().startswith((b"data:", b"event:", b": "))
+
+
+def read_whole_stream(status: int, headers: Headers, body: bytes, *, now: float, mask: KeyMask) -> Reply:
+    """Judge a stream that came as one body, by a server that streams without being asked. Never raises."""
+    reader = StreamReader(0.0)
+    reader.feed(body, 0.0)
+    reply = reader.reply(status, headers, now=now, mask=mask)
+    reply.ttft_s = None
+    return reply
