@@ -7,6 +7,7 @@ archive first, and what appears is still in the journal.
 
 from __future__ import annotations
 
+from binascii import unhexlify
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.records import RECORD_COLUMNS, ErrorKind
-from batchchat.store.index import OK, KeyIndex, RecordIndex, key_digest, state_of
+from batchchat.store.index import ID_BYTES, KEY_LIVE, OK, KeyIndex, RecordIndex, key_digest, state_of
 from batchchat.store.parts import (
     RECORD_SCHEMA,
     ROW_GROUP_ROWS,
@@ -80,19 +81,11 @@ class Dataset:
                     table = reader.read(columns)
                     _expect(name, table)
                 try:
-                    hex_ids, states = identity_states(table)
+                    index_records(table, index, keys)
                 except ValueError as error:
                     raise DamagedPartError(name, str(error)) from error
             except DamagedPartError as error:
                 self._set_aside(error, moved)
-                continue
-            index.load(hex_ids, states)
-            if keys is not None:
-                for key, sample in zip(
-                    table.column("key").to_pylist(), table.column("sample_index").to_pylist(), strict=True
-                ):
-                    if key is not None:
-                        keys.mark_live(key_digest(key, sample))
         for name in self.archive.names():
             try:
                 with PartReader(self.archive, name) as reader:
@@ -442,14 +435,40 @@ _KIND_NAMES = pa.array([kind.value for kind in ErrorKind], pa.string())
 _KIND_STATES = pa.array([state_of("failed", kind.value) for kind in ErrorKind], pa.uint8())
 
 
+def index_records(table: pa.Table | pa.RecordBatch, index: RecordIndex, keys: KeyIndex | None) -> None:
+    """Load live records into the indexes, all at once. Raises ValueError, with nothing loaded, on a bad `custom_id`."""
+    identities, states = identity_states(table)
+    index.load(identities, states)
+    if keys is not None:
+        digests = [
+            key_digest(key, sample)
+            for key, sample in zip(
+                table.column("key").to_pylist(), table.column("sample_index").to_pylist(), strict=True
+            )
+            if key is not None
+        ]
+        keys.load(b"".join(digests), bytes((KEY_LIVE,)) * len(digests))
+
+
 def identity_states(table: pa.Table | pa.RecordBatch) -> tuple[bytes, bytes]:
-    """Return identities as hexadecimal digits in a row, and one state byte each. Raises ValueError on others."""
+    """Return the identities of records, 16 bytes each, and one state byte each. Raises ValueError on others."""
     column = _combined(table.column("custom_id"))
-    if column.null_count or not pc.all(pc.match_substring_regex(column, "^[0-9a-f]{32}$")).as_py():
+    try:
+        digits = bytes(_fixed_size(column, 2 * ID_BYTES))
+    except pa.ArrowInvalid:
+        digits = b"?"
+    if column.null_count or digits.translate(None, b"0123456789abcdef"):
         raise ValueError("it holds records without a proper custom_id")
     unknown = state_of("failed", None)
     kinds = pc.index_in(_combined(table.column("error_kind")), value_set=_KIND_NAMES)
     failed = pc.fill_null(pc.take(_KIND_STATES, kinds), pa.scalar(unknown, pa.uint8()))
     is_ok = pc.fill_null(pc.equal(_combined(table.column("status")), "ok"), False)
     states = pc.if_else(is_ok, pa.scalar(OK, pa.uint8()), failed)
-    return "".join(column.to_pylist()).encode("ascii"), bytes(states.to_pylist())
+    return unhexlify(digits), bytes(_fixed_size(states.view(pa.binary(1)), 1))
+
+
+def _fixed_size(array: pa.Array, size: int) -> memoryview:
+    """The values of an array, `size` bytes each, in one piece. ArrowInvalid where one has another size."""
+    values = array if array.type == pa.binary(size) else array.cast(pa.binary(size))
+    start = values.offset * size
+    return memoryview(values.buffers()[1] or b"")[start : start + len(values) * size]

@@ -7,6 +7,7 @@ read first, so that a record which a run publishes meanwhile is met in its part 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ import pyarrow.compute as pc
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Spend
-from batchchat.store.dataset import identity_states, latest
+from batchchat.store.dataset import index_records, latest
 from batchchat.store.directory import Layout, lock_holder
 from batchchat.store.files import read_lines
-from batchchat.store.index import KeyIndex, RecordIndex, key_digest
+from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.journal import Answer, OpenAnswers, Replay, journals, replay
 from batchchat.store.parts import (
     ROW_GROUP_ROWS,
@@ -31,6 +32,7 @@ from batchchat.store.parts import (
     sample_keys,
 )
 
+_LOADED_AT_ONCE = 100_000
 _NEEDED = ("custom_id", "key", "sample_index")
 
 
@@ -113,19 +115,25 @@ class Output:
         except DamagedPartError as error:
             raise StorageError(f"{files.path(name)}: {error}") from error
 
+    def _rows(self) -> int:
+        """How many live records there are, more or less, as the parts' own footers say it."""
+        files, rows = self._layout.parts(), 0 if self.pending is None else self.pending.num_rows
+        for name in files.names():
+            with suppress(FileNotFoundError, DamagedPartError), PartReader(files, name) as reader:
+                rows += reader.rows
+        return rows
+
     def load_index(self, *, with_keys: bool = False) -> tuple[RecordIndex, KeyIndex | None]:
         """Return what is done, as a run would find it: live records and archived completions."""
         index = RecordIndex()
         keys = KeyIndex() if with_keys else None
+        rows = self._rows()
+        index.reserve(rows)
+        if keys is not None:
+            keys.reserve(rows)
         columns = ["custom_id", "status", "error_kind", *(["key", "sample_index"] if with_keys else [])]
-        for batch in self.records(columns):
-            index.load(*identity_states(batch))
-            if keys is not None:
-                for key, sample in zip(
-                    batch.column("key").to_pylist(), batch.column("sample_index").to_pylist(), strict=True
-                ):
-                    if key is not None:
-                        keys.mark_live(key_digest(key, sample))
+        for batch in self.records(columns, batch_rows=_LOADED_AT_ONCE):
+            index_records(batch, index, keys)
         files = self._layout.archive()
         for name in files.names():
             try:

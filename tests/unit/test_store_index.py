@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from batchchat.records import ErrorKind
 from batchchat.store import ARCHIVED, NONE, OK, KeyIndex, RecordIndex, is_live, key_digest, kind_of
-from batchchat.store.index import BUCKET_ENTRIES, state_of
+from batchchat.store.index import BUCKET_ENTRIES, SEEN, state_of
 
 # Few and repetitive identities: they meet often, and one may stand across the border of two others.
 IDS = st.sampled_from([bytes([first] + [rest] * 15).hex() for first in range(4) for rest in range(3)])
@@ -63,8 +63,11 @@ class IndexAgainstDict(RuleBasedStateMachine):
     def load(self, states: list[int]) -> None:
         self.loaded += len(states)
         new = [hashlib.md5(b"%d" % (self.loaded - number)).hexdigest() for number in range(len(states))]
-        self.index.load("".join(new).encode(), bytes(states))
+        seen = [number % 3 == 0 for number in range(len(states))]
+        marked = bytes(state | SEEN if mark else state for state, mark in zip(states, seen, strict=True))
+        self.index.load(bytes.fromhex("".join(new)), marked)
         self.live.update(zip(new, states, strict=True))
+        self.seen.update(custom_id for custom_id, mark in zip(new, seen, strict=True) if mark)
 
     @rule()
     def reset_seen(self) -> None:
@@ -113,6 +116,21 @@ def test_grows_bucket_by_bucket_without_losing_any() -> None:
     ]
 
 
+@pytest.mark.parametrize("reserved", [0, 3_000])
+def test_what_is_loaded_in_bulk_is_found_like_what_was_put(reserved: int) -> None:
+    index = RecordIndex()
+    index.reserve(reserved)
+    ids = [os.urandom(16) for _ in range(3_000)]
+    for start, stop in ((0, 2_000), (2_000, 2_010), (2_010, 2_010), (2_010, 3_000)):
+        states = bytes(OK if number % 3 else state_of("failed", "timeout") for number in range(start, stop))
+        index.load(b"".join(ids[start:stop]), states)
+    assert [index.get(identity.hex()) for identity in ids] == [
+        OK if number % 3 else state_of("failed", "timeout") for number in range(len(ids))
+    ]
+    assert index.get(os.urandom(16).hex()) == NONE
+    assert len(index) == 3_000
+
+
 def test_failure_kinds_come_back_and_an_unknown_one_stays_a_failure() -> None:
     for kind in ErrorKind:
         assert kind_of(state_of("failed", kind.value)) is kind
@@ -123,7 +141,7 @@ def test_failure_kinds_come_back_and_an_unknown_one_stays_a_failure() -> None:
 
 def test_load_refuses_what_are_no_identities() -> None:
     with pytest.raises(ValueError, match="differ in number"):
-        RecordIndex().load(b"00" * 16, b"\x01\x01")
+        RecordIndex().load(bytes(16), b"\x01\x01")
 
 
 @given(st.text(), st.text(), st.integers(0, 3), st.integers(0, 3))
@@ -149,7 +167,7 @@ def test_memory_stays_within_what_a_row_may_cost() -> None:
         before = tracemalloc.get_traced_memory()[0]
         index = RecordIndex()
         for _ in range(0, count, 10_000):
-            index.load(os.urandom(16 * 10_000).hex().encode(), bytes([OK]) * 10_000)
+            index.load(os.urandom(16 * 10_000), bytes([OK]) * 10_000)
         gc.collect()
         records = (tracemalloc.get_traced_memory()[0] - before) / count
         before = tracemalloc.get_traced_memory()[0]
