@@ -65,6 +65,27 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetUse:
+    """A budget's caps (None is no cap), what is spent of them, and what is reserved for the requests under way.
+
+    `requests` counts attempts that may have been sent, `unmetered` the answers that came without usage and were
+    charged what was reserved for them. Money is in `currency`, None where money is not capped.
+    """
+
+    max_cost: float | None = None
+    max_tokens: int | None = None
+    max_requests: int | None = None
+    cost: float = 0.0
+    tokens: int = 0
+    requests: int = 0
+    reserved_cost: float = 0.0
+    reserved_tokens: int = 0
+    in_flight: int = 0
+    unmetered: int = 0
+    currency: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The counts of a run at one moment.
 
@@ -98,6 +119,7 @@ class Snapshot:
     pace: Pace = Pace()
     oldest: tuple[InFlight, ...] = ()
     samples: int = 1
+    budget: BudgetUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +161,4 @@ class RunSummary:
     note: str = ""
     resume: str | None = None
     samples: int = 1
+    budget: BudgetUse | None = None

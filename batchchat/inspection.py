@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.errors import BatchchatError
-from batchchat.events import FailureGroup, InFlight, Pace, Snapshot
+from batchchat.events import BudgetUse, FailureGroup, InFlight, Pace, Snapshot
 from batchchat.job import Job, validate_job
 from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.sources import as_seen, python_rows
@@ -109,6 +109,7 @@ def _snapshot(data: Mapping[str, Any]) -> Snapshot | None:
         fields["spend"] = Spend(**fields["spend"]) if isinstance(fields["spend"], dict) else Spend(*fields["spend"])
         fields["failures"] = tuple(FailureGroup(**group) for group in fields["failures"])
         fields["pace"] = Pace(**fields["pace"])
+        fields["budget"] = BudgetUse(**fields["budget"]) if fields.get("budget") else None
         fields["oldest"] = tuple(InFlight(**request) for request in fields["oldest"])
         return Snapshot(**fields)
     except (TypeError, KeyError, ValueError):

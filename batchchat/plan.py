@@ -12,13 +12,13 @@ import orjson
 from batchchat.errors import JobError
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
-from batchchat.providers import DEMO, Provider
+from batchchat.providers import DEMO, Price, Provider
 from batchchat.records import Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import prepare
 from batchchat.store import frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
-from batchchat.views import PlanView, RequestPreview
+from batchchat.views import PlanCap, PlanView, RequestPreview
 
 _DEFAULTS = RunOptions()
 _PREVIEWS = 2
@@ -89,7 +89,17 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         warnings=[*prepared.warnings, *prepared.source.warnings, *_key_warning(job, provider)],
         note=provider.note if provider.name == DEMO else "",
         samples=job.samples,
+        caps=_caps(job, counts.to_send, usage, price),
+        deadline_s=job.deadline,
     )
+
+
+def _caps(job: Job, requests: int, usage: Usage, price: Price | None) -> list[PlanCap]:
+    """The caps of the budget, and what the run would need of each."""
+    tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
+    needed = {"max_cost": price.cost(usage) if price else None, "max_tokens": tokens, "max_requests": requests}
+    caps = ((name, getattr(job.budget, name)) for name in needed)
+    return [PlanCap(name, cap, needed[name]) for name, cap in caps if cap is not None]
 
 
 class _History:

@@ -27,6 +27,15 @@ class RequestPreview:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanCap:
+    """A cap of the budget, by its name in the job, and what the whole run is estimated to need of it."""
+
+    name: str
+    cap: float
+    needed: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class PlanView:
     """What a run would do, counted and estimated, with nothing sent.
 
@@ -65,6 +74,8 @@ class PlanView:
     note: str = ""
     command: str | None = None
     samples: int = 1
+    caps: Sequence[PlanCap] = ()
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

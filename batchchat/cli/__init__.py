@@ -17,10 +17,10 @@ import batchchat
 
 _EXIT_CODES = """\b
 Exit codes: 0 every row has a completion · 1 some rows failed · 2 bad usage, job
-file or input · 3 needs a human (key, model, credit) · 69 provider unavailable
-· 70 internal error · 74 disk trouble · 75 another run holds the output
-· 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM. All but 2 can be resumed by the
-same command."""
+file or input · 3 needs a human (key, model, credit) · 4 stopped by a budget or
+the deadline · 69 provider unavailable · 70 internal error · 74 disk trouble
+· 75 another run holds the output · 129/130/143 stopped by SIGHUP/SIGINT/
+SIGTERM. All but 2 can be resumed by the same command."""
 
 
 class _Group(click.Group):
@@ -89,6 +89,10 @@ def _job_options(command: _Command) -> _Command:
             metavar="[=KINDS]",
             help="Try failed rows again now: transient (when no kinds are given), all, or kinds joined by commas.",
         ),
+        click.option("--max-cost", metavar="AMOUNT", help="Stop before this run costs more, in the price's currency."),
+        click.option("--max-tokens", metavar="N", help="Stop before this run uses more tokens."),
+        click.option("--max-requests", metavar="N", help="Stop after so many requests, retries included."),
+        click.option("--deadline", metavar="TIME", help="Send nothing after this time, such as 50m, from the start."),
         click.option("--fresh", is_flag=True, help="Begin anew; the old output is set aside, not deleted."),
         click.option("--prune", is_flag=True, help="Move records whose input is gone to the archive."),
     ]

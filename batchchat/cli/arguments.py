@@ -28,12 +28,30 @@ class JobArguments:
     retry_failed: str | None
     fresh: bool
     prune: bool
+    max_cost: str | None = None
+    max_tokens: str | None = None
+    max_requests: str | None = None
+    deadline: str | None = None
 
     def load(self) -> Job:
         """Read the job with its overrides. Raises UsageError."""
-        from batchchat.job import load_job
+        from batchchat.job import load_job, read_override
 
-        return load_job(self.job, overrides=self.overrides, input=self.input_path, output=self.output_path)
+        given = {
+            "--max-cost": ("budget.max_cost", self.max_cost),
+            "--max-tokens": ("budget.max_tokens", self.max_tokens),
+            "--max-requests": ("budget.max_requests", self.max_requests),
+            "--deadline": ("deadline", self.deadline),
+        }
+        return load_job(
+            self.job,
+            overrides=self.overrides,
+            input=self.input_path,
+            output=self.output_path,
+            changes=[
+                read_override(f"{field}={text}", option) for option, (field, text) in given.items() if text is not None
+            ],
+        )
 
     def options(self, *, grace: float = 20.0, command: str | None = None) -> RunOptions:
         """What the command line adds to the job. Raises UsageError."""

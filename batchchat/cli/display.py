@@ -241,10 +241,19 @@ def _cost_figures(snapshot: Snapshot) -> list[Figure]:
     priced = snapshot.currency is not None or spend.cost > 0
     cost = money(spend.cost, snapshot.currency) if priced else "no price known"
     figures = [Figure(cost), Figure(f"{short(spend.total_tokens)} tokens", "", 1)]
+    budget = snapshot.budget
+    if budget is not None and budget.max_requests is not None:
+        used = Figure(f"{count(budget.requests + budget.in_flight)} requests", "", 1)
+        figures += [used, Figure(f"(of {count(budget.max_requests)})", "dim", 2)]
+    if budget is not None and budget.max_tokens is not None:
+        figures.insert(2, Figure(f"(of {short(budget.max_tokens)})", "dim", 2))
+    if budget is not None and budget.max_cost is not None:
+        figures.insert(1, Figure(f"(of {money(budget.max_cost)})", "dim", 2))
     new = snapshot.ok + snapshot.failed
     if spend.cost > 0 and snapshot.total is not None and new >= _ENOUGH_ROWS:
         at_end = spend.cost / new * (new + max(0, snapshot.total - _settled(snapshot)))
-        figures.insert(1, Figure(f"(about {money(at_end)} at the end)", "dim", 4))
+        place = next((n for n, figure in enumerate(figures) if n and not figure.text.startswith("(of")), 1)
+        figures.insert(place, Figure(f"(about {money(at_end)} at the end)", "dim", 4))
     if snapshot.retries:
         figures.append(Figure(plural(snapshot.retries, "retry", "retries"), "", 2))
     if snapshot.rate_limited:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from batchchat.cli.display import ProgressView
 from batchchat.cli.terminal import mask
-from batchchat.events import FailureGroup, InFlight, RunSummary
+from batchchat.events import BudgetUse, FailureGroup, InFlight, RunSummary
 from batchchat.format import UNKNOWN, about, asked, count, duration, money, one_line, percent, plural, rate, visible
-from batchchat.views import Message, PlanView, RecordView, StatusView
+from batchchat.views import Message, PlanCap, PlanView, RecordView, StatusView
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -189,9 +189,25 @@ def _summary_table(summary: RunSummary) -> Table:
     table.add_row("prompt tokens", count(new.prompt_tokens), count(whole.prompt_tokens))
     table.add_row("completion tokens", count(new.completion_tokens), count(whole.completion_tokens))
     table.add_row("cost", _cost(new.cost, currency), _cost(whole.cost, currency))
+    for name, used, cap in _budget_rows(summary.budget):
+        table.add_row(f"budget {name}", f"{used} of {cap}", "")
     table.add_row("time", duration(summary.elapsed_s), "")
     table.add_row(f"{nouns}/s", rate(summary.rows_per_s), "")
     return table
+
+
+def _budget_rows(budget: BudgetUse | None) -> list[tuple[str, str, str]]:
+    """Return each cap's name, what is used of it, and the cap."""
+    if budget is None:
+        return []
+    rows = []
+    if budget.max_cost is not None:
+        rows.append(("max_cost", money(budget.cost), money(budget.max_cost, budget.currency)))
+    if budget.max_tokens is not None:
+        rows.append(("max_tokens", count(budget.tokens), count(budget.max_tokens)))
+    if budget.max_requests is not None:
+        rows.append(("max_requests", count(budget.requests), count(budget.max_requests)))
+    return rows
 
 
 def _plan_table(view: PlanView) -> Table:
@@ -218,10 +234,27 @@ def _plan_table(view: PlanView) -> Table:
     table.add_row("cost", _guess(money(view.cost, view.currency)), _styled(_line(remark)))
     bound = f"decided by {view.binding}" if view.binding else ""
     table.add_row("time", _guess(about(view.duration_s)), _styled(_line(bound)))
+    for cap in view.caps:
+        table.add_row(f"budget {cap.name}", _cap(cap, view.currency), _cap_remark(cap))
+    if view.deadline_s is not None:
+        late = view.duration_s is not None and view.duration_s > view.deadline_s
+        table.add_row("deadline", about(view.deadline_s), "the run would stop before its end" if late else "enough")
     if view.spent.requests:
         spent = f"{plural(view.spent.requests, 'answer')} so far"
         table.add_row("already spent", _cost(view.spent.cost, view.currency), spent)
     return table
+
+
+def _cap(cap: PlanCap, currency: str | None) -> str:
+    return money(cap.cap, currency) if cap.name == "max_cost" else count(int(cap.cap))
+
+
+def _cap_remark(cap: PlanCap) -> str:
+    if cap.needed is None:
+        return ""
+    if cap.needed <= cap.cap:
+        return "enough"
+    return f"the run would stop after about {percent(int(cap.cap * 1000), int(cap.needed * 1000))} of the requests"
 
 
 def _status_table(view: StatusView) -> Table:

@@ -23,10 +23,11 @@ from itertools import count
 import anyio
 from anyio.abc import TaskGroup
 
+from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.engines import Answered, Feed, Settled, Sink
-from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable
-from batchchat.events import Event, InFlight, Listener
+from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly
+from batchchat.events import Event, InFlight, Level, Listener
 from batchchat.limits import Limiter, Permit, TokenEstimator
 from batchchat.records import Failure, Reply, Request, Usage, Verdict
 from batchchat.retry import RetryAction, RetryPolicy, decide
@@ -45,8 +46,9 @@ _LONG_S = 3600.0
 class LocalEngine:
     """Executes requests over one client under one limiter.
 
-    `answered_before` says that this model has answered this output's requests in an earlier run, so that a few
-    refusals are less suspicious. Counters are public: the run reads them for its snapshots.
+    `account` holds the run's budget: nothing is launched that does not fit it. `answered_before` says that this model
+    has answered this output's requests in an earlier run, so that a few refusals are less suspicious. Counters are
+    public: the run reads them for its snapshots.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class LocalEngine:
         *,
         estimator: TokenEstimator,
         listener: Listener,
+        account: Account | None = None,
         rng: random.Random | None = None,
         answered_before: bool = False,
         wall_clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
@@ -66,6 +69,7 @@ class LocalEngine:
         self._policy = policy
         self._listener = listener
         self._estimator = estimator
+        self._account = account
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not cryptography
         self._wall_clock_us = wall_clock_us
         self.attempts = 0
@@ -128,6 +132,14 @@ class LocalEngine:
         self.drain()
         if self._scope is not None:
             self._scope.cancel()
+
+    def halt_for(self, error: BatchchatError) -> None:
+        """Take no more work for this reason; the first one is kept in `halt`. Attempts under way may end."""
+        if self.halt is None:
+            self.halt = error
+            level: Level = "warning" if isinstance(error, StoppedEarly) else "error"
+            self._listener(Event("halted", error.message, level))
+        self.drain()
 
     async def run(self, feed: Feed, sink: Sink) -> None:
         """Execute all requests of the feed, or those that can be until `drain`, `cancel` or a reason to halt.
@@ -224,7 +236,12 @@ class LocalEngine:
                     await parked.wait()
                     continue
                 self._in_hand += 1
+                hold: Hold | None = None
                 try:
+                    if self._account is not None:
+                        hold = await self._reserve(self._account, request)
+                        if hold is None:
+                            break
                     tokens = self._estimator.reserve(request.prompt_tokens, request.max_tokens)
                     now = anyio.current_time()
                     permit = self._limiter.try_acquire(tokens, key=request.custom_id, now=now)
@@ -233,9 +250,11 @@ class LocalEngine:
                         if permit is None:
                             break
                         now = anyio.current_time()
-                    await self._attempt(request, permit, sink, now)
+                    await self._attempt(request, permit, hold, sink, now)
                 finally:
                     self._in_hand -= 1
+                    if hold is not None and hold.open:
+                        hold.settle(None)
                 if self._feed_done:
                     self._wake_for_end()
                 if sink.full:
@@ -243,6 +262,20 @@ class LocalEngine:
         finally:
             self._workers -= 1
             self._wake_for_end()
+
+    async def _reserve(self, account: Account, request: Request) -> Hold | None:
+        """Wait for room in the budget; None when it is used up, or the wait was ended by `drain`."""
+        prompt, completion = self._estimator.at_most(request.prompt_tokens, request.max_tokens)
+        hold: Hold | None = None
+        with anyio.CancelScope() as scope:
+            self._idle_scopes.add(scope)
+            try:
+                hold = await account.reserve(prompt, completion)
+            except StoppedEarly as error:
+                self.halt_for(error)
+            finally:
+                self._idle_scopes.discard(scope)
+        return hold
 
     async def _permit(self, request: Request, tokens: int) -> Permit | None:
         """Wait for a permit; None when the wait was ended by `drain`, and the request stays open."""
@@ -266,22 +299,26 @@ class LocalEngine:
             finally:
                 self._idle_scopes.discard(scope)
 
-    async def _attempt(self, request: Request, permit: Permit, sink: Sink, now: float) -> None:
+    async def _attempt(self, request: Request, permit: Permit, hold: Hold | None, sink: Sink, now: float) -> None:
         if not request.started_at:
             request.started_at = self._wall_clock_us()
         request.attempts += 1
         self.attempts += 1
         self._sending[request] = now
+        if hold is not None:
+            hold.launched = True
         reply: Reply | None = None
         try:
             remaining = self._policy.row_deadline - request.active_s
             reply = await self._client.send(request.body, timeout=max(0.001, remaining), started=now)
         except BatchchatError as error:
-            self._stop_for(error)
+            self.halt_for(error)
             return
         finally:
             del self._sending[request]
             permit.settle(reply, now + reply.latency_s if reply is not None else None)
+        if hold is not None:
+            hold.settle(reply)
         request.active_s += reply.latency_s
         if reply.verdict is Verdict.OK:
             self._model_answered = True
@@ -322,7 +359,7 @@ class LocalEngine:
             self._delay(request, decision.delay_s)
         elif decision.action is RetryAction.FATAL:
             self._tell_billed(request, reply.usage, sink)
-            self._stop_for(NeedsHuman(reply.failure.message, remedy=_FATAL_REMEDY))
+            self.halt_for(NeedsHuman(reply.failure.message, remedy=_FATAL_REMEDY))
         elif decision.action is RetryAction.REFUSED:
             self._refused(request, reply, sink)
         else:
@@ -369,18 +406,12 @@ class LocalEngine:
         enough = _REFUSALS_ONCE_ANSWERED if self._model_answered else _REFUSALS_NEVER_ANSWERED
         if len(self._held) >= enough:
             message = f"{enough} rows in a row were refused the same way: {reply.failure.message}"
-            self._stop_for(NeedsHuman(message, remedy=_REFUSED_REMEDY))
+            self.halt_for(NeedsHuman(message, remedy=_REFUSED_REMEDY))
 
     def _release_held(self, sink: Sink) -> None:
         held, self._held = self._held, []
         for request, reply in held:
             sink.put(Settled(request, reply, reply.failure))
-
-    def _stop_for(self, error: BatchchatError) -> None:
-        if self.halt is None:
-            self.halt = error
-            self._listener(Event("halted", error.message, "error"))
-        self.drain()
 
     async def _monitor(self) -> None:
         """Watch for an outage that lasts too long, and for a host that never answers."""
@@ -388,10 +419,10 @@ class LocalEngine:
             outage = self._limiter.outage_s
             if outage > self._policy.outage:
                 message = f"the provider has been unavailable for {outage:.0f} s"
-                self._stop_for(ProviderUnavailable(message, remedy=_LATER_REMEDY))
+                self.halt_for(ProviderUnavailable(message, remedy=_LATER_REMEDY))
             elif not self._limiter.answered and self._limiter.unreachable_s > UNREACHABLE_S:
                 message = f"the provider cannot be reached: {self._last_unreached}"
-                self._stop_for(ProviderUnavailable(message, remedy=_ADDRESS_REMEDY))
+                self.halt_for(ProviderUnavailable(message, remedy=_ADDRESS_REMEDY))
             await self._idle(lambda: anyio.sleep(_MONITOR_S))
 
 

@@ -6,7 +6,18 @@ here touches the network or the output.
 """
 
 from batchchat.job.keys import api_key, load_keys
-from batchchat.job.model import Job, failed_kinds, parse_duration
-from batchchat.job.reading import Change, load_job, validate_job
+from batchchat.job.model import Job, failed_kinds, parse_duration, write_duration
+from batchchat.job.reading import Change, load_job, read_override, validate_job
 
-__all__ = ["Change", "Job", "api_key", "failed_kinds", "load_job", "load_keys", "parse_duration", "validate_job"]
+__all__ = [
+    "Change",
+    "Job",
+    "api_key",
+    "failed_kinds",
+    "load_job",
+    "load_keys",
+    "parse_duration",
+    "read_override",
+    "validate_job",
+    "write_duration",
+]

@@ -67,6 +67,14 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
+def write_duration(seconds: float) -> str:
+    """Write seconds as a job does: `50m`, `1h30m`, `2.5s`."""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    parts = [f"{hours}h"] * bool(hours) + [f"{minutes}m"] * bool(minutes) + [f"{rest:g}s"] * bool(rest)
+    return "".join(parts) or "0s"
+
+
 def _parse_size(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -341,6 +349,19 @@ class Prices(_Section):
     currency: str = Field(pattern=r"^[A-Z]{3}$")
 
 
+class BudgetCaps(_Section):
+    """What one run may spend; a cap that is not set is none. Money is in the currency of the model's price."""
+
+    max_cost: Number | None = Field(None, gt=0)
+    max_tokens: Whole | None = Field(None, ge=1)
+    max_requests: Whole | None = Field(None, ge=1)
+
+    @property
+    def capped(self) -> bool:
+        """Whether any cap is set."""
+        return (self.max_cost, self.max_tokens, self.max_requests) != (None, None, None)
+
+
 def nearest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
     """` (did you mean 'x'?)`, or nothing where no known name is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
@@ -361,6 +382,8 @@ class Job(_Section):
     limits: Limits = Limits()
     retry: Retry = Retry()
     prices: Prices | None = None
+    budget: BudgetCaps = BudgetCaps()
+    deadline: Duration | None = Field(None, gt=0)
 
     _file: Path | None = PrivateAttr(None)
     _origins: dict[Place, Origin] = PrivateAttr(default_factory=dict)
@@ -374,7 +397,7 @@ class Job(_Section):
             raise ValueError(f"must be a path, or a mapping with a path{_not(value)}")
         return value
 
-    @field_validator("params", "limits", "retry", mode="before")
+    @field_validator("params", "limits", "retry", "budget", mode="before")
     @classmethod
     def _all_commented_out(cls, value: object) -> object:
         return {} if value is None else value
@@ -460,6 +483,17 @@ class Job(_Section):
         if refused:
             raise combined(refused)
 
+    def check_budget(self, provider: Provider) -> None:
+        """Refuse a cap on money where the price of the model is not known: it could not be kept."""
+        if self.budget.max_cost is not None and self.model not in provider.prices:
+            raise self.error(
+                f"cannot be kept: no price is known for {self.model} at {provider.name}",
+                "budget",
+                "max_cost",
+                remedy="Give `prices: {input: …, output: …, currency: …}` (money per million tokens), "
+                "or cap max_tokens or max_requests.",
+            )
+
     def snapshot(self) -> dict[str, Any]:
         """The job as plain JSON, to be kept beside its output. It holds no key: keys never stand in a job."""
         return {
@@ -477,5 +511,6 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("limits",): Limits,
     ("retry",): Retry,
     ("prices",): Prices,
+    ("budget",): BudgetCaps,
 }
 """The section that stands at each place of a job."""

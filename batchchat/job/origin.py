@@ -42,7 +42,7 @@ def job_error(message: str, place: Place, origins: Origins, file: Path | None, r
     origin, field = origin_of(origins, place, file), dotted(place) or None
     if origin.option is None:
         return JobError(message, file=origin.file, line=origin.line, field=field, remedy=remedy)
-    if field is not None and not origin.option.endswith(f" {field}"):
+    if field is not None and not origin.option.endswith((f" {field}", f"--{field}")):
         message = f"{field}: {message}"
     error = JobError(message, field=origin.option, remedy=remedy)
     error.field = field

@@ -86,13 +86,16 @@ def validate_job(
     return job
 
 
-def read_override(text: str) -> Change:
-    """What one `--set` changes. Its value is never repeated in an error of its form: it may be a secret."""
+def read_override(text: str, option: str | None = None) -> Change:
+    """What one `--set` changes, or an `option` of its own that stands for one.
+
+    The value is never repeated in an error of its form: it may be a secret.
+    """
     name, equals, given = text.partition("=")
     path = name.strip()
     if not equals or not all(path.split(".")):
         raise UsageError(f"{f'--set {name[:60]}'.rstrip()}: is not of the form field.path=value", remedy=_EXAMPLE)
-    return Change(path, _read_value(given), Origin(option=f"--set {path}"), Path.cwd(), {})
+    return Change(path, _read_value(given), Origin(option=option or f"--set {path}"), Path.cwd(), {})
 
 
 def nearest_file(file: Path) -> str | None:

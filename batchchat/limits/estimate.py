@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from batchchat.records import Usage
 
 _MEMORY = 0.98
@@ -40,6 +42,11 @@ class TokenEstimator:
     def reserve(self, prompt: int, max_tokens: int | None = None) -> int:
         """Tokens to reserve for a request whose prompt was guessed at `prompt` tokens; at least 1."""
         return max(1, round(prompt * self.ratio + self.completion(max_tokens)))
+
+    def at_most(self, prompt: int, max_tokens: int | None = None) -> tuple[int, int]:
+        """Prompt and completion tokens to expect at most: `max_tokens` where it is set, else as for `reserve`."""
+        completion = max_tokens if max_tokens is not None else math.ceil(self.completion())
+        return math.ceil(prompt * self.ratio), completion
 
     def learn(self, prompt: int, usage: Usage) -> None:
         """Take in what a request really used. Absent, negative or impossible counts teach nothing."""

@@ -24,14 +24,15 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from batchchat.budget import Budget
 from batchchat.client import ChatClient
 from batchchat.engines.local import LocalEngine
-from batchchat.errors import BatchchatError, StorageError
+from batchchat.errors import BatchchatError, StoppedEarly, StorageError
 from batchchat.events import Event, FailureGroup, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
-from batchchat.job import Job, api_key, load_keys
+from batchchat.job import Job, api_key, load_keys, write_duration
 from batchchat.limits import Limiter, TokenEstimator
-from batchchat.providers import DEMO, Provider
+from batchchat.providers import DEMO, Price, Provider
 from batchchat.records import Request, RowBatch
 from batchchat.retry import RetryPolicy
 from batchchat.runner.options import RunOptions
@@ -66,6 +67,7 @@ async def run_job(
     options: RunOptions = _DEFAULTS,
     transport: httpx.AsyncBaseTransport | None = None,
     limiter: Limiter | None = None,
+    budget: Budget | None = None,
     listener: Listener = _no_listener,
     on_snapshot: Callable[[Snapshot], None] | None = None,
     stop: StopRequest | None = None,
@@ -76,10 +78,10 @@ async def run_job(
 ) -> RunSummary:
     """Run a job, or go on with it where an earlier run stopped, and tell how it ended.
 
-    `transport` takes the place of the network; `limiter` is shared with other runs where one is given. `listener`
-    takes events, `on_snapshot` the counts four times a second. `environ` takes the place of the process's environment
-    for keys. `offload` runs blocking code (default: in worker threads), `open_store` takes the place of `Store.open`.
-    `seed` makes jitter repeatable.
+    `transport` takes the place of the network; `limiter` and `budget`, where they are given, are shared with other runs
+    and take the place of the job's own. `listener` takes events, `on_snapshot` the counts four times a second.
+    `environ` takes the place of the process's environment for keys. `offload` runs blocking code (default: in worker
+    threads), `open_store` takes the place of `Store.open`. `seed` makes jitter repeatable.
 
     Raises UsageError before anything is sent or written, OutputLocked where another run holds the output, StorageError
     where it cannot be opened. Anything later is told by the summary's `exit_code` and `reason`.
@@ -93,6 +95,7 @@ async def run_job(
         offload=offload,
         open_store=open_store,
         seed=seed,
+        budget=budget,
     )
     return await this.execute(transport, limiter, environ)
 
@@ -114,6 +117,7 @@ class _Run:
         offload: Offload,
         open_store: Callable[..., Store],
         seed: int | None,
+        budget: Budget | None,
     ) -> None:
         self.job = job
         self.options = options
@@ -125,6 +129,10 @@ class _Run:
         self.rng = random.Random(seed)  # noqa: S311 - jitter, not cryptography
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         self.tally = Tally()
+        self.budget = budget
+        if budget is None and job.budget.capped:
+            caps = job.budget
+            self.budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
         self.phase: Phase = "starting"
         self.read_all = False
         self.counted: int | None = None
@@ -153,6 +161,7 @@ class _Run:
             )
         )
         self.provider = self.prepared.provider
+        self.account = self.budget.account(self._price(), self.provider.currency) if self.budget else None
         self.store = await self.offload(self._open_store)
         try:
             async with AsyncExitStack() as stack:
@@ -203,7 +212,6 @@ class _Run:
         client = ChatClient(provider, transport, api_key=key, request_timeout=retry.request_timeout)
         await stack.enter_async_context(client)
         self.limiter = limiter or self._make_limiter(provider)
-        price = provider.prices.get(job.model)
         counts = self.store.index.counts()
         self.engine = LocalEngine(
             client,
@@ -211,6 +219,7 @@ class _Run:
             RetryPolicy(retry.attempts, retry.request_timeout, retry.row_deadline, retry.outage),
             estimator=TokenEstimator(),
             listener=self.tell,
+            account=self.account,
             rng=self.rng,
             answered_before=counts.ok > 0,
         )
@@ -218,7 +227,7 @@ class _Run:
             self.store,
             self.tally,
             run_id=self.run_id,
-            price=price,
+            price=self._price(),
             offload=self.offload,
             wall_clock_us=_now_us,
             listener=self.tell,
@@ -266,6 +275,8 @@ class _Run:
                 async with anyio.create_task_group() as inner:
                     self._watch_stop(inner)
                     inner.start_soon(self._tick)
+                    if self.job.deadline is not None:
+                        inner.start_soon(self._watch_deadline, self.job.deadline)
                     await self.engine.run(self._feed(), self.writer)
                     self.phase = "ending"
                     inner.cancel_scope.cancel()
@@ -330,6 +341,14 @@ class _Run:
 
         self.stop.watch(on_stop)
 
+    async def _watch_deadline(self, deadline: float) -> None:
+        """Launch nothing after the deadline, counted from the start of the run; what is in flight gets the grace."""
+        await anyio.sleep(max(0.0, self.started + deadline - anyio.current_time()))
+        if not self.stop.asked:
+            message = f"the deadline of {write_duration(deadline)} is over"
+            self.engine.halt_for(StoppedEarly(message, remedy="The same command goes on where it stopped."))
+            await self._grace()
+
     async def _grace(self) -> None:
         await anyio.sleep(self.options.grace)
         self.engine.cancel()
@@ -361,7 +380,7 @@ class _Run:
         return Snapshot(
             run_id=self.run_id,
             job=self.job.name,
-            phase=self.phase,
+            phase="draining" if self.phase == "running" and self.engine.halt is not None else self.phase,
             samples=self.job.samples,
             elapsed_s=anyio.current_time() - self.started,
             total=total,
@@ -383,7 +402,11 @@ class _Run:
             failures=tally.failures(),
             pace=self.limiter.pace(),
             oldest=engine.oldest(_OLDEST),
+            budget=self.budget.use() if self.budget else None,
         )
+
+    def _price(self) -> Price | None:
+        return self.provider.prices.get(self.job.model)
 
     def _currency(self) -> str | None:
         return self.provider.currency if self.job.model in self.provider.prices else None
@@ -415,12 +438,19 @@ class _Run:
 
     async def _end(self) -> RunSummary:
         error = self.writer.error or self.engine.halt or self.failed
+        if isinstance(error, StoppedEarly) and self.read_all and self.store.counts().seen == self.intake.counts.rows:
+            error = None  # the deadline came when nothing was left to do
         complete = self.read_all and error is None and not self.stop.asked and self.prepared.selection.whole
         if complete:
             error = await self._complete_pass()
         if not self.read_all:
             await self._count_rest()
         self.warnings += [*self.prepared.warnings, *self.prepared.source.warnings]
+        if self.budget is not None and self.budget.unmetered:
+            self.warnings.append(
+                f"{self.budget.unmetered} answers came without usage: their tokens and cost are not known, and the "
+                "budget was charged what was reserved for them"
+            )
         self.phase = "ended"
         summary = self._summary(error)
         if self.writer.error is None:
@@ -520,6 +550,7 @@ class _Run:
             warnings=tuple(self.warnings),
             note=self.provider.note if self.provider.name == DEMO else "",
             resume=self.options.command if left or reopened else None,
+            budget=self.budget.use() if self.budget else None,
         )
 
     def _failures(self) -> tuple[FailureGroup, ...]:

@@ -57,6 +57,7 @@ def prepare(
     """Open the input, compile the template and try both on the first rows. Raises UsageError; writes nothing."""
     provider = job.resolved_provider()
     job.check_params(provider)
+    job.check_budget(provider)
     try:
         template = compile_template(job.messages, job.params.as_body(), model=job.model)
     except JobError as error:

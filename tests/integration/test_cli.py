@@ -31,6 +31,12 @@ def slow_demo() -> Iterator[DemoServer]:
 
 
 @pytest.fixture
+def fast_demo() -> Iterator[DemoServer]:
+    with DemoServer(DemoOptions(latency_s=0)) as server:
+        yield server
+
+
+@pytest.fixture
 def job(tmp_path: Path) -> Path:
     """A job of 100 rows in `tmp_path`, on the embedded demo provider."""
     write_rows(tmp_path / "rows.jsonl", texts(100))
@@ -383,3 +389,37 @@ def test_the_commands_of_the_readme_run(command: Command, tmp_path: Path) -> Non
         needs_key = "run jobs/label-tickets-scaleway.yaml" in name
         done = command(*shlex.split(name)[1:], cwd=tmp_path)
         assert done.returncode == (2 if needs_key else 0), f"{name}\n{done.stderr}"
+
+
+def test_a_run_stops_at_each_budget_and_the_same_command_goes_on(
+    command: Command, job: Path, fast_demo: DemoServer
+) -> None:
+    done = 0
+    for option, value in (("--max-requests", "20"), ("--max-tokens", "400"), ("--max-cost", "0.0001")):
+        ended = command("run", job, option, value, "--json", *on(fast_demo), cwd=job.parent)
+        summary = json.loads(ended.stdout)
+        name = option.removeprefix("--").replace("-", "_")
+        assert (ended.returncode, summary["exit_code"]) == (4, 4)
+        assert summary["reason"].startswith(f"budget.{name} of ")
+        assert summary["ok"] > done
+        assert summary["budget"][name] == pytest.approx(float(value))
+        done = summary["ok"]
+    told = command("run", job, "--max-requests", "5", *on(fast_demo), cwd=job.parent)
+    assert told.returncode == 4
+    assert "budget max_requests" in told.stderr
+    assert "5 of 5" in told.stderr
+    assert command("run", job, *on(fast_demo), cwd=job.parent).returncode == 0
+
+
+def test_the_plan_tells_what_a_budget_and_a_deadline_are_enough_for(command: Command, job: Path) -> None:
+    options = ("--max-requests", "50", "--max-cost", "1", "--deadline", "1s")
+    shown = command("plan", job, *options, cwd=job.parent)
+    assert shown.returncode == 0
+    assert "the run would stop after about 50% of the requests" in shown.stdout
+    assert "enough" in shown.stdout
+    assert "the run would stop before its end" in shown.stdout
+    caps = json.loads(command("plan", job, *options, "--json", cwd=job.parent).stdout)["caps"]
+    assert [(cap["name"], cap["cap"]) for cap in caps] == [("max_cost", 1), ("max_requests", 50)]
+    refused = command("plan", job, "--max-cost", "1", "--set", "model=unpriced", cwd=job.parent)
+    assert refused.returncode == 2
+    assert "--max-cost: budget.max_cost: cannot be kept: no price is known for unpriced at demo" in refused.stderr

@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from batchchat.errors import JobError, UsageError
-from batchchat.job import Change, Job, api_key, failed_kinds, load_job, load_keys, parse_duration, validate_job
+from batchchat.job import (
+    Change,
+    Job,
+    api_key,
+    failed_kinds,
+    load_job,
+    load_keys,
+    parse_duration,
+    read_override,
+    validate_job,
+    write_duration,
+)
 from batchchat.job.model import Output
 from batchchat.job.origin import Origin, Place
 from batchchat.job.syntax import MAX_BYTES
@@ -106,7 +117,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(folder: Path) -> Non
     assert load_job(file).name == "a-job"
 
 
-@pytest.mark.parametrize("section", ["params", "limits", "retry", "prices"])
+@pytest.mark.parametrize("section", ["params", "limits", "retry", "prices", "budget"])
 def test_a_section_with_all_its_lines_commented_out_is_like_none(folder: Path, section: str) -> None:
     job = load(folder, f"{section}:", "  # concurrency: 32")
     assert job.params.as_body() == {}
@@ -219,6 +230,15 @@ def test_aliases_and_merges_work(folder: Path) -> None:
         ("prices: {input: -1, output: 1, currency: EUR}", "prices.input: must be at least 0, not -1"),
         ("prices: {input: 1, currency: EUR}", "prices.output: is missing; for example `output: 0.35`"),
         ("prices: {input: 1, output: 1, currency: €}", "prices.currency: must be a currency's three capital letters"),
+        ("budget: 5", "budget: must be a mapping of fields, not 5"),
+        ("budget: {max_cost: -1}", "budget.max_cost: must be more than 0, not -1"),
+        ("budget: {max_cost: 0}", "budget.max_cost: must be more than 0, not 0"),
+        ("budget: {max_cost: 5 EUR}", 'budget.max_cost: must be a number, not "5 EUR"'),
+        ("budget: {max_tokens: -1}", "budget.max_tokens: must be at least 1, not -1"),
+        ("budget: {max_requests: 0}", "budget.max_requests: must be at least 1, not 0"),
+        ("budget: {max_euros: 3}", "budget.max_euros: is not a field"),
+        ("deadline: 0", "deadline: must be more than 0, not 0"),
+        ("deadline: -5m", "deadline: must be a duration such as 30s, 15m, 1h or 1h30m, not '-5m'"),
         ("model: m-2", "model: stands twice (first in line 5): keep one of the two"),
         ("params: {seed: 1, seed: 1}", "params.seed: stands twice (first in line 7)"),
         ("null: x", "null: is not a field"),
@@ -1024,3 +1044,33 @@ def test_a_change_that_cannot_be_is_told_with_its_own_line(folder: Path, path: s
 def test_inside_a_change_the_line_is_that_of_the_field(folder: Path) -> None:
     with pytest.raises(JobError, match=r"suite.yaml:11: params.top_p: must be between 0 and 1"):
         changed(folder, "params", {"temperature": 1, "top_p": 2}, temperature=10, top_p=11)
+
+
+@given(st.integers(0, 31_000_000).map(lambda milliseconds: milliseconds / 1000))
+def test_a_duration_that_is_written_is_read_as_the_same(seconds: float) -> None:
+    assert parse_duration(write_duration(seconds)) == pytest.approx(seconds)
+    assert write_duration(3000) == "50m"
+
+
+@pytest.mark.parametrize(
+    ("option", "override", "told"),
+    [
+        ("--max-cost", "budget.max_cost=-1", "--max-cost: budget.max_cost: must be more than 0, not -1"),
+        ("--max-tokens", "budget.max_tokens=0", "--max-tokens: budget.max_tokens: must be at least 1, not 0"),
+        ("--max-requests", "budget.max_requests=x", "--max-requests: budget.max_requests: must be a whole number, not"),
+        ("--deadline", "deadline=soon", "--deadline: must be a duration such as 30s, 15m, 1h or 1h30m, not 'soon'"),
+    ],
+)
+def test_an_option_that_sets_a_field_is_named_in_its_errors(
+    folder: Path, option: str, override: str, told: str
+) -> None:
+    with pytest.raises(JobError) as caught:
+        load_job(write(folder), changes=[read_override(override, option)])
+    assert told in str(caught.value)
+
+
+def test_an_option_wins_over_the_file_and_keeps_the_other_caps(folder: Path) -> None:
+    file = write(folder, "budget: {max_cost: 1, max_tokens: 10}", "deadline: 1h")
+    job = load_job(file, changes=[read_override("budget.max_cost=2.5", "--max-cost"), read_override("deadline=90")])
+    assert (job.budget.max_cost, job.budget.max_tokens, job.budget.max_requests) == (2.5, 10, None)
+    assert job.deadline == 90

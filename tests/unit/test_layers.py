@@ -11,7 +11,7 @@ ROOT = Path(batchchat.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "format", "records"}),
     frozenset({"events", "providers", "identity"}),
-    frozenset({"job", "views", "limits", "retry", "transport", "sources", "template", "structured", "demo"}),
+    frozenset({"budget", "job", "views", "limits", "retry", "transport", "sources", "template", "structured", "demo"}),
     frozenset({"store", "client"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner"}),

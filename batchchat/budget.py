@@ -1,0 +1,271 @@
+"""Budgets: caps on money, tokens and requests that are looked at before anything is launched.
+
+    budget = Budget(max_cost=5.0, max_tokens=None, max_requests=2000)
+    account = budget.account(price, "EUR")              # one run's hold on it: it knows what a token costs there
+    hold = await account.reserve(prompt, completion)    # waits, or raises StoppedEarly: the budget is used up
+    hold.settle(reply)                                  # what it really took; the rest is free again
+
+A budget may stand above several runs on one event loop. What is promised:
+
+- Nothing is launched unless what is spent, what is reserved for the requests under way and its own reservation fit
+  under each cap together. So `spent + reserved <= cap` holds at each launch, and `spent` can pass a cap only by as much
+  as the requests under way take more than was reserved for them: an answer longer than its reservation (there is none
+  where the request has `max_tokens`) or a prompt of more tokens than its size lets expect. When nothing is under way,
+  nothing is owed.
+- Requests are counted exactly: never one more than `max_requests` is sent, retries and refusals included. One that
+  certainly never reached the server does not count.
+- Tokens and money are those of the ledger: every answered attempt, also one that failed and was billed. An answer
+  without usage is charged what was reserved for it (`unmetered` counts these). An attempt that was never answered (a
+  timeout, a lost connection) counts as a request only: nobody knows whether it is billed.
+- A request that does not fit beside those under way waits for them, and nobody overtakes it. The first one that does
+  not fit even alone closes the budget for everybody, also for smaller ones: a run's end does not depend on chance.
+
+Money is counted in whole millionths of a millionth of the currency, rounded up, so that sums are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+import anyio
+
+from batchchat.errors import StoppedEarly, UsageError
+from batchchat.events import BudgetUse
+
+if TYPE_CHECKING:
+    from batchchat.providers import Price
+    from batchchat.records import Reply
+
+_UNITS = 10**12
+_REMEDY = "The same command goes on where it stopped, with a new budget; a larger one goes on further."
+_TOO_SMALL = "Raise it, or lower params.max_tokens: what a request may take is its prompt and max_tokens."
+
+
+class _Waiter:
+    __slots__ = ("event",)
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+
+
+class Budget:
+    """Caps that one run, or several at once, are kept under; None is no cap. See the module for what is promised.
+
+    Raises UsageError for a cap that is not positive.
+    """
+
+    def __init__(
+        self, *, max_cost: float | None = None, max_tokens: int | None = None, max_requests: int | None = None
+    ) -> None:
+        for name, cap in (("max_cost", max_cost), ("max_tokens", max_tokens), ("max_requests", max_requests)):
+            if cap is not None and not (math.isfinite(cap) and cap > 0):
+                raise UsageError(f"budget.{name} must be more than 0, not {cap:g}")
+        self.max_cost = max_cost
+        self.max_tokens = max_tokens
+        self.max_requests = max_requests
+        self.currency: str | None = None
+        self.closed: StoppedEarly | None = None
+        self.unmetered = 0
+        self._cap_money = None if max_cost is None else math.floor(max_cost * _UNITS)
+        self._requests = self._tokens = self._money = 0
+        self._held_requests = self._held_tokens = self._held_money = 0
+        self._waiters: deque[_Waiter] = deque()
+
+    def account(self, price: Price | None, currency: str | None) -> Account:
+        """Return one run's hold on this budget. `price` and `currency` are those of its model, None where not known.
+
+        Raises UsageError where money is capped and the price is not known, or is in another currency than the rest.
+        """
+        if self.max_cost is None:
+            return Account(self, price)
+        if price is None or currency is None:
+            raise UsageError(
+                "budget.max_cost cannot be kept: the price of the model is not known",
+                remedy="Give `prices: {input, output, currency}` (per million tokens), or cap tokens or requests.",
+            )
+        if self.currency not in {None, currency}:
+            raise UsageError(
+                f"budget.max_cost is in {self.currency} for one model and in {currency} for another: "
+                "currencies are never added",
+                remedy="Give `prices` in one currency for both.",
+            )
+        self.currency = currency
+        return Account(self, price)
+
+    def use(self) -> BudgetUse:
+        """Return the caps, what is spent, and what is reserved for the requests under way."""
+        return BudgetUse(
+            max_cost=self.max_cost,
+            max_tokens=self.max_tokens,
+            max_requests=self.max_requests,
+            cost=self._money / _UNITS,
+            tokens=self._tokens,
+            requests=self._requests,
+            reserved_cost=self._held_money / _UNITS,
+            reserved_tokens=self._held_tokens,
+            in_flight=self._held_requests,
+            unmetered=self.unmetered,
+            currency=self.currency,
+        )
+
+    # ---- reserving --------------------------------------------------------------------------------------------------
+
+    def try_reserve(self, tokens: int, money: int = 0) -> bool:
+        """Take one request with so many tokens and so much money (in a million-millionth) under the caps, if it fits.
+
+        False where it has to wait for requests under way, or for its turn. Raises StoppedEarly where the budget is used
+        up: the request would not fit even if all the others took nothing.
+        """
+        if self._waiters and self.closed is None:
+            return False
+        return self._judge(tokens, money)
+
+    async def reserve(self, tokens: int, money: int = 0) -> None:
+        """Wait in turn until the request fits. Raises StoppedEarly; a cancelled wait takes nothing with it."""
+        if self.try_reserve(tokens, money):
+            return
+        waiter = _Waiter()
+        self._waiters.append(waiter)
+        try:
+            while not (self._waiters[0] is waiter or self.closed is not None) or not self._judge(tokens, money):
+                waiter.event = anyio.Event()
+                await waiter.event.wait()
+        finally:
+            self._waiters.remove(waiter)
+            if self._waiters:
+                self._waiters[0].event.set()
+
+    def _judge(self, tokens: int, money: int) -> bool:
+        """Take the request if it fits beside all others; raise StoppedEarly where it would not even fit alone."""
+        if self.closed is None:
+            self.closed = self._used_up(tokens, money)
+        if self.closed is not None:
+            for waiter in self._waiters:
+                waiter.event.set()
+            raise StoppedEarly(self.closed.message, remedy=self.closed.remedy)
+        if not self._fits(tokens, money):
+            return False
+        self._held_requests += 1
+        self._held_tokens += tokens
+        self._held_money += money
+        return True
+
+    def settle(self, tokens: int, money: int, *, used_tokens: int, used_money: int, counts: bool) -> None:
+        """Give a reservation back, and count what the request really took. `counts`: it may have been sent."""
+        self._held_requests -= 1
+        self._held_tokens -= tokens
+        self._held_money -= money
+        self._requests += counts
+        self._tokens += used_tokens
+        self._money += used_money
+        if self._waiters:
+            self._waiters[0].event.set()
+
+    def _fits(self, tokens: int, money: int) -> bool:
+        """Whether the request fits beside what is spent and what is under way."""
+        return (
+            (self.max_requests is None or self._requests + self._held_requests + 1 <= self.max_requests)
+            and (self.max_tokens is None or self._tokens + self._held_tokens + tokens <= self.max_tokens)
+            and (self._cap_money is None or self._money + self._held_money + money <= self._cap_money)
+        )
+
+    def _amount(self, money: int) -> str:
+        return f"{money / _UNITS:.4g} {self.currency}"
+
+    def _used_up(self, tokens: int, money: int) -> StoppedEarly | None:
+        """Why a request does not fit even with nothing under way; None where it does."""
+        if self.max_requests is not None and self._requests + 1 > self.max_requests:
+            message = f"budget.max_requests of {self.max_requests:,} is used up: that many requests were sent"
+            return StoppedEarly(message, remedy=_REMEDY)
+        if self.max_tokens is not None and self._tokens + tokens > self.max_tokens:
+            spent = f"{self._tokens:,}" if self._tokens else ""
+            return _stopped(f"max_tokens of {self.max_tokens:,}", spent, f"{tokens:,}")
+        if self._cap_money is not None and self._money + money > self._cap_money:
+            cap, next_one = f"max_cost of {self.max_cost:g} {self.currency}", self._amount(money)
+            return _stopped(cap, self._amount(self._money) if self._money else "", next_one)
+        return None
+
+
+def _stopped(cap: str, spent: str, next_one: str) -> StoppedEarly:
+    if not spent:
+        message = f"budget.{cap} is too small: a single request may take {next_one}"
+        return StoppedEarly(message, remedy=_TOO_SMALL)
+    message = f"budget.{cap} is used up: {spent} is spent, and the next request may take {next_one} more"
+    return StoppedEarly(message, remedy=_REMEDY)
+
+
+def _per_token(price: float) -> int:
+    """Money per token, in a million-millionth, of a price per million tokens."""
+    return math.ceil(price * (_UNITS // 10**6))
+
+
+class Account:
+    """One run's hold on a budget: what tokens cost there. Made by `Budget.account`."""
+
+    __slots__ = ("_budget", "_cached", "_input", "_output", "_priced")
+
+    def __init__(self, budget: Budget, price: Price | None) -> None:
+        self._budget = budget
+        self._priced = price is not None
+        self._input = self._output = self._cached = 0
+        if price is not None:
+            self._input, self._output = _per_token(price.input), _per_token(price.output)
+            self._cached = self._input if price.cached_input is None else _per_token(price.cached_input)
+
+    async def reserve(self, prompt: int, completion: int) -> Hold:
+        """Reserve an attempt with so many tokens at most; wait where it has to. Raises StoppedEarly: see `Budget`."""
+        money = prompt * self._input + completion * self._output
+        await self._budget.reserve(prompt + completion, money)
+        return Hold(self, prompt + completion, money)
+
+    def settle(self, hold: Hold, reply: Reply | None) -> None:
+        """Count what came of a reservation; see `Hold.settle`."""
+        tokens, money = 0, 0
+        if reply is not None and reply.usage is not None:
+            usage = reply.usage
+            prompt, completion, total = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
+            tokens = hold.tokens if total is None else total
+            metered = total is not None
+            if prompt is not None and completion is not None:
+                cached = min(usage.cached_tokens or 0, prompt)
+                money = (prompt - cached) * self._input + cached * self._cached + completion * self._output
+            else:
+                money, metered = hold.money, metered and not self._priced
+            self._budget.unmetered += not metered
+        self._budget.settle(
+            hold.tokens,
+            hold.money,
+            used_tokens=tokens,
+            used_money=money,
+            counts=hold.launched if reply is None else reply.sent,
+        )
+
+
+class Hold:
+    """A reservation for one attempt. Settle it exactly once; `launched` is to be set when the attempt begins."""
+
+    __slots__ = ("_account", "launched", "money", "tokens")
+
+    def __init__(self, account: Account, tokens: int, money: int) -> None:
+        self._account: Account | None = account
+        self.tokens = tokens
+        self.money = money
+        self.launched = False
+
+    @property
+    def open(self) -> bool:
+        """Whether it is still to be settled."""
+        return self._account is not None
+
+    def settle(self, reply: Reply | None) -> None:
+        """Give the reservation back and count what the attempt took: its usage where it was answered.
+
+        None where no answer came: it counts as a request if it was `launched`. Raises RuntimeError when settled before.
+        """
+        account = self._account
+        if account is None:
+            raise RuntimeError("a reservation is settled once")
+        self._account = None
+        account.settle(self, reply)
