@@ -117,6 +117,12 @@ def _output_argument(command: _Command) -> _Command:
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
 )
+@click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write a report to this .html file after the run. Needs the extra batchchat[report].",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
 @_json_option
@@ -188,6 +194,27 @@ def export(directory: Path, target: Path, input_path: str | None, force: bool) -
     from batchchat.cli.reading import export_command
 
     sys.exit(export_command(directory, target, input_path=input_path, force=force))
+
+
+@cli.command()
+@_output_argument
+@click.option(
+    "-o",
+    "--to",
+    "target",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="An .html file; a report that is there already is written over.",
+)
+def report(directory: Path, target: Path) -> None:
+    """Write an HTML report about DIR: counts, failures, latency, tokens, cost and labels in one offline page.
+
+    Works while a run is going, too. Needs the extra batchchat[report].
+    """
+    from batchchat.cli.reading import report_command
+
+    sys.exit(report_command(directory, target))
 
 
 @cli.command()

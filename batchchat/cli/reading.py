@@ -1,4 +1,4 @@
-"""The commands that only look: plan, status, show, export, verify."""
+"""The commands that only look: plan, status, show, export, report, verify."""
 
 from __future__ import annotations
 
@@ -72,6 +72,15 @@ def export_command(directory: Path, target: Path, *, input_path: str | None, for
         of_them = f"{done.missing:,} {noun}s of the input have" if done.missing > 1 else f"1 {noun} of the input has"
         text += f"; {of_them} no record yet and {'are' if done.missing > 1 else 'is'} left out"
     errors().write_line(text)
+    return 0
+
+
+def report_command(directory: Path, target: Path) -> int:
+    """Write the HTML report about an output."""
+    from batchchat.report import write_run_report
+
+    write_run_report(directory, target)
+    errors().write_line(f"report written to {target}")
     return 0
 
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import Any
 
 import click
@@ -109,7 +110,15 @@ def event_loop_options() -> dict[str, Any]:
 
 
 def run_command(
-    arguments: JobArguments, *, command: str, grace: str, log_format: str, verbose: bool, quiet: bool, as_json: bool
+    arguments: JobArguments,
+    *,
+    command: str,
+    grace: str,
+    log_format: str,
+    verbose: bool,
+    quiet: bool,
+    as_json: bool,
+    html: Path | None = None,
 ) -> int:
     """Run a job with progress on standard error and the summary at the end; return the exit code."""
     import anyio
@@ -125,6 +134,10 @@ def run_command(
         format="json" if log_format == "json" else "text",
     )
     loaded = arguments.load()
+    if html is not None:
+        from batchchat.report import check_page
+
+        check_page(html)
     _hide_key(loaded)
     options = arguments.options(grace=read_duration("--grace", grace), command=command)
     stop = StopRequest()
@@ -150,7 +163,22 @@ def run_command(
     elif not quiet or summary.exit_code:
         terminal.print(render_summary(summary))
     code: int = summary.exit_code
-    return code
+    return code if html is None else _report(html, summary, log) or code
+
+
+def _report(target: Path, summary: Any, log: LogListener) -> int:
+    """Write the page about a run that has ended; return 0, or the code for trouble with a file."""
+    from batchchat.errors import StorageError
+    from batchchat.events import Event
+    from batchchat.report import write_run_report
+
+    try:
+        write_run_report(Path(summary.output), target)
+    except BatchchatError as error:
+        tell_error(error)
+        return StorageError.exit_code
+    log(Event("report_written", f"report written to {target}", "info", {"path": str(target)}))
+    return 0
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:

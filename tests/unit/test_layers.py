@@ -10,12 +10,14 @@ import batchchat
 ROOT = Path(batchchat.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "format", "records"}),
-    frozenset({"events", "providers", "identity", "structured"}),
-    frozenset({"budget", "job", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
-    frozenset({"store", "client", "review"}),
+    frozenset({"events", "providers", "identity"}),
+    frozenset({"budget", "job", "views", "limits", "retry", "transport", "sources", "template", "structured", "demo"}),
+    frozenset({"store", "client"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner"}),
-    frozenset({"plan", "inspection", "evaluation"}),
+    frozenset({"plan", "inspection"}),
+    frozenset({"report"}),
+    frozenset({"evaluation"}),
     frozenset({"export"}),
     frozenset({"starter"}),
     frozenset({"cli"}),

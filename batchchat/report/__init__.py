@@ -1,0 +1,13 @@
+"""Reports: one-file HTML pages that need no network, about one output or about the variants of a suite.
+
+`page.py` is the shell that both share, with the policy that keeps a page from asking for anything. `run_report.py`
+tells how an output came about, out of `outcome.py`, which adds it up with flat memory. Styles, scripts and templates
+are files in `assets`; the charting library comes from its own package.
+"""
+
+from __future__ import annotations
+
+from batchchat.report.page import check_page
+from batchchat.report.run_report import write_run_report
+
+__all__ = ["check_page", "write_run_report"]

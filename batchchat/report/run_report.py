@@ -1,0 +1,265 @@
+"""The page about one output: how its runs went, what they cost, what came out. Blocking code.
+
+It needs no lock, and tells what is there at this moment: also of a run that is going on, or that was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from batchchat.format import count, duration, money, percent, plural, rate, short
+from batchchat.inspection import status_of
+from batchchat.report.distribution import Distribution
+from batchchat.report.figures import (
+    QUANTILES,
+    Figure,
+    cost_over_time,
+    rate_over_time,
+    seconds_text,
+    spread,
+    tokens_over_time,
+)
+from batchchat.report.outcome import Outcome, outcome_of
+from batchchat.report.page import check_page, write_page
+from batchchat.store import Output, read_state
+from batchchat.views import StatusView
+
+_RUNS_SHOWN = 60
+_TALLIES = (
+    ("finish_reason", "Finish reasons", "stop"),
+    ("model", "Models that answered", ""),
+    ("attempts", "Attempts an answer took", "1"),
+    ("corrections", "Corrections an answer took", "0"),
+    ("tolerated", "Answers read through fences or prose", "false"),
+    ("cache_hit", "Answers from the cache", "false"),
+)
+_SPREADS = (
+    ("latency_s", "Latency", "Seconds of the last exchange of each answer", "series-1", True),
+    ("ttft_s", "Time to first token", "Seconds until an answer began", "series-4", True),
+    ("output_tokens_per_s", "Output speed", "Tokens per second of an answer, once it had begun", "series-2", False),
+    ("completion_tokens", "Length of answers", "Completion tokens of each answer", "series-2", False),
+    ("prompt_tokens", "Length of prompts", "Prompt tokens of each request", "series-1", False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A figure with what stands around it. `summary` says in words what it shows."""
+
+    name: str
+    title: str
+    note: str
+    summary: str
+    figure: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One figure at the head of the page."""
+
+    name: str
+    value: str
+    note: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunLine:
+    """One run of the output, as its line in the history tells it; what a line does not hold is None."""
+
+    run_id: str
+    ended: datetime | None
+    exit_code: int | None
+    reason: str
+    new_ok: int | None
+    new_failed: int | None
+    sent: int | None
+    tokens: int | None
+    cost: float | None
+    elapsed_s: float | None
+    rows_per_s: float | None
+
+
+def write_run_report(directory: Path, target: Path) -> None:
+    """Write the page about an output.
+
+    Raises UsageError where the folder is no output or the page cannot be written there, StorageError where the disk
+    fails or a part is damaged.
+    """
+    check_page(target)
+    output = read_state(directory)
+    status = status_of(directory)
+    outcome = outcome_of(output)
+    runs = _runs(output)
+    charts = _over_time(outcome, status.currency)
+    spreads = _spreads(outcome)
+    write_page(
+        target,
+        "run.html",
+        title=f"{status.job or directory.name} · run report",
+        name=status.job or directory.name,
+        provider=_provider(output.job.get("provider")),
+        model=str(output.job.get("model") or ""),
+        params=output.job.get("params") or {},
+        prompt=_prompt(output.job.get("messages")),
+        status=status,
+        outcome=outcome,
+        tallies=_tallies(outcome, output.job.get("model")),
+        tiles=_tiles(outcome, status, runs),
+        charts=charts,
+        spreads=spreads,
+        figures={chart.name: chart.figure for chart in (*charts, *spreads)},
+        runs=runs[:_RUNS_SHOWN],
+        runs_left_out=max(0, len(runs) - _RUNS_SHOWN),
+        has_cost=outcome.sums["cost"] is not None,
+        directory=str(directory),
+    )
+
+
+def _tiles(outcome: Outcome, status: StatusView, runs: list[RunLine]) -> list[Tile]:
+    rows = outcome.rows + (status.open or 0)
+    tiles = [Tile("Answers", count(outcome.ok), f"{percent(outcome.ok, rows)} of {plural(rows, 'row')}", "good")]
+    if outcome.failed or status.open:
+        left = f"{plural(status.open, 'row')} still open" if status.open else percent(outcome.failed, rows)
+        tiles.append(Tile("Failed", count(outcome.failed), left, "bad" if outcome.failed else ""))
+    spent = status.spent
+    tokens = spent.prompt_tokens + spent.completion_tokens
+    tiles.append(
+        Tile("Tokens", short(tokens), f"{short(spent.prompt_tokens)} in, {short(spent.completion_tokens)} out")
+    )
+    if outcome.sums["cost"] is not None:
+        each = money(1_000 * spent.cost / outcome.ok, status.currency) if outcome.ok else ""
+        tiles.append(Tile("Cost", money(spent.cost, status.currency), f"{each} per 1,000 answers" if each else ""))
+    latency = outcome.measured.get("latency_s", Distribution())
+    if latency.count:
+        note = f"p95 {seconds_text(latency.quantile(0.95))}, p99 {seconds_text(latency.quantile(0.99))}"
+        tiles.append(Tile("Latency, median", seconds_text(latency.quantile(0.5)), note))
+    elapsed = sum(run.elapsed_s or 0.0 for run in runs)
+    if elapsed:
+        settled = sum((run.new_ok or 0) + (run.new_failed or 0) for run in runs)
+        of_runs = f" in {plural(len(runs), 'run')}" if len(runs) > 1 else ""
+        tiles.append(Tile("Time", duration(elapsed), f"{rate(settled / elapsed)} rows/s{of_runs}"))
+    return tiles
+
+
+def _over_time(outcome: Outcome, currency: str | None) -> list[Chart]:
+    course = outcome.timeline.course()
+    if not course.moments:
+        return []
+    each = f"for every {_width(course.width)}"
+    cut = "; time when nothing finished is left out" if course.gaps else ""
+    highest = max((moment.ok + moment.failed) / course.width for moment in course.moments)
+    prompt, completion = (int(outcome.sums[name] or 0) for name in ("prompt_tokens", "completion_tokens"))
+    charts = [
+        Chart(
+            "rate",
+            "Rate",
+            f"Rows per second, {each}{cut}",
+            f"At most {rate(highest)} rows per second.",
+            rate_over_time(course),
+        ),
+        Chart(
+            "tokens",
+            "Tokens",
+            f"Tokens {each}",
+            f"{count(prompt)} prompt tokens and {count(completion)} completion tokens.",
+            tokens_over_time(course),
+        ),
+    ]
+    if outcome.sums["cost"] is not None:
+        total = money(outcome.sums["cost"], currency)
+        figure = cost_over_time(course, currency or "")
+        charts.append(Chart("cost", "Cost", f"Spent so far, in {currency or 'money'}", f"{total} in all.", figure))
+    return charts
+
+
+def _width(seconds: int) -> str:
+    for size, noun in ((604_800, "week"), (86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")):
+        if seconds >= size:
+            number = seconds // size
+            return noun if number == 1 else f"{number} {noun}s"
+    return "second"
+
+
+def _spreads(outcome: Outcome) -> list[Chart]:
+    charts = []
+    for name, title, note, color, seconds in _SPREADS:
+        distribution = outcome.measured.get(name)
+        if distribution is None or not distribution.count or not distribution.high:
+            continue
+        write = seconds_text if seconds else (lambda value: count(None if value is None else round(value)))
+        quantiles = [f"{label} {write(distribution.quantile(share))}" for label, share in QUANTILES]
+        summary = f"{', '.join(quantiles)}; from {write(distribution.low)} to {write(distribution.high)}."
+        charts.append(Chart(name, title, note, summary, spread(distribution, color, seconds=seconds)))
+    return charts
+
+
+def _tallies(outcome: Outcome, model: object) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Small counts worth a table: those with more than one value, or with one that tells something."""
+    found = []
+    for name, title, dull in _TALLIES:
+        tally = outcome.tallied.get(name)
+        if tally is None or tally.spread or set(tally.counts) <= {dull, model if name == "model" else dull}:
+            continue
+        rows = tally.counts.most_common()
+        if tally.nulls and name != "cache_hit":
+            rows.append(("not told", tally.nulls))
+        found.append((title, rows))
+    return found
+
+
+def _runs(output: Output) -> list[RunLine]:
+    """The runs, the newest first."""
+    return [_run(line) for line in reversed(output.runs)]
+
+
+def _run(line: Mapping[str, Any]) -> RunLine:
+    spend = line.get("spend")
+    spend = spend if isinstance(spend, dict) else {}
+    tokens = [spend.get("prompt_tokens"), spend.get("completion_tokens")]
+    return RunLine(
+        run_id=str(line.get("run_id", "")),
+        ended=_time(line.get("ended_at")),
+        exit_code=line.get("exit_code"),
+        reason=str(line.get("reason") or ""),
+        new_ok=line.get("new_ok"),
+        new_failed=line.get("new_failed"),
+        sent=line.get("sent"),
+        tokens=sum(number or 0 for number in tokens) if any(number is not None for number in tokens) else None,
+        cost=spend.get("cost"),
+        elapsed_s=line.get("elapsed_s"),
+        rows_per_s=line.get("rows_per_s"),
+    )
+
+
+def _time(stamp: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(stamp)).astimezone(UTC)
+    except ValueError:
+        return None
+
+
+def _provider(value: object) -> str:
+    """A provider's name, or the host it is at: no more of an address, which may hold what is nobody's business."""
+    if isinstance(value, dict):
+        host = urlsplit(str(value.get("base_url") or "")).hostname
+        return " at ".join(str(part) for part in (value.get("profile"), host) if part)
+    return str(value or "")
+
+
+def _prompt(messages: object) -> list[tuple[str, str]]:
+    """The job's messages as (role, text), whatever form they have in it."""
+    if not isinstance(messages, list):
+        return [("messages", json.dumps(messages, ensure_ascii=False, indent=2))] if messages else []
+    found = []
+    for message in messages:
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else ("", message)
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2)
+        found.append((str(role or ""), text))
+    return found
