@@ -84,6 +84,24 @@ class Completion:
     logprobs: tuple[dict[str, Any], ...] | None = None
 
 
+class Place(NamedTuple):
+    """Where in the input a batch of rows ends, so that a later pass can begin behind it.
+
+    `file` numbers the input's files in reading order. `offset` counts bytes of the file's text as it is read (after
+    decompression), or rows of a Parquet file; `line` is the number of the line there. The bytes from `base` to
+    `hashed`, those from `base` to `offset` among them, have the SHA-256 `digest`; Parquet has none of the three.
+    `ended`: there is nothing behind this place in the file.
+    """
+
+    file: int
+    offset: int
+    line: int = 1
+    base: int = 0
+    hashed: int = 0
+    digest: bytes = b""
+    ended: bool = False
+
+
 @dataclass(slots=True)
 class RowBatch:
     """Consecutive rows of one source.
@@ -91,7 +109,8 @@ class RowBatch:
     `columns` holds what is carried to the output, already under its output names (frozen types, `input_extra`
     last); `values` what the template sees, under the input's own names. An unreadable row has None in `values`, a
     reason in `failures` and its bytes in `raw`. Row `i` of the batch has the row index `first_index + i`, where
-    row indexes count the rows of the whole input from 0.
+    row indexes count the rows of the whole input from 0. `place` is where the batch ends; None where no later pass
+    could begin there.
     """
 
     source: str
@@ -101,6 +120,7 @@ class RowBatch:
     failures: dict[int, Failure] = field(default_factory=dict)
     raw: dict[int, bytes] = field(default_factory=dict)
     nbytes: int = 0
+    place: Place | None = None
 
 
 @dataclass(slots=True, eq=False)

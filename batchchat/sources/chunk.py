@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from batchchat.records import ErrorKind, Failure
+from batchchat.records import ErrorKind, Failure, Place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,13 +25,17 @@ class Limits:
 
 @dataclass(slots=True)
 class Chunk:
-    """Rows by column name, None for an unreadable one; Parquet also gives its own columns in `arrow`."""
+    """Rows by column name, None for an unreadable one; Parquet also gives its own columns in `arrow`.
+
+    `place` is where the rows end, in a file that is numbered 0; None where reading cannot begin again there.
+    """
 
     rows: list[dict[str, Any] | None]
     nbytes: int
     failures: dict[int, Failure] = field(default_factory=dict)
     raw: dict[int, bytes] = field(default_factory=dict)
     arrow: pa.RecordBatch | None = None
+    place: Place | None = None
 
     def fail(self, message: str, raw: bytes) -> None:
         """Add an unreadable row: why, and the bytes that tell it from others."""

@@ -10,7 +10,7 @@ from typing import Any
 from batchchat.errors import UsageError
 from batchchat.sources.chunk import Chunk, Limits
 from batchchat.sources.convert import MISFIT, Convert
-from batchchat.sources.files import BLOCK, ByteStream
+from batchchat.sources.files import BLOCK, BOM, ByteStream
 
 _DELIMITERS = {"csv": (",", ";", "\t"), "tsv": ("\t",)}
 
@@ -26,6 +26,7 @@ class DelimitedReader:
         csv.field_size_limit(max(csv.field_size_limit(), limits.max_line_bytes))
         self._name = name
         self._limits = limits
+        self._stream = stream
         self._lines = _Lines(stream, limits.max_line_bytes)
         first = next(self._lines, "")
         while first and not first.strip():
@@ -33,8 +34,15 @@ class DelimitedReader:
         candidates = _DELIMITERS[kind]
         delimiter = next((mark for mark in candidates if mark in first), candidates[0])
         self._lines.push_back(first)
+        self._delimiter = delimiter
         self._reader = csv.reader(self._lines, delimiter=delimiter, strict=True)
         self.header = self._read_header()
+
+    def go_on(self, stream: ByteStream, line: int) -> None:
+        """Take the rows from another stream of the same file, which begins with line number `line`."""
+        self._stream = stream
+        self._lines = _Lines(stream, self._limits.max_line_bytes, line)
+        self._reader = csv.reader(self._lines, delimiter=self._delimiter, strict=True)
 
     def _read_header(self) -> tuple[str, ...]:
         try:
@@ -75,10 +83,14 @@ class DelimitedReader:
             chunk.nbytes += self._lines.length
             self._lines.restart()
             if len(chunk.rows) >= self._limits.batch_rows or chunk.nbytes >= self._limits.batch_bytes:
+                # Behind a row that may still be being written, or has no clear end, nothing begins for sure.
+                if self._lines.whole and not isinstance(cells, csv.Error):
+                    chunk.place = self._stream.place(self._lines.offset, self._lines.first)
                 yield chunk
                 chunk = Chunk([], 0)
         if chunk.rows:
             yield chunk
+        self._stream.end = self._stream.place(self._stream.position, self._lines.first, ended=True)
 
     def _next(self) -> list[str] | csv.Error | None:
         try:
@@ -107,18 +119,26 @@ class DelimitedReader:
 
 
 class _Lines:
-    """The text lines of a stream, with what is remembered of the row that is being read."""
+    """The text lines of a stream, with what is remembered of the row that is being read.
 
-    def __init__(self, stream: ByteStream, longest: int) -> None:
+    `first` is the number of its first line. `offset` is where the last line ends in the stream, in bytes; `whole` tells
+    whether it has a line end.
+    """
+
+    def __init__(self, stream: ByteStream, longest: int, number: int = 1) -> None:
         self._longest = longest
-        buffered = io.BufferedReader(_RawStream(stream), BLOCK)
-        self._text = io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        self._raw = _RawStream(stream)
+        self.offset = stream.position
+        encoding = "utf-8" if self.offset else "utf-8-sig"
+        buffered = io.BufferedReader(self._raw, BLOCK)
+        self._text = io.TextIOWrapper(buffered, encoding=encoding, errors="surrogateescape", newline="")
         self._held: list[str] = []
         self._pushed: str | None = None
-        self._number = 0
-        self.first = 1
+        self._number = number - 1
+        self.first = number
         self.length = 0
         self.damaged = False
+        self.whole = False
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -130,20 +150,31 @@ class _Lines:
         line = self._text.readline(self._longest + 1)
         if not line:
             raise StopIteration
+        if not self.offset and self._raw.marked:
+            self.offset = len(BOM)
         self._number += 1
         if len(line) > self._longest:
             self._held.append(line[:1000])
+            self._count(line)
             while line and line[-1] not in "\r\n":
                 line = self._text.readline(self._longest)
+                self._count(line)
             raise csv.Error("the line is too long")
         self._held.append(line)
         self.length += len(line)
+        self._count(line)
+        return line
+
+    def _count(self, line: str) -> None:
+        size = len(line)
         if not line.isascii():
             try:
-                line.encode()
+                size = len(line.encode())
             except UnicodeEncodeError:
                 self.damaged = True
-        return line
+                size = len(line.encode("utf-8", "surrogateescape"))
+        self.offset += size
+        self.whole = line[-1:] in {"\r", "\n"}
 
     def push_back(self, line: str) -> None:
         """Give a line once more."""
@@ -162,15 +193,21 @@ class _Lines:
 
 
 class _RawStream(io.RawIOBase):
+    """A stream as Python's own readers take it. `marked` tells whether it began with a byte order mark."""
+
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._rest = b""
+        self._begun = False
+        self.marked = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         block = self._rest or self._stream.read(len(buffer))
+        if not self._begun:
+            self._begun, self.marked = True, block.startswith(BOM)
         taken = min(len(block), len(buffer))
         buffer[:taken] = block[:taken]
         self._rest = block[taken:]

@@ -7,17 +7,20 @@ import glob
 import os
 import stat
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
+from batchchat.records import Place
 
 STDIN = "-"
 FORMATS = ("jsonl", "csv", "tsv", "parquet")
@@ -32,6 +35,8 @@ _EXTENSIONS = {
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 KNOWN = f"{', '.join(_EXTENSIONS)}; all but .parquet also with {', '.join(_COMPRESSIONS)}"
 BLOCK = 1 << 20
+BOM = b"\xef\xbb\xbf"
+_QUIET_NS = 3_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,32 @@ class InputFile:
     format: str
     compression: str | None
     size: int
+
+
+class Stamp(NamedTuple):
+    """What tells, without reading it, that a file is the same as before: its size, inode and times of change.
+
+    `quiet`: when the stamp was taken, the last change was some seconds ago. A younger file may change again without a
+    new time of change, where the file system's clock is coarse; its stamp tells nothing.
+    """
+
+    name: str
+    size: int
+    inode: int
+    mtime_ns: int
+    ctime_ns: int
+    quiet: bool
+
+    @classmethod
+    def of(cls, file: InputFile) -> Stamp:
+        """Look at a file. OSError where it is gone."""
+        about = file.path.stat()
+        quiet = max(about.st_mtime_ns, about.st_ctime_ns) + _QUIET_NS < time.time_ns()
+        return cls(file.name, about.st_size, about.st_ino, about.st_mtime_ns, about.st_ctime_ns, quiet)
+
+    def proves(self, now: Stamp) -> bool:
+        """Tell whether the file, which is `now` like this, still holds what it held when this stamp was taken."""
+        return self.quiet and self[:-1] == now[:-1]
 
 
 class Progress:
@@ -173,15 +204,21 @@ def reading(name: str) -> Iterator[None]:
 
 
 class ByteStream:
-    """The bytes of one file, decompressed, in blocks; it counts what it took from the file.
+    """The bytes of one file, decompressed, in blocks, from the first one or from behind a place.
 
-    `tail` is where a reader of lines leaves what follows the last line end.
+    It counts and digests what it took from the file: `position` is the number of bytes before the next block. `tail` is
+    where a reader of lines leaves what follows the last line end, `end` where it notes the end of the file, unless what
+    stands there is left open.
     """
 
     tail = b""
+    position = 0
+    end: Place | None = None
 
-    def __init__(self, file: InputFile, progress: Progress) -> None:
+    def __init__(self, file: InputFile, progress: Progress, after: Place | None = None) -> None:
         self._progress = progress
+        self._hash = sha256()
+        self._digest: tuple[int, bytes] = (-1, b"")
         self._before = progress.done
         self._raw: Any
         self._stream: Any
@@ -190,12 +227,34 @@ class ByteStream:
         else:
             self._raw = pa.OSFile(str(file.path), "rb")
             self._stream = pa.CompressedInputStream(self._raw, file.compression)
+        self._base = 0 if after is None else after.offset
+        try:
+            self._skip(self._base)
+        except BaseException:
+            self.close()
+            raise
+
+    def _skip(self, count: int) -> None:
+        if self._stream is self._raw:
+            self._raw.seek(count)
+            self.position = count
+            return
+        while self.position < count and (block := self._stream.read(min(BLOCK, count - self.position))):
+            self.position += len(block)
 
     def read(self, size: int = BLOCK) -> bytes:
         """Read the next block of at most `size` bytes; empty at the end."""
         block: bytes = self._stream.read(size)
+        self.position += len(block)
+        self._hash.update(block)
         self._progress.done = self._before + self._raw.tell()
         return block
+
+    def place(self, offset: int, line: int = 1, *, ended: bool = False) -> Place | None:
+        """Return the place at `offset`, which is at most `position`; None where no later pass could begin there."""
+        if self._digest[0] != self.position:
+            self._digest = self.position, self._hash.copy().digest()
+        return Place(0, offset, line, self._base, self.position, self._digest[1], ended)
 
     def close(self) -> None:
         """Close the file."""
@@ -229,6 +288,10 @@ class StdinStream(ByteStream):
         self._replayed = deque(self._head)
         self._head = []
         self.tail = b""
+
+    def place(self, offset: int, line: int = 1, *, ended: bool = False) -> Place | None:
+        """None: what came through a pipe does not come again."""
+        return None
 
     def close(self) -> None:
         """Leave standard input open: it belongs to the process."""

@@ -14,9 +14,8 @@ from typing import Any
 import orjson
 
 from batchchat.sources.chunk import Chunk, Limits
-from batchchat.sources.files import BLOCK, ByteStream
+from batchchat.sources.files import BLOCK, BOM, ByteStream
 
-BOM = b"\xef\xbb\xbf"
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _OBJECTS = {dict}
 
@@ -27,18 +26,22 @@ class _Overlong(bytes):
     __slots__ = ()
 
 
-def read_jsonl(stream: ByteStream, name: str, limits: Limits, warn: Callable[[str], None]) -> Iterator[Chunk]:
-    """Yield the rows of one stream. Blank lines are no rows.
+def read_jsonl(
+    stream: ByteStream, name: str, limits: Limits, warn: Callable[[str], None], *, line: int = 1
+) -> Iterator[Chunk]:
+    """Yield the rows of one stream, which begins with line number `line`. Blank lines are no rows.
 
     A last line without a line end is a row if it is a whole object; if not, it may still be being written: it is left
     open, and `warnings` says so.
     """
-    number = 1
-    for lines in _lines(stream, limits):
+    number = line
+    for lines, end in _lines(stream, limits):
+        ends = _ends(lines, end, limits.batch_rows) if end is not None else []
         for start in range(0, len(lines), limits.batch_rows):
             part = lines[start : start + limits.batch_rows]
             chunk = _parse(part, name, number)
             number += len(part)
+            chunk.place = stream.place(ends.pop(), number) if ends else None
             if chunk.rows:
                 yield chunk
     tail = stream.tail
@@ -46,23 +49,30 @@ def read_jsonl(stream: ByteStream, name: str, limits: Limits, warn: Callable[[st
         row = _whole_object(tail)
         if row is None:
             warn(f"{name}:{number}: the last line has no end and is not a whole object; it is left open")
-        else:
-            yield Chunk([row], len(tail))
+            return
+        yield Chunk([row], len(tail))
+    stream.end = stream.place(stream.position, number, ended=True)
 
 
 def count_jsonl(stream: ByteStream, limits: Limits) -> int:
     """Count the rows that `read_jsonl` would yield, without parsing them."""
-    rows = sum(sum(map(bool, map(bytes.strip, lines))) for lines in _lines(stream, limits))
+    rows = sum(sum(map(bool, map(bytes.strip, lines))) for lines, _ in _lines(stream, limits))
     return rows + (_whole_object(stream.tail) is not None)
 
 
-def _lines(stream: ByteStream, limits: Limits) -> Iterator[list[bytes]]:
-    """Yield the complete lines of each block, without their ends; what follows the last one is the stream's `tail`."""
+def _lines(stream: ByteStream, limits: Limits) -> Iterator[tuple[list[bytes], int | None]]:
+    """Yield the complete lines of each block, without their ends, and where they end in the stream.
+
+    What follows the last one is the stream's `tail`; one that is too long to keep comes all the same, its end None.
+    """
     size = min(BLOCK, limits.batch_bytes)
     held: list[bytes] = []
     length = 0
     overlong = None
-    block = stream.read(size).removeprefix(BOM)
+    first = stream.position == 0
+    block = stream.read(size)
+    if first:
+        block = block.removeprefix(BOM)
     while block:
         lines = block.split(b"\n")
         held.append(lines[0])
@@ -77,11 +87,20 @@ def _lines(stream: ByteStream, limits: Limits) -> Iterator[list[bytes]]:
             overlong = None
             held = [lines.pop()]
             length = len(held[0])
-            yield lines
+            yield lines, stream.position - length
         block = stream.read(size)
     if overlong is not None:
-        yield [_Overlong(overlong.digest())]
+        yield [_Overlong(overlong.digest())], None
     stream.tail = b"".join(held)
+
+
+def _ends(lines: list[bytes], end: int, step: int) -> list[int]:
+    """Where each part of `step` lines ends, the last part first; the lines end at `end`."""
+    ends = [end]
+    for start in range((len(lines) - 1) // step * step, 0, -step):
+        end -= sum(map(len, lines[start : start + step])) + len(lines[start : start + step])
+        ends.append(end)
+    return ends
 
 
 def _parse(lines: list[bytes], name: str, number: int) -> Chunk:

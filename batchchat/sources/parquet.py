@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchchat.errors import UsageError
+from batchchat.records import Place
 from batchchat.sources.chunk import Chunk, Limits
 from batchchat.sources.files import InputFile, Progress
 
@@ -31,20 +32,38 @@ class ParquetFile:
             if self.schema.names.count(name) > 1:
                 raise UsageError(f"{file.path}: two columns are called {name!r}", remedy="Rename one of them.")
 
-    def chunks(self, limits: Limits, progress: Progress) -> Iterator[Chunk]:
-        """Yield the rows, `arrow` holding them with plain types (no dictionaries, views or large offsets)."""
+    def chunks(self, limits: Limits, progress: Progress, first: int = 0) -> Iterator[Chunk]:
+        """Yield the rows from number `first`, `arrow` holding them with plain types.
+
+        Plain are no dictionaries, views or large offsets.
+        """
         a_row = max(1, self._bytes // max(1, self.rows))
         size = max(1, min(limits.batch_rows, limits.batch_bytes // a_row))
         before = progress.done
-        read = 0
         with pq.ParquetFile(str(self._file.path), pre_buffer=False, buffer_size=1 << 20) as opened:
-            for batch in opened.iter_batches(batch_size=size):
+            groups, read = _groups_from(opened.metadata, first)
+            for batch in opened.iter_batches(batch_size=size, row_groups=groups):
+                there = batch.slice(max(0, first - read))
                 read += batch.num_rows
                 progress.done = before + read
-                for part in _split(batch, limits.batch_bytes):
+                place = read - there.num_rows
+                for part in _split(there, limits.batch_bytes):
+                    place += part.num_rows
                     arrays = [_plain(column) for column in part.columns]
                     carried = pa.RecordBatch.from_arrays(arrays, names=part.schema.names)
-                    yield Chunk(list(python_rows(part)), carried.nbytes, arrow=carried)
+                    rows: list[dict[str, Any] | None] = [*python_rows(part)]
+                    yield Chunk(rows, carried.nbytes, arrow=carried, place=Place(0, place))
+
+
+def _groups_from(metadata: pq.FileMetaData, first: int) -> tuple[list[int], int]:
+    """The row groups that hold row number `first` and those behind it, and the number of rows before them."""
+    before = 0
+    for index in range(metadata.num_row_groups):
+        rows = metadata.row_group(index).num_rows
+        if before + rows > first:
+            return list(range(index, metadata.num_row_groups)), before
+        before += rows
+    return [], before
 
 
 def _split(batch: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:

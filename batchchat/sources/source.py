@@ -5,19 +5,20 @@ from __future__ import annotations
 import difflib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
 
 from batchchat.errors import UsageError
-from batchchat.records import ErrorKind, Failure, RowBatch
+from batchchat.records import ErrorKind, Failure, Place, RowBatch
 from batchchat.sources.chunk import Chunk, Limits
 from batchchat.sources.columns import Column, Columns, freeze
 from batchchat.sources.convert import DECLARED, JSON, MISFIT, Convert, converter, declared_type
 from batchchat.sources.delimited import DelimitedReader
-from batchchat.sources.files import STDIN, ByteStream, InputFile, Progress, StdinStream, reading
+from batchchat.sources.files import BLOCK, STDIN, ByteStream, InputFile, Progress, Stamp, StdinStream, reading
 from batchchat.sources.infer import Shape
 from batchchat.sources.jsonl import count_jsonl, read_jsonl
 from batchchat.sources.parquet import ParquetFile, plain_type
@@ -33,7 +34,8 @@ class Source(ABC):
 
     `columns` are the input's column names as the template sees them, `schema` is what is carried to the output
     (`input_extra` last), `files` are the names of the files in reading order, and `warnings` what a person should know;
-    they grow while rows are read.
+    they grow while rows are read. `stamps` tell, for each file that the last pass opened, what it looked like just
+    before; `ends` are the places where its files ended, those that can be believed.
     """
 
     columns: tuple[str, ...]
@@ -48,12 +50,15 @@ class Source(ABC):
     ) -> None:
         self.files = tuple(file.name for file in files) if files is not None else (STDIN,)
         self.warnings: list[str] = []
+        self.stamps: dict[int, Stamp] = {}
+        self.ends: list[Place] = []
         self._lasting_warnings: list[str] = []
         self._kind = kind
         self._limits = limits
         self._inputs: list[InputFile | None] = list(files) if files is not None else [None]
         self._stdin = StdinStream() if files is None else None
         self._begun = False
+        self._end: Place | None = None
         self._progress = Progress(0)
         self._types = {name: declared_type(name, text) for name, text in types.items()}
         self._learn(frozen)
@@ -63,10 +68,11 @@ class Source(ABC):
         """What is carried to the output: output names, frozen types, `input_extra` last."""
         return self._carrier.schema
 
-    def batches(self) -> Iterator[RowBatch]:
-        """Yield all rows from the first one. Each call is a pass of its own; standard input can be read only once.
+    def batches(self, after: Place | None = None, first_index: int = 0) -> Iterator[RowBatch]:
+        """Yield all rows from the first one, or those behind a place, of which the first has this index.
 
-        StorageError where a file cannot be read to its end.
+        Each call is a pass of its own; standard input can be read only once. StorageError where a file cannot be read
+        to its end.
         """
         if self._stdin is not None:
             if self._begun:
@@ -76,8 +82,8 @@ class Source(ABC):
         # What the first look at the rows warned of, this pass warns of again if it still holds.
         self.warnings[:] = self._lasting_warnings
         self._progress = progress = Progress(self._size())
-        index = 0
-        for name, chunk in self._pass(progress):
+        index = first_index
+        for name, chunk in self._pass(progress, after):
             yield RowBatch(
                 source=name,
                 first_index=index,
@@ -86,8 +92,48 @@ class Source(ABC):
                 failures=chunk.failures,
                 raw=chunk.raw,
                 nbytes=chunk.nbytes,
+                place=chunk.place,
             )
             index += len(chunk.rows)
+
+    def still_holds(self, stamps: Mapping[int, Stamp], places: Sequence[Place]) -> tuple[int, dict[int, Stamp]]:
+        """Tell how many of an earlier pass's places, from the first, still stand behind the same rows as then.
+
+        A file whose stamp is what it was is believed; any other text is read again and compared by digest. Also returns
+        the stamps that the files had when they were looked at. StorageError where a file cannot be read.
+        """
+        found: dict[int, Stamp] = {}
+        held = 0
+        for number, group in groupby(places, lambda place: place.file):
+            here = list(group)
+            file = self._inputs[number] if number < len(self._inputs) else None
+            if file is None or number not in stamps or stamps[number].name != file.name:
+                break
+            if number > 0 and not (held and places[held - 1].ended):
+                break
+            with reading(str(file.path)):
+                now = Stamp.of(file)
+                believed = len(here) if stamps[number].proves(now) else self._compare(file, here)
+            found[number] = now
+            held += believed
+            if believed < len(here):
+                break
+        return held, found
+
+    def _compare(self, file: InputFile, places: Sequence[Place]) -> int:
+        """How many of a file's places still stand behind the same bytes, from the first."""
+        held = 0
+        for _, group in groupby(places, lambda place: place.base):
+            here = list(group)
+            with closing(ByteStream(file, Progress(0), Place(0, here[0].base))) as stream:
+                for place in here:
+                    while stream.position < place.hashed and stream.read(min(BLOCK, place.hashed - stream.position)):
+                        pass
+                    told = stream.place(place.offset, place.line, ended=place.ended)
+                    if told is None or told._replace(file=place.file) != place or (place.ended and stream.read(1)):
+                        return held
+                    held += 1
+        return held
 
     def fraction(self) -> float:
         """The share of the current pass that is read, from 0 to 1. Any thread may ask."""
@@ -110,8 +156,8 @@ class Source(ABC):
         """Set `columns` and the carrier. UsageError where the input cannot be used."""
 
     @abstractmethod
-    def _chunks(self, file: InputFile | None, progress: Progress) -> Iterator[Chunk]:
-        """Yield one file's rows."""
+    def _chunks(self, file: InputFile | None, progress: Progress, after: Place | None = None) -> Iterator[Chunk]:
+        """Yield one file's rows, or those behind a place, then note the file's end."""
 
     @abstractmethod
     def _count(self, file: InputFile) -> int:
@@ -132,12 +178,24 @@ class Source(ABC):
                     f"input.types: the input has no column {name!r}{hint}", remedy=f"It has {', '.join(names)}."
                 )
 
-    def _pass(self, progress: Progress) -> Iterator[tuple[str, Chunk]]:
-        done = 0
-        for name, file in zip(self.files, self._inputs, strict=True):
+    def _pass(self, progress: Progress, after: Place | None = None) -> Iterator[tuple[str, Chunk]]:
+        self.stamps.clear()
+        self.ends.clear()
+        first = 0 if after is None else after.file + after.ended
+        done = progress.done = sum(map(self._size_of, self._inputs[:first]))
+        for number, (name, file) in enumerate(zip(self.files, self._inputs, strict=True)):
+            if number < first:
+                continue
             with reading(str(file.path) if file is not None else "standard input"):
-                for chunk in self._chunks(file, progress):
+                if file is not None:
+                    self.stamps[number] = Stamp.of(file)
+                begin = after if after is not None and after.file == number else None
+                for chunk in self._chunks(file, progress, begin):
+                    if chunk.place is not None:
+                        chunk.place = chunk.place._replace(file=number)
                     yield name, chunk
+            if self._end is not None:
+                self.ends.append(self._end._replace(file=number))
             done += self._size_of(file)
             progress.done = done
 
@@ -163,8 +221,8 @@ class Source(ABC):
     def _size_of(self, file: InputFile | None) -> int:
         return 0 if file is None else file.size
 
-    def _stream(self, file: InputFile | None, progress: Progress) -> ByteStream:
-        return ByteStream(file, progress) if file is not None else self._stdin or StdinStream()
+    def _stream(self, file: InputFile | None, progress: Progress, after: Place | None = None) -> ByteStream:
+        return ByteStream(file, progress, after) if file is not None else self._stdin or StdinStream()
 
     def _warn(self, message: str) -> None:
         if message not in self.warnings:
@@ -223,10 +281,12 @@ class JsonlSource(Source):
                 remedy=f"Convert it: jq -c '.[]' {name} > {name.partition('.')[0]}.jsonl",
             )
 
-    def _chunks(self, file: InputFile | None, progress: Progress) -> Iterator[Chunk]:
-        stream = self._stream(file, progress)
+    def _chunks(self, file: InputFile | None, progress: Progress, after: Place | None = None) -> Iterator[Chunk]:
+        stream = self._stream(file, progress, after)
+        name, line = file.name if file is not None else STDIN, 1 if after is None else after.line
         with closing(stream):
-            yield from read_jsonl(stream, file.name if file is not None else STDIN, self._limits, self._warn)
+            yield from read_jsonl(stream, name, self._limits, self._warn, line=line)
+        self._end = stream.end
 
     def _count(self, file: InputFile) -> int:
         with reading(str(file.path)), closing(ByteStream(file, Progress(0))) as stream:
@@ -258,11 +318,17 @@ class CsvSource(Source):
             if column.mode in {JSON, DECLARED}
         }
 
-    def _chunks(self, file: InputFile | None, progress: Progress) -> Iterator[Chunk]:
-        stream = self._stream(file, progress)
-        with closing(stream):
+    def _chunks(self, file: InputFile | None, progress: Progress, after: Place | None = None) -> Iterator[Chunk]:
+        with ExitStack() as stack:
+            beginning = progress if after is None else Progress(0)
+            stream = stack.enter_context(closing(self._stream(file, beginning)))
             name = file.name if file is not None else STDIN
-            yield from DelimitedReader(stream, name, self._kind, self._limits).chunks(self._readers)
+            reader = DelimitedReader(stream, name, self._kind, self._limits)
+            if after is not None:  # the header was needed all the same
+                stream = stack.enter_context(closing(self._stream(file, progress, after)))
+                reader.go_on(stream, after.line)
+            yield from reader.chunks(self._readers)
+        self._end = stream.end
 
     def _count(self, file: InputFile) -> int:
         with reading(str(file.path)), closing(ByteStream(file, Progress(0))) as stream:
@@ -289,9 +355,15 @@ class ParquetSource(Source):
         """The number of rows, as the files' footers say it."""
         return sum(file.rows for file in self._parquet.values())
 
-    def _chunks(self, file: InputFile | None, progress: Progress) -> Iterator[Chunk]:
+    def _chunks(self, file: InputFile | None, progress: Progress, after: Place | None = None) -> Iterator[Chunk]:
         if file is not None:
-            yield from self._parquet[file.name].chunks(self._limits, progress)
+            parquet = self._parquet[file.name]
+            yield from parquet.chunks(self._limits, progress, 0 if after is None else after.offset)
+            self._end = Place(0, parquet.rows, ended=True)
+
+    def _compare(self, file: InputFile, places: Sequence[Place]) -> int:
+        """None: no part of a Parquet file is known to be the same once the file is another."""
+        return 0
 
     def _carry(self, chunk: Chunk) -> pa.RecordBatch:
         arrow = chunk.arrow
