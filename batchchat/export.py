@@ -11,7 +11,7 @@ import csv
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,11 +27,12 @@ import pyarrow.parquet as pq
 from batchchat.errors import StorageError, UsageError
 from batchchat.inspection import job_of
 from batchchat.intake import Intake
-from batchchat.records import RECORD_COLUMNS, RowBatch
+from batchchat.records import RowBatch
 from batchchat.runner.preparation import prepare
 from batchchat.sources import python_rows
 from batchchat.store import Output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
+from batchchat.store.parts import own_columns
 
 FORMATS = (".parquet", ".jsonl", ".csv")
 _BLOCKS_KEPT = 4
@@ -63,7 +64,7 @@ def export(directory: Path, target: Path, *, input_path: str | None = None, forc
     if input_path is not None:
         path = input_path if input_path == "-" else str(Path(input_path).absolute())
         job = job.model_copy(update={"input": job.input.model_copy(update={"path": path})})
-    prepared = prepare(job, frozen=output.input_schema)
+    prepared = prepare(job, frozen=output.frozen)
     intake = Intake(
         prepared.template,
         prepared.identity,
@@ -94,8 +95,8 @@ def export(directory: Path, target: Path, *, input_path: str | None = None, forc
 def _joined(
     batches: Iterator[RowBatch], intake: Intake, records: _Records, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
-    own = [name for name in schema.names if name in RECORD_COLUMNS]
-    carried = [name for name in schema.names if name not in RECORD_COLUMNS]
+    own = own_columns(schema)
+    carried = [name for name in schema.names if name not in own]
     for batch in batches:
         for found in intake.slices(batch, _SLICE):
             rows = [(request.offset, request.sample_index, request.custom_id) for request in found.requests]
@@ -133,7 +134,7 @@ class _Records:
             ids += column.chunks
         self._ids = pa.chunked_array(ids, pa.string()).combine_chunks() if ids else pa.array([], pa.string())
 
-    def find(self, rows: list[tuple[int, str]], columns: list[str]) -> tuple[list[int], pa.Table]:
+    def find(self, rows: list[tuple[int, str]], columns: Sequence[str]) -> tuple[list[int], pa.Table]:
         """The offsets of those rows that have a record, in the order given, and the records' own columns like them."""
         wanted = pa.array([custom_id for _, custom_id in rows], pa.string())
         places = pc.index_in(wanted, value_set=self._ids).to_pylist()
@@ -144,7 +145,8 @@ class _Records:
                 by_block.setdefault(block, []).append((number, place - self._starts[block]))
         tables, numbers = [], []
         for block, found in by_block.items():
-            tables.append(self._load(block).select(columns).take(pa.array([place for _, place in found], pa.int64())))
+            taken = pa.array([place for _, place in found], pa.int64())
+            tables.append(self._load(block).select(list(columns)).take(taken))
             numbers += [number for number, _ in found]
         if not tables:
             return [], pa.table({})

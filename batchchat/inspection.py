@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 from batchchat.errors import BatchchatError
 from batchchat.events import BudgetUse, FailureGroup, InFlight, Pace, Snapshot
 from batchchat.job import Job, validate_job
-from batchchat.records import RECORD_COLUMNS, Spend
+from batchchat.records import PARSED, RECORD_COLUMNS, Spend
+from batchchat.runner.questions import compile_questions
 from batchchat.sources import as_seen, python_rows
 from batchchat.store import Output, read_state
-from batchchat.template import RowTemplateError, Template, compile_template
+from batchchat.template import RowTemplateError, Template
 from batchchat.views import LastRun, RecordView, Running, StatusView
 
 
@@ -145,7 +146,7 @@ def _chosen(output: Output, *, row: int | None, failed: bool) -> Iterator[dict[s
 
 
 def _view(output: Output, templates: _Templates, record: dict[str, Any]) -> RecordView:
-    own = {name: record.pop(name) for name in RECORD_COLUMNS if name in record}
+    own = {name: record.pop(name) for name in (*RECORD_COLUMNS, PARSED) if name in record}
     messages, note = templates.messages(own["run_id"], record, own["sample_index"])
     return RecordView(record, own, messages, note)
 
@@ -182,8 +183,7 @@ class _Templates:
         if snapshot is None:
             return f"the job of run {run_id} is not there any more"
         try:
-            job = job_of(snapshot)
-            return compile_template(job.messages, job.params.as_body(), model=job.model)
+            return compile_questions(job_of(snapshot)).template
         except BatchchatError as error:
             return f"the job of run {run_id} cannot be read: {error.message}"
 

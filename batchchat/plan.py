@@ -16,7 +16,7 @@ from batchchat.providers import DEMO, Price, Provider
 from batchchat.records import Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import prepare
-from batchchat.store import frozen_schema, is_output, read_state
+from batchchat.store import Frozen, frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.views import PlanCap, PlanView, RequestPreview
 
@@ -32,7 +32,7 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
     """Read the whole input, render every row, and tell what a run would send. Raises UsageError."""
     directory = Path(job.output.path)
     fresh = options.fresh or not is_output(directory)
-    frozen = None if fresh else frozen_schema(directory)
+    frozen = Frozen() if fresh else frozen_schema(directory)
     prepared = prepare(job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed)
     provider = prepared.provider
     history = _History(directory, fresh=fresh, job=job)

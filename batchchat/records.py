@@ -123,13 +123,31 @@ class RowBatch:
     place: Place | None = None
 
 
+@dataclass(slots=True)
+class Steps:
+    """How far a request is beyond its first answer.
+
+    `body` is the request's own one, while `Request.body` is what is sent next; `prompt_tokens` is its guess. `answers`
+    counts those that settled nothing, `corrections` those of them that did not fit, `reasons` says why the latest one
+    did not. `longer` says that the bound of the answer was raised already.
+    """
+
+    body: bytes
+    prompt_tokens: int
+    answers: int = 0
+    corrections: int = 0
+    longer: bool = False
+    reasons: str | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """The body of one chat completion and who asks for it.
 
     `custom_id` is its identity: 32 hexadecimal digits. `prompt_tokens` is a guess by size, `max_tokens` its own bound.
     `batch` and `offset` say which row it stands for. The rest is the engine's: `attempts` made, those of them that
-    `counted` against the policy, those `unsent`, the `usage` of attempts that settled nothing, and times.
+    `counted` against the policy, those `unsent`, the `usage` of attempts that settled nothing, times, and the `steps`
+    of a request that needs more than one answer.
     """
 
     custom_id: str
@@ -146,6 +164,7 @@ class Request:
     usage: Usage = Usage()
     started_at: int = 0
     active_s: float = 0.0
+    steps: Steps | None = None
 
     @property
     def row_index(self) -> int:
@@ -159,7 +178,9 @@ class Record:
 
     The fields after `batch` and `offset` (which row it stands for) are the output's columns, in order. Times are
     microseconds since the epoch, UTC. Tokens and cost are sums over all answered attempts, `latency_s` is the
-    last attempt's; `completion` holds any text received and `status` judges it.
+    last attempt's; `completion` holds any text received and `status` judges it. `corrections` counts how often an
+    answer that did not fit was asked for again, `tolerated` says that the JSON stood among other text, `parsed` is its
+    value for the typed column. `error_message` of a completion says what was wrong before the last correction.
     """
 
     batch: RowBatch
@@ -191,10 +212,18 @@ class Record:
     started_at: int | None = None
     finished_at: int | None = None
     request_id: str | None = None
+    corrections: int | None = 0
+    tolerated: bool | None = False
+    parsed: Any = None
 
 
-RECORD_COLUMNS: tuple[str, ...] = tuple(Record.__slots__)[2:]
-"""The output's own columns, in order (the input's columns stand before them)."""
+RECORD_COLUMNS: tuple[str, ...] = tuple(Record.__slots__)[2:-1]
+"""The output's own columns, in order (the input's columns stand before them, `parsed` where there is one behind)."""
+FIRST_COLUMNS = RECORD_COLUMNS[: RECORD_COLUMNS.index("request_id") + 1]
+"""Those that the output has had from its first format on. Later ones may be missing in what an earlier version wrote:
+there they read as null. New columns go to the end, before `parsed`."""
+PARSED = "parsed"
+"""The typed column of answers: it is there where a job's answers have a schema, and its type follows from that."""
 
 
 class Spend(NamedTuple):

@@ -19,8 +19,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from itertools import count
+from typing import Any
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from batchchat.budget import Account, Hold
@@ -31,6 +33,7 @@ from batchchat.events import Event, InFlight, Level, Listener
 from batchchat.limits import Limiter, Permit, TokenEstimator
 from batchchat.records import Failure, Reply, Request, Usage, Verdict
 from batchchat.retry import RetryAction, RetryPolicy, decide
+from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled
 
 UNREACHABLE_S = 30.0
 """A host that refuses connections for this long, and has never answered anything, is not worth `retry.outage`."""
@@ -41,14 +44,17 @@ _DELAYED_MAX = 10_000
 _READY_MIN = 512
 _MONITOR_S = 1.0
 _LONG_S = 3600.0
+_LONG_ANSWER = 50_000
+"""Characters from which on an answer is judged in a thread: up to there it takes about a millisecond."""
 
 
 class LocalEngine:
     """Executes requests over one client under one limiter.
 
     `account` holds the run's budget: nothing is launched that does not fit it. `answered_before` says that this model
-    has answered this output's requests in an earlier run, so that a few refusals are less suspicious. Counters are
-    public: the run reads them for its snapshots.
+    has answered this output's requests in an earlier run, so that a few refusals are less suspicious. `reviewer`
+    decides about answers; without one each is taken as it is. `offload` runs blocking code off the event loop. Counters
+    are public: the run reads them for its snapshots.
     """
 
     def __init__(
@@ -62,6 +68,8 @@ class LocalEngine:
         account: Account | None = None,
         rng: random.Random | None = None,
         answered_before: bool = False,
+        reviewer: Reviewer | None = None,
+        offload: Callable[..., Awaitable[Any]] = anyio.to_thread.run_sync,
         wall_clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._client = client
@@ -75,7 +83,10 @@ class LocalEngine:
         self.attempts = 0
         self.retries = 0
         self.rate_limited = 0
+        self.corrections = 0
         self.halt: BatchchatError | None = None
+        self._reviewer = reviewer
+        self._offload = offload
         self._model_answered = answered_before
         self._last_unreached = "no connection"
         self._ready: deque[Request] = deque()
@@ -320,16 +331,44 @@ class LocalEngine:
         if hold is not None:
             hold.settle(reply)
         request.active_s += reply.latency_s
+        reviewer = self._reviewer if self._reviewer is not None and self._reviewer.concerns(reply) else None
         if reply.verdict is Verdict.OK:
             self._model_answered = True
             if self._held:
                 self._release_held(sink)
             if reply.usage is not None:
                 self._estimator.learn(request.prompt_tokens, reply.usage)
-            sink.put(Settled(request, reply, None))
-        else:
+            if reviewer is None:
+                sink.put(Settled(request, reply, None))
+        elif reviewer is None:
             self._unsuccessful(request, reply, sink, probe=permit.probe)
+        if reviewer is not None:
+            await self._review(reviewer, request, reply, sink)
         if self._workers < self._limiter.window:
+            self._staff(sink)
+
+    async def _review(self, reviewer: Reviewer, request: Request, reply: Reply, sink: Sink) -> None:
+        """Settle a request by its answer, or let it ask again. A long answer is judged off the event loop."""
+        if _size(reply) <= _LONG_ANSWER:
+            decision = reviewer.review(request, reply)
+        else:
+            with anyio.CancelScope(shield=True):  # what was answered reaches the sink
+                decision = await self._offload(reviewer.review, request, reply)
+        if isinstance(decision, AskAgain) and request.active_s >= self._policy.row_deadline:
+            over = f"the row's deadline of {self._policy.row_deadline:g} s is over"
+            decision = Fail(Failure(decision.kind, f"{decision.reasons} ({over})", 200))
+        if isinstance(decision, Accept):
+            sink.put(Settled(request, reply, None, decision.parsed, decision.tolerated))
+        elif isinstance(decision, Fail):
+            sink.put(Settled(request, reply, decision.failure))
+        else:
+            usage = reply.usage or Usage()
+            request.usage = request.usage.plus(usage)
+            step = request.steps.answers if request.steps is not None else 0
+            sink.put(Answered(request, usage, step, journaled(request, reply)))
+            go_on(request, decision)
+            self.corrections += decision.corrects
+            self._due.append(request)
             self._staff(sink)
 
     def _unsuccessful(self, request: Request, reply: Reply, sink: Sink, *, probe: bool) -> None:
@@ -424,6 +463,11 @@ class LocalEngine:
                 message = f"the provider cannot be reached: {self._last_unreached}"
                 self.halt_for(ProviderUnavailable(message, remedy=_ADDRESS_REMEDY))
             await self._idle(lambda: anyio.sleep(_MONITOR_S))
+
+
+def _size(reply: Reply) -> int:
+    calls = (reply.completion.tool_calls if reply.completion is not None else None) or ()
+    return len(reply.text or "") + sum(len(call.get("arguments") or "") for call in calls)
 
 
 _FATAL_REMEDY = "Check the key, the account's credit and its permissions, then run the same command again."

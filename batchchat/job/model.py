@@ -312,6 +312,45 @@ class Limits(_Section):
     concurrency: Whole | None = Field(None, ge=1, le=20_000)
 
 
+class Longer(_Section):
+    """What to do with an answer that was cut off: ask once more, with more room for it."""
+
+    retry_with_max_tokens: Whole = Field(ge=1, le=_MANY)
+
+
+class Response(_Section):
+    """The form that answers must have, and what happens to those that have it not.
+
+    `schema` is what the answers must fit: a JSON Schema, as a mapping or as the path of a file, or a Pydantic model
+    (`package.module:Model`). `mode` says how the model is told of it: by `response_format` (`json_schema`), in the
+    prompt with `response_format` asking for some JSON (`json_object`), or in the prompt alone (`prompt`). `name` is
+    what requests call it. An answer that does not fit is asked for again up to `corrections` times, with what is wrong
+    with it; so are the arguments of tool calls. `truncated` is about answers that were cut off at their bound.
+    """
+
+    spec: dict[Any, Any] | str | None = Field(None, alias="schema")
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    mode: Literal["json_schema", "json_object", "prompt"] = "json_schema"
+    corrections: Whole = Field(2, ge=0, le=20)
+    truncated: Literal["fail", "keep"] | Longer = "fail"
+
+    @field_validator("spec", mode="before")
+    @classmethod
+    def _schema_form(cls, value: object) -> object:
+        if value is not None and not isinstance(value, dict) and not (isinstance(value, str) and value):
+            raise ValueError(
+                f"must be a path to a JSON file, a JSON Schema as a mapping, or package.module:Model{_not(value)}"
+            )
+        return value
+
+    @field_validator("truncated", mode="before")
+    @classmethod
+    def _truncated_form(cls, value: object) -> object:
+        if value not in ("fail", "keep") and not isinstance(value, dict | Longer):
+            raise ValueError(f"must be fail, keep or {{retry_with_max_tokens: N}}{_not(value)}")
+        return value
+
+
 FailedPolicy = Literal["none", "transient", "all"]
 
 
@@ -379,6 +418,7 @@ class Job(_Section):
     messages: list[dict[str, Any]] | dict[str, Any]
     samples: Whole = Field(1, ge=1, le=1_000)
     params: Params = Params()
+    response: Response = Response()
     limits: Limits = Limits()
     retry: Retry = Retry()
     prices: Prices | None = None
@@ -397,7 +437,7 @@ class Job(_Section):
             raise ValueError(f"must be a path, or a mapping with a path{_not(value)}")
         return value
 
-    @field_validator("params", "limits", "retry", "budget", mode="before")
+    @field_validator("params", "response", "limits", "retry", "budget", mode="before")
     @classmethod
     def _all_commented_out(cls, value: object) -> object:
         return {} if value is None else value
@@ -469,8 +509,12 @@ class Job(_Section):
         return provider
 
     def check_params(self, provider: Provider) -> None:
-        """Refuse the params that the provider does not support, each with the line that sets it."""
-        refused = [
+        """Refuse the params that the provider does not support, and those that contradict `response`.
+
+        Raises JobError, with the line that sets each.
+        """
+        refused = self._check_response()
+        refused += [
             self.error(
                 f"{provider.name} does not support {name}; what its server would do with it is not documented",
                 "params",
@@ -494,10 +538,43 @@ class Job(_Section):
                 "or cap max_tokens or max_requests.",
             )
 
+    def _check_response(self) -> list[JobError]:
+        """What is wrong between `response` and `params`."""
+        response, params = self.response, self.params
+        refused = []
+        if response.spec is not None and params.response_format is not None:
+            message = "is set by response.schema already"
+            refused.append(self.error(message, "params", "response_format", remedy="Keep one of the two."))
+        if response.spec is None:
+            useless = sorted(response.model_fields_set & {"mode", "name"})
+            if "corrections" in response.model_fields_set and not params.tools:
+                useless.append("corrections")
+            refused += [
+                self.error(
+                    "says how answers are held to a schema, and there is none",
+                    "response",
+                    name,
+                    remedy="Give response.schema, or leave this out.",
+                )
+                for name in useless
+            ]
+        if isinstance(response.truncated, Longer):
+            more = response.truncated.retry_with_max_tokens
+            bound = params.max_completion_tokens if params.max_completion_tokens is not None else params.max_tokens
+            if isinstance(bound, int) and more <= bound:
+                refused.append(
+                    self.error(
+                        f"must be more than the {bound} tokens of the first try, not {more}",
+                        *("response", "truncated", "retry_with_max_tokens"),
+                        remedy="A request is never sent again as it was: allow more, or take `truncated: fail`.",
+                    )
+                )
+        return refused
+
     def snapshot(self) -> dict[str, Any]:
         """The job as plain JSON, to be kept beside its output. It holds no key: keys never stand in a job."""
         return {
-            **self.model_dump(mode="json", exclude_unset=True),
+            **self.model_dump(mode="json", exclude_unset=True, by_alias=True),
             "file": str(self._file.absolute()) if self._file else None,
         }
 
@@ -508,6 +585,8 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("output",): Output,
     ("provider",): ProviderFields,
     ("params",): Params,
+    ("response",): Response,
+    ("response", "truncated"): Longer,
     ("limits",): Limits,
     ("retry",): Retry,
     ("prices",): Prices,

@@ -116,6 +116,7 @@ class Draft:
         self.origins = document.origins
         self.repeated = document.repeated
         self.file = file
+        self._schema_named = False
 
     # --- what the file says
 
@@ -133,6 +134,7 @@ class Draft:
         messages = self.data.get("messages")
         if isinstance(messages, str) and messages:
             self.data["messages"] = self._load_messages(messages, base)
+        self._load_schema(base)
 
     def _load_messages(self, text: str, base: Path) -> Any:
         """The content of a template file. Raises JobError at the field that names it."""
@@ -159,6 +161,23 @@ class Draft:
         self.repeated.extend(document.repeated)
         return document.data
 
+    def _load_schema(self, base: Path) -> None:
+        """Put a schema that is named (a file, a model) in the place of its name, so that the job is whole by itself."""
+        response = self.data.get("response")
+        spec = response.get("schema") if isinstance(response, dict) else None
+        if not isinstance(response, dict) or not isinstance(spec, str) or not spec:
+            return
+        from batchchat.structured import SchemaError, load_schema
+
+        try:
+            loaded = load_schema(spec, folder=base)
+        except SchemaError as error:
+            raise self._error(error.message, ("response", "schema"), error.remedy) from None
+        response["schema"] = dict(loaded.schema)
+        if self._schema_named or response.get("name") is None:
+            response["name"] = loaded.name
+            self._schema_named = True
+
     def _error(self, message: str, place: Place, remedy: str | None = None) -> JobError:
         return job_error(message, place, self.origins, self.file, remedy)
 
@@ -178,6 +197,8 @@ class Draft:
         self.origins.update({(*place, *inside): origin for inside, origin in change.inside.items()})
         if place == ("messages",) and isinstance(value, str) and value:
             self.data["messages"] = self._load_messages(value, change.base)
+        if place[:1] == ("response",):
+            self._load_schema(change.base)
 
     def set_path(self, name: str, value: str, origin: Origin, base: Path) -> None:
         """Take another input or output, and keep the other fields of its section."""

@@ -51,12 +51,14 @@ _EXAMPLES: Mapping[Place, str] = {
 }
 _PATTERNS: Mapping[Place, str] = {
     ("name",): "must begin with a letter or digit and go on with up to 99 letters, digits, dots, _ or -",
+    ("response", "name"): "must be 1 to 64 letters, digits, _ or -",
     ("prices", "currency"): "must be a currency's three capital letters, such as EUR",
 }
 _HINTS = {
     "stream": "answers are read whole: leave it out",
     "rpm": "write requests_per_minute",
     "tpm": "write tokens_per_minute",
+    "on_truncated": "write truncated",
 }
 
 

@@ -26,6 +26,7 @@ import anyio.lowlevel
 
 from batchchat.budget import Budget
 from batchchat.client import ChatClient
+from batchchat.engines import Settled
 from batchchat.engines.local import LocalEngine
 from batchchat.errors import BatchchatError, StoppedEarly, StorageError
 from batchchat.events import Event, FailureGroup, Listener, RunSummary, Snapshot
@@ -35,12 +36,13 @@ from batchchat.limits import Limiter, TokenEstimator
 from batchchat.providers import DEMO, Price, Provider
 from batchchat.records import Request, RowBatch
 from batchchat.retry import RetryPolicy
+from batchchat.review import Accept, Fail, go_on, resume
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.stopping import StopRequest
 from batchchat.runner.tally import Tally
 from batchchat.runner.writer import Offload, Writer, in_thread
-from batchchat.store import Change, Store, frozen_schema
+from batchchat.store import Answer, Change, Frozen, Store, frozen_schema
 
 if TYPE_CHECKING:
     import httpx
@@ -144,6 +146,7 @@ class _Run:
         self.intake: Intake
         self.writer: Writer
         self.engine: LocalEngine
+        self.open_answers: dict[str, list[Answer]] = {}
         self.provider: Provider
 
     # --- the way through
@@ -154,7 +157,7 @@ class _Run:
         self.started = anyio.current_time()
         options, job = self.options, self.job
         key = api_key(job, job.resolved_provider(), load_keys(job, environ))
-        frozen = None if options.fresh else await self.offload(frozen_schema, Path(job.output.path))
+        frozen = Frozen() if options.fresh else await self.offload(frozen_schema, Path(job.output.path))
         self.prepared = await self.offload(
             functools.partial(
                 prepare, job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed
@@ -180,6 +183,7 @@ class _Run:
             snapshot=job.snapshot(),
             run_id=self.run_id,
             input_schema=self.prepared.source.schema,
+            parsed=self.prepared.parsed,
             with_keys=job.input.key is not None,
             part_rows=job.output.part_rows,
             part_bytes=job.output.part_bytes,
@@ -222,7 +226,10 @@ class _Run:
             account=self.account,
             rng=self.rng,
             answered_before=counts.ok > 0,
+            reviewer=None if self.prepared.reviewer.idle else self.prepared.reviewer,
+            offload=self.offload,
         )
+        self.open_answers = self.store.open_answers()
         self.writer = Writer(
             self.store,
             self.tally,
@@ -301,13 +308,31 @@ class _Run:
                 archived += found.archived
                 for custom_id in found.reopened:
                     self.limiter.suspect(custom_id)
-                yield found.requests
+                yield self._resumed(found.requests) if self.open_answers else found.requests
                 await anyio.lowlevel.checkpoint()
             if len(archived) >= _REVIVE_BATCH:
                 yield await self._revive(archived)
                 archived = []
         yield await self._revive(archived)
         self.read_all = True
+
+    def _resumed(self, requests: list[Request]) -> list[Request]:
+        """Go on from the answers that an earlier run kept; return what is still to be sent."""
+        left = []
+        for request in requests:
+            answers = self.open_answers.pop(request.custom_id, [])
+            found = resume(request, [answer.payload for answer in answers], self.prepared.reviewer) if answers else None
+            if found is not None:
+                reply, decision = found
+                if isinstance(decision, Accept):
+                    self.writer.put(Settled(request, reply, None, decision.parsed, decision.tolerated))
+                    continue
+                if isinstance(decision, Fail):
+                    self.writer.put(Settled(request, reply, decision.failure))
+                    continue
+                go_on(request, decision)
+            left.append(request)
+        return left
 
     async def _revive(self, requests: list[Request]) -> list[Request]:
         """Take answers back from the archive: going back to an earlier prompt costs nothing.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -16,25 +15,33 @@ from batchchat.intake import Selection, read_key
 from batchchat.job import Job
 from batchchat.providers import Provider
 from batchchat.records import RowBatch
+from batchchat.review import Reviewer
+from batchchat.runner.questions import compile_questions
 from batchchat.sources import Source, open_source
-from batchchat.template import RowTemplateError, Template, compile_template
+from batchchat.store import Frozen, joined_parsed
+from batchchat.template import RowTemplateError, Template
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _KEYS_CHECKED = 1_000
-_STEPS = re.compile(r"[^.\[\]]+")
+_NOT_FROZEN = Frozen()
 _ROWS_TRIED = 100
 
 
 @dataclass(slots=True)
 class Prepared:
-    """A job whose input, template and provider are known to fit together. `warnings` are what a person should know."""
+    """A job whose input, template and provider are known to fit together.
+
+    `parsed` is the typed column of its answers, where they have a schema. `warnings` are what a person should know.
+    """
 
     job: Job
     provider: Provider
     source: Source
     template: Template
+    reviewer: Reviewer
+    parsed: pa.Field | None
     identity: Identity
     selection: Selection
     warnings: list[str] = field(default_factory=list)
@@ -52,18 +59,22 @@ class Prepared:
 
 
 def prepare(
-    job: Job, *, frozen: pa.Schema | None = None, limit: int | None = None, sample: int | None = None, seed: int = 0
+    job: Job, *, frozen: Frozen = _NOT_FROZEN, limit: int | None = None, sample: int | None = None, seed: int = 0
 ) -> Prepared:
-    """Open the input, compile the template and try both on the first rows. Raises UsageError; writes nothing."""
+    """Open the input, compile the template and try both on the first rows. Raises UsageError; writes nothing.
+
+    `frozen` are the types that the output was made with.
+    """
     provider = job.resolved_provider()
     job.check_params(provider)
     job.check_budget(provider)
+    questions = compile_questions(job)
+    parsed = questions.schema.field if questions.schema is not None else None
     try:
-        template = compile_template(job.messages, job.params.as_body(), model=job.model)
-    except JobError as error:
-        place = [int(part) if part.isdecimal() else part for part in _STEPS.findall(error.field or "messages")]
-        raise job.error(error.message.removeprefix(f"{error.field}: "), *place, remedy=error.remedy) from None
-    source = open_source(job.input.path, format=job.input.format, types=job.input.types, frozen=frozen)
+        joined_parsed(frozen.parsed, parsed)
+    except UsageError as error:
+        raise job.error(error.message, "response", "schema", remedy=error.remedy) from None
+    source = open_source(job.input.path, format=job.input.format, types=job.input.types, frozen=frozen.input)
     _check_key_column(job, source)
     batches = source.batches()
     head: list[RowBatch] = []
@@ -74,7 +85,7 @@ def prepare(
     rows = list(islice(_rows(head), _KEYS_CHECKED))
     if job.input.key is not None:
         _check_keys(job, job.input.key, rows)
-    _try_template(job, template, rows[:_ROWS_TRIED], source.columns)
+    _try_template(job, questions.template, rows[:_ROWS_TRIED], source.columns)
     chosen = None
     if sample is not None:
         total = source.known_rows()
@@ -84,10 +95,12 @@ def prepare(
         job,
         provider,
         source,
-        template,
+        questions.template,
+        questions.reviewer,
+        parsed,
         Identity(provider.identity),
         Selection(limit, chosen),
-        _sample_warnings(job, template),
+        _sample_warnings(job, questions.template),
         head,
         batches,
     )

@@ -14,13 +14,14 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from batchchat.engines import Answered, Outcome
+from batchchat.engines import Settled as EngineSettled
 from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
 from batchchat.providers import Price
-from batchchat.records import Failure, Record, Reply, Request, Spend, Usage
+from batchchat.records import Record, Request, Spend, Usage
 from batchchat.runner.tally import Tally
-from batchchat.store import Change, Entry, Sealing, Settled, SpendOnly, Store
+from batchchat.store import Answer, Change, Entry, Sealing, Settled, SpendOnly, Store
 from batchchat.store.journal import sum_spends
 
 _FULL_BYTES = 16 * 2**20
@@ -81,9 +82,14 @@ class Writer:
         """Take an engine's outcome over; see `Sink`."""
         request = outcome.request
         if isinstance(outcome, Answered):
-            self._add(SpendOnly(self._spend(outcome.usage)), 200)
+            spend = self._spend(outcome.usage)
+            if outcome.step is None:
+                self._add(SpendOnly(spend), 200)
+            else:
+                nbytes = len(outcome.payload["completion"].get("text") or "") + 1000
+                self._add(Answer(request.custom_id, outcome.step, outcome.payload, spend), nbytes)
             return
-        record = self._record(request, outcome.reply, outcome.failure)
+        record = self._record(request, outcome)
         usage = outcome.reply.usage
         spend = Spend() if usage is None else self._spend(usage)
         self._add(Settled(record, spend), len(record.completion or "") + 1000)
@@ -140,7 +146,8 @@ class Writer:
         while self.full:
             await self._caught_up.wait()
 
-    def _record(self, request: Request, reply: Reply, failure: Failure | None) -> Record:
+    def _record(self, request: Request, outcome: EngineSettled) -> Record:
+        reply, failure, steps = outcome.reply, outcome.failure, request.steps
         completion = reply.completion
         usage = (
             reply.usage or request.usage if request.usage == _NO_USAGE else request.usage.plus(reply.usage or _NO_USAGE)
@@ -168,13 +175,16 @@ class Writer:
             reasoning_tokens=usage.reasoning_tokens,
             cost=self._price.cost(usage) if self._price and usage.prompt_tokens is not None else None,
             error_kind=failure.kind.value if failure else None,
-            error_message=failure.message if failure else None,
+            error_message=failure.message if failure else steps.reasons if steps is not None else None,
             http_status=failure.http_status if failure else 200,
             attempts=request.attempts,
             latency_s=round(reply.latency_s, 6),
             started_at=request.started_at,
             finished_at=self._wall_clock_us(),
             request_id=reply.request_id,
+            corrections=steps.corrections if steps is not None else 0,
+            tolerated=outcome.tolerated,
+            parsed=outcome.parsed,
         )
 
     def _spend(self, usage: Usage) -> Spend:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchchat.store.directory import lock_holder
+from batchchat.store.directory import Frozen, lock_holder
 from batchchat.store.index import (
     ARCHIVED,
     NONE,
@@ -17,7 +17,7 @@ from batchchat.store.index import (
 from batchchat.store.journal import Answer, Entry, Settled, SpendOnly
 from batchchat.store.output import Output, frozen_schema, is_output, iter_output, read_output, read_state
 from batchchat.store.parts import RECORD_SCHEMA, output_schema
-from batchchat.store.store import Change, Recovery, Sealing, Store
+from batchchat.store.store import Change, Recovery, Sealing, Store, joined_parsed
 from batchchat.store.verify import VerifyReport, verify
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Change",
     "Counts",
     "Entry",
+    "Frozen",
     "KeyIndex",
     "Output",
     "RecordIndex",
@@ -42,6 +43,7 @@ __all__ = [
     "is_live",
     "is_output",
     "iter_output",
+    "joined_parsed",
     "key_digest",
     "kind_of",
     "lock_holder",

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchchat.records import RECORD_COLUMNS, ErrorKind
+from batchchat.records import ErrorKind
 from batchchat.store.index import ID_BYTES, KEY_LIVE, OK, KeyIndex, RecordIndex, key_digest, state_of
 from batchchat.store.parts import (
     RECORD_SCHEMA,
@@ -25,6 +25,7 @@ from batchchat.store.parts import (
     PartFiles,
     PartReader,
     in_order,
+    own_columns,
     part_number,
     same_types,
     sample_keys,
@@ -52,7 +53,11 @@ class Moved:
 
 
 class Dataset:
-    """Parts and archive behind their ports. Used by one thread at a time; `fetch_archived` may run beside it."""
+    """Parts and archive behind their ports. Used by one thread at a time; `fetch_archived` may run beside it.
+
+    `schema` is the output's, None before the first freeze, when there is no part. Parts that an earlier version wrote,
+    or an earlier run without `parsed`, are completed before the next part is published: all have the same columns.
+    """
 
     def __init__(self, parts: PartFiles, archive: PartFiles, *, part_rows: int, part_bytes: int, point: Point) -> None:
         self.parts = parts
@@ -60,7 +65,17 @@ class Dataset:
         self._part_rows = part_rows
         self._part_bytes = part_bytes
         self._point = point
-        self._revival = _Revival(archive)
+        self._older: set[str] = set()
+        self._revival = _Revival(self)
+        self.schema: pa.Schema | None = None
+
+    def part(self, name: str) -> PartReader:
+        """Open a part, with the output's columns. Raises DamagedPartError, FileNotFoundError, StorageError."""
+        return PartReader(self.parts, name, self.schema)
+
+    def archived(self, name: str) -> PartReader:
+        """Open a file of the archive, with the output's columns. Raises as `part`."""
+        return PartReader(self.archive, name, self.schema)
 
     # ---- loading ----------------------------------------------------------------------------------------------------
 
@@ -77,9 +92,11 @@ class Dataset:
             keys.reserve(rows)
         for name in self.parts.names():
             try:
-                with PartReader(self.parts, name) as reader:
+                with self.part(name) as reader:
                     table = reader.read(columns)
                     _expect(name, table)
+                    if reader.older:
+                        self._older.add(name)
                 try:
                     index_records(table, index, keys)
                 except ValueError as error:
@@ -88,7 +105,7 @@ class Dataset:
                 self._set_aside(error, moved)
         for name in self.archive.names():
             try:
-                with PartReader(self.archive, name) as reader:
+                with self.archived(name) as reader:
                     table = reader.read(["custom_id", "status"])
             except DamagedPartError as error:
                 moved.messages.append(f"{error}. It is kept as {self.archive.set_aside(name)}.")
@@ -102,7 +119,7 @@ class Dataset:
         found: set[tuple[str, str, int | None]] = set()
         wanted = pa.array(custom_ids, pa.string())
         for name in self.parts.names():
-            with PartReader(self.parts, name) as reader:
+            with self.part(name) as reader:
                 table = reader.read(_IDENTITY)
             table = table.filter(pc.is_in(table.column("custom_id"), value_set=wanted))
             found.update(identities(table))
@@ -117,6 +134,7 @@ class Dataset:
         the same key and sample under another identity. Raises StorageError.
         """
         moved = Moved()
+        self._complete_older(moved)
         table = latest(table)
         leaving: dict[str, pa.Array] = {}
         if by_id or by_key:
@@ -166,7 +184,7 @@ class Dataset:
         leaving: dict[str, pa.Array] = {}
         for name in self.parts.names():
             try:
-                with PartReader(self.parts, name) as reader:
+                with self.part(name) as reader:
                     mask = mask_of(reader)
                     if mask.true_count:
                         moved.removed += _with_status(reader.read(["custom_id", "status"]).filter(mask))
@@ -188,7 +206,7 @@ class Dataset:
         leaving: dict[str, pa.Array] = {}
         for name in self.parts.names():
             try:
-                with PartReader(self.parts, name) as reader:
+                with self.part(name) as reader:
                     old = reader.read(columns)
             except DamagedPartError as error:
                 self._set_aside(error, moved)
@@ -212,12 +230,12 @@ class Dataset:
         """
         while leaving:
             name, grows = self._archive_file(sum(mask.true_count for mask in leaving.values()))
-            with PartReader(self.parts, next(iter(leaving))) as reader:
+            with self.part(next(iter(leaving))) as reader:
                 schema = reader.schema
 
             def write(sink: BinaryIO, name: str = name, grows: bool = grows, schema: pa.Schema = schema) -> None:
-                old = _whole(self.archive, name) if grows else ()
-                write_part(sink, schema, chain(old, _selected(self.parts, leaving)))
+                old = self._whole(name) if grows else ()
+                write_part(sink, schema, chain(old, self._selected(leaving)))
 
             try:
                 self.archive.publish(name, write)
@@ -236,7 +254,7 @@ class Dataset:
         if not names:
             return "archive-00000.arc", False
         try:
-            with PartReader(self.archive, names[-1]) as reader:
+            with self.archived(names[-1]) as reader:
                 if reader.rows + more <= self._part_rows and reader.raw_bytes < self._part_bytes:
                     return names[-1], True
         except DamagedPartError:
@@ -249,7 +267,7 @@ class Dataset:
             self.parts.remove(name)
             return
         try:
-            with PartReader(self.parts, name) as reader:
+            with self.part(name) as reader:
                 self._write(name, reader.schema, _chosen(reader, pc.invert(mask)))
         except DamagedPartError as error:
             self._set_aside(error, moved)
@@ -260,7 +278,7 @@ class Dataset:
         Old records stay in their part: were they moved, a crash between two publications would lose them.
         """
         try:
-            with PartReader(self.parts, name) as reader:
+            with self.part(name) as reader:
                 kept = reader.rows - (mask.true_count if mask is not None else 0)
                 row_bytes = max(1, table.nbytes // table.num_rows)
                 room = min(self._part_rows - kept, (self._part_bytes - reader.raw_bytes) // row_bytes)
@@ -279,6 +297,25 @@ class Dataset:
         self._write(name, table.schema, in_order(grown, sort_order(grown)))
         return order.slice(room)
 
+    def _complete_older(self, moved: Moved) -> None:
+        """Publish again, with all columns, the parts that lack some."""
+        for name in sorted(self._older.intersection(self.parts.names())):
+            try:
+                with self.part(name) as reader:
+                    self._write(name, reader.schema, reader.batches())
+            except DamagedPartError as error:
+                self._set_aside(error, moved)
+        self._older.clear()
+
+    def _whole(self, name: str) -> Iterator[pa.RecordBatch]:
+        with self.archived(name) as reader:
+            yield from reader.batches()
+
+    def _selected(self, masks: Mapping[str, pa.Array]) -> Iterator[pa.RecordBatch]:
+        for name, mask in masks.items():
+            with self.part(name) as reader:
+                yield from _chosen(reader, mask)
+
     def _write(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch | pa.Table]) -> None:
         self.parts.publish(
             name,
@@ -292,7 +329,7 @@ class Dataset:
 
     def _rows(self, name: str) -> int:
         try:
-            with PartReader(self.parts, name) as reader:
+            with self.part(name) as reader:
                 return reader.rows
         except DamagedPartError:
             return 0
@@ -302,7 +339,7 @@ class Dataset:
         custom_ids: list[str] = []
         rows = 0
         try:
-            with PartReader(self.parts, error.part) as reader:
+            with self.part(error.part) as reader:
                 rows = reader.rows
                 custom_ids = reader.read(["custom_id"]).column("custom_id").to_pylist()
         except DamagedPartError:
@@ -322,8 +359,8 @@ class Dataset:
 class _Revival:
     """Finds archived completions. Rows come back in about the order they left in, so one file is kept at hand."""
 
-    def __init__(self, archive: PartFiles) -> None:
-        self._archive = archive
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
         self._file: tuple[str, int] | None = None
         self._places: dict[str, int] = {}
         self._table: pa.Table | None = None
@@ -332,10 +369,10 @@ class _Revival:
         found: dict[str, dict[str, Any]] = {}
         missing = set(custom_ids)
         self._collect(missing, found)
-        for name in reversed(self._archive.names()):
+        for name in reversed(self._dataset.archive.names()):
             if not missing:
                 break
-            file = (name, self._archive.size(name))  # a file that has grown holds more than what is at hand
+            file = (name, self._dataset.archive.size(name))  # a file that has grown holds more than what is at hand
             if file != self._file and self._holds(name, missing):
                 self._load(file)
                 self._collect(missing, found)
@@ -343,7 +380,7 @@ class _Revival:
 
     def _holds(self, name: str, custom_ids: set[str]) -> bool:
         try:
-            with PartReader(self._archive, name) as reader:
+            with self._dataset.archived(name) as reader:
                 column = reader.read(["custom_id"]).column("custom_id")
         except DamagedPartError:
             return False
@@ -352,8 +389,8 @@ class _Revival:
     def _load(self, file: tuple[str, int]) -> None:
         self._file, self._places, self._table = None, {}, None
         try:
-            with PartReader(self._archive, file[0]) as reader:
-                table = reader.read(RECORD_COLUMNS)
+            with self._dataset.archived(file[0]) as reader:
+                table = reader.read(own_columns(reader.schema))
         except DamagedPartError:
             return
         table = table.filter(pc.equal(table.column("status"), "ok"))
@@ -397,17 +434,6 @@ def identities(table: pa.Table) -> Iterator[tuple[str, str, int | None]]:
 def _with_status(table: pa.Table) -> list[tuple[str, bool]]:
     oks = pc.equal(table.column("status"), "ok").to_pylist()
     return list(zip(table.column("custom_id").to_pylist(), oks, strict=True))
-
-
-def _whole(files: PartFiles, name: str) -> Iterator[pa.RecordBatch]:
-    with PartReader(files, name) as reader:
-        yield from reader.batches()
-
-
-def _selected(parts: PartFiles, masks: Mapping[str, pa.Array]) -> Iterator[pa.RecordBatch]:
-    for name, mask in masks.items():
-        with PartReader(parts, name) as reader:
-            yield from _chosen(reader, mask)
 
 
 def _chosen(reader: PartReader, mask: pa.Array) -> Iterator[pa.RecordBatch]:

@@ -43,7 +43,8 @@ from batchchat.store.files import (
     storage_errors,
     synchronize_folder,
 )
-from batchchat.store.parts import FORMAT, LocalFiles
+from batchchat.store.journal import journals
+from batchchat.store.parts import FORMAT, LocalFiles, output_schema
 
 _EFFECTIVE = os.access in os.supports_effective_ids
 
@@ -242,28 +243,63 @@ class Layout:
 
     # ---- frozen schema ------------------------------------------------------------------------------------------
 
-    def read_schema(self) -> pa.Schema | None:
-        """Return the frozen input schema, None where none is frozen yet."""
+    def read_schema(self) -> Frozen:
+        """Read the frozen types; nothing is frozen before the first run."""
         found = self.read("schema.json")
         if found is None:
-            return None
+            return Frozen()
         try:
-            return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(found["arrow"], validate=True)))
+            schema = _schema_of(found["arrow"])
+            parsed = _schema_of(found["parsed"]).field(0) if found.get("parsed") else None
         except (ValueError, KeyError, TypeError, pa.ArrowException, OSError) as error:
             raise StorageError(
                 f"{self.state / 'schema.json'}: damaged: it holds no Arrow schema",
                 remedy="Restore it from a copy, or start anew with --fresh.",
             ) from error
+        # A type that no record has may still be another one.
+        return Frozen(schema, parsed if self.holds_records() else None)
 
-    def save_schema(self, schema: pa.Schema) -> None:
-        """Freeze the input schema."""
-        self.save(
-            "schema.json",
-            {
-                "columns": {field.name: str(field.type) for field in schema},
-                "arrow": base64.b64encode(schema.serialize().to_pybytes()).decode("ascii"),
-            },
-        )
+    def save_schema(self, schema: pa.Schema, parsed: pa.Field | None) -> None:
+        """Freeze the types of the input's columns, and of `parsed`."""
+        value = {"columns": {field.name: str(field.type) for field in schema}, "arrow": _schema_text(schema)}
+        if parsed is not None:
+            value |= {"parsed_type": str(parsed.type), "parsed": _schema_text(pa.schema([parsed]))}
+        self.save("schema.json", value)
+
+    def holds_records(self) -> bool:
+        """Tell whether there are, or may be, any records: parts, archive files, journals."""
+        return bool(self.parts().names() or self.archive().names() or journals(self.state))
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The types that an output was made with: the input's columns, and `parsed` where answers have a schema."""
+
+    input: pa.Schema | None = None
+    parsed: pa.Field | None = None
+
+    def output(self, metadata: dict[str, str] | None = None) -> pa.Schema | None:
+        """Return the schema of every part, None where nothing is frozen.
+
+        Raises UsageError where a column of the input has the name of one that batchchat got later.
+        """
+        if self.input is None:
+            return None
+        try:
+            return output_schema(self.input, self.parsed, metadata)
+        except ValueError as error:
+            raise UsageError(
+                f"{error}: this version of batchchat has columns that the version which made the output had not",
+                remedy="Go on with the version that wrote it, or set the output aside with --fresh.",
+            ) from error
+
+
+def _schema_text(schema: pa.Schema) -> str:
+    return base64.b64encode(schema.serialize().to_pybytes()).decode("ascii")
+
+
+def _schema_of(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))
 
 
 class Lock:

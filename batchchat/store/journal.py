@@ -2,11 +2,13 @@
 
 Frames of a journal, in order of writing:
 
-    header   {"format", "generation", "run_id"}; the first frame of each file
+    header   {"format", "generation", "run_id", "columns"}; the first frame of each file
     rows     an Arrow IPC stream: input rows that records behind it stand for
     record   [sequence of its rows frame, place in it, [values of the record's own columns], [spend]]
     answer   {"custom_id", "step", "payload", "spend"}: an answer to a request that is not settled yet
     spend    [spend]: an answered attempt that brought nothing to keep
+
+`columns` names the record's own columns, since versions differ in them; a journal without it has `FIRST_COLUMNS`.
 
 One commit is one write and one synchronization, however many entries it holds. Input rows are written as Arrow, so that
 types and values come back exactly as they were. The first few records of a row batch bring their own rows along; when a
@@ -30,7 +32,7 @@ import orjson
 import pyarrow as pa
 
 from batchchat.errors import StorageError
-from batchchat.records import RECORD_COLUMNS, Record, Spend
+from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS, Record, Spend
 from batchchat.store.files import PRIVATE_FILE, storage_errors, synchronize, synchronize_folder, write_all
 from batchchat.store.frames import Damage, Frame, FrameReader, encode
 from batchchat.store.parts import FORMAT, Unsealed, kept_columns, kept_type, same_types, storable
@@ -40,7 +42,6 @@ WHOLE_BATCH_SHARE = 16
 
 _NAME = re.compile(r"journal-(\d{10,})\.log")
 _CUSTOM_ID = RECORD_COLUMNS.index("custom_id")
-_values = attrgetter(*RECORD_COLUMNS)
 
 
 @dataclass(slots=True, frozen=True)
@@ -99,13 +100,16 @@ class _Source:
 class Journal:
     """The journal of one generation, open for appending. Raises StorageError where the disk refuses."""
 
-    def __init__(self, path: Path, generation: int, run_id: str, input_schema: pa.Schema | None) -> None:
+    def __init__(
+        self, path: Path, generation: int, run_id: str, input_schema: pa.Schema | None, columns: Sequence[str]
+    ) -> None:
         self.path = path
         self.generation = generation
         self.run_id = run_id
         self.size = 0
         self.spend = Spend()
         self._input_schema = input_schema
+        self._values = attrgetter(*columns)
         self._kept = pa.schema([(column.name, kept_type(column.type)) for column in input_schema or ()])
         self._sequence = 0
         self._sources: dict[int, _Source] = {}
@@ -121,12 +125,16 @@ class Journal:
         *,
         run_id: str,
         input_schema: pa.Schema | None,
+        columns: Sequence[str] = RECORD_COLUMNS,
         carried: Iterable[Answer] = (),
     ) -> Journal:
-        """Begin a generation, durably, with the answers that an earlier one leaves open."""
-        journal = cls(path, generation, run_id, input_schema)
+        """Begin a generation, durably, with the answers that an earlier one leaves open.
+
+        `columns` are those that its records bring beside the input's.
+        """
+        journal = cls(path, generation, run_id, input_schema, columns)
         try:
-            header = {"format": FORMAT, "generation": generation, "run_id": run_id}
+            header = {"format": FORMAT, "generation": generation, "run_id": run_id, "columns": list(columns)}
             journal._frame(HEADER, orjson.dumps(header))
             for answer in carried:
                 journal._answer(answer, Spend())
@@ -148,7 +156,7 @@ class Journal:
         places = self._place([entry.record for entry in settled])
         records: list[Unsealed] = []
         for entry, (columns, frame, place) in zip(settled, places, strict=True):
-            values = _values(entry.record)
+            values = self._values(entry.record)
             payload = _dumps((frame, place, values, tuple(entry.spend)))
             self._frame(RECORD, payload)
             records.append(Unsealed(columns, entry.record.offset, values, len(payload)))
@@ -245,8 +253,12 @@ class Replay:
     damage: Damage | None = None
 
 
-def replay(path: Path, take: Callable[[Unsealed], None] | None = None) -> Replay:
-    """Read a journal, giving each record to `take`. A torn or damaged tail is told in `damage` and otherwise ignored.
+def replay(
+    path: Path, take: Callable[[Unsealed], None] | None = None, columns: Sequence[str] = RECORD_COLUMNS
+) -> Replay:
+    """Read a journal, giving each record to `take` with the values of these columns of its own.
+
+    A column that the journal does not have is None. A torn or damaged tail is told in `damage` and otherwise ignored.
 
     Raises FileNotFoundError where it is gone (sealed meanwhile), StorageError where the disk refuses or where a later
     version of batchchat wrote it.
@@ -264,41 +276,66 @@ def replay(path: Path, take: Callable[[Unsealed], None] | None = None) -> Replay
         raise gone
     with source, storage_errors(path):
         reader = FrameReader(source)
-        rows: dict[int, pa.RecordBatch] = {}
-        result.spend = sum_spends(_take_in(frame, result, rows, take) for frame in reader)
+        intake = _Intake(result, take, columns)
+        result.spend = sum_spends(intake.add(frame) for frame in reader)
         result.damage = reader.damage
     return result
 
 
-def _take_in(
-    frame: Frame, result: Replay, rows: dict[int, pa.RecordBatch], take: Callable[[Unsealed], None] | None
-) -> Spend:
-    """Add one frame to a replay; return what it cost."""
-    if frame.kind == ROWS:
-        if take is not None:
-            rows[frame.sequence] = pa.ipc.open_stream(frame.payload).read_next_batch()
-        return Spend()
-    value = orjson.loads(frame.payload)
-    if frame.kind == RECORD:
-        number, place, values, spend = value
-        result.records += 1
-        result.settled.add(values[_CUSTOM_ID])
-        if take is not None:
-            take(Unsealed(rows[number], place, values, len(frame.payload)))
-        return Spend(*spend)
-    if frame.kind == ANSWER:
-        spend = Spend(*value["spend"])
-        result.answers.append(Answer(value["custom_id"], value["step"], value["payload"], spend))
-        return spend
-    if frame.kind == SPEND:
-        return Spend(*value)
-    if frame.kind == HEADER and value["format"] == FORMAT:
-        result.generation, result.run_id = value["generation"], value["run_id"]
-        return Spend()
-    raise StorageError(
-        f"{result.path} was written by a later version of batchchat",
-        remedy="Go on with the version that wrote it, or a later one.",
-    )
+class _Intake:
+    """Adds the frames of a journal to its replay, one by one."""
+
+    def __init__(self, result: Replay, take: Callable[[Unsealed], None] | None, columns: Sequence[str]) -> None:
+        self._result = result
+        self._take = take
+        self._wanted = tuple(columns)
+        self._places = _places(FIRST_COLUMNS, self._wanted)
+        self._rows: dict[int, pa.RecordBatch] = {}
+
+    def add(self, frame: Frame) -> Spend:
+        """Take a frame in; return what it cost."""
+        result = self._result
+        if frame.kind == ROWS:
+            if self._take is not None:
+                self._rows[frame.sequence] = pa.ipc.open_stream(frame.payload).read_next_batch()
+            return Spend()
+        value = orjson.loads(frame.payload)
+        if frame.kind == RECORD:
+            number, place, values, spend = value
+            result.records += 1
+            result.settled.add(values[_CUSTOM_ID])
+            if self._take is not None:
+                self._take(Unsealed(self._rows[number], place, self._arranged(values), len(frame.payload)))
+            return Spend(*spend)
+        if frame.kind == ANSWER:
+            spend = Spend(*value["spend"])
+            result.answers.append(Answer(value["custom_id"], value["step"], value["payload"], spend))
+            return spend
+        if frame.kind == SPEND:
+            return Spend(*value)
+        if frame.kind == HEADER and value["format"] == FORMAT:
+            given = tuple(value.get("columns", FIRST_COLUMNS))
+            if set(given) <= {*RECORD_COLUMNS, PARSED} and given[: len(FIRST_COLUMNS)] == FIRST_COLUMNS:
+                result.generation, result.run_id = value["generation"], value["run_id"]
+                self._places = _places(given, self._wanted)
+                return Spend()
+        raise StorageError(
+            f"{result.path} was written by a later version of batchchat",
+            remedy="Go on with the version that wrote it, or a later one.",
+        )
+
+    def _arranged(self, values: list[Any]) -> list[Any]:
+        if self._places is None:
+            return values
+        return [values[place] if place is not None else None for place in self._places]
+
+
+def _places(given: Sequence[str], wanted: Sequence[str]) -> list[int | None] | None:
+    """Where in a journal's values each wanted column is; None where they are all there, in this order."""
+    if tuple(given) == tuple(wanted):
+        return None
+    known = {name: place for place, name in enumerate(given)}
+    return [known.get(name) for name in wanted]
 
 
 class OpenAnswers:

@@ -6,7 +6,7 @@ read first, so that a record which a run publishes meanwhile is met in its part 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Spend
 from batchchat.store.dataset import index_records, latest
-from batchchat.store.directory import Layout, lock_holder
+from batchchat.store.directory import Frozen, Layout, lock_holder
 from batchchat.store.files import read_lines
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.journal import Answer, OpenAnswers, Replay, journals, replay
@@ -27,8 +27,7 @@ from batchchat.store.parts import (
     DamagedPartError,
     PartReader,
     Pending,
-    Unsealed,
-    output_schema,
+    own_columns,
     sample_keys,
 )
 
@@ -43,7 +42,7 @@ class Output:
     directory: Path
     job: dict[str, Any]
     state: dict[str, Any]
-    input_schema: pa.Schema | None
+    frozen: Frozen
     runs: list[dict[str, Any]]
     live: dict[str, Any] | None
     holder: dict[str, Any] | None
@@ -61,9 +60,14 @@ class Output:
         return total
 
     @property
+    def input_schema(self) -> pa.Schema | None:
+        """The frozen columns of the input; None where no run has frozen them yet."""
+        return self.frozen.input
+
+    @property
     def schema(self) -> pa.Schema | None:
         """The dataset's schema; None where no run has frozen the input's yet."""
-        return None if self.input_schema is None else output_schema(self.input_schema)
+        return self.frozen.output()
 
     def snapshot(self, run_id: str) -> dict[str, Any] | None:
         """Return the job as a run had it, None where that run left none."""
@@ -87,7 +91,7 @@ class Output:
         read = names if superseding is None else list(dict.fromkeys([*names, *_NEEDED]))
         for name in files.names():
             try:
-                with PartReader(files, name) as reader:
+                with PartReader(files, name, schema) as reader:
                     for batch in reader.batches(read, rows=batch_rows):
                         left = batch if superseding is None else superseding.left_of(batch)
                         if left.num_rows:
@@ -110,7 +114,7 @@ class Output:
         """Return a part, also records in it that the journal supersedes. Raises StorageError where it is damaged."""
         files = self._layout.parts()
         try:
-            with PartReader(files, name) as reader:
+            with PartReader(files, name, self.schema) as reader:
                 return reader.read(columns)
         except DamagedPartError as error:
             raise StorageError(f"{files.path(name)}: {error}") from error
@@ -165,13 +169,13 @@ def is_output(directory: Path | str) -> bool:
     return Layout(Path(directory)).is_output()
 
 
-def frozen_schema(directory: Path | str) -> pa.Schema | None:
-    """Return the input columns that an output was made with, None where there are none yet.
+def frozen_schema(directory: Path | str) -> Frozen:
+    """Return the types that an output was made with, those of nothing where there is none yet.
 
     Raises UsageError where the folder holds something else.
     """
     layout = Layout(Path(directory))
-    return layout.read_schema() if layout.is_output() else None
+    return layout.read_schema() if layout.is_output() else Frozen()
 
 
 def read_state(directory: Path | str) -> Output:
@@ -186,9 +190,10 @@ def read_state(directory: Path | str) -> Output:
         )
     layout.check_format()
     holder = lock_holder(layout.root)
-    schema = layout.read_schema()
-    pending = None if schema is None else Pending(output_schema(schema))
-    replays = _replays(layout, None if pending is None else lambda record: pending.add([record]))
+    frozen = layout.read_schema()
+    schema = frozen.output()
+    pending = None if schema is None else Pending(schema)
+    replays = _replays(layout, pending)
     by_run, counted, _ = layout.read_ledger()
     answers = OpenAnswers()
     for found in replays:
@@ -201,7 +206,7 @@ def read_state(directory: Path | str) -> Output:
         directory=layout.root,
         job=layout.read("job.json") or {},
         state=layout.read("state.json") or {},
-        input_schema=schema,
+        frozen=frozen,
         runs=read_lines(layout.runs)[0],
         live=layout.read("live.json"),
         holder=holder,
@@ -212,11 +217,14 @@ def read_state(directory: Path | str) -> Output:
     )
 
 
-def _replays(layout: Layout, take: Callable[[Unsealed], None] | None) -> list[Replay]:
+def _replays(layout: Layout, pending: Pending | None) -> list[Replay]:
     found = []
     for path in journals(layout.state).values():
         try:
-            found.append(replay(path, take))
+            if pending is None:
+                found.append(replay(path))
+            else:
+                found.append(replay(path, lambda record: pending.add([record]), own_columns(pending.schema)))
         except FileNotFoundError:
             continue  # sealed meanwhile: its records are in the parts
     return found

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchchat.records import RECORD_COLUMNS
+from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS
 from batchchat.store.files import free_name, publish, storage_errors, synchronize_folder
 
 FORMAT = 1
@@ -45,27 +45,39 @@ _TYPES: dict[str, pa.DataType] = {
     "latency_s": pa.float64(),
     "started_at": _TIME,
     "finished_at": _TIME,
+    "corrections": pa.int32(),
+    "tolerated": pa.bool_(),
 }
 RECORD_SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in RECORD_COLUMNS])
 """The output's own columns with their types."""
 
 
+_LATER = frozenset((*RECORD_COLUMNS, PARSED)) - frozenset(FIRST_COLUMNS)
+
+
 def output_schema(
-    input_schema: pa.Schema, extra: pa.Schema | None = None, metadata: dict[str, str] | None = None
+    input_schema: pa.Schema, parsed: pa.Field | None = None, metadata: dict[str, str] | None = None
 ) -> pa.Schema:
-    """Return the schema of every part: input columns, the record's own columns, then `extra` ones.
+    """Return the schema of every part: input columns, the record's own columns, then `parsed` where there is one.
 
     Every column may hold nulls: a row that could not be read has none of the input's values. Input types that Parquet
     does not give back as they were become the nearest that it does (`kept_type`). Raises ValueError where two columns
     have the same name.
     """
     fields = [pa.field(field.name, kept_type(field.type)) for field in input_schema]
-    fields += [pa.field(field.name, field.type) for schema in (RECORD_SCHEMA, extra or ()) for field in schema]
+    fields += [pa.field(field.name, field.type) for field in RECORD_SCHEMA]
+    if parsed is not None:
+        fields.append(pa.field(PARSED, parsed.type, metadata=parsed.metadata))
     names = [field.name for field in fields]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"two output columns are called {', '.join(twice)}")
     return pa.schema(fields, metadata={"batchchat.format": str(FORMAT), **(metadata or {})})
+
+
+def own_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the columns of an output's schema that a record brings itself, in order."""
+    return (*RECORD_COLUMNS, PARSED) if schema.names[-1:] == [PARSED] else RECORD_COLUMNS
 
 
 def kept_type(kind: pa.DataType) -> pa.DataType:
@@ -137,6 +149,12 @@ def unkept(schema: pa.Schema) -> str | None:
 def same_types(left: pa.Schema, right: pa.Schema) -> bool:
     """Tell whether two schemas have the same column names and types, in order, whatever else they note."""
     return bool(left.names == right.names and left.types == right.types)
+
+
+def older(found: pa.Schema, schema: pa.Schema) -> bool:
+    """Tell whether a file was written before the output had all the columns that it has now, and is well otherwise."""
+    later = [field for field in schema if field.name in _LATER and field.name not in found.names]
+    return bool(later) and same_types(found, pa.schema([field for field in schema if field not in later]))
 
 
 class Unsealed(NamedTuple):
@@ -377,11 +395,13 @@ def write_part(sink: BinaryIO, schema: pa.Schema, batches: Iterable[pa.RecordBat
 class PartReader:
     """One open part. Every read checks the page checksums; damage raises DamagedPartError.
 
-    Being open, it stays readable when the part is replaced or removed meanwhile.
+    Being open, it stays readable when the part is replaced or removed meanwhile. `wanted` is the output's schema as it
+    is now: columns of it that were added since this part was written read as null.
     """
 
-    def __init__(self, files: PartFiles, name: str) -> None:
+    def __init__(self, files: PartFiles, name: str, wanted: pa.Schema | None = None) -> None:
         self.name = name
+        self._wanted: pa.Schema | None = None
         self._source = files.open(name)
         try:
             with _damage_of(name):
@@ -389,6 +409,8 @@ class PartReader:
         except BaseException:
             self._source.close()
             raise
+        if wanted is not None and older(self.schema, wanted):
+            self._wanted = wanted
 
     def __enter__(self) -> PartReader:
         return self
@@ -403,9 +425,9 @@ class PartReader:
 
     @property
     def schema(self) -> pa.Schema:
-        """The part's Arrow schema, as it was written."""
+        """The Arrow schema of its records: as it was written, or the output's where that has further columns."""
         with _damage_of(self.name):
-            return self._file.schema_arrow
+            return self._file.schema_arrow if self._wanted is None else self._wanted
 
     @property
     def rows(self) -> int:
@@ -421,7 +443,9 @@ class PartReader:
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the whole part, or some of its columns."""
         with _damage_of(self.name):
-            table = self._file.read(columns=list(columns) if columns is not None else None, use_threads=False)
+            table = self._file.read(columns=self._there(columns), use_threads=False)
+            if self._wanted is not None:
+                return self._completed(table, self._wanted, columns)
             if columns is not None and table.num_columns != len(columns):
                 raise DamagedPartError(self.name, "it lacks columns that every part has")
             return table
@@ -429,9 +453,31 @@ class PartReader:
     def batches(self, columns: Sequence[str] | None = None, rows: int = ROW_GROUP_ROWS) -> Iterator[pa.RecordBatch]:
         """Read in batches, one row group in memory at a time."""
         with _damage_of(self.name):
-            yield from self._file.iter_batches(
-                batch_size=rows, columns=list(columns) if columns is not None else None, use_threads=False
-            )
+            for batch in self._file.iter_batches(batch_size=rows, columns=self._there(columns), use_threads=False):
+                yield batch if self._wanted is None else self._completed(batch, self._wanted, columns)
+
+    @property
+    def older(self) -> bool:
+        """Whether the output has columns that this part lacks."""
+        return self._wanted is not None
+
+    def _there(self, columns: Sequence[str] | None) -> list[str] | None:
+        if columns is None:
+            return None
+        if self._wanted is None:
+            return list(columns)
+        # One column is always read: what has none does not tell its rows.
+        there = self._file.schema_arrow.names
+        return list(dict.fromkeys(["custom_id", *(name for name in columns if name in there)]))
+
+    @staticmethod
+    def _completed(data: Any, wanted: pa.Schema, columns: Sequence[str] | None) -> Any:
+        """A table or a batch with the columns that were asked for, null where the file has them not."""
+        names = wanted.names if columns is None else columns
+        there = set(data.schema.names)
+        arrays = [data.column(n) if n in there else pa.nulls(data.num_rows, wanted.field(n).type) for n in names]
+        schema = wanted if columns is None else pa.schema([wanted.field(name) for name in names])
+        return type(data).from_arrays(arrays, schema=schema)
 
 
 class _damage_of:  # noqa: N801 - used like a function; a class, since a generator yields inside it

@@ -30,9 +30,9 @@ from typing import Any
 import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
-from batchchat.records import RECORD_COLUMNS, Spend
+from batchchat.records import PARSED, RECORD_COLUMNS, Spend
 from batchchat.store.dataset import Dataset, Moved, Point
-from batchchat.store.directory import Layout, Lock
+from batchchat.store.directory import Frozen, Layout, Lock
 from batchchat.store.files import append_line, cut_torn_line, free_name, storage_errors, synchronize_folder
 from batchchat.store.index import Counts, KeyIndex, RecordIndex, is_live, key_digest, state_of
 from batchchat.store.journal import (
@@ -109,6 +109,21 @@ class Sealing:
         return sum(batch.num_rows for batch in self.batches)
 
 
+def joined_parsed(frozen: pa.Field | None, wanted: pa.Field | None) -> pa.Field | None:
+    """Return the field of `parsed` that an output has from now on: the frozen one, or the first that is wanted.
+
+    Raises UsageError where the two are of different types.
+    """
+    if frozen is None or wanted is None:
+        return frozen if wanted is None else wanted
+    from batchchat.structured import type_change_message
+
+    message = type_change_message(frozen, wanted)
+    if message is not None:
+        raise UsageError(message, remedy="--fresh sets the old output aside: renamed, never deleted.")
+    return frozen
+
+
 def _nowhere(_: str) -> None:
     return None
 
@@ -122,7 +137,7 @@ class Store:
         lock: Lock,
         *,
         run_id: str,
-        input_schema: pa.Schema | None,
+        frozen: Frozen,
         with_keys: bool,
         part_rows: int,
         part_bytes: int,
@@ -137,7 +152,7 @@ class Store:
         self.keys = KeyIndex() if with_keys else None
         self._layout = layout
         self._lock = lock
-        self._input_schema = input_schema
+        self._frozen = frozen
         self._metadata = metadata
         self._part_rows = part_rows
         self._part_bytes = part_bytes
@@ -146,7 +161,7 @@ class Store:
         self._dataset = Dataset(
             layout.parts(), layout.archive(), part_rows=part_rows, part_bytes=part_bytes, point=point
         )
-        self._schema = None if input_schema is None else output_schema(input_schema, metadata=metadata)
+        self._schema = self._dataset.schema = frozen.output(metadata)
         self._journal: Journal | None = None
         self._generation = 0
         self._pending: Pending | None = None
@@ -170,6 +185,7 @@ class Store:
         snapshot: Mapping[str, Any],
         run_id: str,
         input_schema: pa.Schema | None = None,
+        parsed: pa.Field | None = None,
         with_keys: bool = False,
         part_rows: int = PART_ROWS,
         part_bytes: int = PART_BYTES,
@@ -180,11 +196,13 @@ class Store:
     ) -> Store:
         """Take hold of an output, creating it where there is none, and recover what an earlier run left.
 
-        `snapshot` is the job as JSON values, with its `name`. `input_schema` is frozen where none is yet. `fresh`
-        renames an existing output aside first. `point` is called at named steps, for tests of crashes.
+        `snapshot` is the job as JSON values, with its `name`. `input_schema` is frozen where none is yet, and so is
+        the type of `parsed`, if there is such a column; it may come later, and then stays. `fresh` renames an existing
+        output aside first. `point` is called at named steps, for tests of crashes.
 
         Raises UsageError (nothing was created) where the folder is something else, belongs to another job, has an
-        unknown format or cannot be written; OutputLocked where another run holds it; StorageError where the disk fails.
+        unknown format, another type of `parsed`, or cannot be written; OutputLocked where another run holds it;
+        StorageError where the disk fails.
         """
         try:
             return cls._open(
@@ -193,6 +211,7 @@ class Store:
                 snapshot=snapshot,
                 run_id=run_id,
                 input_schema=input_schema,
+                parsed=parsed,
                 with_keys=with_keys,
                 part_rows=part_rows,
                 part_bytes=part_bytes,
@@ -216,6 +235,7 @@ class Store:
         job_name: str,
         snapshot: Mapping[str, Any],
         input_schema: pa.Schema | None,
+        parsed: pa.Field | None,
         currency: str | None,
         fresh: bool,
         **settings: Any,
@@ -238,15 +258,18 @@ class Store:
                 layout.check_format()
                 layout.check_name(job_name)
             layout.create_rest()
-            frozen = layout.read_schema()
+            before = layout.read_schema()
+            frozen = Frozen(before.input, joined_parsed(before.parsed, parsed))
             metadata = {"batchchat.job": job_name} | ({"batchchat.currency": currency} if currency else {})
-            store = cls(layout, lock, input_schema=frozen, metadata=metadata, **settings)
+            store = cls(layout, lock, frozen=frozen, metadata=metadata, **settings)
             store.recovery.renamed = renamed
             store._recover()
             layout.save(f"snapshots/{run_id}.json", dict(snapshot))
             layout.save("job.json", dict(snapshot))
-            if input_schema is not None and frozen is None:
+            if frozen.input is None and input_schema is not None:
                 store.freeze_input(input_schema)
+            elif frozen.input is not None and frozen.parsed is not before.parsed:
+                layout.save_schema(frozen.input, frozen.parsed)
         except BaseException:
             lock.release()
             raise
@@ -257,15 +280,16 @@ class Store:
 
         Raises UsageError where other ones are frozen already, or where two output columns would have one name.
         """
-        if self._input_schema is not None:
-            if not same_types(self._input_schema, schema):
+        if self._frozen.input is not None:
+            if not same_types(self._frozen.input, schema):
                 raise UsageError(
                     f"the input's columns differ from those that {self.directory} was made with",
                     remedy="Give the types with `input.types`, or start anew with --fresh.",
                 )
             return
+        parsed = self._frozen.parsed
         try:
-            output = output_schema(schema, metadata=self._metadata)
+            output = output_schema(schema, parsed, self._metadata)
         except ValueError as error:
             raise UsageError(str(error)) from error
         column = unkept(schema)
@@ -276,13 +300,14 @@ class Store:
             )
         # The fields' own notes stay: a later run learns from them which column of the input a renamed one is.
         frozen = pa.schema([pa.field(column.name, column.type, metadata=column.metadata) for column in schema])
-        self._layout.save_schema(frozen)
-        self._input_schema, self._schema = frozen, output
+        self._layout.save_schema(frozen, parsed)
+        self._frozen = Frozen(frozen, parsed)
+        self._schema = self._dataset.schema = output
 
     @property
     def input_schema(self) -> pa.Schema | None:
         """The frozen input columns; None before the first `freeze_input`."""
-        return self._input_schema
+        return self._frozen.input
 
     @property
     def output_schema(self) -> pa.Schema | None:
@@ -335,7 +360,7 @@ class Store:
             self._know(values[_CUSTOM_ID], values[_KEY], values[_SAMPLE], state, seen=False)
 
         if found.records:
-            replay(found.path, take)
+            replay(found.path, take, self._own_columns)
         sealing = Sealing(
             found.generation,
             found.run_id,
@@ -524,10 +549,16 @@ class Store:
             journal_path(self._layout.state, self._generation),
             self._generation,
             run_id=self.run_id,
-            input_schema=self._input_schema,
+            input_schema=self._frozen.input,
+            columns=self._own_columns,
             carried=self._answers,
         )
         return self._journal
+
+    @property
+    def _own_columns(self) -> tuple[str, ...]:
+        """The columns that a record of this output brings itself."""
+        return RECORD_COLUMNS if self._frozen.parsed is None else (*RECORD_COLUMNS, PARSED)
 
     @property
     def _required_schema(self) -> pa.Schema:

@@ -15,7 +15,7 @@ from batchchat.store.directory import Layout, lock_holder
 from batchchat.store.files import read_lines
 from batchchat.store.index import OK, RecordIndex
 from batchchat.store.journal import journals, replay
-from batchchat.store.parts import DamagedPartError, LocalFiles, PartReader, output_schema, same_types
+from batchchat.store.parts import DamagedPartError, LocalFiles, PartReader, same_types
 
 _KINDS = pa.array([kind.value for kind in ErrorKind], pa.string())
 
@@ -64,8 +64,7 @@ def verify(directory: Path | str) -> VerifyReport:
 def _check_state(layout: Layout, report: VerifyReport) -> pa.Schema | None:
     schema = None
     try:
-        frozen = layout.read_schema()
-        schema = output_schema(frozen) if frozen is not None else None
+        schema = layout.read_schema().output()
         for name in ("job.json", "state.json"):
             layout.read(name)
     except StorageError as error:
@@ -120,7 +119,7 @@ def _check_file(
 ) -> bool:
     """Read one Parquet file wholly; False where it is gone, as a run may have replaced it."""
     try:
-        with PartReader(files, name) as reader:
+        with PartReader(files, name, schema) as reader:
             if schema is None:
                 report.problems.append(f"{files.path(name)}: there are records, but no frozen schema")
             elif not same_types(reader.schema, schema):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from batchchat.structured.advice import answer_tokens, warnings_for
 from batchchat.structured.arrow import Misfit, ParsedColumn, parsed_field, type_change_message, type_changes
-from batchchat.structured.correction import answer_correction, calls_correction, with_messages
+from batchchat.structured.correction import answer_correction, calls_correction, missing_call_correction
 from batchchat.structured.dialect import SchemaError
 from batchchat.structured.schema import Mode, ResponseSchema, load_schema
 from batchchat.structured.tools import Tools, load_tools
@@ -29,9 +29,9 @@ __all__ = [
     "calls_correction",
     "load_schema",
     "load_tools",
+    "missing_call_correction",
     "parsed_field",
     "type_change_message",
     "type_changes",
     "warnings_for",
-    "with_messages",
 ]

@@ -437,17 +437,9 @@ def _type_name(field: pa.Field) -> str:
     )
 
 
-def type_change_message(old: pa.Field | None, new: pa.Field | None) -> str | None:
-    """The message for a schema that changes the type of `parsed`; None where the type stays.
-
-    None stands for a job without a schema.
-    """
-    if old is None and new is None:
-        return None
-    if old is None or new is None:
-        changes = ["the column is new" if old is None else "the column is gone"]
-    else:
-        changes = type_changes(old, new)
+def type_change_message(old: pa.Field, new: pa.Field) -> str | None:
+    """The message for a schema that changes the type of `parsed`; None where the type stays."""
+    changes = type_changes(old, new)
     if not changes:
         return None
     told = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")

@@ -63,11 +63,13 @@ def calls_correction(text: str | None, calls: Sequence[ToolCall], errors: Sequen
     ]
 
 
-def with_messages(body: bytes, added: Sequence[Message]) -> bytes:
-    """Return a request's body (JSON, with a list of messages) with these at the end of its messages."""
-    request = orjson.loads(body)
-    request["messages"] = [*request["messages"], *added]
-    return orjson.dumps(request)
+def missing_call_correction(text: str | None, problem: str) -> list[Message]:
+    """The messages that ask for the call of a tool where there is none."""
+    answer = shorten(text, _MAX_ANSWER) if text and text.strip() else "(no answer)"
+    asked = (
+        f"Your answer is not valid:\n{_listed((problem,))}\n\nAnswer again with a call of a tool, and not with text."
+    )
+    return [{"role": "assistant", "content": answer}, {"role": "user", "content": asked}]
 
 
 def _listed(errors: Sequence[str]) -> str:

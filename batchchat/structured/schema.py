@@ -79,18 +79,19 @@ class ResponseSchema:
         )
 
 
-def load_schema(spec: object, *, folder: Path) -> ResponseSchema:
+def load_schema(spec: object, *, folder: Path, name: str | None = None) -> ResponseSchema:
     """Load `response.schema`; a path is relative to `folder`, a model's module is looked for there first.
 
-    Raises SchemaError with the place inside the schema for whatever cannot be used.
+    `name` is what requests call the schema (default: its title, or the name of its file or model). Raises SchemaError
+    with the place inside the schema for whatever cannot be used.
     """
     if isinstance(spec, Mapping):
-        raw, name, source = spec, "answer", "the job's schema"
+        raw, known_as, source = spec, "answer", "the job's schema"
     elif isinstance(spec, str) and _MODEL.fullmatch(spec):
-        raw, name, source = _model_schema(spec, folder), spec.rpartition(":")[2].rpartition(".")[2], spec
+        raw, known_as, source = _model_schema(spec, folder), spec.rpartition(":")[2].rpartition(".")[2], spec
     elif isinstance(spec, str) and spec:
         path = folder / Path(spec).expanduser()
-        raw, name, source = _read(path), path.name.partition(".")[0], str(path)
+        raw, known_as, source = _read(path), path.name.partition(".")[0], str(path)
     else:
         raise SchemaError("a schema is a path to a JSON file, a mapping, or package.module:PydanticModel")
     schema = as_json(raw)
@@ -103,13 +104,13 @@ def load_schema(spec: object, *, folder: Path) -> ResponseSchema:
             "additionalProperties: false}.",
         )
     title = schema.get("title")
+    known_as = name or (title if isinstance(title, str) else known_as)
     try:
         compiled = compile_schema(schema)
         column = ParsedColumn(parsed_field(schema))
     except SchemaError as error:
         raise SchemaError(f"{error.reason} (in {source})", error.place, remedy=error.remedy) from None
-    wire_name = _wire_name(title if isinstance(title, str) else name)
-    return ResponseSchema(schema, wire_name, source, column, AnswerValidator(compiled, column))
+    return ResponseSchema(schema, _wire_name(known_as), source, column, AnswerValidator(compiled, column))
 
 
 def as_json(value: Any, place: Place = ()) -> Any:

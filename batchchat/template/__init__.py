@@ -16,6 +16,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from batchchat.errors import JobError
+from batchchat.template.instructions import Instructions
 from batchchat.template.leaf import RowTemplateError
 from batchchat.template.messages import Messages
 from batchchat.template.params import Params
@@ -46,11 +47,17 @@ class Template:
     goes before it.
     """
 
-    __slots__ = ("_messages", "_messages_sampled", "_params", "_prefix", "names", "sampled", "text_digest")
+    __slots__ = (
+        *("_instructions", "_messages", "_messages_sampled", "_params", "_prefix"),
+        *("names", "sampled", "text_digest"),
+    )
 
-    def __init__(self, messages: Messages, params: Params, *, text_digest: str) -> None:
+    def __init__(
+        self, messages: Messages, params: Params, *, text_digest: str, instructions: Instructions | None = None
+    ) -> None:
         self._messages = messages
         self._params = params
+        self._instructions = instructions
         self.names = messages.names | params.names
         self.sampled = _SAMPLE in self.names
         self._messages_sampled = _SAMPLE in messages.names
@@ -62,6 +69,8 @@ class Template:
         sampled = {_SAMPLE: sample_index, **values} if self.sampled else values
         # Messages that do not speak of it have no sample_index in their `row` either: samples differ where asked to.
         messages, tokens = self._messages.render(sampled if self._messages_sampled else values)
+        if self._instructions is not None:
+            messages, tokens = self._instructions.put_into(messages, tokens)
         if self._prefix is not None:
             hasher = self._prefix.copy()
             head, max_tokens, extra = self._params.head, self._params.max_tokens, self._params.tokens
@@ -74,26 +83,39 @@ class Template:
             raise RowTemplateError(f"a request of {len(body):,} bytes is over the limit of {MAX_TEXT:,}")
         return Rendered(body, hasher.digest(), tokens + extra, max_tokens)
 
+    def constant(self, name: str) -> tuple[bool, Any]:
+        """Whether a param is the same for every row, and then its value (None where it is not sent)."""
+        return self._params.constant(name)
+
 
 def compile_template(
-    messages: Sequence[Mapping[str, Any]] | Mapping[str, Any], params: Mapping[str, Any], *, model: str
+    messages: Sequence[Mapping[str, Any]] | Mapping[str, Any],
+    params: Mapping[str, Any],
+    *,
+    model: str,
+    fixed: Mapping[str, Any] | None = None,
+    instructions: str | None = None,
 ) -> Template:
     """Compile a job's messages and params.
 
     `messages` is a list whose items are messages, with templates in any text at any depth, or `{"from": column}` where
     the row holds messages; or one such `{"from": column}` alone. `params` are the body's other fields in the author's
     order; the mapping `extra_body` among them is put beside them. A param that is exactly one `{{ expression }}` takes
-    its value's own type, and one that is None is left out.
+    its value's own type, and one that is None is left out. `fixed` are further fields of the body, and `instructions` a
+    text for the model; both go in as they are, whatever braces they hold.
 
     Raises JobError that names the message and the line in its text, without file and line of the job.
     """
     environment = Environment()
     try:
-        text = to_json({"model": model, "messages": messages, "params": canonical(params)}, sort=True)
+        text = {"model": model, "messages": messages, "params": canonical(params)}
+        if fixed or instructions is not None:
+            text |= {"fixed": canonical(fixed or {}), "instructions": instructions}
         return Template(
             Messages(environment, messages),
-            Params(environment, model, params),
-            text_digest=blake2b(text, digest_size=16).hexdigest(),
+            Params(environment, model, params, fixed or {}),
+            text_digest=blake2b(to_json(text, sort=True), digest_size=16).hexdigest(),
+            instructions=None if instructions is None else Instructions(instructions),
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise JobError(f"messages or params hold what has no JSON form: {error}") from None

@@ -36,13 +36,15 @@ class Params:
     gives these four for each row, and writes anew only the fields that the row does change.
     """
 
-    def __init__(self, environment: Environment, model: str, params: Mapping[str, Any]) -> None:
+    def __init__(
+        self, environment: Environment, model: str, params: Mapping[str, Any], fixed: Mapping[str, Any] | None = None
+    ) -> None:
         self._environment = environment
         self.names: frozenset[str] = frozenset()
         fields = {"model": model, **_merged(params)}
         compiled = {
             name: value if name == "model" else self._compile(value, f"params.{name}") for name, value in fields.items()
-        }
+        } | dict(fixed or {})
         self.varies = any(map(_varies, compiled.values()))
         self._varying = [(name, value) for name, value in compiled.items() if _varies(value)]
         self.head = self.canonical = b""
@@ -69,6 +71,11 @@ class Params:
         longest = next((field.value for field in lengths if field is not None and type(field.value) is int), None)
         weights = sum([field.weight for field in there])
         return b'{%b,"messages":' % head, b"{%b}" % told_apart, longest, (weights + 7) >> 3
+
+    def constant(self, name: str) -> tuple[bool, Any]:
+        """Whether a param is the same for every row, and then its value."""
+        field = self._written.get(name)
+        return name not in dict(self._varying), None if field is None else field.value
 
     def _compile(self, value: Any, place: str) -> Any:
         if isinstance(value, str):

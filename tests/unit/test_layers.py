@@ -10,9 +10,9 @@ import batchchat
 ROOT = Path(batchchat.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "format", "records"}),
-    frozenset({"events", "providers", "identity"}),
-    frozenset({"budget", "job", "views", "limits", "retry", "transport", "sources", "template", "structured", "demo"}),
-    frozenset({"store", "client"}),
+    frozenset({"events", "providers", "identity", "structured"}),
+    frozenset({"budget", "job", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
+    frozenset({"store", "client", "review"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner"}),
     frozenset({"plan", "inspection"}),

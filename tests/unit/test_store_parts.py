@@ -32,8 +32,8 @@ def test_the_columns_are_those_of_the_contract() -> None:
     assert RECORD_SCHEMA.field("row_index").type == pa.int64()
     assert RECORD_SCHEMA.field("sample_index").type == pa.int32()
     assert RECORD_SCHEMA.field("cost").type == pa.float64()
-    extra = pa.schema([("parsed", pa.struct([("label", pa.string())]))])
-    schema = output_schema(pa.schema([pa.field("a", pa.int8(), nullable=False)]), extra)
+    parsed = pa.field("parsed", pa.struct([("label", pa.string())]))
+    schema = output_schema(pa.schema([pa.field("a", pa.int8(), nullable=False)]), parsed)
     assert schema.names == ["a", *RECORD_COLUMNS, "parsed"]
     assert schema.field("a").nullable
     with pytest.raises(ValueError, match="called status"):

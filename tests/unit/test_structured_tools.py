@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchchat.review import revised
 from batchchat.structured import (
     SchemaError,
     Tools,
     answer_correction,
     calls_correction,
     load_tools,
-    with_messages,
 )
 
 
@@ -117,7 +117,7 @@ def test_no_call_makes_the_check_raise_or_the_correction_unusable(
 ) -> None:
     calls = [call(arguments, name, call_id), call("{}", "list_all", None)]
     messages = calls_correction(None, calls, TOOLS.check_calls(calls))
-    sent = json.loads(with_messages(b'{"messages": [{"role": "user", "content": "x"}]}', messages))["messages"]
+    sent = json.loads(revised(b'{"messages": [{"role": "user", "content": "x"}]}', messages, None))["messages"]
     made = sent[1]["tool_calls"]
     assert [one["id"] for one in made] == [one["tool_call_id"] for one in sent[2:]]
     assert all(isinstance(json.loads(one["function"]["arguments"]), dict) for one in made)
@@ -157,7 +157,7 @@ def test_calls_are_asked_for_again_by_a_tool_message_each() -> None:
 def test_a_body_keeps_everything_else() -> None:
     body = b'{"model":"m","messages":[{"role":"user","content":"\xc3\xa9"}],"seed":9007199254740993,"temperature":0.1}'
     added = answer_correction("x", ["y"])
-    request = json.loads(with_messages(body, added))
+    request = json.loads(revised(body, added, None))
     assert request == {**json.loads(body), "messages": [{"role": "user", "content": "é"}, *added]}
 
 

@@ -1,0 +1,272 @@
+"""What an answer comes to: taken, failed, or asked for again. A pure decision over (request, reply).
+
+A `Reviewer` holds what a job asks of its answers: a schema, tools, and what becomes of an answer that was cut off. It
+sends nothing and changes nothing; `go_on` then makes a request ask its next question. An answer that settles nothing
+is kept by the journal as `journaled` writes it, and `resume` goes on from there after a crash: it decides again about
+the answers that are there, so that none of them is asked for twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, Steps, Usage, Verdict
+
+if TYPE_CHECKING:
+    from batchchat.structured import ResponseSchema, Tools
+
+_BYTES_A_TOKEN = 4
+_LENGTHS = ("max_completion_tokens", "max_tokens")
+_TOOL_SETS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The answer is taken. `parsed` is its value for the typed column, `tolerated` says that other text stood by."""
+
+    parsed: Any = None
+    tolerated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The answer is none, and no further one is asked for."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class AskAgain:
+    """What to send next. `corrects` tells a correction from a longer second try; `reasons` are of the last answer."""
+
+    body: bytes
+    prompt_tokens: int
+    max_tokens: int | None
+    corrects: bool
+    reasons: str
+    kind: ErrorKind
+
+
+Decision = Accept | Fail | AskAgain
+
+
+class Reviewer:
+    """A job's demands on its answers.
+
+    `schema` is what a text must fit, and `repeats_schema` whether a correction must say it again (where the prompt does
+    not hold it). `tools` judges calls; with `tools_vary` each request's own tools do. `truncated` is what to do with an
+    answer that was cut off: `fail`, `keep` (it is judged like any other), or the bound of one more try, in tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        schema: ResponseSchema | None = None,
+        repeats_schema: bool = True,
+        tools: Tools | None = None,
+        tools_vary: bool = False,
+        corrections: int = 2,
+        truncated: Literal["fail", "keep"] | int = "fail",
+    ) -> None:
+        self._schema = schema
+        self._repeated = schema.text if schema is not None and repeats_schema else None
+        self._tools = tools
+        self._tools_vary = tools_vary
+        self._corrections = corrections
+        self._truncated = truncated
+
+    @property
+    def idle(self) -> bool:
+        """Whether every answer is taken as it is, so that there is nothing to review."""
+        return self._schema is None and self._tools is None and not self._tools_vary and self._truncated == "fail"
+
+    def concerns(self, reply: Reply) -> bool:
+        """Whether a reply holds an answer to decide about; any other is a matter of retry."""
+        cut_off = reply.failure is not None and reply.failure.kind is ErrorKind.TRUNCATED
+        return reply.completion is not None and (reply.verdict is Verdict.OK or cut_off)
+
+    def review(self, request: Request, reply: Reply) -> Decision:
+        """Decide about an answer that `concerns` the reviewer. Takes time linear in its length."""
+        completion = reply.completion
+        assert completion is not None  # noqa: S101 - what `concerns` says
+        if reply.failure is not None:
+            if isinstance(self._truncated, int):
+                return self._with_more_room(request, reply.failure, self._truncated)
+            if self._truncated == "fail" or not (completion.tool_calls or (completion.text or "").strip()):
+                return Fail(reply.failure)
+        tools = self._tools_of(request)
+        if tools is not None:
+            decision = self._review_calls(request, completion, tools)
+            if decision is not None:
+                return decision
+        if self._schema is None:
+            return Accept()
+        answer = self._schema.validator.read(completion.text)
+        if answer.ok:
+            return Accept(answer.parsed, answer.tolerated)
+        from batchchat.structured import answer_correction
+
+        messages = answer_correction(completion.text, answer.errors, schema=self._repeated)
+        return self._corrected(request, messages, answer.errors, "the answer does not fit the schema")
+
+    def _review_calls(self, request: Request, completion: Completion, tools: Tools) -> Decision | None:
+        """Decide about an answer of tool calls; None where there are none and none are needed."""
+        from batchchat.structured import calls_correction, missing_call_correction
+
+        calls = completion.tool_calls
+        missing = tools.missing_call(calls)
+        if missing is not None:
+            messages = missing_call_correction(completion.text, missing)
+            return self._corrected(request, messages, (missing,), "the answer is not the one that was asked for")
+        if not calls:
+            return None
+        errors = tools.check_calls(calls)
+        if not any(errors):
+            return Accept()
+        told = [f"{call.get('name')}: {error}" for call, wrong in zip(calls, errors, strict=True) for error in wrong]
+        messages = calls_correction(completion.text, calls, errors)
+        return self._corrected(request, messages, told, "a tool call does not fit the tool's parameters")
+
+    def _corrected(
+        self, request: Request, messages: Sequence[dict[str, Any]], errors: Sequence[str], problem: str
+    ) -> Decision:
+        steps = request.steps
+        made = steps.corrections if steps is not None else 0
+        reasons = "; ".join(errors)
+        if made >= self._corrections:
+            after = f" after {made} correction{'s' * (made != 1)}" if made else ""
+            return Fail(Failure(ErrorKind.INVALID_OUTPUT, f"{problem}{after}: {reasons}", 200))
+        own = steps.body if steps is not None else request.body
+        raised = self._truncated if steps is not None and steps.longer and isinstance(self._truncated, int) else None
+        added = sum(len(json.dumps(message, ensure_ascii=False)) for message in messages) // _BYTES_A_TOKEN
+        return AskAgain(
+            revised(own, messages, raised),
+            (steps.prompt_tokens if steps is not None else request.prompt_tokens) + added,
+            request.max_tokens,
+            corrects=True,
+            reasons=reasons,
+            kind=ErrorKind.INVALID_OUTPUT,
+        )
+
+    def _with_more_room(self, request: Request, failure: Failure, room: int) -> Decision:
+        steps = request.steps
+        if steps is not None and steps.longer:
+            return Fail(Failure(failure.kind, f"{failure.message} (it was asked for with {room} already)", 200))
+        if request.max_tokens is not None and request.max_tokens >= room:
+            message = f"{failure.message} (its bound was {request.max_tokens}, and retry_with_max_tokens is {room})"
+            return Fail(Failure(failure.kind, message, failure.http_status))
+        return AskAgain(
+            revised(request.body, (), room),
+            request.prompt_tokens,
+            room,
+            corrects=False,
+            reasons=failure.message,
+            kind=ErrorKind.TRUNCATED,
+        )
+
+    def _tools_of(self, request: Request) -> Tools | None:
+        if not self._tools_vary:
+            return self._tools
+        own = request.steps.body if request.steps is not None else request.body
+        body = json.loads(own)
+        return _loaded_tools(json.dumps(body.get("tools")), json.dumps(body.get("tool_choice")))
+
+
+@lru_cache(maxsize=_TOOL_SETS)
+def _loaded_tools(tools: str, choice: str) -> Tools | None:
+    """The tools of one request; None where it has none, or such that nothing can be checked against them."""
+    from batchchat.structured import SchemaError, load_tools
+
+    try:
+        return load_tools(json.loads(tools), json.loads(choice))
+    except SchemaError:
+        return None
+
+
+def revised(body: bytes, messages: Sequence[dict[str, Any]], max_tokens: int | None) -> bytes:
+    """Return a request's body with these messages at its end, and with this bound of the answer."""
+    # The standard library keeps every digit of a schema's numbers.
+    request = json.loads(body)
+    request["messages"] = [*request["messages"], *messages]
+    if max_tokens is not None:
+        for name in [name for name in _LENGTHS if request.get(name) is not None] or ["max_tokens"]:
+            request[name] = max_tokens
+    return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def go_on(request: Request, again: AskAgain) -> None:
+    """Make a request ask its next question."""
+    steps = request.steps
+    if steps is None:
+        steps = request.steps = Steps(request.body, request.prompt_tokens)
+    steps.answers += 1
+    if again.corrects:
+        steps.corrections += 1
+        steps.reasons = again.reasons
+    else:
+        steps.longer = True
+    request.body, request.prompt_tokens, request.max_tokens = again.body, again.prompt_tokens, again.max_tokens
+
+
+# --- through a crash
+
+
+def journaled(request: Request, reply: Reply) -> dict[str, Any]:
+    """An answer that settles nothing, as JSON, with what its request came to so far (its usage included)."""
+    completion, failure = reply.completion, reply.failure
+    return {
+        "completion": {item.name: getattr(completion, item.name) for item in fields(Completion)},
+        "failure": None if failure is None else [failure.kind.value, failure.message, failure.http_status],
+        "latency_s": reply.latency_s,
+        "request_id": reply.request_id,
+        "model": reply.model,
+        "attempts": request.attempts,
+        "usage": list(request.usage),
+        "started_at": request.started_at,
+        "active_s": request.active_s,
+    }
+
+
+def resume(request: Request, answers: Sequence[Any], reviewer: Reviewer) -> tuple[Reply, Decision] | None:
+    """Go on from a request's journaled answers, in their order: the last one, and what is decided about it now.
+
+    The request is then as it was before that decision; its usage includes the answers', and the reply's own is None.
+    Returns None, with the request unchanged, where the answers cannot be read: it is then asked from its beginning.
+    """
+    try:
+        replies = [_restored(answer) for answer in answers]
+        last = answers[-1]
+        usage, started_at = Usage(*last["usage"]), int(last["started_at"])
+        attempts, active_s = int(last["attempts"]), float(last["active_s"])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return None
+    request.usage, request.started_at = usage, started_at
+    request.attempts, request.active_s = attempts, active_s
+    for reply in replies[:-1]:
+        decision = reviewer.review(request, reply)
+        if isinstance(decision, AskAgain):
+            go_on(request, decision)
+    return replies[-1], reviewer.review(request, replies[-1])
+
+
+def _restored(answer: dict[str, Any]) -> Reply:
+    known = {item.name for item in fields(Completion)}
+    kept = {name: value for name, value in answer["completion"].items() if name in known}
+    if kept.get("tool_calls") is not None:
+        kept["tool_calls"] = tuple(kept["tool_calls"])
+    kept["usage"] = Usage(*kept["usage"])
+    completion = Completion(**kept)
+    failure = answer["failure"]
+    return Reply(
+        Verdict.OK if failure is None else Verdict.NO,
+        completion=completion,
+        failure=None if failure is None else Failure(ErrorKind(failure[0]), failure[1], failure[2]),
+        text=completion.text,
+        latency_s=float(answer["latency_s"]),
+        request_id=answer["request_id"],
+        model=answer["model"],
+    )

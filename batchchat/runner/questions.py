@@ -1,0 +1,90 @@
+"""What a job asks, and what it demands of the answers: its template, its schema and its tools, compiled together.
+
+A schema is part of the request (as `response_format`, or as words in the prompt), so the template is compiled with it:
+whoever renders a job's requests does it from here. Blocking code.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchchat.errors import JobError
+from batchchat.job import Job
+from batchchat.job.model import Longer
+from batchchat.review import Reviewer
+from batchchat.template import Template, compile_template
+
+if TYPE_CHECKING:
+    from batchchat.structured import ResponseSchema, Tools
+
+_STEPS = re.compile(r"[^.\[\]]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """A job's compiled requests, and the reviewer of what comes back."""
+
+    template: Template
+    reviewer: Reviewer
+    schema: ResponseSchema | None = None
+
+
+def compile_questions(job: Job) -> Questions:
+    """Compile a job's messages, params, schema and tools. Raises JobError with the place of what cannot be used."""
+    response = job.response
+    schema = None if response.spec is None else _load_schema(job)
+    try:
+        template = compile_template(
+            job.messages,
+            job.params.as_body(),
+            model=job.model,
+            fixed=schema.request_fields(response.mode) if schema is not None else None,
+            instructions=schema.instructions(response.mode) if schema is not None else None,
+        )
+    except JobError as error:
+        place = [int(part) if part.isdecimal() else part for part in _STEPS.findall(error.field or "messages")]
+        raise job.error(error.message.removeprefix(f"{error.field}: "), *place, remedy=error.remedy) from None
+    tools, vary = _load_tools(job, template)
+    longer = response.truncated
+    reviewer = Reviewer(
+        schema=schema,
+        repeats_schema=response.mode == "json_schema",
+        tools=tools,
+        tools_vary=vary,
+        corrections=response.corrections,
+        truncated=longer.retry_with_max_tokens if isinstance(longer, Longer) else longer,
+    )
+    return Questions(template, reviewer, schema)
+
+
+def _load_schema(job: Job) -> ResponseSchema:
+    # Late: these bring a JSON Schema library along, which few jobs need.
+    from batchchat.structured import SchemaError, load_schema
+
+    folder = job.file.absolute().parent if job.file is not None else Path.cwd()
+    try:
+        return load_schema(job.response.spec, folder=folder, name=job.response.name)
+    except SchemaError as error:
+        raise job.error(error.message, "response", "schema", *error.place, remedy=error.remedy) from None
+
+
+def _load_tools(job: Job, template: Template) -> tuple[Tools | None, bool]:
+    """The job's tools, where they are the same for every row, and whether they are not."""
+    if job.params.tools is None and job.params.tool_choice is None:
+        return None, False
+    tools_fixed, tools = template.constant("tools")
+    choice_fixed, choice = template.constant("tool_choice")
+    if not (tools_fixed and choice_fixed):
+        return None, True
+    if tools is None:
+        message = "chooses among tools, and there are none"
+        raise job.error(message, "params", "tool_choice", remedy="Give params.tools, or leave this out.")
+    from batchchat.structured import SchemaError, load_tools
+
+    try:
+        return load_tools(tools, choice), False
+    except SchemaError as error:
+        raise job.error(error.reason, "params", *error.place, remedy=error.remedy) from None
