@@ -86,6 +86,24 @@ class BudgetUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run will have used at its end, as far as `answers` answered requests tell.
+
+    `guessed_*` is the guess by size for the same requests. Until there are enough answers `tokens` and `cost` are that
+    guess; then (`corrected`) they follow real usage, and `prompt_ratio` tells how many prompt tokens were billed for
+    each guessed one. Money is None where no price is known.
+    """
+
+    answers: int
+    corrected: bool
+    tokens: int
+    cost: float | None
+    guessed_tokens: int
+    guessed_cost: float | None
+    prompt_ratio: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The counts of a run at one moment.
 
@@ -120,6 +138,7 @@ class Snapshot:
     oldest: tuple[InFlight, ...] = ()
     samples: int = 1
     budget: BudgetUse | None = None
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,3 +181,4 @@ class RunSummary:
     resume: str | None = None
     samples: int = 1
     budget: BudgetUse | None = None
+    forecast: Forecast | None = None

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.errors import BatchchatError
-from batchchat.events import BudgetUse, FailureGroup, InFlight, Pace, Snapshot
+from batchchat.events import BudgetUse, FailureGroup, Forecast, InFlight, Pace, Snapshot
 from batchchat.job import Job, validate_job
 from batchchat.records import PARSED, RECORD_COLUMNS, Spend
 from batchchat.runner.questions import compile_questions
@@ -64,7 +64,7 @@ def status_of(directory: Path) -> StatusView:
         open=_open_rows(output, ok + sum(counts.values()), live),
         failures=groups,
         spent=output.spend,
-        currency=(output.live or {}).get("currency"),
+        currency=output.state.get("currency") or (output.live or {}).get("currency"),
         live=live,
         command=f"batchchat run {shlex.quote(job_file)}" if job_file and unfinished else None,
         samples=samples if isinstance(samples, int) else 1,
@@ -111,6 +111,7 @@ def _snapshot(data: Mapping[str, Any]) -> Snapshot | None:
         fields["failures"] = tuple(FailureGroup(**group) for group in fields["failures"])
         fields["pace"] = Pace(**fields["pace"])
         fields["budget"] = BudgetUse(**fields["budget"]) if fields.get("budget") else None
+        fields["forecast"] = Forecast(**fields["forecast"]) if fields.get("forecast") else None
         fields["oldest"] = tuple(InFlight(**request) for request in fields["oldest"])
         return Snapshot(**fields)
     except (TypeError, KeyError, ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,19 @@ import orjson
 from batchchat.errors import JobError
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
+from batchchat.limits import FIRST_COMPLETION
 from batchchat.providers import DEMO, Price, Provider
 from batchchat.records import Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import prepare
 from batchchat.store import Frozen, frozen_schema, is_output, read_state
+from batchchat.store.directory import Layout
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.views import PlanCap, PlanView, RequestPreview
 
 _DEFAULTS = RunOptions()
 _PREVIEWS = 2
 _SLICE = 512
-_EXPECTED_COMPLETION = 256
 _EXPECTED_LATENCY_S = 2.0
 _UNSET_CONCURRENCY = 64
 
@@ -35,6 +36,8 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
     frozen = Frozen() if fresh else frozen_schema(directory)
     prepared = prepare(job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed)
     provider = prepared.provider
+    if not fresh:
+        Layout(directory).check_currency(provider.currency if job.model in provider.prices else None)
     history = _History(directory, fresh=fresh, job=job)
     reopens = options.retry_failed
     intake = Intake(
@@ -107,10 +110,10 @@ class _History:
 
     def __init__(self, directory: Path, *, fresh: bool, job: Job) -> None:
         self.index, self.keys = RecordIndex(), KeyIndex() if job.input.key is not None else None
-        self.prompt_ratio, self.completion, self.latency_s = 1.0, float(_EXPECTED_COMPLETION), _EXPECTED_LATENCY_S
+        self.prompt_ratio, self.completion, self.latency_s = 1.0, FIRST_COMPLETION, _EXPECTED_LATENCY_S
         self.method = (
             "prompt tokens by size (4 characters a token in Latin script, 3 bytes otherwise), "
-            f"{_EXPECTED_COMPLETION} tokens an answer or max_tokens if less, {_EXPECTED_LATENCY_S:g} s an answer; "
+            f"{FIRST_COMPLETION:g} tokens an answer or max_tokens if less, {_EXPECTED_LATENCY_S:g} s an answer; "
             "corrected by what was really used once there are answers"
         )
         self.spent = Spend()
@@ -128,10 +131,22 @@ class _History:
                     latency += row["latency_s"]
         if answered:
             self.completion, self.latency_s = completion / answered, latency / answered
-            self.method = (
-                "prompt tokens by size (4 characters a token in Latin script, 3 bytes otherwise); length and time of "
-                f"an answer from the {answered:,} answers that are here"
-            )
+            size = "prompt tokens by size (4 characters a token in Latin script, 3 bytes otherwise)"
+            ratio = _prompt_ratio(output.runs)
+            if ratio is not None:
+                self.prompt_ratio = ratio
+                size += f" times {ratio:.2f}, which they were in the last run"
+            self.method = f"{size}; length and time of an answer from the {answered:,} answers that are here"
+
+
+def _prompt_ratio(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """How many prompt tokens were billed for each one that was guessed, in the last run that had enough answers."""
+    for run in reversed(runs):
+        forecast = run.get("forecast")
+        if isinstance(forecast, dict) and forecast.get("corrected"):
+            ratio = forecast.get("prompt_ratio")
+            return ratio if isinstance(ratio, float) and 0.01 < ratio < 100 else None
+    return None
 
 
 def _preview(found: Sorted, shown: list[RequestPreview], previews: int) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from batchchat.cli.logs import LogListener
 from batchchat.cli.terminal import Terminal
-from batchchat.events import Event, Listener, Pace, Snapshot
+from batchchat.events import BudgetUse, Event, Listener, Pace, Snapshot
 from batchchat.format import about, asked, count, money, one_line, percent, plural, rate, short
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ _FIRST_LINE_S = 2.0
 _LABEL = 8
 _INDENT = 2
 _NEAR_LIMIT = 0.95
-_ENOUGH_ROWS = 20
 _PHASES = {
     "starting": "starting…",
     "draining": "draining…",
@@ -237,23 +236,20 @@ def _used(used: float, limit: float | None, unit: str, rank: int) -> Figure:
 
 
 def _cost_figures(snapshot: Snapshot) -> list[Figure]:
-    spend = snapshot.spend
+    spend, forecast = snapshot.spend, snapshot.forecast
+    caps = snapshot.budget or BudgetUse()
     priced = snapshot.currency is not None or spend.cost > 0
-    cost = money(spend.cost, snapshot.currency) if priced else "no price known"
-    figures = [Figure(cost), Figure(f"{short(spend.total_tokens)} tokens", "", 1)]
-    budget = snapshot.budget
-    if budget is not None and budget.max_requests is not None:
-        used = Figure(f"{count(budget.requests + budget.in_flight)} requests", "", 1)
-        figures += [used, Figure(f"(of {count(budget.max_requests)})", "dim", 2)]
-    if budget is not None and budget.max_tokens is not None:
-        figures.insert(2, Figure(f"(of {short(budget.max_tokens)})", "dim", 2))
-    if budget is not None and budget.max_cost is not None:
-        figures.insert(1, Figure(f"(of {money(budget.max_cost)})", "dim", 2))
-    new = snapshot.ok + snapshot.failed
-    if spend.cost > 0 and snapshot.total is not None and new >= _ENOUGH_ROWS:
-        at_end = spend.cost / new * (new + max(0, snapshot.total - _settled(snapshot)))
-        place = next((n for n, figure in enumerate(figures) if n and not figure.text.startswith("(of")), 1)
-        figures.insert(place, Figure(f"(about {money(at_end)} at the end)", "dim", 4))
+    figures = [Figure(money(spend.cost, snapshot.currency) if priced else "no price known")]
+    if caps.max_cost is not None:
+        figures.append(Figure(f"(of {money(caps.max_cost)})", "dim", 2))
+    if forecast is not None and forecast.cost:
+        figures.append(Figure(f"(about {money(forecast.cost)} at the end)", "dim", 4))
+    figures.append(Figure(f"{short(spend.total_tokens)} tokens", "", 1))
+    if caps.max_tokens is not None:
+        figures.append(Figure(f"(of {short(caps.max_tokens)})", "dim", 2))
+    if caps.max_requests is not None:
+        figures.append(Figure(f"{count(caps.requests + caps.in_flight)} requests", "", 1))
+        figures.append(Figure(f"(of {count(caps.max_requests)})", "dim", 2))
     if snapshot.retries:
         figures.append(Figure(plural(snapshot.retries, "retry", "retries"), "", 2))
     if snapshot.rate_limited:
@@ -350,6 +346,8 @@ def _fields(snapshot: Snapshot) -> dict[str, object]:
         "total_tokens": snapshot.spend.total_tokens,
         "cost": snapshot.spend.cost,
         "currency": snapshot.currency,
+        "forecast_tokens": snapshot.forecast.tokens if snapshot.forecast else None,
+        "forecast_cost": snapshot.forecast.cost if snapshot.forecast else None,
         "requests_used": round(pace.requests_used, 3),
         "requests_per_minute": pace.requests_per_minute,
         "tokens_used": round(pace.tokens_used, 3),

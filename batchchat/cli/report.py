@@ -189,6 +189,9 @@ def _summary_table(summary: RunSummary) -> Table:
     table.add_row("prompt tokens", count(new.prompt_tokens), count(whole.prompt_tokens))
     table.add_row("completion tokens", count(new.completion_tokens), count(whole.completion_tokens))
     table.add_row("cost", _cost(new.cost, currency), _cost(whole.cost, currency))
+    forecast = summary.forecast
+    if forecast is not None and forecast.corrected and forecast.guessed_cost:
+        table.add_row("  estimated by size", money(forecast.guessed_cost, currency), "")
     for name, used, cap in _budget_rows(summary.budget):
         table.add_row(f"budget {name}", f"{used} of {cap}", "")
     table.add_row("time", duration(summary.elapsed_s), "")

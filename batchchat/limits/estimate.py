@@ -8,7 +8,7 @@ from batchchat.records import Usage
 
 _MEMORY = 0.98
 """Weight of the past at each answer: about the last fifty answers speak."""
-_FIRST_COMPLETION = 256.0
+FIRST_COMPLETION = 256.0
 """Completion tokens expected before the first answer, where `max_tokens` does not say less."""
 
 
@@ -36,7 +36,7 @@ class TokenEstimator:
 
     def completion(self, max_tokens: int | None = None) -> float:
         """Completion tokens to expect, never above `max_tokens`."""
-        expected = self._completion / self._answers if self._answers > 0 else _FIRST_COMPLETION
+        expected = self._completion / self._answers if self._answers > 0 else FIRST_COMPLETION
         return expected if max_tokens is None else min(expected, float(max_tokens))
 
     def reserve(self, prompt: int, max_tokens: int | None = None) -> int:

@@ -29,7 +29,8 @@ from batchchat.client import ChatClient
 from batchchat.engines import Settled
 from batchchat.engines.local import LocalEngine
 from batchchat.errors import BatchchatError, StoppedEarly, StorageError
-from batchchat.events import Event, FailureGroup, Listener, RunSummary, Snapshot
+from batchchat.events import Event, FailureGroup, Forecast, Listener, RunSummary, Snapshot
+from batchchat.format import money, short
 from batchchat.intake import Intake
 from batchchat.job import Job, api_key, load_keys, write_duration
 from batchchat.limits import Limiter, TokenEstimator
@@ -37,6 +38,7 @@ from batchchat.providers import DEMO, Price, Provider
 from batchchat.records import Request, RowBatch
 from batchchat.retry import RetryPolicy
 from batchchat.review import Accept, Fail, go_on, resume
+from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.stopping import StopRequest
@@ -148,6 +150,7 @@ class _Run:
         self.engine: LocalEngine
         self.open_answers: dict[str, list[Answer]] = {}
         self.provider: Provider
+        self.forecaster: Forecaster
 
     # --- the way through
 
@@ -240,6 +243,7 @@ class _Run:
             listener=self.tell,
             on_error=self.engine.cancel,
         )
+        self.forecaster = Forecaster(self._price())
         reopens = self.options.retry_failed
         self.intake = Intake(
             self.prepared.template,
@@ -308,7 +312,9 @@ class _Run:
                 archived += found.archived
                 for custom_id in found.reopened:
                     self.limiter.suspect(custom_id)
-                yield self._resumed(found.requests) if self.open_answers else found.requests
+                requests = self._resumed(found.requests) if self.open_answers else found.requests
+                self.forecaster.add(requests)
+                yield requests
                 await anyio.lowlevel.checkpoint()
             if len(archived) >= _REVIVE_BATCH:
                 yield await self._revive(archived)
@@ -382,9 +388,13 @@ class _Run:
 
     async def _tick(self) -> None:
         ticks = 0
+        corrected = False
         while True:
             self.tally.sample(anyio.current_time())
             snapshot = self.snapshot()
+            if snapshot.forecast is not None and snapshot.forecast.corrected and not corrected:
+                corrected = True
+                self.tell(_correction(snapshot.forecast, snapshot.currency))
             if self.on_snapshot is not None:
                 self.on_snapshot(snapshot)
             if ticks % _LIVE_EVERY == 0:
@@ -428,6 +438,14 @@ class _Run:
             pace=self.limiter.pace(),
             oldest=engine.oldest(_OLDEST),
             budget=self.budget.use() if self.budget else None,
+            forecast=self._forecast(max(0, total - settled)) if total is not None else None,
+        )
+
+    def _forecast(self, left: int) -> Forecast | None:
+        """What the run will have used when `left` more samples are settled."""
+        tally = self.tally
+        return self.forecaster.forecast(
+            settled=tally.ok + tally.failed, asked=tally.asked, spend=tally.spend, left=left
         )
 
     def _price(self) -> Price | None:
@@ -576,6 +594,7 @@ class _Run:
             note=self.provider.note if self.provider.name == DEMO else "",
             resume=self.options.command if left or reopened else None,
             budget=self.budget.use() if self.budget else None,
+            forecast=self._forecast(0),
         )
 
     def _failures(self) -> tuple[FailureGroup, ...]:
@@ -587,6 +606,18 @@ class _Run:
             example = FailureGroup(kind.value, number, "(in an earlier run; `batchchat show --failed` tells)")
             found.append(replace(group, count=number) if group else example)
         return tuple(sorted(found, key=lambda group: -group.count))
+
+
+def _correction(forecast: Forecast, currency: str | None) -> Event:
+    """The event that tells how far off the guess by size was."""
+    now, guess = f"{short(forecast.tokens)} tokens", f"{short(forecast.guessed_tokens)} tokens"
+    if forecast.cost is not None:
+        now, guess = (
+            f"{money(forecast.cost, currency)} and {now}",
+            f"{money(forecast.guessed_cost, currency)} and {guess}",
+        )
+    message = f"after {forecast.answers} answers: about {now} at the end, where {guess} were estimated by size"
+    return Event("estimate_corrected", message, "info", {**plain(forecast), "currency": currency})
 
 
 def plain(view: Any) -> dict[str, Any]:

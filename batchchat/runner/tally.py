@@ -47,6 +47,7 @@ class Tally:
         self.ok = 0
         self.failed = 0
         self.revived = 0
+        self.asked = 0
         self.spend = Spend()
         self.rows = Rate()
         self.tokens = Rate()
@@ -56,7 +57,9 @@ class Tally:
         """Count one record."""
         if revived:
             self.revived += 1
-        elif record.status == "ok":
+            return
+        self.asked += record.attempts > 0
+        if record.status == "ok":
             self.ok += 1
         else:
             self.failed += 1

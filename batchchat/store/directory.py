@@ -173,6 +173,21 @@ class Layout:
                 remedy="Choose another output, or set the old one aside with --fresh (renamed, never deleted).",
             )
 
+    def check_currency(self, currency: str | None) -> str | None:
+        """Return the currency in which this output's costs are told, None where none is yet.
+
+        Raises UsageError where it is another one than `currency`: sums of two currencies would mean nothing.
+        """
+        state = self.read("state.json")
+        kept = state.get("currency") if isinstance(state, dict) else None
+        if kept is not None and currency is not None and kept != currency:
+            raise UsageError(
+                f"the costs of the output {self.root} are in {kept}, and the price of this job is in {currency}: "
+                "currencies are never added",
+                remedy=f"Give `prices` in {kept}, choose another output, or set the old one aside with --fresh.",
+            )
+        return kept if isinstance(kept, str) else None
+
     def create_base(self) -> None:
         """Create the folders that a lock needs. Raises UsageError, with nothing created, where that is not allowed."""
         missing = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]

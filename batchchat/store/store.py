@@ -258,6 +258,8 @@ class Store:
                 layout.check_format()
                 layout.check_name(job_name)
             layout.create_rest()
+            if layout.check_currency(currency) is None and currency is not None:
+                layout.save("state.json", {**(layout.read("state.json") or {}), "currency": currency})
             before = layout.read_schema()
             frozen = Frozen(before.input, joined_parsed(before.parsed, parsed))
             metadata = {"batchchat.job": job_name} | ({"batchchat.currency": currency} if currency else {})

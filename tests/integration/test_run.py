@@ -15,8 +15,9 @@ import batchchat
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.errors import StorageError, UsageError
 from batchchat.export import export
-from batchchat.inspection import find_records
-from batchchat.runner import StopRequest, run_job
+from batchchat.inspection import find_records, status_of
+from batchchat.plan import plan_job
+from batchchat.runner import RunOptions, StopRequest, run_job
 from batchchat.store import Store
 from tests.integration.jobs import TEMPLATE, make_job, query, run, texts, write_rows
 
@@ -358,3 +359,18 @@ def test_a_stop_asked_for_before_the_run_begins_ends_it_at_once(tmp_path: Path, 
     summary = batchchat.run(make_job(tmp_path, demo.base_url), stop=stop, environ={})
     assert (summary.exit_code, summary.sent, summary.open) == (130, 0, 2000)
     assert time.monotonic() - started < 15, "the grace of 20 s is for what is in flight, and nothing is"
+
+
+def test_currencies_are_never_added(tmp_path: Path, demo: DemoServer) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(5))
+    run(make_job(tmp_path, demo.base_url))
+    dollars = make_job(tmp_path, demo.base_url, prices={"input": 1, "output": 1, "currency": "USD"})
+    for look in (lambda: run(dollars), lambda: plan_job(dollars)):
+        with pytest.raises(UsageError, match=r"are in EUR, and the price of this job is in USD: currencies are never"):
+            look()
+    assert plan_job(dollars, RunOptions(fresh=True)).currency == "USD"
+    # A provider without prices adds nothing, and what was spent before stays in its own currency.
+    unpriced = run(make_job(tmp_path, None, provider={"base_url": demo.base_url}))
+    assert (unpriced.exit_code, unpriced.currency, unpriced.spend.cost) == (0, None, 0)
+    assert status_of(tmp_path / "out").currency == "EUR"
+    assert run(dollars, fresh=True).currency == "USD"

@@ -18,7 +18,7 @@ from rich.console import Console
 from batchchat.cli.display import PlainProgress, ProgressDisplay, ProgressView, progress, progress_line
 from batchchat.cli.logs import LogFormat, LogListener
 from batchchat.cli.terminal import Terminal
-from batchchat.events import Event, Level, Pace, Snapshot
+from batchchat.events import BudgetUse, Event, Forecast, Level, Pace, Snapshot
 from batchchat.records import Spend
 
 SNAPSHOT = Snapshot(
@@ -41,6 +41,7 @@ SNAPSHOT = Snapshot(
     tokens_per_s=2100,
     eta_s=4.1,
     pace=Pace(300, 200_000, 32, 287, 41_000, 32),
+    forecast=Forecast(63, False, 118_000, 0.0034, 118_000, 0.0034),
 )
 
 
@@ -49,6 +50,12 @@ def drawn(snapshot: Snapshot, width: int = 80) -> list[str]:
     with console.capture() as capture:
         console.print(ProgressView(snapshot))
     return capture.get().splitlines()
+
+
+def test_what_is_used_of_a_budget_stands_beside_it() -> None:
+    budget = BudgetUse(max_cost=0.002, max_tokens=50_000, max_requests=200, requests=180, in_flight=10, currency="EUR")
+    lines = drawn(replace(SNAPSHOT, budget=budget, forecast=None, retries=0), width=120)
+    assert lines[4].rstrip() == ("  cost    0.0012 EUR (of 0.0020) · 41k tokens (of 50k) · 190 requests (of 200)")
 
 
 def test_samples_are_called_so() -> None:
