@@ -1,4 +1,4 @@
-"""A run that kills itself at a named step of the store: `python -m tests.integration.crash_child JOB POINT NUMBER`.
+"""A run that kills itself at a named step of the store. Its arguments: the job, the step, and how often it is passed.
 
 The process ends by SIGKILL when the step is reached for the given time, else with the run's exit code.
 """
@@ -15,7 +15,8 @@ import batchchat
 from batchchat.store import Store
 
 
-def main(job: str, wanted: str, number: str) -> int:
+def main() -> None:
+    job, wanted, number = sys.argv[1:]
     left = int(number)
 
     def point(name: str) -> None:
@@ -26,8 +27,4 @@ def main(job: str, wanted: str, number: str) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     open_store = functools.partial(Store.open, point=point)
-    return batchchat.run(batchchat.load_job(Path(job)), open_store=open_store, environ={}).exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(batchchat.run(batchchat.load_job(Path(job)), open_store=open_store, environ={}).exit_code)

@@ -233,7 +233,6 @@ def test_a_second_signal_ends_it_at_once(job: Path) -> None:
         process = start("run", job, *on(demo), cwd=job.parent)
         wait_for(lambda: demo.stats().requests == 8)
         process.send_signal(signal.SIGINT)
-        assert process.stderr is not None
         while "waiting up to" not in process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)
@@ -252,10 +251,7 @@ def test_grace_ends_what_hangs(job: Path) -> None:
 
 
 def test_under_nohup_a_closed_terminal_ends_nothing(job: Path, slow_demo: DemoServer) -> None:
-    def ignore() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    process = start("run", job, *on(slow_demo), cwd=job.parent, preexec_fn=ignore)
+    process = start("run", job, *on(slow_demo), cwd=job.parent, ignore=[signal.SIGHUP])
     wait_for(lambda: slow_demo.stats().requests >= 10)
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=30)
@@ -337,7 +333,6 @@ def test_init_writes_a_job_that_runs(command: Command, tmp_path: Path) -> None:
 
 def test_demo_server_serves_alone(job: Path) -> None:
     server = start("demo-server", "--port", "0", "--latency", "0s", cwd=job.parent)
-    assert server.stdout is not None
     base_url = server.stdout.readline().strip()
     done = batchchat("run", job, "--set", f"provider.base_url={base_url}", cwd=job.parent)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,10 +33,6 @@ def write_job(folder: Path, demo: DemoServer) -> Path:
     return path
 
 
-def limited(kind: int, value: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(kind, (value, value))
-
-
 def goes_on(job: Path, demo: DemoServer) -> None:
     """The same command ends well, and only what was in flight is asked for again."""
     again = batchchat("run", job, "--json", cwd=job.parent)
@@ -58,7 +53,7 @@ def goes_on(job: Path, demo: DemoServer) -> None:
 def test_a_limit_of_the_system_stops_the_run_cleanly(tmp_path: Path, kind: int, value: int, said: str) -> None:
     with DemoServer(DemoOptions(latency_s=0.02)) as demo:
         job = write_job(tmp_path, demo)
-        done = batchchat("run", job, cwd=tmp_path, preexec_fn=limited(kind, value))
+        done = batchchat("run", job, cwd=tmp_path, limits=[(kind, value)])
         assert done.returncode == 74, done.stderr
         assert said in done.stderr
         assert "Traceback" not in done.stderr
