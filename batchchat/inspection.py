@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from batchchat.errors import BatchchatError
 from batchchat.events import BudgetUse, FailureGroup, Forecast, InFlight, Pace, Snapshot
+from batchchat.images import placeholders
 from batchchat.job import Job, validate_job
 from batchchat.records import PARSED, RECORD_COLUMNS, Spend
 from batchchat.runner.questions import compile_questions
@@ -168,7 +169,8 @@ class _Templates:
             return None, template
         try:
             values = as_seen(self._output.input_schema or pa.schema([]), columns)
-            body = orjson.loads(template.render(values, sample_index).body)
+            shown = placeholders(template.image_columns, values)
+            body = orjson.loads(template.render(values, sample_index, shown).body)
         except RowTemplateError as error:
             return None, f"its messages cannot be rendered: {error}"
         messages: list[dict[str, Any]] = body["messages"]

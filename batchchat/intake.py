@@ -16,6 +16,9 @@ from batchchat.records import ErrorKind, Failure, Request, RowBatch
 from batchchat.store.index import ARCHIVED, NONE, OK, KeyIndex, RecordIndex, key_digest, kind_of
 from batchchat.template import Rendered, RowTemplateError, Template
 
+SLICE_BYTES = 4 * 2**20
+"""Requests of about this size are handed on before more rows are rendered."""
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -79,12 +82,16 @@ class Invalid:
 
 @dataclass(slots=True)
 class Sorted:
-    """What a slice of rows came to, without what is done. `reopened` are the requests that failed before."""
+    """What a slice of rows came to, without what is done.
+
+    `reopened` are the requests that failed before, `nbytes` is the size of what was rendered.
+    """
 
     requests: list[Request] = field(default_factory=list)
     reopened: list[str] = field(default_factory=list)
     archived: list[Request] = field(default_factory=list)
     invalid: list[Invalid] = field(default_factory=list)
+    nbytes: int = 0
 
 
 class _Row(NamedTuple):
@@ -92,6 +99,7 @@ class _Row(NamedTuple):
 
     batch: RowBatch
     offset: int
+    values: dict[str, Any]
     key: str | None
 
 
@@ -124,31 +132,43 @@ class Intake:
         self._key_column = key_column
         self._reopens = reopens
         self._selection = selection
+        self._every = range(samples)
+        self._alike = [range(each, each + 1) for each in self._every] if template.sampled else [self._every]
 
     def slices(self, batch: RowBatch, size: int) -> Iterator[Sorted]:
-        """Sort a batch in slices of about `size` samples, one each time the next is asked for."""
-        step = max(1, size // self.samples)
-        for start in range(0, len(batch.values), step):
-            yield self.sort(batch, start, start + step)
+        """Sort a batch in slices of about `size` samples or SLICE_BYTES, one each time the next is asked for.
 
-    def sort(self, batch: RowBatch, start: int, stop: int) -> Sorted:
-        """Sort rows `start` to `stop` of a batch. A row index past the selection is left out, and not counted."""
-        found = Sorted()
+        A row past the selection is left out, and not counted.
+        """
         takes = self._selection.takes if not self._selection.whole else None
-        for offset in range(start, min(stop, len(batch.values))):
+        found, rows = Sorted(), 0
+        for offset in range(len(batch.values)):
             if takes is None or takes(batch.first_index + offset):
-                self.counts.rows += 1
-                self.counts.samples += self.samples
-                self._sort_row(batch, offset, found)
-        return found
+                row = self._open(batch, offset, found)
+                if row is not None:
+                    for samples in self._alike:
+                        self._sort_samples(row, samples, found)
+                        if found.nbytes >= SLICE_BYTES:
+                            yield found
+                            found = Sorted()
+                    if batch.images is not None:
+                        batch.images[offset] = None  # the requests hold them now
+            rows += 1
+            if (rows + 1) * self.samples > size:
+                yield found
+                found, rows = Sorted(), 0
+        if rows:
+            yield found
 
-    def _sort_row(self, batch: RowBatch, offset: int, found: Sorted) -> None:
+    def _open(self, batch: RowBatch, offset: int, found: Sorted) -> _Row | None:
+        """Count a row and find its key; None where it cannot be asked at all."""
+        self.counts.rows += 1
+        self.counts.samples += self.samples
         values = batch.values[offset]
-        every = range(self.samples)
         if values is None:
-            row = _Row(batch, offset, None)
-            self._invalid(row, every, batch.failures[offset], batch.raw.get(offset, b""), found)
-            return
+            row = _Row(batch, offset, {}, None)
+            self._invalid(row, self._every, batch.failures[offset], batch.raw.get(offset, b""), found)
+            return None
         key: str | None = None
         if self._key_column is not None:
             key, problem = read_key(values, self._key_column)
@@ -156,27 +176,24 @@ class Intake:
                 problem = f"{self._key_column} {key!r} stands in an earlier row too"
             if problem is not None:
                 failure = Failure(ErrorKind.INPUT, problem)
-                self._invalid(_Row(batch, offset, None), every, failure, row_bytes(values), found)
-                return
-        row = _Row(batch, offset, key)
-        if not self._template.sampled:
-            self._sort_samples(row, values, every, found)
-        else:
-            for sample_index in every:
-                self._sort_samples(row, values, range(sample_index, sample_index + 1), found)
+                self._invalid(_Row(batch, offset, values, None), self._every, failure, row_bytes(values), found)
+                return None
+        return _Row(batch, offset, values, key)
 
-    def _sort_samples(self, row: _Row, values: dict[str, Any], samples: range, found: Sorted) -> None:
+    def _sort_samples(self, row: _Row, samples: range, found: Sorted) -> None:
         """Sort samples of a row that render to the same request."""
+        images = row.batch.images
         try:
-            rendered = self._template.render(values, samples.start)
+            rendered = self._template.render(row.values, samples.start, None if images is None else images[row.offset])
         except RowTemplateError as error:
-            self._invalid(row, samples, Failure(ErrorKind.TEMPLATE, str(error)), row_bytes(values), found)
+            self._invalid(row, samples, Failure(ErrorKind.TEMPLATE, str(error)), row_bytes(row.values), found)
             return
+        found.nbytes += len(rendered.body)
         for sample_index in samples:
             self._sort_sample(rendered, row, sample_index, found)
 
     def _sort_sample(self, rendered: Rendered, row: _Row, sample_index: int, found: Sorted) -> None:
-        batch, offset, key = row
+        batch, offset, _, key = row
         custom_id = self._identify(rendered.digest, key, sample_index)
         state = self._index.mark_seen(custom_id)
         if state == OK:

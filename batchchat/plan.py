@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from batchchat.errors import JobError
+from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
 from batchchat.limits import FIRST_COMPLETION
@@ -152,8 +153,23 @@ def _prompt_ratio(runs: Sequence[Mapping[str, Any]]) -> float | None:
 def _preview(found: Sorted, shown: list[RequestPreview], previews: int) -> None:
     for request in found.requests[: max(0, previews - len(shown))]:
         body: dict[str, Any] = orjson.loads(request.body)
-        messages: Sequence[dict[str, Any]] = body["messages"]
+        messages = [_without_pictures(message) for message in body["messages"]]
         shown.append(RequestPreview(request.custom_id, request.row_index, request.key, messages, request.sample_index))
+
+
+def _without_pictures(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose images are told by the beginning of their data."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_without_picture(part) for part in content]}
+
+
+def _without_picture(part: dict[str, Any]) -> dict[str, Any]:
+    image = part.get("image_url")
+    if not isinstance(image, dict) or not isinstance(image.get("url"), str):
+        return part
+    return {**part, "image_url": {**image, "url": shortened(image["url"])}}
 
 
 def _duration(

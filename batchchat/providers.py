@@ -40,7 +40,8 @@ class Provider:
     """One OpenAI-compatible service.
 
     `base_url` ends before `/chat/completions`; it is None for the demo provider, whose port is chosen at run time.
-    `identity` names the service in every `custom_id`: it stays the same when only a port or a key changes.
+    `identity` names the service in every `custom_id`: it stays the same when only a port or a key changes. `max_images`
+    is how many images one request may hold, None where that is not known.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Provider:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
+    max_images: int | None = None
     prices: Mapping[str, Price] = field(default_factory=dict)
     currency: str | None = None
     prices_as_of: str | None = None
@@ -104,6 +106,7 @@ PROFILES: Mapping[str, Provider] = {
             },
             currency="EUR",
             prices_as_of="2026-11-01",
+            max_images=12,
             unsupported=frozenset({"frequency_penalty", "n", "top_logprobs", "logit_bias", "user"}),
             note="This is the demo model: an embedded server that answers by simple rules. Its prices are made up, "
             "nothing is billed.",
@@ -116,6 +119,7 @@ PROFILES: Mapping[str, Provider] = {
             requests_per_minute=300,
             tokens_per_minute=200_000,
             concurrency=100,
+            max_images=12,
             prices={
                 "mistral-small-3.2-24b-instruct-2506": Price(0.15, 0.35),
                 "llama-3.3-70b-instruct": Price(0.90, 0.90),

@@ -6,6 +6,7 @@ A `RowBatch` comes from a source; a template turns each of its rows into a `Requ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -102,6 +103,10 @@ class Place(NamedTuple):
     ended: bool = False
 
 
+Loaded = tuple[bytes, ...] | str
+"""What a column holds as images: JSON texts of their URLs; or, as a text, why they cannot be sent."""
+
+
 @dataclass(slots=True)
 class RowBatch:
     """Consecutive rows of one source.
@@ -110,7 +115,7 @@ class RowBatch:
     last); `values` what the template sees, under the input's own names. An unreadable row has None in `values`, a
     reason in `failures` and its bytes in `raw`. Row `i` of the batch has the row index `first_index + i`, where
     row indexes count the rows of the whole input from 0. `place` is where the batch ends; None where no later pass
-    could begin there.
+    could begin there. `images` are those of each row by column, where a job sends images.
     """
 
     source: str
@@ -121,6 +126,7 @@ class RowBatch:
     raw: dict[int, bytes] = field(default_factory=dict)
     nbytes: int = 0
     place: Place | None = None
+    images: list[Mapping[str, Loaded] | None] | None = None
 
 
 @dataclass(slots=True)

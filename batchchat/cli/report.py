@@ -18,6 +18,7 @@ from batchchat.cli.display import ProgressView
 from batchchat.cli.terminal import mask
 from batchchat.events import BudgetUse, FailureGroup, InFlight, RunSummary
 from batchchat.format import UNKNOWN, about, asked, count, duration, money, one_line, percent, plural, rate, visible
+from batchchat.images import shortened
 from batchchat.views import Message, PlanCap, PlanView, RecordView, StatusView
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 _GATE_FAILED = 5  # the exit code of a run that ended, but not well enough
 _PREVIEW_LINES = 12
 _PREVIEW_LETTERS = 1200
-_DATA_URL_LETTERS = 40
 _ROLE_STYLES = {"system": "magenta", "developer": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 
 
@@ -451,10 +451,8 @@ def _part_text(part: object) -> str:
     kind = str(part.get("type", "part"))
     inner = part.get(kind)
     url = inner.get("url") if isinstance(inner, Mapping) else inner
-    shown = mask(url if isinstance(url, str) else _as_text({name: part[name] for name in part if name != "type"}))
-    if shown.startswith("data:") and len(shown) > _DATA_URL_LETTERS:
-        shown = f"{shown[:_DATA_URL_LETTERS]}… ({plural(len(shown), 'character')})"
-    return f"[{kind}] {shown}"
+    shown = url if isinstance(url, str) else _as_text({name: part[name] for name in part if name != "type"})
+    return f"[{kind}] {shortened(mask(shown))}"
 
 
 def _call_text(call: object) -> str:
@@ -468,16 +466,16 @@ def _call_text(call: object) -> str:
 
 def _as_text(value: object) -> str:
     if isinstance(value, str):
-        return value
+        return shortened(value)
     if value is None:
         return UNKNOWN
     if isinstance(value, Mapping | list | tuple):
         return json.dumps(_plain(value), ensure_ascii=False)
-    return str(value)
+    return str(_plain(value))
 
 
 def _plain(value: object) -> Any:
-    """Return dataclasses and named tuples as objects, other sequences as arrays, anything unknown as its text."""
+    """Return dataclasses and named tuples as objects, other sequences as arrays, bytes as their number, else text."""
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
@@ -486,6 +484,8 @@ def _plain(value: object) -> Any:
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"({len(value):,} bytes)"
     # JSON has no form for NaN and the infinities: they become text too.
     is_json = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
     return value if is_json else str(value)

@@ -42,6 +42,8 @@ _REFUSALS_NEVER_ANSWERED = 3
 _REFUSALS_ONCE_ANSWERED = 10
 _DELAYED_MAX = 10_000
 _READY_MIN = 512
+_READY_BYTES = 32 * 2**20
+_DELAYED_BYTES = 256 * 2**20
 _MONITOR_S = 1.0
 _LONG_S = 3600.0
 _LONG_ANSWER = 50_000
@@ -90,6 +92,7 @@ class LocalEngine:
         self._model_answered = answered_before
         self._last_unreached = "no connection"
         self._ready: deque[Request] = deque()
+        self._ready_bytes = self._delayed_bytes = 0
         self._due: deque[Request] = deque()
         self._delayed: list[tuple[float, int, Request]] = []
         self._order = count()
@@ -184,8 +187,9 @@ class LocalEngine:
                         return
                     async for requests in feed:
                         self._ready.extend(requests)
+                        self._ready_bytes += sum([len(request.body) for request in requests])
                         self._staff(sink)
-                        while len(self._ready) >= self._supply():
+                        while len(self._ready) >= self._supply() or self._ready_bytes >= _READY_BYTES:
                             self._feed_room = anyio.Event()
                             await self._feed_room.wait()
                         if sink.full:
@@ -212,9 +216,10 @@ class LocalEngine:
     def _next(self) -> Request | None:
         if self._due:
             return self._due.popleft()
-        if self._ready and len(self._delayed) < _DELAYED_MAX:
+        if self._ready and len(self._delayed) < _DELAYED_MAX and self._delayed_bytes < _DELAYED_BYTES:
             request = self._ready.popleft()
-            if len(self._ready) * 2 < self._supply():
+            self._ready_bytes -= len(request.body)
+            if len(self._ready) * 2 < self._supply() and self._ready_bytes * 2 < _READY_BYTES:
                 self._feed_room.set()
             return request
         return None
@@ -419,6 +424,7 @@ class LocalEngine:
         due = anyio.current_time() + delay_s
         first = not self._delayed or due < self._delayed[0][0]
         heapq.heappush(self._delayed, (due, next(self._order), request))
+        self._delayed_bytes += len(request.body)
         if first and self._alarm is not None:
             self._alarm.cancel()
 
@@ -427,7 +433,9 @@ class LocalEngine:
         while not (self._draining or self._exhausted()):
             now = anyio.current_time()
             while self._delayed and self._delayed[0][0] <= now:
-                self._due.append(heapq.heappop(self._delayed)[2])
+                request = heapq.heappop(self._delayed)[2]
+                self._delayed_bytes -= len(request.body)
+                self._due.append(request)
             self._staff(sink)
             with anyio.CancelScope() as self._alarm:
                 await anyio.sleep(self._delayed[0][0] - now if self._delayed else _LONG_S)

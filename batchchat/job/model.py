@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from batchchat.errors import JobError
+from batchchat.images import MAX_BYTES
 from batchchat.job.origin import Origin, Place, combined, job_error
 from batchchat.providers import PROFILES, Price, Provider, normalize_url
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
@@ -351,6 +352,13 @@ class Response(_Section):
         return value
 
 
+class ImageFields(_Section):
+    """How the images that messages name by column are read: from which folder, and how large they may be."""
+
+    root: str | None = Field(None, min_length=1)
+    max_bytes: Size = Field(MAX_BYTES, ge=1, le=40_000_000)
+
+
 FailedPolicy = Literal["none", "transient", "all"]
 
 
@@ -417,6 +425,7 @@ class Job(_Section):
     model: Name
     messages: list[dict[str, Any]] | dict[str, Any]
     samples: Whole = Field(1, ge=1, le=1_000)
+    images: ImageFields = ImageFields()
     params: Params = Params()
     response: Response = Response()
     limits: Limits = Limits()
@@ -437,7 +446,7 @@ class Job(_Section):
             raise ValueError(f"must be a path, or a mapping with a path{_not(value)}")
         return value
 
-    @field_validator("params", "response", "limits", "retry", "budget", mode="before")
+    @field_validator("images", "params", "response", "limits", "retry", "budget", mode="before")
     @classmethod
     def _all_commented_out(cls, value: object) -> object:
         return {} if value is None else value
@@ -584,6 +593,7 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("input",): Input,
     ("output",): Output,
     ("provider",): ProviderFields,
+    ("images",): ImageFields,
     ("params",): Params,
     ("response",): Response,
     ("response", "truncated"): Longer,

@@ -131,6 +131,9 @@ class Draft:
         provider = self.data.get("provider")
         if isinstance(provider, dict) and isinstance(provider.get("ca_file"), str) and provider["ca_file"]:
             provider["ca_file"] = absolute_path(base, provider["ca_file"])
+        images = self.data.get("images")
+        if isinstance(images, dict) and isinstance(images.get("root"), str) and images["root"]:
+            images["root"] = absolute_path(base, images["root"])
         messages = self.data.get("messages")
         if isinstance(messages, str) and messages:
             self.data["messages"] = self._load_messages(messages, base)
@@ -190,7 +193,7 @@ class Draft:
             self.set_path(parts[0], value, change.origin, change.base)
             return
         target, place = self._reach(parts, change)
-        if place == ("provider", "ca_file") and isinstance(value, str) and value:
+        if place in {("provider", "ca_file"), ("images", "root")} and isinstance(value, str) and value:
             value = absolute_path(change.base, value)
         target[place[-1]] = value
         self._note(place, change.origin)

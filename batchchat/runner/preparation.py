@@ -6,11 +6,13 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
 from batchchat.errors import JobError, UsageError
 from batchchat.identity import Identity
+from batchchat.images import ImageReader
 from batchchat.intake import Selection, read_key
 from batchchat.job import Job
 from batchchat.providers import Provider
@@ -47,9 +49,20 @@ class Prepared:
     warnings: list[str] = field(default_factory=list)
     _head: list[RowBatch] = field(default_factory=list)
     _rest: Iterator[RowBatch] | None = None
+    _images: ImageReader | None = None
 
     def batches(self) -> Iterator[RowBatch]:
-        """The rows of the input, from the first one. The rows that were looked at come again; this works once."""
+        """The rows of the input, from the first one, with the images of those that are selected.
+
+        The rows that were looked at come again; this works once.
+        """
+        if self._images is None:
+            yield from self._rows()
+            return
+        for batch in self._rows():
+            yield from self._images.batches(batch, self.selection.takes)
+
+    def _rows(self) -> Iterator[RowBatch]:
         head, self._head = self._head, []
         rest = self._rest if self._rest is not None else iter(())
         # The head's batches are let go one by one, so that they do not stay in memory for the whole run.
@@ -76,6 +89,7 @@ def prepare(
         raise job.error(error.message, "response", "schema", remedy=error.remedy) from None
     source = open_source(job.input.path, format=job.input.format, types=job.input.types, frozen=frozen.input)
     _check_key_column(job, source)
+    images = _image_reader(job, questions.template, source)
     batches = source.batches()
     head: list[RowBatch] = []
     for batch in batches:
@@ -85,7 +99,7 @@ def prepare(
     rows = list(islice(_rows(head), _KEYS_CHECKED))
     if job.input.key is not None:
         _check_keys(job, job.input.key, rows)
-    _try_template(job, questions.template, rows[:_ROWS_TRIED], source.columns)
+    _try_template(job, questions.template, rows[:_ROWS_TRIED], source.columns, images)
     chosen = None
     if sample is not None:
         total = source.known_rows()
@@ -103,7 +117,20 @@ def prepare(
         _sample_warnings(job, questions.template),
         head,
         batches,
+        images,
     )
+
+
+def _image_reader(job: Job, template: Template, source: Source) -> ImageReader | None:
+    if not template.image_columns:
+        if job.images.model_fields_set:
+            remedy = "Add a part {type: image, from: column} to a message's content, or remove images from the job."
+            raise job.error("no message shows the image of a column", "images", remedy=remedy)
+        return None
+    root = Path(job.images.root) if job.images.root is not None else None
+    if root is not None and not root.is_dir():
+        raise job.error(f"there is no folder {root}", "images", "root")
+    return ImageReader(template.image_columns, source.folder_of, root=root, max_bytes=job.images.max_bytes)
 
 
 def _sample_warnings(job: Job, template: Template) -> list[str]:
@@ -159,7 +186,13 @@ def _check_keys(job: Job, key: str, rows: list[tuple[RowBatch, int]]) -> None:
             seen[text] = row
 
 
-def _try_template(job: Job, template: Template, rows: list[tuple[RowBatch, int]], columns: tuple[str, ...]) -> None:
+def _try_template(
+    job: Job,
+    template: Template,
+    rows: list[tuple[RowBatch, int]],
+    columns: tuple[str, ...],
+    images: ImageReader | None,
+) -> None:
     """Stop before anything is sent if none of the first rows renders: then it is the template, not the rows."""
     first: JobError | UsageError | None = None
     for batch, offset in rows:
@@ -172,7 +205,7 @@ def _try_template(job: Job, template: Template, rows: list[tuple[RowBatch, int]]
                 )
             continue
         try:
-            template.render(values)
+            template.render(values, images=images.load(values, batch.source) if images is not None else None)
         except RowTemplateError as error:
             if not isinstance(first, JobError):
                 first = job.error(

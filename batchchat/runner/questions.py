@@ -43,6 +43,7 @@ def compile_questions(job: Job) -> Questions:
             model=job.model,
             fixed=schema.request_fields(response.mode) if schema is not None else None,
             instructions=schema.instructions(response.mode) if schema is not None else None,
+            max_images=job.resolved_provider().max_images,
         )
     except JobError as error:
         place = [int(part) if part.isdecimal() else part for part in _STEPS.findall(error.field or "messages")]

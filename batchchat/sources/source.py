@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -56,6 +57,7 @@ class Source(ABC):
         self._kind = kind
         self._limits = limits
         self._inputs: list[InputFile | None] = list(files) if files is not None else [None]
+        self._folders = {file.name: file.path.absolute().parent for file in files or ()}
         self._stdin = StdinStream() if files is None else None
         self._begun = False
         self._end: Place | None = None
@@ -134,6 +136,10 @@ class Source(ABC):
                         return held
                     held += 1
         return held
+
+    def folder_of(self, name: str) -> Path:
+        """The folder in which the file of this name lies; for standard input the current one."""
+        return self._folders.get(name) or Path.cwd()
 
     def fraction(self) -> float:
         """The share of the current pass that is read, from 0 to 1. Any thread may ask."""

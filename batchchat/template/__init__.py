@@ -16,6 +16,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from batchchat.errors import JobError
+from batchchat.records import Loaded
 from batchchat.template.instructions import Instructions
 from batchchat.template.leaf import RowTemplateError
 from batchchat.template.messages import Messages
@@ -27,6 +28,8 @@ __all__ = ["Rendered", "RowTemplateError", "Template", "compile_template"]
 
 _DIGEST_VERSION = b"batchchat request 1\n"
 _SAMPLE = "sample_index"
+MAX_BODY = 64 * 1024 * 1024
+"""Bytes of one request with all that its row brings along: images, and messages from a column."""
 
 
 class Rendered(NamedTuple):
@@ -44,12 +47,12 @@ class Template:
     `text_digest` tells the job's own text that shapes requests (messages, params, model) as 32 hexadecimal digits.
     `names` are the columns that the templates speak of, also where they ask whether one is there. `sampled` tells
     whether they speak of `sample_index`, so that the samples of a row may be different requests; a column of that name
-    goes before it.
+    goes before it. `image_columns` are those that the job calls images.
     """
 
     __slots__ = (
         *("_instructions", "_messages", "_messages_sampled", "_params", "_prefix"),
-        *("names", "sampled", "text_digest"),
+        *("image_columns", "names", "sampled", "text_digest"),
     )
 
     def __init__(
@@ -59,16 +62,22 @@ class Template:
         self._params = params
         self._instructions = instructions
         self.names = messages.names | params.names
+        self.image_columns = messages.image_columns
         self.sampled = _SAMPLE in self.names
         self._messages_sampled = _SAMPLE in messages.names
         self.text_digest = text_digest
         self._prefix = None if params.varies else _hash_params(params.canonical)
 
-    def render(self, values: Mapping[str, Any], sample_index: int = 0) -> Rendered:
-        """Render one row, given by column name. RowTemplateError where that is not possible; nothing else is raised."""
+    def render(
+        self, values: Mapping[str, Any], sample_index: int = 0, images: Mapping[str, Loaded] | None = None
+    ) -> Rendered:
+        """Render one row, given by column name, with its images by column where the job sends images.
+
+        RowTemplateError where that is not possible; nothing else is raised.
+        """
         sampled = {_SAMPLE: sample_index, **values} if self.sampled else values
         # Messages that do not speak of it have no sample_index in their `row` either: samples differ where asked to.
-        messages, tokens = self._messages.render(sampled if self._messages_sampled else values)
+        messages, tokens, brought = self._messages.render(sampled if self._messages_sampled else values, images)
         if self._instructions is not None:
             messages, tokens = self._instructions.put_into(messages, tokens)
         if self._prefix is not None:
@@ -79,8 +88,9 @@ class Template:
             hasher = _hash_params(canonical_params)
         hasher.update(messages)
         body = b"".join((head, messages, b"}"))
-        if len(body) > MAX_TEXT:
-            raise RowTemplateError(f"a request of {len(body):,} bytes is over the limit of {MAX_TEXT:,}")
+        if len(body) > MAX_TEXT and (len(body) - brought > MAX_TEXT or len(body) > MAX_BODY):
+            limit = MAX_BODY if len(body) > MAX_BODY else MAX_TEXT
+            raise RowTemplateError(f"a request of {len(body):,} bytes is over the limit of {limit:,}")
         return Rendered(body, hasher.digest(), tokens + extra, max_tokens)
 
     def constant(self, name: str) -> tuple[bool, Any]:
@@ -95,14 +105,16 @@ def compile_template(
     model: str,
     fixed: Mapping[str, Any] | None = None,
     instructions: str | None = None,
+    max_images: int | None = None,
 ) -> Template:
     """Compile a job's messages and params.
 
     `messages` is a list whose items are messages, with templates in any text at any depth, or `{"from": column}` where
-    the row holds messages; or one such `{"from": column}` alone. `params` are the body's other fields in the author's
-    order; the mapping `extra_body` among them is put beside them. A param that is exactly one `{{ expression }}` takes
-    its value's own type, and one that is None is left out. `fixed` are further fields of the body, and `instructions` a
-    text for the model; both go in as they are, whatever braces they hold.
+    the row holds messages; or one such `{"from": column}` alone. A part `{"type": "image", "from": column}` stands for
+    the images of a column; a row with more than `max_images` does not render. `params` are the body's other fields in
+    the author's order; the mapping `extra_body` among them is put beside them. A param that is exactly one
+    `{{ expression }}` takes its value's own type, and one that is None is left out. `fixed` are further fields of the
+    body, and `instructions` a text for the model; both go in as they are, whatever braces they hold.
 
     Raises JobError that names the message and the line in its text, without file and line of the job.
     """
@@ -112,7 +124,7 @@ def compile_template(
         if fixed or instructions is not None:
             text |= {"fixed": canonical(fixed or {}), "instructions": instructions}
         return Template(
-            Messages(environment, messages),
+            Messages(environment, messages, max_images=max_images),
             Params(environment, model, params, fixed or {}),
             text_digest=blake2b(to_json(text, sort=True), digest_size=16).hexdigest(),
             instructions=None if instructions is None else Instructions(instructions),

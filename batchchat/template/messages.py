@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from batchchat.errors import JobError
+from batchchat.records import Loaded
 from batchchat.template.leaf import Leaf, RowTemplateError, Values, suggestion
 from batchchat.template.plain import to_json
 from batchchat.template.sandbox import MAX_TEXT, Environment, listed
@@ -28,9 +29,12 @@ def weight(text: str) -> int:
     return 2 * len(text) if text.isascii() else 3 * len(text.encode("utf-8", "surrogatepass")) - len(text)
 
 
-class _Filled(NamedTuple):
+class _Carried(NamedTuple):
+    """What a slot takes from the row as it is: not text that a template made, so no template can inflate it."""
+
     data: bytes
     weight: int
+    images: int
 
 
 class _TextSlot:
@@ -40,7 +44,7 @@ class _TextSlot:
         self._leaf = leaf
         self._media = media
 
-    def fill(self, values: Values) -> _Filled | tuple[bytes, int]:
+    def fill(self, values: Values) -> tuple[bytes, int]:
         text = self._leaf.render(values)
         try:
             data = orjson.dumps(text)
@@ -64,6 +68,28 @@ class _RoleSlot:
         return orjson.dumps(role), 0
 
 
+class _ImageSlot:
+    """Parts for the images of a column: one, or as many as the row has there."""
+
+    __slots__ = ("_column", "_end", "_place", "_start")
+
+    def __init__(self, column: str, detail: str | None, place: str) -> None:
+        self._column = column
+        self._place = f"{place} from {column!r}"
+        told = b'"detail":%b,' % orjson.dumps(detail) if detail is not None else b""
+        self._start, self._end = b'{"image_url":{%b"url":' % told, b'},"type":"image_url"}'
+
+    def fill(self, values: Values, images: Mapping[str, Loaded] | None) -> _Carried:
+        loaded = None if images is None else images.get(self._column)
+        if loaded is None:
+            _check_column(self._column, values, self._place)
+            raise RowTemplateError(f"{self._place}: the row's images were not read")
+        if isinstance(loaded, str):
+            raise RowTemplateError(f"{self._place}: the column {loaded}")
+        data = b",".join([self._start + url + self._end for url in loaded])
+        return _Carried(data, _MEDIA_WEIGHT * len(loaded), len(loaded))
+
+
 class _ColumnSlot:
     """Messages that the row holds: a list of them, or JSON text of one."""
 
@@ -73,12 +99,9 @@ class _ColumnSlot:
         self._column = column
         self._place = f"{place} from {column!r}"
 
-    def fill(self, values: Values) -> tuple[bytes, int]:
-        if self._column not in values:
-            near = suggestion(self._column, values)
-            raise RowTemplateError(
-                f"{self._place}: there is no column {self._column!r}{near}; the row has: {listed(values)}"
-            )
+    def fill(self, values: Values, images: Mapping[str, Loaded] | None) -> _Carried:
+        del images  # a column of messages says itself what it shows: data names no file
+        _check_column(self._column, values, self._place)
         value = values[self._column]
         if isinstance(value, str):
             try:
@@ -87,12 +110,13 @@ class _ColumnSlot:
                 raise RowTemplateError(f"{self._place}: the text is not JSON: {error}") from None
         if not isinstance(value, list | tuple) or not value:
             raise RowTemplateError(f"{self._place}: needs a list of at least one message")
-        total = 0
+        total = shown = 0
         messages = []
         for index, item in enumerate(value):
             try:
                 message = check_message(item)
                 total += _MESSAGE_WEIGHT + _weigh(message)
+                shown += _count_images(message.get("content"))
             except ValueError as error:
                 raise RowTemplateError(f"{self._place}, message {index}: {error}") from None
             except RecursionError:
@@ -102,7 +126,17 @@ class _ColumnSlot:
             data = to_json(messages, sort=True)
         except (TypeError, ValueError, RecursionError) as error:
             raise RowTemplateError(f"{self._place}: {error}") from None
-        return data[1:-1], total
+        return _Carried(data[1:-1], total, shown)
+
+
+def _check_column(column: str, values: Values, place: str) -> None:
+    if column not in values:
+        near = suggestion(column, values)
+        raise RowTemplateError(f"{place}: there is no column {column!r}{near}; the row has: {listed(values)}")
+
+
+def _count_images(content: Any) -> int:
+    return sum(part.get("type") == "image_url" for part in content) if isinstance(content, list) else 0
 
 
 def _without_nulls(value: Any) -> Any:
@@ -157,15 +191,33 @@ def _weigh(value: Any) -> int:
     return 0
 
 
-class Messages:
-    """Compiled messages; `render` gives their JSON array, keys sorted, and a guess of their tokens."""
+def _in_content(place: str) -> bool:
+    """Whether a place is that of a part: `messages[0].content[1]`."""
+    return place.endswith("]") and place.rpartition("[")[0].endswith("].content") and place.count(".") == 1
 
-    def __init__(self, environment: Environment, messages: Any) -> None:
+
+def _too_many(images: int, limit: int) -> str:
+    return f"{images} images, and the provider takes at most {limit} in one request"
+
+
+class Messages:
+    """Compiled messages; `render` gives their JSON array, keys sorted, and a guess of their tokens.
+
+    `names` are the columns that they speak of, `image_columns` those of them that hold images. A row with more than
+    `max_images` does not render; None takes any number.
+    """
+
+    def __init__(self, environment: Environment, messages: Any, *, max_images: int | None = None) -> None:
         self._environment = environment
         self._pieces: list[bytes] = []
-        self._slots: list[tuple[int, _TextSlot | _RoleSlot | _ColumnSlot]] = []
+        self._slots: list[tuple[int, _TextSlot | _RoleSlot]] = []
+        self._carried: list[tuple[int, _ImageSlot | _ColumnSlot]] = []
+        self._last_slot = -1
         self._weight = 0
+        self._images = 0
+        self._max_images = max_images
         self.names: frozenset[str] = frozenset()
+        self.image_columns: frozenset[str] = frozenset()
         items = [messages] if isinstance(messages, Mapping) else messages
         if not isinstance(items, Sequence) or isinstance(items, str) or not items:
             raise JobError("needs at least one message, or {from: column}", field="messages")
@@ -177,26 +229,42 @@ class Messages:
             self._fixed(b"," if index else b"")
             self._add_item(item, place)
         self._fixed(b"]")
+        if max_images is not None and self._images > max_images:
+            raise JobError(_too_many(self._images, max_images), field="messages")
 
-    def render(self, values: Values) -> tuple[bytes, int]:
-        """Return the JSON array of messages and the tokens they may have."""
+    def render(self, values: Values, images: Mapping[str, Loaded] | None = None) -> tuple[bytes, int, int]:
+        """Return the JSON array of messages, the tokens they may have, and how many of its bytes the row brought along.
+
+        `images` are those of the row, by column.
+        """
         pieces = self._pieces.copy()
         total = self._weight
         for index, slot in self._slots:
             pieces[index], added = slot.fill(values)
             total += added
-        return b"".join(pieces), (total + 7) >> 3
+        brought = 0
+        if self._carried:
+            shown = self._images
+            for index, carrying in self._carried:
+                pieces[index], added, more = carrying.fill(values, images)
+                total += added
+                shown += more
+                brought += len(pieces[index])
+            if self._max_images is not None and shown > self._max_images:
+                raise RowTemplateError(f"messages: {_too_many(shown, self._max_images)}")
+        return b"".join(pieces), (total + 7) >> 3, brought
 
     def _fixed(self, data: bytes) -> None:
         """Add bytes that no row changes, joined to those before them."""
-        if self._pieces and (not self._slots or self._slots[-1][0] != len(self._pieces) - 1):
+        if self._pieces and self._last_slot != len(self._pieces) - 1:
             self._pieces[-1] += data
         else:
             self._pieces.append(data)
 
-    def _slot(self, slot: _TextSlot | _RoleSlot | _ColumnSlot) -> None:
-        self._slots.append((len(self._pieces), slot))
+    def _next_slot(self) -> int:
+        self._last_slot = len(self._pieces)
         self._pieces.append(b"")
+        return self._last_slot
 
     def _add_item(self, item: Any, place: str) -> None:
         if isinstance(item, Mapping) and set(item) == {"from"}:
@@ -204,7 +272,7 @@ class Messages:
             if not isinstance(column, str) or not column:
                 raise JobError("from names a column", field=place)
             self.names |= {column}
-            self._slot(_ColumnSlot(column, place))
+            self._carried.append((self._next_slot(), _ColumnSlot(column, place)))
             return
         try:
             message = check_message(self._checkable(item))
@@ -223,7 +291,10 @@ class Messages:
     def _add_value(self, value: Any, place: str, *, media: bool = False) -> None:
         if isinstance(value, str):
             self._add_text(value, place, media=media)
+        elif isinstance(value, Mapping) and value.get("type") == "image" and _in_content(place):
+            self._add_image(value, place)
         elif isinstance(value, Mapping):
+            self._images += value.get("type") == "image_url" and _in_content(place)
             self._fixed(b"{")
             for number, name in enumerate(sorted(value, key=str)):
                 self._fixed((b"," if number else b"") + orjson.dumps(str(name)) + b":")
@@ -243,12 +314,23 @@ class Messages:
             except (TypeError, ValueError) as error:
                 raise JobError(str(error), field=place) from None
 
+    def _add_image(self, part: Mapping[str, Any], place: str) -> None:
+        """Add the place of the images that a column holds: `{type: image, from: column, detail: low}`."""
+        column, detail = part.get("from"), part.get("detail")
+        if not isinstance(column, str) or not column or set(part) - {"type", "from", "detail"}:
+            raise JobError("is not of the form {type: image, from: column}, with a `detail` if you like", field=place)
+        if detail is not None and (not isinstance(detail, str) or "{" in detail):
+            raise JobError("must be a plain text, such as low or high", field=f"{place}.detail")
+        self.names |= {column}
+        self.image_columns |= {column}
+        self._carried.append((self._next_slot(), _ImageSlot(column, detail, place)))
+
     def _add_text(self, source: str, place: str, *, media: bool) -> None:
         leaf = Leaf(self._environment, source, place)
         self.names |= leaf.names
         is_role = place.endswith(".role") and place.count(".") == 1
         if leaf.constant is None:
-            self._slot(_RoleSlot(leaf) if is_role else _TextSlot(leaf, media))
+            self._slots.append((self._next_slot(), _RoleSlot(leaf) if is_role else _TextSlot(leaf, media)))
             return
         if len(leaf.constant) > MAX_TEXT:
             raise JobError(f"is over the limit of {MAX_TEXT:,} characters", field=place)

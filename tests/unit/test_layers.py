@@ -10,7 +10,7 @@ import batchchat
 ROOT = Path(batchchat.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "format", "records"}),
-    frozenset({"events", "providers", "identity", "structured"}),
+    frozenset({"events", "providers", "identity", "images", "structured"}),
     frozenset({"budget", "job", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
     frozenset({"store", "client", "review"}),
     frozenset({"engines", "intake"}),

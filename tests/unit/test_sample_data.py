@@ -20,6 +20,8 @@ import yaml
 from jinja2 import Environment, meta
 
 from batchchat.job import load_job
+from tests.pictures import png
+from tests.sample_pictures import PICTURES, SIDE
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "sample_data"
@@ -170,8 +172,8 @@ def test_text_is_written_as_utf8_and_not_as_escapes() -> None:
 
 
 def test_nothing_looks_like_an_address_or_a_phone_number() -> None:
-    for file in SAMPLES.iterdir():
-        if file.suffix != ".parquet":
+    for file in filter(Path.is_file, SAMPLES.rglob("*")):
+        if file.suffix not in {".parquet", ".png"}:
             text = file.read_text(encoding="utf-8")
             assert not re.findall(r"[\w.+-]+@[\w-]+\.\w+", text), file.name
             assert not re.findall(r"https?://", text), file.name
@@ -242,6 +244,18 @@ def test_articles_use_what_csv_makes_hard(articles: list[dict[str, str]]) -> Non
     assert len({row["text"] for row in articles}) == len(articles)
 
 
+# --- pictures
+
+
+def test_pictures_are_what_their_program_draws() -> None:
+    rows = read_jsonl("pictures.jsonl")
+    assert [row["file"] for row in rows] == [f"pictures/{name}.png" for name in PICTURES]
+    assert [row["subject"] for row in rows] == [subject for subject, _ in PICTURES.values()]
+    for name, (_, paint) in PICTURES.items():
+        assert (SAMPLES / "pictures" / f"{name}.png").read_bytes() == png(SIDE, SIDE, paint)
+    assert sum(file.stat().st_size for file in (SAMPLES / "pictures").iterdir()) < 10_000
+
+
 # --- jobs
 
 
@@ -272,12 +286,15 @@ def test_job_names_only_columns_that_exist(path: Path) -> None:
     if isinstance(job.messages, dict):
         assert job.messages["from"] in known
         return
-    templates = [message["content"] for message in job.messages]
+    contents = [message["content"] for message in job.messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    images = {part["from"] for part in parts if part["type"] == "image"}
+    templates = [content for content in contents if isinstance(content, str)] + [part.get("text", "") for part in parts]
     templates += [value for value in job.params.as_body().values() if isinstance(value, str)]
     environment = Environment()
     used = {name for text in templates for name in meta.find_undeclared_variables(environment.parse(text))}
-    assert used
-    assert used <= known
+    assert used | images
+    assert used | images <= known
 
 
 def test_the_real_service_is_two_lines_away() -> None:
