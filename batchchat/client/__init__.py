@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from urllib.parse import urlencode
 
@@ -17,7 +19,7 @@ import anyio
 import httpx
 
 from batchchat.client.masking import KeyMask
-from batchchat.client.streaming import holds_events, read_whole_stream
+from batchchat.client.streaming import StreamReader, holds_events, is_event_stream, read_whole_stream
 from batchchat.client.wire import read_reply
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, Failure, Reply, Verdict
@@ -26,6 +28,9 @@ from batchchat.transport.decoding import decoder_for
 
 CONNECT_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 64 * 2**20
+
+_TAIL_S = 0.25
+_TAIL_BYTES = 16 * 1024
 
 
 class _TooLarge(Exception):
@@ -40,8 +45,9 @@ class ChatClient:
     """Sends chat completion requests to one provider.
 
     The transport is owned: leaving the client's context closes it. `user_agent` and the provider's headers go with
-    every request; the key goes into `Authorization` alone, and is masked in everything that comes back. Raises
-    ValueError for a provider without an address, and for a header or a key that no request can carry.
+    every request; the key goes into `Authorization` alone, and is masked in everything that comes back. With `stream`,
+    bodies ask for streamed answers, which are read as they come. Raises ValueError for a provider without an address,
+    and for a header or a key that no request can carry.
     """
 
     def __init__(
@@ -51,11 +57,12 @@ class ChatClient:
         *,
         api_key: str | None,
         request_timeout: float,
+        stream: bool = False,
         user_agent: str = "batchchat",
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._url = _address(provider)
-        self._headers = _header_fields(provider, self._url, user_agent, api_key)
+        self._headers = _header_fields(provider, self._url, user_agent, api_key, stream=stream)
         self._name = provider.name
         self._mask = KeyMask(api_key)
         self._transport = transport
@@ -64,6 +71,7 @@ class ChatClient:
             "timeout": {"connect": min(CONNECT_TIMEOUT_S, request_timeout), "read": request_timeout}
             | {"write": request_timeout, "pool": request_timeout}
         }
+        self._stream = stream
         self._wall_clock = wall_clock
         self._exchange = transport if isinstance(transport, Exchange) else None
         self._route = self._exchange.route("POST", self._url, self._headers.raw) if self._exchange else None
@@ -89,30 +97,39 @@ class ChatClient:
         if started is None:
             started = anyio.current_time()
         limit = self._timeout if timeout is None else min(timeout, self._timeout)
+        reader = StreamReader(started) if self._stream else None
         reply: Reply | None = None
         if self._exchange is not None:
-            reply = await self._attempt(body, limit)
+            reply = await self._attempt(body, limit, reader)
         else:
             with anyio.move_on_after(limit):
-                reply = await self._attempt(body, limit)
+                reply = await self._attempt(body, limit, reader)
         if reply is None:
             message = f"no whole answer within {limit:g} s"
             reply = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.TIMEOUT, message))
+            if reader is not None:
+                reply = reader.cut_off(reply, now=self._wall_clock(), mask=self._mask)
         reply.latency_s = anyio.current_time() - started
         return reply
 
-    async def _attempt(self, body: bytes, limit: float) -> Reply:
+    async def _attempt(self, body: bytes, limit: float, reader: StreamReader | None) -> Reply:
         try:
             if self._exchange is not None and self._route is not None:
-                status, headers, content = await self._exchange.exchange(self._route, body, self._timeout, limit)
+                status, headers, content = await self._exchange.exchange(
+                    self._route, body, self._timeout, limit, reader
+                )
             else:
-                status, headers, content = await self._whole_answer(body)
+                status, headers, content = await self._answer(body, reader)
         except httpx.HTTPError as error:
-            return _failed(error, self._mask)
+            reply = _failed(error, self._mask)
+            return reply if reader is None else reader.cut_off(reply, now=self._wall_clock(), mask=self._mask)
         except _TooLarge as error:
             message = f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB"
-            return Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.PROTOCOL, message, error.status))
+            reply = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.PROTOCOL, message, error.status))
+            return reply if reader is None else reader.cut_off(reply, now=self._wall_clock(), mask=self._mask)
         mask = self._mask
+        if reader is not None and reader.began:
+            return reader.reply(now=self._wall_clock(), mask=mask)
         clean = mask.clean(content)
         reply = read_reply(status, headers, clean, now=self._wall_clock(), mask=mask)
         if clean is not content or mask.may_hide(clean):
@@ -121,21 +138,33 @@ class ChatClient:
             reply = read_whole_stream(status, headers, content, now=self._wall_clock(), mask=mask)
         return reply
 
-    async def _whole_answer(self, body: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
+    async def _answer(self, body: bytes, reader: StreamReader | None) -> tuple[int, dict[bytes, bytes], bytes]:
         """One exchange over a transport that knows httpx's own seam only."""
+        extensions = dict(self._extensions)
+        if reader is not None:
+            extensions["trace"] = partial(_tell_sent, reader)
         request = httpx.Request(
             "POST",
             self._url,
             headers=[*self._headers.raw, (b"Content-Length", b"%d" % len(body))],
             content=body,
-            extensions=dict(self._extensions),
+            extensions=extensions,
         )
         response = await self._transport.handle_async_request(request)
+        status, headers = response.status_code, {name.lower(): value for name, value in response.headers.raw}
         try:
-            content = await _read_bounded(response)
+            if reader is not None and 200 <= status < 300 and is_event_stream(headers):
+                reader.begin(status, headers)
+                return status, headers, await _read_bounded(response, reader)
+            return status, headers, await _read_bounded(response)
         finally:
             await response.aclose()
-        return response.status_code, {name.lower(): value for name, value in response.headers.raw}, content
+
+
+async def _tell_sent(reader: StreamReader, event: str, _details: object) -> None:
+    """Note when a request went out: httpcore tells this of each step of an exchange (its `trace` extension)."""
+    if event.endswith(".send_request_headers.started"):
+        reader.sent(anyio.current_time())
 
 
 def _address(provider: Provider) -> httpx.URL:
@@ -148,11 +177,13 @@ def _address(provider: Provider) -> httpx.URL:
     return url.copy_with(query=urlencode(query).encode("ascii")) if query else url
 
 
-def _header_fields(provider: Provider, url: httpx.URL, user_agent: str, api_key: str | None) -> httpx.Headers:
+def _header_fields(
+    provider: Provider, url: httpx.URL, user_agent: str, api_key: str | None, *, stream: bool
+) -> httpx.Headers:
     """What is the same in all requests. An `httpx.Headers` never shows the key where it is printed."""
     fields = {
         "host": ("Host", url.netloc.decode("ascii")),
-        "accept": ("Accept", "application/json"),
+        "accept": ("Accept", "text/event-stream, application/json" if stream else "application/json"),
         "content-type": ("Content-Type", "application/json"),
         "user-agent": ("User-Agent", user_agent),
     }
@@ -167,8 +198,11 @@ def _header_fields(provider: Provider, url: httpx.URL, user_agent: str, api_key:
     return httpx.Headers(list(fields.values()))
 
 
-async def _read_bounded(response: httpx.Response) -> bytes:
-    """The whole body, decoded. Bounded while it is decoded, so that little data cannot unpack to much."""
+async def _read_bounded(response: httpx.Response, reader: StreamReader | None = None) -> bytes:
+    """The whole body, decoded. Bounded while it is decoded, so that little data cannot unpack to much.
+
+    With a `reader` it goes there, and ends where the reader is done.
+    """
     decoder = decoder_for(response.headers.get("content-encoding", "").encode("latin-1"))
     stream = response.stream
     assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - what every async transport gives
@@ -180,13 +214,29 @@ async def _read_bounded(response: httpx.Response) -> bytes:
             size += len(chunk)
             if size > MAX_ANSWER_BYTES:
                 raise _TooLarge(response.status_code)
-            chunks.append(chunk)
+            if reader is None:
+                chunks.append(chunk)
+                continue
+            reader.feed(chunk, anyio.current_time())
+            if reader.done:
+                await _read_away(pieces)
+                return b""
     finally:
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
     if decoder is not None:
         decoder.finish()
     return b"".join(chunks) if len(chunks) != 1 else chunks[0]
+
+
+async def _read_away(pieces: AsyncIterator[bytes]) -> None:
+    """Read the end of a body whose content is complete: only then can its connection carry another request."""
+    size = 0
+    with anyio.move_on_after(_TAIL_S), suppress(httpx.HTTPError):
+        async for piece in pieces:
+            size += len(piece)
+            if size > _TAIL_BYTES:
+                return
 
 
 def _failed(error: httpx.HTTPError, mask: KeyMask) -> Reply:

@@ -17,8 +17,6 @@ from batchchat.client.sse import MAX_EVENT_BYTES, EventParser
 from batchchat.client.wire import protocol_failure, read_cut, read_reply, tell_headers
 from batchchat.records import Failure, Reply
 
-EVENT_STREAM: Final = b"text/event-stream"
-
 _SHORTEST_S: Final = 0.001
 """Tokens that come within a millisecond came together: their pace is the network's, not the model's."""
 
@@ -26,16 +24,28 @@ _SHORTEST_S: Final = 0.001
 class StreamReader:
     """Reads one stream; it is what a transport calls a `BodySink`.
 
-    `began` tells whether anything came, `done` that nothing more is needed. Times are of one monotonic clock; the
-    request counts as sent at `sent_at` until the transport knows better.
+    `began` tells that the answer is a stream, `done` that nothing more of it is needed. Times are of one monotonic
+    clock; the request counts as sent at `sent_at` until the transport knows better.
     """
 
-    __slots__ = ("_assembler", "_first_at", "_last_at", "_parser", "began", "done", "sent_at")
+    __slots__ = (
+        "_assembler",
+        "_first_at",
+        "_headers",
+        "_last_at",
+        "_parser",
+        "_sent_at",
+        "_status",
+        "began",
+        "done",
+    )
 
     def __init__(self, sent_at: float) -> None:
-        self.sent_at = sent_at
         self.began = False
         self.done = False
+        self._sent_at = sent_at
+        self._status = 200
+        self._headers: Headers = {}
         self._parser = EventParser()
         self._assembler = ChunkAssembler()
         self._first_at: float | None = None
@@ -43,11 +53,16 @@ class StreamReader:
 
     def sent(self, now: float) -> None:
         """The request went out at this time."""
-        self.sent_at = now
+        self._sent_at = now
+
+    def begin(self, status: int, headers: Headers) -> None:
+        """The head of the answer has come."""
+        self.began = True
+        self._status = status
+        self._headers = headers
 
     def feed(self, piece: bytes, now: float) -> None:
         """Take the next piece of the body, which came at this time. Never raises."""
-        self.began = True
         if self.done:
             return
         take = self._assembler.take
@@ -58,7 +73,7 @@ class StreamReader:
                     self._first_at = now
         self.done = self._assembler.done or self._parser.too_large
 
-    def reply(self, status: int, headers: Headers, *, now: float, mask: KeyMask) -> Reply:
+    def reply(self, *, now: float, mask: KeyMask) -> Reply:
         """Judge the stream once its body has ended, or nothing more is needed. Never raises.
 
         `now` is seconds since the epoch. A stream that broke off is a transient failure beside which stays what it
@@ -67,29 +82,33 @@ class StreamReader:
         assembler = self._assembler
         if not self.done:
             assembler.end(self._parser.finish())
-        if assembler.complete:
-            content = assembler.body()
-            clean = mask.clean(content)
-            reply = read_reply(status, headers, clean, now=now, mask=mask)
-            if clean is not content or mask.may_hide(clean):
-                mask.cover(reply)
-            if assembler.error is not None and reply.failure is not None:
-                reply.text = self._partial(reply.failure, mask).text
-        else:
-            failure = protocol_failure(status, self._problem(), assembler.evidence, mask)
-            reply = self._partial(failure, mask)
-            tell_headers(reply, headers, now=now, mask=mask)
+        if not assembler.complete:
+            failure = protocol_failure(self._status, self._problem(), assembler.evidence, mask)
+            return self._failed(failure, now=now, mask=mask)
+        content = assembler.body()
+        clean = mask.clean(content)
+        reply = read_reply(self._status, self._headers, clean, now=now, mask=mask)
+        if clean is not content or mask.may_hide(clean):
+            mask.cover(reply)
+        if assembler.error is not None and reply.failure is not None:
+            reply.text = self._partial(reply.failure, mask).text
         self._tell_times(reply)
         return reply
 
-    def cut_off(self, reply: Reply, status: int, *, mask: KeyMask) -> Reply:
-        """Add to a failed exchange what the stream had brought, where it failed after the answer's head."""
+    def cut_off(self, reply: Reply, *, now: float, mask: KeyMask) -> Reply:
+        """What a failed exchange comes to: a failure beside which stays what had come, or an answer that was whole."""
+        if self.done:
+            return self.reply(now=now, mask=mask)
         if not self.began or reply.failure is None:
             return reply
-        cut = self._partial(Failure(reply.failure.kind, reply.failure.message, status), mask)
-        cut.verdict, cut.sent = reply.verdict, reply.sent
-        self._tell_times(cut)
-        return cut
+        failure = Failure(reply.failure.kind, reply.failure.message, self._status)
+        return self._failed(failure, now=now, mask=mask)
+
+    def _failed(self, failure: Failure, *, now: float, mask: KeyMask) -> Reply:
+        reply = self._partial(failure, mask)
+        tell_headers(reply, self._headers, now=now, mask=mask)
+        self._tell_times(reply)
+        return reply
 
     def _partial(self, failure: Failure, mask: KeyMask) -> Reply:
         content = self._assembler.partial()
@@ -112,7 +131,7 @@ class StreamReader:
     def _tell_times(self, reply: Reply) -> None:
         if self._first_at is None:
             return
-        reply.ttft_s = round(max(0.0, self._first_at - self.sent_at), 6)
+        reply.ttft_s = round(max(0.0, self._first_at - self._sent_at), 6)
         tokens, span = (
             reply.usage.completion_tokens if reply.usage is not None else None,
             self._last_at - self._first_at,
@@ -121,17 +140,21 @@ class StreamReader:
             reply.output_tokens_per_s = round(tokens / span, 3)
 
 
+def is_event_stream(headers: Headers) -> bool:
+    """Whether an answer's body is an event stream by its type."""
+    return headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+
+
 def holds_events(headers: Headers, body: bytes) -> bool:
     """Whether a whole body is an event stream, by its type or, since servers get that wrong, its beginning."""
-    if headers.get(b"content-type", b"").lower().startswith(EVENT_STREAM):
-        return True
-    return body[:16].lstrip().startswith((b"data:", b"event:", b": "))
+    return is_event_stream(headers) or body[:16].lstrip().startswith((b"data:", b"event:", b": "))
 
 
 def read_whole_stream(status: int, headers: Headers, body: bytes, *, now: float, mask: KeyMask) -> Reply:
     """Judge a stream that came as one body, by a server that streams without being asked. Never raises."""
     reader = StreamReader(0.0)
+    reader.begin(status, headers)
     reader.feed(body, 0.0)
-    reply = reader.reply(status, headers, now=now, mask=mask)
+    reply = reader.reply(now=now, mask=mask)
     reply.ttft_s = None
     return reply

@@ -7,6 +7,7 @@ follows no redirect, and raises httpx's exceptions, each of which `request_sent`
 from __future__ import annotations
 
 from batchchat.transport.choose import choose_transport
+from batchchat.transport.connection import BodySink
 from batchchat.transport.faults import ResponseTooLarge, request_sent
 from batchchat.transport.lean import Answer, Exchange, LeanTransport, Route
 from batchchat.transport.stock import StockTransport
@@ -14,6 +15,7 @@ from batchchat.transport.tls import tls_context
 
 __all__ = [
     "Answer",
+    "BodySink",
     "Exchange",
     "LeanTransport",
     "ResponseTooLarge",

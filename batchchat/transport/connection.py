@@ -1,8 +1,9 @@
 """One HTTP/1.1 connection: an asyncio protocol that writes a request at once and gathers its response.
 
 A connection carries one request at a time. What arrives is collected in an `Incoming`; the task that asked is woken
-once, when the response is whole (or, for one that is read as it comes, at each piece). No task and no timer belongs to
-a connection: one sweep over all of them ends those that are silent for too long.
+once, when the response is whole (or, for one that is read as it comes, at each piece). An event stream may go into a
+`BodySink` piece by piece instead, which wakes nobody. No task and no timer belongs to a connection: one sweep over all
+of them ends those that are silent for too long.
 """
 
 from __future__ import annotations
@@ -24,6 +25,36 @@ ONE_WRITE_BYTES: Final = 64 * 1024
 _PIECE_BYTES: Final = 256 * 1024
 _READ_AHEAD_BYTES: Final = 256 * 1024
 _WHOLE_BYTES: Final = 256 * 1024
+_TAIL_S: Final = 2.0
+_TAIL_BYTES: Final = 16 * 1024
+
+
+class BodySink(Protocol):
+    """Takes the decoded body of an event stream (`text/event-stream`, status 2xx) piece by piece. It must not raise."""
+
+    done: bool
+    """Whether nothing more of the body is needed."""
+
+    def sent(self, now: float) -> None:
+        """The request was written at this loop time; told again where it is written again."""
+
+    def begin(self, status: int, headers: dict[bytes, bytes]) -> None:
+        """The stream begins; header names are in lower case. Not told where the answer is no event stream."""
+
+    def feed(self, piece: bytes, now: float) -> None:
+        """Take the next piece, which came at this loop time."""
+
+
+class _Nobody:
+    """Takes what comes after a sink is done."""
+
+    done = False
+
+    def sent(self, now: float) -> None: ...
+
+    def begin(self, status: int, headers: dict[bytes, bytes]) -> None: ...
+
+    def feed(self, piece: bytes, now: float) -> None: ...
 
 
 class Home(Protocol):
@@ -31,6 +62,9 @@ class Home(Protocol):
 
     def release(self, connection: Connection) -> None:
         """Take back a connection that can carry another request."""
+
+    def awaits(self, connection: Connection) -> None:
+        """Note that a connection is due sooner than it was: nobody waits for what it still brings."""
 
     def forget(self, connection: Connection) -> None:
         """Drop a connection that is closed or closing. Called at least once for each."""
@@ -41,7 +75,8 @@ class Incoming:
 
     `fields` are the header fields with lower-case names (of a repeated field the last value), `headers` all of them as
     they came. `chunks` holds the decoded body, or what is not yet read of it. `live` tells that it is read as it comes.
-    `timeout` bounds every silence in seconds; at loop time `ends_at` the whole is late.
+    `sink` takes the body of an event stream instead. `timeout` bounds every silence in seconds; at loop time `ends_at`
+    the whole is late.
     """
 
     # With thousands under way their size is time: what is not in the processor's cache costs more than the code.
@@ -58,6 +93,7 @@ class Incoming:
         "head_done",
         "headers",
         "live",
+        "sink",
         "size",
         "status",
         "streamable",
@@ -75,9 +111,11 @@ class Incoming:
         streamable: bool,
         wants_body: bool,
         ends_at: float,
+        sink: BodySink | None = None,
     ) -> None:
         self.connection = connection
         self.ends_at = ends_at
+        self.sink = sink
         self.waiter = waiter
         self.timeout = timeout
         self.streamable = streamable
@@ -261,17 +299,14 @@ class Connection(asyncio.Protocol):
             if not incoming.complete and incoming.fault is None:
                 incoming.fault = httpx.RemoteProtocolError(f"this is no valid HTTP response: {error}")
         if incoming.fault is not None:
-            self._fail(incoming.fault)
+            self._spoilt(incoming, incoming.fault)
         elif incoming.complete:
             self._finish(incoming)
         elif not incoming.head_done:
             if incoming.head_bytes > self._max_head_bytes:
                 self._fail(ResponseTooLarge(f"the response's head is larger than {self._max_head_bytes} bytes"))
-        elif incoming.live:
-            if sum(map(len, incoming.chunks)) > _READ_AHEAD_BYTES and not self._reading_paused:
-                self._reading_paused = True
-                self._transport.pause_reading()  # type: ignore[union-attr]
-            incoming.wake()
+        elif incoming.live or incoming.sink is not None:
+            self._hand_over(incoming)
 
     def eof_received(self) -> None:
         """The peer ended its side: look, while the socket is open, at what it had received by then."""
@@ -345,10 +380,14 @@ class Connection(asyncio.Protocol):
                 incoming.decoder = decoder_for(fields[b"content-encoding"])
             except httpx.DecodingError as error:
                 incoming.fault = error
+        if incoming.sink is not None:
+            if status < 300 and _is_event_stream(fields):
+                incoming.sink.begin(status, fields)
+            else:
+                incoming.sink = None
         if incoming.streamable:
             length = _length(fields)
-            events = fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
-            incoming.live = events or length is None or length > _WHOLE_BYTES
+            incoming.live = length is None or length > _WHOLE_BYTES or _is_event_stream(fields)
 
     def on_body(self, data: bytes) -> None:
         """Keep a piece of the body, decoded, as far as the bound allows."""
@@ -366,7 +405,9 @@ class Connection(asyncio.Protocol):
             incoming.fault = ResponseTooLarge(f"the response's body is larger than {self._max_body_bytes} bytes")
             return
         incoming.size += len(data)
-        if data:
+        if incoming.sink is not None:
+            incoming.sink.feed(data, self.quiet_since)
+        elif data:
             incoming.chunks.append(data)
 
     def on_message_complete(self) -> None:
@@ -396,6 +437,43 @@ class Connection(asyncio.Protocol):
             self._resume_reading()
         if self._keep and not self._writing:
             self._home.release(self)
+        else:
+            self.abort()
+            self._wake_writer()
+        incoming.wake()
+
+    def _hand_over(self, incoming: Incoming) -> None:
+        """Look at a response that is read as it comes, after more of it has come."""
+        if incoming.sink is not None:
+            if incoming.sink.done:
+                self._let_go(incoming, reusable=self._keep and not self._writing)
+            return
+        if sum(map(len, incoming.chunks)) > _READ_AHEAD_BYTES and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()  # type: ignore[union-attr]
+        incoming.wake()
+
+    def _spoilt(self, incoming: Incoming, fault: httpx.RequestError) -> None:
+        """End a response with a fault; one that follows a sink's last piece does not spoil what went before."""
+        if incoming.sink is not None and incoming.sink.done:
+            incoming.fault = None
+            self._let_go(incoming, reusable=False)
+        else:
+            self._fail(fault)
+
+    def _let_go(self, incoming: Incoming, *, reusable: bool) -> None:
+        """Part with a response whose sink is done, before its body has ended: that end mostly follows at once.
+
+        The task that asked goes on now. The connection returns to the pool if the rest of the body is short and soon.
+        """
+        if reusable:
+            ends_at = self.quiet_since + _TAIL_S
+            rest = Incoming(self, incoming.waiter, _TAIL_S, streamable=False, wants_body=True, ends_at=ends_at)
+            rest.began = rest.head_done = True
+            rest.fields, rest.sink = incoming.fields, _Nobody()
+            rest.size = max(incoming.size, self._max_body_bytes - _TAIL_BYTES)
+            self._incoming = rest
+            self._home.awaits(self)
         else:
             self.abort()
             self._wake_writer()
@@ -447,6 +525,10 @@ class Connection(asyncio.Protocol):
             return tell_sent(httpx.RemoteProtocolError(f"the server disconnected {where}"), sent)
         kind = httpx.WriteError if self._writing else httpx.ReadError
         return tell_sent(kind(f"the connection broke {where}: {error}"), sent)
+
+
+def _is_event_stream(fields: dict[bytes, bytes]) -> bool:
+    return fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
 
 
 def _length(fields: dict[bytes, bytes]) -> int | None:

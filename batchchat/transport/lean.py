@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 import anyio
 import httpx
 
-from batchchat.transport.connection import ONE_WRITE_BYTES, Connection, Incoming
+from batchchat.transport.connection import ONE_WRITE_BYTES, BodySink, Connection, Incoming
 from batchchat.transport.decoding import ACCEPT_ENCODING
 from batchchat.transport.dial import AddressBook, Resolver, connect_error, dial, resolve
 from batchchat.transport.faults import request_sent
@@ -73,13 +73,19 @@ class Exchange(Protocol):
         """
 
     async def exchange(
-        self, route: Route, body: bytes, timeout: float | None = None, total: float | None = None
+        self,
+        route: Route,
+        body: bytes,
+        timeout: float | None = None,
+        total: float | None = None,
+        sink: BodySink | None = None,
     ) -> Answer:
         """Send one request and receive its whole answer.
 
-        `timeout` (seconds) bounds every silence, `total` the whole, connecting included. Raises subclasses of
-        `httpx.RequestError`, each of which `request_sent` can be asked about, and `StorageError` where this process
-        may open no further file.
+        `timeout` (seconds) bounds every silence, `total` the whole, connecting included. A successful answer that is an
+        event stream goes into `sink`, where one is given, as it comes: the answer's own body is then empty, and ends
+        where the sink is done. Raises subclasses of `httpx.RequestError`, each of which `request_sent` can be asked
+        about, and `StorageError` where this process may open no further file.
         """
 
 
@@ -107,6 +113,10 @@ class Origin:
     def release(self, connection: Connection) -> None:
         """Keep a connection for the next request."""
         self.idle[connection] = None
+        self._owner.watch(connection.due)
+
+    def awaits(self, connection: Connection) -> None:
+        """Look in time at a connection that only has to bring the end of its response."""
         self._owner.watch(connection.due)
 
     def forget(self, connection: Connection) -> None:
@@ -157,10 +167,15 @@ class LeanTransport(httpx.AsyncBaseTransport):
         return self._route(method.upper().encode("ascii"), url, raw)
 
     def exchange(
-        self, route: Route, body: bytes, timeout: float | None = None, total: float | None = None
+        self,
+        route: Route,
+        body: bytes,
+        timeout: float | None = None,
+        total: float | None = None,
+        sink: BodySink | None = None,
     ) -> Coroutine[Any, Any, Answer]:
         """See `Exchange.exchange`."""
-        return self._perform(route, body, timeout, self._connect_timeout, total, finish=_answer)
+        return self._perform(route, body, timeout, self._connect_timeout, total, finish=_answer, sink=sink)
 
     # httpx's seam
 
@@ -237,6 +252,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
         *,
         finish: Callable[[Incoming], _Outcome],
         streamable: bool = False,
+        sink: BodySink | None = None,
     ) -> _Outcome:
         silence = math.inf if timeout is None else timeout
         ends_at = math.inf if total is None else asyncio.get_running_loop().time() + total
@@ -256,10 +272,13 @@ class LeanTransport(httpx.AsyncBaseTransport):
                 streamable=streamable,
                 wants_body=route.wants_body,
                 ends_at=ends_at,
+                sink=sink,
             )
             connection.begin(incoming, loop.time())
             if (due := min(connection.quiet_since + silence, ends_at)) < self._sweep_at:
                 self.watch(due)
+            if sink is not None:
+                sink.sent(connection.quiet_since)
             try:
                 if len(body) <= ONE_WRITE_BYTES:
                     connection.send(head + body)

@@ -48,9 +48,10 @@ def read(*pieces: bytes, mask: KeyMask = NO_KEY, every: float = 0.0, **headers: 
     """Read a stream, in pieces that come `every` so many seconds; the first one that long after the request."""
     fields = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
     reader = StreamReader(100.0)
+    reader.begin(200, fields)
     for number, piece in enumerate(pieces, 1):
         reader.feed(piece, 100.0 + number * every)
-    return reader.reply(200, fields, now=NOW, mask=mask)
+    return reader.reply(now=NOW, mask=mask)
 
 
 def completed(reply: Reply) -> Completion:
@@ -300,11 +301,17 @@ def test_half_a_text_is_kept_beside_the_failure_with_what_it_cost() -> None:
 def test_a_failure_of_the_network_keeps_its_kind_and_gets_what_had_come() -> None:
     failed = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.CONNECTION, "reset"), sent=True)
     reader = StreamReader(0.0)
-    assert reader.cut_off(failed, 200, mask=NO_KEY) is failed
+    assert reader.cut_off(failed, now=NOW, mask=NO_KEY) is failed
+    reader.begin(200, {b"x-request-id": b"r"})
+    nothing = reader.cut_off(failed, now=NOW, mask=NO_KEY)
+    assert (nothing.text, nothing.usage, nothing.completion) == (None, None, None)
     reader.feed(chunk({"content": "half"}, usage=USAGE), 2.0)
-    reply = reader.cut_off(failed, 200, mask=NO_KEY)
-    assert reply.failure == Failure(ErrorKind.CONNECTION, "reset", 200)
+    reply = reader.cut_off(failed, now=NOW, mask=NO_KEY)
+    assert nothing.failure == reply.failure == Failure(ErrorKind.CONNECTION, "reset", 200)
     assert (reply.verdict, reply.text, reply.usage, reply.ttft_s) == (Verdict.TRANSIENT, "half", Usage(10, 5, 15), 2.0)
+    assert reply.request_id == "r"
+    reader.feed(chunk({}, "stop") + DONE, 3.0)
+    assert completed(reader.cut_off(failed, now=NOW, mask=NO_KEY)).text == "half"
 
 
 @pytest.mark.parametrize(
@@ -371,7 +378,7 @@ def test_what_cannot_be_known_is_null() -> None:
     late = StreamReader(5.0)
     late.sent(7.0)
     late.feed(stream({"content": "a"}), 8.0)
-    assert late.reply(200, {}, now=NOW, mask=NO_KEY).ttft_s == 1.0
+    assert late.reply(now=NOW, mask=NO_KEY).ttft_s == 1.0
 
 
 # --- a body that came whole

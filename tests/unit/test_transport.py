@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchchat.transport import ResponseTooLarge, request_sent
+from batchchat.transport import BodySink, ResponseTooLarge, request_sent
 from batchchat.transport.connection import Connection, Incoming
 from batchchat.transport.decoding import BodyDecoder, decoder_for
 from batchchat.transport.faults import tell_sent
@@ -191,6 +191,10 @@ class Shelf:
     def __init__(self) -> None:
         self.released = 0
         self.forgotten = 0
+        self.awaited = 0
+
+    def awaits(self, connection: Connection) -> None:
+        self.awaited += 1
 
     def release(self, connection: Connection) -> None:
         self.released += 1
@@ -212,7 +216,7 @@ def connected() -> tuple[Connection, Wire, Shelf]:
     return connection, wire, shelf
 
 
-def asked(connection: Connection) -> Incoming:
+def asked(connection: Connection, sink: BodySink | None = None) -> Incoming:
     incoming = Incoming(
         connection,
         Waiter(),  # type: ignore[arg-type]  # as much of a future as is needed
@@ -220,15 +224,16 @@ def asked(connection: Connection) -> Incoming:
         streamable=False,
         wants_body=True,
         ends_at=math.inf,
+        sink=sink,
     )
     connection.begin(incoming, 1.0)
     return incoming
 
 
-def receive(data: list[bytes], *, ends: bool = False) -> tuple[Incoming, Wire, Shelf]:
+def receive(data: list[bytes], *, ends: bool = False, sink: BodySink | None = None) -> tuple[Incoming, Wire, Shelf]:
     """What comes of a response that arrives in these pieces."""
     connection, wire, shelf = connected()
-    incoming = asked(connection)
+    incoming = asked(connection, sink)
     for piece in data:
         if wire.aborted:
             break
@@ -342,3 +347,145 @@ def test_the_bounds_hold_for_every_way_of_arriving(size: int) -> None:
         incoming, wire, shelf = receive(pieces(data))
         assert isinstance(incoming.fault, ResponseTooLarge), data[:60]
         assert (wire.aborted, shelf.released) == (True, 0)
+
+
+# A sink
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+
+
+class Sink:
+    """Takes a body until it has seen `end`."""
+
+    def __init__(self, end: bytes = b"\0") -> None:
+        self.end = end
+        self.head: tuple[int, dict[bytes, bytes]] | None = None
+        self.pieces: list[bytes] = []
+        self.done = False
+
+    def sent(self, now: float) -> None:
+        raise AssertionError("it is the transport that tells this")
+
+    def begin(self, status: int, headers: dict[bytes, bytes]) -> None:
+        assert self.head is None
+        self.head = status, headers
+
+    def feed(self, piece: bytes, now: float) -> None:
+        assert (self.head is not None, now) == (True, 1.0)
+        self.pieces.append(piece)
+        self.done = self.done or self.end in b"".join(self.pieces)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
+
+
+def framed(body: bytes, how: str) -> bytes:
+    if how == "gzip":
+        return (
+            STREAM_HEAD
+            + b"Content-Encoding: gzip\r\n"
+            + framed(gzip.compress(body, mtime=0), "chunks")[len(STREAM_HEAD) :]
+        )
+    if how == "length":
+        return STREAM_HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    if how == "close":
+        return STREAM_HEAD + b"\r\n" + body
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (body[:9], body[9:]))
+    return STREAM_HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("how", ["length", "chunks", "close", "gzip"])
+@FEWER
+@given(places=PLACES)
+def test_a_sink_gets_the_whole_stream_however_it_is_cut(how: str, places: list[int]) -> None:
+    sink = Sink()
+    incoming, wire, shelf = receive(cut(framed(BODY, how), places), ends=how == "close", sink=sink)
+    assert (incoming.fault, incoming.complete, incoming.waiter.done()) == (None, True, True)
+    assert (sink.body, incoming.body) == (BODY, b"")
+    assert sink.head is not None
+    assert sink.head[0] == 200
+    assert sink.head[1][b"content-type"] == b"text/event-stream; charset=utf-8"
+    assert (shelf.released, wire.aborted) == ((0, False) if how == "close" else (1, False))
+
+
+@pytest.mark.parametrize("how", ["length", "chunks", "gzip"])
+@FEWER
+@given(places=PLACES)
+def test_a_sink_that_is_done_wakes_its_task_at_once_and_the_connection_comes_back_with_its_end(
+    how: str, places: list[int]
+) -> None:
+    sink = Sink(end=b"yes")
+    connection, wire, shelf = connected()
+    incoming = asked(connection, sink)
+    for piece in cut(framed(BODY, how), places):
+        connection.data_received(piece)
+        assert incoming.waiter.done() == (sink.done or incoming.complete)
+    assert incoming.fault is None
+    assert sink.body.startswith(BODY[: BODY.index(b"yes") + 3])
+    assert (shelf.released, wire.aborted) == (1, False)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [[b"z" * 3000, b"z" * 3000], [b"zz"], [b"4\r\nmore\r\n"] * 5000],
+    ids=["no chunk", "damaged", "no end"],
+)
+def test_what_follows_a_sink_that_is_done_is_bounded_and_spoils_nothing(tail: list[bytes]) -> None:
+    sink = Sink(end=b"yes")
+    head = STREAM_HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    incoming, wire, shelf = receive([head, b"3\r\nyes\r\n", *tail], sink=sink)
+    assert (incoming.fault, incoming.waiter.done(), sink.body) == (None, True, b"yes")
+    assert (wire.aborted, shelf.released, shelf.awaited) == (True, 0, 1)
+    at_once, wire, shelf = receive([head + b"3\r\nyes\r\n" + b"".join(tail)], sink=Sink(end=b"yes"))
+    assert (at_once.fault, at_once.waiter.done(), wire.aborted, shelf.released) == (None, True, True, 0)
+
+
+def test_the_end_of_the_connection_after_a_sink_is_done_spoils_nothing() -> None:
+    sink = Sink(end=b"yes")
+    connection, _wire, shelf = connected()
+    incoming = asked(connection, sink)
+    connection.data_received(STREAM_HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nyes\r\n")
+    assert connection.due == 3.0
+    connection.eof_received()
+    connection.connection_lost(ConnectionResetError("x"))
+    assert (incoming.fault, incoming.waiter.done(), shelf.released) == (None, True, 0)
+    assert shelf.forgotten
+
+
+def test_a_connection_whose_stream_does_not_end_is_closed_when_it_is_due() -> None:
+    connection, wire, shelf = connected()
+    incoming = asked(connection, Sink(end=b"yes"))
+    connection.data_received(STREAM_HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nyes\r\n")
+    connection.expire()
+    assert (incoming.fault, wire.aborted, shelf.released) == (None, True, 0)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n",
+        b"HTTP/1.1 500 x\r\nContent-Type: text/event-stream\r\n",
+    ],
+)
+def test_an_answer_that_is_no_stream_does_not_go_into_the_sink(head: bytes) -> None:
+    sink = Sink()
+    incoming, _wire, _shelf = receive([head + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY], sink=sink)
+    assert (sink.head, sink.pieces, incoming.body) == (None, [], BODY)
+
+
+@FEWER
+@given(places=PLACES, end=st.integers(min_value=0, max_value=2**16), how=st.sampled_from(["length", "chunks", "gzip"]))
+def test_a_stream_that_ends_too_early_is_never_taken_for_whole(places: list[int], end: int, how: str) -> None:
+    data = framed(BODY, how)
+    incoming, _wire, shelf = receive(cut(data[: end % len(data)], places), ends=True, sink=Sink())
+    assert isinstance(incoming.fault, httpx.RemoteProtocolError)
+    assert (incoming.complete, incoming.waiter.done(), shelf.released) == (False, True, 0)
+
+
+def test_the_bound_holds_for_a_stream() -> None:
+    head = STREAM_HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    sink = Sink()
+    incoming, wire, _shelf = receive([head, *[b"64\r\n%b\r\n" % bytes(100).replace(b"\0", b"a")] * 60], sink=sink)
+    assert isinstance(incoming.fault, ResponseTooLarge)
+    assert (len(sink.body), wire.aborted) == (5000, True)
