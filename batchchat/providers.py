@@ -42,6 +42,8 @@ class Provider:
     `base_url` ends before `/chat/completions`; it is None for the demo provider, whose port is chosen at run time.
     `identity` names the service in every `custom_id`: it stays the same when only a port or a key changes. `max_images`
     is how many images one request may hold, None where that is not known.
+    `stream_options` tells whether a streamed request may ask for usage; a service that refuses that mostly sends it
+    unasked.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Provider:
     headers: Mapping[str, str] = field(default_factory=dict)
     extra_query: Mapping[str, str] = field(default_factory=dict)
     ca_file: str | None = None
+    stream_options: bool = True
     note: str = ""
 
     def with_base_url(self, base_url: str) -> Provider:
@@ -139,6 +142,7 @@ PROFILES: Mapping[str, Provider] = {
             "https://api.mistral.ai/v1",
             api_key_env="MISTRAL_API_KEY",
             unsupported=frozenset({"logit_bias", "user", "top_logprobs", "logprobs"}),
+            stream_options=False,  # answered with 422 "extra_forbidden"; usage comes with the last chunk all the same
         ),
         _profile(
             "groq",

@@ -29,6 +29,7 @@ from batchchat.transport.decoding import decoder_for
 CONNECT_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 64 * 2**20
 
+_ENDED_EARLY = re.compile(r"(?i)disconnect|peer closed connection")
 _TAIL_S = 0.25
 _TAIL_BYTES = 16 * 1024
 
@@ -109,7 +110,8 @@ class ChatClient:
             reply = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.TIMEOUT, message))
             if reader is not None:
                 reply = reader.cut_off(reply, now=self._wall_clock(), mask=self._mask)
-        reply.latency_s = anyio.current_time() - started
+        ended = reader.done_at if reader is not None else None
+        reply.latency_s = (anyio.current_time() if ended is None else ended) - started
         return reply
 
     async def _attempt(self, body: bytes, limit: float, reader: StreamReader | None) -> Reply:
@@ -258,7 +260,7 @@ def _failed(error: httpx.HTTPError, mask: KeyMask) -> Reply:
         kind, verdict = ErrorKind.INVALID_REQUEST, Verdict.FATAL
         text = f"the request cannot be sent: {text}"
     elif isinstance(error, httpx.DecodingError) or (
-        isinstance(error, httpx.RemoteProtocolError) and "disconnect" not in text.lower()
+        isinstance(error, httpx.RemoteProtocolError) and not _ENDED_EARLY.search(text)
     ):
         kind = ErrorKind.PROTOCOL
     return Reply(verdict, failure=Failure(kind, text), sent=request_sent(error))

@@ -157,6 +157,7 @@ class ProviderFields(_Section):
     headers: dict[str, str] = Field(default_factory=dict)
     extra_query: dict[str, str] = Field(default_factory=dict)
     ca_file: str | None = None
+    stream_options: bool | None = None
 
     @field_validator("base_url")
     @classmethod
@@ -236,6 +237,12 @@ def _or_template(kind: type, noun: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _true_or_false(value: object) -> object:
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"must be true or false, the same for all rows{_not(value)}")
+    return value
+
+
 _MANY = 10_000_000
 _Temperature = Annotated[float | str | None, _number_or_template(0, 2)]
 _Share = Annotated[float | str | None, _number_or_template(0, 1)]
@@ -245,12 +252,17 @@ _Choices = Annotated[int | str | None, _number_or_template(1, 128, whole=True)]
 _Top = Annotated[int | str | None, _number_or_template(0, 20, whole=True)]
 _Seed = Annotated[int | str | None, _number_or_template(-(2**63), 2**63 - 1, whole=True)]
 _Flag = Annotated[bool | str | None, _or_template(bool, "true or false")]
+_Switch = Annotated[bool | None, BeforeValidator(_true_or_false)]
 _Mapping = Annotated[dict[str, Any] | str | None, _or_template(dict, "a mapping")]
 _Tools = Annotated[list[dict[str, Any]] | str | None, _or_template(list, "a list of tools")]
 
 
 class Params(_Section):
-    """What goes into each request beside model and messages. A value may be a template over the row."""
+    """What goes into each request beside model and messages. A value may be a template over the row.
+
+    `stream` says how an answer travels, not what is asked: it is no part of `custom_id`, so that a job whose rows are
+    done may be switched to streaming and back without asking, and paying for, anything again.
+    """
 
     temperature: _Temperature = None
     top_p: _Share = None
@@ -271,6 +283,7 @@ class Params(_Section):
     parallel_tool_calls: _Flag = None
     reasoning_effort: str | None = None
     service_tier: str | None = None
+    stream: _Switch = None
     extra_body: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("n")
@@ -291,7 +304,7 @@ class Params(_Section):
     @classmethod
     def _no_clash(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
-            if name in {"model", "messages", "stream", "n"}:
+            if name in {"model", "messages", "stream_options", "n"}:
                 instead = "; `samples: N` of the job asks each row N times" if name == "n" else ""
                 raise ValueError(f"{name} cannot be set here: batchchat reads the answer by it{instead}")
             if name in cls.model_fields:
@@ -302,7 +315,7 @@ class Params(_Section):
 
     def as_body(self) -> dict[str, Any]:
         """The params that are set, in an order that does not depend on the author's, `extra_body` still apart."""
-        return self.model_dump(exclude_unset=True, exclude_none=True)
+        return self.model_dump(exclude_unset=True, exclude_none=True, exclude={"stream"})
 
 
 class Limits(_Section):
@@ -506,6 +519,7 @@ class Job(_Section):
                 headers={**provider.headers, **spec.headers},
                 extra_query={**provider.extra_query, **spec.extra_query},
                 ca_file=spec.ca_file or provider.ca_file,
+                stream_options=provider.stream_options if spec.stream_options is None else spec.stream_options,
             )
         if self.prices is not None:
             price = Price(self.prices.input, self.prices.output, self.prices.cached_input)
@@ -516,6 +530,12 @@ class Job(_Section):
                 prices_as_of="the job file",
             )
         return provider
+
+    def transfer(self, provider: Provider) -> dict[str, Any]:
+        """The fields of the body that say how the answer travels, not what is asked."""
+        if not self.params.stream:
+            return {}
+        return {"stream": True, **({"stream_options": {"include_usage": True}} if provider.stream_options else {})}
 
     def check_params(self, provider: Provider) -> None:
         """Refuse the params that the provider does not support, and those that contradict `response`.

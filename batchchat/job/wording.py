@@ -55,7 +55,7 @@ _PATTERNS: Mapping[Place, str] = {
     ("prices", "currency"): "must be a currency's three capital letters, such as EUR",
 }
 _HINTS = {
-    "stream": "answers are read whole: leave it out",
+    "stream": "it is one of the params: write params.stream",
     "rpm": "write requests_per_minute",
     "tpm": "write tokens_per_minute",
     "on_truncated": "write truncated",

@@ -216,7 +216,13 @@ class _Run:
 
             transport = choose_transport(provider.base_url or "", ca_file=provider.ca_file)
         retry = job.retry
-        client = ChatClient(provider, transport, api_key=key, request_timeout=retry.request_timeout)
+        client = ChatClient(
+            provider,
+            transport,
+            api_key=key,
+            request_timeout=retry.request_timeout,
+            stream=bool(job.params.stream),
+        )
         await stack.enter_async_context(client)
         self.limiter = limiter or self._make_limiter(provider)
         counts = self.store.index.counts()

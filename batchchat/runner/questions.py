@@ -44,6 +44,7 @@ def compile_questions(job: Job) -> Questions:
             fixed=schema.request_fields(response.mode) if schema is not None else None,
             instructions=schema.instructions(response.mode) if schema is not None else None,
             max_images=job.resolved_provider().max_images,
+            transfer=job.transfer(job.resolved_provider()),
         )
     except JobError as error:
         place = [int(part) if part.isdecimal() else part for part in _STEPS.findall(error.field or "messages")]

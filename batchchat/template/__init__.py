@@ -4,7 +4,8 @@ A body is `{"model": …, <params in the author's order>, "messages": […]}`. A
 when the job is compiled; a row only adds its own texts. The keys of a message are sorted, so that equal content gives
 equal bytes, and the digest is taken over those very bytes and over the params in canonical form (sorted at every
 depth, whole floats as integers): the order of keys in a job or a row changes nothing, while the wire keeps the
-author's order of params, which matters in a JSON schema.
+author's order of params, which matters in a JSON schema. Fields that say how an answer travels (`stream`) stand after
+the params and in no digest.
 
 Data is never template text: a row's values go in as values, and `{from: column}` passes messages on as they are.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from batchchat.errors import JobError
@@ -106,6 +108,7 @@ def compile_template(
     fixed: Mapping[str, Any] | None = None,
     instructions: str | None = None,
     max_images: int | None = None,
+    transfer: Mapping[str, Any] = MappingProxyType({}),
 ) -> Template:
     """Compile a job's messages and params.
 
@@ -114,7 +117,8 @@ def compile_template(
     the images of a column; a row with more than `max_images` does not render. `params` are the body's other fields in
     the author's order; the mapping `extra_body` among them is put beside them. A param that is exactly one
     `{{ expression }}` takes its value's own type, and one that is None is left out. `fixed` are further fields of the
-    body, and `instructions` a text for the model; both go in as they are, whatever braces they hold.
+    body, and `instructions` a text for the model; both go in as they are, whatever braces they hold. `transfer` are fields that say how the
+    answer travels: they change no digest.
 
     Raises JobError that names the message and the line in its text, without file and line of the job.
     """
@@ -125,7 +129,7 @@ def compile_template(
             text |= {"fixed": canonical(fixed or {}), "instructions": instructions}
         return Template(
             Messages(environment, messages, max_images=max_images),
-            Params(environment, model, params, fixed or {}),
+            Params(environment, model, params, fixed or {}, transfer),
             text_digest=blake2b(to_json(text, sort=True), digest_size=16).hexdigest(),
             instructions=None if instructions is None else Instructions(instructions),
         )

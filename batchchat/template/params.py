@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from batchchat.errors import JobError
@@ -33,18 +34,25 @@ class Params:
 
     Where no row changes them (`varies` is false), `head` is the body up to its messages, `canonical` what goes into the
     digest, `max_tokens` the longest answer asked for and `tokens` what the params add to the prompt; otherwise `render`
-    gives these four for each row, and writes anew only the fields that the row does change.
+    gives these four for each row, and writes anew only the fields that the row does change. The fields of `transfer`
+    stand in the body as they are, and in no digest.
     """
 
     def __init__(
-        self, environment: Environment, model: str, params: Mapping[str, Any], fixed: Mapping[str, Any] | None = None
+        self,
+        environment: Environment,
+        model: str,
+        params: Mapping[str, Any],
+        fixed: Mapping[str, Any] = MappingProxyType({}),
+        transfer: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._environment = environment
         self.names: frozenset[str] = frozenset()
+        self._transfer = b"".join(b",%b:%b" % (to_json(name), to_json(value)) for name, value in transfer.items())
         fields = {"model": model, **_merged(params)}
         compiled = {
             name: value if name == "model" else self._compile(value, f"params.{name}") for name, value in fields.items()
-        } | dict(fixed or {})
+        } | dict(fixed)
         self.varies = any(map(_varies, compiled.values()))
         self._varying = [(name, value) for name, value in compiled.items() if _varies(value)]
         self.head = self.canonical = b""
@@ -70,7 +78,7 @@ class Params:
         lengths = (written.get(name) for name in _LENGTHS)
         longest = next((field.value for field in lengths if field is not None and type(field.value) is int), None)
         weights = sum([field.weight for field in there])
-        return b'{%b,"messages":' % head, b"{%b}" % told_apart, longest, (weights + 7) >> 3
+        return b'{%b%b,"messages":' % (head, self._transfer), b"{%b}" % told_apart, longest, (weights + 7) >> 3
 
     def constant(self, name: str) -> tuple[bool, Any]:
         """Whether a param is the same for every row, and then its value."""

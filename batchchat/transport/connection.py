@@ -25,7 +25,7 @@ ONE_WRITE_BYTES: Final = 64 * 1024
 _PIECE_BYTES: Final = 256 * 1024
 _READ_AHEAD_BYTES: Final = 256 * 1024
 _WHOLE_BYTES: Final = 256 * 1024
-_TAIL_S: Final = 2.0
+_TAIL_S: Final = 0.25
 _TAIL_BYTES: Final = 16 * 1024
 
 
@@ -33,7 +33,7 @@ class BodySink(Protocol):
     """Takes the decoded body of an event stream (`text/event-stream`, status 2xx) piece by piece. It must not raise."""
 
     done: bool
-    """Whether nothing more of the body is needed."""
+    """Whether nothing more of the body is needed. The end of the body is still waited for, a moment."""
 
     def sent(self, now: float) -> None:
         """The request was written at this loop time; told again where it is written again."""
@@ -45,18 +45,6 @@ class BodySink(Protocol):
         """Take the next piece, which came at this loop time."""
 
 
-class _Nobody:
-    """Takes what comes after a sink is done."""
-
-    done = False
-
-    def sent(self, now: float) -> None: ...
-
-    def begin(self, status: int, headers: dict[bytes, bytes]) -> None: ...
-
-    def feed(self, piece: bytes, now: float) -> None: ...
-
-
 class Home(Protocol):
     """Where a connection returns to when its response is whole."""
 
@@ -64,7 +52,7 @@ class Home(Protocol):
         """Take back a connection that can carry another request."""
 
     def awaits(self, connection: Connection) -> None:
-        """Note that a connection is due sooner than it was: nobody waits for what it still brings."""
+        """Note that a connection is due sooner than it was."""
 
     def forget(self, connection: Connection) -> None:
         """Drop a connection that is closed or closing. Called at least once for each."""
@@ -299,7 +287,7 @@ class Connection(asyncio.Protocol):
             if not incoming.complete and incoming.fault is None:
                 incoming.fault = httpx.RemoteProtocolError(f"this is no valid HTTP response: {error}")
         if incoming.fault is not None:
-            self._spoilt(incoming, incoming.fault)
+            self._fail(incoming.fault)
         elif incoming.complete:
             self._finish(incoming)
         elif not incoming.head_done:
@@ -444,40 +432,17 @@ class Connection(asyncio.Protocol):
 
     def _hand_over(self, incoming: Incoming) -> None:
         """Look at a response that is read as it comes, after more of it has come."""
-        if incoming.sink is not None:
-            if incoming.sink.done:
-                self._let_go(incoming, reusable=self._keep and not self._writing)
-            return
-        if sum(map(len, incoming.chunks)) > _READ_AHEAD_BYTES and not self._reading_paused:
-            self._reading_paused = True
-            self._transport.pause_reading()  # type: ignore[union-attr]
-        incoming.wake()
-
-    def _spoilt(self, incoming: Incoming, fault: httpx.RequestError) -> None:
-        """End a response with a fault; one that follows a sink's last piece does not spoil what went before."""
-        if incoming.sink is not None and incoming.sink.done:
-            incoming.fault = None
-            self._let_go(incoming, reusable=False)
-        else:
-            self._fail(fault)
-
-    def _let_go(self, incoming: Incoming, *, reusable: bool) -> None:
-        """Part with a response whose sink is done, before its body has ended: that end mostly follows at once.
-
-        The task that asked goes on now. The connection returns to the pool if the rest of the body is short and soon.
-        """
-        if reusable:
-            ends_at = self.quiet_since + _TAIL_S
-            rest = Incoming(self, incoming.waiter, _TAIL_S, streamable=False, wants_body=True, ends_at=ends_at)
-            rest.began = rest.head_done = True
-            rest.fields, rest.sink = incoming.fields, _Nobody()
-            rest.size = max(incoming.size, self._max_body_bytes - _TAIL_BYTES)
-            self._incoming = rest
+        if incoming.sink is None:
+            if sum(map(len, incoming.chunks)) > _READ_AHEAD_BYTES and not self._reading_paused:
+                self._reading_paused = True
+                self._transport.pause_reading()  # type: ignore[union-attr]
+            incoming.wake()
+        elif incoming.sink.done and not incoming.live:
+            # The end of the body mostly follows at once, and lets the connection carry another request.
+            incoming.live = True
+            incoming.ends_at = self.quiet_since + _TAIL_S
+            incoming.size = max(incoming.size, self._max_body_bytes - _TAIL_BYTES)
             self._home.awaits(self)
-        else:
-            self.abort()
-            self._wake_writer()
-        incoming.wake()
 
     def _fail(self, fault: httpx.RequestError) -> None:
         incoming = self._incoming

@@ -83,9 +83,9 @@ class Exchange(Protocol):
         """Send one request and receive its whole answer.
 
         `timeout` (seconds) bounds every silence, `total` the whole, connecting included. A successful answer that is an
-        event stream goes into `sink`, where one is given, as it comes: the answer's own body is then empty, and ends
-        where the sink is done. Raises subclasses of `httpx.RequestError`, each of which `request_sent` can be asked
-        about, and `StorageError` where this process may open no further file.
+        event stream goes into `sink`, where one is given, as it comes: the answer's own body is then empty, and what
+        goes wrong once the sink is done is no matter. Raises subclasses of `httpx.RequestError`, each of which
+        `request_sent` can be asked about, and `StorageError` where this process may open no further file.
         """
 
 
@@ -116,7 +116,7 @@ class Origin:
         self._owner.watch(connection.due)
 
     def awaits(self, connection: Connection) -> None:
-        """Look in time at a connection that only has to bring the end of its response."""
+        """Look in time at a connection that is due sooner than it was."""
         self._owner.watch(connection.due)
 
     def forget(self, connection: Connection) -> None:
@@ -288,7 +288,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
             except BaseException:
                 connection.drop(incoming)
                 raise
-            if incoming.fault is None:
+            if incoming.fault is None or (sink is not None and sink.done):
                 return finish(incoming)
             if not kept or request_sent(incoming.fault):
                 raise incoming.fault

@@ -404,6 +404,17 @@ class TestDigest:
         dynamic = compile_template(user("{{ a }}"), {"max_tokens": "{{ n }}"}, model="m")
         assert dynamic.render({"a": "é", "n": 5}).digest.hex() == "43c6c63338ae143f304fb0a9e59d5d18"
 
+    def test_how_an_answer_travels_is_sent_and_changes_no_digest(self) -> None:
+        # Switching `stream` on must not make users pay again for what they have.
+        transfer = {"stream": True, "stream_options": {"include_usage": True}}
+        for params in (PARAMS, {**PARAMS, "max_tokens": "{{ n }}"}, {}):
+            plain = compile_template(user("{{ a }}"), params, model="m")
+            streamed = compile_template(user("{{ a }}"), params, model="m", transfer=transfer)
+            one_way, other = plain.render({"a": "x", "n": 5}), streamed.render({"a": "x", "n": 5})
+            assert json.loads(other.body) == {**json.loads(one_way.body), **transfer}
+            assert other[1:] == one_way[1:]
+            assert streamed.text_digest == plain.text_digest
+
     def test_the_order_of_keys_changes_nothing(self) -> None:
         messages = [{"role": "user", "content": [{"type": "text", "text": "{{ a }} {{ b|tojson }}"}]}]
         row = {"a": 1, "b": {"x": 1, "y": [{"p": 1, "q": 2}]}}
