@@ -117,8 +117,8 @@ def compile_template(
     the images of a column; a row with more than `max_images` does not render. `params` are the body's other fields in
     the author's order; the mapping `extra_body` among them is put beside them. A param that is exactly one
     `{{ expression }}` takes its value's own type, and one that is None is left out. `fixed` are further fields of the
-    body, and `instructions` a text for the model; both go in as they are, whatever braces they hold. `transfer` are fields that say how the
-    answer travels: they change no digest.
+    body, and `instructions` a text for the model; both go in as they are, whatever braces they hold. `transfer`
+    are fields that say how the answer travels: they change no digest.
 
     Raises JobError that names the message and the line in its text, without file and line of the job.
     """
