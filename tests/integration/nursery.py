@@ -7,6 +7,7 @@ four descriptors (standard input, output and error, and a socket that is told th
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -92,7 +93,7 @@ def _keep(order: dict[str, Any], descriptors: list[int]) -> None:
 
 
 def _become(order: dict[str, Any]) -> None:
-    """Take on what a freshly started process would have: streams, folder, environment, limits, user."""
+    """Take on what a freshly started process would have: streams, folder, environment, limits."""
     sys.stdin = os.fdopen(0, "r", encoding="utf-8", closefd=False)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
@@ -103,10 +104,15 @@ def _become(order: dict[str, Any]) -> None:
         signal.signal(signal.Signals(name), signal.SIG_IGN)
     for kind, value in order["limits"]:
         resource.setrlimit(kind, (value, value))
-    if order["uid"] is not None:
-        os.setgroups([])
-        os.setgid(order["uid"])
-        os.setuid(order["uid"])
+    if order["powerless"]:
+        _drop_capabilities()
+
+
+def _drop_capabilities() -> None:
+    """Let permissions hold for root too (Linux, capset(2), version 3)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24)) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ def environment(**extra: str) -> dict[str, str]:
 class Process:
     """A process that the nursery forked; to be used as a `subprocess.Popen` in text mode is.
 
-    `entry` is the function that it runs. `limits` are resource limits, `ignore` signals it starts with ignoring, `uid`
-    the user it runs as. Standard input is empty unless `stdin` is True; then it is a pipe, as the other streams are.
+    `entry` is the function that it runs. `limits` are resource limits, `ignore` signals it starts with ignoring. For a
+    `powerless` one permissions hold even as root. Standard input is empty unless `stdin` is True; then it is a pipe, as
+    the other streams are.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Process:
         entry: str = "batchchat.cli:main",
         limits: Iterable[tuple[int, int]] = (),
         ignore: Iterable[signal.Signals] = (),
-        uid: int | None = None,
+        powerless: bool = False,
         stdin: bool = False,
     ) -> None:
         self.args = [str(argument) for argument in arguments]
@@ -59,7 +60,7 @@ class Process:
             "env": environment(**(env or {})),
             "limits": list(limits),
             "ignore": list(ignore),
-            "uid": uid,
+            "powerless": powerless,
         }
         data = json.dumps(order).encode()
         assert len(data) < ORDER_BYTES

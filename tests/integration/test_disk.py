@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,59 @@ def test_a_limit_of_the_system_stops_the_run_cleanly(tmp_path: Path, kind: int, 
         assert done.returncode == 74, done.stderr
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+        goes_on(job, demo)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """A disk of its own under `tmp_path / "out"`; call it with another size, as `mount` takes it."""
+    disk = tmp_path / "out"
+    disk.mkdir()
+
+    def mount(options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
+
+    mount("size=4m")
+    try:
+        yield lambda size: mount(f"remount,size={size}")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it mounts a tmpfs")
+@pytest.mark.parametrize("kilobytes", [32, 64, 100, 160])
+def test_a_full_disk_stops_the_run_cleanly(tmp_path: Path, small_disk: Callable[[str], None], kilobytes: int) -> None:
+    with DemoServer(DemoOptions(latency_s=0.02)) as demo:
+        job = write_job(tmp_path, demo)
+        small_disk(f"{kilobytes}k")
+        done = batchchat("run", job, cwd=tmp_path)
+        assert done.returncode == 74, done.stderr
+        assert "the disk is full" in done.stderr
+        assert "Free some space" in done.stderr
+        assert "Traceback" not in done.stderr
+        small_disk("4m")
+        goes_on(job, demo)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it takes capabilities away")
+def test_an_output_that_becomes_read_only_stops_the_run_cleanly(tmp_path: Path) -> None:
+    with DemoServer(DemoOptions(latency_s=0.05)) as demo:
+        job = write_job(tmp_path, demo)
+        process = start("run", job, cwd=tmp_path, powerless=True)
+        wait_for(lambda: demo.stats().answered >= 30)
+        folders = [path for path in (tmp_path / "out", *(tmp_path / "out").rglob("*")) if path.is_dir()]
+        modes = {folder: folder.stat().st_mode for folder in folders}
+        for folder in folders:
+            folder.chmod(0o500)
+        _, told = process.communicate()
+        assert process.returncode == 74, told
+        assert "permission denied" in told
+        assert "Traceback" not in told
+        for folder, mode in modes.items():
+            folder.chmod(mode)
         goes_on(job, demo)
 
 
