@@ -147,8 +147,8 @@ class RunSummary:
 
     Rows of the pass times `samples` = ok + failed + open. Rows of the dataset = ok + failed + kept. `ok` and `failed`
     count all samples of the pass, also those that an earlier run settled; `new_ok` and `new_failed` are this run's own;
-    where a row is asked once, these are counts of rows. `sent` counts attempts. `resume` is the command that goes on,
-    None where nothing is left to do.
+    where a row is asked once, these are counts of rows. `sent` counts attempts, `corrections` answers that did not fit
+    and were asked for again. `resume` is the command that goes on, None where nothing is left to do.
     """
 
     run_id: str
@@ -179,6 +179,7 @@ class RunSummary:
     warnings: tuple[str, ...] = ()
     note: str = ""
     resume: str | None = None
+    corrections: int = 0
     samples: int = 1
     budget: BudgetUse | None = None
     forecast: Forecast | None = None

@@ -153,8 +153,11 @@ def _prompt_ratio(runs: Sequence[Mapping[str, Any]]) -> float | None:
 def _preview(found: Sorted, shown: list[RequestPreview], previews: int) -> None:
     for request in found.requests[: max(0, previews - len(shown))]:
         body: dict[str, Any] = orjson.loads(request.body)
-        messages = [_without_pictures(message) for message in body["messages"]]
-        shown.append(RequestPreview(request.custom_id, request.row_index, request.key, messages, request.sample_index))
+        messages = [_without_pictures(message) for message in body.pop("messages")]
+        body.pop("model", None)
+        shown.append(
+            RequestPreview(request.custom_id, request.row_index, request.key, messages, request.sample_index, body)
+        )
 
 
 def _without_pictures(message: dict[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class Reviewer:
             return Accept(answer.parsed, answer.tolerated)
         from batchchat.structured import answer_correction
 
-        messages = answer_correction(completion.text, answer.errors, schema=self._repeated)
+        messages = answer_correction(completion.text, answer.errors, schema=self._repeated, made=_made(request))
         return self._corrected(request, messages, answer.errors, "the answer does not fit the schema")
 
     def _review_calls(self, request: Request, completion: Completion, tools: Tools) -> Decision | None:
@@ -120,7 +120,7 @@ class Reviewer:
         calls = completion.tool_calls
         missing = tools.missing_call(calls)
         if missing is not None:
-            messages = missing_call_correction(completion.text, missing)
+            messages = missing_call_correction(completion.text, missing, made=_made(request))
             return self._corrected(request, messages, (missing,), "the answer is not the one that was asked for")
         if not calls:
             return None
@@ -128,14 +128,13 @@ class Reviewer:
         if not any(errors):
             return Accept()
         told = [f"{call.get('name')}: {error}" for call, wrong in zip(calls, errors, strict=True) for error in wrong]
-        messages = calls_correction(completion.text, calls, errors)
+        messages = calls_correction(completion.text, calls, errors, made=_made(request))
         return self._corrected(request, messages, told, "a tool call does not fit the tool's parameters")
 
     def _corrected(
         self, request: Request, messages: Sequence[dict[str, Any]], errors: Sequence[str], problem: str
     ) -> Decision:
-        steps = request.steps
-        made = steps.corrections if steps is not None else 0
+        steps, made = request.steps, _made(request)
         reasons = "; ".join(errors)
         if made >= self._corrections:
             after = f" after {made} correction{'s' * (made != 1)}" if made else ""
@@ -174,6 +173,11 @@ class Reviewer:
         own = request.steps.body if request.steps is not None else request.body
         body = json.loads(own)
         return _loaded_tools(json.dumps(body.get("tools")), json.dumps(body.get("tool_choice")))
+
+
+def _made(request: Request) -> int:
+    """How many corrections a request has had."""
+    return request.steps.corrections if request.steps is not None else 0
 
 
 @lru_cache(maxsize=_TOOL_SETS)

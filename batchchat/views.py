@@ -6,7 +6,7 @@ They stand below both sides: `plan` and `inspection` fill them, the command line
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from batchchat.events import FailureGroup, Snapshot
@@ -17,13 +17,14 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RequestPreview:
-    """One request as it would be sent: its messages, rendered."""
+    """One request as it would be sent: its messages, rendered, and the fields beside them (`params`)."""
 
     custom_id: str
     row_index: int
     key: str | None
     messages: Sequence[Message]
     sample_index: int = 0
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,11 @@ def render_plan(view: PlanView) -> RenderableType:
         named = f"row {count(preview.row_index)}"
         named += f" · key {_line(preview.key, 60)}" if preview.key is not None else ""
         named += f" · sample {preview.sample_index}" if preview.sample_index else ""
-        parts += [_title(named, preview.custom_id), _messages(preview.messages, whole=False), _blank()]
+        parts += [_title(named, preview.custom_id), _messages(preview.messages, whole=False)]
+        if preview.params:
+            told = "\n".join(f"{name}: {_as_text(value)}" for name, value in preview.params.items())
+            parts.append(_block("params", _beginning(mask(told)), "dim"))
+        parts.append(_blank())
     parts += [
         _title(
             view.job,
@@ -131,7 +135,7 @@ def render_record(view: RecordView) -> RenderableType:
         parts += [_plain_text(view.note, "yellow"), _blank()]
     parts += _outcome_of_row(record)
     shown_above = {"status", "row_index", "key", "custom_id", "completion", "reasoning", "refusal", "tool_calls"}
-    shown_above |= {"error_kind", "error_message"}
+    shown_above |= {"error_kind", "error_message", "corrections", "parsed"}
     columns = {name: value for name, value in record.items() if name not in shown_above and value is not None}
     parts += [_value_table("record", columns)]
     if view.input:
@@ -185,6 +189,8 @@ def _summary_table(summary: RunSummary) -> Table:
     table.add_row("requests sent", count(summary.sent), "")
     table.add_row("  of them retries", count(summary.retries), "")
     table.add_row("  of them rate limited", count(summary.rate_limited), "")
+    if summary.corrections:
+        table.add_row("  of them corrections", count(summary.corrections), "")
     table.add_row("answers paid for", count(new.requests), count(whole.requests))
     table.add_row("prompt tokens", count(new.prompt_tokens), count(whole.prompt_tokens))
     table.add_row("completion tokens", count(new.completion_tokens), count(whole.completion_tokens))
@@ -293,13 +299,25 @@ def _outcome_of_row(record: Mapping[str, Any]) -> list[RenderableType]:
     if record.get("error_kind") is not None:
         text = f"{record['error_kind']}: {record.get('error_message') or ''}"
         parts += [_block("failure", text, "bold red"), _blank()]
+    if record.get("corrections"):
+        parts += [_block("corrected", _correction(record), "yellow"), _blank()]
     for name, style in (("reasoning", "dim"), ("refusal", "yellow"), ("completion", "bold green")):
         if record.get(name) is not None:
             parts += [_block(name, str(record[name]), style), _blank()]
     if record.get("tool_calls"):
         calls = "\n".join(_call_text(call) for call in record["tool_calls"])
         parts += [_block("tool calls", calls, "bold green"), _blank()]
+    if record.get("parsed") is not None:
+        parts += [_block("parsed", _as_text(record["parsed"]), "bold green"), _blank()]
     return parts
+
+
+def _correction(record: Mapping[str, Any]) -> str:
+    """How often an answer was asked for again, and why the last time, where that is not what it failed of."""
+    text = f"asked again {plural(record['corrections'], 'time')} with what was wrong"
+    if record.get("error_kind") is None and record.get("error_message"):
+        text += f"; the last time: {record['error_message']}"
+    return text
 
 
 def _messages(messages: Sequence[Message], *, whole: bool) -> RenderableType:

@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from batchchat.demo.draws import FaultPlan, draw, pick
 from batchchat.demo.limits import Gate
-from batchchat.demo.model import answer
+from batchchat.demo.model import answer, corrects
 from batchchat.demo.options import DemoOptions
 from batchchat.demo.request import ApiError, ChatRequest, parse_request
 from batchchat.demo.response import (
@@ -169,6 +169,8 @@ class Demo:
         self._check_key(exchange.scope)
         request = parse_request(exchange.body, self.options)
         fault = self._faults.befalls(exchange.digest, exchange.attempt, number)
+        if fault == "misfit_once" and corrects(request):
+            fault = None
         completion = self._completion(request, exchange, fault)
         refused = self._gate.admit(completion.total_tokens, now)
         if self.options.rate_headers:

@@ -35,6 +35,7 @@ _READ_CHARS = 20_000
 _COUNTS = {"one": 1, "a single": 1, "two": 2, "three": 3}
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")  # noqa: RUF001 (full-width marks are meant)
 _CORRECTION = re.compile(r"\b(?:schema|valid|validate|validation|json)\b", re.I)
+_NOT_VALID = re.compile(r"\b(?:not valid|invalid|not made)\b", re.I)
 _VERDICTS = (("yes", "no"), ("true", "false"), ("pass", "fail"), ("correct", "incorrect"))
 _FOLLOW_UPS = (
     "Could you tell me a little more about it?",
@@ -97,7 +98,9 @@ class _Reading:
     def tool(self) -> dict[str, Any] | None:
         """Return the function to call, if one is to be called."""
         request = self._request
-        if request.tool_choice == "none" or (request.tool_choice == "auto" and request.turns[-1].role == "tool"):
+        if request.tool_choice == "none":
+            return None
+        if request.tool_choice == "auto" and request.turns[-1].role == "tool" and not corrects(request):
             return None
         tools = {function["name"]: function for function in request.tools}
         if request.tool_choice.startswith("="):
@@ -193,13 +196,20 @@ class _Reading:
         return f"{images}You wrote: “{quoted}” {follow_up}" if quoted else f"{images}{follow_up}"
 
 
+def corrects(request: ChatRequest) -> bool:
+    """Tell whether a request asks for an answer again because it was not valid."""
+    turns = request.turns
+    return len(turns) > 1 and turns[-1].role in {"user", "tool"} and bool(_NOT_VALID.search(turns[-1].text[:500]))
+
+
 def _asked(request: ChatRequest) -> str:
     """Return the user's words to work on: the last user message, or the one before it where that only corrects us."""
     said = [turn.text for turn in request.turns if turn.role == "user"]
     if not said:
         return request.turns[-1].text
-    corrects = len(said) > 1 and (request.schema is not None or request.format != "text" or bool(request.tools))
-    if corrects and request.turns[-2].role in {"assistant", "tool"} and _CORRECTION.search(said[-1]):
+    structured = request.schema is not None or request.format != "text" or bool(request.tools)
+    again = len(said) > 1 and (structured or corrects(request))
+    if again and request.turns[-2].role in {"assistant", "tool"} and _CORRECTION.search(said[-1]):
         return next((text for text in reversed(said[:-1]) if not _CORRECTION.search(text)), said[0])
     return said[-1]
 

@@ -103,7 +103,7 @@ def complete(
     elif answer.tool_name is not None and answer.arguments is not None:
         arguments = cut_to_tokens(answer.arguments, room)
         written = count_tokens(arguments)
-        finish = "length" if len(arguments) < len(answer.arguments) else "tool_calls"
+        finish = "length" if len(arguments) < len(answer.arguments) or finish == "length" else "tool_calls"
         function = {"name": answer.tool_name, "arguments": arguments}
         call = {"id": f"call_{answer_id[-12:]}", "type": "function", "function": function}
     refusal = "I cannot help with that." if fault == "refusal" else None
@@ -135,8 +135,33 @@ def _spoiled(answer: Answer, request: ChatRequest, fault: str | None) -> tuple[A
     elif fault == "invalid_output" and answer.text is not None:
         answer = replace(answer, text=f"I would rather not decide between these: {answer.text[1:40]}")
     elif fault == "invalid_output" and answer.arguments is not None:
-        answer = replace(answer, arguments=answer.arguments[: len(answer.arguments) // 2])
+        answer = replace(answer, arguments=_half(answer.arguments))
+    elif fault in {"misfit", "misfit_once"}:
+        answer = replace(answer, text=_misfit(answer.text), arguments=_misfit(answer.arguments))
+    elif fault == "cut_off":
+        return replace(answer, text=_half(answer.text), arguments=_half(answer.arguments)), "length"
     return answer, "stop"
+
+
+def _half(text: str | None) -> str | None:
+    return None if text is None else text[: len(text) // 2]
+
+
+def _misfit(text: str | None) -> str | None:
+    """Return a JSON text changed so that few schemas take it; another text as it is."""
+    try:
+        value = orjson.loads(text or "")
+    except orjson.JSONDecodeError:
+        return text
+    if not isinstance(value, dict):
+        return orjson.dumps([value]).decode()
+    names = list(value)
+    for name in names[-1:]:
+        del value[name]
+    first = next((name for name in names if isinstance(value.get(name), str)), None)
+    if first is not None:
+        value[first] += ", or something like it"
+    return orjson.dumps(value).decode()
 
 
 def _before_stop(text: str, stops: tuple[str, ...]) -> str:

@@ -591,6 +591,7 @@ class _Run:
             sent=self.engine.attempts,
             retries=self.engine.retries,
             rate_limited=self.engine.rate_limited,
+            corrections=self.engine.corrections,
             spend=tally.spend,
             spend_total=self.store.ledger_total(),
             currency=self._currency(),

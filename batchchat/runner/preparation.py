@@ -18,7 +18,7 @@ from batchchat.job import Job
 from batchchat.providers import Provider
 from batchchat.records import RowBatch
 from batchchat.review import Reviewer
-from batchchat.runner.questions import compile_questions
+from batchchat.runner.questions import compile_questions, schema_warnings
 from batchchat.sources import Source, open_source
 from batchchat.store import Frozen, joined_parsed
 from batchchat.template import RowTemplateError, Template
@@ -114,7 +114,7 @@ def prepare(
         parsed,
         Identity(provider.identity),
         Selection(limit, chosen),
-        _sample_warnings(job, questions.template),
+        [*_sample_warnings(job, questions.template), *schema_warnings(job, questions, provider)],
         head,
         batches,
         images,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchchat.errors import JobError
 from batchchat.job import Job
 from batchchat.job.model import Longer
+from batchchat.providers import Provider
 from batchchat.review import Reviewer
 from batchchat.template import Template, compile_template
 
@@ -60,6 +61,25 @@ def compile_questions(job: Job) -> Questions:
         truncated=longer.retry_with_max_tokens if isinstance(longer, Longer) else longer,
     )
     return Questions(template, reviewer, schema)
+
+
+def schema_warnings(job: Job, questions: Questions, provider: Provider) -> list[str]:
+    """What is known to go wrong with the job's schema, its mode and its params, told before anything is sent."""
+    if questions.schema is None:
+        return []
+    from batchchat.structured import warnings_for
+
+    def number(*names: str) -> Any:
+        values = (questions.template.constant(name)[1] for name in names)
+        return next((value for value in values if isinstance(value, int | float)), None)
+
+    return warnings_for(
+        questions.schema,
+        mode=job.response.mode,
+        provider=provider.name,
+        max_tokens=number("max_completion_tokens", "max_tokens"),
+        temperature=number("temperature"),
+    )
 
 
 def _load_schema(job: Job) -> ResponseSchema:

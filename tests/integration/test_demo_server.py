@@ -435,6 +435,10 @@ def malformed(response: httpx.Response) -> bool:
         ("wrong_label", lambda r: message_of(r)["content"] in LABELS and message_of(r)["content"] != "billing"),
         ("invalid_output", lambda r: message_of(r)["content"] not in LABELS),
         ("fenced", lambda r: "```\nbilling\n```" in message_of(r)["content"]),
+        (
+            "cut_off",
+            lambda r: message_of(r)["content"] == "bil" and r.json()["choices"][0]["finish_reason"] == "length",
+        ),
         ("refusal", lambda r: message_of(r)["content"] is None and message_of(r)["refusal"]),
         ("content_filter", lambda r: r.json()["choices"][0]["finish_reason"] == "content_filter"),
     ],
@@ -444,6 +448,39 @@ def test_a_fault_that_looks_like_success(fault: str, check: Callable[[httpx.Resp
         response = demo.ask()
         assert response.status_code == 200
         assert check(response)
+
+
+@pytest.mark.parametrize(("fault", "corrected"), [("misfit", False), ("misfit_once", True)])
+@pytest.mark.parametrize("with_tool", [False, True])
+def test_json_that_does_not_fit_until_it_is_asked_for_again(fault: str, corrected: bool, with_tool: bool) -> None:
+    labels = ["billing", "bug", "shipping"]
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {"label": {"enum": labels}, "urgent": {"type": "boolean"}},
+        "required": ["label", "urgent"],
+    }
+    tool = {"type": "function", "function": {"name": "sort", "parameters": schema}}
+    wanted: dict[str, Any] = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": schema}}
+    fields = {"tools": [tool]} if with_tool else {"response_format": wanted}
+    question = {"role": "user", "content": "My invoice is wrong, a refund please"}
+
+    def answer(*messages: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        message = message_of(asked.ask(messages=[question, *messages], **fields))
+        text = message["tool_calls"][0]["function"]["arguments"] if with_tool else message["content"]
+        return message, json.loads(text)
+
+    with asking(faults={fault: 1}) as asked:
+        said, value = answer()
+        assert (value["label"] not in labels, "urgent" in value) == (True, False)
+        told = f"The call was not made. It is not valid:\n- $.label: {value['label']} is not one of the labels"
+        if with_tool:
+            call = said["tool_calls"][0]
+            more = [said, {"role": "tool", "tool_call_id": call["id"], "content": told}]
+        else:
+            more = [said, {"role": "user", "content": told.replace("The call was not made. It", "Your answer")}]
+        _, again = answer(*more)
+        assert (again["label"] in labels, "urgent" in again) == (corrected, corrected)
+        assert asked.server.stats().faults == {fault: 1 if corrected else 2}
 
 
 @pytest.mark.parametrize("stream", [False, True])
