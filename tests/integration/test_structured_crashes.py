@@ -7,8 +7,6 @@ or a correction follows it, the body that brought it must not reach the server o
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
@@ -24,8 +22,9 @@ from batchchat.records import Request
 from batchchat.review import AskAgain, go_on, resume
 from batchchat.runner.questions import compile_questions
 from batchchat.store import OK, read_state, verify
-from tests.integration.jobs import ROOT, query, texts, write_rows
-from tests.integration.processes import environment, wait_for
+from tests.integration import processes
+from tests.integration.jobs import query, texts, write_rows
+from tests.integration.processes import wait_for
 from tests.store_cases import POINTS
 
 ROWS = 60
@@ -72,10 +71,9 @@ class Series:
 
     def run(self, place: str, number: int) -> int:
         """Let a run kill itself when it comes to a named step of the store for so many times; return how it ended."""
-        command = [sys.executable, "-W", "error", "-m", "tests.integration.crash_child", "job.yaml", place, str(number)]
-        env = environment(PYTHONPATH=str(ROOT))
-        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, timeout=60, check=False)
-        assert done.returncode in {0, 1, -signal.SIGKILL}, done.stderr.decode()
+        entry = "tests.integration.crash_child:main"
+        done = processes.batchchat("job.yaml", place, str(number), cwd=self.folder, entry=entry)
+        assert done.returncode in {0, 1, -signal.SIGKILL}, done.stderr
         wait_for(lambda: self.demo.stats().in_flight == 0)
         self.kills += done.returncode == -signal.SIGKILL
         self.look()
