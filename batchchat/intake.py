@@ -171,14 +171,64 @@ class Intake:
             return None
         key: str | None = None
         if self._key_column is not None:
-            key, problem = read_key(values, self._key_column)
-            if key is not None and self._keys is not None and self._keys.mark_seen(key_digest(key)):
-                problem = f"{self._key_column} {key!r} stands in an earlier row too"
+            key, problem = self._key(values, self._key_column)
             if problem is not None:
                 failure = Failure(ErrorKind.INPUT, problem)
                 self._invalid(_Row(batch, offset, values, None), self._every, failure, row_bytes(values), found)
                 return None
         return _Row(batch, offset, values, key)
+
+    def _key(self, values: dict[str, Any], column: str) -> tuple[str | None, str | None]:
+        """A row's key and what is wrong with it; the key is known from now on."""
+        key, problem = read_key(values, column)
+        if key is not None and self._keys is not None and self._keys.mark_seen(key_digest(key)):
+            problem = f"{column} {key!r} stands in an earlier row too"
+        return key, problem
+
+    # --- without an output
+
+    def keys(self, batch: RowBatch) -> list[tuple[str | None, str | None]]:
+        """Key and problem of each row of a batch, for `identify`: of this pass, or of others over the same rows."""
+        column = self._key_column
+        if column is None:
+            return [(None, None)] * len(batch.values)
+        return [(None, None) if values is None else self._key(values, column) for values in batch.values]
+
+    def identify(self, batch: RowBatch, keys: list[tuple[str | None, str | None]]) -> list[tuple[int, int, str]]:
+        """Offset, sample and `custom_id` of whatever a pass would make of a batch, done or not."""
+        takes = self._selection.takes if not self._selection.whole else None
+        found: list[tuple[int, int, str]] = []
+        for offset, values in enumerate(batch.values):
+            if takes is not None and not takes(batch.first_index + offset):
+                continue
+            key, problem = keys[offset]
+            if values is None or problem is not None:
+                raw = batch.raw.get(offset, b"") if values is None else row_bytes(values)
+                found += [(offset, sample, self._failed_id(batch.source, raw, sample)) for sample in self._every]
+                continue
+            images = None if batch.images is None else batch.images[offset]
+            for samples in self._alike:
+                try:
+                    digest = self._template.render(values, samples.start, images).digest
+                except RowTemplateError:
+                    raw = row_bytes(values)
+                    found += [(offset, sample, self._failed_id(batch.source, raw, sample)) for sample in samples]
+                else:
+                    found += [(offset, sample, self._seen_id(digest, key, sample)) for sample in samples]
+        return found
+
+    def _seen_id(self, digest: bytes, key: str | None, sample_index: int) -> str:
+        custom_id = self._identify(digest, key, sample_index)
+        if key is None:
+            self._index.mark_seen(custom_id)
+        return custom_id
+
+    def _failed_id(self, source: str, raw: bytes, sample_index: int) -> str:
+        custom_id = _first_unseen(self._index, partial(_failed_row, source, raw, sample_index))
+        self._index.mark_seen(custom_id)
+        return custom_id
+
+    # --- sample by sample
 
     def _sort_samples(self, row: _Row, samples: range, found: Sorted) -> None:
         """Sort samples of a row that render to the same request."""

@@ -14,7 +14,21 @@ from batchchat.evaluation.matching import read_json
 from batchchat.job.model import nearest
 from batchchat.records import RECORD_COLUMNS
 
-Columns: TypeAlias = "pa.RecordBatch | pa.Table | Sequence[Mapping[str, Any]]"
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """Columns as plain lists of the same length."""
+
+    columns: Mapping[str, list[Any]]
+    size: int
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines as dicts."""
+        lines = zip(*self.columns.values(), strict=True) if self.columns else [()] * self.size
+        return [dict(zip(self.columns, line, strict=True)) for line in lines]
+
+
+Columns: TypeAlias = "pa.RecordBatch | pa.Table | Lists | Sequence[Mapping[str, Any]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +54,9 @@ class Absent:
 class ScoreBatch:
     """Records of one variant, and line by line the current input's row of each.
 
-    Both sides are Arrow record batches, Arrow tables or lists of dicts. Columns are read once, when first asked for,
-    so that several scorers share the work. `inputs` may be left out where no scorer expects a column. An empty batch
-    has every column.
+    Both sides are Arrow record batches, Arrow tables, `Lists`, or lists of dicts. Columns are read once, when first
+    asked for, so that several scorers share the work. `inputs` may be left out where no scorer expects a column. An
+    empty batch has every column.
     """
 
     def __init__(self, records: Columns, inputs: Columns | None = None) -> None:
@@ -51,11 +65,12 @@ class ScoreBatch:
         self._answers: dict[str, list[Any]] = {}
         self._expected: dict[str, list[Any]] = {}
         self._failures: list[str | None] | None = None
-        if inputs is not None and len(inputs) != len(records):
-            raise ValueError(f"{len(records)} records stand beside {len(inputs)} rows of input")
+        self._size = _size(records)
+        if inputs is not None and _size(inputs) != self._size:
+            raise ValueError(f"{self._size} records stand beside {_size(inputs)} rows of input")
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._size
 
     def answers(self, path: str) -> list[Any]:
         """The value at a dotted path of each record, `Absent` where there is none.
@@ -113,7 +128,23 @@ def check_column(name: str, known: Collection[str], where: str) -> None:
         )
 
 
+def check_path(path: str, column: pa.Field) -> None:
+    """Raise UsageError, with the nearest name, where a dotted path leads to no field of this typed column."""
+    place, *parts = path.split(".")
+    kind = column.type
+    while place.partition(".")[0] == column.name and parts and pa.types.is_struct(kind):
+        check_column(parts[0], [field.name for field in kind], place)
+        place, kind = f"{place}.{parts[0]}", kind.field(parts[0]).type
+        parts = parts[1:]
+
+
+def _size(data: Columns) -> int:
+    return data.size if isinstance(data, Lists) else len(data)
+
+
 def _names(data: Columns) -> list[str]:
+    if isinstance(data, Lists):
+        return list(data.columns)
     if isinstance(data, pa.RecordBatch | pa.Table):
         return list(data.schema.names)
     names: dict[str, None] = {}
@@ -123,6 +154,8 @@ def _names(data: Columns) -> list[str]:
 
 
 def _column(data: Any, name: str) -> list[Any]:
+    if isinstance(data, Lists):
+        return data.columns[name]
     if isinstance(data, pa.RecordBatch | pa.Table):
         values: list[Any] = data.column(name).to_pylist()
         return values
@@ -130,6 +163,8 @@ def _column(data: Any, name: str) -> list[Any]:
 
 
 def _dicts(data: Any) -> list[dict[str, Any]]:
+    if isinstance(data, Lists):
+        return data.rows()
     rows: list[dict[str, Any]] = data.to_pylist() if isinstance(data, pa.RecordBatch | pa.Table) else list(data)
     return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -54,6 +55,10 @@ class Scorer(BaseModel, ABC):
     def score(self, batch: ScoreBatch) -> Scores:
         """Values and reasons of a batch. Raises UsageError where a column is not there."""
 
+    def session(self) -> Callable[[ScoreBatch], Scores]:
+        """A function that scores batches of one output after another, and may learn from one for the next."""
+        return self.score
+
     def check(self, record_columns: Collection[str], input_columns: Collection[str]) -> None:
         """Raise UsageError where a column that it reads is not among these; to be called before anything is sent."""
         for needed, known, where in (
@@ -77,8 +82,15 @@ class AnswerScorer(Scorer):
 
     def score(self, batch: ScoreBatch) -> Scores:
         """Judge the answers that are there, by the module's rules for the others."""
+        return self._score(self._judge(), batch)
+
+    def session(self) -> Callable[[ScoreBatch], Scores]:
+        """Score batch after batch with one judge."""
+        return functools.partial(self._score, self._judge())
+
+    def _score(self, one_judge: Judge, batch: ScoreBatch) -> Scores:
         on_failure = 0.0 if self.failed == "wrong" else None
-        judge = _remembering(self._judge())
+        judge = _remembering(one_judge)
         judged: list[Judgement] = []
         for failure, answer, wanted in self._lines(batch):
             if isinstance(wanted, Absent):
@@ -100,7 +112,7 @@ class AnswerScorer(Scorer):
 
     @abstractmethod
     def _judge(self) -> Judge:
-        """A judge for one batch; it meets answers that are there, and nothing that is `Absent`."""
+        """A judge for the batches of one output; it meets answers that are there, and nothing that is `Absent`."""
 
 
 def _remembering(judge: Judge) -> Judge:

@@ -8,24 +8,22 @@ wrong is told apart by whose fault it is:
 - The row failed: 0, with the reason; `failed: skip` makes it null. Measures (latency, cost, length) skip always.
 - The answer has nothing at the place asked for: 0, with the reason.
 
-Scorers here look at records alone. Those that send requests of their own (a judge, a pairwise judge) are not `Scorer`s:
-a suite that knows both kinds joins their models in a union of its own, with `known_kind` before it.
+Scorers here look at records alone. Those that send requests of their own (a judge, a pairwise judge) are not
+`Scorer`s: a suite that knows both kinds reads them by a table of both.
 """
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import regex
-from pydantic import BeforeValidator, Field, PrivateAttr, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from rapidfuzz.distance import Levenshtein
 
-from batchchat.errors import UsageError
 from batchchat.evaluation.batch import Absent, ScoreBatch, Scores
 from batchchat.evaluation.matching import (
     DIFFERENCES,
@@ -44,8 +42,12 @@ from batchchat.evaluation.matching import (
 )
 from batchchat.evaluation.record_scorers import Cost, Latency, Length, Python
 from batchchat.evaluation.scale import SHARE, Scale
-from batchchat.evaluation.scorer import AnswerScorer, Comparing, Judge, Judgement, base_of
+from batchchat.evaluation.scorer import AnswerScorer, Comparing, Judge, Judgement, Scorer, base_of
 from batchchat.job.model import nearest
+from batchchat.job.origin import Origins, Place, combined, job_error
+from batchchat.job.wording import Grammar, validation_errors
+
+AnyScorer = TypeVar("AnyScorer", bound=BaseModel)
 
 
 class Exact(Comparing):
@@ -137,8 +139,9 @@ class AnyOf(_Texts):
 class Regex(AnswerScorer):
     """Right where the pattern is found in the answer, or is all of it (`full`).
 
-    The syntax is that of the `regex` library, which holds that of `re`. A row may take a quarter of a second, the
-    rows of a batch that took longer two seconds together; then they are null. No pattern can hold up a scoring.
+    The syntax is that of the `regex` library, which holds that of `re`. A row may take a quarter of a second, and
+    after eight rows of a variant that took longer, the rest are not tried: they are null. No pattern can hold up a
+    scoring.
     """
 
     kind: Literal["regex"] = "regex"
@@ -341,9 +344,8 @@ class Classes(Comparing):
 
     METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
 
-    def score(self, batch: ScoreBatch) -> Scores:
-        """Values, reasons, and the labels behind them."""
-        scores = super().score(batch)
+    def _score(self, one_judge: Judge, batch: ScoreBatch) -> Scores:
+        scores = super()._score(one_judge, batch)
         spelling = {self._label(label): label for label in self.labels or ()}
         spelled: dict[str, str] = {}
 
@@ -418,60 +420,56 @@ LocalScorer = (
 )
 """Every scorer that needs no requests of its own."""
 
-KINDS: tuple[str, ...] = tuple(str(model.model_fields["kind"].default) for model in get_args(LocalScorer))
+MODELS: Mapping[str, type[Scorer]] = {str(model.model_fields["kind"].default): model for model in get_args(LocalScorer)}
+"""The model of each kind."""
+
+KINDS: tuple[str, ...] = tuple(MODELS)
+_PATTERNS: Mapping[Place, str] = {
+    ("name",): "must be a name of letters, digits, _ and -",
+    ("python",): "must be a function as module:function",
+}
 
 
-def known_kind(kinds: Iterable[str]) -> BeforeValidator:
-    """A validator that stands before a union tagged by `kind`: it names the nearest kind where there is no such one.
+def model_of(data: Any, models: Mapping[str, type[AnyScorer]]) -> type[AnyScorer]:
+    """The model of a scorer's `kind`; `{name: …, python: module:function}` needs none. Raises ValueError."""
+    if not isinstance(data, Mapping):
+        raise ValueError("must be a mapping, such as {name: accuracy, kind: exact, expected: label}")
+    kind = data.get("kind", "python" if "python" in data else None)
+    if kind is None:
+        raise ValueError(f"needs a `kind`: {', '.join(models)}")
+    if not isinstance(kind, str) or kind not in models:
+        raise ValueError(
+            f"{shown(kind)} is no kind of scorer{nearest(str(kind), models)}; known are {', '.join(models)}"
+        )
+    return models[kind]
 
-    `{name: …, python: module:function}` needs no `kind`.
+
+def read_one(
+    data: Any,
+    models: Mapping[str, type[AnyScorer]],
+    *,
+    base: Path,
+    at: Place,
+    origins: Origins,
+    file: Path | None,
+) -> AnyScorer:
+    """A scorer from the value at a place of a file; paths and modules are looked for in `base`.
+
+    Raises JobError for all that is wrong.
     """
-    known = tuple(kinds)
-
-    def check(data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        if "kind" not in data and "python" in data:
-            return {**data, "kind": "python"}
-        if "kind" not in data:
-            raise ValueError(f"needs a `kind`: {', '.join(known)}")
-        if data["kind"] not in known:
-            near = nearest(str(data["kind"]), known)
-            raise ValueError(f"{shown(data['kind'])} is no kind of scorer{near}; known are {', '.join(known)}")
-        return data
-
-    return BeforeValidator(check)
-
-
-ScorerField = Annotated[LocalScorer, Field(discriminator="kind"), known_kind(KINDS)]
-"""The type of a field that holds a local scorer. Validate with `context={"base": folder of the suite}`."""
-
-
-@functools.cache
-def _adapter() -> TypeAdapter[LocalScorer]:
-    return TypeAdapter(ScorerField)
-
-
-def read_scorer(data: Mapping[str, Any], *, base: Path = Path()) -> LocalScorer:
-    """A scorer from plain data; paths and modules are looked for in `base`. Raises UsageError for all that is wrong."""
     try:
-        return _adapter().validate_python(data, context={"base": base})
+        model = model_of(data, models)
+    except ValueError as error:
+        place = (*at, "kind") if isinstance(data, Mapping) and "kind" in data else at
+        raise job_error(str(error), place, origins, file) from None
+    try:
+        return model.model_validate(data, context={"base": base})
     except ValidationError as error:
-        who = f"scorer {data['name']}" if "name" in data else "scorer"
-        problems = [f"{who}: {_problem(item)}" for item in error.errors(include_url=False)]
-        raise UsageError("\n".join(problems)) from None
+        grammar = Grammar({(): model}, patterns=_PATTERNS)
+        raise combined(validation_errors(error, data, origins, file, grammar=grammar, at=at)) from None
 
 
-def _problem(item: Mapping[str, Any]) -> str:
-    # The first part of a place is the union's tag.
-    kind, *place = (str(part) for part in item["loc"]) if item["loc"] else ("",)
-    if item["type"] == "extra_forbidden":
-        fields = next(model for model in get_args(LocalScorer) if _kind(model) == kind).model_fields
-        known = [field.alias or name for name, field in fields.items()]
-        return f"{place[0]} is not a field of {kind}{nearest(place[0], known)}; known are {', '.join(known)}"
-    text = str(item["ctx"]["error"]) if item["type"] == "value_error" else str(item["msg"])
-    return ": ".join([*([".".join(place)] if place else []), text[0].lower() + text[1:]])
-
-
-def _kind(model: type[Any]) -> str:
-    return str(model.model_fields["kind"].default)
+def read_scorer(data: Mapping[str, Any], *, base: Path = Path()) -> Scorer:
+    """A scorer from plain data; paths and modules are looked for in `base`. Raises JobError for all that is wrong."""
+    at = f"scorer {data['name']}" if "name" in data else "scorer"
+    return read_one(data, MODELS, base=base, at=(at,), origins={}, file=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 from collections.abc import Mapping, Sequence
@@ -188,7 +189,8 @@ class Draft:
 
     def change(self, change: Change) -> None:
         """Put a value in the place of the file's own."""
-        value, parts = change.value, change.path.split(".")
+        # A copy: the same value may go into several jobs, and a later change into it.
+        value, parts = copy.deepcopy(change.value), change.path.split(".")
         if parts[0] in {"input", "output"} and parts[1:] in ([], ["path"]) and isinstance(value, str):
             self.set_path(parts[0], value, change.origin, change.base)
             return

@@ -188,6 +188,9 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, Any], Place, Grammar], str]] = {
     "enum": _choice,
     "string_pattern_mismatch": _pattern,
     "string_too_short": lambda *_: "must not be empty",
+    "too_short": lambda item, *_: (
+        "must not be empty" if item["ctx"]["min_length"] == 1 else f"needs at least {item['ctx']['min_length']} entries"
+    ),
     "string_too_long": lambda item, *_: f"must not be longer than {item['ctx']['max_length']} characters",
 }
 

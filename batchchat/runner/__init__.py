@@ -49,7 +49,7 @@ from batchchat.store import Answer, Change, Frozen, Store, frozen_schema
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["RunOptions", "RunSummary", "StopRequest", "run", "run_job"]
+__all__ = ["RunOptions", "RunSummary", "StopRequest", "make_limiter", "run", "run_job"]
 
 _DEFAULTS = RunOptions()
 _SLICE = 64
@@ -79,6 +79,7 @@ async def run_job(
     offload: Offload = in_thread,
     open_store: Callable[..., Store] = Store.open,
     seed: int | None = None,
+    demo_url: str | None = None,
 ) -> RunSummary:
     """Run a job, or go on with it where an earlier run stopped, and tell how it ended.
 
@@ -100,6 +101,7 @@ async def run_job(
         open_store=open_store,
         seed=seed,
         budget=budget,
+        demo_url=demo_url,
     )
     return await this.execute(transport, limiter, environ)
 
@@ -107,6 +109,21 @@ async def run_job(
 def run(job: Job, **options: Any) -> RunSummary:
     """Run a job to its end: `run_job` for callers without an event loop. Takes the same keywords."""
     return anyio.run(functools.partial(run_job, job, **options))
+
+
+def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
+    """Return a limiter under a job's limits, and where it sets none those of its provider; runs may share it."""
+    limits = job.limits
+    return Limiter(
+        requests_per_minute=limits.requests_per_minute,
+        tokens_per_minute=limits.tokens_per_minute,
+        concurrency=limits.concurrency,
+        advertised_requests_per_minute=provider.requests_per_minute,
+        advertised_tokens_per_minute=provider.tokens_per_minute,
+        advertised_concurrency=provider.concurrency,
+        listener=listener,
+        rng=rng,
+    )
 
 
 class _Run:
@@ -122,8 +139,10 @@ class _Run:
         open_store: Callable[..., Store],
         seed: int | None,
         budget: Budget | None,
+        demo_url: str | None,
     ) -> None:
         self.job = job
+        self.demo_url = demo_url
         self.options = options
         self.tell = listener
         self.on_snapshot = on_snapshot
@@ -209,8 +228,8 @@ class _Run:
         """Everything between a request and the provider: demo server, transport, client, limiter, engine."""
         job, provider = self.job, self.provider
         if provider.base_url is None and provider.name == DEMO:
-            base_url = "http://demo.invalid/v1" if transport is not None else await self._start_demo(stack)
-            provider = self.provider = provider.with_base_url(base_url)
+            base_url = "http://demo.invalid/v1" if transport is not None else self.demo_url
+            provider = self.provider = provider.with_base_url(base_url or await self._start_demo(stack))
         if transport is None:
             from batchchat.transport import choose_transport
 
@@ -224,7 +243,7 @@ class _Run:
             stream=bool(job.params.stream),
         )
         await stack.enter_async_context(client)
-        self.limiter = limiter or self._make_limiter(provider)
+        self.limiter = limiter or make_limiter(job, provider, self.tell, self.rng)
         counts = self.store.index.counts()
         self.engine = LocalEngine(
             client,
@@ -269,19 +288,6 @@ class _Run:
         await self.offload(server.start)
         stack.push_async_callback(self.offload, server.stop)
         return server.base_url
-
-    def _make_limiter(self, provider: Provider) -> Limiter:
-        limits = self.job.limits
-        return Limiter(
-            requests_per_minute=limits.requests_per_minute,
-            tokens_per_minute=limits.tokens_per_minute,
-            concurrency=limits.concurrency,
-            advertised_requests_per_minute=provider.requests_per_minute,
-            advertised_tokens_per_minute=provider.tokens_per_minute,
-            advertised_concurrency=provider.concurrency,
-            listener=self.tell,
-            rng=self.rng,
-        )
 
     async def _work(self) -> None:
         self.phase = "running"

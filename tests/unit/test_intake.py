@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchchat.identity import Identity
-from batchchat.intake import Intake, PassCounts, Sorted
+from batchchat.intake import Intake, PassCounts, Selection, Sorted
 from batchchat.records import ErrorKind, Failure, RowBatch
 from batchchat.store.index import OK, KeyIndex, RecordIndex, key_digest, state_of
 from batchchat.template import compile_template
@@ -103,3 +103,31 @@ def test_the_order_of_rows_costs_nothing(
     counts, asked = output.run(list(rows), samples, seeded=False)
     assert asked == []
     assert (counts.new, counts.changed, counts.invalid) == (0, 0, 0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows_of, st.integers(1, 4), st.booleans(), st.booleans(), st.none() | st.integers(1, 9))
+def test_identifying_tells_what_sorting_makes(
+    rows: list[dict[str, Any] | None], samples: int, keyed: bool, seeded: bool, limit: int | None
+) -> None:
+    def intake() -> Intake:
+        return Intake(
+            TEMPLATES[seeded],
+            Identity("demo"),
+            index=RecordIndex(),
+            keys=KeyIndex() if keyed else None,
+            key_column="id" if keyed else None,
+            reopens=frozenset(),
+            selection=Selection(limit),
+            samples=samples,
+        )
+
+    failures = {offset: Failure(ErrorKind.INPUT, "bad") for offset, row in enumerate(rows) if row is None}
+    batch = RowBatch("rows.jsonl", 0, NO_COLUMNS, rows, failures, dict.fromkeys(failures, b"bad"))
+    told: list[tuple[int, int, str]] = []
+    for made in intake().slices(batch, 5):
+        told += [(one.offset, one.sample_index, one.custom_id) for one in made.requests]
+        told += [(one.offset, one.sample_index, one.custom_id) for one in made.invalid]
+    # Of another variant over the same rows the keys may be known already.
+    other = intake()
+    assert sorted(intake().identify(batch, other.keys(batch))) == sorted(told)

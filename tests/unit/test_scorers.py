@@ -417,15 +417,15 @@ def test_missing_columns_are_found_before_anything_is_sent() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "exat"}, r"scorer s: \"exat\" is no kind of scorer \(did you mean 'exact'\?\)"),
+        ({"kind": "exat"}, r"scorer s.kind: \"exat\" is no kind of scorer \(did you mean 'exact'\?\)"),
         ({}, "scorer s: needs a `kind`: exact, "),
-        ({"kind": "exact", "expcted": "x"}, r"expcted is not a field of exact \(did you mean 'expected'\?\)"),
+        ({"kind": "exact", "expcted": "x"}, r"expcted: is not a field \(did you mean 'expected'\?\)"),
         ({"kind": "exact"}, "needs either `expected`"),
         ({"kind": "exact", "expected": "x", "value": "y"}, "needs either `expected`"),
-        ({"kind": "latency", "failed": "wrong"}, "failed is not a field of latency"),
+        ({"kind": "latency", "failed": "wrong"}, "failed: is not a field; known are name, kind"),
         ({"kind": "regex", "pattern": "("}, "pattern: is not a regular expression"),
         ({"kind": "numeric", "value": "x"}, "value: is a number"),
-        ({"kind": "numeric", "value": 1, "absolute": -1}, "absolute: input should be greater"),
+        ({"kind": "numeric", "value": 1, "absolute": -1}, "absolute: must be at least 0, not -1"),
         ({"kind": "contains", "value": ["a"]}, "value: is one text"),
         ({"kind": "schema", "schema": {"type": "nonsense"}}, "schema: is not a usable JSON Schema"),
         ({"kind": "schema", "schema": {"$ref": "http://localhost:1/x"}}, "other documents are not read"),
@@ -434,7 +434,7 @@ def test_missing_columns_are_found_before_anything_is_sent() -> None:
         ({"python": "no_such_module_here:f"}, "no_such_module_here cannot be imported: ModuleNotFoundError"),
         ({"python": "json:nope"}, "json has no function 'nope'"),
         ({"python": "json:dumps", "higher_is_better": False}, "set `failed: skip`"),
-        ({"kind": "exact", "value": "x", "name": "a.b"}, "scorer a.b: name: string should match pattern"),
+        ({"kind": "exact", "value": "x", "name": "a.b"}, "scorer a.b.name: must be a name of letters"),
     ],
 )
 def test_what_cannot_be_a_scorer_is_said(data: dict[str, Any], message: str) -> None:

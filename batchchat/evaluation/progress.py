@@ -1,0 +1,99 @@
+"""Several runs as one: their snapshots added up, so that one display shows a whole evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import reduce
+from typing import Literal
+
+from batchchat.events import FailureGroup, Pace, Snapshot
+
+_OLDEST = 8
+_SUMS = (
+    *("ok", "failed", "done_before", "failed_before", "sending", "waiting", "attempts", "retries", "rate_limited"),
+    *("rows_per_s", "tokens_per_s"),
+)
+Phase = Literal["starting", "running", "draining", "ending", "ended"]
+_PHASES: tuple[Phase, ...] = ("draining", "running", "starting", "ending", "ended")
+
+
+class Merged:
+    """Takes the snapshots of `count` runs, and gives on their sum each time one of them tells something."""
+
+    def __init__(self, name: str, count: int, on_snapshot: Callable[[Snapshot], None] | None) -> None:
+        self._name = name
+        self._count = count
+        self._give = on_snapshot
+        self._latest: dict[int, Snapshot] = {}
+        self._paces: dict[int, Pace] = {}
+
+    def listener(self, number: int, limiter: object) -> Callable[[Snapshot], None]:
+        """What takes the snapshots of one of the runs. Runs that share a limiter tell the same pace: it counts once."""
+
+        def take(snapshot: Snapshot) -> None:
+            self._latest[number] = snapshot
+            self._paces[id(limiter)] = snapshot.pace
+            if self._give is not None:
+                snapshots, paces = list(self._latest.values()), list(self._paces.values())
+                self._give(merged(self._name, snapshots, self._count, paces))
+
+        return take
+
+
+def merged(name: str, snapshots: list[Snapshot], count: int, paces: list[Pace]) -> Snapshot:
+    """One snapshot of several runs. The total is known once all `count` of them know theirs."""
+    first = snapshots[0]
+    sums = {field: sum(getattr(snapshot, field) for snapshot in snapshots) for field in _SUMS}
+    totals = [snapshot.total for snapshot in snapshots if snapshot.total is not None]
+    total = sum(totals) if len(totals) == count else None
+    settled = sum(sums[field] for field in ("ok", "failed", "done_before", "failed_before"))
+    rate = sums["rows_per_s"]
+    phases = {snapshot.phase for snapshot in snapshots}
+    phase = next(phase for phase in _PHASES if phase in phases)
+    oldest = sorted((request for one in snapshots for request in one.oldest), key=lambda request: -request.age_s)
+    return replace(
+        first,
+        job=name,
+        phase="running" if len(snapshots) < count and phase != "draining" else phase,
+        elapsed_s=max(snapshot.elapsed_s for snapshot in snapshots),
+        total=total,
+        total_exact=total is not None and all(snapshot.total_exact for snapshot in snapshots),
+        spend=reduce(lambda spend, snapshot: spend.plus(snapshot.spend), snapshots[1:], first.spend),
+        currency=_common({snapshot.currency for snapshot in snapshots if snapshot.currency is not None}),
+        eta_s=max(0, total - settled) / rate if total is not None and rate > 0 else None,
+        failures=_failures(snapshots),
+        pace=_pace(paces),
+        oldest=tuple(oldest[:_OLDEST]),
+        budget=next((snapshot.budget for snapshot in reversed(snapshots) if snapshot.budget is not None), None),
+        **sums,
+    )
+
+
+def _common(names: set[str]) -> str | None:
+    return names.pop() if len(names) == 1 else None
+
+
+def _failures(snapshots: list[Snapshot]) -> tuple[FailureGroup, ...]:
+    groups: dict[str, FailureGroup] = {}
+    for group in (group for snapshot in snapshots for group in snapshot.failures):
+        known = groups.get(group.kind)
+        groups[group.kind] = group if known is None else replace(known, count=known.count + group.count)
+    return tuple(sorted(groups.values(), key=lambda group: -group.count))
+
+
+def _pace(paces: list[Pace]) -> Pace:
+    """The pace of several limiters, added up."""
+    per_minute = [pace.requests_per_minute for pace in paces]
+    tokens = [pace.tokens_per_minute for pace in paces]
+    breakers = {pace.breaker for pace in paces}
+    return Pace(
+        requests_per_minute=sum(one for one in per_minute if one is not None) if None not in per_minute else None,
+        tokens_per_minute=sum(one for one in tokens if one is not None) if None not in tokens else None,
+        concurrency=sum(pace.concurrency for pace in paces),
+        requests_used=sum(pace.requests_used for pace in paces),
+        tokens_used=sum(pace.tokens_used for pace in paces),
+        in_use=sum(pace.in_use for pace in paces),
+        paused_s=max(pace.paused_s for pace in paces),
+        breaker="open" if "open" in breakers else "probing" if "probing" in breakers else "closed",
+    )

@@ -1,0 +1,287 @@
+"""Whole evaluations in one process: what is asked, what is scored, what a second look costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchchat.errors import JobError
+from batchchat.evaluation.rows import Choice
+from batchchat.evaluation.scoring import score_suite
+from batchchat.evaluation.summary import read_summary
+from tests.integration.suites import Bench, Provider
+
+GOLD = ["yes", "no"] * 10
+
+
+def labels(model: str, text: str) -> str | int:
+    """The good model is wrong about row 0, the bad one about every row that 3 divides."""
+    number = int(text.rsplit(" ", 1)[1])
+    wrong = number == 0 if model == "good" else number % 3 == 0
+    return {"yes": "no", "no": "yes"}[GOLD[number]] if wrong else GOLD[number]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    made = Bench(tmp_path, Provider(labels))
+    made.rows({"id": f"r{at}", "text": f"row {at}", "gold": gold} for at, gold in enumerate(GOLD))
+    return made
+
+
+def test_an_evaluation_runs_every_variant_and_says_what_came_of_it(bench: Bench) -> None:
+    done = bench.evaluate(bench.suite())
+    assert (done.exit_code, done.reason, len(bench.provider.asked)) == (0, None, 40)
+    assert done.summary is not None
+    good, bad = done.summary.variants
+    assert [good.name, bad.name] == ["good", "bad"]
+    assert (good.rows, good.open, good.failed, good.overrides) == (20, 0, 0, {"model": "good"})
+    assert good.cost == pytest.approx(20 * 14e-6)
+    assert (good.currency, good.prompt_tokens, good.completion_tokens) == ("EUR", 200, 40)
+    assert (good.latency_p50_s, good.latency_p95_s) == (1.0, 1.0)
+    accuracy = good.scores["accuracy"]
+    assert (accuracy.mean, accuracy.n, accuracy.unit, accuracy.ci_method) == (0.95, 20, "yes/no", "wilson")
+    assert bad.scores["accuracy"].mean == pytest.approx(13 / 20)
+    (compared,) = done.summary.comparisons
+    assert (compared.a, compared.b, compared.scorer, compared.test) == ("good", "bad", "accuracy", "mcnemar_exact")
+    assert compared.difference == pytest.approx(0.3)
+    assert (compared.wins_a, compared.wins_b, compared.ties) == (6, 0, 14)
+    assert compared.p_value == pytest.approx(2 / 64)
+
+
+def test_every_score_has_its_line(bench: Bench) -> None:
+    bench.evaluate(bench.suite())
+    lines = bench.scores()
+    assert len(lines) == 40
+    first = {"variant": "good", "row_index": 0, "key": "r0", "sample_index": 0, "scorer": "accuracy"}
+    assert lines[0] == {**first, "value": 0.0, "reason": None}
+    assert [line["row_index"] for line in lines] == [*range(20), *range(20)]
+
+
+def test_the_summary_is_what_is_documented_and_reads_back(bench: Bench) -> None:
+    done = bench.evaluate(bench.suite(scorers=[{"name": "t", "kind": "classes", "expected": "gold"}]))
+    written = json.loads((bench.out / "summary.json").read_text())
+    assert written["version"] == 1
+    fields = {"mean", "ci_low", "ci_high", "n", "unit", "higher_is_better", "ci_method"}
+    assert fields <= written["variants"][0]["scores"]["t.macro_f1"].keys()
+    assert [one["scorer"] for one in written["comparisons"]] == ["t.accuracy", "t.macro_f1"]
+    assert written["variants"][0]["classes"]["t"]["confusion"] == [[10, 0, 0, 0], [1, 9, 0, 0]]
+    assert written["variants"][0]["classes"]["t"]["given"] == ["no", "yes", "(other)", "(no answer)"]
+    assert read_summary(bench.out) == done.summary
+
+
+def test_a_second_evaluation_sends_nothing_and_writes_the_same_bytes(bench: Bench) -> None:
+    suite = bench.suite(scorers=[{"name": "a", "kind": "exact", "expected": "gold"}, {"name": "l", "kind": "length"}])
+    bench.evaluate(suite)
+    before = {name: (bench.out / name).read_bytes() for name in ("summary.json", "scores.parquet")}
+    bench.evaluate(suite)
+    score_suite(suite)
+    assert len(bench.provider.asked) == 40
+    assert {name: (bench.out / name).read_bytes() for name in before} == before
+
+
+def test_a_corrected_gold_label_counts_at_the_next_scoring(bench: Bench) -> None:
+    suite = bench.suite()
+    bench.evaluate(suite)
+    corrected = ["no", *GOLD[1:]]
+    bench.rows({"id": f"r{at}", "text": f"row {at}", "gold": gold} for at, gold in enumerate(corrected))
+    assert score_suite(suite).variants[0].scores["accuracy"].mean == 1.0
+    assert len(bench.provider.asked) == 40
+
+
+def test_an_answer_to_an_earlier_prompt_is_never_scored(bench: Bench) -> None:
+    bench.evaluate(bench.suite())
+    content = "{% if id in ['r1', 'r2'] %}Please: {% endif %}{{ text }}"
+    edited = bench.suite(job={"messages": [{"role": "user", "content": content}]})
+    found = score_suite(edited)
+    assert [(variant.rows, variant.open) for variant in found.variants] == [(18, 2), (18, 2)]
+    assert found.notes[0] == "'good': 2 answers of 20 still to come; 2 records of an earlier prompt or input left out"
+    assert bench.evaluate(edited).exit_code == 0
+    assert len(bench.provider.asked) == 44
+
+
+def test_only_the_rows_that_were_chosen_count(bench: Bench) -> None:
+    suite = bench.suite()
+    done = bench.evaluate(suite, limit=5)
+    assert done.summary is not None
+    assert [(variant.rows, variant.open) for variant in done.summary.variants] == [(5, 0), (5, 0)]
+    assert (len(bench.provider.asked), done.summary.notes) == (10, ())
+    whole = score_suite(suite)
+    assert (whole.variants[0].rows, whole.variants[0].open) == (5, 15)
+    sampled = bench.evaluate(suite, sample=6, seed=3).summary
+    assert sampled is not None
+    assert sampled.variants[0].rows == 6
+    assert score_suite(suite, choice=Choice(sample=6, seed=3)) == sampled
+
+
+def test_adding_a_variant_asks_only_that_one(bench: Bench) -> None:
+    bench.evaluate(bench.suite())
+    more = bench.suite(variants=[{"name": "new", "model": "other"}, {"matrix": {"model": ["bad", "good"]}}])
+    done = bench.evaluate(more)
+    assert {model for model, _ in bench.provider.asked[40:]} == {"other"}
+    assert done.summary is not None
+    assert [variant.name for variant in done.summary.variants] == ["new", "bad", "good"]
+    assert len(done.summary.comparisons) == 3
+
+
+def test_a_renamed_variant_keeps_its_answers(bench: Bench) -> None:
+    bench.evaluate(bench.suite(variants=[{"name": "first", "params.temperature": 0}]))
+    renamed = bench.suite(variants=[{"name": "cold", "params.temperature": 0}])
+    done = bench.evaluate(renamed)
+    assert len(bench.provider.asked) == 20
+    assert done.summary is not None
+    assert (done.summary.variants[0].name, done.summary.variants[0].rows) == ("cold", 20)
+
+
+@pytest.mark.parametrize(("policy", "mean", "n"), [(None, 9 / 20, 20), ("wrong", 9 / 20, 20), ("skip", 0.9, 10)])
+def test_failed_rows_count_as_stated(tmp_path: Path, policy: str | None, mean: float, n: int) -> None:
+    def half(model: str, text: str) -> str | int:
+        return labels(model, text) if int(text.rsplit(" ", 1)[1]) < 10 else 400
+
+    bench = Bench(tmp_path, Provider(half))
+    bench.rows({"id": at, "text": f"row {at}", "gold": gold} for at, gold in enumerate(GOLD))
+    done = bench.evaluate(bench.suite(failed=policy, variants=[{"name": "one"}]))
+    assert (done.exit_code, done.summary is not None) == (1, True)
+    assert done.summary is not None
+    (one,) = done.summary.variants
+    assert (one.rows, one.failed, one.failures) == (20, 10, {"invalid_request": 10})
+    assert one.scores["accuracy"].mean == pytest.approx(mean)
+    assert one.scores["accuracy"].n == n
+    reasons = [line["reason"] for line in bench.scores()]
+    assert reasons[:10] == [None] * 10
+    assert all(reason.startswith("failed: invalid_request") for reason in reasons[10:])
+
+
+def test_several_samples_are_clusters_of_their_row(bench: Bench) -> None:
+    done = bench.evaluate(bench.suite(samples=3))
+    assert (len(bench.provider.asked), len(bench.scores())) == (120, 120)
+    assert done.summary is not None
+    accuracy = done.summary.variants[0].scores["accuracy"]
+    assert (accuracy.n, accuracy.mean, done.summary.samples) == (20, 0.95, 3)
+    assert done.summary.variants[0].rows == 20
+
+
+def test_rows_without_a_key_are_told_apart_by_their_number(bench: Bench) -> None:
+    bench.rows([{"text": "row 1", "gold": "no"}, {"text": "row 1", "gold": "yes"}, {"text": "row 2", "gold": "yes"}])
+    done = bench.evaluate(bench.suite(job={"input": {"path": "rows.jsonl"}}))
+    assert len(bench.provider.asked) == 6
+    assert done.summary is not None
+    assert done.summary.variants[0].scores["accuracy"].mean == pytest.approx(2 / 3)
+    assert [(line["key"], line["value"]) for line in bench.scores()[:3]] == [(None, 1.0), (None, 0.0), (None, 1.0)]
+
+
+def test_rows_that_cannot_be_read_or_rendered_are_failed_answers(bench: Bench) -> None:
+    good = [json.dumps({"id": at, "text": f"row {at % 20}", "gold": GOLD[at % 20]}) for at in range(1_000)]
+    lines = [*good, "{broken", '{"id": 0, "text": "row 1", "gold": "no"}', '{"id": 5000, "gold": "no"}']
+    (bench.folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    done = bench.evaluate(bench.suite(variants=[{"name": "one"}]))
+    assert done.summary is not None
+    (one,) = done.summary.variants
+    assert (one.rows, one.open, one.failed, one.failures) == (1_003, 0, 3, {"input": 2, "template": 1})
+    told = {line["row_index"]: (line["value"], line["reason"]) for line in bench.scores()[1_000:]}
+    # An unreadable row has no expected value to be held against.
+    assert told[1_000] == (None, "the input has no gold here")
+    assert told[1_001][0] == told[1_002][0] == 0.0
+
+
+def test_a_function_sees_the_whole_row_as_it_is_now(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "def right(row):\n    return row['completion'] == row['gold'], row['text']\n"
+    (bench.folder / "own_scorer_of_rows.py").write_text(code, encoding="utf-8")
+    own = {"name": "own", "python": "own_scorer_of_rows:right", "unit": "yes/no"}
+    suite = bench.suite(scorers=[own, {"name": "accuracy", "kind": "exact", "expected": "gold"}])
+    done = bench.evaluate(suite)
+    assert done.summary is not None
+    assert done.summary.variants[0].scores["own"].mean == 0.95
+    assert done.summary.variants[0].scores["accuracy"].mean == 0.95
+    bench.rows({"id": f"r{at}", "text": f"row {at}", "gold": "maybe"} for at in range(20))
+    assert score_suite(suite).variants[0].scores["own"].mean == 0.0
+    assert bench.scores()[3]["reason"] == "row 3"
+
+
+def test_variants_share_limits(bench: Bench) -> None:
+    bench.evaluate(bench.suite(variants=[{"name": str(at), "params.seed": at} for at in range(4)]), limit=15)
+    provider = bench.provider
+    assert len(provider.times) == 60
+    at_once = max(sum(start <= time < start + 1 for start in provider.times) for time in provider.times)
+    assert at_once == 8
+
+
+def test_one_budget_holds_for_all_variants_and_what_is_there_is_scored(bench: Bench) -> None:
+    done = bench.evaluate(bench.suite(budget={"max_requests": 25}))
+    assert (done.exit_code, len(bench.provider.asked)) == (4, 25)
+    assert "budget.max_requests of 25 is used up" in (done.reason or "")
+    assert done.summary is not None
+    assert sum(variant.rows for variant in done.summary.variants) == 25
+    assert bench.evaluate(bench.suite()).exit_code == 0
+    assert len(bench.provider.asked) == 40
+
+
+def test_one_deadline_holds_for_all_variants(bench: Bench) -> None:
+    done = bench.evaluate(bench.suite(deadline="3s", job={"limits": {"concurrency": 2}}))
+    assert done.exit_code == 4
+    assert "the deadline of 3s is over" in (done.reason or "")
+    assert 6 <= len(bench.provider.asked) < 40
+
+
+def test_progress_is_that_of_all_variants(bench: Bench) -> None:
+    bench.evaluate(bench.suite())
+    last = bench.snapshots[-1]
+    assert (last.job, last.phase, last.total, last.ok, last.attempts) == ("suite", "ended", 40, 40, 40)
+    assert last.spend.requests == 40
+    assert max(snapshot.pace.concurrency for snapshot in bench.snapshots) == 16
+    oks = [snapshot.ok for snapshot in bench.snapshots]
+    assert oks == sorted(oks)
+
+
+def test_a_model_that_is_refused_leaves_the_others_their_answers(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Provider(lambda model, text: 404 if model == "bad" else labels(model, text)))
+    bench.rows({"id": at, "text": f"row {at}", "gold": gold} for at, gold in enumerate(GOLD))
+    done = bench.evaluate(bench.suite())
+    assert (done.exit_code, done.summary) == (3, None)
+    assert score_suite(bench.suite()).variants[0].rows == 20
+
+
+def test_variants_that_make_the_same_requests_are_said_before_and_after(bench: Bench) -> None:
+    variants: list[dict[str, Any]] = [
+        {"name": "a"},
+        {"name": "b", "limits.concurrency": 2},
+        {"name": "c", "model": "x"},
+    ]
+    done = bench.evaluate(bench.suite(variants=variants))
+    told = "'a' and 'b' make the same requests: their answers differ by chance alone"
+    assert [event.message for event in bench.events if event.name == "suite"] == [told]
+    assert done.summary is not None
+    assert done.summary.notes == (told,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"scorers": [{"name": "a", "kind": "exact", "expected": "gld"}]},
+            "suite.yaml:9: scorers.0: there is no column 'gld' in the input, which scorer a reads (did you mean",
+        ),
+        (
+            {"scorers": [{"name": "a", "kind": "exact", "value": "x", "field": "parsed.label"}]},
+            "scorers.0: there is no column 'parsed' in the output, which scorer a reads",
+        ),
+        ({"variants": [{"name": "a", "messages": [{"role": "user", "content": "{{ txt }}"}]}]}, "txt"),
+    ],
+)
+def test_what_does_not_fit_the_input_is_told_before_anything_is_sent(
+    bench: Bench, fields: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(JobError) as raised:
+        bench.evaluate(bench.suite(**fields))
+    assert told in str(raised.value)
+    assert bench.provider.asked == []
+    assert not bench.out.exists()
+
+
+def test_a_field_that_the_schema_does_not_have_is_told(bench: Bench) -> None:
+    schema = {"type": "object", "properties": {"label": {"type": "string"}}, "required": ["label"]}
+    scorers = [{"name": "a", "kind": "exact", "expected": "gold", "field": "parsed.lable"}]
+    with pytest.raises(JobError, match=r"no column 'lable' in parsed \(did you mean 'label'\?\)"):
+        bench.evaluate(bench.suite(job={"response": {"schema": schema}}, scorers=scorers))
