@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ import click
 from batchchat.cli.arguments import JobArguments, read_duration
 from batchchat.cli.logs import LogListener, library_logs
 from batchchat.cli.terminal import Terminal, mask
-from batchchat.errors import BatchchatError
+from batchchat.errors import BatchchatError, StorageError
 
 _LAST_WORDS_S = 1.0
 _REASONS = {
@@ -44,10 +45,21 @@ def guarded(command: click.Command) -> int:
     except BatchchatError as error:
         tell_error(error)
         code = error.exit_code
-    except Exception:  # noqa: BLE001 - the last resort: tell it, masked, with the code for it
-        errors().write_line(traceback.format_exc().rstrip())
-        errors().write_line("error: this is a fault in batchchat itself; the output can be resumed")
+    except Exception as error:  # noqa: BLE001 - the last resort: tell it, masked, with the code for it
+        code = _last_words(error)
     return code
+
+
+def _last_words(error: Exception) -> int:
+    """Tell an error that nobody below knew, and return the code for it."""
+    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+        # Nothing may be imported here: that opens files.
+        known = StorageError("too many open files", remedy="Raise their number (ulimit -n), then run it again.")
+        tell_error(known)
+        return known.exit_code
+    errors().write_line(traceback.format_exc().rstrip())
+    errors().write_line("error: this is a fault in batchchat itself; the output can be resumed")
+    return 70
 
 
 def _hold_standard_streams() -> None:
@@ -126,6 +138,7 @@ def run_command(
     from batchchat.cli.display import progress
     from batchchat.cli.report import render_summary, summary_json
     from batchchat.runner import StopRequest, run_job
+    from batchchat.transport import allow_many_files
 
     terminal = errors()
     log = LogListener(
@@ -134,6 +147,7 @@ def run_command(
         format="json" if log_format == "json" else "text",
     )
     loaded = arguments.load()
+    allow_many_files()
     if html is not None:
         from batchchat.report import check_page
 

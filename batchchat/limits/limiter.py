@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from batchchat.events import Level, Listener
     from batchchat.records import LimitHeaders, Reply
 
+MAX_CONCURRENCY = 1024
+"""What an unset concurrency may grow to, where nobody tells."""
 HINT_MAX_S = 120.0
 """The longest wait that one Retry-After is believed."""
 _LONG_S = 15.0
@@ -97,7 +99,7 @@ class Limiter:
         advertised_requests_per_minute: float | None = None,
         advertised_tokens_per_minute: float | None = None,
         advertised_concurrency: int | None = None,
-        max_concurrency: int = 1024,
+        max_concurrency: int = MAX_CONCURRENCY,
         listener: Listener | None = None,
         rng: random.Random | None = None,
     ) -> None:

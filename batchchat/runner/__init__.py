@@ -33,7 +33,7 @@ from batchchat.events import Event, FailureGroup, Forecast, Listener, RunSummary
 from batchchat.format import money, short
 from batchchat.intake import Intake
 from batchchat.job import Job, api_key, load_keys, write_duration
-from batchchat.limits import Limiter, TokenEstimator
+from batchchat.limits import MAX_CONCURRENCY, Limiter, TokenEstimator
 from batchchat.providers import DEMO, Price, Provider
 from batchchat.records import Request, RowBatch
 from batchchat.retry import RetryPolicy
@@ -112,15 +112,26 @@ def run(job: Job, **options: Any) -> RunSummary:
 
 
 def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
-    """Return a limiter under a job's limits, and where it sets none those of its provider; runs may share it."""
+    """Return a limiter under a job's limits, and where it sets none those of its provider; runs may share it.
+
+    It lets no more be under way at once than this process may have open files, and tells where that is less.
+    """
+    from batchchat.transport import connection_room
+
     limits = job.limits
+    concurrency = limits.concurrency
+    room = connection_room(files_each=2 if job.resolved_provider().base_url is None else 1)
+    if concurrency is not None and concurrency > room:
+        message = f"limits.concurrency is {concurrency}, and the open files of this process allow {room} (ulimit -n)"
+        listener(Event("concurrency_lowered", message, "warning"))
+        concurrency = room
     return Limiter(
         requests_per_minute=limits.requests_per_minute,
         tokens_per_minute=limits.tokens_per_minute,
-        concurrency=limits.concurrency,
+        concurrency=concurrency,
         advertised_requests_per_minute=provider.requests_per_minute,
         advertised_tokens_per_minute=provider.tokens_per_minute,
-        advertised_concurrency=provider.concurrency,
+        advertised_concurrency=min(provider.concurrency or MAX_CONCURRENCY, room),
         listener=listener,
         rng=rng,
     )

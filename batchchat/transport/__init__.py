@@ -10,6 +10,7 @@ from batchchat.transport.choose import choose_transport
 from batchchat.transport.connection import BodySink
 from batchchat.transport.faults import ResponseTooLarge, request_sent
 from batchchat.transport.lean import Answer, Exchange, LeanTransport, Route
+from batchchat.transport.room import allow_many_files, connection_room
 from batchchat.transport.stock import StockTransport
 from batchchat.transport.tls import tls_context
 
@@ -21,7 +22,9 @@ __all__ = [
     "ResponseTooLarge",
     "Route",
     "StockTransport",
+    "allow_many_files",
     "choose_transport",
+    "connection_room",
     "request_sent",
     "tls_context",
 ]

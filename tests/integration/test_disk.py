@@ -50,8 +50,12 @@ def goes_on(job: Path, demo: DemoServer) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "value", "said"),
-    [(resource.RLIMIT_FSIZE, 12_000, "file size"), (resource.RLIMIT_NOFILE, 19, "ulimit -n")],
-    ids=["file size", "open files"],
+    [
+        (resource.RLIMIT_FSIZE, 12_000, "file size"),
+        (resource.RLIMIT_NOFILE, 8, "ulimit -n"),
+        (resource.RLIMIT_NOFILE, 15, "ulimit -n"),
+    ],
+    ids=["file size", "few open files", "too few open files"],
 )
 def test_a_limit_of_the_system_stops_the_run_cleanly(tmp_path: Path, kind: int, value: int, said: str) -> None:
     with DemoServer(DemoOptions(latency_s=0.02)) as demo:
@@ -61,6 +65,15 @@ def test_a_limit_of_the_system_stops_the_run_cleanly(tmp_path: Path, kind: int, 
         assert said in done.stderr
         assert "Traceback" not in done.stderr
         goes_on(job, demo)
+
+
+def test_a_concurrency_beyond_the_open_files_is_lowered_and_said(tmp_path: Path) -> None:
+    with DemoServer(DemoOptions(latency_s=0.02)) as demo:
+        job = write_job(tmp_path, demo)
+        done = batchchat("run", job, cwd=tmp_path, limits=[(resource.RLIMIT_NOFILE, 55)])
+        assert done.returncode == 0, done.stderr
+        assert "limits.concurrency is 16, and the open files of this process allow" in done.stderr
+        assert demo.stats().max_in_flight < 16
 
 
 @pytest.fixture
