@@ -10,14 +10,23 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchchat.cli.blocks import alarm as _alarm
+from batchchat.cli.blocks import blank as _blank
+from batchchat.cli.blocks import guess as _guess
+from batchchat.cli.blocks import line as _line
+from batchchat.cli.blocks import pair as _pair
+from batchchat.cli.blocks import plain_text as _plain_text
+from batchchat.cli.blocks import remarks as _remarks
+from batchchat.cli.blocks import styled as _styled
+from batchchat.cli.blocks import title as _title
 from batchchat.cli.display import ProgressView
 from batchchat.cli.terminal import mask
 from batchchat.events import BudgetUse, FailureGroup, InFlight, RunSummary
-from batchchat.format import UNKNOWN, about, asked, count, duration, money, one_line, percent, plural, rate, visible
+from batchchat.format import UNKNOWN, about, asked, count, duration, money, percent, plural, rate
 from batchchat.images import shortened
 from batchchat.views import Message, PlanCap, PlanView, RecordView, StatusView
 
@@ -396,60 +405,9 @@ def _grid() -> Table:
     return Table.grid(padding=(0, 2, 0, 0), expand=True)
 
 
-def _title(text: str, more: str) -> Text:
-    from rich.text import Text
-
-    ending = " " if more.endswith(" ") else ""
-    return Text.assemble((_line(text), "bold"), (f" · {_line(more)}{ending}", "dim"))
-
-
-def _styled(text: str, style: str = "") -> Text:
-    from rich.text import Text
-
-    return Text(mask(text), style=style)
-
-
-def _plain_text(text: str, style: str = "") -> Text:
-    from rich.text import Text
-
-    return Text(visible(mask(text)), style=style, overflow="fold")
-
-
-def _line(text: str, limit: int | None = None) -> str:
-    """Return the text as one line; masked first, since half a secret would not be known as one."""
-    return one_line(mask(text), limit)
-
-
-def _blank() -> Text:
-    return _styled("")
-
-
-def _pair(name: str, value: str, style: str = "") -> Text:
-    """Return a line that is printed whole, however long: someone will copy the path, the command or the reason."""
-    from rich.text import Text
-
-    line = Text(no_wrap=True, overflow="ignore")
-    return line.append(f"{name:<13}", style="dim").append(_line(value), style=style)
-
-
-def _remarks(warnings: Iterable[str], note: str) -> list[RenderableType]:
-    lines: list[RenderableType] = [_plain_text(f"warning: {text}", "yellow") for text in warnings]
-    if note:
-        lines.append(_plain_text(f"note: {note}", "cyan"))
-    return [_blank(), *lines] if lines else []
-
-
-def _alarm(number: int, style: str) -> Text:
-    return _styled(count(number), style if number else "")
-
-
 def _cost(amount: float, currency: str | None) -> str:
     """Return an amount; zero without a currency means that no price is known, not that it was free."""
     return money(amount, currency) if currency or amount else UNKNOWN
-
-
-def _guess(text: str) -> str:
-    return text if text == UNKNOWN else f"~{text}"
 
 
 def _beginning(text: str) -> str:
