@@ -4,6 +4,7 @@ What goes in is encoded so that no two different inputs give the same bytes: eve
 length first, or stands last behind a tag.
 
     request     = version tag · provider · 0x01 · digest (16) · sample index (8) · ("k" · key | "o" · occurrence (8))
+    answer      = version tag · provider · 0x03 · digest (16) · sample index (8)
     failed row  = version tag · 0x02 · source · sample index (8) · occurrence (8) · bytes of the row
 
 Numbers are little-endian, texts are UTF-8 behind their length (8 bytes) unless they stand last. The digest is
@@ -24,6 +25,7 @@ import orjson
 _VERSION = b"batchchat custom_id 1\n"
 _REQUEST = b"\x01"
 _FAILED_ROW = b"\x02"
+_ANSWER = b"\x03"
 _number = struct.Struct("<Q").pack
 _keyed = struct.Struct("<Qc").pack
 _counted = struct.Struct("<QcQ").pack
@@ -35,11 +37,13 @@ DIGEST_SIZE = 16
 class Identity:
     """Gives the `custom_id` of every request to one provider."""
 
-    __slots__ = ("_prefix",)
+    __slots__ = ("_answers", "_prefix")
 
     def __init__(self, provider_identity: str) -> None:
         name = provider_identity.encode()
-        self._prefix = blake2b(_VERSION + _number(len(name)) + name + _REQUEST, digest_size=DIGEST_SIZE)
+        head = _VERSION + _number(len(name)) + name
+        self._prefix = blake2b(head + _REQUEST, digest_size=DIGEST_SIZE)
+        self._answers = blake2b(head + _ANSWER, digest_size=DIGEST_SIZE)
 
     def custom_id(self, digest: bytes, *, key: str | None = None, occurrence: int = 0, sample_index: int = 0) -> str:
         """Return the identity of a request, 32 hexadecimal digits.
@@ -54,6 +58,12 @@ class Identity:
         else:
             hasher.update(digest + _keyed(sample_index, b"k") + key.encode("utf-8", "surrogatepass"))
         return hasher.hexdigest()
+
+    def answer_id(self, digest: bytes, sample_index: int = 0) -> bytes:
+        """Return the identity of the answer to a request (16 bytes): the same for all rows that render to it."""
+        hasher = self._answers.copy()
+        hasher.update(digest + _number(sample_index))
+        return hasher.digest()
 
 
 def failed_row_id(source: str, raw: bytes, *, occurrence: int = 0, sample_index: int = 0) -> str:

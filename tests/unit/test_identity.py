@@ -108,3 +108,13 @@ def test_a_failed_row_is_told_by_occurrence_and_sample() -> None:
 @given(st.dictionaries(st.text(max_size=5), st.one_of(st.none(), st.integers(), st.floats(), st.text(), st.binary())))
 def test_row_bytes_do_not_depend_on_the_order_of_fields(row: dict[str, object]) -> None:
     assert row_bytes(row) == row_bytes(dict(reversed(row.items())))
+
+
+def test_golden_ids_of_answers_never_change() -> None:
+    # As above: a changed id empties every cache.
+    assert Identity("scaleway").answer_id(DIGEST).hex() == "525b87f9f9800da598d7d110e2e0d0b7"
+    assert Identity("scaleway").answer_id(DIGEST, 2).hex() == "480279459e5e5e3439b99204ea1705db"
+    head = (
+        b"batchchat custom_id 1\n" + (4).to_bytes(8, "little") + b"demo" + b"\x03" + DIGEST + (3).to_bytes(8, "little")
+    )
+    assert Identity("demo").answer_id(DIGEST, 3) == blake2b(head, digest_size=16).digest()

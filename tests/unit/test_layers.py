@@ -12,7 +12,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "format", "records"}),
     frozenset({"events", "providers", "identity", "images", "structured"}),
     frozenset({"budget", "job", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
-    frozenset({"store", "client", "review"}),
+    frozenset({"cache", "store", "client", "review"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner"}),
     frozenset({"plan", "inspection"}),
