@@ -22,7 +22,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -82,6 +82,32 @@ class AnswerCache:
                 writer.close()
                 raise
 
+    @classmethod
+    def existing(cls, folder: Path | str) -> AnswerCache | None:
+        """Open a cache to look at it; None where there is none. Nothing is created or changed.
+
+        Raises UsageError where the folder is something else, StorageError where the disk refuses.
+        """
+        path = Path(folder) / _FILE
+        if not path.exists():
+            return None
+        with _errors(path):
+            reader = _connect(path)
+            try:
+                _check_marks(_marks(reader), path)
+            except BaseException:
+                reader.close()
+                raise
+            return cls(path, reader, reader)
+
+    def known(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Return those of the ids that there is an answer for, without reading the answers. Raises StorageError."""
+        found: set[bytes] = set()
+        for some in _groups(dict.fromkeys(ids)):
+            with _errors(self.path):
+                found.update(key for (key,) in self._reader.execute(_SELECT_ID.format(_places(some)), some))
+        return found
+
     def fetch(self, ids: Sequence[bytes]) -> dict[bytes, Completion]:
         """Return the answers that are there, by id. Raises StorageError where the cache cannot be read."""
         found: dict[bytes, Completion] = {}
@@ -114,22 +140,6 @@ class AnswerCache:
         for connection in (self._reader, self._writer):
             with suppress(sqlite3.Error):
                 connection.close()
-
-
-def known_answers(folder: Path | str, ids: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield those of the ids that a cache holds an answer for; creates nothing where there is no cache.
-
-    Raises UsageError where the folder is no cache, StorageError where it cannot be read.
-    """
-    path = Path(folder) / _FILE
-    if not path.exists():
-        return
-    with _errors(path), closing(_connect(path)) as connection:
-        if _marks(connection) != (_APPLICATION, _VERSION):
-            return
-        for some in _groups(ids):
-            for (key,) in connection.execute(_SELECT_ID.format(_places(some)), some):
-                yield key
 
 
 def remove_cache(folder: Path | str) -> None:
@@ -177,10 +187,15 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             connection.execute(_TABLE)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {_VERSION}")
-        elif marks[0] != _APPLICATION:
-            raise UsageError(f"{path} is no cache of batchchat", remedy=_ANOTHER)
-        elif marks[1] != _VERSION:
-            raise UsageError(f"{path} was made by another version of batchchat", remedy=_ANOTHER)
+        else:
+            _check_marks(marks, path)
+
+
+def _check_marks(marks: tuple[int, int], path: Path) -> None:
+    if marks[0] != _APPLICATION:
+        raise UsageError(f"{path} is no cache of batchchat", remedy=_ANOTHER)
+    if marks[1] != _VERSION:
+        raise UsageError(f"{path} was made by another version of batchchat", remedy=_ANOTHER)
 
 
 def _begin_wal(connection: sqlite3.Connection) -> None:
@@ -257,16 +272,16 @@ def _decode(value: bytes) -> Completion | None:
     try:
         data = orjson.loads(value)
         texts = {name: data.get(name) for name in ("text", "finish_reason", "model", "request_id", "reasoning")}
-        usage = Usage(*data["usage"])
+        usage = Usage._make(data["usage"])
         calls, logprobs = data.get("tool_calls"), data.get("logprobs")
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
         return None
-    plain = all(text is None or isinstance(text, str) for text in texts.values())
-    plain = plain and not (texts["text"] is None and calls is None)
-    counted = len(data["usage"]) == len(Usage._fields) and all(
-        count is None or (type(count) is int and 0 <= count < 2**53) for count in usage
+    whole = (
+        all(text is None or isinstance(text, str) for text in texts.values())
+        and all(count is None or (type(count) is int and 0 <= count < 2**53) for count in usage)
+        and (texts["text"] is not None or calls is not None)
     )
-    if not (plain and counted and _are_calls(calls) and _are_logprobs(logprobs)):
+    if not (whole and _are_calls(calls) and _are_logprobs(logprobs)):
         return None
     return Completion(
         **texts,

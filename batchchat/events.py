@@ -139,6 +139,7 @@ class Snapshot:
     samples: int = 1
     budget: BudgetUse | None = None
     forecast: Forecast | None = None
+    cache_hits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +184,4 @@ class RunSummary:
     samples: int = 1
     budget: BudgetUse | None = None
     forecast: Forecast | None = None
+    cache_hits: int = 0

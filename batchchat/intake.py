@@ -108,7 +108,7 @@ class Intake:
 
     `index` and `keys` tell what the output holds; both learn which rows this pass has seen. `reopens` says which
     kinds of failed rows are tried again. `keys` is None where the job names no key. `samples` is how often each row is
-    asked.
+    asked. With `answer_ids` each request says whose answer would be its own.
     """
 
     def __init__(
@@ -122,6 +122,7 @@ class Intake:
         reopens: frozenset[ErrorKind],
         selection: Selection = Selection(),
         samples: int = 1,
+        answer_ids: bool = False,
     ) -> None:
         self.counts = PassCounts()
         self.samples = samples
@@ -134,6 +135,7 @@ class Intake:
         self._selection = selection
         self._every = range(samples)
         self._alike = [range(each, each + 1) for each in self._every] if template.sampled else [self._every]
+        self._answer_ids = answer_ids
 
     def slices(self, batch: RowBatch, size: int) -> Iterator[Sorted]:
         """Sort a batch in slices of about `size` samples or SLICE_BYTES, one each time the next is asked for.
@@ -251,6 +253,8 @@ class Intake:
             return
         body, prompt_tokens, max_tokens = rendered.body, rendered.prompt_tokens, rendered.max_tokens
         request = Request(custom_id, body, prompt_tokens, max_tokens, batch, offset, key, sample_index)
+        if self._answer_ids:
+            request.answer_id = self._identity.answer_id(rendered.digest, sample_index)
         if state == ARCHIVED:
             self.counts.archived += 1
             found.archived.append(request)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -15,13 +16,16 @@ from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
 from batchchat.limits import FIRST_COMPLETION
 from batchchat.providers import DEMO, Price, Provider
-from batchchat.records import Spend, Usage
+from batchchat.records import Request, Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import prepare
 from batchchat.store import Frozen, frozen_schema, is_output, read_state
 from batchchat.store.directory import Layout
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.views import PlanCap, PlanView, RequestPreview
+
+if TYPE_CHECKING:
+    from batchchat.cache import AnswerCache
 
 _DEFAULTS = RunOptions()
 _PREVIEWS = 2
@@ -50,19 +54,22 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         reopens=job.retry.reopens() if reopens is None else reopens,
         selection=prepared.selection,
         samples=job.samples,
+        answer_ids=True,
     )
     shown: list[RequestPreview] = []
     prompt_tokens, completion_tokens = 0.0, 0.0
-    for batch in prepared.batches():
-        if prepared.selection.past(batch.first_index):
-            break
-        for found in intake.slices(batch, _SLICE):
-            _preview(found, shown, previews)
-            for request in found.requests:
-                prompt_tokens += request.prompt_tokens * history.prompt_ratio
-                completion_tokens += min(history.completion, request.max_tokens or math.inf)
+    with closing(_Sharing(job)) as sharing:
+        for batch in prepared.batches():
+            if prepared.selection.past(batch.first_index):
+                break
+            for found in intake.slices(batch, _SLICE):
+                _preview(found, shown, previews)
+                for request in sharing.left(found.requests):
+                    prompt_tokens += request.prompt_tokens * history.prompt_ratio
+                    completion_tokens += min(history.completion, request.max_tokens or math.inf)
     counts, live = intake.counts, history.index.counts()
-    duration, binding = _duration(counts.to_send, prompt_tokens + completion_tokens, job, provider, history.latency_s)
+    to_send = counts.to_send - sharing.saved
+    duration, binding = _duration(to_send, prompt_tokens + completion_tokens, job, provider, history.latency_s)
     price = provider.prices.get(job.model)
     usage = Usage(round(prompt_tokens), round(completion_tokens))
     return PlanView(
@@ -80,7 +87,7 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         archived=counts.archived,
         unreadable=counts.invalid,
         kept=live.kept - counts.changed if job.input.key is not None else live.kept,
-        requests=counts.to_send,
+        requests=to_send,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cost=price.cost(usage) if price else None,
@@ -93,9 +100,58 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         warnings=[*prepared.warnings, *prepared.source.warnings, *_key_warning(job, provider)],
         note=provider.note if provider.name == DEMO else "",
         samples=job.samples,
-        caps=_caps(job, counts.to_send, usage, price),
+        caps=_caps(job, to_send, usage, price),
         deadline_s=job.deadline,
+        cache=job.cache,
+        cached=sharing.cached,
+        dedupe=job.dedupe,
+        equal=sharing.equal,
     )
+
+
+class _Sharing:
+    """Counts the requests that need not be sent: their answer is in the cache, or an equal one is sent before them.
+
+    Equal requests are counted also where the job sends them all, so that one can see what `dedupe` would save.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.cached = 0
+        self.equal = 0
+        self._job = job
+        self._met = RecordIndex()
+        self._cache: AnswerCache | None = None
+        if job.cache is not None:
+            from batchchat.cache import AnswerCache
+
+            self._cache = AnswerCache.existing(job.cache)
+
+    def close(self) -> None:
+        """Let go of the cache."""
+        if self._cache is not None:
+            self._cache.close()
+
+    @property
+    def saved(self) -> int:
+        """Requests that will not be sent."""
+        return self.cached + (self.equal if self._job.dedupe else 0)
+
+    def left(self, requests: Sequence[Request]) -> list[Request]:
+        """The requests that will be sent."""
+        known = self._cache.known([request.answer_id for request in requests]) if self._cache is not None else ()
+        left = []
+        for request in requests:
+            if request.answer_id in known:
+                self.cached += 1
+                continue
+            name = request.answer_id.hex()
+            again = self._met.is_seen(name)
+            self.equal += again
+            if not again:
+                self._met.mark_seen(name)
+            if not (again and self._job.dedupe):
+                left.append(request)
+        return left
 
 
 def _caps(job: Job, requests: int, usage: Usage, price: Price | None) -> list[PlanCap]:

@@ -153,7 +153,7 @@ class Request:
     `custom_id` is its identity: 32 hexadecimal digits. `prompt_tokens` is a guess by size, `max_tokens` its own bound.
     `batch` and `offset` say which row it stands for. The rest is the engine's: `attempts` made, those of them that
     `counted` against the policy, those `unsent`, the `usage` of attempts that settled nothing, times, and the `steps`
-    of a request that needs more than one answer.
+    of a request that needs more than one answer. `answer_id` is the identity of its answer, where answers are shared.
     """
 
     custom_id: str
@@ -171,6 +171,7 @@ class Request:
     started_at: int = 0
     active_s: float = 0.0
     steps: Steps | None = None
+    answer_id: bytes = b""
 
     @property
     def row_index(self) -> int:
@@ -186,7 +187,8 @@ class Record:
     microseconds since the epoch, UTC. Tokens and cost are sums over all answered attempts, `latency_s` is the
     last attempt's; `completion` holds any text received and `status` judges it. `corrections` counts how often an
     answer that did not fit was asked for again, `tolerated` says that the JSON stood among other text, `parsed` is its
-    value for the typed column. `error_message` of a completion says what was wrong before the last correction.
+    value for the typed column. `error_message` of a completion says what was wrong before the last correction. A
+    `cache_hit` took over the outcome of an equal request: no attempt, no cost, and the tokens of the answer itself.
     """
 
     batch: RowBatch
@@ -220,6 +222,7 @@ class Record:
     request_id: str | None = None
     corrections: int | None = 0
     tolerated: bool | None = False
+    cache_hit: bool | None = False
     parsed: Any = None
 
 

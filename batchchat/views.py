@@ -44,7 +44,9 @@ class PlanView:
     or row; `done` need nothing; `failed` failed before, of which `retried` would be tried again; `archived` come back
     from the archive; `unreadable` cannot be read or rendered. `kept` records belong to no row of this input.
     `prompt_tokens`, `completion_tokens`, `cost` and `duration_s` are estimates for the `requests` to send, found as
-    `method` says; `binding` names the limit that decides the duration. `spent` is what the output has cost so far.
+    `method` says; `binding` names the limit that decides the duration. `cached` answers are in the `cache`; `equal`
+    requests ask the same as another one, and are sent or not as `dedupe` says; `requests` are those that are sent.
+    `spent` is what the output has cost so far.
     """
 
     job: str
@@ -77,6 +79,10 @@ class PlanView:
     samples: int = 1
     caps: Sequence[PlanCap] = ()
     deadline_s: float | None = None
+    cache: str | None = None
+    cached: int = 0
+    dedupe: bool = False
+    equal: int = 0
 
 
 @dataclass(frozen=True, slots=True)

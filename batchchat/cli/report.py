@@ -192,6 +192,8 @@ def _summary_table(summary: RunSummary) -> Table:
     table.add_row(f"{nouns} ok", count(summary.new_ok), count(summary.ok))
     table.add_row(f"{nouns} failed", count(summary.new_failed), _alarm(summary.failed, "bold red"))
     table.add_row(f"{nouns} open", "", _alarm(summary.open, "yellow"))
+    if summary.cache_hits:
+        table.add_row("  taken over from equal requests", count(summary.cache_hits), "")
     if summary.revived:
         table.add_row("  given back by the archive", "", count(summary.revived))
     table.add_row("records kept of earlier inputs", "", count(summary.kept))
@@ -244,6 +246,11 @@ def _plan_table(view: PlanView) -> Table:
     if view.kept:
         table.add_row("records kept", count(view.kept), "of earlier inputs")
     table.add_section()
+    cached = f"answers are in {view.cache}" if view.cache is not None else "no `cache` is set"
+    table.add_row("cache", count(view.cached) if view.cache is not None else "off", _styled(_line(cached)))
+    equal = f"{plural(view.equal, 'request')} {'asks' if view.equal == 1 else 'ask'} the same as another one"
+    remark = f"{equal}: {'sent once' if view.dedupe else '`dedupe: true` would send it once'}" if view.equal else ""
+    table.add_row("dedupe", "on" if view.dedupe else "off", remark)
     table.add_row("requests", count(view.requests), "")
     table.add_row("prompt tokens", _guess(count(view.prompt_tokens)), "")
     table.add_row("completion tokens", _guess(count(view.completion_tokens)), "")

@@ -446,6 +446,8 @@ class Job(_Section):
     prices: Prices | None = None
     budget: BudgetCaps = BudgetCaps()
     deadline: Duration | None = Field(None, gt=0)
+    cache: str | None = Field(None, min_length=1)
+    dedupe: bool = False
 
     _file: Path | None = PrivateAttr(None)
     _origins: dict[Place, Origin] = PrivateAttr(default_factory=dict)

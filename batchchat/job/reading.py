@@ -129,6 +129,9 @@ class Draft:
             path = value.get("path") if isinstance(value, dict) else value
             if isinstance(path, str) and path and path != "-":
                 self._section(name)["path"] = absolute_path(base, path)
+        cache = self.data.get("cache")
+        if isinstance(cache, str) and cache:
+            self.data["cache"] = absolute_path(base, cache)
         provider = self.data.get("provider")
         if isinstance(provider, dict) and isinstance(provider.get("ca_file"), str) and provider["ca_file"]:
             provider["ca_file"] = absolute_path(base, provider["ca_file"])
@@ -195,7 +198,7 @@ class Draft:
             self.set_path(parts[0], value, change.origin, change.base)
             return
         target, place = self._reach(parts, change)
-        if place in {("provider", "ca_file"), ("images", "root")} and isinstance(value, str) and value:
+        if place in {("provider", "ca_file"), ("images", "root"), ("cache",)} and isinstance(value, str) and value:
             value = absolute_path(change.base, value)
         target[place[-1]] = value
         self._note(place, change.origin)

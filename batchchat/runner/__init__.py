@@ -45,9 +45,13 @@ from batchchat.runner.stopping import StopRequest
 from batchchat.runner.tally import Tally
 from batchchat.runner.writer import Offload, Writer, in_thread
 from batchchat.store import Answer, Change, Frozen, Store, frozen_schema
+from batchchat.store.directory import Layout
 
 if TYPE_CHECKING:
     import httpx
+
+    from batchchat.cache import AnswerCache
+    from batchchat.runner.reuse import Reuse
 
 __all__ = ["RunOptions", "RunSummary", "StopRequest", "make_limiter", "run", "run_job"]
 
@@ -181,6 +185,7 @@ class _Run:
         self.open_answers: dict[str, list[Answer]] = {}
         self.provider: Provider
         self.forecaster: Forecaster
+        self.reuse: Reuse | None = None
 
     # --- the way through
 
@@ -198,15 +203,40 @@ class _Run:
         )
         self.provider = self.prepared.provider
         self.account = self.budget.account(self._price(), self.provider.currency) if self.budget else None
-        self.store = await self.offload(self._open_store)
-        try:
-            async with AsyncExitStack() as stack:
-                await self._connect(stack, transport, limiter, key)
-                await self._work()
-            return await self._end()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self.offload(self.store.close)
+        async with AsyncExitStack() as held:
+            cache = await self._open_cache(held, Path(job.cache)) if job.cache is not None else None
+            self.store = await self.offload(self._open_store)
+            try:
+                async with AsyncExitStack() as stack:
+                    await self._connect(stack, transport, limiter, key)
+                    if cache is None and job.dedupe:
+                        cache = await self._open_cache(stack, Layout(self.store.directory).answers)
+                    if cache is not None:
+                        self.reuse = self._make_reuse(cache)
+                    await self._work()
+                return await self._end()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self.offload(self.store.close)
+
+    async def _open_cache(self, stack: AsyncExitStack, folder: Path) -> AnswerCache:
+        from batchchat.cache import AnswerCache
+
+        cache: AnswerCache = await self.offload(AnswerCache.open, folder)
+        stack.push_async_callback(self.offload, cache.close)
+        return cache
+
+    def _make_reuse(self, cache: AnswerCache) -> Reuse:
+        from batchchat.runner.reuse import Reuse
+
+        return Reuse(
+            cache,
+            self.writer,
+            self.prepared.reviewer,
+            dedupe=self.job.dedupe,
+            offload=self.offload,
+            listener=self.tell,
+        )
 
     def _open_store(self) -> Store:
         job = self.job
@@ -290,6 +320,7 @@ class _Run:
             reopens=job.retry.reopens() if reopens is None else reopens,
             selection=self.prepared.selection,
             samples=job.samples,
+            answer_ids=job.cache is not None or job.dedupe,
         )
 
     async def _start_demo(self, stack: AsyncExitStack) -> str:
@@ -305,17 +336,26 @@ class _Run:
         self.tell(Event("run_started", f"run {self.run_id} into {self.job.output.path}", "debug"))
         async with anyio.create_task_group() as group:
             group.start_soon(self.writer.run)
+            if self.reuse is not None:
+                group.start_soon(self.reuse.run)
             try:
                 async with anyio.create_task_group() as inner:
                     self._watch_stop(inner)
                     inner.start_soon(self._tick)
                     if self.job.deadline is not None:
                         inner.start_soon(self._watch_deadline, self.job.deadline)
-                    await self.engine.run(self._feed(), self.writer)
+                    await self.engine.run(self._feed(), self.sink)
                     self.phase = "ending"
                     inner.cancel_scope.cancel()
             finally:
+                if self.reuse is not None:
+                    self.reuse.finish()
                 self.writer.finish()
+
+    @property
+    def sink(self) -> Reuse | Writer:
+        """Where outcomes go: to the writer, by way of those who share them where the job shares answers."""
+        return self.reuse if self.reuse is not None else self.writer
 
     async def _feed(self) -> AsyncGenerator[list[Request], None]:
         batches = self.prepared.batches()
@@ -336,6 +376,12 @@ class _Run:
                 for custom_id in found.reopened:
                     self.limiter.suspect(custom_id)
                 requests = self._resumed(found.requests) if self.open_answers else found.requests
+                if self.reuse is not None:
+                    try:
+                        requests = await self.reuse.sift(requests)
+                    except StorageError as error:
+                        self.engine.halt_for(error)
+                        return
                 self.forecaster.add(requests)
                 yield requests
                 await anyio.lowlevel.checkpoint()
@@ -354,10 +400,10 @@ class _Run:
             if found is not None:
                 reply, decision = found
                 if isinstance(decision, Accept):
-                    self.writer.put(Settled(request, reply, None, decision.parsed, decision.tolerated))
+                    self.sink.put(Settled(request, reply, None, decision.parsed, decision.tolerated))
                     continue
                 if isinstance(decision, Fail):
-                    self.writer.put(Settled(request, reply, decision.failure))
+                    self.sink.put(Settled(request, reply, decision.failure))
                     continue
                 go_on(request, decision)
             left.append(request)
@@ -462,6 +508,7 @@ class _Run:
             oldest=engine.oldest(_OLDEST),
             budget=self.budget.use() if self.budget else None,
             forecast=self._forecast(max(0, total - settled)) if total is not None else None,
+            cache_hits=tally.shared,
         )
 
     def _forecast(self, left: int) -> Forecast | None:
@@ -517,6 +564,8 @@ class _Run:
                 f"{self.budget.unmetered} answers came without usage: their tokens and cost are not known, and the "
                 "budget was charged what was reserved for them"
             )
+        if self.reuse is not None:
+            self.warnings += self.reuse.remarks()
         self.phase = "ended"
         summary = self._summary(error)
         if self.writer.error is None:
@@ -548,6 +597,11 @@ class _Run:
             change = await self.offload(self.store.archive_surplus, self.job.samples)
             self._tell_archived(change, "beyond the job's `samples`")
         self.store.drop_answers()
+        shared = Layout(self.store.directory).answers
+        if shared.exists():
+            from batchchat.cache import remove_cache
+
+            await self.offload(remove_cache, shared)
         await self.offload(self.store.save_state, {**state, "text_digest": digest})
         return await self._check_counts()
 
@@ -619,6 +673,7 @@ class _Run:
             resume=self.options.command if left or reopened else None,
             budget=self.budget.use() if self.budget else None,
             forecast=self._forecast(0),
+            cache_hits=tally.shared,
         )
 
     def _failures(self) -> tuple[FailureGroup, ...]:

@@ -48,6 +48,7 @@ class Tally:
         self.failed = 0
         self.revived = 0
         self.asked = 0
+        self.shared = 0
         self.spend = Spend()
         self.rows = Rate()
         self.tokens = Rate()
@@ -58,6 +59,7 @@ class Tally:
         if revived:
             self.revived += 1
             return
+        self.shared += record.cache_hit is True
         self.asked += record.attempts > 0
         if record.status == "ok":
             self.ok += 1

@@ -131,6 +131,17 @@ class Writer:
         self._revived.add(record.custom_id)
         self._add(Settled(record), len(record.completion or "") + 1000)
 
+    def add_shared(self, request: Request, outcome: EngineSettled) -> None:
+        """Record what became of an equal request: it was not sent, and costs nothing.
+
+        The tokens are those of the answer, when it was given.
+        """
+        record = self._record(request, outcome)
+        record.cache_hit, record.cost = True, 0.0
+        record.http_status = record.latency_s = None
+        record.started_at = record.finished_at
+        self._add(Settled(record), len(record.completion or "") + 1000)
+
     def _add(self, entry: Entry, nbytes: int) -> None:
         self._entries.append(entry)
         self._bytes += nbytes

@@ -9,6 +9,7 @@ DIR/_batchchat/journal-0000000001.log  one generation of the journal
 DIR/_batchchat/ledger.jsonl            what each sealed generation cost
 DIR/_batchchat/runs.jsonl              one line a run
 DIR/_batchchat/archive/                records that left the dataset; Parquet content in *.arc files
+DIR/_batchchat/answers/                answers that equal requests of the pass under way share (`dedupe`)
 DIR/_batchchat/damaged/                parts and journals that could not be read
 DIR/_batchchat/lock, live.json, tmp/   who is at work, what it is doing, its drafts
 """
@@ -97,6 +98,11 @@ class Layout:
     def runs(self) -> Path:
         """The list of ended runs."""
         return self.state / "runs.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        """The cache of a pass that sends equal requests once; gone when the pass is complete."""
+        return self.state / "answers"
 
     def parts(self) -> LocalFiles:
         """Return the dataset's parts."""

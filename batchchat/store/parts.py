@@ -47,6 +47,7 @@ _TYPES: dict[str, pa.DataType] = {
     "finished_at": _TIME,
     "corrections": pa.int32(),
     "tolerated": pa.bool_(),
+    "cache_hit": pa.bool_(),
 }
 RECORD_SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in RECORD_COLUMNS])
 """The output's own columns with their types."""

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchchat.cache import AnswerCache, known_answers, remove_cache
+from batchchat.cache import AnswerCache, remove_cache
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Completion, Usage
 
@@ -68,9 +68,13 @@ calls = st.none() | st.lists(
 ).map(tuple)
 
 
+usages = st.builds(Usage, counts, counts, counts, counts, counts)
+completions = st.builds(Completion, texts, texts, texts, usages, texts, st.none(), texts, calls)
+whole = completions.filter(lambda found: found.text is not None or found.tool_calls is not None)
+
+
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.builds(Completion, texts, texts, texts, st.builds(Usage, counts, counts, counts, counts, counts),
-                          texts, st.none(), texts, calls).filter(lambda found: found.text is not None or found.tool_calls), max_size=5))  # fmt: skip
+@given(st.lists(whole, max_size=5))
 def test_any_completion_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, answers: list[Any]) -> None:
     opened = AnswerCache.open(tmp_path_factory.mktemp("cache"))
     opened.add(enumerate_keys(answers))
@@ -85,7 +89,10 @@ def enumerate_keys(answers: list[Completion]) -> list[tuple[bytes, Completion]]:
 def test_thousands_are_looked_up_at_once(cache: AnswerCache) -> None:
     cache.add((key(number), PLAIN) for number in range(0, 3000, 2))
     assert set(cache.fetch([key(number) for number in range(3000)])) == {key(number) for number in range(0, 3000, 2)}
-    assert sum(1 for _ in known_answers(cache.path.parent, map(key, range(3000)))) == 1500
+    looking = AnswerCache.existing(cache.path.parent)
+    assert looking is not None
+    assert len(looking.known([key(number) for number in range(3000)])) == 1500
+    looking.close()
 
 
 def test_files_and_folder_are_private(cache: AnswerCache) -> None:
@@ -137,6 +144,9 @@ def test_a_folder_that_is_something_else_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(UsageError, match="is no cache of batchchat"):
         AnswerCache.open(tmp_path / "other")
+    for name in ("text", "other"):
+        with pytest.raises(UsageError, match="is no cache of batchchat"):
+            AnswerCache.existing(tmp_path / name)
 
 
 def test_a_cache_of_another_version_is_refused(cache: AnswerCache) -> None:
@@ -165,7 +175,7 @@ def look_up(folder: Path, count: int) -> None:
 
 
 def test_looking_creates_nothing_and_removing_leaves_nothing(tmp_path: Path, cache: AnswerCache) -> None:
-    assert list(known_answers(tmp_path / "none", [key(1)])) == []
+    assert AnswerCache.existing(tmp_path / "none") is None
     assert not (tmp_path / "none").exists()
     remove_cache(tmp_path / "none")
     cache.add([(key(1), ANSWER)])
@@ -191,7 +201,9 @@ def test_many_threads_may_open_a_new_cache_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not failed
-    assert sum(1 for _ in known_answers(tmp_path / "cache", map(key, range(1000)))) == 800
+    opened = AnswerCache.open(tmp_path / "cache")
+    assert len(opened.known([key(number) for number in range(1000)])) == 800
+    opened.close()
 
 
 _CHILD = """

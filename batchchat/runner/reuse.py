@@ -1,0 +1,260 @@
+"""Requests that need not be sent: their answer is in the cache, or an equal one of this run has it or will have it.
+
+`Reuse` stands between the feed and the engine (`sift` keeps back what need not be sent) and between the engine and the
+writer (as the engine's sink it sees every answer). A job without `cache` and `dedupe` has none.
+
+An answer is looked for in memory, where it stays until it is written behind to the cache, then in the cache. With
+`dedupe` a request whose equal is under way is parked until that one is settled, and takes over what becomes of it, a
+failure too: equal requests of a run are sent once. If the run stops before, both stay open. The parked are bounded in
+number and bytes; beyond that the input waits.
+
+An answer that is taken over is judged again by the job's own demands; one that they do not accept is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import anyio
+
+from batchchat.cache import AnswerCache
+from batchchat.engines import Outcome, Settled
+from batchchat.errors import StorageError
+from batchchat.events import Event, Listener
+from batchchat.records import Completion, Failure, Reply, Request, Verdict
+from batchchat.review import Accept, Reviewer
+from batchchat.runner.writer import Offload, Writer
+
+_FLUSH_S = 0.25
+_FRESH_BYTES = 32 * 2**20
+_PARKED_MAX = 10_000
+_PARKED_BYTES = 64 * 2**20
+_FAILURES_MAX = 10_000
+
+
+@dataclass(slots=True)
+class _Line:
+    """Requests that wait for an equal one which is under way, and how many bytes they keep in memory."""
+
+    requests: list[Request] = field(default_factory=list)
+    nbytes: int = 0
+
+
+class Reuse:
+    """Answers of a cache, and of the run itself, for requests that ask the same. See the module.
+
+    `cache` is where answers go and come from; with `dedupe` equal requests are sent once. `reviewer` judges an answer
+    that is taken over. `offload` runs blocking code.
+    """
+
+    def __init__(
+        self,
+        cache: AnswerCache,
+        writer: Writer,
+        reviewer: Reviewer,
+        *,
+        dedupe: bool,
+        offload: Offload,
+        listener: Listener,
+    ) -> None:
+        self._warnings: list[str] = []
+        self._cache = cache
+        self._writer = writer
+        self._reviewer = reviewer
+        self._dedupe = dedupe
+        self._offload = offload
+        self._listener = listener
+        self._fresh: dict[bytes, Completion] = {}
+        self._flushing: dict[bytes, Completion] = {}
+        self._flushed: dict[bytes, Completion] = {}
+        self._fresh_bytes = 0
+        self._looking = False
+        self._lines: dict[bytes, _Line] = {}
+        self._parked = 0
+        self._parked_bytes = 0
+        self._failures: dict[bytes, Failure] = {}
+        self._moved = anyio.Event()
+        self._wake = anyio.Event()
+        self._hurry = anyio.Event()
+        self._finished = False
+
+    # --- before the engine
+
+    async def sift(self, requests: list[Request]) -> list[Request]:
+        """Settle or park the requests that need not be sent; return the others. Raises StorageError."""
+        if not requests:
+            return requests
+        self._looking = True
+        try:
+            found = await self._offload(self._look_up, requests, {**self._flushing, **self._fresh})
+        finally:
+            self._looking = False
+        left = []
+        for request in requests:
+            outcome = found.get(request.custom_id) or self._remembered(request)
+            if outcome is not None:
+                self._writer.add_shared(request, outcome)
+            elif not (self._dedupe and self._park(request)):
+                left.append(request)
+        self._flushed = {}
+        while self._parked > _PARKED_MAX or self._parked_bytes > _PARKED_BYTES:
+            self._moved = anyio.Event()
+            await self._moved.wait()
+        return left
+
+    def _look_up(self, requests: Sequence[Request], fresh: dict[bytes, Completion]) -> dict[str, Settled]:
+        """The outcomes of requests whose answer is known, by `custom_id`. Blocking."""
+        unknown = [request.answer_id for request in requests if request.answer_id not in fresh]
+        answers = self._cache.fetch(unknown) if unknown else {}
+        found = {}
+        for request in requests:
+            answer = fresh.get(request.answer_id) or answers.get(request.answer_id)
+            outcome = self._judge(request, answer) if answer is not None else None
+            if outcome is not None:
+                found[request.custom_id] = outcome
+        return found
+
+    def _remembered(self, request: Request) -> Settled | None:
+        """The outcome of a request whose equal was settled while the cache was looked up, or failed before."""
+        key = request.answer_id
+        answer = self._fresh.get(key) or self._flushing.get(key) or self._flushed.get(key)
+        if answer is not None:
+            return self._judge(request, answer)
+        failure = self._failures.get(key)
+        return None if failure is None else Settled(request, Reply(Verdict.NO, failure=failure), failure)
+
+    def _judge(self, request: Request, answer: Completion) -> Settled | None:
+        """What an answer is worth to this job; None where it is not taken."""
+        reply = _reply(answer)
+        if self._reviewer.idle:
+            return Settled(request, reply, None)
+        decision = self._reviewer.review(request, reply)
+        if isinstance(decision, Accept):
+            return Settled(request, reply, None, decision.parsed, decision.tolerated)
+        return None
+
+    def _park(self, request: Request) -> bool:
+        """Put a request behind the equal one that is under way; False where none is: then it is that one."""
+        line = self._lines.get(request.answer_id)
+        if line is None:
+            self._lines[request.answer_id] = _Line()
+            return False
+        # What it keeps in memory is its body, and its row's whole batch where no other one of the line does that.
+        alone = not line.requests or line.requests[-1].batch is not request.batch
+        nbytes = len(request.body) + (request.batch.nbytes if alone else 0)
+        line.requests.append(request)
+        line.nbytes += nbytes
+        self._parked += 1
+        self._parked_bytes += nbytes
+        return True
+
+    # --- behind the engine: a sink
+
+    def put(self, outcome: Outcome) -> None:
+        """Take an engine's outcome over, for its own row and for all that wait for it; see `Sink`."""
+        self._writer.put(outcome)
+        if not isinstance(outcome, Settled):
+            return
+        key, reply = outcome.request.answer_id, outcome.reply
+        if self._is_answer(outcome) and reply.completion is not None:
+            self._fresh[key] = _answer(reply, reply.completion)
+            self._fresh_bytes += len(reply.text or "") + 1000
+            self._wake.set()
+        elif self._dedupe and outcome.failure is not None and len(self._failures) < _FAILURES_MAX:
+            self._failures[key] = outcome.failure
+        line = self._lines.pop(key, None)
+        if line is not None and line.requests:
+            self._share(outcome, line)
+
+    def _is_answer(self, outcome: Settled) -> bool:
+        """Whether an outcome is a whole answer to its request: not failed, cut off, or given a longer bound."""
+        steps = outcome.request.steps
+        return outcome.failure is None and outcome.reply.failure is None and not (steps is not None and steps.longer)
+
+    def _share(self, outcome: Settled, line: _Line) -> None:
+        """Give the outcome to the requests that waited for it."""
+        reply = outcome.reply
+        own = Reply(Verdict.NO, failure=outcome.failure, text=reply.text)
+        if outcome.failure is None and reply.completion is not None:
+            own = _reply(_answer(reply, reply.completion))
+        for request in line.requests:
+            self._writer.add_shared(request, Settled(request, own, outcome.failure, outcome.parsed, outcome.tolerated))
+        self._parked -= len(line.requests)
+        self._parked_bytes -= line.nbytes
+        self._moved.set()
+
+    @property
+    def full(self) -> bool:
+        """Whether more waits to be written, to the journal or to the cache, than should."""
+        return self._writer.full or self._fresh_bytes > _FRESH_BYTES
+
+    async def room(self) -> None:
+        """Wait until there is room again."""
+        await self._writer.room()
+        while self._fresh_bytes > _FRESH_BYTES:
+            self._hurry.set()
+            self._moved = anyio.Event()
+            await self._moved.wait()
+
+    # --- writing behind
+
+    async def run(self) -> None:
+        """Write answers to the cache until `finish`, several times a second, and what is left then."""
+        with anyio.CancelScope(shield=True):
+            while not self._finished or self._fresh:
+                if not self._fresh:
+                    self._wake = anyio.Event()
+                    await self._wake.wait()
+                with anyio.move_on_after(_FLUSH_S):
+                    await self._hurry.wait()
+                if not self._finished:
+                    self._hurry = anyio.Event()
+                await self._flush()
+
+    async def _flush(self) -> None:
+        answers, self._flushing, self._fresh = self._fresh, self._fresh, {}
+        try:
+            await self._offload(self._cache.add, list(answers.items()))
+        except StorageError as error:
+            self._give_up(error)
+        if self._looking:  # who looks the cache up now may have looked before these were in it
+            self._flushed.update(answers)
+        self._flushing = {}
+        self._fresh_bytes = 0 if not self._fresh else sum(len(each.text or "") + 1000 for each in self._fresh.values())
+        self._moved.set()
+
+    def _give_up(self, error: StorageError) -> None:
+        """Tell once that the cache takes no more. The run goes on: its own output is not concerned."""
+        if not self._warnings:
+            message = f"{error.message}: answers of this run are missing in the cache"
+            self._warnings.append(message)
+            self._listener(Event("cache", message, "warning"))
+
+    def finish(self) -> None:
+        """Let `run` end once everything is written."""
+        self._finished = True
+        self._hurry.set()
+        self._wake.set()
+
+    def remarks(self) -> list[str]:
+        """What was wrong with the cache, for the summary."""
+        damaged = self._cache.damaged
+        told = [f"{damaged} answers in the cache {self._cache.path} are damaged, and were asked for again"]
+        return self._warnings + (told if damaged else [])
+
+
+def _answer(reply: Reply, completion: Completion) -> Completion:
+    """An answer as it is kept: under the identity that its own record has."""
+    return completion if reply.request_id is None else replace(completion, request_id=reply.request_id)
+
+
+def _reply(answer: Completion) -> Reply:
+    return Reply(
+        Verdict.OK,
+        completion=answer,
+        usage=answer.usage,
+        text=answer.text,
+        request_id=answer.request_id,
+        model=answer.model,
+    )
