@@ -238,7 +238,7 @@ class Intake:
         try:
             rendered = self._template.render(row.values, samples.start, None if images is None else images[row.offset])
         except RowTemplateError as error:
-            self._invalid(row, samples, Failure(ErrorKind.TEMPLATE, str(error)), row_bytes(row.values), found)
+            self._invalid(row, samples, Failure(error.kind, str(error)), row_bytes(row.values), found)
             return
         found.nbytes += len(rendered.body)
         for sample_index in samples:

@@ -40,7 +40,7 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
     fresh = options.fresh or not is_output(directory)
     frozen = Frozen() if fresh else frozen_schema(directory)
     prepared = prepare(job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed)
-    provider = prepared.provider
+    job, provider = prepared.job, prepared.provider
     if not fresh:
         Layout(directory).check_currency(provider.currency if job.model in provider.prices else None)
     history = _History(directory, fresh=fresh, job=job)

@@ -186,14 +186,20 @@ def show(directory: Path, row: int | None, failed: bool, limit: int, as_json: bo
     help="A .parquet, .jsonl or .csv file.",
 )
 @click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["parquet", "jsonl", "csv", "openai-batch"]),
+    help="What to write, where the extension does not say it; openai-batch: the output and error lines of a batch.",
+)
+@click.option(
     "--input", "input_path", metavar="PATH", help="Take positions and columns from this input, not the job's own."
 )
 @click.option("--force", is_flag=True, help="Write over an existing file.")
-def export(directory: Path, target: Path, input_path: str | None, force: bool) -> None:
+def export(directory: Path, target: Path, format_: str | None, input_path: str | None, force: bool) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
     from batchchat.cli.reading import export_command
 
-    sys.exit(export_command(directory, target, input_path=input_path, force=force))
+    sys.exit(export_command(directory, target, format_, input_path=input_path, force=force))
 
 
 @cli.command()

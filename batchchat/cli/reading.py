@@ -60,13 +60,15 @@ def show_command(directory: Path, *, row: int | None, failed: bool, limit: int, 
     return 0
 
 
-def export_command(directory: Path, target: Path, *, input_path: str | None, force: bool) -> int:
+def export_command(directory: Path, target: Path, format_: str | None, *, input_path: str | None, force: bool) -> int:
     """Write one file in input order."""
     from batchchat.export import export
     from batchchat.format import asked
 
-    done = export(directory, target, input_path=input_path, force=force)
+    done = export(directory, target, format=format_, input_path=input_path, force=force)
     text = f"{done.rows:,} rows written to {target}"
+    if len(done.files) > 1:
+        text = f"{done.rows - done.failed:,} lines written to {target}, {done.failed:,} of errors to {done.files[1]}"
     if done.missing:
         noun = asked(done.samples)
         of_them = f"{done.missing:,} {noun}s of the input have" if done.missing > 1 else f"1 {noun} of the input has"

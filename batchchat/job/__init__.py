@@ -6,10 +6,11 @@ here touches the network or the output.
 """
 
 from batchchat.job.keys import api_key, load_keys
-from batchchat.job.model import Job, failed_kinds, parse_duration, write_duration
+from batchchat.job.model import BatchFileJob, Job, failed_kinds, parse_duration, write_duration
 from batchchat.job.reading import Change, load_job, read_override, validate_job
 
 __all__ = [
+    "BatchFileJob",
     "Change",
     "Job",
     "api_key",

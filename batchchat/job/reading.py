@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from batchchat.errors import JobError, UsageError
-from batchchat.job.model import Job
+from batchchat.job.model import BATCH_FORMAT, BatchFileJob, Job
 from batchchat.job.origin import Origin, Origins, Place, combined, dotted, job_error
 from batchchat.job.syntax import Document, parse_yaml, read_job_text, read_text
 from batchchat.job.wording import validation_errors
@@ -77,7 +77,7 @@ def validate_job(
     origins = origins or {}
     errors = list(repeated)
     try:
-        job = Job.model_validate(data)
+        job = (BatchFileJob if _is_batch(data) else Job).model_validate(data)
     except ValidationError as error:
         errors += validation_errors(error, data, origins, file)
     if errors:
@@ -97,6 +97,11 @@ def read_override(text: str, option: str | None = None) -> Change:
     if not equals or not all(path.split(".")):
         raise UsageError(f"{f'--set {name[:60]}'.rstrip()}: is not of the form field.path=value", remedy=_EXAMPLE)
     return Change(path, _read_value(given), Origin(option=option or f"--set {path}"), Path.cwd(), {})
+
+
+def _is_batch(data: Mapping[str, Any]) -> bool:
+    given = data.get("input")
+    return isinstance(given, Mapping) and given.get("format") == BATCH_FORMAT
 
 
 def nearest_file(file: Path) -> str | None:

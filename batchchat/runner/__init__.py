@@ -201,7 +201,7 @@ class _Run:
                 prepare, job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed
             )
         )
-        self.provider = self.prepared.provider
+        self.job, self.provider = self.prepared.job, self.prepared.provider
         self.account = self.budget.account(self._price(), self.provider.currency) if self.budget else None
         async with AsyncExitStack() as held:
             cache = await self._open_cache(held, Path(job.cache)) if job.cache is not None else None

@@ -14,7 +14,7 @@ from batchchat.errors import JobError, UsageError
 from batchchat.identity import Identity
 from batchchat.images import ImageReader
 from batchchat.intake import Selection, read_key
-from batchchat.job import Job
+from batchchat.job import BatchFileJob, Job
 from batchchat.providers import Provider
 from batchchat.records import RowBatch
 from batchchat.review import Reviewer
@@ -22,6 +22,7 @@ from batchchat.runner.questions import compile_questions, schema_warnings
 from batchchat.sources import Source, open_source
 from batchchat.store import Frozen, joined_parsed
 from batchchat.template import RowTemplateError, Template
+from batchchat.template.lines import COLUMNS, model_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _KEYS_CHECKED = 1_000
 _NOT_FROZEN = Frozen()
 _ROWS_TRIED = 100
+_KEYS_DIFFER = "A key must be there and different in every row: name another column, or leave input.key out."
+_LINES_DIFFER = "Each line of a batch file needs a custom_id of its own."
 
 
 @dataclass(slots=True)
@@ -80,14 +83,15 @@ def prepare(
     """
     provider = job.resolved_provider()
     job.check_params(provider)
-    job.check_budget(provider)
+    if job.model:
+        job.check_budget(provider)
     questions = compile_questions(job)
     parsed = questions.schema.field if questions.schema is not None else None
     try:
         joined_parsed(frozen.parsed, parsed)
     except UsageError as error:
         raise job.error(error.message, "response", "schema", remedy=error.remedy) from None
-    source = open_source(job.input.path, format=job.input.format, types=job.input.types, frozen=frozen.input)
+    source = _open_source(job, frozen)
     _check_key_column(job, source)
     images = _image_reader(job, questions.template, source)
     batches = source.batches()
@@ -99,6 +103,10 @@ def prepare(
     rows = list(islice(_rows(head), _KEYS_CHECKED))
     if job.input.key is not None:
         _check_keys(job, job.input.key, rows)
+    if isinstance(job, BatchFileJob) and not job.model:
+        job = _with_model(job, rows)
+        provider, questions = job.resolved_provider(), compile_questions(job)
+        job.check_budget(provider)
     _try_template(job, questions.template, rows[:_ROWS_TRIED], source.columns, images)
     chosen = None
     if sample is not None:
@@ -118,6 +126,26 @@ def prepare(
         head,
         batches,
         images,
+    )
+
+
+def _open_source(job: Job, frozen: Frozen) -> Source:
+    given = job.input
+    if isinstance(job, BatchFileJob):
+        return open_source(given.path, format="jsonl", types=COLUMNS, frozen=frozen.input)
+    return open_source(given.path, format=given.format, types=given.types, frozen=frozen.input)
+
+
+def _with_model(job: BatchFileJob, rows: list[tuple[RowBatch, int]]) -> BatchFileJob:
+    """The job with the model of the first line that names one: a batch file is for one model."""
+    for batch, offset in rows:
+        model = model_of(batch.values[offset] or {})
+        if model is not None:
+            return job.with_model_of_lines(model)
+    raise job.error(
+        f"is missing, and none of the first {len(rows):,} lines of the input names one in its body",
+        "model",
+        remedy="Give the job a model; it goes over those of the lines.",
     )
 
 
@@ -180,7 +208,7 @@ def _check_keys(job: Job, key: str, rows: list[tuple[RowBatch, int]]) -> None:
                 f"{problem}{where} of {batch.source} (rows count from 0)",
                 "input",
                 "key",
-                remedy="A key must be there and different in every row: name another column, or leave input.key out.",
+                remedy=_LINES_DIFFER if isinstance(job, BatchFileJob) else _KEYS_DIFFER,
             )
         if text is not None:
             seen[text] = row

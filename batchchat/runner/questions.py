@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchchat.errors import JobError
-from batchchat.job import Job
+from batchchat.job import BatchFileJob, Job
 from batchchat.job.model import Longer
 from batchchat.providers import Provider
 from batchchat.review import Reviewer
-from batchchat.template import Template, compile_template
+from batchchat.template import Template, compile_lines, compile_template
 
 if TYPE_CHECKING:
     from batchchat.structured import ResponseSchema, Tools
@@ -38,15 +38,7 @@ def compile_questions(job: Job) -> Questions:
     response = job.response
     schema = None if response.spec is None else _load_schema(job)
     try:
-        template = compile_template(
-            job.messages,
-            job.params.as_body(),
-            model=job.model,
-            fixed=schema.request_fields(response.mode) if schema is not None else None,
-            instructions=schema.instructions(response.mode) if schema is not None else None,
-            max_images=job.resolved_provider().max_images,
-            transfer=job.transfer(job.resolved_provider()),
-        )
+        template = _compile_template(job, schema)
     except JobError as error:
         place = [int(part) if part.isdecimal() else part for part in _STEPS.findall(error.field or "messages")]
         raise job.error(error.message.removeprefix(f"{error.field}: "), *place, remedy=error.remedy) from None
@@ -79,6 +71,34 @@ def schema_warnings(job: Job, questions: Questions, provider: Provider) -> list[
         provider=provider.name,
         max_tokens=number("max_completion_tokens", "max_tokens"),
         temperature=number("temperature"),
+    )
+
+
+def _compile_template(job: Job, schema: ResponseSchema | None) -> Template:
+    provider, response = job.resolved_provider(), job.response
+    fixed = schema.request_fields(response.mode) if schema is not None else None
+    instructions = schema.instructions(response.mode) if schema is not None else None
+    if isinstance(job, BatchFileJob):
+        return compile_lines(
+            job.params.as_body(),
+            model=job.model if job.names_model else "",
+            expected="" if job.names_model else job.model,
+            removed=job.removed(),
+            unsupported=provider.unsupported,
+            provider_name=provider.name,
+            fixed=fixed,
+            instructions=instructions,
+            max_images=provider.max_images,
+            transfer=job.transfer(provider),
+        )
+    return compile_template(
+        job.messages,
+        job.params.as_body(),
+        model=job.model,
+        fixed=fixed,
+        instructions=instructions,
+        max_images=provider.max_images,
+        transfer=job.transfer(provider),
     )
 
 

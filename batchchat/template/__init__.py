@@ -21,12 +21,13 @@ from batchchat.errors import JobError
 from batchchat.records import Loaded
 from batchchat.template.instructions import Instructions
 from batchchat.template.leaf import RowTemplateError
+from batchchat.template.lines import LineMessages, LineParams
 from batchchat.template.messages import Messages
 from batchchat.template.params import Params
 from batchchat.template.plain import canonical, to_json
 from batchchat.template.sandbox import MAX_TEXT, Environment
 
-__all__ = ["Rendered", "RowTemplateError", "Template", "compile_template"]
+__all__ = ["Rendered", "RowTemplateError", "Template", "compile_lines", "compile_template"]
 
 _DIGEST_VERSION = b"batchchat request 1\n"
 _SAMPLE = "sample_index"
@@ -58,7 +59,12 @@ class Template:
     )
 
     def __init__(
-        self, messages: Messages, params: Params, *, text_digest: str, instructions: Instructions | None = None
+        self,
+        messages: Messages | LineMessages,
+        params: Params | LineParams,
+        *,
+        text_digest: str,
+        instructions: Instructions | None = None,
     ) -> None:
         self._messages = messages
         self._params = params
@@ -135,6 +141,46 @@ def compile_template(
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise JobError(f"messages or params hold what has no JSON form: {error}") from None
+
+
+def compile_lines(
+    params: Mapping[str, Any],
+    *,
+    model: str,
+    expected: str = "",
+    removed: frozenset[str] = frozenset(),
+    unsupported: frozenset[str] = frozenset(),
+    provider_name: str = "",
+    fixed: Mapping[str, Any] | None = None,
+    instructions: str | None = None,
+    max_images: int | None = None,
+    transfer: Mapping[str, Any] = MappingProxyType({}),
+) -> Template:
+    """Compile a job over the lines of an OpenAI batch file, which hold their requests.
+
+    `params` and `model` go over those of the lines; an empty model leaves each line its own, which must then be
+    `expected`, where that is not empty. The fields `removed` are left out; a line with one that is `unsupported` by the
+    provider of this name does not render. The rest is as in `compile_template`. Raises JobError.
+    """
+    try:
+        text = {"model": model, "params": canonical(params), "removed": sorted(removed)}
+        text |= {"fixed": canonical(fixed or {}), "instructions": instructions}
+        compiled = Params(Environment(), model, params, fixed or {}, transfer)
+        return Template(
+            LineMessages(max_images=max_images),
+            LineParams(
+                compiled,
+                own_model=not model,
+                expected=expected,
+                removed=removed,
+                unsupported=unsupported,
+                provider_name=provider_name,
+            ),
+            text_digest=blake2b(to_json(text, sort=True), digest_size=16).hexdigest(),
+            instructions=None if instructions is None else Instructions(instructions),
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise JobError(f"params hold what has no JSON form: {error}") from None
 
 
 def _hash_params(params: bytes) -> blake2b:

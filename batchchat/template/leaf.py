@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from jinja2 import Template, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
 
 from batchchat.errors import JobError
+from batchchat.records import ErrorKind
 from batchchat.template.sandbox import MAX_TEXT, Environment, RowContext, TooMuchError, listed
 
 Values = Mapping[str, Any]
@@ -19,10 +20,14 @@ T = TypeVar("T")
 
 
 class RowTemplateError(Exception):
-    """A row that does not render; the message says which template and why. It fails the row, never the run."""
+    """A row that does not render; the message says which template and why. It fails the row, never the run.
 
-    def __init__(self, message: str) -> None:
+    `kind` is TEMPLATE, or INPUT where no template is at fault but what the row holds.
+    """
+
+    def __init__(self, message: str, kind: ErrorKind = ErrorKind.TEMPLATE) -> None:
         super().__init__(message if len(message) <= 2_000 else message[:2_000] + "…")
+        self.kind = kind
 
 
 class Leaf:

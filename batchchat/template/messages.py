@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from batchchat.errors import JobError
-from batchchat.records import Loaded
+from batchchat.records import ErrorKind, Loaded
 from batchchat.template.leaf import Leaf, RowTemplateError, Values, suggestion
 from batchchat.template.plain import to_json
 from batchchat.template.sandbox import MAX_TEXT, Environment, listed
@@ -85,7 +85,7 @@ class _ImageSlot:
             _check_column(self._column, values, self._place)
             raise RowTemplateError(f"{self._place}: the row's images were not read")
         if isinstance(loaded, str):
-            raise RowTemplateError(f"{self._place}: the column {loaded}")
+            raise RowTemplateError(f"{self._place}: the column {loaded}", ErrorKind.INPUT)
         data = b",".join([self._start + url + self._end for url in loaded])
         return _Carried(data, _MEDIA_WEIGHT * len(loaded), len(loaded))
 
@@ -114,13 +114,11 @@ class _ColumnSlot:
         messages = []
         for index, item in enumerate(value):
             try:
-                message = check_message(item)
-                total += _MESSAGE_WEIGHT + _weigh(message)
-                shown += _count_images(message.get("content"))
+                message, added, more = measured(item)
             except ValueError as error:
                 raise RowTemplateError(f"{self._place}, message {index}: {error}") from None
-            except RecursionError:
-                raise RowTemplateError(f"{self._place}, message {index}: is nested too deeply") from None
+            total += added
+            shown += more
             messages.append(message)
         try:
             data = to_json(messages, sort=True)
@@ -133,6 +131,15 @@ def _check_column(column: str, values: Values, place: str) -> None:
     if column not in values:
         near = suggestion(column, values)
         raise RowTemplateError(f"{place}: there is no column {column!r}{near}; the row has: {listed(values)}")
+
+
+def measured(item: Any) -> tuple[dict[str, Any], int, int]:
+    """Return a message as `check_message` does, its weight and the number of its images. Raises ValueError."""
+    try:
+        message = check_message(item)
+        return message, _MESSAGE_WEIGHT + _weigh(message), _count_images(message.get("content"))
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
 
 
 def _count_images(content: Any) -> int:
@@ -196,7 +203,8 @@ def _in_content(place: str) -> bool:
     return place.endswith("]") and place.rpartition("[")[0].endswith("].content") and place.count(".") == 1
 
 
-def _too_many(images: int, limit: int) -> str:
+def too_many(images: int, limit: int) -> str:
+    """Say that a request holds too many images."""
     return f"{images} images, and the provider takes at most {limit} in one request"
 
 
@@ -230,7 +238,7 @@ class Messages:
             self._add_item(item, place)
         self._fixed(b"]")
         if max_images is not None and self._images > max_images:
-            raise JobError(_too_many(self._images, max_images), field="messages")
+            raise JobError(too_many(self._images, max_images), field="messages")
 
     def render(self, values: Values, images: Mapping[str, Loaded] | None = None) -> tuple[bytes, int, int]:
         """Return the JSON array of messages, the tokens they may have, and how many of its bytes the row brought along.
@@ -251,7 +259,7 @@ class Messages:
                 shown += more
                 brought += len(pieces[index])
             if self._max_images is not None and shown > self._max_images:
-                raise RowTemplateError(f"messages: {_too_many(shown, self._max_images)}")
+                raise RowTemplateError(f"messages: {too_many(shown, self._max_images)}", ErrorKind.INPUT)
         return b"".join(pieces), (total + 7) >> 3, brought
 
     def _fixed(self, data: bytes) -> None:

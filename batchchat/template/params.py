@@ -17,10 +17,10 @@ from batchchat.template.sandbox import Environment
 _RESERVED = frozenset({"model", "messages"})
 _IN_PROMPT = frozenset({"tools", "functions", "response_format"})
 """Params that a server writes into the prompt, so that they count as prompt tokens."""
-_LENGTHS = ("max_completion_tokens", "max_tokens")
+LENGTHS = ("max_completion_tokens", "max_tokens")
 
 
-class _Written(NamedTuple):
+class Written(NamedTuple):
     """A field as bytes: as it is sent, and in canonical form; `value` is what it says."""
 
     sent: bytes
@@ -59,7 +59,7 @@ class Params:
         self.max_tokens: int | None = None
         self.tokens = 0
         try:
-            self._written = {name: None if _varies(value) else _write(name, value) for name, value in compiled.items()}
+            self._written = {name: None if _varies(value) else write(name, value) for name, value in compiled.items()}
             if not self.varies:
                 self.head, self.canonical, self.max_tokens, self.tokens = self.render({})
         except RowTemplateError as error:
@@ -67,15 +67,23 @@ class Params:
 
     def render(self, values: Values) -> tuple[bytes, bytes, int | None, int]:
         """Return head, canonical params, max_tokens and prompt tokens for one row."""
+        return self.joined(self.fields(values))
+
+    def fields(self, values: Values) -> dict[str, Written | None]:
+        """The fields of one row's body, in their order; None for one that is left out."""
         written = self._written
         if self._varying:
             written = written.copy()
             for name, value in self._varying:
-                written[name] = _write(name, _fill(value, values))
+                written[name] = write(name, _fill(value, values))
+        return written
+
+    def joined(self, written: Mapping[str, Written | None]) -> tuple[bytes, bytes, int | None, int]:
+        """Put the fields of a body together, as `render` returns them."""
         there = [field for field in written.values() if field is not None]
         head = b",".join([field.sent for field in there])
         told_apart = b",".join([field.canonical for _, field in sorted(written.items()) if field is not None])
-        lengths = (written.get(name) for name in _LENGTHS)
+        lengths = (written.get(name) for name in LENGTHS)
         longest = next((field.value for field in lengths if field is not None and type(field.value) is int), None)
         weights = sum([field.weight for field in there])
         return b'{%b%b,"messages":' % (head, self._transfer), b"{%b}" % told_apart, longest, (weights + 7) >> 3
@@ -124,7 +132,7 @@ def _merged(params: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _write(name: str, value: Any) -> _Written | None:
+def write(name: str, value: Any) -> Written | None:
     """Write a field; None leaves it out. RowTemplateError where JSON has no form for it."""
     if value is None:
         return None
@@ -136,7 +144,7 @@ def _write(name: str, value: Any) -> _Written | None:
         heavy = weight(data.decode()) if name in _IN_PROMPT else 0
     except (TypeError, ValueError, RecursionError) as error:
         raise RowTemplateError(f"params.{name}: {error}") from None
-    return _Written(key + data, key + told_apart, value, heavy)
+    return Written(key + data, key + told_apart, value, heavy)
 
 
 def _varies(value: Any) -> bool:

@@ -163,7 +163,7 @@ def test_a_bad_image_fails_its_row_alone(tmp_path: Path, demo: DemoServer) -> No
     summary = run(make_job(tmp_path, demo.base_url, messages=ASK))
     assert (summary.exit_code, summary.ok, summary.failed) == (1, 2, 4)
     found = query(tmp_path, "select id, error_kind, error_message from data where status = 'failed' order by id")
-    assert [(row, kind) for row, kind, _ in found] == [(row, "template") for row in (1, 2, 3, 4)]
+    assert [(row, kind) for row, kind, _ in found] == [(row, "input") for row in (1, 2, 3, 4)]
     for (_, _, message), told in zip(found, ("not an image", "No such file", "lies outside", "is null"), strict=True):
         assert told in message
         assert message.startswith("messages[0].content[1] from 'photo': the column ")

@@ -264,7 +264,10 @@ def test_a_wrong_field_is_told_with_its_line_and_remedy(folder: Path, line: str,
         ("input: ''", "job.yaml:2: input: must not be empty"),
         ("input: {key: id}", "job.yaml:2: input.path: is missing; for example `path: rows.jsonl`"),
         ("input: {path: a, kye: id}", "job.yaml:2: input.kye: is not a field (did you mean 'key'?)"),
-        ("input: {path: a, format: xml}", "job.yaml:2: input.format: must be 'jsonl', 'csv' or 'parquet', not \"xml\""),
+        (
+            "input: {path: a, format: xml}",
+            "job.yaml:2: input.format: must be 'jsonl', 'csv', 'parquet' or 'openai-batch', not \"xml\"",
+        ),
         ("input: {path: a, types: {n: 3}}", "job.yaml:2: input.types.n: must be a text, not 3: put it in quotes"),
         (
             "output: {path: o, part_bytes: 64XB}",

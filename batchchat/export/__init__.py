@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchchat.errors import StorageError, UsageError
+from batchchat.export.batch import errors_file, write_batch_lines
 from batchchat.inspection import job_of
 from batchchat.intake import Intake
 from batchchat.records import RowBatch
@@ -34,36 +35,53 @@ from batchchat.store import Output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.parts import own_columns
 
-FORMATS = (".parquet", ".jsonl", ".csv")
+BATCH = "openai-batch"
+FORMATS = ("parquet", "jsonl", "csv", BATCH)
 _BLOCKS_KEPT = 4
 _SLICE = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """How many rows were written, and how many are not there: samples of the input's rows without a record."""
+    """What was written: `rows` lines or rows, to `files`. `missing` are samples of the input's rows without a record.
+
+    A batch's errors are in a file of their own, where there are any: `failed` of the rows.
+    """
 
     rows: int
     missing: int
+    files: tuple[Path, ...]
+    failed: int = 0
     samples: int = 1
 
 
-def export(directory: Path, target: Path, *, input_path: str | None = None, force: bool = False) -> Exported:
-    """Write the records of the current input's rows to one `.parquet`, `.jsonl` or `.csv` file, whole or not at all.
+def export(
+    directory: Path, target: Path, *, format: str | None = None, input_path: str | None = None, force: bool = False
+) -> Exported:
+    """Write the records of the current input's rows in the order of the input, whole or not at all.
+
+    `format` is one of FORMATS; None takes the one that the file's extension names. `openai-batch` writes the lines of a
+    batch's output, and those of its errors to `….errors.jsonl` beside it.
 
     Raises UsageError for a target that cannot be written, StorageError where the disk fails.
     """
-    if target.suffix not in FORMATS:
-        raise UsageError(f"{target}: unknown extension", remedy=f"Known are {', '.join(FORMATS)}.")
-    if target.exists() and not force:
-        raise UsageError(f"{target} exists already", remedy="Choose another name, or give --force to write over it.")
+    kind = _format_of(target) if format is None else format
+    targets = (target, errors_file(target)) if kind == BATCH else (target,)
+    for path in targets:
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists already", remedy="Choose another name, or give --force to write over it.")
     output = read_state(directory)
     if output.schema is None:
         raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
     job = job_of(output.job)
+    if kind == BATCH and job.samples > 1:
+        raise UsageError(
+            f"each row has {job.samples} answers, and a batch's output has one for a custom_id",
+            remedy="Export to .jsonl, .csv or .parquet.",
+        )
     if input_path is not None:
-        path = input_path if input_path == "-" else str(Path(input_path).absolute())
-        job = job.model_copy(update={"input": job.input.model_copy(update={"path": path})})
+        path_of_input = input_path if input_path == "-" else str(Path(input_path).absolute())
+        job = job.model_copy(update={"input": job.input.model_copy(update={"path": path_of_input})})
     prepared = prepare(job, frozen=output.frozen)
     intake = Intake(
         prepared.template,
@@ -75,21 +93,37 @@ def export(directory: Path, target: Path, *, input_path: str | None = None, forc
         selection=prepared.selection,
         samples=job.samples,
     )
-    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
-    rows = 0
+    drafts = [path.with_name(f".{path.name}.{os.getpid()}.draft") for path in targets]
+    rows = failed = 0
     try:
-        with _opened(draft, output.schema, target.suffix) as write:
+        with _opened(drafts, output.schema, kind) as sink:
             for batch in _joined(prepared.batches(), intake, _Records(output), output.schema):
-                write(batch)
+                sink(batch)
                 rows += batch.num_rows
-        draft.replace(target)
+                failed += pc.sum(pc.not_equal(batch.column("status"), "ok")).as_py()
+        written = targets if failed else targets[:1]
+        # The output last: where it is, all is.
+        for path, draft in reversed(list(zip(targets, drafts, strict=True))):
+            if path in written:
+                draft.replace(path)
+            else:
+                path.unlink(missing_ok=True)  # of an earlier export, which had errors
     except OSError as error:
         raise StorageError(
             f"{target}: {error.strerror or error}", remedy="Choose another place for the file."
         ) from error
     finally:
-        draft.unlink(missing_ok=True)
-    return Exported(rows, intake.counts.samples - rows, job.samples)
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+    return Exported(rows, intake.counts.samples - rows, written, failed, job.samples)
+
+
+def _format_of(target: Path) -> str:
+    kind = target.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        known = ", ".join(f".{name}" for name in FORMATS if name != BATCH)
+        raise UsageError(f"{target}: unknown extension", remedy=f"Known are {known}; or name the --format.")
+    return kind
 
 
 def _joined(
@@ -165,16 +199,20 @@ class _Records:
 
 
 @contextmanager
-def _opened(path: Path, schema: pa.Schema, kind: str) -> Iterator[Callable[[pa.RecordBatch], None]]:
-    if kind == ".parquet":
+def _opened(paths: Sequence[Path], schema: pa.Schema, kind: str) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    path = paths[0]
+    if kind == "parquet":
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             yield writer.write_batch
-    elif kind == ".jsonl":
+    elif kind == "jsonl":
         with path.open("wb") as file:
             yield partial(_write_lines, file)
+    elif kind == BATCH:
+        with path.open("wb") as file, paths[1].open("wb") as errors:
+            yield partial(write_batch_lines, file, errors)
     else:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file)
+        with path.open("w", encoding="utf-8", newline="") as text:
+            table = csv.writer(text)
             table.writerow(schema.names)
             yield partial(_write_cells, table)
 

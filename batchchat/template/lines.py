@@ -1,0 +1,166 @@
+"""Requests that the input holds ready-made: the lines of an OpenAI batch file.
+
+    {"custom_id": "r-1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": …, "messages": […], …}}
+
+A line's body is sent as it is, save what the job itself says: its model and its params go over those of the lines, and
+a param that it sets to null is left out. A line that no batch API would take is a bad row of the input.
+
+The bodies have the same form as those of templates, so that the same request has the same identity either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from batchchat.records import ErrorKind, Loaded
+from batchchat.template.leaf import RowTemplateError, Values
+from batchchat.template.messages import measured, too_many
+from batchchat.template.params import LENGTHS, Params, Written, write
+from batchchat.template.plain import to_json
+
+KEY = "custom_id"
+COLUMNS = {KEY: "string", "method": "string", "url": "string", "body": "json"}
+"""The fields of a line, as types of input columns."""
+METHOD, URL = "POST", "/v1/chat/completions"
+_TRAVEL = frozenset({"stream", "stream_options", "n"})
+
+
+class LineMessages:
+    """The messages of lines: takes the place of compiled messages."""
+
+    names: frozenset[str] = frozenset()
+    image_columns: frozenset[str] = frozenset()
+
+    def __init__(self, *, max_images: int | None = None) -> None:
+        self._max_images = max_images
+
+    def render(self, values: Values, images: Mapping[str, Loaded] | None = None) -> tuple[bytes, int, int]:
+        """Return the JSON array of messages, the tokens they may have, and its length: the row brought all of it."""
+        del images
+        messages = _body(values).get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise _bad("body.messages must be a list of at least one message")
+        weight = shown = 0
+        for index, message in enumerate(messages):
+            try:
+                _, added, more = measured(message)
+            except ValueError as error:
+                raise _bad(f"body.messages[{index}] {error}") from None
+            weight += added
+            shown += more
+        if self._max_images is not None and shown > self._max_images:
+            raise _bad(f"body.messages: {too_many(shown, self._max_images)}")
+        try:
+            data = to_json(messages, sort=True)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise _bad(f"body.messages: {error}") from None
+        return data, (weight + 7) >> 3, len(data)
+
+
+class LineParams:
+    """The other fields of lines, with what the job says over them: takes the place of compiled params.
+
+    `of_job` are the job's own. Where the job names no model (`own_model`) each line has its own, which must be
+    `expected`, unless that is empty, too. `removed` are fields that are left out, `unsupported` those that the provider
+    of this name does not know.
+    """
+
+    varies = True
+    head = canonical = b""
+    max_tokens: int | None = None
+    tokens = 0
+
+    def __init__(
+        self,
+        of_job: Params,
+        *,
+        own_model: bool,
+        expected: str,
+        removed: frozenset[str],
+        unsupported: frozenset[str],
+        provider_name: str,
+    ) -> None:
+        self.names = of_job.names
+        self._of_job = of_job
+        self._own_model = own_model
+        self._expected = expected
+        self._removed = removed | _TRAVEL
+        self._unsupported = unsupported - _TRAVEL
+        self._provider_name = provider_name
+
+    def render(self, values: Values) -> tuple[bytes, bytes, int | None, int]:
+        """Return head, canonical params, max_tokens and prompt tokens for one line."""
+        body = _body(values)
+        _check_travel(body)
+        of_job = dict(self._of_job.fields(values))
+        if self._own_model:
+            del of_job["model"]
+            self._check_model(body.get("model"))
+        passed_over = self._removed.union(of_job, LENGTHS if of_job.keys() & LENGTHS else (), ("messages",))
+        written: dict[str, Written | None] = {"model": None}
+        for name, value in body.items():
+            if name in passed_over or value is None:
+                continue
+            if name in self._unsupported:
+                remedy = f"`params: {{{name}: null}}` leaves it out"
+                raise _bad(f"body.{name} is not supported by {self._provider_name}; {remedy}")
+            try:
+                field = write(name, value)
+            except RowTemplateError as error:
+                raise _bad(str(error).replace("params.", "body.", 1)) from None
+            if field is not None and field.sent.endswith(b":null"):
+                raise _bad(f"body.{name}: {value} is not a number that JSON can hold")
+            written[name] = field
+        written.update(of_job)
+        return self._of_job.joined(written)
+
+    def constant(self, name: str) -> tuple[bool, Any]:
+        """Whether a field is the same for every line, and then its value: only what the job itself says is."""
+        same, value = self._of_job.constant(name)
+        return same and (value is not None or name in self._removed), value
+
+    def _check_model(self, model: Any) -> None:
+        if not isinstance(model, str) or not model:
+            raise _bad("body.model is missing; `model` in the job gives all lines one")
+        if self._expected and model != self._expected:
+            raise _bad(
+                f"body.model is {model[:200]!r}, and that of the first line is {self._expected!r}: a batch file is for "
+                "one model; `model` in the job gives all lines one"
+            )
+
+
+def model_of(values: Mapping[str, Any]) -> str | None:
+    """The model that a line names, None where it names none."""
+    body = values.get("body")
+    model = body.get("model") if isinstance(body, dict) else None
+    return model if isinstance(model, str) and model else None
+
+
+def _body(values: Values) -> dict[str, Any]:
+    """A line's body. RowTemplateError where the line is none of a chat completion."""
+    method, url, body = values.get("method"), values.get("url"), values.get("body")
+    if method != METHOD:
+        raise _bad(f"method must be {METHOD}{_not(method)}")
+    if url != URL:
+        raise _bad(f"url must be {URL}{_not(url)}")
+    if not isinstance(body, dict):
+        raise _bad("body must be an object" + (", and is missing" if body is None else ""))
+    return body
+
+
+def _check_travel(body: Mapping[str, Any]) -> None:
+    if body.get("stream") not in (None, False):
+        raise _bad("body.stream must be false, or left out; `params: {stream: true}` in the job streams all answers")
+    if body.get("n") not in (None, 1) or isinstance(body.get("n"), bool):
+        raise _bad("body.n must be 1, or left out; `samples: N` in the job asks each line N times")
+
+
+def _not(value: Any) -> str:
+    if value is None:
+        return ", and is missing"
+    return f", not {value[:100]!r}" if isinstance(value, str) else f", not {type(value).__name__}"
+
+
+def _bad(message: str) -> RowTemplateError:
+    return RowTemplateError(message, ErrorKind.INPUT)
