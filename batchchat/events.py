@@ -143,13 +143,22 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Streamed:
+    """How streamed completions came, in the median, to within one per cent: see `Record` for what is measured."""
+
+    median_ttft_s: float
+    median_output_tokens_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunSummary:
     """How a run ended. `exit_code` is what the command line ends with; `reason` says why it ended early, if it did.
 
     Rows of the pass times `samples` = ok + failed + open. Rows of the dataset = ok + failed + kept. `ok` and `failed`
     count all samples of the pass, also those that an earlier run settled; `new_ok` and `new_failed` are this run's own;
     where a row is asked once, these are counts of rows. `sent` counts attempts, `corrections` answers that did not fit
-    and were asked for again. `resume` is the command that goes on, None where nothing is left to do.
+    and were asked for again. `streamed` is about this run's own completions, None where none was streamed. `resume` is
+    the command that goes on, None where nothing is left to do.
     """
 
     run_id: str
@@ -185,3 +194,4 @@ class RunSummary:
     budget: BudgetUse | None = None
     forecast: Forecast | None = None
     cache_hits: int = 0
+    streamed: Streamed | None = None

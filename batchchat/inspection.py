@@ -22,10 +22,13 @@ from batchchat.images import placeholders
 from batchchat.job import Job, validate_job
 from batchchat.records import PARSED, RECORD_COLUMNS, Spend
 from batchchat.runner.questions import compile_questions
+from batchchat.runner.tally import StreamPace
 from batchchat.sources import as_seen, python_rows
 from batchchat.store import Output, read_state
 from batchchat.template import RowTemplateError, Template
 from batchchat.views import LastRun, RecordView, Running, StatusView
+
+_STREAMED = ("ttft_s", "output_tokens_per_s")
 
 
 def status_of(directory: Path) -> StatusView:
@@ -33,8 +36,10 @@ def status_of(directory: Path) -> StatusView:
     output = read_state(directory)
     counts: dict[str | None, int] = {}
     examples: dict[str, tuple[str, int]] = {}
-    for batch in output.records(["status", "error_kind", "error_message", "row_index"]):
+    pace = StreamPace()
+    for batch in output.records(["status", "error_kind", "error_message", "row_index", *_STREAMED]):
         _count(batch, counts, examples)
+        _time(batch, pace)
     ok = counts.pop(None, 0)
     groups = [
         FailureGroup(kind or "", number, *examples.get(kind or "", ("", 0)))
@@ -69,6 +74,7 @@ def status_of(directory: Path) -> StatusView:
         live=live,
         command=f"batchchat run {shlex.quote(job_file)}" if job_file and unfinished else None,
         samples=samples if isinstance(samples, int) else 1,
+        streamed=pace.streamed,
     )
 
 
@@ -84,6 +90,13 @@ def _count(batch: pa.RecordBatch, counts: dict[str | None, int], examples: dict[
     ):
         counts[kind] = counts.get(kind, 0) + 1
         examples.setdefault(kind, (message or "", row))
+
+
+def _time(batch: pa.RecordBatch, pace: StreamPace) -> None:
+    if batch.column("ttft_s").null_count < batch.num_rows:
+        answered = batch.filter(pc.equal(batch.column("status"), "ok"))
+        ttft_s, tokens_per_s = (answered.column(name).drop_null().to_pylist() for name in _STREAMED)
+        pace.add(ttft_s, tokens_per_s)
 
 
 def _open_rows(output: Output, settled: int, live: Snapshot | None) -> int | None:

@@ -189,6 +189,11 @@ class Record:
     answer that did not fit was asked for again, `tolerated` says that the JSON stood among other text, `parsed` is its
     value for the typed column. `error_message` of a completion says what was wrong before the last correction. A
     `cache_hit` took over the outcome of an equal request: no attempt, no cost, and the tokens of the answer itself.
+
+    `logprobs` is there where the request asked for it (see `Completion`). `ttft_s` and `output_tokens_per_s` are null
+    unless the last attempt was streamed. The first is the time from the request's going out to the first thing the
+    model wrote, reasoning and tool calls included, in seconds; the second is the answer's `completion_tokens` over the
+    time from then to the last thing it wrote, null where all came at once.
     """
 
     batch: RowBatch
@@ -223,6 +228,9 @@ class Record:
     corrections: int | None = 0
     tolerated: bool | None = False
     cache_hit: bool | None = False
+    logprobs: tuple[dict[str, Any], ...] | None = None
+    ttft_s: float | None = None
+    output_tokens_per_s: float | None = None
     parsed: Any = None
 
 

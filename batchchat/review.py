@@ -226,6 +226,8 @@ def journaled(request: Request, reply: Reply) -> dict[str, Any]:
         "completion": {item.name: getattr(completion, item.name) for item in fields(Completion)},
         "failure": None if failure is None else [failure.kind.value, failure.message, failure.http_status],
         "latency_s": reply.latency_s,
+        "ttft_s": reply.ttft_s,
+        "output_tokens_per_s": reply.output_tokens_per_s,
         "request_id": reply.request_id,
         "model": reply.model,
         "attempts": request.attempts,
@@ -260,8 +262,9 @@ def resume(request: Request, answers: Sequence[Any], reviewer: Reviewer) -> tupl
 def _restored(answer: dict[str, Any]) -> Reply:
     known = {item.name for item in fields(Completion)}
     kept = {name: value for name, value in answer["completion"].items() if name in known}
-    if kept.get("tool_calls") is not None:
-        kept["tool_calls"] = tuple(kept["tool_calls"])
+    for name in ("tool_calls", "logprobs"):
+        if kept.get(name) is not None:
+            kept[name] = tuple(kept[name])
     kept["usage"] = Usage(*kept["usage"])
     completion = Completion(**kept)
     failure = answer["failure"]
@@ -273,4 +276,6 @@ def _restored(answer: dict[str, Any]) -> Reply:
         latency_s=float(answer["latency_s"]),
         request_id=answer["request_id"],
         model=answer["model"],
+        ttft_s=answer.get("ttft_s"),
+        output_tokens_per_s=answer.get("output_tokens_per_s"),
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchchat.events import FailureGroup, Snapshot
+from batchchat.events import FailureGroup, Snapshot, Streamed
 from batchchat.records import Spend
 
 Message = Mapping[str, Any]
@@ -109,7 +109,8 @@ class StatusView:
     """What an output holds. `live` is the newest snapshot of the run that is going on, if one is.
 
     `open` is None where the number of rows is not known. `spent` is the sum of the ledger. `ok`, `failed` and `open`
-    count samples where the job asks each row `samples` times, else rows.
+    count samples where the job asks each row `samples` times, else rows. `streamed` is about the completions that were
+    streamed, None where none was.
     """
 
     job: str
@@ -126,6 +127,7 @@ class StatusView:
     warnings: Sequence[str] = ()
     command: str | None = None
     samples: int = 1
+    streamed: Streamed | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from batchchat.cli.blocks import styled as _styled
 from batchchat.cli.blocks import title as _title
 from batchchat.cli.display import ProgressView
 from batchchat.cli.terminal import mask
-from batchchat.events import BudgetUse, FailureGroup, InFlight, RunSummary
+from batchchat.events import BudgetUse, FailureGroup, InFlight, RunSummary, Streamed
 from batchchat.format import UNKNOWN, about, asked, count, duration, money, percent, plural, rate
 from batchchat.images import shortened
 from batchchat.views import Message, PlanCap, PlanView, RecordView, StatusView
@@ -146,6 +146,8 @@ def render_record(view: RecordView) -> RenderableType:
     shown_above = {"status", "row_index", "key", "custom_id", "completion", "reasoning", "refusal", "tool_calls"}
     shown_above |= {"error_kind", "error_message", "corrections", "parsed"}
     columns = {name: value for name, value in record.items() if name not in shown_above and value is not None}
+    if "logprobs" in columns:
+        columns["logprobs"] = _logprobs_text(columns["logprobs"])
     parts += [_value_table("record", columns)]
     if view.input:
         parts += [_blank(), _value_table("input", view.input)]
@@ -213,7 +215,15 @@ def _summary_table(summary: RunSummary) -> Table:
         table.add_row(f"budget {name}", f"{used} of {cap}", "")
     table.add_row("time", duration(summary.elapsed_s), "")
     table.add_row(f"{nouns}/s", rate(summary.rows_per_s), "")
+    _add_streamed(table, summary.streamed)
     return table
+
+
+def _add_streamed(table: Table, streamed: Streamed | None) -> None:
+    if streamed is not None:
+        table.add_row("median time to the first token", duration(streamed.median_ttft_s), "")
+        if streamed.median_output_tokens_per_s is not None:
+            table.add_row("median output tokens/s", rate(streamed.median_output_tokens_per_s), "")
 
 
 def _budget_rows(budget: BudgetUse | None) -> list[tuple[str, str, str]]:
@@ -293,6 +303,7 @@ def _status_table(view: StatusView) -> Table:
     table.add_row("prompt tokens", count(view.spent.prompt_tokens), "")
     table.add_row("completion tokens", count(view.spent.completion_tokens), "")
     table.add_row("cost", _cost(view.spent.cost, view.currency), "")
+    _add_streamed(table, view.streamed)
     return table
 
 
@@ -445,6 +456,13 @@ def _call_text(call: object) -> str:
         if named.get("name") is not None:
             return f"{named['name']}({named.get('arguments') or ''})"
     return _as_text(call)
+
+
+def _logprobs_text(tokens: Sequence[Mapping[str, Any]]) -> str:
+    """Return how sure the model was, on the whole: every token has its line in the dataset."""
+    known = [token["logprob"] for token in tokens if token["logprob"] is not None]
+    mean = f", {sum(known) / len(known):.3f} on average" if known else ""
+    return f"of {plural(len(tokens), 'token')}{mean}"
 
 
 def _as_text(value: object) -> str:

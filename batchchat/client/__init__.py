@@ -110,8 +110,7 @@ class ChatClient:
             reply = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.TIMEOUT, message))
             if reader is not None:
                 reply = reader.cut_off(reply, now=self._wall_clock(), mask=self._mask)
-        ended = reader.done_at if reader is not None else None
-        reply.latency_s = (anyio.current_time() if ended is None else ended) - started
+        reply.latency_s = anyio.current_time() - started
         return reply
 
     async def _attempt(self, body: bytes, limit: float, reader: StreamReader | None) -> Reply:

@@ -24,8 +24,8 @@ _SHORTEST_S: Final = 0.001
 class StreamReader:
     """Reads one stream; it is what a transport calls a `BodySink`.
 
-    `began` tells that the answer is a stream, `done` that nothing more of it is needed, `done_at` since when. Times are
-    of one monotonic clock; the request counts as sent at `sent_at` until the transport knows better.
+    `began` tells that the answer is a stream, `done` that nothing more of it is needed. Times are of one monotonic
+    clock; the request counts as sent at `sent_at` until the transport knows better.
     """
 
     __slots__ = (
@@ -38,13 +38,11 @@ class StreamReader:
         "_status",
         "began",
         "done",
-        "done_at",
     )
 
     def __init__(self, sent_at: float) -> None:
         self.began = False
         self.done = False
-        self.done_at: float | None = None
         self._sent_at = sent_at
         self._status = 200
         self._headers: Headers = {}
@@ -73,8 +71,7 @@ class StreamReader:
                 self._last_at = now
                 if self._first_at is None:
                     self._first_at = now
-        if self._assembler.done or self._parser.too_large:
-            self.done, self.done_at = True, now
+        self.done = self._assembler.done or self._parser.too_large
 
     def reply(self, *, now: float, mask: KeyMask) -> Reply:
         """Judge the stream once its body has ended, or nothing more is needed. Never raises.

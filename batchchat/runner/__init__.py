@@ -674,6 +674,7 @@ class _Run:
             budget=self.budget.use() if self.budget else None,
             forecast=self._forecast(0),
             cache_hits=tally.shared,
+            streamed=tally.streamed,
         )
 
     def _failures(self) -> tuple[FailureGroup, ...]:

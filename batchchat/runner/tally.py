@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from batchchat.events import FailureGroup
+from batchchat.events import FailureGroup, Streamed
 from batchchat.records import ErrorKind, Record, Spend
 
 _WINDOW_S = 20.0
@@ -33,6 +35,58 @@ class Rate:
         return (high - low) / (end - start) if end > start else 0.0
 
 
+class Median:
+    """The median of positive numbers, to within one per cent, in memory that does not grow with them.
+
+    Counts numbers by their logarithm, in steps of two per cent.
+    """
+
+    _STEP = math.log(1.02)
+    _LEAST = 1e-9
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self._total = 0
+
+    def add(self, values: Iterable[float | None]) -> None:
+        """Take numbers; None is passed over."""
+        counts = self._counts
+        for value in values:
+            if value is not None and value < math.inf:
+                place = round(math.log(max(value, self._LEAST)) / self._STEP)
+                counts[place] = counts.get(place, 0) + 1
+                self._total += 1
+
+    @property
+    def value(self) -> float | None:
+        """The median so far, None of nothing; of an even number the lower of the two in the middle."""
+        left = (self._total + 1) // 2
+        for place in sorted(self._counts):
+            left -= self._counts[place]
+            if left <= 0:
+                return math.exp(place * self._STEP)
+        return None
+
+
+class StreamPace:
+    """How streamed completions came."""
+
+    def __init__(self) -> None:
+        self._ttft_s = Median()
+        self._tokens_per_s = Median()
+
+    def add(self, ttft_s: Iterable[float | None], tokens_per_s: Iterable[float | None]) -> None:
+        """Take what completions were measured at."""
+        self._ttft_s.add(ttft_s)
+        self._tokens_per_s.add(tokens_per_s)
+
+    @property
+    def streamed(self) -> Streamed | None:
+        """The medians, None where nothing was streamed."""
+        ttft_s = self._ttft_s.value
+        return None if ttft_s is None else Streamed(ttft_s, self._tokens_per_s.value)
+
+
 @dataclass(slots=True)
 class _Group:
     count: int
@@ -52,6 +106,7 @@ class Tally:
         self.spend = Spend()
         self.rows = Rate()
         self.tokens = Rate()
+        self._pace = StreamPace()
         self._groups: dict[str, _Group] = {}
 
     def add_record(self, record: Record, *, revived: bool = False) -> None:
@@ -63,9 +118,16 @@ class Tally:
         self.asked += record.attempts > 0
         if record.status == "ok":
             self.ok += 1
+            if record.ttft_s is not None:
+                self._pace.add((record.ttft_s,), (record.output_tokens_per_s,))
         else:
             self.failed += 1
             self._group(record.error_kind or ErrorKind.PROTOCOL.value, record.error_message or "", record.row_index)
+
+    @property
+    def streamed(self) -> Streamed | None:
+        """How this run's streamed completions came."""
+        return self._pace.streamed
 
     def add_spend(self, spend: Spend) -> None:
         """Count what answered attempts cost."""

@@ -195,6 +195,9 @@ class Writer:
             request_id=reply.request_id,
             corrections=steps.corrections if steps is not None else 0,
             tolerated=outcome.tolerated,
+            logprobs=completion.logprobs if completion else None,
+            ttft_s=reply.ttft_s,
+            output_tokens_per_s=reply.output_tokens_per_s,
             parsed=outcome.parsed,
         )
 

@@ -22,7 +22,7 @@ from batchchat.records import PARSED, RECORD_COLUMNS
 from batchchat.sources.convert import JSON, MISFIT, converter, extra_text, fits
 
 EXTRA = "input_extra"
-_COMING = ("logprobs", "ttft_s", "tokens_per_s", "output_tokens_per_s", "cache_hit")
+_COMING = ("tokens_per_s", "cache_hit")
 RESERVED = frozenset(name.lower() for name in (*RECORD_COLUMNS, EXTRA, PARSED, *_COMING))
 """Names that no input column has in the output, in lower case: many readers do not tell the case of names."""
 _INPUT = b"batchchat.input"

@@ -29,6 +29,7 @@ CHUNK_BYTES = 4 * 2**20
 CHUNK_SOURCES = 8
 
 _TOOL_CALL = pa.struct([(name, pa.string()) for name in ("id", "type", "name", "arguments")])
+_TOKEN = [("token", pa.string()), ("logprob", pa.float64())]
 _TIME = pa.timestamp("us", tz="UTC")
 _TYPES: dict[str, pa.DataType] = {
     "row_index": pa.int64(),
@@ -48,6 +49,9 @@ _TYPES: dict[str, pa.DataType] = {
     "corrections": pa.int32(),
     "tolerated": pa.bool_(),
     "cache_hit": pa.bool_(),
+    "logprobs": pa.list_(pa.struct([*_TOKEN, ("top", pa.list_(pa.struct(_TOKEN)))])),
+    "ttft_s": pa.float64(),
+    "output_tokens_per_s": pa.float64(),
 }
 RECORD_SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in RECORD_COLUMNS])
 """The output's own columns with their types."""
