@@ -367,6 +367,78 @@ def test_a_body_that_ends_in_time_is_an_answer_however_slow() -> None:
     assert reply.latency_s == len(pieces)
 
 
+STREAM = (
+    b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n',
+    b'data: {"choices":[{"delta":{"content":"bil"}}]}\n\n',
+    b'data: {"choices":[{"delta":{"content":"ling"},"finish_reason":"stop"}]}\n\n',
+    b'data: {"choices":[],"usage":{"completion_tokens":6}}\n\n',
+    b"data: [DONE]\n\n",
+)
+
+
+def streaming(pieces: list[bytes], *, timeout: float = 310.0, queued_s: float | None = 2.0) -> tuple[Reply, Body]:
+    """Send to a server that streams a piece a second, over a transport that is busy for `queued_s` and tells of it."""
+    body = Body(pieces, pause_s=1.0)
+
+    async def handler(request: httpx.Request) -> httpx.Response:
+        if queued_s is not None:
+            await anyio.sleep(queued_s)
+            await request.extensions["trace"]("http11.send_request_headers.started", {})
+        return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=body)
+
+    async def task() -> Reply:
+        async with ChatClient(BASE, Transport(handler), api_key=KEY, request_timeout=timeout, stream=True) as client:
+            return await client.send(b"{}")
+
+    reply: Reply = run(task)
+    return reply, body
+
+
+def test_tokens_are_timed_from_when_the_request_went_out() -> None:
+    reply, body = streaming([*STREAM])
+    assert (reply.verdict, reply.text) == (Verdict.OK, "billing")
+    assert (reply.ttft_s, reply.output_tokens_per_s, reply.latency_s) == (2.0, 6.0, 7.0)
+    assert body.closed
+    assert streaming([*STREAM], queued_s=None)[0].ttft_s == 2.0
+
+
+def test_a_stream_that_goes_on_after_its_end_is_left_in_time() -> None:
+    reply, body = streaming([*STREAM, *[b": ping\n\n"] * 1000])
+    assert (reply.text, reply.latency_s, body.given, body.closed) == ("billing", 7.25, 5, True)
+
+
+def test_a_stream_that_does_not_end_in_time_keeps_what_it_brought() -> None:
+    reply, body = streaming([*STREAM[:2], *[b": ping\n\n"] * 1000], timeout=30.0)
+    assert reply.failure is not None
+    assert (reply.verdict, reply.failure.kind, reply.failure.http_status) == (Verdict.TRANSIENT, ErrorKind.TIMEOUT, 200)
+    assert (reply.text, reply.ttft_s, reply.latency_s, body.closed) == ("bil", 2.0, 30.0, True)
+
+
+def test_a_timeout_after_the_end_of_a_stream_is_too_late_to_matter() -> None:
+    reply, _body = streaming([*STREAM, b": ping\n\n"], timeout=7.1)
+    assert (reply.verdict, reply.text, reply.latency_s) == (Verdict.OK, "billing", 7.1)
+
+
+def test_a_stream_that_breaks_off_is_a_failure_and_is_closed() -> None:
+    class Broken(Body):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for piece in super().__aiter__():
+                yield piece
+            raise httpx.ReadError("reset")
+
+    body = Broken([*STREAM[:2]])
+    response = httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=body)
+
+    async def task() -> Reply:
+        async with ChatClient(BASE, Transport(response), api_key=KEY, request_timeout=9.0, stream=True) as client:
+            return await client.send(b"{}")
+
+    reply: Reply = run(task)
+    assert reply.failure is not None
+    assert (reply.failure.kind, reply.failure.http_status, reply.text) == (ErrorKind.CONNECTION, 200, "bil")
+    assert body.closed
+
+
 def test_the_transport_is_told_how_long_it_may_be_silent() -> None:
     transport = Transport()
     send(transport, timeout=100.0)
