@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -126,7 +127,10 @@ def publish_bytes(path: Path, data: bytes, *, temporary: Path, durable: bool = T
 
 def publish_json(path: Path, value: Any, *, temporary: Path, durable: bool = True) -> None:
     """Publish a JSON value as a small private file."""
-    data = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    try:
+        data = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # an integer beyond 64 bits, as a job's schema may hold one
+        data = json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
     publish_bytes(path, data, temporary=temporary, durable=durable)
 
 
@@ -138,8 +142,8 @@ def read_json(path: Path) -> Any:
         except FileNotFoundError:
             return None
     try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
+        return json.loads(data)  # which keeps every digit of a number
+    except (ValueError, RecursionError) as error:
         raise StorageError(
             f"{path}: damaged: it holds no JSON", remedy="Restore it from a copy, or start anew with --fresh."
         ) from error

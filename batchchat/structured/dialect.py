@@ -126,17 +126,16 @@ def compile_schema(schema: Schema) -> jsonschema_rs.Validator:
         if isinstance(inner, Mapping):
             _check_references(inner, place)
     try:
-        return jsonschema_rs.validator_for(
-            dict(schema),
-            mask="the value",
-            validate_formats=True,
-            formats={"date-time": _is_date_time},
-            retriever=_refuse,
-        )
+        return jsonschema_rs.validator_for(dict(schema), **_OPTIONS)
     except jsonschema_rs.ValidationError as error:
         raise SchemaError(f"is not a JSON Schema: {shorten(error.message)}", tuple(error.instance_path)) from None
     except (ValueError, RecursionError) as error:
         raise SchemaError(f"is not a JSON Schema: {shorten(str(error))}") from None
+
+
+def compile_map(schema: Schema) -> jsonschema_rs.ValidatorMap:
+    """Compile each part of a schema that `compile_schema` takes by itself; their keys are JSON pointers behind `#`."""
+    return jsonschema_rs.validator_map_for(dict(schema), **_OPTIONS)
 
 
 def _check_references(schema: Schema, place: Place) -> None:
@@ -158,3 +157,11 @@ def _refuse(uri: str) -> Any:
 
 def _is_date_time(text: str) -> bool:
     return _DATE_TIME.fullmatch(text) is not None
+
+
+_OPTIONS: dict[str, Any] = {
+    "mask": "the value",
+    "validate_formats": True,
+    "formats": {"date-time": _is_date_time},
+    "retriever": _refuse,
+}

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchchat.structured.arrow import ParsedColumn, parsed_field
-from batchchat.structured.dialect import KEYWORDS, Place, SchemaError, compile_schema, shorten
+from batchchat.structured.checker import Checker
+from batchchat.structured.dialect import KEYWORDS, Place, SchemaError, shorten
 from batchchat.structured.find import NotJSON, parse
 from batchchat.structured.validation import AnswerValidator
 
@@ -106,11 +107,11 @@ def load_schema(spec: object, *, folder: Path, name: str | None = None) -> Respo
     title = schema.get("title")
     known_as = name or (title if isinstance(title, str) else known_as)
     try:
-        compiled = compile_schema(schema)
+        checker = Checker(schema)
         column = ParsedColumn(parsed_field(schema))
     except SchemaError as error:
         raise SchemaError(f"{error.reason} (in {source})", error.place, remedy=error.remedy) from None
-    return ResponseSchema(schema, _wire_name(known_as), source, column, AnswerValidator(compiled, column))
+    return ResponseSchema(schema, _wire_name(known_as), source, column, AnswerValidator(checker, column))
 
 
 def as_json(value: Any, place: Place = ()) -> Any:

@@ -7,12 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import jsonschema_rs
-
-from batchchat.structured.dialect import Place, SchemaError, compile_schema, shorten
+from batchchat.structured.checker import Checker
+from batchchat.structured.dialect import Place, SchemaError, shorten
 from batchchat.structured.find import NotJSON, parse
 from batchchat.structured.schema import as_json
-from batchchat.structured.validation import value_errors
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CHOICES = ("none", "auto", "required", "any")
@@ -28,7 +26,7 @@ class Tools:
     `only` is the one tool that `tool_choice` names.
     """
 
-    validators: Mapping[str, jsonschema_rs.Validator]
+    checkers: Mapping[str, Checker]
     must_call: bool = False
     only: str | None = None
 
@@ -47,9 +45,9 @@ class Tools:
 
     def _check(self, call: Mapping[str, str | None]) -> tuple[str, ...]:
         name = call.get("name")
-        validator = self.validators.get(name) if name is not None else None
-        if name is None or validator is None:
-            known = ", ".join(self.validators)
+        checker = self.checkers.get(name) if name is not None else None
+        if name is None or checker is None:
+            known = ", ".join(self.checkers)
             return (shorten(f"there is no tool {name!r}; there is {known}" if name else f"names no tool; use {known}"),)
         if self.only is not None and name != self.only:
             return (f"the tool to call is {self.only!r}, not {name!r}",)
@@ -61,7 +59,7 @@ class Tools:
             return (f"the arguments are not JSON: {shorten(str(problem))}",)
         if not isinstance(arguments, dict):
             return ("the arguments are not a JSON object",)
-        return value_errors(validator, arguments)
+        return checker.errors(arguments)
 
 
 def load_tools(tools: object, tool_choice: object = None) -> Tools:
@@ -73,17 +71,17 @@ def load_tools(tools: object, tool_choice: object = None) -> Tools:
         raise SchemaError("needs a list of at least one tool", ("tools",), remedy=f"A tool is {_EXAMPLE}.")
     if len(tools) > _MAX_TOOLS:
         raise SchemaError(f"holds {len(tools)} tools; servers take at most {_MAX_TOOLS}", ("tools",))
-    validators: dict[str, jsonschema_rs.Validator] = {}
+    checkers: dict[str, Checker] = {}
     for index, tool in enumerate(tools):
         place: Place = ("tools", index)
-        name, validator = _load_tool(tool, place)
-        if name in validators:
+        name, checker = _load_tool(tool, place)
+        if name in checkers:
             raise SchemaError(f"a second tool is named {name!r}", (*place, "function", "name"))
-        validators[name] = validator
-    return _chosen(validators, tool_choice)
+        checkers[name] = checker
+    return _chosen(checkers, tool_choice)
 
 
-def _load_tool(tool: object, place: Place) -> tuple[str, jsonschema_rs.Validator]:
+def _load_tool(tool: object, place: Place) -> tuple[str, Checker]:
     if not isinstance(tool, Mapping) or tool.get("type") != "function":
         raise SchemaError("is not a tool of `type: function`", place, remedy=f"A tool is {_EXAMPLE}.")
     function = tool.get("function")
@@ -110,26 +108,26 @@ def _load_tool(tool: object, place: Place) -> tuple[str, jsonschema_rs.Validator
     if not isinstance(schema, dict) or schema.get("type") != "object":
         raise SchemaError(f"the parameters of {name!r} are not a schema of `type: object`", place)
     try:
-        return name, compile_schema(schema)
+        return name, Checker(schema)
     except SchemaError as error:
         raise SchemaError(error.reason, (*place, *error.place), remedy=error.remedy) from None
 
 
-def _chosen(validators: Mapping[str, jsonschema_rs.Validator], choice: object) -> Tools:
+def _chosen(checkers: Mapping[str, Checker], choice: object) -> Tools:
     if choice is None:
-        return Tools(validators)
+        return Tools(checkers)
     if isinstance(choice, str):
         if choice not in _CHOICES:
             raise SchemaError(
                 f"{choice!r} is not one of {', '.join(_CHOICES)}, nor a tool", ("tool_choice",), remedy=_HOW
             )
-        return Tools(validators, must_call=choice in {"required", "any"})
+        return Tools(checkers, must_call=choice in {"required", "any"})
     function = choice.get("function") if isinstance(choice, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str):
         raise SchemaError("names no tool", ("tool_choice",), remedy=_HOW)
-    if name not in validators:
-        near = difflib.get_close_matches(name, validators, n=1)
+    if name not in checkers:
+        near = difflib.get_close_matches(name, checkers, n=1)
         meant = f" (did you mean {near[0]!r}?)" if near else ""
         raise SchemaError(f"there is no tool {name!r}{meant}", ("tool_choice", "function", "name"))
-    return Tools(validators, must_call=True, only=name)
+    return Tools(checkers, must_call=True, only=name)

@@ -336,6 +336,59 @@ def test_a_longer_try_and_corrections_go_together(tmp_path: Path) -> None:
     assert record(tmp_path)["corrections"] == 2
 
 
+# --- odd schemas and long answers
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "parsed"),
+    [
+        (
+            {
+                "type": "object",
+                "properties": {name: {"type": "integer"} for name in ("a.b", "a", 'q"', "é\n", "parsed")},
+            },
+            {"a.b": 1, "a": 2, 'q"': 3, "é\n": 4, "parsed": 5},
+            {"a.b": 1, "a": 2, 'q"': 3, "é\n": 4, "parsed": 5},
+        ),
+        ({"type": "integer", "maximum": 10**30}, 10**29, "100000000000000000000000000000"),
+        (
+            {"type": "array", "items": {"type": ["object"], "properties": {"x": {"type": "number"}}}},
+            [{"x": 1}],
+            [{"x": 1}],
+        ),
+        ({"enum": ["yes", "no"]}, "yes", "yes"),
+        ({}, {"any": [None]}, '{"any":[null]}'),
+        (
+            {"$defs": {"n": {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}}}, "$ref": "#/$defs/n"},
+            {"n": {"n": {}}},
+            {"n": '{"n":{}}'},
+        ),
+    ],
+)
+def test_any_schema_goes_the_whole_way(tmp_path: Path, schema: dict[str, Any], value: Any, parsed: Any) -> None:
+    fields: dict[str, Any] = {"response": {"schema": schema, "mode": "prompt"}}
+    summary, _ = go(tmp_path, lambda _row, _step: json.dumps(value), 2, **fields)
+    assert (summary.ok, summary.sent) == (2, 2)
+    assert query(tmp_path, "select distinct parsed from data") == [(parsed,)]
+    for name in ("all.jsonl", "all.csv", "all.parquet"):
+        export(tmp_path / "out", tmp_path / name)
+    assert json.loads((tmp_path / "all.jsonl").read_text().splitlines()[1])["parsed"] == parsed
+    assert verify(tmp_path / "out").problems == []
+    assert all(view.messages for view in find_records(tmp_path / "out"))
+    again, _ = go(tmp_path, lambda _row, _step: pytest.fail("asked again"), **fields)
+    assert again.sent == 0
+
+
+def test_a_very_long_answer_is_judged_like_any_other(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"words": {"type": "array", "items": {"type": "string"}}}}
+    answers = [json.dumps({"words": ["word"] * 40_000 + [7]}), json.dumps({"words": ["word"] * 40_000})]
+    summary, provider = go(tmp_path, lambda _, step: answers[step - 1], response={"schema": schema})
+    assert (summary.ok, summary.sent) == (1, 2)
+    assert query(tmp_path, "select len(parsed.words), corrections from data") == [(40_000, 1)]
+    assert "$.words[40000]" in record(tmp_path)["error_message"]
+    assert len(json.dumps(provider.bodies[1])) < 30_000
+
+
 # --- beside transport faults, stops and crashes
 
 

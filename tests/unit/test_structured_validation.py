@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from batchchat.structured import Answer, AnswerValidator, load_schema
+from batchchat.structured.checker import MAX_ERRORS
 from batchchat.structured.dialect import path_text, shorten
 from batchchat.structured.find import MAX_DEPTH, NotJSON, embedded, fenced, parse
-from batchchat.structured.validation import MAX_ERRORS
 
 TICKET: dict[str, Any] = {
     "type": "object",
@@ -132,10 +132,10 @@ def test_a_piece_of_a_broken_answer_is_no_answer() -> None:
 def test_errors_have_paths_and_look_into_the_form_that_was_meant() -> None:
     answer = tickets.read('{"label": "other", "order": {"id": 7}, "colour": 1}')
     assert answer.errors == (
+        "$: Additional properties are not allowed ('colour' was unexpected)",
         '$.label: the value is not one of "billing" or "bug"',
         '$.order: "when" is a required property',
         '$.order.id: the value is not of type "string"',
-        "$: Additional properties are not allowed ('colour' was unexpected)",
     )
     assert tickets.read('{"label": "bug", "order": 7}').errors == (
         "$.order: the value is not valid under any of the schemas listed in the 'anyOf' keyword",
