@@ -23,6 +23,15 @@ the deadline · 69 provider unavailable · 70 internal error · 74 disk trouble
 SIGTERM. All but 2 can be resumed by the same command."""
 
 
+_FAULTS = """Faults: error_400 error_401 error_403 error_404 error_416 error_422 error_429 error_500 error_503 error_504
+html error_200 no_choices null_content no_usage truncated_json drop drop_body stream_cut stream_error slow hang
+empty_whitespace wrong_label invalid_output misfit misfit_once cut_off fenced refusal content_filter quota sticky_500
+sticky_504, and the counts revoke_after and quota_after.
+
+Of streams: stream_cut closes the connection before the usage is told, drop_body half-way; truncated_json ends one
+half-way, stream_error with an error inside; no_usage leaves the usage out."""
+
+
 class _Group(click.Group):
     """Commands in the order they are written here, and the nearest name for one that does not exist."""
 
@@ -243,11 +252,15 @@ def init(name: str, force: bool) -> None:
     sys.exit(init_command(name, force=force))
 
 
-@cli.command("demo-server")
+@cli.command("demo-server", epilog=_FAULTS)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Everything the server does follows from it.")
 @click.option("--latency", default="0.35s", show_default=True, metavar="TIME", help="Median time to an answer.")
+@click.option("--ttft", metavar="TIME", help="Median time to the first token of a streamed answer.")
+@click.option(
+    "--tokens-per-second", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Pace of a streamed answer."
+)
 @click.option("--requests-per-minute", type=click.IntRange(min=1), metavar="N", help="Refuse more with 429.")
 @click.option("--tokens-per-minute", type=click.IntRange(min=1), metavar="N", help="Refuse more with 429.")
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="Refuse more at once with 429.")
@@ -256,7 +269,7 @@ def init(name: str, force: bool) -> None:
     "faults",
     multiple=True,
     metavar="NAME=SHARE",
-    help="Let a share of requests go wrong, such as error_503=0.05. May be repeated; a wrong name lists them all.",
+    help="Let a share of requests go wrong, such as error_503=0.05. May be repeated.",
 )
 @click.option("--key-env", metavar="VARIABLE", help="Ask for the key that this environment variable holds.")
 def demo_server(**options: Any) -> None:

@@ -54,6 +54,8 @@ def demo_server_command(
     port: int,
     seed: int,
     latency: str,
+    ttft: str | None,
+    tokens_per_second: float | None,
     requests_per_minute: int | None,
     tokens_per_minute: int | None,
     concurrency: int | None,
@@ -72,6 +74,8 @@ def demo_server_command(
         options = DemoOptions(
             seed=seed,
             latency_s=read_duration("--latency", latency),
+            ttft_s=None if ttft is None else read_duration("--ttft", ttft),
+            tokens_per_s=tokens_per_second,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             concurrency=concurrency,

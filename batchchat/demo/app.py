@@ -228,9 +228,22 @@ class Demo:
         """Seconds from request to complete answer: median, jitter of the body, longer for a longer answer."""
         if self.options.latency_s == 0:
             return 0.0
-        jitter = 2 ** (1.2 * (draw(self.options.seed, "latency", exchange.digest) - 0.5))
-        seconds = self.options.latency_s * jitter * (1 + completion.completion_tokens / 100)
-        return seconds * _SLOW if fault == "slow" else seconds
+        return self.options.latency_s * self._jitter(exchange, fault) * (1 + completion.completion_tokens / 100)
+
+    def _jitter(self, exchange: _Exchange, fault: str | None) -> float:
+        jitter: float = 2 ** (1.2 * (draw(self.options.seed, "latency", exchange.digest) - 0.5))
+        return jitter * _SLOW if fault == "slow" else jitter
+
+    def _stream_times(
+        self, exchange: _Exchange, completion: Completion, fault: str | None, latency: float
+    ) -> tuple[float, float]:
+        """Seconds to the first token of a streamed answer, and from there to its end."""
+        first, rest = latency * _FIRST_TOKEN_SHARE, latency * (1 - _FIRST_TOKEN_SHARE)
+        if self.options.ttft_s is not None:
+            first = self.options.ttft_s * self._jitter(exchange, fault)
+        if self.options.tokens_per_s is not None:
+            rest = completion.completion_tokens / self.options.tokens_per_s
+        return first, rest
 
     async def _respond(
         self, exchange: _Exchange, request: ChatRequest, completion: Completion, fault: str | None
@@ -272,7 +285,7 @@ class Demo:
         body = completion_body(completion, fault=fault)
         if fault == "truncated_json":
             await self._send(exchange, 200, body[: len(body) // 2])
-        elif fault == "drop_body":
+        elif fault in {"drop_body", "stream_cut"}:
             await self._begin(exchange, 200, [_JSON, (b"content-length", b"%d" % len(body))])
             await exchange.send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
             await self._abort(exchange)
@@ -292,15 +305,16 @@ class Demo:
                 fault=fault,
             )
         )
-        await _wait(exchange, latency * _FIRST_TOKEN_SHARE)
+        first, rest = self._stream_times(exchange, completion, fault, latency)
+        await _wait(exchange, first)
         content_type = (b"content-type", b"text/event-stream; charset=utf-8")
         await self._begin(exchange, 200, [content_type, (b"cache-control", b"no-cache")])
-        pause = latency * (1 - _FIRST_TOKEN_SHARE) / len(events)
-        cut_at = len(events) // 2 if fault in {"truncated_json", "drop_body", "stream_error"} else len(events)
-        for event in events[:cut_at]:
+        cut_at = _cut_at(fault, len(events), include_usage=request.include_usage)
+        began_at, pause = anyio.current_time(), rest / len(events)
+        for number, event in enumerate(events[:cut_at], 1):
             await exchange.send({"type": "http.response.body", "body": event, "more_body": True})
-            await _wait(exchange, pause)
-        if fault == "drop_body":
+            await _wait(exchange, began_at + number * pause - anyio.current_time() if pause else 0.0)
+        if fault in {"drop_body", "stream_cut"}:
             await self._abort(exchange)
             return
         last = error_event(plain_error(500)) if fault == "stream_error" else b""
@@ -346,6 +360,13 @@ class Demo:
         abort()
         while (await exchange.receive())["type"] != "http.disconnect":
             pass
+
+
+def _cut_at(fault: str | None, events: int, *, include_usage: bool) -> int:
+    """How many events of a stream are sent: half of them, all but usage and `[DONE]`, or all."""
+    if fault in {"truncated_json", "drop_body", "stream_error"}:
+        return events // 2
+    return events - 1 - include_usage if fault == "stream_cut" else events
 
 
 def _overrun(axis: Axis) -> ApiError:

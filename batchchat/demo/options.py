@@ -28,10 +28,11 @@ FAULTS: Mapping[str, str] = MappingProxyType(
         "error_200": "200 with an error object",
         "no_choices": "200 with an empty list of choices",
         "null_content": "200 with content null",
-        "no_usage": "200 with the answer but without usage",
+        "no_usage": "200 with the answer but without usage, streamed or not",
         "truncated_json": "200 with a complete body that ends in mid-JSON; a stream without its [DONE]",
         "drop": "the connection is closed before any answer",
         "drop_body": "the connection is closed in mid-body",
+        "stream_cut": "the connection is closed after the text of a stream, before its usage; else in mid-body",
         "stream_error": "an error object in mid-stream; 500 where the request does not stream",
         "slow": "twenty times the latency",
         "hang": "no answer until the client leaves or ten minutes have passed, then 504",
@@ -62,16 +63,20 @@ class DemoOptions:
     """How the demo provider behaves. Everything it does follows from these and from the requests.
 
     `latency_s` is the median time to a short answer; a longer one takes longer (twice as long at 100 tokens), and
-    each body has its own jitter. The three limits are per `window_s` seconds (a minute, shorter in tests); None is no
-    limit. `faults` maps names of `FAULTS` to probabilities. `outage` is (start, length) in seconds, counted from the
-    first chat request: every request inside it gets 503. With `api_key` set, a request without a key gets 401,
-    with another key 403. `answer_as` is the model named in answers, where it differs from the one asked for.
-    `chunk_chars` is the length of one streamed piece. `track_bodies` keeps a count per distinct body (about 150
-    bytes each), which `repeated_bodies` and `/demo/bodies` need; switch it off for very long runs.
+    each body has its own jitter. A streamed answer begins after `ttft_s` (median, with the same jitter) and goes on at
+    `tokens_per_s`; where one is None, that share of it takes as long as it does without streaming. The three limits are
+    per `window_s` seconds (a minute, shorter in tests); None is no limit. `faults` maps names of `FAULTS` to
+    probabilities. `outage` is (start, length) in seconds, counted from the first chat request: every request inside it
+    gets 503. With `api_key` set, a request without a key gets 401, with another key 403. `answer_as` is the model named
+    in answers, where it differs from the one asked for. `chunk_chars` is the length of one streamed piece.
+    `track_bodies` keeps a count per distinct body (about 150 bytes each), which `repeated_bodies` and `/demo/bodies`
+    need; switch it off for very long runs.
     """
 
     seed: int = 0
     latency_s: float = 0.35
+    ttft_s: float | None = None
+    tokens_per_s: float | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
@@ -100,8 +105,12 @@ class DemoOptions:
         for name in ("window_s", "max_completion_tokens", "context_tokens", "chunk_chars", "keep_alive_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0: {getattr(self, name)}")
-        if not (self.latency_s >= 0 and math.isfinite(self.latency_s)):
-            raise ValueError(f"latency_s must be 0 or more: {self.latency_s}")
+        for name in ("latency_s", "ttft_s"):
+            seconds = getattr(self, name)
+            if seconds is not None and not (seconds >= 0 and math.isfinite(seconds)):
+                raise ValueError(f"{name} must be 0 or more: {seconds}")
+        if self.tokens_per_s is not None and not (self.tokens_per_s > 0 and math.isfinite(self.tokens_per_s)):
+            raise ValueError(f"tokens_per_s must be more than 0: {self.tokens_per_s}")
         if self.outage is not None and not all(seconds >= 0 for seconds in self.outage):
             raise ValueError(f"outage must be a start and a length of 0 seconds or more: {self.outage}")
         if self.unknown_model_status not in {404, 422}:

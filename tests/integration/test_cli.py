@@ -16,10 +16,11 @@ from typing import Protocol
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from batchchat.cli import cli
 from batchchat.cli.running import guarded
-from batchchat.demo import DemoOptions, DemoServer
+from batchchat.demo import FAULTS, DemoOptions, DemoServer
 from tests.integration.jobs import ROOT, query, texts, write_rows
 from tests.integration.processes import COMMAND, batchchat, environment, start, wait_for
 
@@ -147,6 +148,7 @@ BAD = [
     (["export", "nowhere", "-o", "x.csv"], "nowhere"),
     (["init", "a/b c"], "name"),
     (["demo-server", "--fault", "error_999=1"], "did you mean"),
+    (["demo-server", "--ttft", "soon"], "--ttft"),
     (["rnu", "job.yaml"], "Did you mean 'run'"),
 ]
 
@@ -339,6 +341,12 @@ def test_demo_server_serves_alone(job: Path) -> None:
     server.terminate()
     _, err = server.communicate(timeout=10)
     assert server.returncode == 0, err
+
+
+def test_the_help_of_the_demo_server_names_every_fault() -> None:
+    told = set(re.split(r"[\s,;:.]+", CliRunner().invoke(cli, ["demo-server", "--help"]).output))
+    assert set(FAULTS) <= told
+    assert {"--ttft", "--tokens-per-second"} <= told
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -18,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 import trio
 import trio.testing
 
-from batchchat.demo import DemoOptions, DemoServer, create_app
+from batchchat.demo import Demo, DemoOptions, DemoServer, create_app
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Given to clients so that they do not load certificates that no test here needs: that takes most of their time."""
@@ -247,6 +248,57 @@ def test_a_stream_arrives_bit_by_bit() -> None:
         arrivals = [time.perf_counter() - started for _ in response.iter_raw()]
     assert len(arrivals) > 3
     assert arrivals[-1] - arrivals[0] > 0.02
+
+
+class Listener:
+    """One streaming request to a demo provider in memory, and when each piece of its answer came."""
+
+    def __init__(self) -> None:
+        asked = body(messages=[{"role": "user", "content": "Tell me"}], stream=True)
+        asked["stream_options"] = {"include_usage": True}
+        self.messages = [{"type": "http.request", "body": json.dumps(asked).encode()}]
+        self.started = anyio.current_time()
+        self.arrivals: list[float] = []
+        self.pieces: list[bytes] = []
+
+    async def receive(self) -> dict[str, Any]:
+        if not self.messages:
+            await anyio.sleep_forever()
+        return self.messages.pop()
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.body" and message["body"]:
+            self.arrivals.append(anyio.current_time() - self.started)
+            self.pieces.append(message["body"])
+
+
+def stream_times(**options: Any) -> tuple[float, float, int]:
+    """Seconds to the first piece of an answer, from there to the last, and its tokens; on a virtual clock."""
+
+    async def listen() -> tuple[float, float, int]:
+        listener = Listener()
+        await Demo(DemoOptions(**options))({"type": "http", "headers": []}, listener.receive, listener.send)
+        first, last = listener.arrivals[0], listener.arrivals[-1]
+        return first, last - first, json.loads(listener.pieces[-2][6:])["usage"]["completion_tokens"]
+
+    found: tuple[float, float, int] = trio.run(listen, clock=trio.testing.MockClock(autojump_threshold=0))
+    return found
+
+
+def test_a_stream_begins_and_goes_on_at_the_pace_that_was_chosen() -> None:
+    first, rest, tokens = stream_times(latency_s=0, ttft_s=2.0, tokens_per_s=10.0)
+    assert 2 * 2**-0.6 <= first <= 2 * 2**0.6
+    assert rest == pytest.approx(tokens / 10, rel=0.2)
+    begun, rest, _ = stream_times(latency_s=1.0)
+    assert 0 < begun < rest
+    assert stream_times(latency_s=1.0, ttft_s=0.0)[0] == 0
+    assert stream_times(latency_s=0)[:2] == (0, 0)
+
+
+@pytest.mark.parametrize("options", [{"ttft_s": -1.0}, {"tokens_per_s": 0.0}, {"ttft_s": float("inf")}])
+def test_an_impossible_pace_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        DemoOptions(**options)  # type: ignore[arg-type]
 
 
 def test_tool_calls_stream_in_pieces(demo: Asking) -> None:
@@ -502,6 +554,21 @@ def test_a_connection_cut_in_mid_body(stream: bool) -> None:
         assert demo.server.stats().answered == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_connection_cut_before_the_usage(stream: bool) -> None:
+    with asking(faults={"stream_cut": 1}) as demo:
+        pieces: list[bytes] = []
+        asked = {**body(stream=stream), "stream_options": {"include_usage": True}}
+        with (
+            demo.client.stream("POST", "/chat/completions", json=asked) as response,
+            pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)),
+        ):
+            pieces.extend(response.iter_raw())
+        received = b"".join(pieces)
+        assert (b'"finish_reason":"stop"' in received, b'"usage":{' in received) == (stream, False)
+        assert demo.server.stats().answered == 0
+
+
 def test_an_error_in_mid_stream() -> None:
     with asking(faults={"stream_error": 1}) as demo:
         events = demo.events()
@@ -717,7 +784,7 @@ def test_misuse_is_told() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_served_alone_it_ends_at_a_signal(number: signal.Signals) -> None:
     program = (
-        "from batchchat.demo import DemoOptions, serve\n"
+        "from batchchat.demo import Demo, DemoOptions, serve\n"
         "ended = serve(DemoOptions(faults={'hang': 1}), port=0, on_start=lambda url: print(url, flush=True))\n"
         "print(ended.name)\n"
     )

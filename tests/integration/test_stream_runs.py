@@ -17,7 +17,7 @@ from batchchat.events import RunSummary
 from batchchat.inspection import find_records, status_of
 from batchchat.runner import RunOptions
 from batchchat.store import verify
-from tests.integration.jobs import make_job, query, run, texts, write_rows
+from tests.integration.jobs import ROOT, make_job, query, run, texts, write_rows
 
 INCLUDE_USAGE = {"stream_options": {"include_usage": True}}
 TOKENS = [
@@ -226,3 +226,27 @@ def test_a_record_shows_log_probabilities_in_short(tmp_path: Path) -> None:
     go(tmp_path, Provider(), 1, params={"logprobs": True})
     text = shown(render_record(next(find_records(tmp_path / "out"))))
     assert "of 2 tokens, -0.375 on average" in text
+
+
+def test_the_sample_job_tells_how_soon_and_how_fast_answers_came(tmp_path: Path) -> None:
+    pace = DemoOptions(latency_s=0, ttft_s=0.03, tokens_per_s=2000.0, faults={"stream_cut": 0.1, "stream_error": 0.05})
+    with DemoServer(pace) as demo:
+        job = batchchat.load_job(
+            ROOT / "jobs" / "stream-answers.yaml",
+            overrides=[f"provider.base_url={demo.base_url}", "limits.concurrency=60"],
+            output=str(tmp_path / "out"),
+        )
+        summary = batchchat.run(job, environ={})
+        stats = demo.stats()
+    assert (summary.exit_code, summary.ok) == (0, 60)
+    assert summary.retries >= sum(stats.faults.values()) > 0
+    assert (stats.answered, stats.answered_again) == (60, 0)
+    (told,) = query(
+        tmp_path,
+        "select count(*), min(ttft_s) >= 0.03 * 0.6, bool_and(ttft_s < latency_s), min(output_tokens_per_s) > 0,"
+        " bool_and(reasoning is not null), bool_and(len(logprobs) > 3),"
+        " bool_and(completion_tokens > 3) from data where status = 'ok'",
+    )
+    assert told == (60, True, True, True, True, True, True)
+    written = query(tmp_path, "select completion, logprobs from data")
+    assert all("".join(entry["token"] for entry in logprobs) == completion for completion, logprobs in written)
