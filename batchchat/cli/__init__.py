@@ -18,9 +18,10 @@ import batchchat
 _EXIT_CODES = """\b
 Exit codes: 0 every row has a completion · 1 some rows failed · 2 bad usage, job
 file or input · 3 needs a human (key, model, credit) · 4 stopped by a budget or
-the deadline · 69 provider unavailable · 70 internal error · 74 disk trouble
-· 75 another run holds the output · 129/130/143 stopped by SIGHUP/SIGINT/
-SIGTERM. All but 2 can be resumed by the same command."""
+the deadline · 5 a gate of an evaluation does not hold · 69 provider unavailable
+· 70 internal error · 74 disk trouble · 75 another run holds the output ·
+129/130/143 stopped by SIGHUP/SIGINT/SIGTERM. All but 2 can be resumed by the
+same command."""
 
 
 _FAULTS = """Faults: error_400 error_401 error_403 error_404 error_416 error_422 error_429 error_500 error_503 error_504
@@ -73,14 +74,13 @@ def main() -> None:
 _Command = Callable[..., Any]
 
 
-def _job_options(command: _Command) -> _Command:
-    """The options that `run` and `plan` share."""
+def _job_options(command: _Command, noun: str = "job") -> _Command:
+    """The options that `run` and `plan` share, and those of a suite."""
+    stdin = "; - is standard input" if noun == "job" else ""
     options = [
-        click.argument("job", type=click.Path(path_type=Path)),
-        click.option(
-            "--input", "input_path", metavar="PATH", help="Read this input instead of the job's; - is standard input."
-        ),
-        click.option("--output", "output_path", metavar="DIR", help="Write to this folder instead of the job's."),
+        click.argument("job", metavar=noun.upper(), type=click.Path(path_type=Path)),
+        click.option("--input", "input_path", metavar="PATH", help=f"Read this input instead of the job's{stdin}."),
+        click.option("--output", "output_path", metavar="DIR", help=f"Write to this folder instead of the {noun}'s."),
         click.option(
             "--set",
             "overrides",
@@ -104,6 +104,41 @@ def _job_options(command: _Command) -> _Command:
         click.option("--deadline", metavar="TIME", help="Send nothing after this time, such as 50m, from the start."),
         click.option("--fresh", is_flag=True, help="Begin anew; the old output is set aside, not deleted."),
         click.option("--prune", is_flag=True, help="Move records whose input is gone to the archive."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _suite_options(command: _Command) -> _Command:
+    return _job_options(command, "suite")
+
+
+def _gate_options(command: _Command) -> _Command:
+    """What makes an evaluation end with exit code 5, and tells a continuous integration system why."""
+    options = [
+        click.option(
+            "--fail-under",
+            multiple=True,
+            metavar="[VARIANT:]SCORE=VALUE",
+            help="Exit code 5 where a mean is lower, such as accuracy=0.8. May be repeated.",
+        ),
+        click.option(
+            "--fail-over",
+            multiple=True,
+            metavar="[VARIANT:]SCORE=VALUE",
+            help="Exit code 5 where a mean is higher: for scores of which lower values are better.",
+        ),
+        click.option(
+            "--fail-if-worse-than",
+            "baseline",
+            metavar="DIR",
+            type=click.Path(path_type=Path),
+            help="Exit code 5 where a variant is worse than in this earlier evaluation, by a test at 5 %.",
+        ),
+        click.option(
+            "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write scores and gates as JUnit XML."
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -151,11 +186,57 @@ def run(**options: Any) -> None:
 @_job_options
 @_json_option
 def plan(**options: Any) -> None:
-    """Show what a run of JOB would do and cost. Sends nothing, writes nothing."""
+    """Show what a run of JOB, or an evaluation of a suite, would do and cost. Sends nothing, writes nothing."""
     from batchchat.cli.reading import plan_command
 
     arguments = _job_arguments(options)
     sys.exit(plan_command(arguments, **options))
+
+
+@cli.command("eval")
+@_suite_options
+@click.option("--plan", "plan_only", is_flag=True, help="Show what it would send and cost; send nothing.")
+@_gate_options
+@click.option(
+    "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
+)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
+@_json_option
+def eval_(**options: Any) -> None:
+    """Run every variant of SUITE, or go on with them, and say which is better, by how much, and whether that is real.
+
+    Needs the extra batchchat[eval]. Answers that are there are not asked for again; --set reaches fields of the suite,
+    and fields of its base job.
+    """
+    from batchchat.cli.evaluating import eval_command
+
+    arguments = _job_arguments(options)
+    sys.exit(eval_command(arguments, command=_command_line(), **options))
+
+
+@cli.command()
+@click.argument("suite", type=click.Path(path_type=Path))
+@click.option("--output", "output_path", metavar="DIR", help="The folder of the evaluation, if not the suite's.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set a field of the suite, or of its base job."
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Score the first N rows only.")
+@click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Score N rows chosen at random.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Seed of --sample.")
+@_gate_options
+@_json_option
+def score(**options: Any) -> None:
+    """Score the answers of SUITE again, by its scorers and the input's expected values as they are now.
+
+    Sends nothing: answers that are not there are left out and counted.
+    """
+    from batchchat.cli.evaluating import score_command
+
+    sys.exit(score_command(**options))
 
 
 @cli.command()

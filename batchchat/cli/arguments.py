@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from batchchat.errors import UsageError
 
 if TYPE_CHECKING:
-    from batchchat.job import Job
+    from batchchat.evaluation.suite import Suite
+    from batchchat.job import Change, Job
     from batchchat.records import ErrorKind
     from batchchat.runner import RunOptions
 
@@ -35,7 +36,34 @@ class JobArguments:
 
     def load(self) -> Job:
         """Read the job with its overrides. Raises UsageError."""
-        from batchchat.job import load_job, read_override
+        from batchchat.job import load_job
+
+        return load_job(
+            self.job,
+            overrides=self.overrides,
+            input=self.input_path,
+            output=self.output_path,
+            changes=self.changes(),
+        )
+
+    def load_suite(self) -> Suite:
+        """Read the suite with its overrides. Raises UsageError."""
+        from batchchat.evaluation import require_extra
+
+        require_extra()
+        from batchchat.evaluation.suite import load_suite
+
+        return load_suite(
+            self.job,
+            overrides=self.overrides,
+            input=self.input_path,
+            output=self.output_path,
+            changes=self.changes(),
+        )
+
+    def changes(self) -> list[Change]:
+        """What the options that stand for a field set."""
+        from batchchat.job import read_override
 
         given = {
             "--max-cost": ("budget.max_cost", self.max_cost),
@@ -43,15 +71,7 @@ class JobArguments:
             "--max-requests": ("budget.max_requests", self.max_requests),
             "--deadline": ("deadline", self.deadline),
         }
-        return load_job(
-            self.job,
-            overrides=self.overrides,
-            input=self.input_path,
-            output=self.output_path,
-            changes=[
-                read_override(f"{field}={text}", option) for option, (field, text) in given.items() if text is not None
-            ],
-        )
+        return [read_override(f"{field}={text}", option) for option, (field, text) in given.items() if text is not None]
 
     def options(self, *, grace: float = 20.0, command: str | None = None) -> RunOptions:
         """What the command line adds to the job. Raises UsageError."""

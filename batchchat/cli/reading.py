@@ -17,8 +17,14 @@ def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
 
     from batchchat.cli.report import as_json as to_json
     from batchchat.cli.report import render_plan
+    from batchchat.evaluation import is_suite
     from batchchat.plan import plan_job
 
+    if is_suite(arguments.job):
+        from batchchat.cli.evaluating import plan_suite_command
+
+        command = shlex.join(["batchchat", *sys.argv[1:]])
+        return plan_suite_command(arguments.load_suite(), arguments, command=command, as_json=as_json)
     view = plan_job(arguments.load(), arguments.options())
     words = ["run" if word == "plan" else word for word in sys.argv[1:] if word != "--json"]
     view = replace(view, command=shlex.join(["batchchat", *words]))

@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,6 +17,12 @@ from batchchat.cli.arguments import JobArguments, read_duration
 from batchchat.cli.logs import LogListener, library_logs
 from batchchat.cli.terminal import Terminal, mask
 from batchchat.errors import BatchchatError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from batchchat.events import Level, RunSummary, Snapshot
+    from batchchat.runner import StopRequest
 
 _LAST_WORDS_S = 1.0
 _REASONS = {
@@ -121,6 +127,40 @@ def event_loop_options() -> dict[str, Any]:
     return {"use_uvloop": True}
 
 
+def log_listener(log_format: str, *, verbose: bool, quiet: bool) -> LogListener:
+    """What writes log lines to standard error, as the options say."""
+    level: Level = "debug" if verbose else "warning" if quiet else "info"
+    return LogListener(errors(), level=level, format="json" if log_format == "json" else "text")
+
+
+_Result = TypeVar("_Result")
+
+
+def attended(
+    work: Callable[[StopRequest, Callable[[Snapshot], None]], Awaitable[_Result]], log: LogListener
+) -> _Result:
+    """Do work on an event loop with progress on standard error, which signals stop; return its result."""
+    import anyio
+
+    from batchchat.cli.display import progress
+    from batchchat.runner import StopRequest
+
+    stop = StopRequest()
+    with library_logs(log), progress(log.terminal, log) as display:
+
+        async def watched() -> _Result:
+            async with anyio.create_task_group() as group:
+                await group.start(_watch_signals, stop, display, log.terminal)
+                result = await work(stop, display.update)
+                group.cancel_scope.cancel()
+            return result
+
+        try:
+            return anyio.run(watched, backend_options=event_loop_options())
+        except BaseExceptionGroup as group:
+            raise _single(group) from None
+
+
 def run_command(
     arguments: JobArguments,
     *,
@@ -133,11 +173,9 @@ def run_command(
     html: Path | None = None,
 ) -> int:
     """Run a job with progress on standard error and the summary at the end; return the exit code."""
-    import anyio
 
-    from batchchat.cli.display import progress
     from batchchat.cli.report import render_summary, summary_json
-    from batchchat.runner import StopRequest, run_job
+    from batchchat.runner import run_job
     from batchchat.transport import allow_many_files
 
     terminal = errors()
@@ -152,22 +190,13 @@ def run_command(
         from batchchat.report import check_page
 
         check_page(html)
-    _hide_key(loaded)
+    hide_key(loaded)
     options = arguments.options(grace=read_duration("--grace", grace), command=command)
-    stop = StopRequest()
-    with library_logs(log), progress(terminal, log) as display:
 
-        async def work() -> Any:
-            async with anyio.create_task_group() as group:
-                await group.start(_watch_signals, stop, display, terminal)
-                summary = await run_job(loaded, options=options, listener=log, on_snapshot=display.update, stop=stop)
-                group.cancel_scope.cancel()
-            return summary
+    async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
+        return await run_job(loaded, options=options, listener=log, on_snapshot=on_snapshot, stop=stop)
 
-        try:
-            summary = anyio.run(work, backend_options=event_loop_options())
-        except BaseExceptionGroup as group:
-            raise _single(group) from None
+    summary = attended(work, log)
     if as_json:
         print_json(summary_json(summary))
     elif log_format == "json":
@@ -225,7 +254,7 @@ def leave_now(code: int) -> None:
     os._exit(code)
 
 
-def _hide_key(job: Any) -> None:
+def hide_key(job: Any) -> None:
     """Let no line that this process prints hold the key."""
     from batchchat.job import load_keys
 

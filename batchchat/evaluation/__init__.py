@@ -1,5 +1,37 @@
-"""Evaluation: score what variants of a prompt answered, and say which differences are real.
+"""Evaluation: run variants of a job, score what they answered, and say which differences are real.
+
+    suite ─> variants ─> running ─> rows, sheet ─> scoring ─> summary ─> gates
+    a file    jobs        answers    scores         means, tests  files     for CI
 
 `scorers` judge single answers, `statistics` and `classification` judge the scores. numpy, scipy and the other
-libraries of the extra `batchchat[eval]` are imported by these modules alone: import them late.
+libraries of the extra `batchchat[eval]` are imported by this package alone: import its modules late, after
+`require_extra`.
 """
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from batchchat.errors import UsageError
+
+_NEEDED = ("numpy", "scipy", "regex", "rapidfuzz")
+
+
+def require_extra() -> None:
+    """Raise UsageError, with what to install, where a library of the extra is missing."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"evaluations need {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            remedy="pip install 'batchchat[eval]'",
+        )
+
+
+def is_suite(path: Path) -> bool:
+    """Whether a file is a suite rather than a job, as far as its fields tell. Raises what reading a job raises."""
+    from batchchat.job.reading import nearest_file
+    from batchchat.job.syntax import parse_yaml, read_job_text
+
+    data = parse_yaml(read_job_text(path, nearest_file(path)), path).data
+    return isinstance(data, dict) and "variants" in data and "messages" not in data

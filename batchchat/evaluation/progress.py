@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import reduce
 from typing import Literal
 
-from batchchat.events import FailureGroup, Pace, Snapshot
+from batchchat.events import FailureGroup, Forecast, Pace, Snapshot
 
 _OLDEST = 8
 _SUMS = (
     *("ok", "failed", "done_before", "failed_before", "sending", "waiting", "attempts", "retries", "rate_limited"),
-    *("rows_per_s", "tokens_per_s"),
+    *("rows_per_s", "tokens_per_s", "cache_hits"),
 )
 Phase = Literal["starting", "running", "draining", "ending", "ended"]
 _PHASES: tuple[Phase, ...] = ("draining", "running", "starting", "ending", "ended")
@@ -65,6 +65,7 @@ def merged(name: str, snapshots: list[Snapshot], count: int, paces: list[Pace]) 
         failures=_failures(snapshots),
         pace=_pace(paces),
         oldest=tuple(oldest[:_OLDEST]),
+        forecast=_forecast([one.forecast for one in snapshots if one.forecast is not None], count),
         budget=next((snapshot.budget for snapshot in reversed(snapshots) if snapshot.budget is not None), None),
         **sums,
     )
@@ -72,6 +73,25 @@ def merged(name: str, snapshots: list[Snapshot], count: int, paces: list[Pace]) 
 
 def _common(names: set[str]) -> str | None:
     return names.pop() if len(names) == 1 else None
+
+
+def _forecast(forecasts: list[Forecast], count: int) -> Forecast | None:
+    """What all runs will have used at their ends, once each of them tells."""
+    if len(forecasts) < count:
+        return None
+    return Forecast(
+        answers=sum(one.answers for one in forecasts),
+        corrected=all(one.corrected for one in forecasts),
+        tokens=sum(one.tokens for one in forecasts),
+        cost=_sum([one.cost for one in forecasts]),
+        guessed_tokens=sum(one.guessed_tokens for one in forecasts),
+        guessed_cost=_sum([one.guessed_cost for one in forecasts]),
+    )
+
+
+def _sum(amounts: list[float | None]) -> float | None:
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if len(known) == len(amounts) else None
 
 
 def _failures(snapshots: list[Snapshot]) -> tuple[FailureGroup, ...]:

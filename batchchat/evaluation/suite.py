@@ -8,6 +8,7 @@ or the output.
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from batchchat.errors import JobError, UsageError
+from batchchat.evaluation.scale import SHARE, Scale
 from batchchat.evaluation.scorer import Scorer
 from batchchat.evaluation.scorers import MODELS, model_of, read_one
 from batchchat.evaluation.statistics import SEED
@@ -69,6 +71,19 @@ _GRAMMAR = Grammar(
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """A score that the suite has. `of_rows`: it has a value for each answer, not only for all of them together."""
+
+    scale: Scale
+    of_rows: bool
+
+    @property
+    def higher_is_better(self) -> bool | None:
+        """Which direction is better, None where neither is."""
+        return self.scale.higher_is_better
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One variant: what it changes, by dotted path, and the job that comes of it. `folder` is its name on disk."""
 
@@ -91,6 +106,17 @@ class Suite:
     deadline: float | None
     seed: int
     origins: Origins
+
+    def scores(self) -> dict[str, Score]:
+        """Every score of the suite by its full name, in order."""
+        found: dict[str, Score] = {}
+        for scorer in self.scorers:
+            scale = scorer.scale
+            if not scorer.METRICS:
+                found[scorer.name] = Score(scale, of_rows=True)
+            for number, metric in enumerate(scorer.METRICS):
+                found[f"{scorer.name}.{metric}"] = Score(scale if number == 0 else SHARE, of_rows=number == 0)
+        return found
 
     def error(self, message: str, *place: Hashable, remedy: str | None = None) -> JobError:
         """Make an error that points to a field of the suite by its place in the file."""
@@ -117,7 +143,9 @@ def load_suite(
         what = "is empty" if document.data is None else "is not a mapping of fields"
         raise JobError(what, file=file, remedy=_REMEDY)
     if "job" not in document.data and "messages" in document.data:
-        raise UsageError(f"{file} is a job, not a suite", remedy=f"Run it with `batchchat run {file}`.")
+        raise UsageError(
+            f"{file} is a job, not a suite", remedy=f"Run it with `batchchat run {shlex.quote(str(file))}`."
+        )
     reading = _Reading(Draft(document, file), file)
     reading.apply([*map(read_override, overrides), *changes], output)
     return reading.suite(input)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +54,11 @@ def load_job(
     if not isinstance(document.data, dict):
         what = "is empty" if document.data is None else "is not a mapping of fields"
         raise JobError(what, file=file, remedy="`batchchat init` writes a job to start from.")
+    if "variants" in document.data and "messages" not in document.data:
+        raise UsageError(
+            f"{file} is a suite of evaluations, not a job",
+            remedy=f"Run it with `batchchat eval {shlex.quote(str(file))}`.",
+        )
     draft = Draft(document, file)
     draft.resolve_paths()
     for change in (*map(read_override, overrides), *changes):

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from batchchat.cli import cli
 from batchchat.cli.running import guarded
 from batchchat.demo import FAULTS, DemoOptions, DemoServer
+from batchchat.evaluation import is_suite
 from tests.integration.jobs import ROOT, query, texts, write_rows
 from tests.integration.processes import COMMAND, batchchat, environment, start, wait_for
 
@@ -58,6 +59,9 @@ def write_job(folder: Path, **fields: object) -> Path:
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return path
+
+
+JOBS = sorted(path for path in (ROOT / "jobs").glob("*.yaml") if not is_suite(path))
 
 
 class Command(Protocol):
@@ -349,7 +353,7 @@ def test_the_help_of_the_demo_server_names_every_fault() -> None:
     assert {"--ttft", "--tokens-per-second"} <= told
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_every_sample_job_runs(command: Command, path: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
     shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")
@@ -390,7 +394,7 @@ def test_the_commands_of_the_readme_run(command: Command, tmp_path: Path) -> Non
     commands = [*readme_commands(), "batchchat run jobs/label-tickets.yaml", "batchchat status out/label-tickets"]
     for name in commands:
         needs_key = "run jobs/label-tickets-scaleway.yaml" in name
-        done = command(*shlex.split(name)[1:], cwd=tmp_path)
+        done = command(*shlex.split(name, comments=True)[1:], cwd=tmp_path)
         assert done.returncode == (2 if needs_key else 0), f"{name}\n{done.stderr}"
 
 

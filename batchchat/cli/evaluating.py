@@ -1,0 +1,187 @@
+"""The commands of evaluations: eval, score."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchchat.cli.arguments import JobArguments, read_duration
+from batchchat.cli.running import attended, errors, hide_key, log_listener, print_json, results
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchchat.evaluation.evaluate import Evaluation
+    from batchchat.evaluation.gates import GateResult
+    from batchchat.evaluation.suite import Suite
+    from batchchat.evaluation.summary import SuiteSummary
+    from batchchat.events import Snapshot
+    from batchchat.runner import StopRequest
+
+GATE_FAILED = 5
+
+
+def eval_command(
+    arguments: JobArguments,
+    *,
+    command: str,
+    plan_only: bool,
+    fail_under: Sequence[str],
+    fail_over: Sequence[str],
+    baseline: Path | None,
+    junit: Path | None,
+    grace: str,
+    log_format: str,
+    verbose: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Run the variants of a suite, score them, and print what came of it; return the exit code."""
+    suite = arguments.load_suite()
+    if plan_only:
+        return plan_suite_command(suite, arguments, command=command, as_json=as_json)
+    from batchchat.evaluation.evaluate import evaluate
+    from batchchat.evaluation.running import Setting
+
+    gates = Gates(suite, fail_under, fail_over, baseline, junit)
+    log = log_listener(log_format, verbose=verbose, quiet=quiet)
+    for variant in suite.variants:
+        hide_key(variant.job)
+    options = arguments.options(grace=read_duration("--grace", grace), command=command)
+
+    async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> Evaluation:
+        setting = Setting(
+            suite.name,
+            options,
+            caps=suite.budget,
+            deadline=suite.deadline,
+            listener=log,
+            on_snapshot=on_snapshot,
+            stop=stop,
+        )
+        return await evaluate(suite, setting)
+
+    done = attended(work, log)
+    passed = gates.check(done.summary) if done.summary is not None else []
+    code = gates.exit_code(done.exit_code, passed)
+    if as_json:
+        print_json(_json(done.summary, code, done.reason, passed, done))
+        return code
+    from batchchat.cli.evaluation_tables import render_ending, render_evaluation
+
+    if done.summary is not None:
+        results().print(render_evaluation(done.summary, passed, suite.output))
+    if done.exit_code not in {0, GATE_FAILED} or done.summary is None:
+        errors().print(render_ending(done, command))
+    return code
+
+
+def score_command(
+    *,
+    suite: Path,
+    output_path: str | None,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    sample: int | None,
+    seed: int,
+    fail_under: Sequence[str],
+    fail_over: Sequence[str],
+    baseline: Path | None,
+    junit: Path | None,
+    as_json: bool,
+) -> int:
+    """Score what is there, and print it; return the exit code."""
+    from batchchat.evaluation import require_extra
+
+    require_extra()
+    from batchchat.evaluation.rows import Choice
+    from batchchat.evaluation.scoring import check_suite, score_suite
+    from batchchat.evaluation.suite import load_suite
+
+    loaded = load_suite(suite, overrides=overrides, output=output_path)
+    gates = Gates(loaded, fail_under, fail_over, baseline, junit)
+    check_suite(loaded)
+    summary = score_suite(loaded, choice=Choice(limit, sample, seed))
+    passed = gates.check(summary)
+    code = gates.exit_code(0, passed)
+    if as_json:
+        print_json(_json(summary, code, None, passed, None))
+        return code
+    from batchchat.cli.evaluation_tables import render_evaluation
+
+    results().print(render_evaluation(summary, passed, loaded.output))
+    return code
+
+
+def plan_suite_command(suite: Suite, arguments: JobArguments, *, command: str, as_json: bool) -> int:
+    """Print what an evaluation would send and cost."""
+    from batchchat.cli.evaluation_tables import render_suite_plan
+    from batchchat.cli.report import as_json as to_json
+    from batchchat.evaluation.planning import plan_suite
+
+    words = [word for word in shlex.split(command) if word not in {"--plan", "--json"}]
+    if words[1:2] == ["plan"]:
+        words[1] = "eval"
+    plan = replace(plan_suite(suite, arguments.options()), command=shlex.join(words))
+    if as_json:
+        print_json(to_json(plan))
+    else:
+        results().print(render_suite_plan(plan))
+    return 0
+
+
+class Gates:
+    """The gates of a command line, read before anything is sent."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        under: Sequence[str],
+        over: Sequence[str],
+        baseline: Path | None,
+        junit: Path | None,
+    ) -> None:
+        from batchchat.evaluation.gates import Baseline, read_gate
+
+        self._gates = [read_gate("--fail-under", text, suite) for text in under]
+        self._gates += [read_gate("--fail-over", text, suite, over=True) for text in over]
+        self._baseline = None if baseline is None else Baseline(baseline, suite)
+        self._junit = junit
+        self._output = suite.output
+
+    def check(self, summary: SuiteSummary) -> list[GateResult]:
+        """Hold an evaluation against the gates, and write the JUnit file where one is wanted."""
+        from batchchat.evaluation.gates import check_gates, write_junit
+
+        found = check_gates(self._gates, summary)
+        if self._baseline is not None:
+            found += self._baseline.check(self._output, summary)
+        if self._junit is not None:
+            write_junit(self._junit, summary, found)
+        return found
+
+    def exit_code(self, code: int, passed: Sequence[GateResult]) -> int:
+        """The run's code, or 5 where it ended but a gate does not hold."""
+        return GATE_FAILED if code in {0, 1} and not all(result.passed for result in passed) else code
+
+
+def _json(
+    summary: SuiteSummary | None,
+    code: int,
+    reason: str | None,
+    passed: Sequence[GateResult],
+    done: Evaluation | None,
+) -> dict[str, Any]:
+    """What `--json` prints: the content of summary.json, and how the command ended."""
+    from batchchat.cli.report import as_json
+
+    found: dict[str, Any] = {} if summary is None else as_json(summary.as_json())
+    found |= {"exit_code": code, "reason": reason, "gates": [as_json(result) for result in passed]}
+    if done is not None:
+        found["runs"] = [
+            {"name": run.name, "summary": None if run.summary is None else as_json(run.summary)} for run in done.runs
+        ]
+    return found

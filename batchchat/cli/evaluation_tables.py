@@ -1,0 +1,284 @@
+"""What `eval`, `score` and `compare` print: means with intervals, costs, and which differences are real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchchat.cli.blocks import alarm, blank, guess, line, pair, plain_text, remarks, styled, title
+from batchchat.evaluation.statistics import Comparison, ScoreSummary, leader
+from batchchat.evaluation.summary import JudgeSummary, ScorerSummary, SuiteSummary, VariantSummary
+from batchchat.format import UNKNOWN, about, count, duration, money, percent, plural
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from batchchat.evaluation.evaluate import Evaluation
+    from batchchat.evaluation.gates import GateResult
+    from batchchat.evaluation.planning import SuitePlan
+
+_NAME_WIDTH = 30
+_NAME_LEAST = 20
+_SCORE_WIDTH = 24
+_ALL_PAIRS = 3
+
+
+def render_evaluation(summary: SuiteSummary, gates: Sequence[GateResult], output: Path) -> RenderableType:
+    """Show scores, costs and comparisons of a scored suite, and where the files are."""
+    from rich.console import Group
+
+    parts: list[RenderableType] = [title(summary.name, _what(summary)), blank(), ScoreTables(summary)]
+    parts += [blank(), _costs(summary.variants)]
+    if summary.judges:
+        parts += [blank(), _judges(summary.judges)]
+    parts += render_comparisons(summary)
+    if gates:
+        parts += [blank(), *_gates(gates)]
+    parts += remarks(summary.notes, "")
+    parts += [blank(), pair("scores", str(output / "scores.parquet")), pair("summary", str(output / "summary.json"))]
+    return Group(*parts)
+
+
+def _what(summary: SuiteSummary) -> str:
+    rows = max((variant.rows for variant in summary.variants), default=0)
+    text = f"{plural(len(summary.variants), 'variant')} on {plural(rows, 'row')}"
+    return f"{text}, {plural(summary.samples, 'sample')} each" if summary.samples > 1 else text
+
+
+class ScoreTables:
+    """Means with 95 % intervals, as many scores beside each other as the console is wide enough for."""
+
+    def __init__(self, summary: SuiteSummary) -> None:
+        self._summary = summary
+        self._best = {one.name: leader(summary.of(one.name)) for one in summary.scorers}
+        self._scorers = [one for one in summary.scorers if any(one.name in each.scores for each in summary.variants)]
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Yield the tables, and what they show."""
+        fit = max(1, (options.max_width - _NAME_WIDTH) // _SCORE_WIDTH)
+        for start in range(0, len(self._scorers), fit):
+            shown = self._scorers[start : start + fit]
+            table = _table("", *(f"{one.name}{_unit(one)}" for one in shown))
+            for number, variant in enumerate(self._summary.variants, 1):
+                cells = [_score(variant.scores.get(one.name), self._best[one.name] == variant.name) for one in shown]
+                table.add_row(str(number), line(variant.name), *cells)
+            if start:
+                yield blank()
+            yield table
+        told = "mean [95 % interval]"
+        if any(self._best.values()):
+            told += "; best: better than every other variant by a test at 5 %, adjusted for the number of pairs"
+        if self._scorers:
+            yield plain_text(told, "dim")
+
+
+def _unit(scorer: ScorerSummary) -> str:
+    return "" if scorer.unit in {"yes/no", "share"} else f" ({scorer.unit})"
+
+
+def _score(score: ScoreSummary | None, best: bool) -> Text:
+    if score is None or score.mean is None:
+        return styled(UNKNOWN, "dim")
+    text = styled(number_of(score.mean, score.unit), "bold green" if best else "bold")
+    if score.ci_low is not None and score.ci_high is not None:
+        low, high = number_of(score.ci_low, score.unit), number_of(score.ci_high, score.unit)
+        text.append(f" [{low}, {high}]", style="not bold dim")
+    return text.append(" best", style="bold green") if best else text
+
+
+def number_of(value: float, unit: str) -> str:
+    """Write a score with the digits that mean something: shares with three places, other numbers with four digits."""
+    return (
+        f"{value:.3f}" if unit in {"yes/no", "share"} else f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    )
+
+
+def _costs(variants: Sequence[VariantSummary]) -> Table:
+    unfinished = any(variant.open for variant in variants)
+    table = _table("what it took", "rows", "failed", *(["open"] if unfinished else []), "cost", "tokens", "p50", "p95")
+    for number, variant in enumerate(variants, 1):
+        table.add_row(
+            str(number),
+            line(variant.name),
+            count(variant.rows),
+            alarm(variant.failed, "bold red"),
+            *([alarm(variant.open, "yellow")] if unfinished else []),
+            money(variant.cost, variant.currency),
+            count(variant.prompt_tokens + variant.completion_tokens),
+            duration(variant.latency_p50_s),
+            duration(variant.latency_p95_s),
+        )
+    return table
+
+
+def _judges(judges: Iterable[JudgeSummary]) -> Table:
+    table = _table("judges", "model", "requests", "failed", "cost", left=(1,), numbered=False)
+    for judge in judges:
+        table.add_row(
+            line(judge.name),
+            line(judge.model),
+            count(judge.requests),
+            alarm(judge.failed, "bold red"),
+            money(judge.cost, judge.currency),
+        )
+    return table
+
+
+def render_comparisons(summary: SuiteSummary) -> list[RenderableType]:
+    """Return a table of differences for each score; with many variants only those from the best mean."""
+    numbers = {variant.name: number for number, variant in enumerate(summary.variants, 1)}
+    parts: list[RenderableType] = []
+    for scorer in summary.scorers:
+        compared = summary.of(scorer.name)
+        shown = compared if len(numbers) <= _ALL_PAIRS else _with_best(summary, scorer, compared)
+        if not shown:
+            continue
+        table = _table("", "difference", "p adjusted", "wins", "", left=(4,), numbered=False)
+        for one in shown:
+            table.add_row(
+                f"{numbers.get(one.a, one.a)} - {numbers.get(one.b, one.b)}",
+                _difference(one),
+                UNKNOWN if one.p_adjusted is None else p_value(one.p_adjusted),
+                f"{count(one.wins_a)} : {count(one.wins_b)}",
+                _verdict(one, numbers),
+            )
+        parts += [blank(), styled(line(scorer.name), "bold"), table]
+        if len(shown) < len(compared):
+            left = len(compared) - len(shown)
+            parts.append(plain_text(f"{plural(left, 'other pair')} in summary.json", "dim"))
+    return parts
+
+
+def _with_best(summary: SuiteSummary, scorer: ScorerSummary, compared: list[Comparison]) -> list[Comparison]:
+    """The comparisons with the variant that has the best mean."""
+    means = {
+        variant.name: score.mean
+        for variant in summary.variants
+        if (score := variant.scores.get(scorer.name)) is not None and score.mean is not None
+    }
+    if not means:
+        return []
+    best = min(means, key=means.__getitem__) if scorer.higher_is_better is False else max(means, key=means.__getitem__)
+    return [one for one in compared if best in {one.a, one.b}]
+
+
+def _difference(one: Comparison) -> Text:
+    if one.difference is None:
+        return styled(UNKNOWN, "dim")
+    text = styled(_signed(one.difference, one.unit), "bold" if one.settled else "")
+    if one.ci_low is not None and one.ci_high is not None:
+        text.append(f" [{_signed(one.ci_low, one.unit)}, {_signed(one.ci_high, one.unit)}]", style="not bold dim")
+    return text
+
+
+def _signed(value: float, unit: str) -> str:
+    return f"{'-' if value < 0 else '+'}{number_of(abs(value), unit)}"
+
+
+def p_value(value: float) -> str:
+    """Write a p value: `0.031`, `<0.0001`."""
+    return "<0.0001" if value < 0.0001 else f"{value:.2g}" if value < 0.0995 else f"{value:.2f}"
+
+
+def _verdict(one: Comparison, numbers: Mapping[str, int]) -> Text:
+    if one.difference is None:
+        return plain_text(one.reason or "", "dim")
+    if one.better is not None:
+        return styled(f"{numbers.get(one.better, one.better)} is better", "green")
+    if one.settled:
+        return styled("they differ")
+    if one.needed_n is not None and one.needed_n > one.n:
+        return styled(f"open: needs about {count(one.needed_n)} rows", "dim")
+    return styled("no difference found", "dim")
+
+
+def _gates(gates: Sequence[GateResult]) -> list[RenderableType]:
+    rows: list[RenderableType] = []
+    for gate in gates:
+        mark, style = ("passed", "green") if gate.passed else ("FAILED", "bold red")
+        text = styled(f"{mark}  ", style).append(f"{line(gate.variant)}: {line(gate.rule)}", style="not bold default")
+        rows.append(text.append(f"  ({line(gate.message)})", style="not bold dim"))
+    return rows
+
+
+def render_ending(done: Evaluation, command: str) -> RenderableType:
+    """Show how the runs of an evaluation ended, where not every row has a completion."""
+    from rich.console import Group
+
+    table = _table("variant", "ok", "failed", "open", "", left=(4,), numbered=False)
+    for run in done.runs:
+        told = run.summary
+        if told is None:
+            table.add_row(line(run.name), UNKNOWN, UNKNOWN, UNKNOWN, styled("not begun", "dim"))
+        else:
+            reason = plain_text(told.reason or "")
+            cells = (count(told.ok), alarm(told.failed, "bold red"), alarm(told.open, "yellow"))
+            table.add_row(line(run.name), *cells, reason)
+    parts: list[RenderableType] = [blank(), table, blank()]
+    if done.reason:
+        parts.append(pair("reason", done.reason, "bold red"))
+    if done.remedy:
+        parts.append(pair("remedy", done.remedy, "bold"))
+    parts.append(pair("go on with", command))
+    return Group(*parts)
+
+
+def render_suite_plan(plan: SuitePlan) -> RenderableType:
+    """Show what an evaluation would send and cost, variant by variant and in all."""
+    from rich.console import Group
+
+    table = _table("variant", "new", "done", "requests", "tokens", "cost", "time")
+    for number, run in enumerate(plan.runs, 1):
+        view = run.plan
+        table.add_row(
+            str(number),
+            line(run.name),
+            count(view.new + view.changed),
+            count(view.done),
+            count(view.requests),
+            guess(count((view.prompt_tokens or 0) + (view.completion_tokens or 0))),
+            guess(money(view.cost, view.currency)),
+            guess(about(view.duration_s)),
+        )
+    table.add_section()
+    tokens = guess(count(plan.prompt_tokens + plan.completion_tokens))
+    cost = guess(money(plan.cost, plan.currency))
+    table.add_row("", "in all", "", "", count(plan.requests), tokens, cost, guess(about(plan.duration_s)))
+    parts: list[RenderableType] = [
+        title(plan.suite, f"{plural(plan.requests, 'request')} for {plural(len(plan.runs), 'variant')}"),
+        blank(),
+        table,
+    ]
+    for cap in plan.caps:
+        shown = money(cap.cap, plan.currency) if cap.name == "max_cost" else count(int(cap.cap))
+        enough = cap.needed is None or cap.needed <= cap.cap
+        share = "" if enough else percent(int(cap.cap * 1000), int((cap.needed or 0) * 1000))
+        told = "enough" if enough else f"the runs would stop after about {share} of the requests"
+        parts.append(plain_text(f"budget {cap.name} {shown}: {told}", "" if enough else "yellow"))
+    if plan.deadline_s is not None:
+        late = plan.duration_s is not None and plan.duration_s > plan.deadline_s
+        told = "the runs would stop before their end" if late else "enough"
+        parts.append(plain_text(f"deadline {about(plan.deadline_s)}: {told}", "yellow" if late else ""))
+    parts += remarks(plan.warnings, plan.note)
+    parts += [blank(), pair("output", plan.output)]
+    if plan.command:
+        parts.append(pair("run it with", plan.command))
+    return Group(*parts)
+
+
+def _table(first: str, *others: str, left: Sequence[int] = (), numbered: bool = True) -> Table:
+    """Return a table of a number, a name that may wrap, and figures; columns in `left` hold text."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    if numbered:
+        table.add_column("", style="dim", no_wrap=True)
+    table.add_column(first, overflow="fold", min_width=_NAME_LEAST if numbered else 0)
+    for number, name in enumerate(others, 1):
+        text = number in left
+        table.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    return table
