@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from batchchat.errors import UsageError
 from batchchat.evaluation.matching import read_json
 from batchchat.job.model import nearest
-from batchchat.records import RECORD_COLUMNS
+from batchchat.records import PARSED, RECORD_COLUMNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class ScoreBatch:
             yield {**record, **{name: value for name, value in row.items() if name not in _OWN_COLUMNS}}
 
 
-_OWN_COLUMNS = frozenset(RECORD_COLUMNS)
+_OWN_COLUMNS = frozenset((*RECORD_COLUMNS, PARSED))
 
 
 def check_column(name: str, known: Collection[str], where: str) -> None:

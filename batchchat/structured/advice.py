@@ -11,17 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from batchchat.structured.arrow import ParsedColumn
-from batchchat.structured.dialect import KEYWORDS, Place, nearest_keyword, path_text, resolve, subschemas
+from batchchat.structured.dialect import KEYWORDS, UNENFORCED, Place, nearest_keyword, path_text, resolve, subschemas
 from batchchat.structured.schema import Mode, ResponseSchema
-
-_UNENFORCED = frozenset(
-    (
-        *("$dynamicRef", "$recursiveRef", "allOf", "contains", "dependencies", "dependentRequired", "dependentSchemas"),
-        *("else", "if", "maxContains", "maxProperties", "minContains", "minProperties", "not", "patternProperties"),
-        *("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties", "uniqueItems"),
-    )
-)
-"""Keywords that generation under a grammar seldom enforces; OpenAI's strict mode refuses most of them."""
 
 _LONG_ANSWER = 1_000
 _CHARACTERS_A_TOKEN = 3
@@ -79,12 +70,12 @@ def _form_warnings(schema: Mapping[str, Any], mode: Mode) -> list[str]:
     if open_objects:
         warnings.append(
             f"additionalProperties is not false at {_told(open_objects)}: models may add properties, which `parsed` "
-            "has no field for, and strict servers refuse the schema"
+            "has no field for, and the schema is sent without `strict`"
         )
     if optional:
         warnings.append(
-            f"not required: {_told(optional)}: models leave such properties out, and strict servers refuse the "
-            "schema; require them, and allow null where there may be nothing to say"
+            f"not required: {_told(optional)}: models leave such properties out, and the schema is sent without "
+            "`strict`; require them, and allow null where there may be nothing to say"
         )
     return warnings
 
@@ -96,7 +87,7 @@ def _keyword_warnings(schema: Mapping[str, Any], mode: Mode) -> list[str]:
     for place, inner in subschemas(schema):
         if not isinstance(inner, Mapping):
             continue
-        unenforced += [(*place, keyword) for keyword in inner if keyword in _UNENFORCED]
+        unenforced += [(*place, keyword) for keyword in inner if keyword in UNENFORCED]
         for keyword in inner:
             if keyword not in KEYWORDS and not keyword.startswith("x-"):
                 near = nearest_keyword(keyword)

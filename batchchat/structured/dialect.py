@@ -36,6 +36,15 @@ _PLAIN = (
 KEYWORDS = frozenset((*_ONE, *_MANY, *_NAMED, *_PLAIN))
 """Keywords with a meaning in some draft, and `discriminator`, which Pydantic writes beside a `oneOf`."""
 
+UNENFORCED = frozenset(
+    (
+        *("$dynamicRef", "$recursiveRef", "allOf", "contains", "dependencies", "dependentRequired", "dependentSchemas"),
+        *("else", "if", "maxContains", "maxProperties", "minContains", "minProperties", "not", "patternProperties"),
+        *("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties", "uniqueItems"),
+    )
+)
+"""Keywords that generation under a grammar seldom enforces; OpenAI's strict mode refuses most of them."""
+
 _MAX_MESSAGE = 300
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _DATE_TIME = re.compile(

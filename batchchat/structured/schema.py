@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchchat.structured.arrow import ParsedColumn, parsed_field
 from batchchat.structured.checker import Checker
-from batchchat.structured.dialect import KEYWORDS, Place, SchemaError, shorten
+from batchchat.structured.dialect import KEYWORDS, UNENFORCED, Place, SchemaError, resolve, shorten, subschemas
 from batchchat.structured.find import NotJSON, parse
 from batchchat.structured.validation import AnswerValidator
 
@@ -31,6 +31,7 @@ Mode = Literal["json_schema", "json_object", "prompt"]
 """How the schema reaches the model: by `response_format`, or written into the prompt with or without `json_object`."""
 
 _MODEL = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+_TYPED = frozenset({"type", "enum", "const", "anyOf", "$ref"})
 _MAX_BYTES = 1_000_000
 _MAX_VALUES = 50_000
 _MAX_LEVELS = 100
@@ -63,7 +64,7 @@ class ResponseSchema:
     def request_fields(self, mode: Mode) -> dict[str, Any]:
         """Build what a request's body gets beside its messages."""
         if mode == "json_schema":
-            wanted = {"name": self.name, "strict": True, "schema": self.schema}
+            wanted = {"name": self.name, "strict": is_strict(self.schema), "schema": self.schema}
             return {"response_format": {"type": "json_schema", "json_schema": wanted}}
         return {"response_format": {"type": "json_object"}} if mode == "json_object" else {}
 
@@ -112,6 +113,29 @@ def load_schema(spec: object, *, folder: Path, name: str | None = None) -> Respo
     except SchemaError as error:
         raise SchemaError(f"{error.reason} (in {source})", error.place, remedy=error.remedy) from None
     return ResponseSchema(schema, _wire_name(known_as), source, column, AnswerValidator(checker, column))
+
+
+def is_strict(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema has the form that OpenAI's API takes with `strict: true`; it refuses others with it.
+
+    The root is an object, each object is closed and requires all its properties, and no keyword stands in it that
+    generation under a grammar does not know (OpenAI's guide to structured outputs).
+    """
+    root = resolve(schema, schema["$ref"]) if isinstance(schema.get("$ref"), str) else schema
+    if not isinstance(root, Mapping) or root.get("type") != "object":
+        return False
+    for place, inner in subschemas(schema):
+        if isinstance(inner, bool):
+            if inner or place[-1:] != ("additionalProperties",):
+                return False
+            continue
+        if UNENFORCED.intersection(inner) or not _TYPED.intersection(inner):
+            return False
+        if inner.get("type") == "object" or "properties" in inner:
+            closed = inner.get("additionalProperties") is False
+            if not closed or set(inner.get("properties", ())) - set(inner.get("required", ())):
+                return False
+    return True
 
 
 def as_json(value: Any, place: Place = ()) -> Any:

@@ -82,7 +82,7 @@ def test_without_a_schema_nothing_of_a_request_changes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "digest"),
     [
-        ("json_schema", "9a8246a757e00db9bb5eb8336a71f4c2"),
+        ("json_schema", "78ea9b81be3f57b185a848a91b07f8ff"),
         ("json_object", "f36d7fa6a879d36534ebbcd544b8fbd6"),
         ("prompt", "dee0ab1e62596c7afdda674a1f85b3d2"),
     ],

@@ -130,6 +130,29 @@ def test_values_that_hold_each_other_are_refused_before_they_fill_the_memory() -
         loaded(endless)
 
 
+def test_strict_is_asked_for_only_where_servers_take_it() -> None:
+    closed = {"type": "object", "additionalProperties": False}
+    inner = {**closed, "properties": {"b": {"type": "string"}}, "required": ["b"]}
+    whole: dict[str, Any] = {**closed, "properties": {"a": inner, "c": {"enum": ["x"]}}, "required": ["a", "c"]}
+
+    def strict(schema: dict[str, Any]) -> Any:
+        return loaded(schema).request_fields("json_schema")["response_format"]["json_schema"]["strict"]
+
+    assert strict(whole) is True
+    assert strict({"$ref": "#/$defs/w", "$defs": {"w": whole}}) is True
+    for change in (
+        {"additionalProperties": True},
+        {"required": ["a"]},
+        {"minProperties": 1},
+        {"type": ["object", "null"]},
+        {"properties": {"a": {**inner, "required": []}, "c": {"type": "null"}}},
+        {"properties": {"a": True, "c": {"type": "null"}}},
+        {"properties": {"a": {}, "c": {"type": "null"}}},
+    ):
+        assert strict({**whole, **change}) is False
+    assert strict({"type": "array", "items": whole}) is False
+
+
 def test_each_mode_asks_in_its_own_way() -> None:
     response = loaded()
     assert response.request_fields("json_schema") == {
