@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from batchchat.records import ErrorKind, Loaded
 from batchchat.template.leaf import RowTemplateError, Values
 from batchchat.template.messages import measured, too_many
@@ -88,10 +90,19 @@ class LineParams:
         self._removed = removed | _TRAVEL
         self._unsupported = unsupported - _TRAVEL
         self._provider_name = provider_name
+        # Most files ask the same in every line, but for the messages: the last line's fields are kept.
+        self._told: bytes | None = None
+        self._rendered: tuple[bytes, bytes, int | None, int] = (b"", b"", None, 0)
 
     def render(self, values: Values) -> tuple[bytes, bytes, int | None, int]:
         """Return head, canonical params, max_tokens and prompt tokens for one line."""
         body = _body(values)
+        told = None if self._of_job.varies else _told(body)
+        if told is None or told != self._told:
+            self._told, self._rendered = told, self._render(values, body)
+        return self._rendered
+
+    def _render(self, values: Values, body: dict[str, Any]) -> tuple[bytes, bytes, int | None, int]:
         _check_travel(body)
         of_job = dict(self._of_job.fields(values))
         if self._own_model:
@@ -147,6 +158,15 @@ def _body(values: Values) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise _bad("body must be an object" + (", and is missing" if body is None else ""))
     return body
+
+
+def _told(body: dict[str, Any]) -> bytes | None:
+    """What a body says beside its messages, if equal bytes are sure to mean equal fields; else None."""
+    try:
+        told = orjson.dumps({name: value for name, value in body.items() if name != "messages"})
+    except TypeError:
+        return None
+    return None if b"null" in told else told  # null may stand for NaN
 
 
 def _check_travel(body: Mapping[str, Any]) -> None:

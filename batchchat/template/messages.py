@@ -135,6 +135,8 @@ def _check_column(column: str, values: Values, place: str) -> None:
 
 def measured(item: Any) -> tuple[dict[str, Any], int, int]:
     """Return a message as `check_message` does, its weight and the number of its images. Raises ValueError."""
+    if type(item) is dict and len(item) == 2 and type(text := item.get("content")) is str and item.get("role") in ROLES:
+        return item, _MESSAGE_WEIGHT + weight(text), 0  # as most are, and nothing in it is null
     try:
         message = check_message(item)
         return message, _MESSAGE_WEIGHT + _weigh(message), _count_images(message.get("content"))

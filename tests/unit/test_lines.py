@@ -164,3 +164,23 @@ json_values = st.recursive(
 def test_any_field_arrives_as_it_was(fields: dict[str, Any]) -> None:
     body = json.loads(AS_IT_IS.render(line(**fields)).body)
     assert {name: body.get(name) for name in fields} == fields
+
+
+params = st.dictionaries(
+    st.sampled_from(["temperature", "logprobs", "stream", "n", "user"]),
+    st.sampled_from([None, 0, 0.0, 1, 1.0, True, False, "x", float("nan"), 2**70]),
+    max_size=3,
+)
+
+
+@given(st.lists(params, max_size=6))
+def test_no_line_changes_how_the_next_one_renders(lines: list[dict[str, Any]]) -> None:
+    def outcome(template: Template, fields: dict[str, Any]) -> object:
+        try:
+            return template.render(line(**fields))
+        except RowTemplateError as error:
+            return str(error)
+
+    one_for_all = compile_lines({}, model="")
+    for fields in lines:
+        assert outcome(one_for_all, fields) == outcome(compile_lines({}, model=""), fields)
