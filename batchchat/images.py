@@ -114,6 +114,7 @@ def _piece(batch: RowBatch, start: int, images: list[Mapping[str, Loaded] | None
         values=batch.values[start:stop],
         failures={offset - start: batch.failures[offset] for offset in here if offset in batch.failures},
         raw={offset - start: batch.raw[offset] for offset in here if offset in batch.raw},
+        nbytes=batch.nbytes * len(images) // len(batch.values),
         place=None,
         images=images,
     )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _KEYS_CHECKED = 1_000
+_HEAD_BYTES = 32 * 2**20
 _NOT_FROZEN = Frozen()
 _ROWS_TRIED = 100
 _KEYS_DIFFER = "A key must be there and different in every row: name another column, or leave input.key out."
@@ -96,9 +97,11 @@ def prepare(
     images = _image_reader(job, questions.template, source)
     batches = source.batches()
     head: list[RowBatch] = []
+    size = 0
     for batch in batches:
         head.append(batch)
-        if batch.first_index + len(batch.values) >= _KEYS_CHECKED:
+        size += batch.nbytes
+        if batch.first_index + len(batch.values) >= _KEYS_CHECKED or size >= _HEAD_BYTES:
             break
     rows = list(islice(_rows(head), _KEYS_CHECKED))
     if job.input.key is not None:

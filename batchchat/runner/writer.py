@@ -26,6 +26,7 @@ from batchchat.store.journal import sum_spends
 
 _FULL_BYTES = 16 * 2**20
 _NO_USAGE = Usage()
+_NOTHING = Spend()
 
 
 class Offload(Protocol):
@@ -92,7 +93,7 @@ class Writer:
         record = self._record(request, outcome)
         usage = outcome.reply.usage
         spend = Spend() if usage is None else self._spend(usage)
-        self._add(Settled(record, spend), len(record.completion or "") + 1000)
+        self._add_record(record, spend)
 
     def add_invalid(self, invalid: Invalid) -> None:
         """Record a row that yields no request."""
@@ -112,7 +113,7 @@ class Writer:
             started_at=now,
             finished_at=now,
         )
-        self._add(Settled(record), 1000)
+        self._add_record(record)
 
     def add_revived(self, request: Request, outcome: dict[str, Any]) -> None:
         """Record a row whose answer the archive holds: the answer as it was, the row as it is now."""
@@ -129,7 +130,7 @@ class Writer:
             }
         )
         self._revived.add(record.custom_id)
-        self._add(Settled(record), len(record.completion or "") + 1000)
+        self._add_record(record)
 
     def add_shared(self, request: Request, outcome: EngineSettled) -> None:
         """Record what became of an equal request: it was not sent, and costs nothing.
@@ -140,7 +141,12 @@ class Writer:
         record.cache_hit, record.cost = True, 0.0
         record.http_status = record.latency_s = None
         record.started_at = record.finished_at
-        self._add(Settled(record), len(record.completion or "") + 1000)
+        self._add_record(record)
+
+    def _add_record(self, record: Record, spend: Spend = _NOTHING) -> None:
+        # The row is kept with its answer: one that holds an image is most of what waits for the disk.
+        row_bytes = record.batch.nbytes // (len(record.batch.values) or 1)
+        self._add(Settled(record, spend), len(record.completion or "") + row_bytes + 1000)
 
     def _add(self, entry: Entry, nbytes: int) -> None:
         self._entries.append(entry)
