@@ -207,7 +207,12 @@ def _prompt_ratio(runs: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _preview(found: Sorted, shown: list[RequestPreview], previews: int) -> None:
-    for request in found.requests[: max(0, previews - len(shown))]:
+    """Show the first requests, one of each row."""
+    for request in found.requests:
+        if len(shown) >= previews:
+            return
+        if shown and shown[-1].row_index == request.row_index:
+            continue
         body: dict[str, Any] = orjson.loads(request.body)
         messages = [_without_pictures(message) for message in body.pop("messages")]
         body.pop("model", None)

@@ -142,6 +142,16 @@ def test_limit_counts_rows_and_the_rest_is_paid_for_later(tmp_path: Path, demo: 
     assert (whole.ok, demo.stats().requests) == (120, 120)
 
 
+def test_a_cache_and_equal_rows_share_answers_sample_by_sample(tmp_path: Path, demo: DemoServer) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"text": "same"}] * 4)
+    deduped = run(sampled(tmp_path, demo, 2, key=None, dedupe=True))
+    assert (deduped.ok, deduped.sent) == (8, 2)
+    cached = {"cache": str(tmp_path / "cache"), "dedupe": True}
+    assert run(sampled(tmp_path, demo, 2, key=None, output=str(tmp_path / "o2"), **cached)).sent == 2
+    other = run(sampled(tmp_path, demo, 3, key=None, output=str(tmp_path / "o3"), **cached))
+    assert (other.ok, other.sent) == (12, 1)
+
+
 def test_one_failed_sample_is_tried_again_alone(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(20))
     with DemoServer(DemoOptions(latency_s=0, faults={"error_503": 0.2})) as demo:
@@ -190,6 +200,7 @@ def test_plan_and_status_count_samples(tmp_path: Path, demo: DemoServer) -> None
     write_rows(tmp_path / "rows.jsonl", texts(10))
     one, four = plan_job(sampled(tmp_path, demo, 1)), plan_job(sampled(tmp_path, demo, 4))
     assert (four.samples, four.new, four.requests) == (4, 40, 40)
+    assert [preview.row_index for preview in four.previews] == [0, 1]
     assert four.prompt_tokens == 4 * (one.prompt_tokens or 0)
     assert four.cost == pytest.approx(4 * (one.cost or 0))
     run(sampled(tmp_path, demo, 4), limit=5)
