@@ -140,7 +140,7 @@ def find_records(
     They come in the order of its parts, those of one `row` in the order of their samples.
     """
     output = read_state(directory)
-    templates = _Templates(output)
+    templates = Templates(output)
     records = _chosen(output, row=row, failed=failed)
     if row is not None:
         records = iter(sorted(records, key=lambda record: record["sample_index"]))
@@ -160,14 +160,14 @@ def _chosen(output: Output, *, row: int | None, failed: bool) -> Iterator[dict[s
         yield from python_rows(chosen)
 
 
-def _view(output: Output, templates: _Templates, record: dict[str, Any]) -> RecordView:
+def _view(output: Output, templates: Templates, record: dict[str, Any]) -> RecordView:
     own = {name: record.pop(name) for name in (*RECORD_COLUMNS, PARSED) if name in record}
     messages, note = templates.messages(own["run_id"], record, own["sample_index"])
     return RecordView(record, own, messages, note)
 
 
-class _Templates:
-    """The template of each run, from its own snapshot of the job."""
+class Templates:
+    """The template of each run of an output, from its own snapshot of the job: messages as they were sent."""
 
     def __init__(self, output: Output) -> None:
         self._output = output

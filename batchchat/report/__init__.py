@@ -1,13 +1,15 @@
 """Reports: one-file HTML pages that need no network, about one output or about the variants of a suite.
 
 `page.py` is the shell that both share, with the policy that keeps a page from asking for anything. `run_report.py`
-tells how an output came about, out of `outcome.py`, which adds it up with flat memory. Styles, scripts and templates
-are files in `assets`; the charting library comes from its own package.
+tells how an output came about, out of `outcome.py`, which adds it up with flat memory. `suite_report.py` sets variants
+beside each other; `answers.py` packs their answers for the page's row browser. Styles, scripts and templates are files
+in `assets`; the charting library comes from its own package.
 """
 
 from __future__ import annotations
 
 from batchchat.report.page import check_page
 from batchchat.report.run_report import write_run_report
+from batchchat.report.suite_report import write_suite_report
 
-__all__ = ["check_page", "write_run_report"]
+__all__ = ["check_page", "write_run_report", "write_suite_report"]

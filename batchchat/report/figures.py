@@ -162,9 +162,14 @@ def _ticks(low: float, high: float) -> list[float]:
         return [tick for tick in chosen if math.log10(tick).is_integer()]
     if len(chosen) >= 3:
         return chosen
-    step = next((tick for tick in fine if (high - low) / tick <= 5), high)
-    first = math.ceil(low / step)
-    return [index * step for index in range(first, math.floor(high / step) + 1)]
+    return linear_ticks(low, high)
+
+
+def linear_ticks(low: float, high: float) -> list[float]:
+    """At most six round numbers in equal steps within a range, zero left out."""
+    sizes = (factor * 10.0**power for power in range(-6, 12) for factor in (1, 2, 5))
+    step = next((size for size in sizes if (high - low) / size <= 5), high)
+    return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1) if index]
 
 
 def seconds_text(value: float | None) -> str:

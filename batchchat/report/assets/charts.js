@@ -58,6 +58,7 @@ const charts = (() => {
         annotations: marks.map(({ x, text }) => ({
           xref: 'x', yref: 'paper', x, y: 1, yanchor: 'bottom', showarrow: false, text, font: { ...font, size: 11 },
         })),
+        height: undefined,
       },
     };
   }
@@ -66,11 +67,19 @@ const charts = (() => {
 
   async function draw(plot) {
     const figure = figures[plot.dataset.figure];
+    if (!figure || plot.hidden) return;
+    if (figure.layout.height) plot.style.height = `${figure.layout.height}px`;
     const color = palette();
     const { data, layout } = painted(figure, color);
     color(null);
     plot.classList.remove('undrawn');
     await library.react(plot, data, layout, config);
+  }
+
+  /** Draw another figure in a place, as soon as the library is there. */
+  function show(plot, name) {
+    plot.dataset.figure = name;
+    if (library) draw(plot);
   }
 
   function plots() {
@@ -112,5 +121,5 @@ const charts = (() => {
     document.documentElement.dataset.charts = library ? 'drawn' : 'none';
   });
 
-  return { figures, draw, ready };
+  return { draw, show, ready };
 })();

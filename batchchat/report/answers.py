@@ -1,0 +1,269 @@
+"""The answers of all variants, row by row, packed for a page: blocks of texts, and an index to filter and sort by.
+
+A block is a JSON array of some hundred rows, compressed; the page opens the blocks that it shows or searches. The
+index holds what filters and orders need of every row, in columns. A page is bounded: beyond `MOST_ROWS` rows (fewer
+where there are many variants) those are shown on which variants differ, then an even choice of the others; beyond
+`MOST_BYTES` of text, long texts are cut.
+
+In a row, `m` are its different prompts (lists of [role, text]), `u` tells for each variant which prompt it was asked
+with, and `a` holds for each variant its samples: `t` text, `e` failure, `c` tool calls, `x` refusal, `r` reasoning,
+`f` finish reason, `n` a note in place of messages, `s` scores as [value, reason], `l` seconds, `k` cost, `p` and `o`
+tokens in and out. What is null is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchchat.report.alignment import Messages, Records, choose_rows, cut_text, row_ids, rows_of
+from batchchat.report.library import pack
+from batchchat.report.suite import Suite
+
+MOST_ROWS = 20_000
+MOST_CELLS = 4_000_000
+MOST_BYTES = 200_000_000
+_LONGEST_TEXT = 20_000
+_SHORTEST_CUT = 400
+_BLOCK_LETTERS = 400_000
+_BLOCK_ROWS = 400
+_PROBE_ROWS = 200
+_SHORT_NAMES = {
+    "completion": "t",
+    "refusal": "x",
+    "reasoning": "r",
+    "latency_s": "l",
+    "cost": "k",
+    "prompt_tokens": "p",
+    "completion_tokens": "o",
+}
+
+
+@dataclass(slots=True)
+class _Scores:
+    """Values and reasons of one variant and scorer by slot: row position x samples + sample."""
+
+    values: list[float | None]
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+class Answers:
+    """Everything that the row browser of a page shows. Read `blocks` to their end before `index`."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.suite = suite
+        self.names = [str(variant.get("name")) for variant in suite.variants]
+        values = suite.values()
+        values = values.append_column("id", row_ids(values))
+        self.scorers = values.column("scorer").unique().to_pylist()
+        highest = pc.max(values.column("sample_index")).as_py()
+        self.samples = max(1, int(suite.summary.get("samples") or 1), 1 + (highest or 0))
+        outputs = [suite.output(variant) for variant in suite.variants]
+        rows = rows_of(values, outputs)
+        self.total = rows.num_rows
+        cells = max(1, len(self.names) * max(1, len(self.scorers)) * self.samples)
+        rows = choose_rows(rows, values, min(MOST_ROWS, max(100, MOST_CELLS // cells)))
+        self.row_index: list[int] = rows.column("row_index").to_pylist()
+        self.keys: list[str | None] = rows.column("key").to_pylist()
+        self._ids = rows.column("id").combine_chunks()
+        values = values.append_column("position", pc.index_in(values.column("id"), value_set=self._ids))
+        values = values.filter(pc.is_valid(values.column("position")))
+        self._scores = [[self._scored(values, name, scorer) for scorer in self.scorers] for name in self.names]
+        self._records = [Records(output, self._ids, self.samples) for output in outputs]
+        self._groups: list[list[int | None]] = [[] for _ in self.names]
+        self._states: list[list[int]] = [[] for _ in self.names]
+        self._measures: dict[str, list[list[float | None]]] = {
+            name: [[] for _ in self.names] for name in ("cost", "latency_s", "letters")
+        }
+        self.cut = _LONGEST_TEXT
+        self.starts: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.row_index)
+
+    def _scored(self, values: pa.Table, name: str, scorer: str) -> _Scores:
+        chosen = values.filter(
+            pc.and_(pc.equal(values.column("variant"), name), pc.equal(values.column("scorer"), scorer))
+        )
+        found = _Scores([None] * (len(self) * self.samples))
+        columns = (chosen.column(column).to_pylist() for column in ("position", "sample_index", "value", "reason"))
+        for position, sample, value, reason in zip(*columns, strict=True):
+            slot = position * self.samples + sample
+            found.values[slot] = value
+            if reason:
+                found.reasons[slot] = reason
+        return found
+
+    # ---- blocks -------------------------------------------------------------------------------------------------
+
+    def blocks(self) -> Iterator[str]:
+        """The rows in packed blocks, in the order of the index."""
+        self.cut = self._bearable_length()
+        lines: list[bytes] = []
+        letters = 0
+        for start in range(0, len(self), _BLOCK_ROWS):
+            end = min(len(self), start + _BLOCK_ROWS)
+            for offset, row in enumerate(self._rows(start, end)):
+                if not lines:
+                    self.starts.append(start + offset)
+                lines.append(orjson.dumps(row))
+                letters += len(lines[-1])
+                if letters > _BLOCK_LETTERS:
+                    yield _packed(lines)
+                    lines, letters = [], 0
+        if lines:
+            yield _packed(lines)
+
+    def _bearable_length(self) -> int:
+        """How long a text may be so that the page stays bearable: told by the answers, and by some of the prompts."""
+        step = max(1, len(self) // _PROBE_ROWS)
+        letters = texts = 0
+        for variant in self._records:
+            probed = range(0, len(self), step)
+            for position in probed:
+                record = variant.at(position * self.samples)
+                messages = variant.messages(record, None)[0] if record else None
+                letters += sum(len(text) for _, text in messages or ()) * len(self) // len(probed)
+                texts += len(messages or ()) * len(self) // len(probed)
+            letters += variant.answer_bytes
+            texts += variant.count
+        if letters <= MOST_BYTES:
+            return _LONGEST_TEXT
+        return max(_SHORTEST_CUT, MOST_BYTES // max(1, texts))
+
+    def _rows(self, start: int, end: int) -> Iterator[dict[str, Any]]:
+        records = [variant.between(start * self.samples, end * self.samples) for variant in self._records]
+        for position in range(start, end):
+            yield self._row(position, [self._of_row(found, position) for found in records])
+
+    def _of_row(self, records: Mapping[int, dict[str, Any]], position: int) -> dict[int, dict[str, Any]]:
+        """A row's records by sample."""
+        slots = enumerate(range(position * self.samples, (position + 1) * self.samples))
+        return {sample: records[slot] for sample, slot in slots if slot in records}
+
+    def _row(self, position: int, records: Sequence[Mapping[int, dict[str, Any]]]) -> dict[str, Any]:
+        prompts: list[Messages] = []
+        used: list[int | None] = []
+        answers: list[list[dict[str, Any] | None]] = []
+        for number, samples in enumerate(records):
+            first = samples[min(samples)] if samples else None
+            messages, note = self._records[number].messages(first, self.cut) if first else (None, "")
+            used.append(None if messages is None else _place(prompts, messages))
+            told = [self._answer(number, position, sample, samples.get(sample)) for sample in range(self.samples)]
+            if note and told[0] is not None:
+                told[0]["n"] = note
+            while len(told) > 1 and told[-1] is None:
+                told.pop()
+            answers.append(told)
+        self._index(records)
+        return {"m": prompts, "u": used, "a": answers}
+
+    def _answer(
+        self, number: int, position: int, sample: int, record: Mapping[str, Any] | None
+    ) -> dict[str, Any] | None:
+        slot = position * self.samples + sample
+        scores = [
+            [score.values[slot], score.reasons[slot]] if slot in score.reasons else [score.values[slot]]
+            for score in self._scores[number]
+        ]
+        if record is None:
+            return {"s": scores} if any(score != [None] for score in scores) else None
+        told: dict[str, Any] = {"s": scores}
+        for name, key in _SHORT_NAMES.items():
+            value = record.get(name)
+            if value is not None:
+                told[key] = cut_text(value, self.cut) if isinstance(value, str) else value
+        if record.get("finish_reason") not in {None, "stop"}:
+            told["f"] = record["finish_reason"]
+        if record.get("tool_calls"):
+            told["c"] = [
+                [call.get("name"), cut_text(call.get("arguments") or "", self.cut)] for call in record["tool_calls"]
+            ]
+        if record.get("status") != "ok":
+            told["e"] = [
+                record.get("error_kind"),
+                cut_text(record.get("error_message") or "", self.cut),
+                record.get("http_status"),
+            ]
+        return told
+
+    # ---- index --------------------------------------------------------------------------------------------------
+
+    def _index(self, records: Sequence[Mapping[int, dict[str, Any]]]) -> None:
+        groups: dict[Any, int] = {}
+        for number, samples in enumerate(records):
+            ordered = [samples[sample] for sample in sorted(samples)]
+            states = {record.get("status") for record in ordered}
+            self._states[number].append(2 if states - {"ok"} else 1 if states else 0)
+            meaning = tuple(_meaning(record) for record in ordered)
+            self._groups[number].append(groups.setdefault(meaning, len(groups)) if ordered else None)
+            self._measures["cost"][number].append(_sum(record.get("cost") for record in ordered))
+            self._measures["latency_s"][number].append(_mean([record.get("latency_s") for record in ordered]))
+            self._measures["letters"][number].append(_mean([len(record.get("completion") or "") for record in ordered]))
+
+    def index(self) -> str:
+        """What filters and orders need, packed."""
+        return pack(
+            orjson.dumps(
+                {
+                    "total": self.total,
+                    "starts": self.starts,
+                    "scorers": self.scorers,
+                    "samples": self.samples,
+                    "row_index": self.row_index,
+                    "key": self.keys if any(key is not None for key in self.keys) else None,
+                    "state": self._states,
+                    "group": self._groups,
+                    "value": [[self._means(score) for score in scores] for scores in self._scores],
+                    **self._measures,
+                }
+            )
+        )
+
+    def _means(self, score: _Scores) -> list[float | None]:
+        if self.samples == 1:
+            return [_rounded(value) for value in score.values]
+        slots = range(0, len(score.values), self.samples)
+        return [_mean(score.values[slot : slot + self.samples]) for slot in slots]
+
+
+def _packed(lines: Sequence[bytes]) -> str:
+    return pack(b"[" + b",".join(lines) + b"]")
+
+
+def _place(prompts: list[Messages], messages: Messages) -> int:
+    if messages not in prompts:
+        prompts.append(messages)
+    return prompts.index(messages)
+
+
+def _meaning(record: Mapping[str, Any]) -> Any:
+    """What an answer comes to: equal for texts that differ in white space, and for equal JSON."""
+    if record.get("status") != "ok":
+        return "failed", record.get("error_kind")
+    calls = [(call.get("name"), call.get("arguments")) for call in record.get("tool_calls") or ()]
+    text = (record.get("completion") or "").strip()
+    if text[:1] in {"{", "["}:
+        with suppress(orjson.JSONDecodeError):
+            text = orjson.dumps(orjson.loads(text), option=orjson.OPT_SORT_KEYS).decode()
+    return " ".join(text.split()), tuple(calls)
+
+
+def _sum(values: Iterator[Any]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _rounded(sum(known)) if known else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _rounded(sum(known) / len(known)) if known else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")

@@ -1,0 +1,155 @@
+/* What is told about all rows: the chosen score, cost against it, pairs of variants, classes. */
+
+const suite = (() => {
+  const data = page.embedded('suite');
+  const { variants, scores } = data;
+  const listeners = [];
+  const state = { score: Math.max(0, scores.findIndex((score) => score.figure && score.column !== null)) };
+
+  const byId = (id) => document.getElementById(id);
+  const count = (number) => number.toLocaleString('en');
+
+  function score() {
+    return scores[state.score];
+  }
+
+  function onScore(listener) {
+    listeners.push(listener);
+  }
+
+  function choose(index) {
+    state.score = index;
+    byId('score').value = String(index);
+    for (const name of document.querySelectorAll('.score-name')) name.textContent = score()?.name ?? 'no score';
+    for (const listener of listeners) listener();
+  }
+
+  function options(select, names, values = names.map((_, index) => String(index))) {
+    select.replaceChildren(...names.map((name, index) => page.element('option', { value: values[index] }, name)));
+  }
+
+  // ---- cost against quality
+
+  function drawQuality() {
+    const plot = byId('quality-plot');
+    const name = score()?.figure;
+    plot.hidden = !name;
+    byId('quality-none').hidden = Boolean(name);
+    if (name) charts.show(plot, name);
+  }
+
+  // ---- pairs of variants
+
+  const MOST_PAIRS = 15;
+
+  function drawPairs() {
+    const body = document.querySelector('#pairs tbody');
+    if (!body) return;
+    const all = data.differences.filter((one) => one.scorer === score()?.name);
+    const choice = byId('pairs-choice');
+    choice.hidden = all.length <= MOST_PAIRS;
+    const baseline = Number(byId('baseline').value || 0);
+    const shown = choice.hidden ? all : all.filter((one) => one.a === baseline || one.b === baseline);
+    body.replaceChildren(...shown.map(pairLine));
+    const tests = [...new Set(shown.map((one) => one.test).filter(Boolean))];
+    byId('pairs-note').textContent = shown.length
+      ? `Differences are the first variant less the second.${tests.length ? ` Test: ${tests.join(', ')}.` : ''}`
+      : 'No pair of variants is compared by this score.';
+  }
+
+  function pairLine(one) {
+    const { element } = page;
+    const direction = score().higher;
+    const filter = (kind, first, second) => ({ kind, first, second, score: state.score });
+    const flips = one.flips_to_a !== null;
+    const [inA, inB] = flips ? [one.flips_to_a, one.flips_to_b] : [one.wins_a, one.wins_b];
+    const better = (number, first, second) => {
+      if (number === null) return '–';
+      const text = count(number);
+      const there = score().column !== null && number > 0 && (flips || direction !== null);
+      if (!there) return text;
+      const label = `Show the rows that are ${flips ? 'right' : 'better'} in ${variants[first]} and not in ${variants[second]}`;
+      return element('button', {
+        type: 'button', class: 'link', 'aria-label': `${text}. ${label}`, title: label,
+        click: () => browser.narrow(filter(flips ? 'flip' : 'better', first, second)),
+      }, text);
+    };
+    return element('tr', {},
+      element('th', { scope: 'row' }, element('span', { class: 'data' }, variants[one.a]), element('span', { class: 'quiet' }, ' less '), element('span', { class: 'data' }, variants[one.b])),
+      element('td', { class: 'number' }, one.difference),
+      element('td', { class: 'quiet' }, one.interval),
+      element('td', { class: 'number' }, one.p),
+      element('td', {}, better(inA, one.a, one.b), element('span', { class: 'quiet' }, ' to '), better(inB, one.b, one.a),
+        one.ties === null ? null : element('span', { class: 'quiet' }, `, ${count(one.ties)} alike`)),
+      element('td', { class: one.better ? 'data settled' : 'data quiet' }, one.verdict));
+  }
+
+  // ---- classes
+
+  function drawMatrix() {
+    const place = byId('matrix');
+    if (!place) return;
+    const choice = byId('matrix-choice');
+    const matrix = data.matrices[Number(choice.value || 0)];
+    place.replaceChildren(matrixTable(matrix), classTable(matrix));
+  }
+
+  function matrixTable({ classes, given, table, left_out: leftOut }) {
+    const { element } = page;
+    const used = given.map((_, column) => table.some((line) => line[column] > 0) || column < classes.length);
+    const columns = given.map((_, column) => column).filter((column) => used[column]);
+    const most = Math.max(1, ...table.map((line) => Math.max(...line)));
+    const lines = table.map((line, row) => element('tr', {},
+      element('th', { scope: 'row', class: 'data' }, classes[row].label),
+      ...columns.map((column) => {
+        const number = line[column];
+        const right = given[column] === classes[row].label;
+        const strength = number ? 12 + Math.round(78 * Math.sqrt(number / most)) : 0;
+        const tone = right ? 'good' : 'bad';
+        return element('td', {
+          class: `cell ${strength > 55 ? 'strong' : ''}`,
+          style: number ? `background: color-mix(in oklab, var(--${tone}) ${strength}%, var(--card))` : null,
+          title: `${count(number)} that should be ${classes[row].label} were given as ${given[column]}`,
+        }, number ? count(number) : '·');
+      })));
+    const head = element('tr', {}, element('td', { class: 'corner quiet' }, 'expected ↓ given →'),
+      ...columns.map((column) => element('th', { scope: 'col', class: 'data' }, element('span', {}, given[column]))));
+    return element('div', {},
+      element('table', { class: 'matrix' }, element('caption', {}, 'Confusion matrix'), element('thead', {}, head), element('tbody', {}, ...lines)),
+      leftOut ? element('p', { class: 'quiet small' }, `${count(leftOut)} rarer classes are left out.`) : null);
+  }
+
+  function classTable({ classes }) {
+    const { element } = page;
+    const share = (value) => (value === null ? '–' : `${(100 * value).toFixed(1)}%`);
+    return element('details', {}, element('summary', {}, 'Precision and recall of each class'),
+      element('table', { class: 'lines' },
+        element('thead', {}, element('tr', {}, ...['class', 'precision', 'recall', 'F1', 'rows'].map((name, index) => element('th', { scope: 'col', class: index ? 'number' : null }, name)))),
+        element('tbody', {}, ...classes.map((one) => element('tr', {},
+          element('th', { scope: 'row', class: 'data' }, one.label),
+          ...[one.precision, one.recall, one.f1].map((value) => element('td', { class: 'number' }, share(value))),
+          element('td', { class: 'number' }, count(one.support)))))));
+  }
+
+  function start() {
+    options(byId('score'), scores.map((one) => one.name));
+    byId('score').addEventListener('change', (event) => choose(Number(event.target.value)));
+    const baseline = byId('baseline');
+    if (baseline) {
+      options(baseline, variants);
+      baseline.addEventListener('change', drawPairs);
+    }
+    const matrix = byId('matrix-choice');
+    if (matrix) {
+      const several = new Set(data.matrices.map((one) => one.scorer)).size > 1;
+      options(matrix, data.matrices.map((one) => variants[one.variant] + (several ? `, ${one.scorer}` : '')));
+      matrix.addEventListener('change', drawMatrix);
+      drawMatrix();
+    }
+    onScore(drawQuality);
+    onScore(drawPairs);
+    choose(state.score);
+  }
+
+  return { data, variants, scores, score, onScore, options, count, start };
+})();

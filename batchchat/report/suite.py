@@ -1,0 +1,146 @@
+"""A scored suite as its report reads it: `summary.json`, and one line for each score in `scores.parquet`.
+
+The files are the contract. What a summary does not hold is left out of the page, so that one of an earlier or later
+version has a page too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchchat.errors import StorageError, UsageError
+from batchchat.store import Output, is_output, read_state
+
+_SETTLED = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a score measures. `higher_is_better` is None where no direction is better."""
+
+    name: str
+    unit: str = ""
+    higher_is_better: bool | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite's folder. `variants` and `comparisons` are objects of the summary as they stand in it."""
+
+    directory: Path
+    summary: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The suite's name."""
+        return str(self.summary.get("name") or self.directory.name)
+
+    @property
+    def variants(self) -> Sequence[Mapping[str, Any]]:
+        """The variants, in the order of the suite."""
+        variants: Sequence[Mapping[str, Any]] = self.summary["variants"]
+        return variants
+
+    @property
+    def comparisons(self) -> Sequence[Mapping[str, Any]]:
+        """The comparisons of pairs of variants, one for each score."""
+        return self.summary.get("comparisons") or ()
+
+    @property
+    def input(self) -> str:
+        """What the variants read."""
+        return str(self.summary.get("input") or "")
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know before believing the numbers."""
+        return [str(note) for note in self.summary.get("notes") or ()]
+
+    @property
+    def judges(self) -> list[dict[str, Any]]:
+        """What each judge was asked, and what it cost."""
+        names = ("name", "model", "requests", "failed", "cost", "currency")
+        return [{name: judge.get(name) for name in names} for judge in self.summary.get("judges") or ()]
+
+    @cached_property
+    def scores(self) -> list[Score]:
+        """Every score that a variant or a comparison has."""
+        found: dict[str, Score] = {}
+        for variant in self.variants:
+            for name, score in (variant.get("scores") or {}).items():
+                found.setdefault(name, Score(name, str(score.get("unit") or ""), score.get("higher_is_better")))
+        for comparison in self.comparisons:
+            name, unit = str(comparison.get("scorer")), str(comparison.get("unit") or "")
+            found.setdefault(name, Score(name, unit, comparison.get("higher_is_better")))
+        return list(found.values())
+
+    def leader(self, score: Score) -> str | None:
+        """The variant that the tests find better than every other one, if there is one."""
+        won = [better(comparison, score) for comparison in self.comparisons if comparison.get("scorer") == score.name]
+        others = len(self.variants) - 1
+        names = [str(variant.get("name")) for variant in self.variants]
+        return next((name for name in names if others and won.count(name) == others), None)
+
+    def output(self, variant: Mapping[str, Any]) -> Output | None:
+        """A variant's records, None where it has none."""
+        folder = variant.get("folder")
+        directory = self.directory / "variants" / str(folder)
+        if not folder or not directory.is_dir() or not is_output(directory):
+            return None
+        return read_state(directory)
+
+    def values(self) -> pa.Table:
+        """All lines of `scores.parquet`. Raises StorageError where it is damaged."""
+        path = self.directory / "scores.parquet"
+        try:
+            return pq.read_table(path)
+        except FileNotFoundError:
+            return NO_VALUES
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(f"{path} cannot be read: {error}", remedy="Score the suite again.") from error
+
+
+NO_VALUES = pa.table(
+    {
+        "variant": pa.array([], pa.string()),
+        "row_index": pa.array([], pa.int64()),
+        "key": pa.array([], pa.string()),
+        "sample_index": pa.array([], pa.int32()),
+        "scorer": pa.array([], pa.string()),
+        "value": pa.array([], pa.float64()),
+        "reason": pa.array([], pa.string()),
+    }
+)
+"""No scores, in the columns that a page needs."""
+
+
+def better(comparison: Mapping[str, Any], score: Score) -> str | None:
+    """The variant that a comparison finds better, where its test says so and the score has a better direction."""
+    adjusted, difference = comparison.get("p_adjusted"), comparison.get("difference")
+    if adjusted is None or adjusted >= _SETTLED or not difference or score.higher_is_better is None:
+        return None
+    return str(comparison["a"] if (difference > 0) == score.higher_is_better else comparison["b"])
+
+
+def read_suite(directory: Path) -> Suite:
+    """Read a suite's summary. Raises UsageError where the folder holds none."""
+    path = directory / "summary.json"
+    try:
+        summary = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(
+            f"{directory} is no scored suite: it has no summary.json", remedy="Score the suite first."
+        ) from None
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", remedy="Score the suite again.") from None
+    if not isinstance(summary, dict) or not isinstance(summary.get("variants"), list):
+        raise UsageError(f"{path} is no summary of a suite", remedy="Score the suite again.")
+    return Suite(directory, summary)

@@ -1,0 +1,350 @@
+"""The page about a scored suite: which variant is better, what it costs, and every answer to look at. Blocking code.
+
+The page's tables and charts are made from `summary.json`, its row browser from `scores.parquet` and the variants' own
+outputs. Nothing is computed anew that the summary tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from batchchat.format import UNKNOWN, count, money, plural
+from batchchat.report.answers import Answers
+from batchchat.report.distribution import Distribution
+from batchchat.report.figures import Figure, seconds_text
+from batchchat.report.page import check_page, write_page, written
+from batchchat.report.suite import Score, Suite, better, read_suite
+from batchchat.report.suite_figures import Point, latencies, latency_text, pareto, quality_against_cost
+
+_SHARES = {"yes/no", "share"}
+_MOST_CLASSES = 40
+_ROOM = 0.06
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A variant's score in the table: texts, and where mean and interval lie on the column's scale, in percent."""
+
+    mean: str
+    interval: str
+    at: float | None = None
+    left: float = 0.0
+    width: float = 0.0
+    best: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A variant's line in the table."""
+
+    name: str
+    changes: list[tuple[str, str]]
+    rows: int
+    open: int
+    failed: int
+    failures: str
+    cells: list[Cell]
+    cost: str
+    cost_each: str
+    tokens: int
+    p50: str
+    p95: str
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A comparison in words."""
+
+    a: int
+    b: int
+    scorer: str
+    difference: str
+    interval: str
+    p: str
+    test: str
+    verdict: str
+    better: str | None
+    wins_a: int | None
+    wins_b: int | None
+    ties: int | None
+    flips_to_a: int | None
+    flips_to_b: int | None
+
+
+def write_suite_report(directory: Path, target: Path) -> None:
+    """Write the page about the suite whose results are in a folder.
+
+    Raises UsageError where the folder holds no summary or the page cannot be written there, StorageError where a file
+    is damaged or the disk fails.
+    """
+    check_page(target)
+    suite = read_suite(directory)
+    answers = Answers(suite)
+    spreads = _latencies(suite)
+    figures: dict[str, Figure] = {f"quality-{at}": figure for at, figure in enumerate(_qualities(suite)) if figure}
+    if any(spread.count for _, spread in spreads):
+        figures["latency"] = latencies(spreads)
+    write_page(
+        target,
+        "suite.html",
+        scripts=("difference.js", "suite.js", "browser.js"),
+        title=f"{suite.name} · evaluation",
+        suite=suite,
+        lines=_lines(suite),
+        figures=figures,
+        latency_summary="; ".join(f"{name}: {latency_text(spread)}" for name, spread in spreads if spread.count),
+        data=_data(suite, answers, figures),
+        answers=answers,
+        has_matrices=any(variant.get("classes") for variant in suite.variants),
+        leaders=[(score.name, leader) for score in suite.scores if (leader := suite.leader(score)) is not None],
+        directory=str(directory),
+    )
+
+
+def _data(suite: Suite, answers: Answers, figures: Mapping[str, Figure]) -> dict[str, Any]:
+    """What the page's scripts read."""
+    names = [str(variant.get("name")) for variant in suite.variants]
+    scores = [
+        {
+            "name": score.name,
+            "unit": score.unit,
+            "higher": score.higher_is_better,
+            "column": answers.scorers.index(score.name) if score.name in answers.scorers else None,
+            "figure": f"quality-{at}" if f"quality-{at}" in figures else None,
+        }
+        for at, score in enumerate(suite.scores)
+    ]
+    return {
+        "variants": names,
+        "scores": scores,
+        "differences": [asdict(one) for one in _differences(suite, names)],
+        "matrices": _matrices(suite),
+    }
+
+
+# ---- the variants' table ----------------------------------------------------------------------------------------
+
+
+def _lines(suite: Suite) -> list[Line]:
+    columns = [_column(suite, score) for score in suite.scores]
+    return [
+        Line(
+            name=str(variant.get("name")),
+            changes=[(str(path), written(value)) for path, value in (variant.get("overrides") or {}).items()],
+            rows=variant.get("rows") or 0,
+            open=variant.get("open") or 0,
+            failed=variant.get("failed") or 0,
+            failures=", ".join(f"{kind} {number}" for kind, number in (variant.get("failures") or {}).items()),
+            cells=[column[at] for column in columns],
+            cost=money(variant.get("cost"), variant.get("currency")),
+            cost_each=money(_per_thousand(variant, variant.get("cost")), variant.get("currency")),
+            tokens=(variant.get("prompt_tokens") or 0) + (variant.get("completion_tokens") or 0),
+            p50=seconds_text(variant.get("latency_p50_s")),
+            p95=seconds_text(variant.get("latency_p95_s")),
+        )
+        for at, variant in enumerate(suite.variants)
+    ]
+
+
+def _column(suite: Suite, score: Score) -> list[Cell]:
+    """One score of all variants, on one scale."""
+    found = [(variant.get("scores") or {}).get(score.name) or {} for variant in suite.variants]
+    ends = [
+        value
+        for one in found
+        for value in (one.get("mean"), one.get("ci_low"), one.get("ci_high"))
+        if value is not None
+    ]
+    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    room = (high - low or abs(high) or 1.0) * _ROOM
+    low, size = low - room, high - low + 2 * room
+    leader = suite.leader(score)
+
+    def cell(variant: Mapping[str, Any], one: Mapping[str, Any]) -> Cell:
+        mean, left, right = one.get("mean"), one.get("ci_low"), one.get("ci_high")
+        currency = variant.get("currency")
+        if mean is None:
+            return Cell(UNKNOWN, "", note=str(one.get("reason") or ""))
+        nulls = f"; {plural(one['nulls'], 'row')} without a value" if one.get("nulls") else ""
+        placed = Cell(
+            mean=score_text(mean, score.unit, currency),
+            interval="",
+            at=100 * (mean - low) / size,
+            best=variant.get("name") == leader,
+            note=f"{plural(one.get('n') or 0, 'row')}{nulls}",
+        )
+        if left is None or right is None:
+            return placed
+        return replace(
+            placed,
+            interval=f"{score_text(left, score.unit, currency)} to {score_text(right, score.unit, currency)}",
+            left=100 * (left - low) / size,
+            width=100 * (right - left) / size,
+        )
+
+    return [cell(variant, one) for variant, one in zip(suite.variants, found, strict=True)]
+
+
+def score_text(value: float | None, unit: str, currency: str | None = None) -> str:
+    """Write a score in its unit: `84.2%`, `372 ms`, `0.0012 EUR`, `41.3`."""
+    if value is None:
+        return UNKNOWN
+    if unit in _SHARES:
+        return f"{100 * value:.1f}%"
+    if unit == "seconds":
+        return seconds_text(value)
+    if unit == "cost":
+        return money(value, currency)
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
+
+
+def _per_thousand(variant: Mapping[str, Any], amount: float | None) -> float | None:
+    rows = variant.get("rows")
+    return 1_000 * amount / rows if amount is not None and rows else None
+
+
+# ---- charts -----------------------------------------------------------------------------------------------------
+
+
+def _qualities(suite: Suite) -> list[Figure | None]:
+    """For each score the chart of cost against it, None where the score has no better direction or no values."""
+    currencies = {variant.get("currency") for variant in suite.variants if variant.get("cost") is not None}
+    priced = len(currencies) == 1 and all(variant.get("cost") is not None for variant in suite.variants)
+    currency = next(iter(currencies)) if priced else None
+    return [_quality(suite, score, currency, priced=priced) for score in suite.scores]
+
+
+def _quality(suite: Suite, score: Score, currency: str | None, *, priced: bool) -> Figure | None:
+    if score.higher_is_better is None:
+        return None
+    points = []
+    for variant in suite.variants:
+        one = (variant.get("scores") or {}).get(score.name) or {}
+        tokens = (variant.get("prompt_tokens") or 0) + (variant.get("completion_tokens") or 0)
+        spent = _per_thousand(variant, variant.get("cost") if priced else tokens)
+        if one.get("mean") is None or spent is None:
+            continue
+        text = money(spent, currency) if priced else f"{count(round(spent))} tokens"
+        points.append(
+            Point(
+                name=str(variant.get("name")),
+                cost=spent,
+                cost_text=f"{text} per 1,000 rows",
+                value=one["mean"],
+                value_text=f"{score.name} {score_text(one['mean'], score.unit, currency)}",
+                low=one.get("ci_low"),
+                high=one.get("ci_high"),
+            )
+        )
+    if not points:
+        return None
+    best = pareto(points, higher_is_better=score.higher_is_better)
+    points = [replace(point, best=chosen) for point, chosen in zip(points, best, strict=True)]
+    unit = "" if score.unit in _SHARES or not score.unit else f" ({score.unit})"
+    return quality_against_cost(
+        points,
+        cost=f"{currency or 'cost'} per 1,000 rows" if priced else "tokens per 1,000 rows",
+        value=f"{score.name}{unit}",
+        share=score.unit in _SHARES,
+    )
+
+
+def _latencies(suite: Suite) -> list[tuple[str, Distribution]]:
+    spreads = []
+    for variant in suite.variants:
+        spread = Distribution()
+        output = suite.output(variant)
+        for batch in output.records(["status", "latency_s"]) if output is not None else ():
+            spread.add(batch.filter(pc.equal(batch.column("status"), "ok")).column("latency_s"))
+        spreads.append((str(variant.get("name")), spread))
+    return spreads
+
+
+# ---- comparisons and classes ------------------------------------------------------------------------------------
+
+
+def _differences(suite: Suite, names: Sequence[str]) -> list[Difference]:
+    scores = {score.name: score for score in suite.scores}
+    currencies = {str(variant.get("name")): variant.get("currency") for variant in suite.variants}
+    return [
+        _difference(one, scores[str(one.get("scorer"))], names, currencies.get(str(one.get("a"))))
+        for one in suite.comparisons
+        if one.get("a") in names and one.get("b") in names
+    ]
+
+
+def _difference(one: Mapping[str, Any], score: Score, names: Sequence[str], currency: str | None) -> Difference:
+    difference, low, high = one.get("difference"), one.get("ci_low"), one.get("ci_high")
+    adjusted = one.get("p_adjusted", one.get("p_value"))
+    winner = better(one, score)
+    return Difference(
+        a=names.index(one["a"]),
+        b=names.index(one["b"]),
+        scorer=score.name,
+        difference=_signed(difference, score.unit, currency),
+        interval=f"{_signed(low, score.unit, currency)} to {_signed(high, score.unit, currency)}"
+        if low is not None
+        else "",
+        p=_p_text(adjusted),
+        test=str(one.get("test") or ""),
+        verdict=_verdict(one, score, winner),
+        better=winner,
+        wins_a=one.get("wins_a"),
+        wins_b=one.get("wins_b"),
+        ties=one.get("ties"),
+        flips_to_a=one.get("flips_to_a"),
+        flips_to_b=one.get("flips_to_b"),
+    )
+
+
+def _verdict(one: Mapping[str, Any], score: Score, winner: str | None) -> str:
+    if winner is not None:
+        return f"{winner} is better"
+    if one.get("p_adjusted") is None:
+        return str(one.get("reason") or "not tested")
+    if score.higher_is_better is None:
+        return "they differ" if one["p_adjusted"] < 0.05 else "no difference shown"
+    needed = one.get("needed_n")
+    return f"open; about {count(needed)} rows would settle it" if needed else "no difference shown"
+
+
+def _signed(value: float | None, unit: str, currency: str | None) -> str:
+    if value is None:
+        return UNKNOWN
+    sign = "+" if value > 0 else "-" if value < 0 else ""
+    text = f"{100 * abs(value):.1f}" if unit in _SHARES else score_text(abs(value), unit, currency)
+    return f"{sign}{text}"
+
+
+def _p_text(p: float | None) -> str:
+    if p is None:
+        return UNKNOWN
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _matrices(suite: Suite) -> list[dict[str, Any]]:
+    """The confusion matrices and class scores, the most frequent classes of each scorer."""
+    found = []
+    for number, variant in enumerate(suite.variants):
+        for scorer, report in (variant.get("classes") or {}).items():
+            classes, table = report.get("classes") or [], report.get("confusion") or []
+            order = sorted(range(len(classes)), key=lambda at: -(classes[at].get("support") or 0))[:_MOST_CLASSES]
+            chosen = sorted(order)
+            given = [*chosen, *range(len(classes), len(report.get("given") or []))]
+            found.append(
+                {
+                    "scorer": scorer,
+                    "variant": number,
+                    "left_out": len(classes) - len(chosen),
+                    "classes": [classes[at] for at in chosen],
+                    "given": [report["given"][at] for at in given],
+                    "table": [[table[line][at] for at in given] for line in chosen],
+                }
+            )
+    return found
