@@ -310,10 +310,12 @@ class Demo:
         content_type = (b"content-type", b"text/event-stream; charset=utf-8")
         await self._begin(exchange, 200, [content_type, (b"cache-control", b"no-cache")])
         cut_at = _cut_at(fault, len(events), include_usage=request.include_usage)
-        began_at, pause = anyio.current_time(), rest / len(events)
-        for number, event in enumerate(events[:cut_at], 1):
+        # The role goes before the first piece of the text, and the end follows the last one, without a pause.
+        began_at, pieces = anyio.current_time(), len(events) - 3 - request.include_usage
+        for number, event in enumerate(events[:cut_at]):
             await exchange.send({"type": "http.response.body", "body": event, "more_body": True})
-            await _wait(exchange, began_at + number * pause - anyio.current_time() if pause else 0.0)
+            if rest and 0 < number <= pieces:
+                await _wait(exchange, began_at + number * rest / pieces - anyio.current_time())
         if fault in {"drop_body", "stream_cut"}:
             await self._abort(exchange)
             return

@@ -68,9 +68,9 @@ class DemoOptions:
     per `window_s` seconds (a minute, shorter in tests); None is no limit. `faults` maps names of `FAULTS` to
     probabilities. `outage` is (start, length) in seconds, counted from the first chat request: every request inside it
     gets 503. With `api_key` set, a request without a key gets 401, with another key 403. `answer_as` is the model named
-    in answers, where it differs from the one asked for. `chunk_chars` is the length of one streamed piece.
-    `track_bodies` keeps a count per distinct body (about 150 bytes each), which `repeated_bodies` and `/demo/bodies`
-    need; switch it off for very long runs.
+    in answers, where it differs from the one asked for. `chunk_chars` is the length of one streamed piece, about a
+    token. `track_bodies` keeps a count per distinct body (about 150 bytes each), which `repeated_bodies` and
+    `/demo/bodies` need; switch it off for very long runs.
     """
 
     seed: int = 0
@@ -91,7 +91,7 @@ class DemoOptions:
     answer_as: str | None = None
     max_completion_tokens: int = 16_384
     context_tokens: int = 128_000
-    chunk_chars: int = 12
+    chunk_chars: int = 4
     inline_reasoning: bool = False
     keep_alive_s: int = 75
     track_bodies: bool = True
