@@ -52,7 +52,7 @@ class StockTransport(httpx.AsyncBaseTransport):
             request.headers["accept-encoding"] = ACCEPT_ENCODING.decode()
         lane = self._idle[-1] if self._http2 else self._idle.pop() if self._idle else self._lane()
         try:
-            response = await lane.handle_async_request(request)
+            response = await _carried(lane, request)
             decoder = decoder_for(response.headers.get("content-encoding", "").encode("latin-1"))
         except BaseException as error:
             self._give_back(lane)
@@ -87,6 +87,16 @@ class StockTransport(httpx.AsyncBaseTransport):
     def _give_back(self, lane: httpx.AsyncHTTPTransport) -> None:
         if not self._http2:
             self._idle.append(lane)
+
+
+async def _carried(lane: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+    try:
+        return await lane.handle_async_request(request)
+    except AttributeError as error:
+        # A connection that is reset as soon as it is made: anyio then asks uvloop for the peer of no socket.
+        if "getpeername" not in str(error):
+            raise
+        raise httpx.ConnectError("the connection broke as it was made", request=request) from error
 
 
 class _BoundedBody(httpx.AsyncByteStream):

@@ -82,7 +82,7 @@ def slowly(data: bytes) -> Script:
     async def script(peer: Peer) -> None:
         while True:
             await peer.request()
-            await peer.send(data, piece=1, every=0.0001)
+            await peer.send(data, piece=1)
 
     return script
 
