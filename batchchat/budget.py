@@ -214,6 +214,12 @@ class Account:
             self._input, self._output = _per_token(price.input), _per_token(price.output)
             self._cached = self._input if price.cached_input is None else _per_token(price.cached_input)
 
+    def try_reserve(self, prompt: int, completion: int) -> Hold | None:
+        """Reserve an attempt at once; None where it has to wait. Raises StoppedEarly: see `Budget`."""
+        money = prompt * self._input + completion * self._output
+        taken = self._budget.try_reserve(prompt + completion, money)
+        return Hold(self, prompt + completion, money) if taken else None
+
     async def reserve(self, prompt: int, completion: int) -> Hold:
         """Reserve an attempt with so many tokens at most; wait where it has to. Raises StoppedEarly: see `Budget`."""
         money = prompt * self._input + completion * self._output

@@ -283,14 +283,17 @@ class LocalEngine:
         """Wait for room in the budget; None when it is used up, or the wait was ended by `drain`."""
         prompt, completion = self._estimator.at_most(request.prompt_tokens, request.max_tokens)
         hold: Hold | None = None
-        with anyio.CancelScope() as scope:
-            self._idle_scopes.add(scope)
-            try:
-                hold = await account.reserve(prompt, completion)
-            except StoppedEarly as error:
-                self.halt_for(error)
-            finally:
-                self._idle_scopes.discard(scope)
+        try:
+            hold = account.try_reserve(prompt, completion)
+            if hold is None:
+                with anyio.CancelScope() as scope:
+                    self._idle_scopes.add(scope)
+                    try:
+                        hold = await account.reserve(prompt, completion)
+                    finally:
+                        self._idle_scopes.discard(scope)
+        except StoppedEarly as error:
+            self.halt_for(error)
         return hold
 
     async def _permit(self, request: Request, tokens: int) -> Permit | None:
