@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from batchchat.events import FailureGroup, Snapshot, Streamed
 from batchchat.records import Spend
@@ -141,3 +141,58 @@ class RecordView:
     record: Mapping[str, Any]
     messages: Sequence[Message] | None
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PastRun:
+    """One run into an output. `started` and `ended` are UTC, ISO 8601; None where not known.
+
+    `new_ok`, `new_failed` and `cache_hits` count its own records; of a run that did not end by itself those that are
+    live still. `requests` are the attempts that it made (None: not known), `answers` those of them that were billed,
+    with tokens and cost from the ledger. An `exit_code` of None: it is running, or was killed.
+    """
+
+    run_id: str
+    state: Literal["ended", "killed", "running"]
+    started: str | None
+    ended: str | None
+    duration_s: float | None
+    new_ok: int
+    new_failed: int
+    cache_hits: int
+    requests: int | None
+    answers: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cost: float
+    currency: str | None
+    exit_code: int | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunTotal:
+    """Sums over all runs into an output, as far as they are known."""
+
+    runs: int
+    new_ok: int
+    new_failed: int
+    cache_hits: int
+    requests: int
+    answers: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryView:
+    """All runs into an output, the oldest first. Costs are in `currency`, None where no price was ever known."""
+
+    job: str
+    output: str
+    currency: str | None
+    runs: Sequence[PastRun]
+    total: RunTotal

@@ -251,6 +251,16 @@ def status(directory: Path, as_json: bool) -> None:
 
 @cli.command()
 @_output_argument
+@_json_option
+def history(directory: Path, as_json: bool) -> None:
+    """List the runs into DIR: when, what each did and cost, how it ended; sums at the end."""
+    from batchchat.cli.reading import history_command
+
+    sys.exit(history_command(directory, as_json=as_json))
+
+
+@cli.command()
+@_output_argument
 @click.option("--row", type=click.IntRange(min=0), metavar="N", help="Show the record of row N (the first is 0).")
 @click.option("--failed", is_flag=True, help="Show failed records only.")
 @click.option(

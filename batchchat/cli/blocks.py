@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from batchchat.cli.terminal import mask
-from batchchat.format import UNKNOWN, count, one_line, visible
+from batchchat.format import UNKNOWN, count, money, one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,3 +73,8 @@ def alarm(number: int, style: str) -> Text:
 def guess(text: str) -> str:
     """Mark a figure as an estimate."""
     return text if text == UNKNOWN else f"~{text}"
+
+
+def cost(amount: float, currency: str | None) -> str:
+    """Return an amount; zero without a currency means that no price is known, not that it was free."""
+    return money(amount, currency) if currency or amount else UNKNOWN

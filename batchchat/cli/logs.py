@@ -103,7 +103,7 @@ class _EventHandler(logging.Handler):
             message = record.getMessage()
         except (TypeError, ValueError, KeyError):  # a library whose arguments do not fit its own format
             message = str(record.msg)
-        fields: dict[str, object] = {"logger": record.name}
+        fields: dict[str, object] = {"logger": record.name, "traceback": None}
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             message += f" ({type(error).__name__}: {error})"

@@ -1,4 +1,4 @@
-"""The commands that only look: plan, status, show, export, report, verify."""
+"""The commands that only look: plan, status, history, show, export, report, verify."""
 
 from __future__ import annotations
 
@@ -39,6 +39,16 @@ def status_command(directory: Path, *, as_json: bool) -> int:
     from batchchat.inspection import status_of
 
     _show(status_of(directory), render_status, to_json, as_json=as_json)
+    return 0
+
+
+def history_command(directory: Path, *, as_json: bool) -> int:
+    """Print the runs into an output."""
+    from batchchat.cli.history import render_history
+    from batchchat.cli.report import as_json as to_json
+    from batchchat.history import history_of
+
+    _show(history_of(directory), render_history, to_json, as_json=as_json)
     return 0
 
 

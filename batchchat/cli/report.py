@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchchat.cli.blocks import alarm as _alarm
 from batchchat.cli.blocks import blank as _blank
+from batchchat.cli.blocks import cost as _cost
 from batchchat.cli.blocks import guess as _guess
 from batchchat.cli.blocks import line as _line
 from batchchat.cli.blocks import pair as _pair
@@ -421,11 +422,6 @@ def _grid() -> Table:
     from rich.table import Table
 
     return Table.grid(padding=(0, 2, 0, 0), expand=True)
-
-
-def _cost(amount: float, currency: str | None) -> str:
-    """Return an amount; zero without a currency means that no price is known, not that it was free."""
-    return money(amount, currency) if currency or amount else UNKNOWN
 
 
 def _beginning(text: str) -> str:

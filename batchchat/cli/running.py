@@ -21,7 +21,7 @@ from batchchat.errors import BatchchatError, StorageError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from batchchat.events import Level, RunSummary, Snapshot
+    from batchchat.events import Event, Level, RunSummary, Snapshot
     from batchchat.runner import StopRequest
 
 _LAST_WORDS_S = 1.0
@@ -150,7 +150,7 @@ def attended(
 
         async def watched() -> _Result:
             async with anyio.create_task_group() as group:
-                await group.start(_watch_signals, stop, display, log.terminal)
+                await group.start(_watch_signals, stop, display, log)
                 result = await work(stop, display.update)
                 group.cancel_scope.cancel()
             return result
@@ -173,17 +173,44 @@ def run_command(
     html: Path | None = None,
 ) -> int:
     """Run a job with progress on standard error and the summary at the end; return the exit code."""
+    log = log_listener(log_format, verbose=verbose, quiet=quiet)
 
-    from batchchat.cli.report import render_summary, summary_json
+    def work() -> int:
+        summary = _run_job(arguments, log, grace=grace, command=command, html=html)
+        _tell_end(summary, log, quiet=quiet, as_json=as_json)
+        if html is not None:
+            _write_page(html, summary, log)
+        return summary.exit_code
+
+    return logged(work, log)
+
+
+def logged(work: Callable[[], int], log: LogListener) -> int:
+    """Do work and return its exit code; where log lines are JSON, an error is one of them too."""
+    try:
+        return work()
+    except Exception as error:
+        if log.format != "json":
+            raise
+        code = error.exit_code if isinstance(error, BatchchatError) else BatchchatError.exit_code
+        log(_error_event(error, code))
+        return code
+
+
+def _error_event(error: Exception, code: int) -> Event:
+    from batchchat.events import Event
+
+    fields: dict[str, object] = {"exit_code": code, "remedy": None, "traceback": None}
+    if isinstance(error, BatchchatError):
+        return Event("error", error.message, "error", {**fields, "remedy": error.remedy})
+    return Event("error", f"internal error: {error!r}", "error", {**fields, "traceback": traceback.format_exc()})
+
+
+def _run_job(arguments: JobArguments, log: LogListener, *, grace: str, command: str, html: Path | None) -> RunSummary:
+    """Run the job; return its summary."""
     from batchchat.runner import run_job
     from batchchat.transport import allow_many_files
 
-    terminal = errors()
-    log = LogListener(
-        terminal,
-        level="debug" if verbose else "warning" if quiet else "info",
-        format="json" if log_format == "json" else "text",
-    )
     loaded = arguments.load()
     allow_many_files()
     if html is not None:
@@ -196,32 +223,33 @@ def run_command(
     async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
         return await run_job(loaded, options=options, listener=log, on_snapshot=on_snapshot, stop=stop)
 
-    summary = attended(work, log)
+    return attended(work, log)
+
+
+def _tell_end(summary: RunSummary, log: LogListener, *, quiet: bool, as_json: bool) -> None:
+    """Print how a run ended, for the reader there is."""
+    from batchchat.cli.report import render_summary, summary_json
+
     if as_json:
         print_json(summary_json(summary))
-    elif log_format == "json":
+    if log.format == "json":
         from batchchat.events import Event
 
         log(Event("run_ended", summary.reason or "the pass ended", "info", summary_json(summary)))
-    elif not quiet or summary.exit_code:
-        terminal.print(render_summary(summary))
-    code: int = summary.exit_code
-    return code if html is None else _report(html, summary, log) or code
+    elif not as_json and (not quiet or summary.exit_code):
+        log.terminal.print(render_summary(summary))
 
 
-def _report(target: Path, summary: Any, log: LogListener) -> int:
-    """Write the page about a run that has ended; return 0, or the code for trouble with a file."""
-    from batchchat.errors import StorageError
+def _write_page(target: Path, summary: RunSummary, log: LogListener) -> None:
+    """Write the page about a run that has ended. Raises StorageError where that is not possible."""
     from batchchat.events import Event
     from batchchat.report import write_run_report
 
     try:
         write_run_report(Path(summary.output), target)
     except BatchchatError as error:
-        tell_error(error)
-        return StorageError.exit_code
+        raise StorageError(error.message, remedy=error.remedy) from error
     log(Event("report_written", f"report written to {target}", "info", {"path": str(target)}))
-    return 0
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -232,7 +260,7 @@ def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-async def _watch_signals(stop: Any, display: Any, terminal: Terminal, *, task_status: Any) -> None:
+async def _watch_signals(stop: Any, display: Any, log: LogListener, *, task_status: Any) -> None:
     """First signal: drain. Second: end at once. Before anything was sent, or at the third: leave right now."""
     import anyio
 
@@ -244,9 +272,19 @@ async def _watch_signals(stop: Any, display: Any, terminal: Terminal, *, task_st
         async for number in received:
             if not stop.watched or stop.asked >= 2:
                 display.close()
-                terminal.write_line(f"{_REASONS[number]}; the same command goes on")
+                _tell_leaving(log, _REASONS[number])
                 leave_now(128 + number)
             stop.stop(reason=_REASONS[number], exit_code=128 + number)
+
+
+def _tell_leaving(log: LogListener, reason: str) -> None:
+    from batchchat.events import Event
+
+    text = f"{reason}; the same command goes on"
+    if log.format == "json":
+        log(Event("stopping", text, "warning"))
+    else:
+        log.terminal.write_line(text)
 
 
 def leave_now(code: int) -> None:

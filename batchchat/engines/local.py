@@ -152,7 +152,8 @@ class LocalEngine:
         if self.halt is None:
             self.halt = error
             level: Level = "warning" if isinstance(error, StoppedEarly) else "error"
-            self._listener(Event("halted", error.message, level))
+            fields = {"exit_code": error.exit_code, "remedy": error.remedy}
+            self._listener(Event("halted", error.message, level, fields))
         self.drain()
 
     async def run(self, feed: Feed, sink: Sink) -> None:

@@ -333,7 +333,9 @@ class _Run:
 
     async def _work(self) -> None:
         self.phase = "running"
-        self.tell(Event("run_started", f"run {self.run_id} into {self.job.output.path}", "debug"))
+        job = self.job
+        fields = {"run_id": self.run_id, "job": job.name, "output": job.output.path, "model": job.model}
+        self.tell(Event("run_started", f"run {self.run_id} into {job.output.path}", "debug", fields))
         async with anyio.create_task_group() as group:
             group.start_soon(self.writer.run)
             if self.reuse is not None:

@@ -19,7 +19,7 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.records import Spend
 from batchchat.store.dataset import index_records, latest
 from batchchat.store.directory import Frozen, Layout, lock_holder
-from batchchat.store.files import read_lines
+from batchchat.store.files import read_lines, storage_errors
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.journal import Answer, OpenAnswers, Replay, journals, replay
 from batchchat.store.parts import (
@@ -68,6 +68,13 @@ class Output:
     def schema(self) -> pa.Schema | None:
         """The dataset's schema; None where no run has frozen the input's yet."""
         return self.frozen.output()
+
+    def run_ids(self) -> list[str]:
+        """Return the identities of all runs that ever held this output, whatever became of them, in their order."""
+        with storage_errors(self._layout.state):
+            paths = list((self._layout.state / "snapshots").glob("*.json"))
+            # An identity tells the second of its run's start; the files themselves tell those of one second apart.
+            return [path.stem for path in sorted(paths, key=lambda path: (path.stem[:15], path.stat().st_mtime_ns))]
 
     def snapshot(self, run_id: str) -> dict[str, Any] | None:
         """Return the job as a run had it, None where that run left none."""

@@ -217,13 +217,13 @@ def test_a_report_that_fails_after_the_run_is_told_by_the_exit_code(
     job_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     target = job_file.parent / "reports" / "report.html"
-    write = running._report
+    write = running._write_page
 
-    def meanwhile(*arguments: Any) -> int:
+    def meanwhile(*arguments: Any) -> None:
         target.parent.write_text("a file where the folder was to be")
-        return write(*arguments)
+        write(*arguments)
 
-    monkeypatch.setattr(running, "_report", meanwhile)
+    monkeypatch.setattr(running, "_write_page", meanwhile)
     assert command(monkeypatch, "run", job_file, "--html", target) == 74
     told = capfd.readouterr().err
     assert "all 20 rows have a completion" in told

@@ -15,7 +15,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cache", "store", "client", "review"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner"}),
-    frozenset({"plan", "inspection"}),
+    frozenset({"plan", "inspection", "history"}),
     frozenset({"report"}),
     frozenset({"evaluation"}),
     frozenset({"export"}),
