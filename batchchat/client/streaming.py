@@ -132,10 +132,8 @@ class StreamReader:
         if self._first_at is None:
             return
         reply.ttft_s = round(max(0.0, self._first_at - self._sent_at), 6)
-        tokens, span = (
-            reply.usage.completion_tokens if reply.usage is not None else None,
-            self._last_at - self._first_at,
-        )
+        tokens = reply.usage.completion_tokens if reply.usage is not None else None
+        span = self._last_at - self._first_at
         if tokens is not None and span >= _SHORTEST_S:
             reply.output_tokens_per_s = round(tokens / span, 3)
 
