@@ -28,6 +28,7 @@ from anyio.abc import TaskGroup
 from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.engines import Answered, Feed, Settled, Sink
+from batchchat.engines.blame import PATIENCE_S, Blame
 from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly
 from batchchat.events import Event, InFlight, Level, Listener
 from batchchat.limits import Limiter, Permit, TokenEstimator
@@ -40,6 +41,7 @@ UNREACHABLE_S = 30.0
 
 _REFUSALS_NEVER_ANSWERED = 3
 _REFUSALS_ONCE_ANSWERED = 10
+_TRIES_FOR_ANOTHER = 32
 _DELAYED_MAX = 10_000
 _READY_MIN = 512
 _READY_BYTES = 32 * 2**20
@@ -90,6 +92,8 @@ class LocalEngine:
         self._reviewer = reviewer
         self._offload = offload
         self._model_answered = answered_before
+        self._succeeded = False
+        self._blame = Blame()
         self._last_unreached = "no connection"
         self._ready: deque[Request] = deque()
         self._ready_bytes = self._delayed_bytes = 0
@@ -98,6 +102,7 @@ class LocalEngine:
         self._order = count()
         self._sending: dict[Request, float] = {}
         self._held: list[tuple[Request, Reply]] = []
+        self._held_since = 0.0
         self._parked: deque[anyio.Event] = deque()
         self._feed_done = False
         self._feed_room = anyio.Event()
@@ -166,7 +171,7 @@ class LocalEngine:
                 async with anyio.create_task_group() as group:
                     self._group = group
                     group.start_soon(self._pump, feed, sink)
-                    group.start_soon(self._monitor)
+                    group.start_soon(self._monitor, sink)
                     group.start_soon(self._ring, sink)
         finally:
             self._group = None
@@ -217,13 +222,21 @@ class LocalEngine:
     def _next(self) -> Request | None:
         if self._due:
             return self._due.popleft()
-        if self._ready and len(self._delayed) < _DELAYED_MAX and self._delayed_bytes < _DELAYED_BYTES:
+        if self._ready and self._may_take:
             request = self._ready.popleft()
-            self._ready_bytes -= len(request.body)
-            if len(self._ready) * 2 < self._supply() and self._ready_bytes * 2 < _READY_BYTES:
-                self._feed_room.set()
+            self._make_room(request)
             return request
         return None
+
+    @property
+    def _may_take(self) -> bool:
+        """Whether a new request may come to those that wait for another attempt."""
+        return len(self._delayed) < _DELAYED_MAX and self._delayed_bytes < _DELAYED_BYTES
+
+    def _make_room(self, taken: Request) -> None:
+        self._ready_bytes -= len(taken.body)
+        if len(self._ready) * 2 < self._supply() and self._ready_bytes * 2 < _READY_BYTES:
+            self._feed_room.set()
 
     def _exhausted(self) -> bool:
         return self._feed_done and not (self._ready or self._due or self._delayed or self._in_hand)
@@ -243,15 +256,7 @@ class LocalEngine:
 
     async def _work(self, sink: Sink) -> None:
         try:
-            while not self._draining:
-                request = self._next()
-                if request is None:
-                    if self._exhausted():
-                        break
-                    parked = anyio.Event()
-                    self._parked.append(parked)
-                    await parked.wait()
-                    continue
+            while (request := await self._take()) is not None:
                 self._in_hand += 1
                 hold: Hold | None = None
                 try:
@@ -267,6 +272,8 @@ class LocalEngine:
                         if permit is None:
                             break
                         now = anyio.current_time()
+                    if permit.probe and self._limiter.down:
+                        request = self._prober(request, permit)
                     await self._attempt(request, permit, hold, sink, now)
                 finally:
                     self._in_hand -= 1
@@ -279,6 +286,17 @@ class LocalEngine:
         finally:
             self._workers -= 1
             self._wake_for_end()
+
+    async def _take(self) -> Request | None:
+        """The next request, as soon as there is one; None at the end."""
+        while not self._draining:
+            request = self._next()
+            if request is not None or self._exhausted():
+                return request
+            parked = anyio.Event()
+            self._parked.append(parked)
+            await parked.wait()
+        return None
 
     async def _reserve(self, account: Account, request: Request) -> Hold | None:
         """Wait for room in the budget; None when it is used up, or the wait was ended by `drain`."""
@@ -307,6 +325,26 @@ class LocalEngine:
             finally:
                 self._idle_scopes.discard(scope)
         return permit
+
+    def _prober(self, request: Request, permit: Permit) -> Request:
+        """The request to probe with: every other time one from anywhere in the supply, no larger than this one.
+
+        What stands together in the input may be bad together.
+        """
+        if self._limiter.failed_probes % 2 or not self._ready or not self._may_take:
+            return request
+        most = self._estimator.at_most(request.prompt_tokens, request.max_tokens)
+        for _ in range(_TRIES_FOR_ANOTHER):
+            place = self._rng.randrange(len(self._ready))
+            other = self._ready[place]
+            prompt, completion = self._estimator.at_most(other.prompt_tokens, other.max_tokens)
+            if prompt <= most[0] and completion <= most[1]:
+                del self._ready[place]
+                self._make_room(other)
+                self._due.append(request)
+                permit.key = other.custom_id
+                return other
+        return request
 
     async def _idle(self, wait: Callable[[], Awaitable[None]]) -> None:
         """Wait for something that `drain` ends."""
@@ -342,11 +380,7 @@ class LocalEngine:
         request.active_s += reply.latency_s
         reviewer = self._reviewer if self._reviewer is not None and self._reviewer.concerns(reply) else None
         if reply.verdict is Verdict.OK:
-            self._model_answered = True
-            if self._held:
-                self._release_held(sink)
-            if reply.usage is not None:
-                self._estimator.learn(request.prompt_tokens, reply.usage)
+            self._answered(request, reply, sink, sent_at=now)
             if reviewer is None:
                 sink.put(Settled(request, reply, None))
         elif reviewer is None:
@@ -355,6 +389,16 @@ class LocalEngine:
             await self._review(reviewer, request, reply, sink)
         if self._workers < self._limiter.window:
             self._staff(sink)
+
+    def _answered(self, request: Request, reply: Reply, sink: Sink, *, sent_at: float) -> None:
+        """Take what an answer tells beyond itself."""
+        self._model_answered = self._succeeded = True
+        if self._blame.accused:
+            self._blame.settled(request)
+        if self._held and sent_at >= self._held_since:  # what was sent before a key was revoked still tells nothing
+            self._release_held(sink)
+        if reply.usage is not None:
+            self._estimator.learn(request.prompt_tokens, reply.usage)
 
     async def _review(self, reviewer: Reviewer, request: Request, reply: Reply, sink: Sink) -> None:
         """Settle a request by its answer, or let it ask again. A long answer is judged off the event loop."""
@@ -403,19 +447,23 @@ class LocalEngine:
                 request.active_s += decision.delay_s
             if decision.counts:
                 request.counted = counted
+            self._blame.failed(request, reply)
             self._tell_billed(request, reply.usage, sink)
             self._delay(request, decision.delay_s)
         elif decision.action is RetryAction.FATAL:
             self._tell_billed(request, reply.usage, sink)
             self.halt_for(NeedsHuman(reply.failure.message, remedy=_FATAL_REMEDY))
         elif decision.action is RetryAction.REFUSED:
+            self._blame.settled(request)
             self._refused(request, reply, sink)
         else:
-            message = reply.failure.message
-            if decision.reason:
-                message = f"{message} ({decision.reason})"
-            failure = Failure(reply.failure.kind, message, reply.failure.http_status)
-            sink.put(Settled(request, reply, failure))
+            self._blame.settled(request)
+            self._fail(request, reply, decision.reason, sink)
+
+    def _fail(self, request: Request, reply: Reply, reason: str | None, sink: Sink) -> None:
+        assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
+        message = f"{reply.failure.message} ({reason})" if reason else reply.failure.message
+        sink.put(Settled(request, reply, Failure(reply.failure.kind, message, reply.failure.http_status)))
 
     def _tell_billed(self, request: Request, usage: Usage | None, sink: Sink) -> None:
         if usage is not None:
@@ -453,6 +501,8 @@ class LocalEngine:
         status = reply.failure.http_status
         if self._held and self._held[0][1].failure.http_status != status:  # type: ignore[union-attr]  # as above
             self._release_held(sink)
+        if not self._held:
+            self._held_since = anyio.current_time()
         self._held.append((request, reply))
         enough = _REFUSALS_ONCE_ANSWERED if self._model_answered else _REFUSALS_NEVER_ANSWERED
         if len(self._held) >= enough:
@@ -464,17 +514,41 @@ class LocalEngine:
         for request, reply in held:
             sink.put(Settled(request, reply, reply.failure))
 
-    async def _monitor(self) -> None:
+    async def _monitor(self, sink: Sink) -> None:
         """Watch for an outage that lasts too long, and for a host that never answers."""
         while not (self._draining or self._exhausted()):
             outage = self._limiter.outage_s
             if outage > self._policy.outage:
-                message = f"the provider has been unavailable for {outage:.0f} s"
-                self.halt_for(ProviderUnavailable(message, remedy=_LATER_REMEDY))
+                self._end_for_outage(outage, sink)
+            elif outage > PATIENCE_S and self._succeeded and self._feed_done:
+                self._judge_the_rest()
             elif not self._limiter.answered and self._limiter.unreachable_s > UNREACHABLE_S:
                 message = f"the provider cannot be reached: {self._last_unreached}"
                 self.halt_for(ProviderUnavailable(message, remedy=_ADDRESS_REMEDY))
             await self._idle(lambda: anyio.sleep(_MONITOR_S))
+
+    def _all_accused(self) -> bool:
+        """Whether every request that is left has had a plain error itself."""
+        left = len(self._ready) + len(self._due) + len(self._delayed) + self._in_hand
+        return self._feed_done and 0 < left == len(self._blame.accused)
+
+    def _judge_the_rest(self) -> None:
+        """Find out, at the end of a run, whether requests or the provider are to blame for nothing but plain errors."""
+        if self._all_accused():
+            message = f"{len(self._blame.accused)} requests are left, and each gets a plain error: their own, it seems"
+            self._listener(Event("blamed", message, "warning"))
+            self._limiter.blame([request.custom_id for request in self._blame.accused])
+        elif all(request in self._blame.accused for _, _, request in self._delayed):
+            self._limiter.hurry()
+
+    def _end_for_outage(self, outage: float, sink: Sink) -> None:
+        message = f"the provider has been unavailable for {outage:.0f} s"
+        if self._model_answered and self._all_accused():
+            # It may be their own fault. A failed record is tried again by the next run, which then knows them as such.
+            for request, reply in self._blame.accused.items():
+                if request not in self._sending:
+                    self._fail(request, reply, message, sink)
+        self.halt_for(ProviderUnavailable(message, remedy=_LATER_REMEDY))
 
 
 def _size(reply: Reply) -> int:

@@ -78,11 +78,12 @@ class Breaker(Gate):
     of waiting requests does by itself.
     """
 
-    __slots__ = ("_first_at", "_first_granted_at", "_late_successes", "_streak", "_suspects", "opened_at")
+    __slots__ = ("_accused", "_first_at", "_first_granted_at", "_late_successes", "_streak", "_suspects", "opened_at")
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
         self._streak: dict[object, bool] = {}
+        self._accused: list[object] = []
         self._suspects: dict[object, None] = {}
         self._first_at = 0.0
         self._first_granted_at = 0.0
@@ -106,6 +107,7 @@ class Breaker(Gate):
         if len(self._streak) < max(_OPEN_AFTER, under_way // 4) + self._late_successes:
             return False
         self._shut(self._first_at)
+        self._accused = [key for key, suspicious in self._streak.items() if suspicious]
         self._streak.clear()
         self.opened_at = now
         self.next_at = now + self._wait(1.0)
@@ -131,6 +133,13 @@ class Breaker(Gate):
         self._suspects[key] = None
         if len(self._suspects) > _SUSPECTS:
             del self._suspects[next(iter(self._suspects))]
+
+    def open(self) -> None:
+        """Let everybody through again. If those that shut it out fail once more, they are to blame themselves."""
+        super().open()
+        for key in self._accused:
+            self.suspect(key)
+        self._accused = []
 
     def probe_failed(self, now: float) -> None:
         """Wait for the next probe."""

@@ -17,7 +17,7 @@ from batchchat.limits.pace import MINUTE, TICKS_PER_S, RatePace
 from batchchat.records import Axis, ErrorKind, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from batchchat.events import Level, Listener
     from batchchat.records import LimitHeaders, Reply
@@ -146,6 +146,21 @@ class Limiter:
     def suspect(self, key: object) -> None:
         """Say that this request failed for good in an earlier run: if it does so again, the provider is not down."""
         self._breaker.suspect(key)
+
+    def blame(self, keys: Iterable[object]) -> None:
+        """Say that the provider is not down: these requests are the cause of their failures. Everybody may go again."""
+        for key in keys:
+            self._breaker.suspect(key)
+        if self._breaker.active:
+            self._close_breaker(current_time())
+            if self._waiters:
+                self._waiters[0].event.set()
+
+    def hurry(self) -> None:
+        """Let the next probe of a provider that is down go at once, where it waits longer."""
+        self._breaker.next_at = min(self._breaker.next_at, current_time())
+        if self._waiters:
+            self._waiters[0].event.set()
 
     async def acquire(self, tokens: int, *, key: object = None) -> Permit:
         """Wait in turn for a permit. Returns without giving way to other tasks where one is free.
@@ -467,6 +482,16 @@ class Limiter:
             paused_s=until - now,
             breaker=state,  # type: ignore[arg-type] # one of the three literals
         )
+
+    @property
+    def down(self) -> bool:
+        """Whether the provider seems to be down, so that only probes may go."""
+        return self._breaker.active
+
+    @property
+    def failed_probes(self) -> int:
+        """How many probes have failed since the provider went down."""
+        return self._breaker.tries
 
     @property
     def window(self) -> int:

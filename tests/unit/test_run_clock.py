@@ -12,6 +12,8 @@ import httpx
 import pytest
 import trio.testing
 
+from batchchat.demo import DemoOptions
+from batchchat.demo.app import create_app
 from batchchat.events import Event, RunSummary
 from batchchat.runner import RunOptions, StopRequest, run_job
 from tests.integration.jobs import make_job, texts, write_rows
@@ -147,6 +149,53 @@ def test_rows_that_always_fail_cost_their_attempts_and_slow_nobody(tmp_path: Pat
     assert elapsed < 520 / 8 + 30
 
 
+@pytest.mark.parametrize("concurrency", [8, 64])
+@pytest.mark.parametrize(("place", "within"), [(0, 260), (200, 260), (400, 400)], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("status", [500, 504])
+def test_bad_rows_that_stand_together_are_not_taken_for_an_outage(
+    tmp_path: Path, status: int, place: int, within: float, concurrency: int
+) -> None:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1)
+        return httpx.Response(status) if place <= row_of(request) < place + 40 else answer()
+
+    provider = Provider(handler)
+    summary, elapsed, _ = simulate(tmp_path, provider, 440, limits={"concurrency": concurrency})
+    assert (summary.exit_code, summary.ok, summary.failed, summary.open) == (1, 400, 40, 0)
+    attempts = 6 if status == 500 else 3
+    # A probe costs its row no attempt.
+    assert 400 + 40 * attempts <= len(provider.times) <= 400 + 40 * attempts + 100
+    assert elapsed < within
+
+
+@pytest.mark.parametrize("left", [8, 24, 400])
+def test_a_minute_of_plain_errors_fails_no_row_however_few_are_left(tmp_path: Path, left: int) -> None:
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        began = anyio.current_time()
+        await anyio.sleep(0.5)
+        return httpx.Response(500) if 5 <= began - provider.times[0] < 65 else answer()
+
+    provider = Provider(handler)
+    summary, elapsed, _ = simulate(tmp_path, provider, 80 + left)
+    assert (summary.exit_code, summary.ok) == (0, 80 + left)
+    assert elapsed < 65 + 12 + left / 16 + 20
+
+
+def test_bad_rows_that_alone_are_left_end_the_run_and_are_known_to_the_next(tmp_path: Path) -> None:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.5)
+        return httpx.Response(500, json={"error": "cannot"}) if row_of(request) >= 100 else answer()
+
+    simulate(tmp_path, Provider(handler), 100)
+    again, elapsed, _ = simulate(tmp_path, Provider(handler), 112)
+    assert (again.exit_code, again.ok, again.failed, again.open) == (69, 100, 12, 0)
+    assert 600 < elapsed < 640
+    assert "unavailable" in again.failures[0].example
+    last, elapsed, _ = simulate(tmp_path, Provider(handler), 112)
+    assert (last.exit_code, last.ok, last.failed) == (1, 100, 12)
+    assert elapsed < 60
+
+
 @pytest.mark.parametrize(
     ("headers", "wasted"),
     # A server that says "2 seconds" and means a minute is asked every two seconds.
@@ -168,6 +217,41 @@ def test_refusals_for_rate_cost_no_row_and_few_requests(tmp_path: Path, headers:
     assert (summary.exit_code, summary.ok) == (0, 900)
     assert summary.rate_limited <= wasted * 900
     assert elapsed < 3 * 60 * 1.3
+
+
+TOLD = {
+    "nothing": {"rate_headers": False},
+    "retry-after": {"rate_headers": False, "retry_after": True},
+    "headers": {"rate_headers": True},
+}
+
+
+def check_untold_limits(folder: Path, rows: int, words: int, told: dict[str, bool]) -> None:
+    """The demo provider under 300 requests and 20,000 tokens a minute, 10 at once; the job knows nothing of it."""
+    limits = {"requests_per_minute": 300, "tokens_per_minute": 20_000, "concurrency": 10}
+    demo = httpx.ASGITransport(create_app(DemoOptions(latency_s=0.4, **limits, **told)))  # type: ignore[arg-type]
+    text = "Labels: yes, no\n" + "word " * words + "{{ text }}"
+    messages = [{"role": "user", "content": text}]
+    provider = Provider(demo.handle_async_request)
+    summary, elapsed, _ = simulate(folder, provider, rows, limits={}, messages=messages)
+    assert (summary.exit_code, summary.ok, summary.failed) == (0, rows, 0)
+    assert summary.rate_limited <= 0.05 * rows
+    assert len(provider.times) == rows + summary.retries
+    tokens = summary.spend.total_tokens
+    assert elapsed < 1.1 * max(rows / 300, tokens / 20_000) * 60 + 15
+
+
+@pytest.mark.parametrize("words", [0, 100], ids=["requests bind", "tokens bind"])
+def test_untold_limits_cost_no_row_and_few_requests(tmp_path: Path, words: int) -> None:
+    check_untold_limits(tmp_path, 400, words, TOLD["nothing"])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("words", [0, 100], ids=["requests bind", "tokens bind"])
+@pytest.mark.parametrize("told", TOLD.values(), ids=TOLD)
+def test_untold_limits_over_two_thousand_rows(tmp_path: Path, words: int, told: dict[str, bool]) -> None:
+    check_untold_limits(tmp_path, 2000, words, told)
 
 
 def test_a_ceiling_is_never_passed_and_well_used(tmp_path: Path) -> None:
@@ -202,16 +286,40 @@ def test_a_stop_waits_for_what_is_in_flight_and_no_longer_than_the_grace(tmp_pat
     assert summary.ok + summary.open == 100
 
 
-def test_a_key_that_is_revoked_in_mid_run_stops_it_within_a_few_requests(tmp_path: Path) -> None:
+QUOTA = {"error": {"message": "You exceeded your current quota", "type": "insufficient_quota"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (401, {"error": {"message": "invalid key"}}),
+        (402, {"error": {"message": "payment required"}}),
+        (403, {"error": "forbidden"}),
+        (429, QUOTA),
+    ],
+    ids=["key revoked", "payment", "permission", "credit used up"],
+)
+def test_what_needs_a_person_in_mid_run_stops_it_within_a_few_requests(
+    tmp_path: Path, status: int, told: dict[str, Any]
+) -> None:
     async def handler(_request: httpx.Request) -> httpx.Response:
+        allowed = len(provider.times) <= 50
         await anyio.sleep(0.5)
-        return answer() if len(provider.times) <= 50 else httpx.Response(403, json={"error": "forbidden"})
+        return answer() if allowed else httpx.Response(status, json=told)
 
     provider = Provider(handler)
-    summary, _, _ = simulate(tmp_path, provider, 1000)
-    assert (summary.exit_code, summary.failed) == (3, 0)
-    assert len(provider.times) <= 50 + 8 + 16
-    assert summary.ok + summary.open == 1000
+    summary, _, _ = simulate(tmp_path, provider, 300)
+    assert (summary.exit_code, summary.ok, summary.failed, summary.open) == (3, 50, 0, 250)
+    assert "same command again" in (summary.remedy or "")
+    assert len(provider.times) <= 50 + (18 if status == 403 else 8)
+    mended = Provider(always_yes)
+    again, _, _ = simulate(tmp_path, mended, 300)
+    assert (again.exit_code, again.ok, len(mended.times)) == (0, 300, 250)
+
+
+async def always_yes(_request: httpx.Request) -> httpx.Response:
+    await anyio.sleep(0.5)
+    return answer()
 
 
 def test_a_few_forbidden_rows_among_good_ones_are_only_failed_rows(tmp_path: Path) -> None:
