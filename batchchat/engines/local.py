@@ -50,6 +50,8 @@ _MONITOR_S = 1.0
 _LONG_S = 3600.0
 _LONG_ANSWER = 50_000
 """Characters from which on an answer is judged in a thread: up to there it takes about a millisecond."""
+_LONG_BODY = 500_000
+"""Bytes of a request (images, mostly) from which on that is done too: a correction repeats them."""
 
 
 class LocalEngine:
@@ -402,7 +404,7 @@ class LocalEngine:
 
     async def _review(self, reviewer: Reviewer, request: Request, reply: Reply, sink: Sink) -> None:
         """Settle a request by its answer, or let it ask again. A long answer is judged off the event loop."""
-        if _size(reply) <= _LONG_ANSWER:
+        if _size(reply) <= _LONG_ANSWER and len(request.body) <= _LONG_BODY:
             decision = reviewer.review(request, reply)
         else:
             with anyio.CancelScope(shield=True):  # what was answered reaches the sink
