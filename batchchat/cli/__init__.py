@@ -316,7 +316,8 @@ def export(directory: Path, target: Path, format_: str | None, input_path: str |
 def report(directory: Path, target: Path) -> None:
     """Write an HTML report about DIR: counts, failures, latency, tokens, cost and labels in one offline page.
 
-    Works while a run is going, too. Needs the extra batchchat[report].
+    Works while a run is going, too. Of a suite's folder, its report is written again. Needs the extra
+    batchchat[report].
     """
     from batchchat.cli.reading import report_command
 

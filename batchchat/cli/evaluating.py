@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchchat.cli.arguments import JobArguments, read_duration
-from batchchat.cli.running import attended, errors, hide_key, log_listener, print_json, results
+from batchchat.cli.running import attended, errors, hide_key, log_listener, print_json, results, tell_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,8 +45,10 @@ def eval_command(
         return plan_suite_command(suite, arguments, command=command, as_json=as_json)
     from batchchat.evaluation.evaluate import evaluate
     from batchchat.evaluation.running import Setting
+    from batchchat.report import PAGE_NAME, check_page
 
     gates = Gates(suite, fail_under, fail_over, baseline, junit)
+    check_page(suite.output / PAGE_NAME)
     log = log_listener(log_format, verbose=verbose, quiet=quiet)
     for variant in suite.variants:
         hide_key(variant.job)
@@ -69,13 +71,26 @@ def eval_command(
     code = gates.exit_code(done.exit_code, passed)
     if as_json:
         print_json(_json(done.summary, code, done.reason, passed, done))
-        return code
+        return code if done.summary is None else _write_page(suite.output, code)
     from batchchat.cli.evaluation_tables import render_ending, render_evaluation
 
     if done.summary is not None:
         results().print(render_evaluation(done.summary, passed, suite.output))
     if done.exit_code not in {0, GATE_FAILED} or done.summary is None:
         errors().print(render_ending(done, command))
+    return code if done.summary is None else _write_page(suite.output, code)
+
+
+def _write_page(directory: Path, code: int) -> int:
+    """Write the page about a scored suite; return the code, or that for trouble with a file where it was 0."""
+    from batchchat.errors import BatchchatError, StorageError
+    from batchchat.report import PAGE_NAME, write_suite_report
+
+    try:
+        write_suite_report(directory, directory / PAGE_NAME)
+    except BatchchatError as error:
+        tell_error(error)
+        return code or StorageError.exit_code
     return code
 
 
@@ -100,8 +115,10 @@ def score_command(
     from batchchat.evaluation.rows import Choice
     from batchchat.evaluation.scoring import check_suite, score_suite
     from batchchat.evaluation.suite import load_suite
+    from batchchat.report import PAGE_NAME, check_page
 
     loaded = load_suite(suite, overrides=overrides, output=output_path)
+    check_page(loaded.output / PAGE_NAME)
     gates = Gates(loaded, fail_under, fail_over, baseline, junit)
     check_suite(loaded)
     summary = score_suite(loaded, choice=Choice(limit, sample, seed))
@@ -109,11 +126,11 @@ def score_command(
     code = gates.exit_code(0, passed)
     if as_json:
         print_json(_json(summary, code, None, passed, None))
-        return code
+        return _write_page(loaded.output, code)
     from batchchat.cli.evaluation_tables import render_evaluation
 
     results().print(render_evaluation(summary, passed, loaded.output))
-    return code
+    return _write_page(loaded.output, code)
 
 
 def plan_suite_command(suite: Suite, arguments: JobArguments, *, command: str, as_json: bool) -> int:

@@ -38,7 +38,9 @@ def render_evaluation(summary: SuiteSummary, gates: Sequence[GateResult], output
     if gates:
         parts += [blank(), *_gates(gates)]
     parts += remarks(summary.notes, "")
-    parts += [blank(), pair("scores", str(output / "scores.parquet")), pair("summary", str(output / "summary.json"))]
+    parts.append(blank())
+    for name, file in (("scores", "scores.parquet"), ("summary", "summary.json"), ("report", "report.html")):
+        parts.append(pair(name, str(output / file)))
     return Group(*parts)
 
 

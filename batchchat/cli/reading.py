@@ -94,10 +94,10 @@ def export_command(directory: Path, target: Path, format_: str | None, *, input_
 
 
 def report_command(directory: Path, target: Path) -> int:
-    """Write the HTML report about an output."""
-    from batchchat.report import write_run_report
+    """Write the HTML report about an output or a scored suite."""
+    from batchchat.report import write_report
 
-    write_run_report(directory, target)
+    write_report(directory, target)
     errors().write_line(f"report written to {target}")
     return 0
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from batchchat.errors import UsageError
 
-_NEEDED = ("numpy", "scipy", "regex", "rapidfuzz")
+_NEEDED = ("numpy", "scipy", "regex", "rapidfuzz", "plotly")
 
 
 def require_extra() -> None:

@@ -8,8 +8,22 @@ in `assets`; the charting library comes from its own package.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from batchchat.report.page import check_page
 from batchchat.report.run_report import write_run_report
+from batchchat.report.suite import is_scored
 from batchchat.report.suite_report import write_suite_report
 
-__all__ = ["check_page", "write_run_report", "write_suite_report"]
+__all__ = ["PAGE_NAME", "check_page", "write_report", "write_run_report", "write_suite_report"]
+
+PAGE_NAME = "report.html"
+"""The name of a suite's page in its folder."""
+
+
+def write_report(directory: Path, target: Path) -> None:
+    """Write the page about whatever a folder holds: an output, or a scored suite. Raises as those two do."""
+    if is_scored(directory):
+        write_suite_report(directory, target)
+    else:
+        write_run_report(directory, target)

@@ -20,6 +20,7 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.store import Output, is_output, read_state
 
 _SETTLED = 0.05
+_SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +131,19 @@ def better(comparison: Mapping[str, Any], score: Score) -> str | None:
     return str(comparison["a"] if (difference > 0) == score.higher_is_better else comparison["b"])
 
 
+def is_scored(directory: Path) -> bool:
+    """Tell whether a folder is that of a scored suite."""
+    return (directory / _SUMMARY).is_file()
+
+
 def read_suite(directory: Path) -> Suite:
     """Read a suite's summary. Raises UsageError where the folder holds none."""
-    path = directory / "summary.json"
+    path = directory / _SUMMARY
     try:
         summary = orjson.loads(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(
-            f"{directory} is no scored suite: it has no summary.json", remedy="Score the suite first."
+            f"{directory} is no scored suite: it has no {_SUMMARY}", remedy="Score the suite first."
         ) from None
     except (OSError, orjson.JSONDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", remedy="Score the suite again.") from None

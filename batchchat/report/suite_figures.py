@@ -9,13 +9,17 @@ from typing import Any
 from batchchat.report.distribution import Distribution
 from batchchat.report.figures import Figure, linear_ticks, plain, seconds_text
 
-_NAME_LETTERS = 40
+_NAME_LETTERS = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A variant between what it costs and what it is worth, with the interval of that. `best` lies on the front."""
+    """A variant between what it costs and what it is worth, with the interval of that. `best` lies on the front.
 
+    It is drawn with its `number` in the table of variants: names are long, and often alike.
+    """
+
+    number: int
     name: str
     cost: float
     cost_text: str
@@ -60,24 +64,21 @@ def quality_against_cost(points: Sequence[Point], *, cost: str, value: str, shar
         of_kind = [point for point in points if point.best is chosen]
         if of_kind:
             traces.append(_cloud(of_kind))
-            paint.append({"marker.color": color, "error_y.color": color, "textfont.color": "text"})
+            paint.append({"marker.color": color, "error_y.color": color, "textfont.color": "card"})
     return {"data": traces, "layout": layout, "paint": paint}
 
 
 def _range(points: Sequence[Point]) -> list[float]:
-    """The points' costs with room for names on both sides."""
+    """The points' costs with some room on both sides."""
     low, high = min(point.cost for point in points), max(point.cost for point in points)
-    room = 0.3 * (high - low) or 0.3 * high or 1.0
+    room = 0.12 * (high - low) or 0.3 * high or 1.0
     return [low - room, high + room]
 
 
 def _cloud(points: Sequence[Point]) -> dict[str, Any]:
-    named = len(points) <= 12
-    # Names stand on the left and on the right by turns: neighbours rarely cover each other so.
-    points = sorted(points, key=lambda point: point.value)
     return {
         "type": "scatter",
-        "mode": "markers+text" if named else "markers",
+        "mode": "markers+text",
         "x": [point.cost for point in points],
         "y": [point.value for point in points],
         "error_y": {
@@ -88,9 +89,9 @@ def _cloud(points: Sequence[Point]) -> dict[str, Any]:
             "thickness": 1.2,
             "width": 4,
         },
-        "marker": {"size": 10},
-        "text": [_short(point.name) for point in points],
-        "textposition": ["middle right" if at % 2 else "middle left" for at in range(len(points))],
+        "marker": {"size": 20},
+        "text": [str(point.number) for point in points],
+        "textposition": "middle center",
         "customdata": [[plain(point.name), plain(point.value_text), plain(point.cost_text)] for point in points],
         "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]}<br>%{customdata[2]}<extra></extra>",
         "cliponaxis": False,
@@ -99,7 +100,9 @@ def _cloud(points: Sequence[Point]) -> dict[str, Any]:
 
 def latencies(spreads: Sequence[tuple[str, Distribution]]) -> Figure:
     """For each variant a box from the first to the third quartile, its median, and whiskers from p5 to p95."""
-    known = [(name, spread) for name, spread in reversed(spreads) if spread.count]
+    numbered = [(number, name, spread) for number, (name, spread) in enumerate(spreads, 1) if spread.count]
+    numbered.reverse()
+    known = [(name, spread) for _, name, spread in numbered]
     quantiles = {share: [spread.quantile(share) for _, spread in known] for share in (0.05, 0.25, 0.5, 0.75, 0.95)}
     high = max((value for value in quantiles[0.95] if value), default=1.0)
     ticks = [0.0, *linear_ticks(0.0, high)]
@@ -137,7 +140,7 @@ def latencies(spreads: Sequence[tuple[str, Distribution]]) -> Figure:
             },
             "yaxis": {
                 "tickvals": list(range(len(known))),
-                "ticktext": [_short(name) for name, _ in known],
+                "ticktext": [f"{_short(name)}  <b>{number}</b>" for number, name, _ in numbered],
                 "showgrid": False,
             },
             "showlegend": False,

@@ -224,7 +224,7 @@ def _quality(suite: Suite, score: Score, currency: str | None, *, priced: bool) 
     if score.higher_is_better is None:
         return None
     points = []
-    for variant in suite.variants:
+    for number, variant in enumerate(suite.variants, 1):
         one = (variant.get("scores") or {}).get(score.name) or {}
         tokens = (variant.get("prompt_tokens") or 0) + (variant.get("completion_tokens") or 0)
         spent = _per_thousand(variant, variant.get("cost") if priced else tokens)
@@ -233,6 +233,7 @@ def _quality(suite: Suite, score: Score, currency: str | None, *, priced: bool) 
         text = money(spent, currency) if priced else f"{count(round(spent))} tokens"
         points.append(
             Point(
+                number=number,
                 name=str(variant.get("name")),
                 cost=spent,
                 cost_text=f"{text} per 1,000 rows",

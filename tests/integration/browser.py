@@ -29,7 +29,7 @@ _ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-_PATIENCE_MS = 8_000
+_PATIENCE_MS = 20_000
 
 
 class Page:

@@ -61,6 +61,7 @@ def test_the_demo_suite_from_plan_to_second_scoring(evaluate: Eval, tmp_path: Pa
     means = [variant.scores["accuracy"].mean or 0.0 for variant in summary.variants]
     assert max(means) > min(means) > 0.4
     assert pq.read_table(tmp_path / "out" / "scores.parquet").num_rows == 2 * 8 * 24
+    assert "8 variants" in (tmp_path / "out" / "report.html").read_text()
 
     again = evaluate(name="score")
     assert again.returncode == 0

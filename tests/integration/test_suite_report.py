@@ -14,7 +14,7 @@ from batchchat.errors import UsageError
 from batchchat.report import write_suite_report
 from tests.integration.browser import Browser, Page
 from tests.integration.suites import Answer, Bench, Provider
-from tests.integration.test_report import HOSTILE
+from tests.integration.test_report import HOSTILE, command
 
 LABELS = ("billing", "bug", "other")
 ROWS = [
@@ -89,7 +89,7 @@ def test_an_evaluation_is_told_in_one_page(suite_page: Path, browser: Browser) -
         assert "3 variants · 60 rows" in page.text("header")
         assert "rows.jsonl" in page.text("header")
         lines = page.texts(".variants tbody tr")
-        assert [line.partition("\n")[0].strip() for line in lines] == ["short", "long", "other prompt"]
+        assert [line.partition("\n")[0].strip() for line in lines] == ["1 short", "2 long", "3 other prompt"]
         assert "65.0%" in lines[0]
         assert page.count(".plot .main-svg:first-child") == 2
         assert "long is better" in page.text("#pairs")
@@ -114,10 +114,10 @@ def test_rows_are_filtered_ordered_and_counted(suite_page: Path, browser: Browse
         page.wait_until("document.querySelector('#found').textContent === '2 of 60 rows'")
         assert names(page) == ["T-0", "T-11"]
         page.choose("#show", "all")
-        page.click("#rows button.sort:text('short')")
+        page.click("#rows button.sort:has-text('short')")
         page.wait_until("document.querySelector('#rows th[aria-sort=ascending]') !== null")
         assert names(page)[:3] == ["T-0", "T-3", "T-6"]
-        page.click("#rows button.sort:text('short')")
+        page.click("#rows button.sort:has-text('short')")
         page.wait_until("document.querySelector('#rows th[aria-sort=descending]') !== null")
         assert names(page)[:3] == ["T-1", "T-2", "T-4"]
         page.choose("#order", "spread")
@@ -166,11 +166,11 @@ def test_a_row_shows_messages_answers_side_by_side_and_scores_with_reasons(suite
         page.click("#rows button.open:text-is('T-3')")
         page.wait("#detail .variant")
         assert page.evaluate("document.activeElement.textContent") == "T-3"
-        assert page.texts("#detail .messages summary") == ["Messages of short, long", "Messages of other prompt"]
+        assert page.texts("#detail .messages summary") == ["Messages of 1 short, 2 long", "Messages of 3 other prompt"]
         assert page.texts("#detail .messages h3")[:2] == ["system", "user"]
         assert page.texts("#detail .messages pre")[1] == "T-3\nthe billing case\nnumber 3"
         cards = page.texts("#detail .variant")
-        assert [card.partition("\n")[0] for card in cards] == ["short reference", "long", "other prompt"]
+        assert [card.partition("\n")[0] for card in cards] == ["1 short reference", "2 long", "3 other prompt"]
         assert "nonsense" in cards[0]
         assert "wrong" in cards[0]
         assert 'not found: "b"' in cards[0]
@@ -311,6 +311,23 @@ def test_odd_suites_have_a_page_too(
             page.choose("#score", "4")
             assert page.text("#pairs tbody td:nth-child(5)") == "1 to 3"
             assert "not tested" in page.text("#pairs")
+
+
+def test_scoring_writes_the_page_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = scored(tmp_path, ROWS[:6], sorts)
+    target = directory / "report.html"
+    target.write_text("not a page of ours")
+    assert command(monkeypatch, "score", tmp_path / "suite.yaml") == 2
+    assert "is no report of batchchat" in capfd.readouterr().err
+    target.unlink()
+    assert command(monkeypatch, "score", tmp_path / "suite.yaml") == 0
+    assert str(target) in capfd.readouterr().out.replace("\n", "")
+    assert "<h1" in target.read_text()
+    other = tmp_path / "other.html"
+    assert command(monkeypatch, "report", directory, "-o", other) == 0
+    assert "3 variants" in other.read_text()
 
 
 def test_what_is_no_scored_suite_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from batchchat.report.suite_report import score_text
 
 
 def point(cost: float, value: float) -> Point:
-    return Point("", cost, "", value, "", None, None)
+    return Point(1, "", cost, "", value, "", None, None)
 
 
 def test_the_front_holds_what_none_beats() -> None:

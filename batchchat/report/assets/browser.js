@@ -240,8 +240,8 @@ const browser = (() => {
       const arrow = sorted ? (state.sort.down ? ' ↓' : ' ↑') : '';
       return element('th', { scope: 'col', 'aria-sort': sortable ? direction : null },
         sortable
-          ? element('button', { type: 'button', class: 'sort data', title: `Order by ${suite.score().name} of ${variants[variant]}`, click: () => sortBy(variant) }, variants[variant] + arrow)
-          : element('span', { class: 'data' }, variants[variant]));
+          ? element('button', { type: 'button', class: 'sort data', title: `Order by ${suite.score().name} of ${variants[variant]}`, click: () => sortBy(variant) }, ...suite.named(variant), arrow)
+          : element('span', {}, ...suite.named(variant)));
     });
     document.querySelector('#rows thead').replaceChildren(
       element('tr', {}, element('th', { scope: 'col', class: 'name' }, 'row'), element('th', { scope: 'col', class: 'prompt' }, 'asked'), ...cells));
@@ -329,7 +329,7 @@ const browser = (() => {
   }
 
   function prompt(row, messages, number) {
-    const users = variants.filter((_, variant) => row.u[variant] === number && state.shown[variant]);
+    const users = suite.numbered.filter((_, variant) => row.u[variant] === number && state.shown[variant]);
     if (!users.length) return element('span', { hidden: true });
     const whose = row.m.length > 1 ? ` of ${users.join(', ')}` : '';
     return element('details', { class: 'messages', open: number === 0 }, element('summary', { class: 'data' }, `Messages${whose}`),
@@ -341,7 +341,7 @@ const browser = (() => {
     const samples = row.a[variant];
     const several = samples.length > 1;
     return element('section', { class: 'variant', 'aria-label': variants[variant] },
-      element('h3', { class: 'data' }, variants[variant], ...(variant === reference ? [' ', element('span', { class: 'tag' }, 'reference')] : [])),
+      element('h3', {}, ...suite.named(variant), ...(variant === reference ? [' ', element('span', { class: 'tag' }, 'reference')] : [])),
       ...samples.map((answer, sample) => {
         const other = reference === null || reference === variant ? null : row.a[reference][sample] ?? row.a[reference][0];
         return element('div', { class: 'sample' }, several ? element('p', { class: 'quiet small' }, `answer ${sample + 1}`) : null, ...told(answer, other));
@@ -453,7 +453,7 @@ const browser = (() => {
   function drawColumns() {
     const place = document.querySelector('#columns fieldset');
     byId('columns').hidden = variants.length < 2;
-    for (const [number, name] of variants.entries()) {
+    for (const number of variants.keys()) {
       const box = element('input', { type: 'checkbox', checked: state.shown[number], change: () => {
         if (!box.checked && visible().length === 1) {
           box.checked = true;
@@ -462,14 +462,14 @@ const browser = (() => {
         state.shown[number] = box.checked;
         refresh();
       } });
-      place.append(element('label', {}, box, element('span', { class: 'data' }, name)));
+      place.append(element('label', {}, box, element('span', {}, ...suite.named(number))));
     }
   }
 
   async function start() {
     index = JSON.parse(await page.unpacked(byId('index').textContent));
     const reference = byId('reference');
-    suite.options(reference, ['nothing', ...variants], ['', ...variants.map((_, number) => String(number))]);
+    suite.options(reference, ['nothing', ...suite.numbered], ['', ...variants.map((_, number) => String(number))]);
     reference.value = variants.length > 1 ? '0' : '';
     drawColumns();
     let timer = null;

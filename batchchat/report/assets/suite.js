@@ -3,10 +3,13 @@
 const suite = (() => {
   const data = page.embedded('suite');
   const { variants, scores } = data;
+  const numbered = variants.map((name, number) => `${number + 1} ${name}`);
   const listeners = [];
   const state = { score: Math.max(0, scores.findIndex((score) => score.figure && score.column !== null)) };
 
   const byId = (id) => document.getElementById(id);
+  /** A variant's number and name. */
+  const named = (variant) => [page.element('span', { class: 'badge' }, String(variant + 1)), ' ', page.element('span', { class: 'data' }, variants[variant])];
   const count = (number) => number.toLocaleString('en');
 
   function score() {
@@ -75,7 +78,7 @@ const suite = (() => {
       }, text);
     };
     return element('tr', {},
-      element('th', { scope: 'row' }, element('span', { class: 'data' }, variants[one.a]), element('span', { class: 'quiet' }, ' less '), element('span', { class: 'data' }, variants[one.b])),
+      element('th', { scope: 'row' }, ...named(one.a), element('span', { class: 'quiet' }, ' less '), ...named(one.b)),
       element('td', { class: 'number' }, one.difference),
       element('td', { class: 'quiet' }, one.interval),
       element('td', { class: 'number' }, one.p),
@@ -136,13 +139,13 @@ const suite = (() => {
     byId('score').addEventListener('change', (event) => choose(Number(event.target.value)));
     const baseline = byId('baseline');
     if (baseline) {
-      options(baseline, variants);
+      options(baseline, numbered);
       baseline.addEventListener('change', drawPairs);
     }
     const matrix = byId('matrix-choice');
     if (matrix) {
       const several = new Set(data.matrices.map((one) => one.scorer)).size > 1;
-      options(matrix, data.matrices.map((one) => variants[one.variant] + (several ? `, ${one.scorer}` : '')));
+      options(matrix, data.matrices.map((one) => numbered[one.variant] + (several ? `, ${one.scorer}` : '')));
       matrix.addEventListener('change', drawMatrix);
       drawMatrix();
     }
@@ -151,5 +154,5 @@ const suite = (() => {
     choose(state.score);
   }
 
-  return { data, variants, scores, score, onScore, options, count, start };
+  return { data, variants, numbered, named, scores, score, onScore, options, count, start };
 })();
