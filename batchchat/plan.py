@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import pyarrow.compute as pc
 
 from batchchat.errors import JobError
 from batchchat.images import shortened
@@ -68,6 +69,7 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
                     prompt_tokens += request.prompt_tokens * history.prompt_ratio
                     completion_tokens += min(history.completion, request.max_tokens or math.inf)
     counts, live = intake.counts, history.index.counts()
+    surplus = history.surplus if prepared.selection.whole else 0
     to_send = counts.to_send - sharing.saved
     duration, binding = _duration(to_send, prompt_tokens + completion_tokens, job, provider, history.latency_s)
     price = provider.prices.get(job.model)
@@ -86,7 +88,8 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         retried=counts.reopened,
         archived=counts.archived,
         unreadable=counts.invalid,
-        kept=live.kept - counts.changed if job.input.key is not None else live.kept,
+        kept=live.kept - surplus - (counts.changed if job.input.key is not None else 0),
+        surplus=surplus,
         requests=to_send,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -174,13 +177,15 @@ class _History:
             "corrected by what was really used once there are answers"
         )
         self.spent = Spend()
+        self.surplus = 0
         if fresh:
             return
         output = read_state(directory)
         self.index, self.keys = output.load_index(with_keys=job.input.key is not None)
         self.spent = output.spend
         answered, completion, latency = 0, 0, 0.0
-        for batch in output.records(["status", "completion_tokens", "latency_s"]):
+        for batch in output.records(["status", "completion_tokens", "latency_s", "sample_index"]):
+            self.surplus += pc.sum(pc.greater_equal(batch.column("sample_index"), job.samples)).as_py() or 0
             for row in batch.to_pylist():
                 if row["status"] == "ok" and row["completion_tokens"] is not None and row["latency_s"] is not None:
                     answered += 1

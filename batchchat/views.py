@@ -42,7 +42,8 @@ class PlanView:
 
     Rows, or samples where a row is asked `samples` times: `new` have no record; `changed` have one of an earlier prompt
     or row; `done` need nothing; `failed` failed before, of which `retried` would be tried again; `archived` come back
-    from the archive; `unreadable` cannot be read or rendered. `kept` records belong to no row of this input.
+    from the archive; `unreadable` cannot be read or rendered. `kept` records belong to no row of this input,
+    `surplus` ones are samples that the job asks for no more.
     `prompt_tokens`, `completion_tokens`, `cost` and `duration_s` are estimates for the `requests` to send, found as
     `method` says; `binding` names the limit that decides the duration. `cached` answers are in the `cache`; `equal`
     requests ask the same as another one, and are sent or not as `dedupe` says; `requests` are those that are sent.
@@ -77,6 +78,7 @@ class PlanView:
     note: str = ""
     command: str | None = None
     samples: int = 1
+    surplus: int = 0
     caps: Sequence[PlanCap] = ()
     deadline_s: float | None = None
     cache: str | None = None

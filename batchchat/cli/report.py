@@ -256,6 +256,8 @@ def _plan_table(view: PlanView) -> Table:
         table.add_row(f"{nouns} unreadable", _alarm(view.unreadable, "yellow"), remark)
     if view.kept:
         table.add_row("records kept", count(view.kept), "of earlier inputs")
+    if view.surplus:
+        table.add_row("records beyond samples", count(view.surplus), "go to the archive, and come back from there")
     table.add_section()
     cached = f"answers are in {view.cache}" if view.cache is not None else "no `cache` is set"
     table.add_row("cache", count(view.cached) if view.cache is not None else "off", _styled(_line(cached)))

@@ -68,6 +68,8 @@ def test_more_samples_cost_the_new_ones_and_fewer_go_to_the_archive(
     run(sampled(tmp_path, demo, 2, key=key))
     raised = run(sampled(tmp_path, demo, 4, key=key))
     assert (raised.sent, raised.ok, raised.kept) == (20, 40, 0)
+    plan = plan_job(sampled(tmp_path, demo, 1, key=key))
+    assert (plan.done, plan.requests, plan.surplus, plan.kept) == (10, 0, 30, 0)
     lowered = run(sampled(tmp_path, demo, 1, key=key))
     assert (lowered.sent, lowered.ok, lowered.kept, lowered.exit_code) == (0, 10, 0, 0)
     assert query(tmp_path, "select count(*), max(sample_index) from data") == [(10, 0)]
