@@ -5,8 +5,9 @@ line and remedy, all of it at once. Paths in a job file are relative to that fil
 here touches the network or the output.
 """
 
+from batchchat.job.batch_file import BatchFileJob
 from batchchat.job.keys import api_key, load_keys
-from batchchat.job.model import BatchFileJob, Job, failed_kinds, parse_duration, write_duration
+from batchchat.job.model import Job, failed_kinds, parse_duration, write_duration
 from batchchat.job.reading import Change, load_job, read_override, validate_job
 
 __all__ = [

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from batchchat.errors import JobError, UsageError
-from batchchat.job.model import BATCH_FORMAT, BatchFileJob, Job
+from batchchat.job.batch_file import BatchFileJob
+from batchchat.job.model import BATCH_FORMAT, Job
 from batchchat.job.origin import Origin, Origins, Place, combined, dotted, job_error
 from batchchat.job.syntax import Document, parse_yaml, read_job_text, read_text
 from batchchat.job.wording import validation_errors
