@@ -2,7 +2,7 @@
 
 A column that a job calls an image holds one of these, or a list of them: a path, bytes, a struct of bytes and path
 as Hugging Face datasets have it, an https address, or a data URL. An address is passed on; everything else is sent
-as a data URL, so that the request says by itself what was asked, and a changed picture asks again.
+as a data URL. In the identity of the request a digest of the image stands for it: a changed picture asks again.
 
 Data never chooses what is read: a path counts from the folder of its input file, or from the one that the job names,
 and does not lead out of it. What is read must be an image, so that no other file can be sent by mistake.
@@ -18,13 +18,13 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import count
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from batchchat.records import Loaded, RowBatch
+from batchchat.records import Loaded, Picture, RowBatch
 
 MAX_BYTES = 10_000_000
 """The largest image that is sent unless the job says otherwise, in bytes before base64."""
@@ -41,6 +41,7 @@ _DATA_URL = re.compile(r"data:([^,]*),", re.IGNORECASE)
 _DATA_URL_HEAD = re.compile(r"data:[a-z0-9.+/-]*(?:;[a-z0-9.+=-]+)*;base64,", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _SHOWN = 200
+_DIGEST_SIZE = 16
 _DATA_URL_SHOWN = 40
 _ACCEPTED = "PNG, JPEG, GIF or WebP"
 
@@ -73,13 +74,13 @@ class ImageReader:
         self._ahead_bytes = ahead_bytes
 
     def load(self, values: Mapping[str, Any], source: str) -> dict[str, Loaded]:
-        """Return the images of one row by column: JSON texts of their URLs, or why there are none."""
+        """Return the images of one row by column, or why there are none."""
         root = self._root if self._root is not None else self._folder_of(source)
         found: dict[str, Loaded] = {}
         for column in self._columns:
             if column in values:  # else the template says what is missing
                 try:
-                    found[column] = _urls(values[column], root, self._max_bytes)
+                    found[column] = _pictures(values[column], root, self._max_bytes)
                 except ImageError as error:
                     found[column] = str(error)
         return found
@@ -92,7 +93,7 @@ class ImageReader:
             loaded = None
             if values is not None and wanted(batch.first_index + offset):
                 loaded = self.load(values, batch.source)
-                size += sum(len(url) for urls in loaded.values() if not isinstance(urls, str) for url in urls)
+                size += sum(len(each.url) for found in loaded.values() if not isinstance(found, str) for each in found)
             images.append(loaded)
             if size >= self._ahead_bytes:
                 yield _piece(batch, start, images)
@@ -123,22 +124,22 @@ def _piece(batch: RowBatch, start: int, images: list[Mapping[str, Loaded] | None
 # --- what a column may hold
 
 
-def _urls(value: Any, root: Path, max_bytes: int) -> tuple[bytes, ...]:
+def _pictures(value: Any, root: Path, max_bytes: int) -> tuple[Picture, ...]:
     if not isinstance(value, list | tuple):
-        return (_url(value, root, max_bytes),)
+        return (_picture(value, root, max_bytes),)
     if not value:
         raise ImageError("is an empty list")
-    urls = []
-    for number, item in zip(count(), value):
+    found = []
+    for number, item in enumerate(value):
         try:
-            urls.append(_url(item, root, max_bytes))
+            found.append(_picture(item, root, max_bytes))
         except ImageError as error:
             raise ImageError(f"item {number} {error}") from None
-    return tuple(urls)
+    return tuple(found)
 
 
-def _url(value: Any, root: Path, max_bytes: int) -> bytes:
-    """Return the JSON text of one image's URL. Raises ImageError."""
+def _picture(value: Any, root: Path, max_bytes: int) -> Picture:
+    """Return one image. Raises ImageError."""
     if isinstance(value, Mapping):
         inside = value.get("bytes")
         value = inside if inside is not None else value.get("path")
@@ -163,14 +164,19 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _address(text: str, scheme: str) -> bytes:
+def _address(text: str, scheme: str) -> Picture:
     if scheme not in {"https", "http"}:
         raise ImageError(
             f"is an address of the kind {scheme}://, which a provider does not read; give a path or https://"
         )
     if not text.isprintable() or " " in text:
         raise ImageError(f"is no valid address: {_shown(text)}")
-    return orjson.dumps(text)
+    return _as_it_is(text)
+
+
+def _as_it_is(text: str) -> Picture:
+    url = orjson.dumps(text)
+    return Picture(url, url)
 
 
 def _decoded(given: re.Match[str], text: str, max_bytes: int) -> bytes:
@@ -184,14 +190,15 @@ def _decoded(given: re.Match[str], text: str, max_bytes: int) -> bytes:
         raise ImageError(f"is a data URL whose base64 is damaged: {error}") from None
 
 
-def _data_url(data: bytes, max_bytes: int, what: str) -> bytes:
-    """Write image bytes as the JSON text of a data URL. Raises ImageError."""
+def _data_url(data: bytes, max_bytes: int, what: str) -> Picture:
+    """Write image bytes as a data URL. Raises ImageError."""
     if len(data) > max_bytes:
         raise ImageError(_too_large(what, len(data), max_bytes))
     kind = image_type(data)
     if kind is None:
         raise ImageError(f"{what} {_what_else(data)}, not an image: {_ACCEPTED} can be sent")
-    return b"".join((b'"data:', kind.encode(), b";base64,", binascii.b2a_base64(data, newline=False), b'"'))
+    url = b"".join((b'"data:', kind.encode(), b";base64,", binascii.b2a_base64(data, newline=False), b'"'))
+    return Picture(url, b'"image:blake2b:%b"' % blake2b(data, digest_size=_DIGEST_SIZE).hexdigest().encode())
 
 
 def _too_large(what: str, size: int, max_bytes: int) -> str:
@@ -253,7 +260,7 @@ def _shown(text: str) -> str:
 def placeholders(columns: frozenset[str], values: Mapping[str, Any]) -> dict[str, Loaded]:
     """Return what stands for a row's images where they are only shown: nothing is read."""
     return {
-        column: tuple(orjson.dumps(_placeholder(item)) for item in _items(values[column]))
+        column: tuple(_as_it_is(_placeholder(item)) for item in _items(values[column]))
         for column in columns
         if column in values
     }

@@ -103,8 +103,18 @@ class Place(NamedTuple):
     ended: bool = False
 
 
-Loaded = tuple[bytes, ...] | str
-"""What a column holds as images: JSON texts of their URLs; or, as a text, why they cannot be sent."""
+class Picture(NamedTuple):
+    """An image of a row: the JSON text of its URL, and that of what stands for it in the identity of a request.
+
+    For a data URL this is a digest of the image; an address stands for itself, as the same bytes object.
+    """
+
+    url: bytes
+    token: bytes
+
+
+Loaded = tuple[Picture, ...] | str
+"""What a column holds as images; or, as a text, why they cannot be sent."""
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ when the job is compiled; a row only adds its own texts. The keys of a message a
 equal bytes, and the digest is taken over those very bytes and over the params in canonical form (sorted at every
 depth, whole floats as integers): the order of keys in a job or a row changes nothing, while the wire keeps the
 author's order of params, which matters in a JSON schema. Fields that say how an answer travels (`stream`) stand after
-the params and in no digest.
+the params and in no digest. An image from a column has a digest of its own there in its place.
 
 Data is never template text: a row's values go in as values, and `{from: column}` passes messages on as they are.
 """
@@ -22,7 +22,7 @@ from batchchat.records import Loaded
 from batchchat.template.instructions import Instructions
 from batchchat.template.leaf import RowTemplateError
 from batchchat.template.lines import LineMessages, LineParams
-from batchchat.template.messages import Messages
+from batchchat.template.messages import Messages, with_pictures
 from batchchat.template.params import Params
 from batchchat.template.plain import canonical, to_json
 from batchchat.template.sandbox import MAX_TEXT, Environment
@@ -85,7 +85,8 @@ class Template:
         """
         sampled = {_SAMPLE: sample_index, **values} if self.sampled else values
         # Messages that do not speak of it have no sample_index in their `row` either: samples differ where asked to.
-        messages, tokens, brought = self._messages.render(sampled if self._messages_sampled else values, images)
+        filled = self._messages.render(sampled if self._messages_sampled else values, images)
+        messages, tokens, brought, pictures = filled
         if self._instructions is not None:
             messages, tokens = self._instructions.put_into(messages, tokens)
         if self._prefix is not None:
@@ -95,6 +96,8 @@ class Template:
             head, canonical_params, max_tokens, extra = self._params.render(sampled)
             hasher = _hash_params(canonical_params)
         hasher.update(messages)
+        if pictures:
+            messages = with_pictures(messages, pictures)
         body = b"".join((head, messages, b"}"))
         if len(body) > MAX_TEXT and (len(body) - brought > MAX_TEXT or len(body) > MAX_BODY):
             limit = MAX_BODY if len(body) > MAX_BODY else MAX_TEXT

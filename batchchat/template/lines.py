@@ -17,7 +17,7 @@ import orjson
 
 from batchchat.records import ErrorKind, Loaded
 from batchchat.template.leaf import RowTemplateError, Values
-from batchchat.template.messages import measured, too_many
+from batchchat.template.messages import Filled, measured, too_many
 from batchchat.template.params import LENGTHS, Params, Written, write
 from batchchat.template.plain import to_json
 
@@ -37,8 +37,8 @@ class LineMessages:
     def __init__(self, *, max_images: int | None = None) -> None:
         self._max_images = max_images
 
-    def render(self, values: Values, images: Mapping[str, Loaded] | None = None) -> tuple[bytes, int, int]:
-        """Return the JSON array of messages, the tokens they may have, and its length: the row brought all of it."""
+    def render(self, values: Values, images: Mapping[str, Loaded] | None = None) -> Filled:
+        """Return the messages of one line; it brought all of them along."""
         del images
         messages = _body(values).get("messages")
         if not isinstance(messages, list) or not messages:
@@ -57,7 +57,7 @@ class LineMessages:
             data = to_json(messages, sort=True)
         except (TypeError, ValueError, RecursionError) as error:
             raise _bad(f"body.messages: {error}") from None
-        return data, (weight + 7) >> 3, len(data)
+        return Filled(data, (weight + 7) >> 3, len(data))
 
 
 class LineParams:

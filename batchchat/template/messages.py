@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from batchchat.errors import JobError
-from batchchat.records import ErrorKind, Loaded
+from batchchat.records import ErrorKind, Loaded, Picture
 from batchchat.template.leaf import Leaf, RowTemplateError, Values, suggestion
 from batchchat.template.plain import to_json
 from batchchat.template.sandbox import MAX_TEXT, Environment, listed
@@ -30,11 +30,45 @@ def weight(text: str) -> int:
 
 
 class _Carried(NamedTuple):
-    """What a slot takes from the row as it is: not text that a template made, so no template can inflate it."""
+    """What a slot takes from the row as it is: not text that a template made, so no template can inflate it.
+
+    `images` counts those in it, `pictures` are those of them for which tokens stand in `data`.
+    """
 
     data: bytes
     weight: int
     images: int
+    pictures: tuple[Picture, ...] = ()
+
+
+class Filled(NamedTuple):
+    """One row's messages as a JSON array, with the tokens they may have.
+
+    `brought` counts the bytes of it that the row brought along as they are. In place of its `pictures` there are their
+    tokens, in this order; `with_pictures` puts them in.
+    """
+
+    data: bytes
+    tokens: int
+    brought: int
+    pictures: tuple[Picture, ...] = ()
+
+
+def with_pictures(messages: bytes, pictures: tuple[Picture, ...]) -> bytes:
+    """Return messages with the URLs of pictures in the place of their tokens."""
+    pieces: list[bytes] = []
+    rest = messages
+    for url, token in pictures:
+        if url is not token:
+            # Quotation marks are escaped inside of texts: only a field of this name looks like this.
+            before, place, rest = rest.partition(_URL + token)
+            if not place:
+                raise RowTemplateError("messages: an image has lost its place")
+            pieces += (before, _URL, url)
+    return b"".join((*pieces, rest))
+
+
+_URL = b'"url":'
 
 
 class _TextSlot:
@@ -86,8 +120,8 @@ class _ImageSlot:
             raise RowTemplateError(f"{self._place}: the row's images were not read")
         if isinstance(loaded, str):
             raise RowTemplateError(f"{self._place}: the column {loaded}", ErrorKind.INPUT)
-        data = b",".join([self._start + url + self._end for url in loaded])
-        return _Carried(data, _MEDIA_WEIGHT * len(loaded), len(loaded))
+        data = b",".join([self._start + token + self._end for _, token in loaded])
+        return _Carried(data, _MEDIA_WEIGHT * len(loaded), len(loaded), loaded)
 
 
 class _ColumnSlot:
@@ -242,27 +276,26 @@ class Messages:
         if max_images is not None and self._images > max_images:
             raise JobError(too_many(self._images, max_images), field="messages")
 
-    def render(self, values: Values, images: Mapping[str, Loaded] | None = None) -> tuple[bytes, int, int]:
-        """Return the JSON array of messages, the tokens they may have, and how many of its bytes the row brought along.
-
-        `images` are those of the row, by column.
-        """
+    def render(self, values: Values, images: Mapping[str, Loaded] | None = None) -> Filled:
+        """Return the messages of one row. `images` are those of the row, by column."""
         pieces = self._pieces.copy()
         total = self._weight
         for index, slot in self._slots:
             pieces[index], added = slot.fill(values)
             total += added
         brought = 0
+        pictures: tuple[Picture, ...] = ()
         if self._carried:
             shown = self._images
             for index, carrying in self._carried:
-                pieces[index], added, more = carrying.fill(values, images)
+                pieces[index], added, more, found = carrying.fill(values, images)
                 total += added
                 shown += more
-                brought += len(pieces[index])
+                brought += len(pieces[index]) + sum([len(picture.url) for picture in found])
+                pictures += found
             if self._max_images is not None and shown > self._max_images:
                 raise RowTemplateError(f"messages: {too_many(shown, self._max_images)}", ErrorKind.INPUT)
-        return b"".join(pieces), (total + 7) >> 3, brought
+        return Filled(b"".join(pieces), (total + 7) >> 3, brought, pictures)
 
     def _fixed(self, data: bytes) -> None:
         """Add bytes that no row changes, joined to those before them."""

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.images import ImageReader, image_type, placeholders, shortened
-from batchchat.records import ErrorKind, Failure, RowBatch
+from batchchat.records import ErrorKind, Failure, Loaded, RowBatch
+from batchchat.template import RowTemplateError, Template, compile_template
 from tests.pictures import GIF, JPEG, WEBP, png
 
 AHEAD = 20_000
@@ -33,7 +34,7 @@ def urls(folder: Path, value: Any, **options: Any) -> list[str]:
     """The URLs that a value of the column gives; fails where there are none."""
     loaded = reader(folder, **options).load({"photo": value}, "rows.jsonl")["photo"]
     assert not isinstance(loaded, str), loaded
-    return [json.loads(url) for url in loaded]
+    return [json.loads(picture.url) for picture in loaded]
 
 
 def problem(folder: Path, value: Any, **options: Any) -> str:
@@ -178,7 +179,7 @@ def test_pieces_hold_every_row_once_and_no_more_bytes_than_allowed(sizes: list[i
     for piece in pieces:
         assert piece.first_index == place
         assert piece.images is not None
-        loaded = [sum(map(len, each["photo"])) if each else 0 for each in piece.images]
+        loaded = [size_of(each["photo"]) if each else 0 for each in piece.images]
         assert sum(loaded[:-1]) < AHEAD
         for offset, row in enumerate(piece.values):
             assert (piece.images[offset] is not None) == (row is not None and place + offset in wanted)
@@ -189,6 +190,46 @@ def test_pieces_hold_every_row_once_and_no_more_bytes_than_allowed(sizes: list[i
     assert place == 100 + len(rows)
 
 
+def size_of(loaded: Loaded) -> int:
+    return 0 if isinstance(loaded, str) else sum(len(picture.url) for picture in loaded)
+
+
+# --- in requests
+
+
+def asked(*parts: dict[str, Any]) -> Template:
+    return compile_template([{"role": "user", "content": list(parts)}], {}, model="m")
+
+
+SHOWN = {"type": "image", "from": "photo", "detail": "low"}
+
+
+def test_golden_identities_of_images_never_change(tmp_path: Path) -> None:
+    # A changed identity makes users pay again for every answer they have. Do not adapt these values to new code.
+    for value, digest in (
+        (GIF, "fc82d9b47fd9d1b294507bf09664fbed"),
+        ([GIF, "https://x.example/1"], "7d3eff8212024ac1508598c34bd67dbb"),
+    ):
+        images = reader(tmp_path).load({"photo": value}, "rows.jsonl")
+        assert asked(SHOWN).render({"photo": value}, images=images).digest.hex() == digest
+
+
+def test_a_request_holds_each_image_in_its_place(tmp_path: Path) -> None:
+    values = {"photo": [GIF, "https://x.example/1", GIF, PNG], "text": 'a "url":"image:blake2b:00" b'}
+    images = reader(tmp_path).load(values, "rows.jsonl")
+    template = asked({"type": "text", "text": "{{ text }}"}, SHOWN, {"type": "text", "text": "which?"}, SHOWN)
+    body = json.loads(template.render(values, images=images).body)
+    given = [data_url(GIF, "image/gif"), "https://x.example/1", data_url(GIF, "image/gif"), data_url(PNG)]
+    parts = [{"type": "image_url", "image_url": {"url": url, "detail": "low"}} for url in given]
+    texts = [{"type": "text", "text": values["text"]}, {"type": "text", "text": "which?"}]
+    assert body["messages"][0]["content"] == [texts[0], *parts, texts[1], *parts]
+
+
+def test_images_that_were_not_read_fail_their_row_and_are_not_left_out() -> None:
+    with pytest.raises(RowTemplateError, match="the row's images were not read"):
+        asked(SHOWN).render({"photo": GIF})
+
+
 # --- for people
 
 
@@ -197,7 +238,9 @@ def test_placeholders_are_short_and_read_nothing() -> None:
     values = {"photo": ["gone.png", b"12345", {"bytes": b"123", "path": "a.png"}, long, None, "\ud800"]}
     shown = placeholders(frozenset({"photo", "missing"}), values)
     assert list(shown) == ["photo"]
-    texts = [json.loads(text) for text in shown["photo"]]
+    pictures = shown["photo"]
+    assert not isinstance(pictures, str)
+    texts = [json.loads(picture.url) for picture in pictures]
     assert texts[:3] == ["gone.png", "(5 bytes)", "a.png (3 bytes)"]
     assert texts[3].endswith(f"… ({len(long):,} characters)")
     assert len(texts[3]) < 80
