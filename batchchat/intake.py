@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 from batchchat.identity import Identity, failed_row_id, row_bytes
 from batchchat.records import ErrorKind, Failure, Request, RowBatch
-from batchchat.store.index import ARCHIVED, NONE, OK, KeyIndex, RecordIndex, key_digest, kind_of
+from batchchat.store.index import ARCHIVED, ID_BYTES, NONE, OK, KeyIndex, RecordIndex, key_digest, kind_of
+from batchchat.store.known import KnownBatch, KnownRows
+from batchchat.store.trail import NO_KEY
 from batchchat.template import Rendered, RowTemplateError, Template
 
 SLICE_BYTES = 4 * 2**20
@@ -84,7 +86,9 @@ class Invalid:
 class Sorted:
     """What a slice of rows came to, without what is done.
 
-    `reopened` are the requests that failed before, `nbytes` is the size of what was rendered.
+    `reopened` are the requests that failed before, `nbytes` is the size of what was rendered. `custom_ids` has every
+    sample of every row, in order, also those that are done; `keys` the digest of each row's key where the job has one,
+    or NO_KEY.
     """
 
     requests: list[Request] = field(default_factory=list)
@@ -92,15 +96,23 @@ class Sorted:
     archived: list[Request] = field(default_factory=list)
     invalid: list[Invalid] = field(default_factory=list)
     nbytes: int = 0
+    custom_ids: list[str] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
 
 
 class _Row(NamedTuple):
-    """Which row is being sorted."""
+    """Which row is being sorted. `known` are the identities of its samples, where an earlier pass over it told them."""
 
     batch: RowBatch
     offset: int
     values: dict[str, Any]
     key: str | None
+    known: bytes | None = None
+
+    def known_id(self, sample_index: int) -> str | None:
+        """The `custom_id` of a sample, where it is known."""
+        place = sample_index * ID_BYTES
+        return None if self.known is None else self.known[place : place + ID_BYTES].hex()
 
 
 class Intake:
@@ -137,16 +149,26 @@ class Intake:
         self._alike = [range(each, each + 1) for each in self._every] if template.sampled else [self._every]
         self._answer_ids = answer_ids
 
-    def slices(self, batch: RowBatch, size: int) -> Iterator[Sorted]:
+    def pass_over(self, known: KnownRows) -> None:
+        """Count the rows that need no look, since an earlier pass knew them and their records are final."""
+        rows, states = known.passed_over, known.counts
+        self.counts.rows += rows
+        self.counts.samples += rows * self.samples
+        self.counts.done += states.get(OK, 0)
+        self.counts.failed_before += sum(states.values()) - states.get(OK, 0)
+
+    def slices(self, batch: RowBatch, size: int, known: KnownBatch | None = None) -> Iterator[Sorted]:
         """Sort a batch in slices of about `size` samples or SLICE_BYTES, one each time the next is asked for.
 
-        A row past the selection is left out, and not counted.
+        A row past the selection is left out, and not counted; so is one of `known` rows that needs no look.
         """
         takes = self._selection.takes if not self._selection.whole else None
         found, rows = Sorted(), 0
         for offset in range(len(batch.values)):
+            if known is not None and not known.look[offset]:
+                continue
             if takes is None or takes(batch.first_index + offset):
-                row = self._open(batch, offset, found)
+                row = self._open(batch, offset, found, known)
                 if row is not None:
                     for samples in self._alike:
                         self._sort_samples(row, samples, found)
@@ -162,30 +184,45 @@ class Intake:
         if rows:
             yield found
 
-    def _open(self, batch: RowBatch, offset: int, found: Sorted) -> _Row | None:
+    def _open(self, batch: RowBatch, offset: int, found: Sorted, known: KnownBatch | None) -> _Row | None:
         """Count a row and find its key; None where it cannot be asked at all."""
         self.counts.rows += 1
         self.counts.samples += self.samples
         values = batch.values[offset]
+        identities = None if known is None else known.identities_of(offset, self.samples)
         if values is None:
-            row = _Row(batch, offset, {}, None)
+            row = _Row(batch, offset, {}, None, identities)
+            found.keys.append(NO_KEY)
             self._invalid(row, self._every, batch.failures[offset], batch.raw.get(offset, b""), found)
             return None
         key: str | None = None
         if self._key_column is not None:
-            key, problem = self._key(values, self._key_column)
+            told = None if known is None else known.key_of(offset)
+            key, problem, digest = self._key(values, self._key_column, told)
+            found.keys.append(digest)
             if problem is not None:
                 failure = Failure(ErrorKind.INPUT, problem)
-                self._invalid(_Row(batch, offset, values, None), self._every, failure, row_bytes(values), found)
+                row = _Row(batch, offset, values, None, identities)
+                self._invalid(row, self._every, failure, row_bytes(values), found)
                 return None
-        return _Row(batch, offset, values, key)
+        return _Row(batch, offset, values, key, identities)
 
-    def _key(self, values: dict[str, Any], column: str) -> tuple[str | None, str | None]:
-        """A row's key and what is wrong with it; the key is known from now on."""
+    def _key(
+        self, values: dict[str, Any], column: str, told: bytes | None = None
+    ) -> tuple[str | None, str | None, bytes]:
+        """A row's key, what is wrong with it, and its digest; the key is known from now on.
+
+        NO_KEY is the digest of one that is wrong. `told` is what an earlier pass found: rows behind this one may have
+        been passed over, so that their keys are known already.
+        """
         key, problem = read_key(values, column)
-        if key is not None and self._keys is not None and self._keys.mark_seen(key_digest(key)):
-            problem = f"{column} {key!r} stands in an earlier row too"
-        return key, problem
+        if key is None or self._keys is None:
+            return key, problem, NO_KEY
+        digest = key_digest(key)
+        repeated = self._keys.mark_seen(digest)
+        if repeated if told is None else told != digest:
+            return key, f"{column} {key!r} stands in an earlier row too", NO_KEY
+        return key, None, digest
 
     # --- without an output
 
@@ -194,7 +231,7 @@ class Intake:
         column = self._key_column
         if column is None:
             return [(None, None)] * len(batch.values)
-        return [(None, None) if values is None else self._key(values, column) for values in batch.values]
+        return [(None, None) if values is None else self._key(values, column)[:2] for values in batch.values]
 
     def identify(self, batch: RowBatch, keys: list[tuple[str | None, str | None]]) -> list[tuple[int, int, str]]:
         """Offset, sample and `custom_id` of whatever a pass would make of a batch, done or not."""
@@ -245,8 +282,9 @@ class Intake:
             self._sort_sample(rendered, row, sample_index, found)
 
     def _sort_sample(self, rendered: Rendered, row: _Row, sample_index: int, found: Sorted) -> None:
-        batch, offset, _, key = row
-        custom_id = self._identify(rendered.digest, key, sample_index)
+        batch, offset, _, key, _ = row
+        custom_id = self._identify(rendered.digest, key, sample_index, row.known_id(sample_index))
+        found.custom_ids.append(custom_id)
         state = self._index.mark_seen(custom_id)
         if state == OK:
             self.counts.done += 1
@@ -271,12 +309,16 @@ class Intake:
             self.counts.new += 1
         found.requests.append(request)
 
-    def _identify(self, digest: bytes, key: str | None, sample_index: int) -> str:
-        """The request's `custom_id`; of equal requests without a key, the first that this pass has not met."""
+    def _identify(self, digest: bytes, key: str | None, sample_index: int, known: str | None = None) -> str:
+        """The request's `custom_id`; of equal requests without a key, the first that this pass has not met.
+
+        `known` is what an earlier pass found: of equal requests some may have been passed over, so that the first that
+        was not met need not be this one.
+        """
         identity = self._identity
         if key is not None:
             return identity.custom_id(digest, key=key, sample_index=sample_index)
-        return _first_unseen(
+        return known or _first_unseen(
             self._index,
             lambda occurrence: identity.custom_id(digest, occurrence=occurrence, sample_index=sample_index),
         )
@@ -284,7 +326,8 @@ class Intake:
     def _invalid(self, row: _Row, samples: range, failure: Failure, raw: bytes, found: Sorted) -> None:
         for sample in samples:
             identify = partial(_failed_row, row.batch.source, raw, sample)
-            custom_id = _first_unseen(self._index, identify)
+            custom_id = row.known_id(sample) or _first_unseen(self._index, identify)
+            found.custom_ids.append(custom_id)
             if self._index.mark_seen(custom_id) != NONE:
                 self.counts.failed_before += 1
                 continue

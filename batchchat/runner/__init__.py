@@ -35,12 +35,13 @@ from batchchat.intake import Intake
 from batchchat.job import Job, api_key, load_keys, write_duration
 from batchchat.limits import MAX_CONCURRENCY, Limiter, TokenEstimator
 from batchchat.providers import DEMO, Price, Provider
-from batchchat.records import Request, RowBatch
+from batchchat.records import Request
 from batchchat.retry import RetryPolicy
 from batchchat.review import Accept, Fail, go_on, resume
 from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
+from batchchat.runner.rows import Rows, pass_of
 from batchchat.runner.stopping import StopRequest
 from batchchat.runner.tally import Tally
 from batchchat.runner.writer import Offload, Writer, in_thread
@@ -171,6 +172,8 @@ class _Run:
         if budget is None and job.budget.capped:
             caps = job.budget
             self.budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
+        reopens = options.retry_failed
+        self.reopens = job.retry.reopens() if reopens is None else reopens
         self.phase: Phase = "starting"
         self.read_all = False
         self.counted: int | None = None
@@ -253,7 +256,10 @@ class _Run:
             part_seconds=job.output.part_seconds,
             currency=self.provider.currency,
             fresh=self.options.fresh,
+            following=pass_of(self.prepared, self.reopens),
         )
+        if store.known is not None:
+            store.known.look_up(store.index, store.keys)
         for message in store.recovery.messages:
             self.warnings.append(message)
             self.tell(Event("recovered", message, "warning"))
@@ -310,18 +316,19 @@ class _Run:
             on_error=self.engine.cancel,
         )
         self.forecaster = Forecaster(self._price())
-        reopens = self.options.retry_failed
         self.intake = Intake(
             self.prepared.template,
             self.prepared.identity,
             index=self.store.index,
             keys=self.store.keys,
             key_column=job.input.key,
-            reopens=job.retry.reopens() if reopens is None else reopens,
+            reopens=self.reopens,
             selection=self.prepared.selection,
             samples=job.samples,
             answer_ids=job.cache is not None or job.dedupe,
         )
+        if self.store.known is not None:
+            self.intake.pass_over(self.store.known)
 
     async def _start_demo(self, stack: AsyncExitStack) -> str:
         from batchchat.demo import DemoOptions, DemoServer
@@ -360,18 +367,21 @@ class _Run:
         return self.reuse if self.reuse is not None else self.writer
 
     async def _feed(self) -> AsyncGenerator[list[Request], None]:
-        batches = self.prepared.batches()
+        rows = Rows(self.prepared, self.store.known)
+        batches = iter(rows)
         archived: list[Request] = []
         while True:
             try:
-                batch: RowBatch | None = await self.offload(next, batches, None, abandon=True)
+                batch, known = await self.offload(next, batches, (None, None), abandon=True)
             except BatchchatError as error:
                 # The input broke in the middle: what was read goes on, the rest stays open.
                 self.failed = error
                 return
             if batch is None or self.prepared.selection.past(batch.first_index):
                 break
-            for found in self.intake.slices(batch, _SLICE):
+            rows.begin(batch)
+            for found in self.intake.slices(batch, _SLICE, known):
+                rows.add(found)
                 for invalid in found.invalid:
                     self.writer.add_invalid(invalid)
                 archived += found.archived
@@ -390,7 +400,11 @@ class _Run:
             if len(archived) >= _REVIVE_BATCH:
                 yield await self._revive(archived)
                 archived = []
+            rows.end(batch)
+            if rows.full:
+                await self.offload(rows.flush)
         yield await self._revive(archived)
+        rows.finish()
         self.read_all = True
 
     def _resumed(self, requests: list[Request]) -> list[Request]:

@@ -15,11 +15,11 @@ import pyarrow as pa
 from batchchat.errors import StorageError, UsageError
 from batchchat.sources.chunk import Limits
 from batchchat.sources.columns import as_seen
-from batchchat.sources.files import STDIN, find_files
+from batchchat.sources.files import STDIN, Stamp, find_files
 from batchchat.sources.parquet import python_rows
 from batchchat.sources.source import CsvSource, JsonlSource, ParquetSource, Source
 
-__all__ = ["Source", "as_seen", "open_source", "python_rows"]
+__all__ = ["STDIN", "Source", "Stamp", "as_seen", "open_source", "python_rows"]
 
 
 def open_source(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import groupby
 from pathlib import Path
@@ -70,7 +70,7 @@ class Source(ABC):
         """What is carried to the output: output names, frozen types, `input_extra` last."""
         return self._carrier.schema
 
-    def batches(self, after: Place | None = None, first_index: int = 0) -> Iterator[RowBatch]:
+    def batches(self, after: Place | None = None, first_index: int = 0) -> Generator[RowBatch, None, None]:
         """Yield all rows from the first one, or those behind a place, of which the first has this index.
 
         Each call is a pass of its own; standard input can be read only once. StorageError where a file cannot be read
@@ -144,6 +144,11 @@ class Source(ABC):
     def fraction(self) -> float:
         """The share of the current pass that is read, from 0 to 1. Any thread may ask."""
         return self._progress.fraction()
+
+    @property
+    def seekable(self) -> bool:
+        """Whether reading can begin behind a place without reading what stands before it."""
+        return all(file is not None and file.compression is None for file in self._inputs)
 
     def known_rows(self) -> int | None:
         """The number of rows, where the files say it; else None."""

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.records import ErrorKind
-from batchchat.store.index import ID_BYTES, KEY_LIVE, OK, KeyIndex, RecordIndex, key_digest, state_of
+from batchchat.store.index import ID_BYTES, KEY_LIVE, OK, SEEN, KeyIndex, RecordIndex, key_digest, state_of
+from batchchat.store.known import KnownRows
 from batchchat.store.parts import (
     RECORD_SCHEMA,
     ROW_GROUP_ROWS,
@@ -36,6 +37,7 @@ from batchchat.store.parts import (
 Point = Callable[[str], None]
 """Called with the name of a step that is just done; tests stop the process there."""
 
+_INDEXED = ("custom_id", "status", "error_kind", "row_index", "sample_index")
 _IDENTITY = ("custom_id", "run_id", "finished_at")
 
 
@@ -79,13 +81,13 @@ class Dataset:
 
     # ---- loading ----------------------------------------------------------------------------------------------------
 
-    def load(self, index: RecordIndex, keys: KeyIndex | None) -> Moved:
+    def load(self, index: RecordIndex, keys: KeyIndex | None, known: KnownRows | None = None) -> Moved:
         """Read every part's identities into the indexes, and what the archive can give back.
 
+        Final records of `known` rows are loaded as seen by this pass.
         A part that cannot be read is set aside: its rows are open again, and `messages` says so.
         """
         moved = Moved()
-        columns = ["custom_id", "status", "error_kind"] + (["key", "sample_index"] if keys is not None else [])
         rows = sum(self._rows(name) for name in self.parts.names())
         index.reserve(rows)
         if keys is not None:
@@ -93,12 +95,17 @@ class Dataset:
         for name in self.parts.names():
             try:
                 with self.part(name) as reader:
-                    table = reader.read(columns)
+                    table = reader.read(_INDEXED)
                     _expect(name, table)
+                    texts = None
+                    if keys is not None:
+                        key_table = reader.read(["key"])
+                        _expect(name, key_table)
+                        texts = key_table.column(0)
                     if reader.older:
                         self._older.add(name)
                 try:
-                    index_records(table, index, keys)
+                    index_records(table, index, keys, texts, known)
                 except ValueError as error:
                     raise DamagedPartError(name, str(error)) from error
             except DamagedPartError as error:
@@ -461,19 +468,34 @@ _KIND_NAMES = pa.array([kind.value for kind in ErrorKind], pa.string())
 _KIND_STATES = pa.array([state_of("failed", kind.value) for kind in ErrorKind], pa.uint8())
 
 
-def index_records(table: pa.Table | pa.RecordBatch, index: RecordIndex, keys: KeyIndex | None) -> None:
-    """Load live records into the indexes, all at once. Raises ValueError, with nothing loaded, on a bad `custom_id`."""
+def index_records(
+    table: pa.Table | pa.RecordBatch,
+    index: RecordIndex,
+    keys: KeyIndex | None,
+    texts: pa.ChunkedArray | pa.Array | None,
+    known: KnownRows | None = None,
+) -> None:
+    """Load live records into the indexes, all at once; `texts` are their keys.
+
+    Final records of `known` rows are loaded as seen by this pass. Raises ValueError, with nothing loaded, on a bad
+    `custom_id`.
+    """
     identities, states = identity_states(table)
-    index.load(identities, states)
-    if keys is not None:
-        digests = [
-            key_digest(key, sample)
-            for key, sample in zip(
-                table.column("key").to_pylist(), table.column("sample_index").to_pylist(), strict=True
-            )
-            if key is not None
-        ]
-        keys.load(b"".join(digests), bytes((KEY_LIVE,)) * len(digests))
+    match = None if known is None else known.match(table, identities, states)
+    index.load(identities, states if match is None else match.states)
+    if keys is None or texts is None:
+        return
+    samples = table.column("sample_index")
+    if match is not None:
+        keys.load(match.keys, bytes((KEY_LIVE | SEEN,)) * (len(match.keys) // ID_BYTES))
+        rest = pc.invert(pc.fill_null(pc.and_(match.mask, pc.equal(_combined(samples), 0)), False))
+        texts, samples = texts.filter(rest), samples.filter(rest)
+    digests = [
+        key_digest(key, sample)
+        for key, sample in zip(texts.to_pylist(), samples.to_pylist(), strict=True)
+        if key is not None
+    ]
+    keys.load(b"".join(digests), bytes((KEY_LIVE,)) * len(digests))
 
 
 def identity_states(table: pa.Table | pa.RecordBatch) -> tuple[bytes, bytes]:

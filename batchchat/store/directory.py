@@ -5,6 +5,7 @@ DIR/_batchchat/format.json             the version of this layout
 DIR/_batchchat/job.json, snapshots/    the job of the last run, and of each run by its run_id
 DIR/_batchchat/schema.json             the input columns, frozen at the first run
 DIR/_batchchat/state.json              what a run leaves for the next one
+DIR/_batchchat/trail.log, .ids, .keys  which requests the rows of the input became; may be deleted at any time
 DIR/_batchchat/journal-0000000001.log  one generation of the journal
 DIR/_batchchat/ledger.jsonl            what each sealed generation cost
 DIR/_batchchat/runs.jsonl              one line a run

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -273,6 +273,18 @@ class RecordIndex:
         if live and not old & SEEN:
             self._seen[live] += 1
         return _visible(old)
+
+    def mark_final(self, identity: bytes, final: Container[int]) -> int:
+        """Note that this pass asks for a record whose state is one of these; return the state, 0 where it is another.
+
+        `identity` is a `custom_id` as 16 bytes.
+        """
+        state = _visible(self._table.get(identity))
+        if state not in final:
+            return 0
+        if not self._table.change(identity, 0xFF, SEEN) & SEEN:
+            self._seen[state] += 1
+        return state
 
     def is_seen(self, custom_id: str) -> bool:
         """Tell whether this pass has asked for the record, or settled it."""

@@ -144,7 +144,7 @@ class Output:
             keys.reserve(rows)
         columns = ["custom_id", "status", "error_kind", *(["key", "sample_index"] if with_keys else [])]
         for batch in self.records(columns, batch_rows=_LOADED_AT_ONCE):
-            index_records(batch, index, keys)
+            index_records(batch, index, keys, batch.column("key") if with_keys else None)
         files = self._layout.archive()
         for name in files.names():
             try:

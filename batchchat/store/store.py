@@ -47,6 +47,7 @@ from batchchat.store.journal import (
     replay,
     sum_spends,
 )
+from batchchat.store.known import KnownRows, Pass
 from batchchat.store.parts import Pending, Unsealed, output_schema, same_types, unkept
 
 PART_ROWS = 50_000
@@ -57,6 +58,7 @@ JOURNAL_FACTOR = 4
 
 _CUSTOM_ID = RECORD_COLUMNS.index("custom_id")
 _KEY = RECORD_COLUMNS.index("key")
+_ROW_INDEX = RECORD_COLUMNS.index("row_index")
 _SAMPLE = RECORD_COLUMNS.index("sample_index")
 _RUN_ID = RECORD_COLUMNS.index("run_id")
 _STATUS = RECORD_COLUMNS.index("status")
@@ -150,6 +152,7 @@ class Store:
         self.recovery = Recovery()
         self.index = RecordIndex()
         self.keys = KeyIndex() if with_keys else None
+        self.known: KnownRows | None = None
         self._layout = layout
         self._lock = lock
         self._frozen = frozen
@@ -192,13 +195,15 @@ class Store:
         part_seconds: float = PART_SECONDS,
         currency: str | None = None,
         fresh: bool = False,
+        following: Pass | None = None,
         point: Point = _nowhere,
     ) -> Store:
         """Take hold of an output, creating it where there is none, and recover what an earlier run left.
 
         `snapshot` is the job as JSON values, with its `name`. `input_schema` is frozen where none is yet, and so is
         the type of `parsed`, if there is such a column; it may come later, and then stays. `fresh` renames an existing
-        output aside first. `point` is called at named steps, for tests of crashes.
+        output aside first. `following` is the pass that begins, where it may take over what an earlier one knew of its
+        rows (see `known`). `point` is called at named steps, for tests of crashes.
 
         Raises UsageError (nothing was created) where the folder is something else, belongs to another job, has an
         unknown format, another type of `parsed`, or cannot be written; OutputLocked where another run holds it;
@@ -218,6 +223,7 @@ class Store:
                 part_seconds=part_seconds,
                 currency=currency,
                 fresh=fresh,
+                following=following,
                 point=point,
             )
         except StorageError as error:
@@ -238,6 +244,7 @@ class Store:
         parsed: pa.Field | None,
         currency: str | None,
         fresh: bool,
+        following: Pass | None,
         **settings: Any,
     ) -> Store:
         run_id = settings["run_id"]
@@ -253,6 +260,7 @@ class Store:
             layout.check_name(job_name)
         layout.create_base()
         lock = Lock(layout, run_id)
+        store: Store | None = None
         try:
             if layout.is_output():  # again: another run may have made it something else before the lock was ours
                 layout.check_format()
@@ -265,6 +273,8 @@ class Store:
             metadata = {"batchchat.job": job_name} | ({"batchchat.currency": currency} if currency else {})
             store = cls(layout, lock, frozen=frozen, metadata=metadata, **settings)
             store.recovery.renamed = renamed
+            if following is not None:
+                store.known = following.known(layout.state)
             store._recover()
             layout.save(f"snapshots/{run_id}.json", dict(snapshot))
             layout.save("job.json", dict(snapshot))
@@ -273,6 +283,8 @@ class Store:
             elif frozen.input is not None and frozen.parsed is not before.parsed:
                 layout.save_schema(frozen.input, frozen.parsed)
         except BaseException:
+            if store is not None and store.known is not None:
+                store.known.trail.close()
             lock.release()
             raise
         return store
@@ -327,7 +339,7 @@ class Store:
             self.recovery.messages.append(
                 f"{damaged_lines} lines of {self._layout.ledger} are damaged: earlier costs are told too low."
             )
-        self._note(self._dataset.load(self.index, self.keys))
+        self._note(self._dataset.load(self.index, self.keys, self.known))
         found = [replay(path) for path in journals(self._layout.state).values()]
         self._generation = max([*self._counted, *(each.generation for each in found), 0])
         for each in found:
@@ -358,6 +370,8 @@ class Store:
             if pending is None:
                 pending = Pending(self._required_schema)
             pending.add([record])
+            if self.known is not None:
+                self.known.forget(values[_ROW_INDEX], values[_SAMPLE])
             state = state_of(values[_STATUS], values[_ERROR_KIND])
             self._know(values[_CUSTOM_ID], values[_KEY], values[_SAMPLE], state, seen=False)
 
@@ -384,6 +398,8 @@ class Store:
     def _note(self, moved: Moved) -> None:
         for custom_id, archived in moved.removed:
             self.index.remove(custom_id, archived=archived)
+        if moved.removed and self.known is not None:
+            self.known.forget()
         self.recovery.messages += moved.messages
 
     def _tell_damage(self, found: Replay) -> None:
@@ -658,6 +674,9 @@ class Store:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
+        if self.known is not None:
+            self.known.trail.flush()
+            self.known.trail.close()
         self._lock.release()
 
     def __enter__(self) -> Store:

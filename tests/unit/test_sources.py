@@ -406,7 +406,7 @@ class TestFiles:
         source = open_source(str(write(tmp_path / "a.jsonl", lines(*({"a": 1} for _ in range(5_000))))))
         batches = source.batches()
         assert isinstance(next(batches), RowBatch)
-        batches.close()  # type: ignore[attr-defined]  # a ResourceWarning would be an error
+        batches.close()  # a ResourceWarning would be an error
         assert len(rows_of(source)) == 5_000
 
 

@@ -1,0 +1,124 @@
+"""The rows of a pass that need a look, and the trail that the pass leaves behind for the next one.
+
+Rows that an earlier pass knew, and whose records are final, are not even read (see `store.known`). What is left are
+stretches of the known rows in which something is still to be done, and everything behind them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from hashlib import blake2b
+from importlib.metadata import version
+
+from batchchat import __version__
+from batchchat.intake import Sorted
+from batchchat.records import ErrorKind, RowBatch
+from batchchat.runner.preparation import Prepared
+from batchchat.sources import STDIN
+from batchchat.store import OK
+from batchchat.store.index import state_of
+from batchchat.store.known import KnownBatch, KnownRows, Pass
+from batchchat.store.trail import Subject
+
+_SHAPES_NO_REQUEST = ("name", "output", "limits", "retry", "prices", "budget", "deadline", "cache", "dedupe", "file")
+"""Sections of a job that may change without any row becoming another request; all others make a new trail."""
+_RENDERERS = ("jinja2", "orjson", "pyarrow")
+
+
+def pass_of(prepared: Prepared, reopens: frozenset[ErrorKind]) -> Pass | None:
+    """Say what a pass is about; None where an earlier one can tell nothing of it.
+
+    That is so for a random choice of rows, for what comes through a pipe, and where requests hold more than the rows
+    and the job say: images are files of their own.
+    """
+    job = prepared.job
+    if prepared.selection.sample is not None or job.input.path == STDIN or prepared.template.image_columns:
+        return None
+    final = frozenset({OK, *(state_of("failed", kind.value) for kind in ErrorKind if kind not in reopens)})
+    subject = Subject(_text(prepared), job.samples, job.input.key is not None)
+    return Pass(prepared.source, subject, final, prepared.selection.limit)
+
+
+def _text(prepared: Prepared) -> str:
+    """A digest of all that turns rows into requests, save the rows: the job's own text, and the code that reads it."""
+    shaping = {name: value for name, value in prepared.job.snapshot().items() if name not in _SHAPES_NO_REQUEST}
+    shaping["input"] = {name: value for name, value in shaping["input"].items() if name != "path"}
+    code = [__version__, *map(version, _RENDERERS)]
+    text = json.dumps([shaping, prepared.template.text_digest, prepared.provider.identity, code], sort_keys=True)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class Rows:
+    """Gives a pass its rows, batch by batch with what is known of each, and continues the trail.
+
+    Iterating is blocking code. For each batch the caller says `begin`, then `add` for all that it was sorted into, then
+    `end`; and `finish` when there are no more. `flush` is blocking code too, to be called when `full`.
+    """
+
+    def __init__(self, prepared: Prepared, known: KnownRows | None) -> None:
+        self._prepared = prepared
+        self._source = prepared.source
+        self._known = known
+        self._trail = None if known is None else known.trail
+        self._known_rows = 0 if self._trail is None else self._trail.rows
+        self._at_end = self._trail is not None and not self._known_rows
+        self._new = False
+        self._added = 0
+
+    def __iter__(self) -> Iterator[tuple[RowBatch, KnownBatch | None]]:
+        known, trail = self._known, self._trail
+        if known is None or trail is None or not self._known_rows:
+            for batch in self._prepared.batches():
+                yield batch, None
+            return
+        end = trail.end
+        for stretch in known.stretches(apart=self._source.seekable):
+            with closing(self._source.batches(stretch.after, stretch.start)) as batches:
+                for batch in batches:
+                    room = stretch.stop - batch.first_index
+                    if room <= 0:
+                        break
+                    told = known.batch(batch.first_index, batch.first_index + min(room, len(batch.values)))
+                    if told is not None and 1 in told.look:
+                        yield batch if room >= len(batch.values) else replace(batch, values=batch.values[:room]), told
+        if not self._prepared.selection.past(self._known_rows):
+            self._at_end = True
+            for batch in self._source.batches(end, self._known_rows):
+                yield batch, None
+
+    def begin(self, batch: RowBatch) -> None:
+        """A batch is about to be sorted."""
+        self._added = 0
+        self._new = batch.first_index >= self._known_rows
+        if self._trail is not None and self._new:
+            self._trail.begin_batch(self._source)
+
+    def add(self, found: Sorted) -> None:
+        """Some rows of the batch were sorted."""
+        self._added += len(found.custom_ids)
+        if self._trail is not None and self._new:
+            self._trail.add(found.custom_ids, found.keys)
+
+    def end(self, batch: RowBatch) -> None:
+        """The batch was sorted; where the pass takes only some of its rows, the trail ends before it."""
+        if self._trail is not None and self._new:
+            whole = self._added == len(batch.values) * self._prepared.job.samples
+            self._trail.end_batch(batch.place, self._source, whole=whole)
+
+    def finish(self) -> None:
+        """All rows were sorted."""
+        if self._trail is not None and self._at_end:
+            self._trail.begin_batch(self._source)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to `flush`."""
+        return self._trail is not None and self._trail.full
+
+    def flush(self) -> None:
+        """Write the trail as far as it goes."""
+        if self._trail is not None:
+            self._trail.flush()
