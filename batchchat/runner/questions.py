@@ -110,7 +110,7 @@ def _load_schema(job: Job) -> ResponseSchema:
     try:
         return load_schema(job.response.spec, folder=folder, name=job.response.name)
     except SchemaError as error:
-        raise job.error(error.message, "response", "schema", *error.place, remedy=error.remedy) from None
+        raise job.error(error.reason, "response", "schema", *error.place, remedy=error.remedy) from None
 
 
 def _load_tools(job: Job, template: Template) -> tuple[Tools | None, bool]:

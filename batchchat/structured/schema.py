@@ -111,7 +111,8 @@ def load_schema(spec: object, *, folder: Path, name: str | None = None) -> Respo
         checker = Checker(schema)
         column = ParsedColumn(parsed_field(schema))
     except SchemaError as error:
-        raise SchemaError(f"{error.reason} (in {source})", error.place, remedy=error.remedy) from None
+        where = "" if isinstance(spec, Mapping) else f" (in {source})"
+        raise SchemaError(error.reason + where, error.place, remedy=error.remedy) from None
     return ResponseSchema(schema, _wire_name(known_as), source, column, AnswerValidator(checker, column))
 
 
@@ -186,6 +187,8 @@ class _Copy:
 
 def _read(path: Path) -> Any:
     try:
+        if path.exists() and not path.is_file():  # a folder, or something that never ends
+            raise SchemaError(f"the schema {path} is not a file")
         data = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else None
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import anyio
 import httpx
+import pytest
 
 import batchchat
+from batchchat.runner import StopRequest
+from batchchat.store import read_state
 from tests.integration.jobs import query
 from tests.unit.test_run_clock import Provider, answer, simulate
 
@@ -67,3 +71,45 @@ def test_an_outage_between_an_answer_and_its_correction_costs_nothing(tmp_path: 
     assert (summary.exit_code, summary.ok) == (0, 200)
     assert query(tmp_path, "select count(*) from data where corrections = 1 and parsed.n = 1") == [(200,)]
     assert query(tmp_path, "select sum(total_tokens) from data") == [(200 * 22,)]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_stopped_again_and_again_every_answer_counts_once(tmp_path: Path, seed: int) -> None:
+    """Whatever comes of the answers: what was answered is in the ledger and in the records, and was asked once."""
+    random, rows, answered = Random(seed), 60, 0
+    bodies: list[bytes] = []
+    stop = StopRequest()
+
+    async def handler(request: httpx.Request) -> httpx.Response:
+        nonlocal answered
+        await anyio.sleep(random.uniform(0.05, 2))
+        if random.random() < 0.1:
+            return httpx.Response(random.choice([429, 503]), json={"error": "not now"})
+        answered += 1
+        bodies.append(request.content)
+        if answered % 25 == 0:
+            stop.stop(reason="asked to", exit_code=143)
+        kind = random.random()
+        if kind < 0.3:
+            return answer(random.choice(['{"n": "one"}', "prose"]))
+        found = answer('So: {"n": 2}' if kind < 0.4 else '{"n": 1}').json()
+        if kind > 0.9:
+            found["choices"][0] = {"message": {"content": '{"n":'}, "finish_reason": "length"}
+        return httpx.Response(200, json=found)
+
+    fields = typed(corrections=3, truncated={"retry_with_max_tokens": 50}) | {
+        "params": {"max_tokens": 5},
+        "output": {"path": str(tmp_path / "out"), "part_rows": 20, "part_seconds": 3},
+    }
+    for number in range(20):
+        stop = StopRequest()
+        summary, _, _ = simulate(tmp_path, Provider(handler), rows, stop=stop, **fields)
+        assert read_state(tmp_path / "out").spend.requests == summary.spend_total.requests == answered
+        if not summary.open:
+            assert number >= 2
+            break
+    assert summary.ok + summary.failed == rows
+    sums = "select count(distinct key), sum(total_tokens) from data"
+    assert query(tmp_path, sums) == [(rows, 11 * answered)]
+    assert query(tmp_path, "select count(*) from data where (status = 'ok') != (parsed.n is not null)") == [(0,)]
+    assert len(bodies) == len(set(bodies)) == answered
