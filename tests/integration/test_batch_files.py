@@ -219,6 +219,8 @@ def test_answers_of_every_kind_keep_the_official_shape(tmp_path: Path, demo: Dem
     assert bodies[1]["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "sort"
     assert bodies[2]["choices"][0]["message"]["reasoning_content"]
     assert json.loads(bodies[3]["choices"][0]["message"]["content"])
+    tokens = bodies[4]["choices"][0]["logprobs"]["content"]
+    assert "".join(token["token"] for token in tokens) == bodies[4]["choices"][0]["message"]["content"]
     assert [(each["custom_id"], each["response"], each["error"]["code"]) for each in failed] == [
         ("request-5", None, "truncated")
     ]
