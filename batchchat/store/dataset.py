@@ -38,6 +38,7 @@ Point = Callable[[str], None]
 """Called with the name of a step that is just done; tests stop the process there."""
 
 _INDEXED = ("custom_id", "status", "error_kind", "row_index", "sample_index")
+_LOADED_AT_ONCE = 150_000
 _IDENTITY = ("custom_id", "run_id", "finished_at")
 
 
@@ -92,6 +93,7 @@ class Dataset:
         index.reserve(rows)
         if keys is not None:
             keys.reserve(rows)
+        loader = IndexLoader(index, keys, known)
         for name in self.parts.names():
             try:
                 with self.part(name) as reader:
@@ -105,11 +107,12 @@ class Dataset:
                     if reader.older:
                         self._older.add(name)
                 try:
-                    index_records(table, index, keys, texts, known)
+                    loader.add(table, texts)
                 except ValueError as error:
                     raise DamagedPartError(name, str(error)) from error
             except DamagedPartError as error:
                 self._set_aside(error, moved)
+        loader.finish()
         for name in self.archive.names():
             try:
                 with self.archived(name) as reader:
@@ -468,34 +471,49 @@ _KIND_NAMES = pa.array([kind.value for kind in ErrorKind], pa.string())
 _KIND_STATES = pa.array([state_of("failed", kind.value) for kind in ErrorKind], pa.uint8())
 
 
-def index_records(
-    table: pa.Table | pa.RecordBatch,
-    index: RecordIndex,
-    keys: KeyIndex | None,
-    texts: pa.ChunkedArray | pa.Array | None,
-    known: KnownRows | None = None,
-) -> None:
-    """Load live records into the indexes, all at once; `texts` are their keys.
+class IndexLoader:
+    """Loads live records into the indexes: many at once, since what is sorted together costs less.
 
-    Final records of `known` rows are loaded as seen by this pass. Raises ValueError, with nothing loaded, on a bad
-    `custom_id`.
+    Final records of `known` rows are loaded as seen by this pass. Nothing is in the indexes for sure before `finish`.
     """
-    identities, states = identity_states(table)
-    match = None if known is None else known.match(table, identities, states)
-    index.load(identities, states if match is None else match.states)
-    if keys is None or texts is None:
-        return
-    samples = table.column("sample_index")
-    if match is not None:
-        keys.load(match.keys, bytes((KEY_LIVE | SEEN,)) * (len(match.keys) // ID_BYTES))
-        rest = pc.invert(pc.fill_null(pc.and_(match.mask, pc.equal(_combined(samples), 0)), False))
-        texts, samples = texts.filter(rest), samples.filter(rest)
-    digests = [
-        key_digest(key, sample)
-        for key, sample in zip(texts.to_pylist(), samples.to_pylist(), strict=True)
-        if key is not None
-    ]
-    keys.load(b"".join(digests), bytes((KEY_LIVE,)) * len(digests))
+
+    def __init__(self, index: RecordIndex, keys: KeyIndex | None, known: KnownRows | None = None) -> None:
+        self._index = index
+        self._keys = keys
+        self._known = known
+        self._waiting: list[tuple[bytes, bytes]] = []
+        self._waiting_keys: list[tuple[bytes, bytes]] = []
+        self._rows = 0
+
+    def add(self, table: pa.Table | pa.RecordBatch, texts: pa.ChunkedArray | pa.Array | None) -> None:
+        """Take records; `texts` are their keys. Raises ValueError, with none taken, on a bad `custom_id`."""
+        identities, states = identity_states(table)
+        match = None if self._known is None else self._known.match(table, identities, states)
+        self._waiting.append((identities, states if match is None else match.states))
+        self._rows += len(states)
+        if self._keys is not None and texts is not None:
+            samples = table.column("sample_index")
+            if match is not None:
+                self._waiting_keys.append((match.keys, bytes((KEY_LIVE | SEEN,)) * (len(match.keys) // ID_BYTES)))
+                rest = pc.invert(pc.fill_null(pc.and_(match.mask, pc.equal(_combined(samples), 0)), False))
+                texts, samples = texts.filter(rest), samples.filter(rest)
+            digests = [
+                key_digest(key, sample)
+                for key, sample in zip(texts.to_pylist(), samples.to_pylist(), strict=True)
+                if key is not None
+            ]
+            self._waiting_keys.append((b"".join(digests), bytes((KEY_LIVE,)) * len(digests)))
+        if self._rows >= _LOADED_AT_ONCE:
+            self.finish()
+
+    def finish(self) -> None:
+        """Load what was taken."""
+        for index, waiting in ((self._index, self._waiting), (self._keys, self._waiting_keys)):
+            if index is not None and waiting:
+                identities, states = (b"".join(pieces) for pieces in zip(*waiting, strict=True))
+                index.load(identities, states)
+            waiting.clear()
+        self._rows = 0
 
 
 def identity_states(table: pa.Table | pa.RecordBatch) -> tuple[bytes, bytes]:

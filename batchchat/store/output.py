@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Spend
-from batchchat.store.dataset import index_records, latest
+from batchchat.store.dataset import IndexLoader, latest
 from batchchat.store.directory import Frozen, Layout, lock_holder
 from batchchat.store.files import read_lines, storage_errors
 from batchchat.store.index import KeyIndex, RecordIndex
@@ -31,7 +31,6 @@ from batchchat.store.parts import (
     sample_keys,
 )
 
-_LOADED_AT_ONCE = 100_000
 _NEEDED = ("custom_id", "key", "sample_index")
 
 
@@ -143,8 +142,10 @@ class Output:
         if keys is not None:
             keys.reserve(rows)
         columns = ["custom_id", "status", "error_kind", *(["key", "sample_index"] if with_keys else [])]
-        for batch in self.records(columns, batch_rows=_LOADED_AT_ONCE):
-            index_records(batch, index, keys, batch.column("key") if with_keys else None)
+        loader = IndexLoader(index, keys)
+        for batch in self.records(columns):
+            loader.add(batch, batch.column("key") if with_keys else None)
+        loader.finish()
         files = self._layout.archive()
         for name in files.names():
             try:
