@@ -22,6 +22,7 @@ from batchchat.store.known import KnownRows
 from batchchat.store.parts import (
     RECORD_SCHEMA,
     ROW_GROUP_ROWS,
+    SORT_KEYS,
     DamagedPartError,
     PartFiles,
     PartReader,
@@ -303,8 +304,13 @@ class Dataset:
             return order
         if mask is not None:
             old = old.filter(pc.invert(mask))
-        grown = pa.concat_tables([old.cast(table.schema), table.take(order.slice(0, room))])
-        self._write(name, table.schema, in_order(grown, sort_order(grown)))
+        old, new = old.cast(table.schema), order.slice(0, room)
+        # Only what is sorted by is copied to find the order of all: the records themselves are many bytes.
+        rows = pa.concat_tables([old.select(SORT_KEYS), table.select(SORT_KEYS).take(new)])
+        before = pa.array(range(old.num_rows), new.type)
+        places = pa.concat_arrays([before, pc.add(new, pa.scalar(old.num_rows, new.type))])
+        grown = pa.concat_tables([old, table])
+        self._write(name, table.schema, in_order(grown, places.take(sort_order(rows))))
         return order.slice(room)
 
     def _complete_older(self, moved: Moved) -> None:

@@ -546,6 +546,8 @@ class Store:
             table = pa.Table.from_batches(sealing.batches, self._required_schema)
             sealing.batches = []  # the table holds them, and lets go of them with this call
             moved = self._dataset.seal(table, by_id=sealing.by_id, by_key=sealing.by_key)
+            del table
+            pa.default_memory_pool().release_unused()
         if sealing.generation not in self._counted and any(sealing.spend):
             self._layout.add_to_ledger(sealing.generation, sealing.run_id, sealing.spend)
         self._point("seal.ledger")
