@@ -50,8 +50,8 @@ def eval_command(
     gates = Gates(suite, fail_under, fail_over, baseline, junit)
     check_page(suite.output / PAGE_NAME)
     log = log_listener(log_format, verbose=verbose, quiet=quiet)
-    for variant in suite.variants:
-        hide_key(variant.job)
+    for job in suite.jobs:
+        hide_key(job)
     options = arguments.options(grace=read_duration("--grace", grace), command=command)
 
     async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> Evaluation:
@@ -112,8 +112,9 @@ def score_command(
     from batchchat.evaluation import require_extra
 
     require_extra()
+    from batchchat.evaluation.checking import check_suite
     from batchchat.evaluation.rows import Choice
-    from batchchat.evaluation.scoring import check_suite, score_suite
+    from batchchat.evaluation.scoring import score_suite
     from batchchat.evaluation.suite import load_suite
     from batchchat.report import PAGE_NAME, check_page
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from batchchat.evaluation.gates import GateResult
     from batchchat.evaluation.planning import SuitePlan
 
+_SHARES = {"yes/no", "share", "net wins"}
 _NAME_WIDTH = 30
 _NAME_LEAST = 20
 _SCORE_WIDTH = 24
@@ -78,7 +79,7 @@ class ScoreTables:
 
 
 def _unit(scorer: ScorerSummary) -> str:
-    return "" if scorer.unit in {"yes/no", "share"} else f" ({scorer.unit})"
+    return "" if scorer.unit in {*_SHARES, scorer.name} else f" ({scorer.unit})"
 
 
 def _score(score: ScoreSummary | None, best: bool) -> Text:
@@ -162,7 +163,7 @@ def _with_best(summary: SuiteSummary, scorer: ScorerSummary, compared: list[Comp
         if (score := variant.scores.get(scorer.name)) is not None and score.mean is not None
     }
     if not means:
-        return []
+        return compared
     best = min(means, key=means.__getitem__) if scorer.higher_is_better is False else max(means, key=means.__getitem__)
     return [one for one in compared if best in {one.a, one.b}]
 
@@ -243,6 +244,19 @@ def render_suite_plan(plan: SuitePlan) -> RenderableType:
             count(view.requests),
             guess(count((view.prompt_tokens or 0) + (view.completion_tokens or 0))),
             guess(money(view.cost, view.currency)),
+            guess(about(view.duration_s)),
+        )
+    for run in plan.judges:
+        view = run.plan
+        most = "≤ " if run.at_most else ""
+        table.add_row(
+            "",
+            f"{line(run.name)} (judge)",
+            count(view.new + view.changed),
+            count(view.done),
+            f"{most}{count(view.requests)}",
+            f"{most}{guess(count((view.prompt_tokens or 0) + (view.completion_tokens or 0)))}",
+            f"{most}{guess(money(view.cost, view.currency))}",
             guess(about(view.duration_s)),
         )
     table.add_section()

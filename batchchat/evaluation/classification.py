@@ -48,7 +48,7 @@ _Codes = NDArray[np.int64]
 class Answers(NamedTuple):
     """The answers of one variant: row position, expected label and given label of each."""
 
-    rows: Sequence[int]
+    rows: Sequence[int] | NDArray[np.int64]
     expected: Sequence[str | None]
     given: Sequence[str | None]
 

@@ -1,13 +1,13 @@
-"""An evaluation from suite to summary: run the variants, then score them."""
+"""An evaluation from suite to summary: run the variants, ask the judges about their answers, then score."""
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from batchchat.evaluation.checking import check_keys, check_suite
 from batchchat.evaluation.rows import Choice
 from batchchat.evaluation.running import NamedRun, Runs, Setting, Task, exit_code
-from batchchat.evaluation.scoring import check_suite, score_suite
+from batchchat.evaluation.scoring import Scoring
 from batchchat.evaluation.suite import Suite
 from batchchat.evaluation.summary import SuiteSummary
 from batchchat.events import Event
@@ -17,7 +17,10 @@ _SCORED = (0, 1, 4, 69)
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How an evaluation ended. `summary` is None where it was stopped before its answers could be scored."""
+    """How an evaluation ended. `summary` is None where it was stopped before its answers could be scored.
+
+    `runs` are those of the variants and, behind them, of the judges.
+    """
 
     runs: tuple[NamedRun, ...]
     summary: SuiteSummary | None
@@ -27,19 +30,30 @@ class Evaluation:
 
 
 async def evaluate(suite: Suite, setting: Setting) -> Evaluation:
-    """Run what is open of every variant, and score what is there.
+    """Run what is open of every variant, ask the judges what is open, and score what is there.
 
     Raises UsageError before anything is sent, StorageError and OutputLocked as `run_job` does.
     """
     for warning in await setting.offload(check_suite, suite):
         setting.listener(Event("suite", warning, "warning"))
-    async with Runs(setting) as runs:
-        ended = await runs.run([Task(variant.name, variant.job) for variant in suite.variants])
-    code, reason = exit_code(ended, setting.stop, setting.deadline)
+    await setting.offload(check_keys, suite, setting.environ)
+    options = setting.options
     summary = None
-    if code in _SCORED:
-        options = setting.options
-        choice = Choice(options.limit, options.sample, options.seed)
-        summary = await setting.offload(functools.partial(score_suite, suite, choice=choice))
+    async with Runs(setting) as runs:
+        ended = await runs.run([Task(variant.name, variant.job) for variant in suite.variants], options)
+        code, reason = exit_code(ended, setting.stop, setting.deadline)
+        if code in _SCORED:
+            choice = Choice(options.limit, options.sample, options.seed)
+            scoring: Scoring = await setting.offload(Scoring, suite, choice)
+            with scoring:
+                cases = await setting.offload(scoring.gather)
+                tasks = [Task(one.task.scorer.name, one.task.job) for one in cases if one.asked]
+                # A budget or an outage that ended the variants holds for the judges too; they go on another time.
+                if tasks and code in {0, 1}:
+                    whole = replace(options, limit=None, sample=None, fresh=False, prune=False)
+                    ended = [*ended, *await runs.run(tasks, whole)]
+                    code, reason = exit_code(ended, setting.stop, setting.deadline)
+                if not setting.stop.asked:
+                    summary = await setting.offload(scoring.finish)
     remedy = next((run.summary.remedy for run in ended if run.summary and run.summary.exit_code == code), None)
     return Evaluation(tuple(ended), summary, code, reason, remedy)

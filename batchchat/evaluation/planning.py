@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from batchchat.evaluation.scoring import check_suite
-from batchchat.evaluation.suite import Suite
+from batchchat.evaluation.checking import check_suite
+from batchchat.evaluation.rows import Choice
+from batchchat.evaluation.scoring import Scoring
+from batchchat.evaluation.suite import Suite, Variant
 from batchchat.plan import plan_job
 from batchchat.runner import RunOptions
 from batchchat.views import PlanCap, PlanView
 
+_CHARACTERS_A_TOKEN = 4
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """The plan of one variant."""
+    """The plan of one variant, or of one judge.
+
+    A judge's is for at most that much, as long as answers are still to come: equal answers are judged once.
+    """
 
     name: str
     plan: PlanView
+    at_most: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SuitePlan:
-    """The plans of all variants, and their sums.
+    """The plans of all variants and judges, and their sums.
 
     `cost` is None where the price of a model is not known, or the currencies differ. `duration_s` is the longest time
     of those that do not share a limit; the others add up.
@@ -32,6 +42,7 @@ class SuitePlan:
     suite: str
     output: str
     runs: tuple[PlannedRun, ...]
+    judges: tuple[PlannedRun, ...]
     requests: int
     prompt_tokens: int
     completion_tokens: int
@@ -46,22 +57,24 @@ class SuitePlan:
 
 
 def plan_suite(suite: Suite, options: RunOptions) -> SuitePlan:
-    """Plan every variant, and add up. Raises UsageError as a run would."""
+    """Plan every variant and judge, and add up. Raises UsageError as a run would."""
     warnings = check_suite(suite)
     runs = [PlannedRun(variant.name, plan_job(variant.job, options, previews=1)) for variant in suite.variants]
-    plans = [run.plan for run in runs]
+    judges = _plan_judges(suite, options, runs) if suite.judges else []
+    plans = [run.plan for run in (*runs, *judges)]
     told = dict.fromkeys([*warnings, *(warning for plan in plans for warning in plan.warnings)])
     cost, currency = _cost(plans)
     return SuitePlan(
         suite=suite.name,
         output=str(suite.output),
         runs=tuple(runs),
+        judges=tuple(judges),
         requests=sum(plan.requests for plan in plans),
         prompt_tokens=sum(plan.prompt_tokens or 0 for plan in plans),
         completion_tokens=sum(plan.completion_tokens or 0 for plan in plans),
         cost=cost,
         currency=currency,
-        duration_s=_duration(suite, plans),
+        duration_s=_duration(suite.variants, runs, judges),
         caps=_caps(plans),
         deadline_s=suite.deadline,
         warnings=tuple(told),
@@ -80,14 +93,40 @@ def _cost(plans: Sequence[PlanView]) -> tuple[float | None, str | None]:
     return sum(cost for cost in costs if cost is not None), currencies.pop()
 
 
-def _duration(suite: Suite, plans: Sequence[PlanView]) -> float | None:
-    """Variants of one model and the same limits add up, others go on side by side."""
+def _plan_judges(suite: Suite, options: RunOptions, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Plan the judges over the answers that are there, and stand-ins of the likely length for those to come."""
+    placeholders = {}
+    for run in runs:
+        if run.plan.requests:
+            letters = _CHARACTERS_A_TOKEN * (run.plan.completion_tokens or 0) // run.plan.requests
+            placeholders[run.name] = "x" * max(1, letters)
+    whole = replace(options, limit=None, sample=None, fresh=False)
+    planned = []
+    with (
+        tempfile.TemporaryDirectory(prefix="batchchat-plan-") as folder,
+        Scoring(suite, Choice(options.limit, options.sample, options.seed)) as scoring,
+    ):
+        for cases in scoring.gather(placeholders, folder=Path(folder)):
+            if not cases.asked:
+                continue
+            job = cases.task.job
+            there = job.input.model_copy(update={"path": str(Path(folder) / Path(job.input.path).name)})
+            plan = plan_job(job.model_copy(update={"input": there}), whole, previews=0)
+            planned.append(PlannedRun(cases.task.scorer.name, plan, at_most=bool(placeholders)))
+    return planned
+
+
+def _duration(variants: Sequence[Variant], runs: Sequence[PlannedRun], judges: Sequence[PlannedRun]) -> float | None:
+    """Variants of one model and the same limits add up, others go on side by side; the judges come after them."""
     times: dict[object, float] = defaultdict(float)
-    for variant, plan in zip(suite.variants, plans, strict=True):
-        if plan.duration_s is None:
+    for variant, run in zip(variants, runs, strict=True):
+        if run.plan.duration_s is None:
             return None
-        times[plan.provider, plan.model, variant.job.limits.model_dump_json()] += plan.duration_s
-    return max(times.values())
+        times[run.plan.provider, run.plan.model, variant.job.limits.model_dump_json()] += run.plan.duration_s
+    after = [run.plan.duration_s for run in judges]
+    if None in after:
+        return None
+    return max(times.values()) + max((time for time in after if time is not None), default=0.0)
 
 
 def _caps(plans: Sequence[PlanView]) -> tuple[PlanCap, ...]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -25,7 +26,7 @@ from batchchat.intake import Intake
 from batchchat.job import Job
 from batchchat.records import RowBatch
 from batchchat.runner.preparation import Prepared, prepare
-from batchchat.store import frozen_schema
+from batchchat.store import Output, frozen_schema
 from batchchat.store.index import KeyIndex, RecordIndex
 
 _ID_BYTES = 16
@@ -47,10 +48,13 @@ EVERY_ROW = Choice()
 
 
 class Identities:
-    """The `custom_id` of each sample of each row, in their order; finds the positions of records' identities."""
+    """The `custom_id` of each sample of each row, in their order; finds the positions of records' identities.
+
+    `digest` tells all of them from those of another job.
+    """
 
     def __init__(self, digests: bytes | bytearray) -> None:
-        self.digests = digests
+        self.digest = blake2b(digests, digest_size=16).digest()
         halves = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
         self._order = np.argsort(halves[:, 0], kind="stable").astype(np.int64)
         self._first, self._second = halves[self._order, 0], halves[self._order, 1]
@@ -86,6 +90,27 @@ def _halves(custom_ids: pa.Array) -> NDArray[np.uint64]:
     return (digits[:, 0] << 4 | digits[:, 1]).reshape(-1, _ID_BYTES).view(np.uint64)
 
 
+def current_records(
+    output: Output, identities: Identities, columns: frozenset[str] | None
+) -> Iterator[tuple[Positions, pa.RecordBatch, int]]:
+    """Yield the records that answer a row as it is now, with their positions, and how many of the batch do not.
+
+    `columns` are those wanted, None for all; one that the output does not have is left out. Raises StorageError where a
+    part is damaged.
+    """
+    names: list[str] | None = None
+    if output.schema is not None and columns is not None:
+        names = [name for name in output.schema.names if name in columns or name == "custom_id"]
+    for batch in output.records(names):
+        positions = identities.find(batch.column("custom_id"))
+        current = positions >= 0
+        stale = len(current) - int(current.sum())
+        if not stale:
+            yield positions, batch, 0
+        else:
+            yield positions[current], batch.filter(pa.array(current)), stale
+
+
 class WholeRows:
     """Rows as the template sees them, in a temporary file that vanishes with this object."""
 
@@ -114,7 +139,7 @@ class Rows:
     the sample `s` of it.
 
     `identities` has one entry for each job. `keys` is None where the job names no key. `all_of_input` tells whether
-    every row of the input counts.
+    every row of the input counts. `prompted` are the columns that the prompts speak of.
     """
 
     samples: int
@@ -122,6 +147,7 @@ class Rows:
     row_index: NDArray[np.int64]
     keys: pa.StringArray | None
     identities: list[Identities]
+    prompted: tuple[str, ...] = ()
     _columns: dict[str, list[Any]] = field(default_factory=dict)
     _whole: WholeRows | None = None
 
@@ -134,6 +160,10 @@ class Rows:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file of whole rows, where there is one."""
         if self._whole is not None:
             self._whole.close()
 
@@ -146,24 +176,35 @@ class Rows:
         return Lists({name: [values[number] for number in numbers] for name, values in kept.items()}, len(numbers))
 
 
-def read_rows(jobs: Sequence[Job], columns: frozenset[str], *, whole: bool = False, choice: Choice = EVERY_ROW) -> Rows:
+def read_rows(
+    jobs: Sequence[Job],
+    columns: frozenset[str],
+    *,
+    whole: bool = False,
+    prompted: bool = False,
+    choice: Choice = EVERY_ROW,
+) -> Rows:
     """Read the input of jobs that share it, and identify every sample of its rows for each of them.
 
-    Keeps the `columns` named, and with `whole` all of each row. Raises UsageError as a run does.
+    Keeps the `columns` named, with `prompted` also those that the prompts speak of, and with `whole` all of each row.
+    Raises UsageError as a run does.
     """
-    reader = _Reader(jobs, columns, whole=whole, choice=choice)
+    reader = _Reader(jobs, columns, whole=whole, prompted=prompted, choice=choice)
     return reader.read()
 
 
 class _Reader:
-    def __init__(self, jobs: Sequence[Job], columns: frozenset[str], *, whole: bool, choice: Choice) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], columns: frozenset[str], *, whole: bool, prompted: bool, choice: Choice
+    ) -> None:
         self.samples = jobs[0].samples
         self.prepared = [_prepare(job, choice) for job in jobs]
         self.intakes = [_intake(prepared) for prepared in self.prepared]
         self.digests = [bytearray() for _ in jobs]
         self.numbers: list[int] = []
         self.keys: list[str | None] = []
-        self.columns: dict[str, list[Any]] = {name: [] for name in columns}
+        self.prompted = _prompted(self.prepared) if prompted else ()
+        self.columns: dict[str, list[Any]] = {name: [] for name in (*columns, *self.prompted)}
         self.whole = WholeRows() if whole else None
         self.interned: dict[str, str] = {}
 
@@ -186,7 +227,8 @@ class _Reader:
             all_of_input=self.prepared[0].selection.whole,
             row_index=np.array(self.numbers, dtype=np.int64),
             keys=pa.array(self.keys, pa.string()) if has_key else None,
-            identities=[Identities(digests) for digests in self.digests],
+            identities=[Identities(self.digests.pop(0)) for _ in self.prepared],
+            prompted=self.prompted,
             _columns=self.columns,
             _whole=self.whole,
         )
@@ -230,6 +272,13 @@ class _Reader:
         if type(value) is not str or len(value) > _LONGEST_INTERNED or len(self.interned) > _INTERNED:
             return value
         return self.interned.setdefault(value, value)
+
+
+def _prompted(prepared: Sequence[Prepared]) -> tuple[str, ...]:
+    """The input's columns that the prompts speak of by name, in the input's order; all where none is named so."""
+    named = frozenset[str]().union(*(one.template.names for one in prepared))
+    columns = prepared[0].source.columns
+    return tuple(name for name in columns if name in named) or tuple(columns)
 
 
 def _reads_alike(one: Prepared, other: Prepared) -> bool:

@@ -100,8 +100,8 @@ class Runs:
         for stop in self._active:
             stop.stop(reason=self.setting.stop.reason or "", exit_code=self.setting.stop.exit_code or 1)
 
-    async def run(self, tasks: Sequence[Task]) -> list[NamedRun]:
-        """Run all of these, and tell how each ended.
+    async def run(self, tasks: Sequence[Task], options: RunOptions) -> list[NamedRun]:
+        """Run all of these with the same options, and tell how each ended.
 
         Raises what `run_job` raises before anything is sent; the others are drained first, and keep what they have.
         """
@@ -119,7 +119,9 @@ class Runs:
                     return
                 self._active.append(stop)
                 try:
-                    ended[task.name] = await self._run_job(task, job, stop, merged.listener(at, self._limiter(job)))
+                    ended[task.name] = await self._run_job(
+                        task, job, options, stop, merged.listener(at, self._limiter(job))
+                    )
                 except BatchchatError as error:
                     errors.append(error)
                     for other in self._active:
@@ -136,7 +138,12 @@ class Runs:
         return [NamedRun(task.name, ended.get(task.name)) for task in tasks]
 
     async def _run_job(
-        self, task: Task, job: Job, stop: StopRequest, on_snapshot: Callable[[Snapshot], None]
+        self,
+        task: Task,
+        job: Job,
+        options: RunOptions,
+        stop: StopRequest,
+        on_snapshot: Callable[[Snapshot], None],
     ) -> RunSummary:
         setting = self.setting
 
@@ -145,7 +152,7 @@ class Runs:
 
         return await run_job(
             job,
-            options=setting.options,
+            options=options,
             transport=setting.transport() if setting.transport is not None else None,
             limiter=self._limiter(job),
             budget=self._budget,

@@ -424,6 +424,11 @@ MODELS: Mapping[str, type[Scorer]] = {str(model.model_fields["kind"].default): m
 """The model of each kind."""
 
 KINDS: tuple[str, ...] = tuple(MODELS)
+_EXAMPLES: Mapping[Place, str] = {
+    ("name",): "name: accuracy",
+    ("pattern",): 'pattern: "[a-z_]+"',
+    ("rubric",): "rubric: Does the answer keep to the facts of the input?",
+}
 _PATTERNS: Mapping[Place, str] = {
     ("name",): "must be a name of letters, digits, _ and -",
     ("python",): "must be a function as module:function",
@@ -465,7 +470,7 @@ def read_one(
     try:
         return model.model_validate(data, context={"base": base})
     except ValidationError as error:
-        grammar = Grammar({(): model}, patterns=_PATTERNS)
+        grammar = Grammar({(): model}, _EXAMPLES, _PATTERNS)
         raise combined(validation_errors(error, data, origins, file, grammar=grammar, at=at)) from None
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
-from batchchat.errors import JobError, UsageError
-from batchchat.evaluation.batch import check_path
+import pyarrow as pa
+
+from batchchat.evaluation.cases import (
+    Asked,
+    Cases,
+    Outcome,
+    Source,
+    gather_cases,
+    pair_outcomes,
+    read_verdicts,
+    shown_columns,
+    single_outcomes,
+)
 from batchchat.evaluation.classification import (
     Answers,
     classes_of,
@@ -15,47 +28,35 @@ from batchchat.evaluation.classification import (
     compare_macro_f1,
     summarize_macro_f1,
 )
+from batchchat.evaluation.judging import Judge
 from batchchat.evaluation.rows import EVERY_ROW, Choice, Rows, read_rows
 from batchchat.evaluation.scale import SHARE
-from batchchat.evaluation.scorer import AnswerScorer, Scorer
+from batchchat.evaluation.scorer import Scorer
 from batchchat.evaluation.scorers import Classes
-from batchchat.evaluation.sheet import Sheet, row_metric
-from batchchat.evaluation.statistics import Comparison, compare, summarize
-from batchchat.evaluation.suite import Suite, Variant
+from batchchat.evaluation.sheet import Column, Sheet, pair_lines, row_metric
+from batchchat.evaluation.statistics import Comparison, compare, compare_outcomes, summarize
+from batchchat.evaluation.suite import JudgeTask, Suite, Variant
 from batchchat.evaluation.summary import (
+    JudgeSummary,
     ScorerSummary,
     SuiteSummary,
     VariantSummary,
+    write_pairwise,
     write_scores,
     write_summary,
 )
 from batchchat.format import plural
-from batchchat.job.origin import combined
-from batchchat.records import RECORD_COLUMNS
-from batchchat.runner.preparation import Prepared, prepare
-from batchchat.store import Output, frozen_schema, is_output, read_state
+from batchchat.store import Output, is_output, read_state
 
 
 def score_suite(suite: Suite, *, choice: Choice = EVERY_ROW) -> SuiteSummary:
-    """Score what the variants have answered so far, and write `scores.parquet` and `summary.json`.
+    """Score what the variants and the judges have answered so far, and write the files of the summary.
 
     Raises UsageError where the suite does not fit its input, StorageError where the disk fails.
     """
-    reads = [scorer.inputs for scorer in suite.scorers]
-    columns = frozenset[str]().union(*(names for names in reads if names is not None))
-    jobs = [variant.job for variant in suite.variants]
-    with read_rows(jobs, columns, whole=None in reads, choice=choice) as rows:
-        sheets = []
-        for number, variant in enumerate(suite.variants):
-            sheet = Sheet(variant.name, rows)
-            output = output_of(variant)
-            if output is not None:
-                sheet.read(output, rows.identities[number], suite.scorers)
-            sheets.append(sheet)
-        summary = summarize_suite(suite, rows, sheets)
-        write_scores(suite.output, (batch for sheet in sheets for batch in sheet.lines()))
-        write_summary(suite.output, summary)
-    return summary
+    with Scoring(suite, choice) as scoring:
+        scoring.gather()
+        return scoring.finish()
 
 
 def output_of(variant: Variant) -> Output | None:
@@ -64,75 +65,236 @@ def output_of(variant: Variant) -> Output | None:
     return read_state(directory) if is_output(directory) else None
 
 
-def check_suite(suite: Suite) -> list[str]:
-    """Hold variants and scorers against the input before anything is sent, and tell what a person should know.
+@dataclass(slots=True)
+class _Judged:
+    """What a judge said: outcomes by position of each variant, or of each pair of them."""
 
-    Raises UsageError for a template that does not render, JobError for a scorer that reads what is not there.
+    of_variants: dict[str, dict[int, Outcome]]
+    of_pairs: dict[tuple[str, str], dict[int, Outcome]]
+    summary: JudgeSummary
+    open: int
+
+
+class Scoring:
+    """The scoring of a suite in two steps, between which its judges are asked.
+
+    `gather` writes the cases of the judges, `finish` scores everything and writes the files. To be entered as a context
+    manager. Raises UsageError where the suite does not fit its input.
     """
-    warnings: list[str] = []
-    errors: list[JobError] = []
-    first: dict[tuple[str, str], str] = {}
-    for variant in suite.variants:
-        prepared = prepare(variant.job, frozen=frozen_schema(Path(variant.job.output.path)))
-        other = first.setdefault((prepared.provider.identity, prepared.template.text_digest), variant.name)
-        if other != variant.name:
-            warnings.append(_same(other, variant.name))
-        errors += _misfits(suite, prepared)
-    if errors:
-        # What is wrong for every variant is told once.
-        raise combined(list({error.message: error for error in errors}.values()))
-    return warnings
+
+    def __init__(self, suite: Suite, choice: Choice = EVERY_ROW) -> None:
+        self.suite = suite
+        reads = [scorer.inputs for scorer in suite.scorers]
+        columns = frozenset[str]().union(
+            *(names for names in reads if names is not None), *(task.scorer.inputs for task in suite.judges)
+        )
+        self.rows: Rows = read_rows(
+            [variant.job for variant in suite.variants],
+            columns,
+            whole=None in reads,
+            prompted=any(task.scorer.show is None for task in suite.judges),
+            choice=choice,
+        )
+        self.cases: list[Cases] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.rows.close()
+
+    def gather(self, placeholders: dict[str, str] | None = None, *, folder: Path | None = None) -> list[Cases]:
+        """Write the cases of every judge, beside its output or into another folder.
+
+        `placeholders` stand for the answers of variants that are still to come, in a plan.
+        """
+        for task in self.suite.judges:
+            path = Path(task.job.input.path)
+            sources = [
+                Source(variant.name, output_of(variant), identities, (placeholders or {}).get(variant.name))
+                for variant, identities in zip(self.suite.variants, self.rows.identities, strict=True)
+            ]
+            shown = shown_columns(task.scorer, self.rows.prompted)
+            target = path if folder is None else folder / path.name
+            self.cases.append(gather_cases(task, target, self.rows, sources, shown))
+        return self.cases
+
+    def finish(self) -> SuiteSummary:
+        """Score everything, and write `scores.parquet`, `summary.json` and, with pairs, `pairwise.parquet`."""
+        suite, rows = self.suite, self.rows
+        judged = {cases.task.scorer.name: _judged(cases) for cases in self.cases}
+        sheets = [
+            self._sheet(number, variant, {name: one.of_variants for name, one in judged.items()})
+            for number, variant in enumerate(suite.variants)
+        ]
+        pairs = {name: _pair_columns(one.of_pairs, rows) for name, one in judged.items() if one.of_pairs}
+        summary = _Summing(suite, rows, sheets, judged, pairs).summary()
+        write_scores(suite.output, (batch for sheet in sheets for batch in sheet.lines()))
+        write_pairwise(suite.output, _pair_batches(pairs, rows) if pairs else None)
+        write_summary(suite.output, summary)
+        return summary
+
+    def _sheet(self, number: int, variant: Variant, judged: dict[str, dict[str, dict[int, Outcome]]]) -> Sheet:
+        sheet = Sheet(variant.name, self.rows)
+        metrics = {scorer.name: row_metric(scorer) for scorer in self.suite.scorers}
+        for name in self.suite.order:
+            if name in metrics:
+                sheet.column(metrics[name])
+            elif variant.name in judged[name]:
+                sheet.column(name).put_all(judged[name][variant.name])
+        output = output_of(variant)
+        if output is not None:
+            sheet.read(output, self.rows.identities[number], self.suite.scorers)
+        return sheet
 
 
-def _misfits(suite: Suite, prepared: Prepared) -> list[JobError]:
-    """The errors of scorers that read what is not there."""
-    parsed = [] if prepared.parsed is None else [prepared.parsed.name]
-    columns = dict.fromkeys([*RECORD_COLUMNS, *parsed, *prepared.source.schema.names])
-    errors = []
-    for at, scorer in enumerate(suite.scorers):
-        try:
-            scorer.check(list(columns), prepared.source.columns)
-            if isinstance(scorer, AnswerScorer) and prepared.parsed is not None:
-                check_path(scorer.field, prepared.parsed)
-        except UsageError as error:
-            errors.append(suite.error(error.message, "scorers", at, remedy=error.remedy))
-    return errors
+def _judged(cases: Cases) -> _Judged:
+    """Read a judge's verdicts, and give each answer or pair its own."""
+    task, scorer = cases.task, cases.task.scorer
+    verdicts = read_verdicts(task) if cases.asked else {}
+    of_variants: dict[str, dict[int, Outcome]] = {}
+    if isinstance(scorer, Judge):
+        of_variants = {name: single_outcomes(asked, scorer, verdicts) for name, asked in cases.of_variants.items()}
+    of_pairs = {pair: pair_outcomes(asked, verdicts) for pair, asked in cases.of_pairs.items()}
+    asked: list[Asked] = [*cases.of_variants.values(), *cases.of_pairs.values()]
+    wanted = {case for one in asked for _, ids in one.items() for case in ids}
+    failed = sum(case in verdicts and verdicts[case][0] is None for case in wanted)
+    left = sum(case not in verdicts for case in wanted)
+    return _Judged(of_variants, of_pairs, _judge_summary(task, len(wanted), failed), left)
 
 
-def _same(one: str, other: str) -> str:
-    return f"{one!r} and {other!r} make the same requests: their answers differ by chance alone"
-
-
-def summarize_suite(suite: Suite, rows: Rows, sheets: Sequence[Sheet]) -> SuiteSummary:
-    """Means with intervals of every variant and score, and the comparisons of every pair of variants."""
-    variants = [_variant(variant, sheet) for variant, sheet in zip(suite.variants, sheets, strict=True)]
-    comparisons: list[Comparison] = []
-    scorers: list[ScorerSummary] = []
-    for scorer in suite.scorers:
-        name = row_metric(scorer)
-        grids = {sheet.name: sheet.grid(name) for sheet in sheets}
-        for at, sheet in enumerate(sheets):
-            summary = summarize(grids[sheet.name], scorer.scale, seed=suite.seed)
-            variants[at] = replace(variants[at], scores={**variants[at].scores, name: summary})
-        comparisons += compare(grids, scorer.scale, scorer=name, seed=suite.seed)
-        scorers.append(_scorer(scorer, name))
-        if isinstance(scorer, Classes):
-            variants, compared = _classes(suite, scorer, sheets, variants)
-            comparisons += compared
-            scorers.append(replace(scorers[-1], name=f"{scorer.name}.macro_f1", unit=SHARE.unit))
-    return SuiteSummary(
-        name=suite.name,
-        samples=rows.samples,
-        seed=suite.seed,
-        input=suite.variants[0].job.input.path,
-        scorers=tuple(scorers),
-        variants=tuple(variants),
-        comparisons=tuple(comparisons),
-        notes=tuple(_notes(suite, rows, sheets)),
+def _judge_summary(task: JudgeTask, requests: int, failed: int) -> JudgeSummary:
+    directory = Path(task.job.output.path)
+    provider = task.job.resolved_provider()
+    priced = task.job.model in provider.prices
+    spent = read_state(directory).spend.cost if is_output(directory) else 0.0
+    return JudgeSummary(
+        name=task.scorer.name,
+        folder=task.scorer.folder,
+        model=task.job.model,
+        requests=requests,
+        failed=failed,
+        cost=spent if priced else None,
+        currency=provider.currency if priced else None,
     )
 
 
-def _scorer(scorer: Scorer, name: str) -> ScorerSummary:
+def _pair_columns(pairs: dict[tuple[str, str], dict[int, Outcome]], rows: Rows) -> dict[tuple[str, str], Column]:
+    found: dict[tuple[str, str], Column] = {}
+    for pair, outcomes in pairs.items():
+        found[pair] = Column(len(rows) * rows.samples)
+        found[pair].put_all(outcomes)
+    return found
+
+
+def _pair_batches(pairs: dict[str, dict[tuple[str, str], Column]], rows: Rows) -> Iterator[pa.RecordBatch]:
+    for scorer, columns in pairs.items():
+        for (a, b), column in columns.items():
+            yield from pair_lines(a, b, scorer, column, rows)
+
+
+class _Summing:
+    """Adds up what the sheets hold."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        rows: Rows,
+        sheets: Sequence[Sheet],
+        judged: dict[str, _Judged],
+        pairs: dict[str, dict[tuple[str, str], Column]],
+    ) -> None:
+        self.suite = suite
+        self.rows = rows
+        self.sheets = sheets
+        self.judged = judged
+        self.pairs = pairs
+        self.variants = [_variant(variant, sheet) for variant, sheet in zip(suite.variants, sheets, strict=True)]
+        self.comparisons: list[Comparison] = []
+        self.scorers: list[ScorerSummary] = []
+
+    def summary(self) -> SuiteSummary:
+        """Means with intervals of every variant and score, and the comparisons of every pair of variants."""
+        every: dict[str, Any] = {scorer.name: scorer for scorer in self.suite.scorers}
+        every |= {task.scorer.name: task.scorer for task in self.suite.judges}
+        for name in self.suite.order:
+            scorer = every[name]
+            if name in self.pairs:
+                self._add_pairs(name, scorer)
+            elif isinstance(scorer, Scorer | Judge):
+                self._add(scorer)
+        return SuiteSummary(
+            name=self.suite.name,
+            samples=self.rows.samples,
+            seed=self.suite.seed,
+            input=self.suite.variants[0].job.input.path,
+            scorers=tuple(self.scorers),
+            variants=tuple(self.variants),
+            comparisons=tuple(self.comparisons),
+            judges=tuple(one.summary for one in self.judged.values()),
+            notes=tuple(self._notes()),
+        )
+
+    def _add(self, scorer: Scorer | Judge) -> None:
+        name = scorer.name if isinstance(scorer, Judge) else row_metric(scorer)
+        grids = {sheet.name: sheet.grid(name) for sheet in self.sheets}
+        for at, sheet in enumerate(self.sheets):
+            summary = summarize(grids[sheet.name], scorer.scale, seed=self.suite.seed)
+            self.variants[at] = replace(self.variants[at], scores={**self.variants[at].scores, name: summary})
+        self.comparisons += compare(grids, scorer.scale, scorer=name, seed=self.suite.seed)
+        self.scorers.append(_scorer(scorer, name))
+        if isinstance(scorer, Classes):
+            self._add_classes(scorer)
+
+    def _add_classes(self, scorer: Classes) -> None:
+        """Add a scorer's reports over classes; its classes are the same for all variants."""
+        name = f"{scorer.name}.macro_f1"
+        answers: dict[str, Answers] = {
+            sheet.name: sheet.labels[scorer.name].answers(self.rows.samples) for sheet in self.sheets
+        }
+        labels = classes_of(list(answers.values()), scorer.labels)
+        for at, variant in enumerate(self.variants):
+            own = answers[variant.name]
+            summary = summarize_macro_f1(own, labels, seed=self.suite.seed)
+            report = classification_report(own, labels)
+            scores, classes = {**variant.scores, name: summary}, {**variant.classes, scorer.name: report}
+            self.variants[at] = replace(variant, scores=scores, classes=classes)
+        self.comparisons += compare_macro_f1(answers, labels, scorer=name, seed=self.suite.seed)
+        self.scorers.append(replace(self.scorers[-1], name=name, unit=SHARE.unit))
+
+    def _add_pairs(self, name: str, scorer: Any) -> None:
+        grids = {pair: column.values.reshape(-1, self.rows.samples) for pair, column in self.pairs[name].items()}
+        self.comparisons += compare_outcomes(grids, scorer.scale, scorer=name, seed=self.suite.seed)
+        self.scorers.append(_scorer(scorer, name))
+
+    def _notes(self) -> list[str]:
+        notes = []
+        first: dict[bytes, str] = {}
+        for number, variant in enumerate(self.suite.variants):
+            other = first.setdefault(self.rows.identities[number].digest, variant.name)
+            if other != variant.name and len(self.rows):
+                notes.append(same_requests(other, variant.name))
+        for sheet in self.sheets:
+            left = len(sheet.answered) - sheet.totals.records
+            if left:
+                text = f"{sheet.name!r}: {plural(left, 'answer')} of {len(sheet.answered):,} still to come"
+                if sheet.stale and self.rows.all_of_input:
+                    text += f"; {plural(sheet.stale, 'record')} of an earlier prompt or input left out"
+                notes.append(text)
+        for name, one in self.judged.items():
+            if one.open:
+                notes.append(f"{name}: {plural(one.open, 'case')} of {one.summary.requests:,} not judged yet")
+        return notes
+
+
+def same_requests(one: str, other: str) -> str:
+    """What is said of two variants that ask the same."""
+    return f"{one!r} and {other!r} make the same requests: their answers differ by chance alone"
+
+
+def _scorer(scorer: Any, name: str) -> ScorerSummary:
     scale = scorer.scale
     return ScorerSummary(
         name=name,
@@ -164,39 +326,3 @@ def _variant(variant: Variant, sheet: Sheet) -> VariantSummary:
         latency_p50_s=totals.latency(0.5),
         latency_p95_s=totals.latency(0.95),
     )
-
-
-def _classes(
-    suite: Suite, scorer: Classes, sheets: Sequence[Sheet], variants: Sequence[VariantSummary]
-) -> tuple[list[VariantSummary], list[Comparison]]:
-    """Add a scorer's reports over classes; its classes are the same for all variants."""
-    name = f"{scorer.name}.macro_f1"
-    answers: dict[str, Answers] = {
-        sheet.name: sheet.labels[scorer.name].answers(sheet.rows.samples) for sheet in sheets
-    }
-    labels = classes_of(list(answers.values()), scorer.labels)
-    made = []
-    for variant in variants:
-        own = answers[variant.name]
-        summary = summarize_macro_f1(own, labels, seed=suite.seed)
-        report = classification_report(own, labels)
-        scores, classes = {**variant.scores, name: summary}, {**variant.classes, scorer.name: report}
-        made.append(replace(variant, scores=scores, classes=classes))
-    return made, compare_macro_f1(answers, labels, scorer=name, seed=suite.seed)
-
-
-def _notes(suite: Suite, rows: Rows, sheets: Sequence[Sheet]) -> list[str]:
-    notes = []
-    first: dict[bytes, str] = {}
-    for number, variant in enumerate(suite.variants):
-        other = first.setdefault(bytes(rows.identities[number].digests), variant.name)
-        if other != variant.name and len(rows):
-            notes.append(_same(other, variant.name))
-    for sheet in sheets:
-        left = len(sheet.answered) - sheet.totals.records
-        if left:
-            text = f"{sheet.name!r}: {plural(left, 'answer')} of {len(sheet.answered):,} still to come"
-            if sheet.stale and rows.all_of_input:
-                text += f"; {plural(sheet.stale, 'record')} of an earlier prompt or input left out"
-            notes.append(text)
-    return notes

@@ -7,7 +7,7 @@ memory is a number for each scorer and answer, two codes for each scorer of clas
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from batchchat.evaluation.batch import ScoreBatch, Scores
 from batchchat.evaluation.classification import Answers
-from batchchat.evaluation.rows import Identities, Positions, Rows
-from batchchat.evaluation.scorer import Scorer
+from batchchat.evaluation.rows import Identities, Positions, Rows, current_records
+from batchchat.evaluation.scorer import Scorer, scores_of
 from batchchat.store import Output
 
 Grid = NDArray[np.float64]
@@ -40,7 +40,19 @@ A composite scorer's lines carry the name of its first metric (`tickets.accuracy
 single answer. `value` is null where the scorer could not tell, and `reason` then says why.
 """
 
-_NEEDED = ("custom_id", "status", "error_kind", "error_message", "cost", "prompt_tokens", "completion_tokens")
+PAIRWISE_SCHEMA = pa.schema(
+    [
+        pa.field("a", pa.string(), nullable=False),
+        pa.field("b", pa.string(), nullable=False),
+        *(SCORES_SCHEMA.field(name) for name in ("row_index", "key", "sample_index", "scorer", "value", "reason")),
+    ]
+)
+"""The columns of `pairwise.parquet`: what a pairwise judge said of two variants' answers to a row.
+
+`value` is 1 where a won in both orders, -1 where b did, 0 for a tie.
+"""
+
+_NEEDED = frozenset({"status", "error_kind", "cost", "prompt_tokens", "completion_tokens", "latency_s"})
 _LINES = 100_000
 
 
@@ -65,6 +77,18 @@ class Column:
         if told.true_count:
             self._places.append(positions[told.to_numpy(zero_copy_only=False)])
             self._reasons.append(scores.reasons.filter(told))
+
+    def places(self) -> Positions:
+        """The positions that have a value or a reason."""
+        told: NDArray[np.bool_] = np.isfinite(self.values)
+        for places in self._places:
+            told[places] = True
+        return np.flatnonzero(told)
+
+    def put_all(self, outcomes: Mapping[int, tuple[float | None, str | None]]) -> None:
+        """Take values with reasons by position."""
+        positions = np.fromiter(outcomes, np.int64, len(outcomes))
+        self.put(positions, scores_of(list(outcomes.values())))
 
     def reasons(self, positions: Positions) -> pa.Array:
         """The reasons at these positions, null where there is none."""
@@ -96,7 +120,7 @@ class Labels:
         names: list[str | None] = [*self._codes, None]
         counted = np.flatnonzero(self._expected >= 0)
         expected, given = ([names[code] for code in codes[counted].tolist()] for codes in (self._expected, self._given))
-        return Answers((counted // samples).tolist(), expected, given)
+        return Answers(counted // samples, expected, given)
 
 
 @dataclass(slots=True)
@@ -138,6 +162,7 @@ class Sheet:
         self.answered: NDArray[np.bool_] = np.zeros(size, dtype=bool)
         self.stale = 0
         self.totals = Totals()
+        # In the order in which they were first asked for.
         self.columns: dict[str, Column] = {}
         self.labels: dict[str, Labels] = {}
 
@@ -162,10 +187,13 @@ class Sheet:
             if scorer.METRICS:
                 self.labels[scorer.name] = Labels(len(self.answered))
         inputs = _union(scorer.inputs for scorer in scorers)
-        for positions, batch in self._batches(output, identities, _union(scorer.columns for scorer in scorers)):
+        wanted = _union(scorer.columns for scorer in scorers)
+        columns = None if wanted is None else wanted | _NEEDED
+        for positions, batch, stale in current_records(output, identities, columns):
+            self.stale += stale
             self.answered[positions] = True
             self.totals.add(batch)
-            if not sessions:
+            if not sessions or not len(positions):
                 continue
             numbers = (positions // self.rows.samples).tolist()
             scored = ScoreBatch(batch, self.rows.take(numbers, inputs))
@@ -176,24 +204,6 @@ class Sheet:
         self.column(row_metric(scorer)).put(positions, scores)
         if scores.labels is not None:
             self.labels[scorer.name].put(positions, scores.labels)
-
-    def _batches(
-        self, output: Output, identities: Identities, columns: frozenset[str] | None
-    ) -> Iterator[tuple[Positions, pa.RecordBatch]]:
-        schema = output.schema
-        names: list[str] | None = None
-        if schema is not None and columns is not None:
-            wanted = dict.fromkeys([*_NEEDED, "latency_s", *sorted(columns)])
-            names = [name for name in wanted if name in schema.names]
-        for batch in output.records(names):
-            positions = identities.find(batch.column("custom_id"))
-            current = positions >= 0
-            count = int(current.sum())
-            self.stale += len(current) - count
-            if count == len(current):
-                yield positions, batch
-            elif count:
-                yield positions[current], batch.filter(pa.array(current))
 
     def lines(self) -> Iterator[pa.RecordBatch]:
         """All scores as lines of `scores.parquet`, in blocks."""
@@ -215,6 +225,28 @@ class Sheet:
                     ],
                     schema=SCORES_SCHEMA,
                 )
+
+
+def pair_lines(a: str, b: str, scorer: str, column: Column, rows: Rows) -> Iterator[pa.RecordBatch]:
+    """The judgements of a pair as lines of `pairwise.parquet`, in blocks."""
+    judged = column.places()
+    for start in range(0, len(judged), _LINES):
+        positions = judged[start : start + _LINES]
+        numbers, samples = np.divmod(positions, rows.samples)
+        values = column.values[positions]
+        yield pa.RecordBatch.from_arrays(
+            [
+                pa.repeat(a, len(positions)),
+                pa.repeat(b, len(positions)),
+                pa.array(rows.row_index[numbers]),
+                _keys(rows.keys, numbers),
+                pa.array(samples, pa.int32()),
+                pa.repeat(scorer, len(positions)),
+                pa.array(values, mask=np.isnan(values)),
+                column.reasons(positions),
+            ],
+            schema=PAIRWISE_SCHEMA,
+        )
 
 
 def _keys(keys: pa.StringArray | None, numbers: Positions) -> pa.Array:

@@ -223,6 +223,70 @@ def _compare_pair(
     )
 
 
+def compare_outcomes(
+    outcomes: Mapping[tuple[str, str], ArrayLike], scale: Scale, *, scorer: str, seed: int = SEED
+) -> list[Comparison]:
+    """Compare pairs that were judged side by side: 1 where a wins, -1 where b does, 0 for a tie, NaN for no verdict.
+
+    Each array has the shape (rows,) or (rows, samples). The difference is the mean of row means: wins less losses, by
+    row. With one verdict a row its test is the exact sign test over the rows that are no tie (Arbuthnot 1710; Conover
+    1999, Practical Nonparametric Statistics, section 3.4), else a permutation test of row means. p values are adjusted
+    over the pairs.
+    """
+    alpha = ALPHA / max(1, len(outcomes))
+    made = []
+    for (a, b), values in outcomes.items():
+        means = _row_means(values)
+        rows = means[np.isfinite(means)]
+        n, above, below = int(rows.size), int(np.sum(rows > 0)), int(np.sum(rows < 0))
+        if n == 0:
+            nothing = Interval(None, None, None, "no row has a verdict")
+            evidence = _Evidence(None, nothing, None, None, None)
+        elif np.all(np.isin(rows, (-1.0, 0.0, 1.0))):
+            evidence = _sign_evidence(rows, above, below, seed, alpha)
+        else:
+            evidence = _mean_evidence(rows, Scale(scale.unit, scale.higher_is_better, -0.5, 0.5), seed, alpha)
+        made.append(
+            Comparison(
+                a=a,
+                b=b,
+                scorer=scorer,
+                difference=evidence.difference,
+                ci_low=evidence.interval.low,
+                ci_high=evidence.interval.high,
+                p_value=evidence.p_value,
+                p_adjusted=None,
+                test=evidence.test,
+                wins_a=above,
+                wins_b=below,
+                ties=n - above - below,
+                n=n,
+                nulls=int(means.size - n),
+                unit=scale.unit,
+                higher_is_better=scale.higher_is_better,
+                ci_method=evidence.interval.method,
+                needed_n=evidence.needed_n,
+                seed=seed if evidence.seeded else None,
+                reason=evidence.interval.reason,
+            )
+        )
+    return adjust(made)
+
+
+def _sign_evidence(rows: Array, above: int, below: int, seed: int, alpha: float) -> _Evidence:
+    # The interval is that of a difference of shares of the same rows; its orientation is chosen as in _mean_evidence.
+    interval = _mean_evidence(rows, Scale("", None, -0.5, 0.5), seed, alpha)
+    n = rows.size
+    return _Evidence(
+        difference=(above - below) / n,
+        interval=interval.interval,
+        p_value=mcnemar_exact(above, below),
+        test="sign_exact",
+        needed_n=needed_pairs(above / n, below / n, alpha=alpha),
+        seeded=interval.interval.method == "bootstrap_bca",
+    )
+
+
 def _binary_evidence(both: int, only_a: int, only_b: int, n: int, alpha: float) -> _Evidence:
     return _Evidence(
         difference=(only_a - only_b) / n,

@@ -17,18 +17,21 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from batchchat.errors import JobError, UsageError
+from batchchat.evaluation.judging import JUDGES, Judge, JudgeSettings, Pairwise, judge_job
 from batchchat.evaluation.scale import SHARE, Scale
 from batchchat.evaluation.scorer import Scorer
 from batchchat.evaluation.scorers import MODELS, model_of, read_one
 from batchchat.evaluation.statistics import SEED
 from batchchat.evaluation.variants import VariantText, read_variants
 from batchchat.job import Change, Job, load_job
-from batchchat.job.model import BudgetCaps, Duration, Whole
+from batchchat.job.model import BudgetCaps, Duration, Whole, nearest
 from batchchat.job.origin import Origin, Origins, Place, combined, job_error, origin_of
 from batchchat.job.reading import Draft, absolute_path, nearest_file, read_override
 from batchchat.job.syntax import parse_yaml, read_job_text
 from batchchat.job.wording import Grammar, validation_errors
 
+_AnyScorer = Scorer | Judge | Pairwise
+_KINDS: Mapping[str, type[Any]] = {**MODELS, **JUDGES}
 _SHARED = ("name", "samples", "budget", "deadline")
 _REMEDY = "jobs/eval-tickets.yaml of the project is a commented suite to start from."
 
@@ -44,6 +47,7 @@ class SuiteFields(BaseModel):
     scorers: list[Any] = Field(min_length=1)
     output: str = Field(min_length=1)
     samples: Whole | None = Field(None, ge=1, le=1_000)
+    judge: JudgeSettings | None = None
     failed: Literal["wrong", "skip"] | None = None
     budget: BudgetCaps | None = None
     deadline: Duration | None = Field(None, gt=0)
@@ -51,7 +55,7 @@ class SuiteFields(BaseModel):
 
 
 _GRAMMAR = Grammar(
-    {(): SuiteFields, ("budget",): BudgetCaps},
+    {(): SuiteFields, ("budget",): BudgetCaps, ("judge",): JudgeSettings},
     examples={
         ("name",): "name: ticket-prompts",
         ("job",): "job: label-tickets.yaml",
@@ -94,23 +98,44 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeTask:
+    """A judge, the job that asks it, and its place in the suite file."""
+
+    scorer: Judge | Pairwise
+    job: Job
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
 class Suite:
-    """A validated suite file. All paths are absolute. `budget` and `deadline` hold for all variants together."""
+    """A validated suite file. All paths are absolute. `budget` and `deadline` hold for all runs together.
+
+    `scorers` look at records alone, `judges` ask models; `order` has the names of both as the file has them.
+    """
 
     name: str
     file: Path
     output: Path
     variants: tuple[Variant, ...]
     scorers: tuple[Scorer, ...]
+    judges: tuple[JudgeTask, ...]
+    order: tuple[str, ...]
     budget: BudgetCaps
     deadline: float | None
     seed: int
     origins: Origins
 
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs of all variants and judges."""
+        return [*(variant.job for variant in self.variants), *(task.job for task in self.judges)]
+
     def scores(self) -> dict[str, Score]:
-        """Every score of the suite by its full name, in order."""
+        """Every score that variants have, by its full name, in the order of the file."""
         found: dict[str, Score] = {}
-        for scorer in self.scorers:
+        every: dict[str, Scorer | Judge] = {scorer.name: scorer for scorer in self.scorers}
+        every |= {task.scorer.name: task.scorer for task in self.judges if isinstance(task.scorer, Judge)}
+        for scorer in (every[name] for name in self.order if name in every):
             scale = scorer.scale
             if not scorer.METRICS:
                 found[scorer.name] = Score(scale, of_rows=True)
@@ -195,8 +220,9 @@ class _Reading:
             raise combined(
                 [*errors, *validation_errors(error, draft.data, draft.origins, self.file, grammar=_GRAMMAR)]
             ) from None
-        scorers: list[Scorer] = []
+        scorers: list[tuple[Place, _AnyScorer]] = []
         variants: tuple[Variant, ...] = ()
+        judges: list[JudgeTask] = []
         try:
             scorers = self._scorers(fields)
         except JobError as error:
@@ -205,6 +231,7 @@ class _Reading:
             texts = read_variants(fields.variants, ("variants",), self.fail)
             self._check_overrides(texts)
             variants = self._variants(texts, fields, input)
+            judges = self._judges(scorers, variants, fields)
         except JobError as error:
             errors.append(error)
         if errors:
@@ -214,7 +241,9 @@ class _Reading:
             file=self.file,
             output=Path(fields.output),
             variants=variants,
-            scorers=tuple(scorers),
+            scorers=tuple(scorer for _, scorer in scorers if isinstance(scorer, Scorer)),
+            judges=tuple(judges),
+            order=tuple(scorer.name for _, scorer in scorers),
             budget=variants[0].job.budget,
             deadline=variants[0].job.deadline,
             seed=fields.seed,
@@ -223,16 +252,16 @@ class _Reading:
 
     # --- scorers
 
-    def _scorers(self, fields: SuiteFields) -> list[Scorer]:
-        made: list[Scorer] = []
+    def _scorers(self, fields: SuiteFields) -> list[tuple[Place, _AnyScorer]]:
+        made: list[tuple[Place, _AnyScorer]] = []
         errors: list[JobError] = []
         names: set[str] = set()
         for at, data in enumerate(fields.scorers):
             place: Place = ("scorers", at)
             try:
-                scorer = read_one(
+                scorer: _AnyScorer = read_one(
                     self._with_policy(data, fields.failed),
-                    MODELS,
+                    _KINDS,
                     base=self.base,
                     at=place,
                     origins=self.draft.origins,
@@ -244,7 +273,7 @@ class _Reading:
             if scorer.name in names:
                 errors.append(self.fail(f"two scorers are called {scorer.name!r}", *place, "name"))
             names.add(scorer.name)
-            made.append(scorer)
+            made.append((place, scorer))
         if errors:
             raise combined(errors)
         return made
@@ -254,10 +283,49 @@ class _Reading:
         if failed is None or not isinstance(data, dict) or "failed" in data:
             return data
         try:
-            model = model_of(data, MODELS)
+            model = model_of(data, _KINDS)
         except ValueError:
             return data
         return {**data, "failed": failed} if "failed" in model.model_fields else data
+
+    def _judges(
+        self, scorers: Sequence[tuple[Place, _AnyScorer]], variants: Sequence[Variant], fields: SuiteFields
+    ) -> list[JudgeTask]:
+        made: list[JudgeTask] = []
+        errors: list[JobError] = []
+        for place, scorer in scorers:
+            if isinstance(scorer, Scorer):
+                continue
+            try:
+                self._check_pairs(scorer, place, variants)
+                job = judge_job(
+                    scorer,
+                    fields.judge or JudgeSettings(),
+                    variants[0].job,
+                    suite=fields.name,
+                    output=Path(fields.output),
+                    folder=self.base,
+                    place=place,
+                    origins=self.draft.origins,
+                    fail=self.fail,
+                )
+            except JobError as error:
+                errors.append(error)
+            else:
+                made.append(JudgeTask(scorer, job, place))
+        if errors:
+            raise combined(errors)
+        return made
+
+    def _check_pairs(self, scorer: Judge | Pairwise, place: Place, variants: Sequence[Variant]) -> None:
+        if not isinstance(scorer, Pairwise):
+            return
+        names = [variant.name for variant in variants]
+        if len(names) < 2:
+            raise self.fail("compares variants, and there is one only", *place)
+        if scorer.against is not None and scorer.against not in names:
+            near = nearest(scorer.against, names)
+            raise self.fail(f"no variant is called {scorer.against!r}{near}", *place, "against")
 
     # --- variants
 

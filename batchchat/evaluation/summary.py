@@ -2,6 +2,7 @@
 
     DIR/summary.json           means with intervals, costs, comparisons; `SuiteSummary` is its form in Python
     DIR/scores.parquet         every single score with its reason, see `batchchat.evaluation.sheet`
+    DIR/pairwise.parquet       what pairwise judges said, row by row, likewise
     DIR/variants/<folder>/     each variant's records: an output like that of any run
     DIR/judges/<name>/         each judge's own requests and verdicts, likewise
 
@@ -37,12 +38,12 @@ import pyarrow.parquet as pq
 
 from batchchat.errors import UsageError
 from batchchat.evaluation.classification import ClassReport, ClassScore
-from batchchat.evaluation.sheet import SCORES_SCHEMA
+from batchchat.evaluation.sheet import PAIRWISE_SCHEMA, SCORES_SCHEMA
 from batchchat.evaluation.statistics import Comparison, ScoreSummary
 from batchchat.store.files import storage_errors, synchronize, synchronize_folder
 
 VERSION = 1
-SUMMARY_NAME, SCORES_NAME = "summary.json", "scores.parquet"
+SUMMARY_NAME, SCORES_NAME, PAIRWISE_NAME = "summary.json", "scores.parquet", "pairwise.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,18 @@ def write_scores(directory: Path, batches: Iterable[pa.RecordBatch]) -> None:
         whole_file(directory / SCORES_NAME) as draft,
         pq.ParquetWriter(draft, SCORES_SCHEMA, compression="zstd") as writer,
     ):
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def write_pairwise(directory: Path, batches: Iterable[pa.RecordBatch] | None) -> None:
+    """Write `pairwise.parquet`, whole or not at all; without batches, take an earlier one away. Raises StorageError."""
+    path = directory / PAIRWISE_NAME
+    if batches is None:
+        with storage_errors(path):
+            path.unlink(missing_ok=True)
+        return
+    with whole_file(path) as draft, pq.ParquetWriter(draft, PAIRWISE_SCHEMA, compression="zstd") as writer:
         for batch in batches:
             writer.write_batch(batch)
 

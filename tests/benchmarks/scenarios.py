@@ -18,6 +18,7 @@ from typing import Any, Final
 import orjson
 
 from tests.benchmarks.peers import MODEL, SYSTEM, installed
+from tests.benchmarks.scoring import VARIANTS
 from tests.benchmarks.table import Figure
 from tests.benchmarks.transports import CEILING, measure, server
 
@@ -246,6 +247,29 @@ def help_page(bench: Bench) -> list[Figure]:
     return [Figure("batchchat --help", "s", seconds, target=0.3, below=True)]
 
 
+def scoring(bench: Bench) -> list[Figure]:
+    """Four variants scored by exact, regex and classes, on one core; and ten times the rows against a tenth."""
+    large = bench.rows(100_000)
+    small = max(20, large // 10)
+    seconds: list[float] = []
+    peaks: dict[int, float] = {}
+    for count in (small, large):
+        folder = bench.folder / f"scoring-{count}"
+        folder.mkdir(exist_ok=True)
+        bench.run([sys.executable, "-m", "tests.benchmarks.scoring", "make", str(folder), str(count)])
+        for _ in range(bench.rounds):
+            output, _ = bench.run([sys.executable, "-m", "tests.benchmarks.scoring", "score", str(folder)])
+            result = orjson.loads(output)
+            peaks[count] = result["peak"] / 2**20
+            if count == large:
+                seconds.append(result["seconds"])
+    grown = (peaks[large] - peaks[small]) * 2**20 / (large - small) / VARIANTS
+    return [
+        Figure(f"scoring {large:,} rows x {VARIANTS} variants", "s", seconds, target=10.0, below=True),
+        Figure("memory of scoring, for each answer", "bytes", [grown], target=256.0, below=True),
+    ]
+
+
 SCENARIOS: Final[dict[str, Callable[[Bench], list[Figure]]]] = {
     "ceiling": ceiling,
     "tool-64": lambda bench: whole_tool(bench, 64),
@@ -257,4 +281,5 @@ SCENARIOS: Final[dict[str, Callable[[Bench], list[Figure]]]] = {
     "resume": resume,
     "limit": limit,
     "help": help_page,
+    "scoring": scoring,
 }

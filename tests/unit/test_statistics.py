@@ -19,6 +19,7 @@ from batchchat.evaluation.statistics import (
     Comparison,
     adjust,
     compare,
+    compare_outcomes,
     flips,
     holm,
     leader,
@@ -120,6 +121,18 @@ def test_mcnemar_on_the_approval_ratings() -> None:
     assert made.settled
     assert made.better == "a"
     assert made.needed_n is None
+
+
+def test_the_sign_test_of_the_couples() -> None:
+    # Siegel, Nonparametric Statistics for the Behavioral Sciences (1956), the sign test for small samples: of 17
+    # couples 11 differ in one direction, 3 in the other, 3 do not; p = 0.029 on one side, 470 / 16384 exactly.
+    outcomes = [1.0] * 11 + [-1.0] * 3 + [0.0] * 3
+    (made,) = compare_outcomes({("a", "b"): outcomes}, Scale("net wins", True, -1.0, 1.0), scorer="better")
+    assert made.test == "sign_exact"
+    assert made.p_value == pytest.approx(2 * 470 / 16384)
+    assert round((made.p_value or 0.0) / 2, 3) == 0.029
+    assert (made.wins_a, made.wins_b, made.ties, made.n) == (11, 3, 3, 17)
+    assert made.difference == pytest.approx(8 / 17)
 
 
 def test_exact_mcnemar_on_the_airway_table() -> None:
@@ -343,6 +356,7 @@ def test_adjusting_over_more_pairs_reopens_a_difference() -> None:
 
 ANY_VALUE = st.one_of(st.just(NAN), st.floats(-1e6, 1e6, allow_subnormal=False))
 BINARY = st.sampled_from([0.0, 1.0, NAN])
+VERDICTS = st.sampled_from([1.0, 0.0, -1.0, NAN])
 FEW = st.sampled_from([0.0, 0.25, 0.5, 1.0])
 
 
@@ -405,6 +419,28 @@ def test_holm_never_lowers_and_keeps_the_order(p_values: list[float | None]) -> 
     assert len(known) == sum(p is not None for p in p_values)
     assert all(p <= q <= 1 for p, q in known)
     assert [q for _, q in known] == sorted(q for _, q in known)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.float64, st.tuples(st.integers(0, 30), st.integers(1, 3)), elements=st.sampled_from([1, 0, -1, NAN]))
+)
+def test_outcomes_of_pairs_keep_the_rules(outcomes: Any) -> None:
+    scale = Scale("net wins", True, -1.0, 1.0)
+    (made,) = compare_outcomes({("a", "b"): outcomes}, scale, scorer="s")
+    (mirrored,) = compare_outcomes({("b", "a"): -outcomes}, scale, scorer="s")
+    json.dumps(dataclasses.asdict(made), allow_nan=False)
+    assert made.n + made.nulls == len(outcomes)
+    assert (mirrored.wins_a, mirrored.wins_b, mirrored.ties) == (made.wins_b, made.wins_a, made.ties)
+    if made.difference is None:
+        assert made.reason == "no row has a verdict"
+        return
+    assert (mirrored.difference, mirrored.p_value) == (-made.difference, made.p_value)
+    assert made.p_value is not None
+    assert 0 < made.p_value <= 1
+    if made.ci_low is not None and made.ci_high is not None:
+        assert -1 <= made.ci_low <= made.difference <= made.ci_high <= 1
+        assert (mirrored.ci_low, mirrored.ci_high) == (-made.ci_high, -made.ci_low)
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))

@@ -1,0 +1,75 @@
+"""What can be known to be wrong before anything is sent: templates, columns that scorers read, judges, keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from batchchat.errors import JobError, UsageError
+from batchchat.evaluation.batch import check_column, check_path
+from batchchat.evaluation.scorer import AnswerScorer
+from batchchat.evaluation.scoring import same_requests
+from batchchat.evaluation.suite import Suite
+from batchchat.job import api_key, load_keys
+from batchchat.job.origin import combined
+from batchchat.records import RECORD_COLUMNS
+from batchchat.runner.preparation import Prepared, prepare
+from batchchat.runner.questions import compile_questions
+from batchchat.store import frozen_schema
+
+
+def check_suite(suite: Suite) -> list[str]:
+    """Hold variants, scorers and judges against the input, and tell what a person should know.
+
+    Raises UsageError for a template that does not render, JobError for a scorer that reads what is not there.
+    """
+    warnings: list[str] = []
+    errors: list[JobError] = []
+    first: dict[tuple[str, str], str] = {}
+    for variant in suite.variants:
+        prepared = prepare(variant.job, frozen=frozen_schema(Path(variant.job.output.path)))
+        other = first.setdefault((prepared.provider.identity, prepared.template.text_digest), variant.name)
+        if other != variant.name:
+            warnings.append(same_requests(other, variant.name))
+        errors += _misfits(suite, prepared)
+    for task in suite.judges:
+        provider = task.job.resolved_provider()
+        task.job.check_params(provider)
+        task.job.check_budget(provider)
+        compile_questions(task.job)
+    if errors:
+        # What is wrong for every variant is told once.
+        raise combined(list({error.message: error for error in errors}.values()))
+    return warnings
+
+
+def _misfits(suite: Suite, prepared: Prepared) -> Iterator[JobError]:
+    """The errors of scorers that read what is not there."""
+    parsed = [] if prepared.parsed is None else [prepared.parsed.name]
+    columns = list(dict.fromkeys([*RECORD_COLUMNS, *parsed, *prepared.source.schema.names]))
+    for at, name in enumerate(suite.order):
+        try:
+            field = _check_columns(suite, name, columns, prepared.source.columns)
+            if prepared.parsed is not None:
+                check_path(field, prepared.parsed)
+        except UsageError as error:
+            yield suite.error(error.message, "scorers", at, remedy=error.remedy)
+
+
+def _check_columns(suite: Suite, name: str, record_columns: list[str], input_columns: tuple[str, ...]) -> str:
+    """Raise UsageError where a scorer reads a column that is not there; give the path of what it judges, if any."""
+    for scorer in suite.scorers:
+        if scorer.name == name:
+            scorer.check(record_columns, input_columns)
+            return scorer.field if isinstance(scorer, AnswerScorer) else ""
+    judge = next(task.scorer for task in suite.judges if task.scorer.name == name)
+    check_column(judge.field.partition(".")[0], record_columns, f"the output, which scorer {name} reads")
+    for column in sorted(judge.inputs):
+        check_column(column, input_columns, f"the input, which scorer {name} reads")
+    return judge.field
+
+
+def check_keys(suite: Suite, environ: Mapping[str, str] | None = None) -> None:
+    """Raise JobError where the key of a variant or judge is missing: better now than after the first answers."""
+    for job in suite.jobs:
+        api_key(job, job.resolved_provider(), load_keys(job, environ))
