@@ -54,6 +54,16 @@ _LONG_BODY = 500_000
 """Bytes of a request (images, mostly) from which on that is done too: a correction repeats them."""
 
 
+class _Seat:
+    """Where a worker waits, and finds the request that woke it; none at the end."""
+
+    __slots__ = ("event", "request")
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self.request: Request | None = None
+
+
 class LocalEngine:
     """Executes requests over one client under one limiter.
 
@@ -105,7 +115,7 @@ class LocalEngine:
         self._sending: dict[Request, float] = {}
         self._held: list[tuple[Request, Reply]] = []
         self._held_since = 0.0
-        self._parked: deque[anyio.Event] = deque()
+        self._parked: list[_Seat] = []
         self._feed_done = False
         self._feed_room = anyio.Event()
         self._alarm: anyio.CancelScope | None = None
@@ -211,20 +221,28 @@ class LocalEngine:
         return max(_READY_MIN, 2 * self._limiter.window)
 
     def _staff(self, sink: Sink) -> None:
-        """Wake or start workers for what is ready, no more of them than the window is wide."""
+        """Give what is ready to workers that wait, or start some, no more of them than the window is wide.
+
+        Each gets its request as it is woken, so that none wakes in vain. The last to come is the first to go: what
+        belongs to it is still in the processor's cache.
+        """
+        while self._parked and (request := self._next()) is not None:
+            seat = self._parked.pop()
+            seat.request = request
+            seat.event.set()
         wanted = len(self._ready) + len(self._due)
-        while wanted > 0 and self._parked:
-            self._parked.popleft().set()
-            wanted -= 1
         while wanted > 0 and self._workers < self._limiter.window and not self._draining and self._group is not None:
             self._workers += 1
             self._group.start_soon(self._work, sink)
             wanted -= 1
 
     def _next(self) -> Request | None:
+        """Take a request in hand, if there is one."""
         if self._due:
+            self._in_hand += 1
             return self._due.popleft()
         if self._ready and self._may_take:
+            self._in_hand += 1
             request = self._ready.popleft()
             self._make_room(request)
             return request
@@ -249,7 +267,7 @@ class LocalEngine:
             for scope in list(self._idle_scopes):
                 scope.cancel()
             while self._parked:
-                self._parked.popleft().set()
+                self._parked.pop().event.set()
             self._feed_room.set()
             if self._alarm is not None:
                 self._alarm.cancel()
@@ -259,7 +277,6 @@ class LocalEngine:
     async def _work(self, sink: Sink) -> None:
         try:
             while (request := await self._take()) is not None:
-                self._in_hand += 1
                 hold: Hold | None = None
                 try:
                     if self._account is not None:
@@ -290,14 +307,19 @@ class LocalEngine:
             self._wake_for_end()
 
     async def _take(self) -> Request | None:
-        """The next request, as soon as there is one; None at the end."""
+        """The next request, in hand, as soon as there is one; None at the end."""
+        request: Request | None = None
         while not self._draining:
-            request = self._next()
+            if request is None:
+                request = self._next()
             if request is not None or self._exhausted():
                 return request
-            parked = anyio.Event()
-            self._parked.append(parked)
-            await parked.wait()
+            seat = _Seat()
+            self._parked.append(seat)
+            await seat.event.wait()
+            request = seat.request
+        if request is not None:
+            self._in_hand -= 1  # it stays open
         return None
 
     async def _reserve(self, account: Account, request: Request) -> Hold | None:
