@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -53,11 +53,17 @@ class Identities:
     `digest` tells all of them from those of another job.
     """
 
+    columns: ClassVar[frozenset[str]] = frozenset({"custom_id"})
+
     def __init__(self, digests: bytes | bytearray) -> None:
         self.digest = blake2b(digests, digest_size=16).digest()
         halves = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
         self._order = np.argsort(halves[:, 0], kind="stable").astype(np.int64)
         self._first, self._second = halves[self._order, 0], halves[self._order, 1]
+
+    def locate(self, batch: pa.RecordBatch) -> Positions:
+        """The position of each record of a batch, -1 for one that answers no row as it is now."""
+        return self.find(batch.column("custom_id"))
 
     def find(self, custom_ids: pa.Array) -> Positions:
         """The position of each identity, -1 where it is none of these."""
@@ -90,19 +96,29 @@ def _halves(custom_ids: pa.Array) -> NDArray[np.uint64]:
     return (digits[:, 0] << 4 | digits[:, 1]).reshape(-1, _ID_BYTES).view(np.uint64)
 
 
+class Finder(Protocol):
+    """Finds the positions of records, by the columns that it names; -1 for one that has none."""
+
+    columns: ClassVar[frozenset[str]]
+
+    def locate(self, batch: pa.RecordBatch) -> Positions:
+        """The position of each record of a batch."""
+        ...
+
+
 def current_records(
-    output: Output, identities: Identities, columns: frozenset[str] | None
+    output: Output, finder: Finder, columns: frozenset[str] | None
 ) -> Iterator[tuple[Positions, pa.RecordBatch, int]]:
-    """Yield the records that answer a row as it is now, with their positions, and how many of the batch do not.
+    """Yield the records that have a position, with it, and how many of their batch have none.
 
     `columns` are those wanted, None for all; one that the output does not have is left out. Raises StorageError where a
     part is damaged.
     """
     names: list[str] | None = None
     if output.schema is not None and columns is not None:
-        names = [name for name in output.schema.names if name in columns or name == "custom_id"]
+        names = [name for name in output.schema.names if name in columns or name in finder.columns]
     for batch in output.records(names):
-        positions = identities.find(batch.column("custom_id"))
+        positions = finder.locate(batch)
         current = positions >= 0
         stale = len(current) - int(current.sum())
         if not stale:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
 
@@ -21,24 +21,13 @@ from batchchat.evaluation.cases import (
     shown_columns,
     single_outcomes,
 )
-from batchchat.evaluation.classification import (
-    Answers,
-    classes_of,
-    classification_report,
-    compare_macro_f1,
-    summarize_macro_f1,
-)
-from batchchat.evaluation.judging import Judge
+from batchchat.evaluation.findings import Findings
+from batchchat.evaluation.judging import Judge, Pairwise
 from batchchat.evaluation.rows import EVERY_ROW, Choice, Rows, read_rows
-from batchchat.evaluation.scale import SHARE
-from batchchat.evaluation.scorer import Scorer
-from batchchat.evaluation.scorers import Classes
 from batchchat.evaluation.sheet import Column, Sheet, pair_lines, row_metric
-from batchchat.evaluation.statistics import Comparison, compare, compare_outcomes, summarize
 from batchchat.evaluation.suite import JudgeTask, Suite, Variant
 from batchchat.evaluation.summary import (
     JudgeSummary,
-    ScorerSummary,
     SuiteSummary,
     VariantSummary,
     write_pairwise,
@@ -130,11 +119,56 @@ class Scoring:
             for number, variant in enumerate(suite.variants)
         ]
         pairs = {name: _pair_columns(one.of_pairs, rows) for name, one in judged.items() if one.of_pairs}
-        summary = _Summing(suite, rows, sheets, judged, pairs).summary()
+        summary = self._summary(sheets, judged, pairs)
         write_scores(suite.output, (batch for sheet in sheets for batch in sheet.lines()))
         write_pairwise(suite.output, _pair_batches(pairs, rows) if pairs else None)
         write_summary(suite.output, summary)
         return summary
+
+    def _summary(
+        self, sheets: Sequence[Sheet], judged: dict[str, _Judged], pairs: dict[str, dict[tuple[str, str], Column]]
+    ) -> SuiteSummary:
+        suite = self.suite
+        variants = [_variant(variant, sheet) for variant, sheet in zip(suite.variants, sheets, strict=True)]
+        findings = Findings(sheets, variants, seed=suite.seed)
+        scorers = {scorer.name: scorer for scorer in suite.scorers}
+        judges = {task.scorer.name: task.scorer for task in suite.judges}
+        for name in suite.order:
+            judge = judges.get(name)
+            if isinstance(judge, Pairwise):
+                findings.add_pairs(judge, pairs.get(name, {}))
+            else:
+                findings.add(judge or scorers[name])
+        return SuiteSummary(
+            name=suite.name,
+            samples=self.rows.samples,
+            seed=suite.seed,
+            input=suite.variants[0].job.input.path,
+            scorers=tuple(findings.scorers),
+            variants=tuple(findings.variants),
+            comparisons=tuple(findings.comparisons),
+            judges=tuple(one.summary for one in judged.values()),
+            notes=tuple(self._notes(sheets, judged)),
+        )
+
+    def _notes(self, sheets: Sequence[Sheet], judged: dict[str, _Judged]) -> list[str]:
+        notes = []
+        first: dict[bytes, str] = {}
+        for number, variant in enumerate(self.suite.variants):
+            other = first.setdefault(self.rows.identities[number].digest, variant.name)
+            if other != variant.name and len(self.rows):
+                notes.append(same_requests(other, variant.name))
+        for sheet in sheets:
+            left = len(sheet.answered) - sheet.totals.records
+            if left:
+                text = f"{sheet.name!r}: {plural(left, 'answer')} of {len(sheet.answered):,} still to come"
+                if sheet.stale and self.rows.all_of_input:
+                    text += f"; {plural(sheet.stale, 'record')} of an earlier prompt or input left out"
+                notes.append(text)
+        for name, one in judged.items():
+            if one.open:
+                notes.append(f"{name}: {plural(one.open, 'case')} of {one.summary.requests:,} not judged yet")
+        return notes
 
     def _sheet(self, number: int, variant: Variant, judged: dict[str, dict[str, dict[int, Outcome]]]) -> Sheet:
         sheet = Sheet(variant.name, self.rows)
@@ -195,115 +229,9 @@ def _pair_batches(pairs: dict[str, dict[tuple[str, str], Column]], rows: Rows) -
             yield from pair_lines(a, b, scorer, column, rows)
 
 
-class _Summing:
-    """Adds up what the sheets hold."""
-
-    def __init__(
-        self,
-        suite: Suite,
-        rows: Rows,
-        sheets: Sequence[Sheet],
-        judged: dict[str, _Judged],
-        pairs: dict[str, dict[tuple[str, str], Column]],
-    ) -> None:
-        self.suite = suite
-        self.rows = rows
-        self.sheets = sheets
-        self.judged = judged
-        self.pairs = pairs
-        self.variants = [_variant(variant, sheet) for variant, sheet in zip(suite.variants, sheets, strict=True)]
-        self.comparisons: list[Comparison] = []
-        self.scorers: list[ScorerSummary] = []
-
-    def summary(self) -> SuiteSummary:
-        """Means with intervals of every variant and score, and the comparisons of every pair of variants."""
-        every: dict[str, Any] = {scorer.name: scorer for scorer in self.suite.scorers}
-        every |= {task.scorer.name: task.scorer for task in self.suite.judges}
-        for name in self.suite.order:
-            scorer = every[name]
-            if name in self.pairs:
-                self._add_pairs(name, scorer)
-            elif isinstance(scorer, Scorer | Judge):
-                self._add(scorer)
-        return SuiteSummary(
-            name=self.suite.name,
-            samples=self.rows.samples,
-            seed=self.suite.seed,
-            input=self.suite.variants[0].job.input.path,
-            scorers=tuple(self.scorers),
-            variants=tuple(self.variants),
-            comparisons=tuple(self.comparisons),
-            judges=tuple(one.summary for one in self.judged.values()),
-            notes=tuple(self._notes()),
-        )
-
-    def _add(self, scorer: Scorer | Judge) -> None:
-        name = scorer.name if isinstance(scorer, Judge) else row_metric(scorer)
-        grids = {sheet.name: sheet.grid(name) for sheet in self.sheets}
-        for at, sheet in enumerate(self.sheets):
-            summary = summarize(grids[sheet.name], scorer.scale, seed=self.suite.seed)
-            self.variants[at] = replace(self.variants[at], scores={**self.variants[at].scores, name: summary})
-        self.comparisons += compare(grids, scorer.scale, scorer=name, seed=self.suite.seed)
-        self.scorers.append(_scorer(scorer, name))
-        if isinstance(scorer, Classes):
-            self._add_classes(scorer)
-
-    def _add_classes(self, scorer: Classes) -> None:
-        """Add a scorer's reports over classes; its classes are the same for all variants."""
-        name = f"{scorer.name}.macro_f1"
-        answers: dict[str, Answers] = {
-            sheet.name: sheet.labels[scorer.name].answers(self.rows.samples) for sheet in self.sheets
-        }
-        labels = classes_of(list(answers.values()), scorer.labels)
-        for at, variant in enumerate(self.variants):
-            own = answers[variant.name]
-            summary = summarize_macro_f1(own, labels, seed=self.suite.seed)
-            report = classification_report(own, labels)
-            scores, classes = {**variant.scores, name: summary}, {**variant.classes, scorer.name: report}
-            self.variants[at] = replace(variant, scores=scores, classes=classes)
-        self.comparisons += compare_macro_f1(answers, labels, scorer=name, seed=self.suite.seed)
-        self.scorers.append(replace(self.scorers[-1], name=name, unit=SHARE.unit))
-
-    def _add_pairs(self, name: str, scorer: Any) -> None:
-        grids = {pair: column.values.reshape(-1, self.rows.samples) for pair, column in self.pairs[name].items()}
-        self.comparisons += compare_outcomes(grids, scorer.scale, scorer=name, seed=self.suite.seed)
-        self.scorers.append(_scorer(scorer, name))
-
-    def _notes(self) -> list[str]:
-        notes = []
-        first: dict[bytes, str] = {}
-        for number, variant in enumerate(self.suite.variants):
-            other = first.setdefault(self.rows.identities[number].digest, variant.name)
-            if other != variant.name and len(self.rows):
-                notes.append(same_requests(other, variant.name))
-        for sheet in self.sheets:
-            left = len(sheet.answered) - sheet.totals.records
-            if left:
-                text = f"{sheet.name!r}: {plural(left, 'answer')} of {len(sheet.answered):,} still to come"
-                if sheet.stale and self.rows.all_of_input:
-                    text += f"; {plural(sheet.stale, 'record')} of an earlier prompt or input left out"
-                notes.append(text)
-        for name, one in self.judged.items():
-            if one.open:
-                notes.append(f"{name}: {plural(one.open, 'case')} of {one.summary.requests:,} not judged yet")
-        return notes
-
-
 def same_requests(one: str, other: str) -> str:
     """What is said of two variants that ask the same."""
     return f"{one!r} and {other!r} make the same requests: their answers differ by chance alone"
-
-
-def _scorer(scorer: Any, name: str) -> ScorerSummary:
-    scale = scorer.scale
-    return ScorerSummary(
-        name=name,
-        kind=str(getattr(scorer, "kind", "")),
-        unit=scale.unit,
-        higher_is_better=scale.higher_is_better,
-        field=getattr(scorer, "field", None),
-        expected=getattr(scorer, "expected", None),
-    )
 
 
 def _variant(variant: Variant, sheet: Sheet) -> VariantSummary:

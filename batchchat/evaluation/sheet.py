@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from batchchat.evaluation.batch import ScoreBatch, Scores
 from batchchat.evaluation.classification import Answers
-from batchchat.evaluation.rows import Identities, Positions, Rows, current_records
+from batchchat.evaluation.rows import Finder, Positions, Rows, current_records
 from batchchat.evaluation.scorer import Scorer, scores_of
 from batchchat.store import Output
 
@@ -168,7 +168,9 @@ class Sheet:
 
     def column(self, name: str) -> Column:
         """The values under a name, made when first asked for."""
-        return self.columns.setdefault(name, Column(len(self.answered)))
+        if name not in self.columns:
+            self.columns[name] = Column(len(self.answered))
+        return self.columns[name]
 
     def grid(self, name: str) -> Grid:
         """The values under a name as (rows, samples)."""
@@ -179,8 +181,8 @@ class Sheet:
         """Rows that have at least one record."""
         return int(self.answered.reshape(-1, self.rows.samples).any(axis=1).sum())
 
-    def read(self, output: Output, identities: Identities, scorers: Sequence[Scorer]) -> None:
-        """Read all records of an output, and score those that answer a row as it is now."""
+    def read(self, output: Output, finder: Finder, scorers: Sequence[Scorer]) -> None:
+        """Read all records of an output, and score those that have a place among the rows."""
         sessions = [(scorer, scorer.session()) for scorer in scorers]
         for scorer in scorers:
             self.column(row_metric(scorer))
@@ -189,7 +191,7 @@ class Sheet:
         inputs = _union(scorer.inputs for scorer in scorers)
         wanted = _union(scorer.columns for scorer in scorers)
         columns = None if wanted is None else wanted | _NEEDED
-        for positions, batch, stale in current_records(output, identities, columns):
+        for positions, batch, stale in current_records(output, finder, columns):
             self.stale += stale
             self.answered[positions] = True
             self.totals.add(batch)
