@@ -240,6 +240,33 @@ def score(**options: Any) -> None:
 
 
 @cli.command()
+@click.argument("a", metavar="DIR_A", type=click.Path(path_type=Path))
+@click.argument("b", metavar="DIR_B", type=click.Path(path_type=Path))
+@click.option("--on", metavar="COLUMN", help="What tells rows apart: an input column, key (the default) or row_index.")
+@click.option(
+    "--field", default="completion", show_default=True, metavar="PATH", help="What counts as the answer: parsed.label."
+)
+@click.option(
+    "--scorer",
+    "scorers",
+    multiple=True,
+    metavar="KIND:COLUMN",
+    help="Score both by an expected column, such as exact:label, or by a mapping as in a suite. May be repeated.",
+)
+@click.option("--suite", type=click.Path(path_type=Path), metavar="SUITE", help="Score both by this suite's scorers.")
+@_json_option
+def compare(**options: Any) -> None:
+    """Compare two outputs: two nights, two versions of a prompt, two models. Sends nothing.
+
+    Over the rows that both have: how often the answers agree, and the differences in completions, length, tokens, cost
+    and latency, each with its interval and test; with scorers, which one is better. Needs the extra batchchat[eval].
+    """
+    from batchchat.cli.evaluating import compare_command
+
+    sys.exit(compare_command(**options))
+
+
+@cli.command()
 @_output_argument
 @_json_option
 def status(directory: Path, as_json: bool) -> None:

@@ -134,6 +134,29 @@ def score_command(
     return _write_page(loaded.output, code)
 
 
+def compare_command(
+    *, a: Path, b: Path, on: str | None, field: str, scorers: Sequence[str], suite: Path | None, as_json: bool
+) -> int:
+    """Compare two outputs, and print what differs."""
+    from batchchat.evaluation import require_extra
+
+    require_extra()
+    from batchchat.cli.evaluation_tables import render_output_comparison
+    from batchchat.cli.report import as_json as to_json
+    from batchchat.evaluation.comparing import compare_outputs, read_scorer_text
+    from batchchat.evaluation.suite import load_suite
+
+    wanted = [read_scorer_text(text) for text in scorers]
+    if suite is not None:
+        wanted += load_suite(suite).scorers
+    found = compare_outputs(a, b, on=on, field=field, scorers=wanted)
+    if as_json:
+        print_json({**to_json(found), "summary": to_json(found.summary.as_json())})
+    else:
+        results().print(render_output_comparison(found))
+    return 0
+
+
 def plan_suite_command(suite: Suite, arguments: JobArguments, *, command: str, as_json: bool) -> int:
     """Print what an evaluation would send and cost."""
     from batchchat.cli.evaluation_tables import render_suite_plan

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from batchchat.evaluation.comparing import OutputComparison
     from batchchat.evaluation.evaluate import Evaluation
     from batchchat.evaluation.gates import GateResult
     from batchchat.evaluation.planning import SuitePlan
@@ -49,6 +50,40 @@ def _what(summary: SuiteSummary) -> str:
     rows = max((variant.rows for variant in summary.variants), default=0)
     text = f"{plural(len(summary.variants), 'variant')} on {plural(rows, 'row')}"
     return f"{text}, {plural(summary.samples, 'sample')} each" if summary.samples > 1 else text
+
+
+def render_output_comparison(found: OutputComparison) -> RenderableType:
+    """Show two outputs side by side: agreement, what each took, scores and differences."""
+    from rich.console import Group
+
+    agreement = found.agreement
+    share = agreement.share
+    parts: list[RenderableType] = [
+        pair("a", found.a),
+        pair("b", found.b),
+        blank(),
+        title("compared", f"{plural(found.rows, 'row')} that both have, matched by {found.on}"),
+    ]
+    if found.only_a or found.only_b:
+        parts.append(
+            plain_text(f"{count(found.only_a)} rows only in a, {count(found.only_b)} only in b: left out", "dim")
+        )
+    told = f"{count(agreement.same)} the same, {count(agreement.different)} different"
+    line_ = styled("answers  ", "bold").append(told, style="not bold")
+    if share.mean is not None:
+        line_.append(f"; agreement {number_of(share.mean, 'share')}", style="not bold")
+    if share.ci_low is not None and share.ci_high is not None:
+        interval = f" [{number_of(share.ci_low, 'share')}, {number_of(share.ci_high, 'share')}]"
+        line_.append(interval, style="not bold dim")
+    parts += [line_, blank(), ScoreTables(found.summary), blank(), _costs(found.summary.variants)]
+    parts += render_comparisons(found.summary, {"a": "a", "b": "b"})
+    if agreement.examples:
+        table = _table("row", f"{agreement.field} of a", f"{agreement.field} of b", left=(1, 2), numbered=False)
+        for one in agreement.examples:
+            table.add_row(line(one.row, 40), line(one.a or "", 200), line(one.b or "", 200))
+        parts += [blank(), styled("first rows that differ", "bold"), table]
+    parts += remarks(found.summary.notes, "")
+    return Group(*parts)
 
 
 class ScoreTables:
@@ -130,29 +165,43 @@ def _judges(judges: Iterable[JudgeSummary]) -> Table:
     return table
 
 
-def render_comparisons(summary: SuiteSummary) -> list[RenderableType]:
-    """Return a table of differences for each score; with many variants only those from the best mean."""
-    numbers = {variant.name: number for number, variant in enumerate(summary.variants, 1)}
+def render_comparisons(summary: SuiteSummary, names: Mapping[str, str] | None = None) -> list[RenderableType]:
+    """Return a table of differences for each score; with many variants only those from the best mean.
+
+    Variants are named by their numbers, or by `names`.
+    """
+    numbers = names or {variant.name: str(number) for number, variant in enumerate(summary.variants, 1)}
+    compared = {one.name: summary.of(one.name) for one in summary.scorers}
+    if len(numbers) == 2:
+        # One pair: a line for each score says it all.
+        first, second = numbers.values()
+        lines = [(scorer.name, one) for scorer in summary.scorers for one in compared[scorer.name]]
+        return [blank(), _comparison_table(f"{first} - {second}", lines, numbers)] if lines else []
     parts: list[RenderableType] = []
     for scorer in summary.scorers:
-        compared = summary.of(scorer.name)
-        shown = compared if len(numbers) <= _ALL_PAIRS else _with_best(summary, scorer, compared)
+        every = compared[scorer.name]
+        shown = every if len(numbers) <= _ALL_PAIRS else _with_best(summary, scorer, every)
         if not shown:
             continue
-        table = _table("", "difference", "p adjusted", "wins", "", left=(4,), numbered=False)
-        for one in shown:
-            table.add_row(
-                f"{numbers.get(one.a, one.a)} - {numbers.get(one.b, one.b)}",
-                _difference(one),
-                UNKNOWN if one.p_adjusted is None else p_value(one.p_adjusted),
-                f"{count(one.wins_a)} : {count(one.wins_b)}",
-                _verdict(one, numbers),
-            )
-        parts += [blank(), styled(line(scorer.name), "bold"), table]
-        if len(shown) < len(compared):
-            left = len(compared) - len(shown)
+        lines = [(f"{numbers.get(one.a, one.a)} - {numbers.get(one.b, one.b)}", one) for one in shown]
+        parts += [blank(), styled(line(scorer.name), "bold"), _comparison_table("", lines, numbers)]
+        if len(shown) < len(every):
+            left = len(every) - len(shown)
             parts.append(plain_text(f"{plural(left, 'other pair')} in summary.json", "dim"))
     return parts
+
+
+def _comparison_table(first: str, lines: Sequence[tuple[str, Comparison]], numbers: Mapping[str, str]) -> Table:
+    table = _table(first, "difference", "p adjusted", "wins", "", left=(4,), numbered=False)
+    for name, one in lines:
+        table.add_row(
+            line(name),
+            _difference(one),
+            UNKNOWN if one.p_adjusted is None else p_value(one.p_adjusted),
+            f"{count(one.wins_a)} : {count(one.wins_b)}",
+            _verdict(one, numbers),
+        )
+    return table
 
 
 def _with_best(summary: SuiteSummary, scorer: ScorerSummary, compared: list[Comparison]) -> list[Comparison]:
@@ -186,7 +235,7 @@ def p_value(value: float) -> str:
     return "<0.0001" if value < 0.0001 else f"{value:.2g}" if value < 0.0995 else f"{value:.2f}"
 
 
-def _verdict(one: Comparison, numbers: Mapping[str, int]) -> Text:
+def _verdict(one: Comparison, numbers: Mapping[str, str]) -> Text:
     if one.difference is None:
         return plain_text(one.reason or "", "dim")
     if one.better is not None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, ClassVar, Protocol, Self
+from typing import IO, Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -53,9 +53,8 @@ class Identities:
     `digest` tells all of them from those of another job.
     """
 
-    columns: ClassVar[frozenset[str]] = frozenset({"custom_id"})
-
     def __init__(self, digests: bytes | bytearray) -> None:
+        self.columns = frozenset({"custom_id"})
         self.digest = blake2b(digests, digest_size=16).digest()
         halves = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
         self._order = np.argsort(halves[:, 0], kind="stable").astype(np.int64)
@@ -99,7 +98,7 @@ def _halves(custom_ids: pa.Array) -> NDArray[np.uint64]:
 class Finder(Protocol):
     """Finds the positions of records, by the columns that it names; -1 for one that has none."""
 
-    columns: ClassVar[frozenset[str]]
+    columns: frozenset[str]
 
     def locate(self, batch: pa.RecordBatch) -> Positions:
         """The position of each record of a batch."""

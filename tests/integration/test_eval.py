@@ -89,6 +89,25 @@ def test_gates_end_with_5_and_are_told_to_ci(evaluate: Eval, tmp_path: Path) -> 
     assert "passed  llama-3.1-8b-instruct short temperature=0: accuracy not worse than in before" in held.stdout
 
 
+def test_two_outputs_are_compared(evaluate: Eval, command: Command, tmp_path: Path) -> None:
+    evaluate("-q")
+    folders = [f"out/variants/{variant.folder}" for variant in read_summary(tmp_path / "out").variants]
+    shown = command("compare", folders[0], folders[6], "--scorer", "exact:label", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    for told in ("24 rows that both have, matched by key", "agreement", "exact", "answered", "first rows that differ"):
+        assert told in shown.stdout
+    told = json.loads(command("compare", *folders[:2], "--suite", SUITE, "--json", cwd=tmp_path).stdout)
+    assert (told["rows"], told["on"]) == (24, "key")
+    assert [one["name"] for one in told["summary"]["scorers"]][:3] == [
+        "accuracy",
+        "tickets.accuracy",
+        "tickets.macro_f1",
+    ]
+    wrong = command("compare", "out", folders[0], cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "out is an evaluation" in wrong.stderr
+
+
 BAD = [
     (["--fail-under", "accuracy"], "--fail-under accuracy: is not of the form score=value"),
     (["--fail-under", "acuracy=1"], "the suite has no score 'acuracy' (did you mean 'accuracy'?)"),
