@@ -58,7 +58,7 @@ def status_of(directory: Path) -> StatusView:
         last = LastRun(
             str(output.live.get("run_id")), None, "it ended without a word: killed, or the machine went down", None
         )
-    job_file, samples = output.job.get("file"), output.job.get("samples")
+    samples = output.job.get("samples")
     unfinished = running is None and (last is None or last.exit_code != 0)
     return StatusView(
         job=str(output.job.get("name", "")),
@@ -72,10 +72,17 @@ def status_of(directory: Path) -> StatusView:
         spent=output.spend,
         currency=output.state.get("currency") or (output.live or {}).get("currency"),
         live=live,
-        command=f"batchchat run {shlex.quote(job_file)}" if job_file and unfinished else None,
+        command=_command(output.job) if unfinished else None,
         samples=samples if isinstance(samples, int) else 1,
         streamed=pace.streamed,
     )
+
+
+def _command(snapshot: Mapping[str, Any]) -> str | None:
+    """The command that goes on with an output; None where its job was made in Python."""
+    if snapshot.get("suite"):
+        return f"batchchat eval {shlex.quote(snapshot['suite'])}"
+    return f"batchchat run {shlex.quote(snapshot['file'])}" if snapshot.get("file") else None
 
 
 def _count(batch: pa.RecordBatch, counts: dict[str | None, int], examples: dict[str, tuple[str, int]]) -> None:
@@ -206,5 +213,5 @@ class Templates:
 
 def job_of(snapshot: Mapping[str, Any]) -> Job:
     """The job that a snapshot was made from."""
-    data = {name: value for name, value in snapshot.items() if name != "file"}
+    data = {name: value for name, value in snapshot.items() if name not in {"file", "suite"}}
     return validate_job(data, file=Path(snapshot["file"]) if snapshot.get("file") else None)

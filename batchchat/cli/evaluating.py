@@ -75,7 +75,7 @@ def eval_command(
     from batchchat.cli.evaluation_tables import render_ending, render_evaluation
 
     if done.summary is not None:
-        results().print(render_evaluation(done.summary, passed, suite.output))
+        results().print(render_evaluation(done.summary, passed, suite.output, done.warnings, done.note))
     if done.exit_code not in {0, GATE_FAILED} or done.summary is None:
         errors().print(render_ending(done, command))
     return code if done.summary is None else _write_page(suite.output, code)

@@ -28,7 +28,9 @@ _SCORE_WIDTH = 24
 _ALL_PAIRS = 3
 
 
-def render_evaluation(summary: SuiteSummary, gates: Sequence[GateResult], output: Path) -> RenderableType:
+def render_evaluation(
+    summary: SuiteSummary, gates: Sequence[GateResult], output: Path, warnings: Sequence[str] = (), note: str = ""
+) -> RenderableType:
     """Show scores, costs and comparisons of a scored suite, and where the files are."""
     from rich.console import Group
 
@@ -39,7 +41,7 @@ def render_evaluation(summary: SuiteSummary, gates: Sequence[GateResult], output
     parts += render_comparisons(summary)
     if gates:
         parts += [blank(), *_gates(gates)]
-    parts += remarks(summary.notes, "")
+    parts += remarks([*summary.notes, *warnings], note)
     parts.append(blank())
     for name, file in (("scores", "scores.parquet"), ("summary", "summary.json"), ("report", "report.html")):
         parts.append(pair(name, str(output / file)))

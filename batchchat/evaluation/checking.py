@@ -37,10 +37,22 @@ def check_suite(suite: Suite) -> list[str]:
         task.job.check_params(provider)
         task.job.check_budget(provider)
         compile_questions(task.job)
+    errors += _currencies(suite)
     if errors:
         # What is wrong for every variant is told once.
         raise combined(list({error.message: error for error in errors}.values()))
     return warnings
+
+
+def _currencies(suite: Suite) -> Iterator[JobError]:
+    """The error of a cap on money where the models are paid in several currencies."""
+    if suite.budget.max_cost is None:
+        return
+    found = {job.resolved_provider().currency or "" for job in suite.jobs}
+    if len(found) > 1:
+        message = f"cannot be kept over prices in {' and '.join(sorted(found))}: currencies are never added"
+        remedy = "Give `prices` in one currency, or cap max_tokens or max_requests."
+        yield suite.error(message, "budget", "max_cost", remedy=remedy)
 
 
 def _misfits(suite: Suite, prepared: Prepared) -> Iterator[JobError]:

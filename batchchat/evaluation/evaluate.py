@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from batchchat.evaluation.checking import check_keys, check_suite
@@ -19,7 +20,7 @@ _SCORED = (0, 1, 4, 69)
 class Evaluation:
     """How an evaluation ended. `summary` is None where it was stopped before its answers could be scored.
 
-    `runs` are those of the variants and, behind them, of the judges.
+    `runs` are those of the variants and, behind them, of the judges, `warnings` what a person should know of them.
     """
 
     runs: tuple[NamedRun, ...]
@@ -27,6 +28,8 @@ class Evaluation:
     exit_code: int
     reason: str | None
     remedy: str | None = None
+    warnings: tuple[str, ...] = ()
+    note: str = ""
 
 
 async def evaluate(suite: Suite, setting: Setting) -> Evaluation:
@@ -56,4 +59,16 @@ async def evaluate(suite: Suite, setting: Setting) -> Evaluation:
                 if not setting.stop.asked:
                     summary = await setting.offload(scoring.finish)
     remedy = next((run.summary.remedy for run in ended if run.summary and run.summary.exit_code == code), None)
-    return Evaluation(tuple(ended), summary, code, reason, remedy)
+    note = next((run.summary.note for run in ended if run.summary is not None and run.summary.note), "")
+    return Evaluation(tuple(ended), summary, code, reason, remedy, _warnings(ended), note)
+
+
+def _warnings(runs: Sequence[NamedRun]) -> tuple[str, ...]:
+    """The warnings of all runs: one that several give is told once, with their names unless all give it."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        for warning in run.summary.warnings if run.summary is not None else ():
+            names.setdefault(warning, []).append(run.name)
+    return tuple(
+        warning if len(given) == len(runs) else f"{', '.join(given)}: {warning}" for warning, given in names.items()
+    )

@@ -312,7 +312,7 @@ class _Reading:
             except JobError as error:
                 errors.append(error)
             else:
-                made.append(JudgeTask(scorer, job, place))
+                made.append(JudgeTask(scorer, job.in_suite(self.file), place))
         if errors:
             raise combined(errors)
         return made
@@ -359,7 +359,7 @@ class _Reading:
                 # What is wrong in the base job is wrong in every variant, and told once.
                 errors.setdefault(error.message, error)
             else:
-                made.append(Variant(text.name, text.changes, folder.name, job))
+                made.append(Variant(text.name, text.changes, folder.name, job.in_suite(self.file)))
         if errors:
             raise combined(list(errors.values()))
         if made[0].job.input.path == "-":

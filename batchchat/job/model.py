@@ -8,7 +8,7 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
@@ -464,6 +464,7 @@ class Job(_Section):
     dedupe: bool = False
 
     _file: Path | None = PrivateAttr(None)
+    _suite: Path | None = PrivateAttr(None)
     _origins: dict[Place, Origin] = PrivateAttr(default_factory=dict)
 
     @field_validator("input", "output", mode="before")
@@ -621,7 +622,14 @@ class Job(_Section):
         return {
             **self.model_dump(mode="json", exclude_unset=True, by_alias=True),
             "file": str(self._file.absolute()) if self._file else None,
+            **({"suite": str(self._suite.absolute())} if self._suite else {}),
         }
+
+    def in_suite(self, file: Path) -> Self:
+        """This job as one that a suite file makes and runs: its snapshot names that file too."""
+        job = self.model_copy()
+        job._suite = file  # noqa: SLF001 - of the copy that is made here
+        return job
 
 
 FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {

@@ -99,18 +99,23 @@ class Bench:
             (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
         return load_suite(self.folder / "suite.yaml", overrides=list(set))
 
-    def evaluate(self, suite: Suite, **options: Any) -> Evaluation:
-        setting = Setting(
+    def setting(
+        self, suite: Suite, *, on_snapshot: Callable[[Snapshot], None] | None = None, **options: Any
+    ) -> Setting:
+        return Setting(
             suite.name,
             RunOptions(**options),
             caps=suite.budget,
             deadline=suite.deadline,
             listener=self.events.append,
-            on_snapshot=self.snapshots.append,
+            on_snapshot=on_snapshot or self.snapshots.append,
             environ={},
             offload=inline,
             transport=self.provider.transport,
         )
+
+    def evaluate(self, suite: Suite, **options: Any) -> Evaluation:
+        setting = self.setting(suite, **options)
         done: Evaluation = on_virtual_clock(lambda: evaluate(suite, setting))
         return done
 

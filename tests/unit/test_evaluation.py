@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from batchchat.errors import JobError
+from batchchat.evaluation.evaluate import Evaluation, evaluate
 from batchchat.evaluation.rows import Choice
 from batchchat.evaluation.scoring import score_suite
 from batchchat.evaluation.summary import read_summary
-from tests.integration.suites import Bench, Provider
+from batchchat.events import Snapshot
+from batchchat.inspection import status_of
+from tests.integration.suites import Bench, Provider, on_virtual_clock
 
 GOLD = ["yes", "no"] * 10
 
@@ -285,3 +288,36 @@ def test_a_field_that_the_schema_does_not_have_is_told(bench: Bench) -> None:
     scorers = [{"name": "a", "kind": "exact", "expected": "gold", "field": "parsed.lable"}]
     with pytest.raises(JobError, match=r"no column 'lable' in parsed \(did you mean 'label'\?\)"):
         bench.evaluate(bench.suite(job={"response": {"schema": schema}}, scorers=scorers))
+
+
+def test_a_stop_leaves_an_evaluation_that_goes_on(bench: Bench) -> None:
+    suite = bench.suite(job={"limits": {"concurrency": 2}})
+
+    def stop_at_ten(snapshot: Snapshot) -> None:
+        if snapshot.ok >= 10 and not setting.stop.asked:
+            setting.stop.stop(reason="enough", exit_code=130)
+
+    setting = bench.setting(suite, on_snapshot=stop_at_ten)
+    done: Evaluation = on_virtual_clock(lambda: evaluate(suite, setting))
+    assert (done.exit_code, done.reason, done.summary) == (130, "enough", None)
+    sent = len(bench.provider.asked)
+    assert 10 <= sent < 40
+    folder = Path(suite.variants[0].job.output.path)
+    assert status_of(folder).command == f"batchchat eval {bench.folder / 'suite.yaml'}"
+    assert bench.evaluate(suite).exit_code == 0
+    assert len(bench.provider.asked) == 40
+
+
+def test_warnings_of_the_runs_are_told_once(bench: Bench) -> None:
+    done = bench.evaluate(bench.suite(samples=2, job={"params": {"temperature": 0}}))
+    assert done.warnings == ("samples: the 2 answers to a row may all be alike, since params.temperature is 0",)
+    variants = [{"name": "cold", "params.temperature": 0}, {"name": "warm", "params.temperature": 1}]
+    assert bench.evaluate(bench.suite(samples=2, variants=variants)).warnings[0].startswith("cold: samples: the 2")
+
+
+def test_a_budget_of_money_needs_one_currency(bench: Bench) -> None:
+    prices = {"input": 1, "output": 2, "currency": "USD"}
+    suite = bench.suite(budget={"max_cost": 1}, variants=[{"name": "a"}, {"name": "b", "prices": prices}])
+    with pytest.raises(JobError, match=r"suite.yaml:\d+: budget.max_cost: cannot be kept over prices in EUR and USD"):
+        bench.evaluate(suite)
+    assert bench.provider.asked == []
