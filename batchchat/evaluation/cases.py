@@ -25,13 +25,14 @@ from batchchat.evaluation.batch import Absent, Lists, ScoreBatch
 from batchchat.evaluation.judging import Judge, JudgeScorer, Pairwise
 from batchchat.evaluation.matching import text_of
 from batchchat.evaluation.rows import Identities, Rows, current_records, read_rows
+from batchchat.evaluation.sheet import NOT_JUDGED
 from batchchat.evaluation.suite import JudgeTask
 from batchchat.evaluation.summary import whole_file
 from batchchat.store import Output, is_output, read_state
 
 _LINES = 10_000
 _ID_BYTES = 16
-_OPEN = (None, "not judged yet")
+_OPEN = (None, NOT_JUDGED)
 Outcome = tuple[float | None, str | None]
 """A value and its reason; either may be None."""
 Verdicts = dict[bytes, tuple[Any, str | None]]

@@ -119,7 +119,7 @@ class Python(Scorer):
     def _call(self, row: dict[str, Any]) -> Judgement:
         try:
             result = self._function(row)
-        except Exception as error:  # noqa: BLE001 - the function is the user's: whatever it raises is the row's reason
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's: whatever it raises is the row's reason
             return None, f"{self.python} raised {type(error).__name__}: {error}"
         value, reason = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         reason = None if reason is None else str(reason)
@@ -142,7 +142,7 @@ def _import(target: str, base: Path) -> Callable[[dict[str, Any]], Any]:
     sys.path.insert(0, folder)
     try:
         function = getattr(importlib.import_module(module_name), name, None)
-    except Exception as error:  # noqa: BLE001 - importing runs the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - importing runs the user's code: it may raise anything
         raise ValueError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from None
     finally:
         sys.path.remove(folder)

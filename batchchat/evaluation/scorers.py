@@ -14,6 +14,7 @@ Scorers here look at records alone. Those that send requests of their own (a jud
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from decimal import Decimal
@@ -139,8 +140,8 @@ class AnyOf(_Texts):
 class Regex(AnswerScorer):
     """Right where the pattern is found in the answer, or is all of it (`full`).
 
-    The syntax is that of the `regex` library, which holds that of `re`. A row may take a quarter of a second, and
-    after eight rows of a variant that took longer, the rest are not tried: they are null. No pattern can hold up a
+    The syntax is that of the `regex` library, which holds that of `re`. A row may take a quarter of a second, and the
+    slow rows of a variant five seconds together; what comes after them is not tried, and null. No pattern can hold up a
     scoring.
     """
 
@@ -150,7 +151,8 @@ class Regex(AnswerScorer):
     ignore_case: bool = False
 
     ROW_SECONDS: ClassVar[float] = 0.25
-    SLOW_ROWS: ClassVar[int] = 8
+    SLOW_S: ClassVar[float] = 0.005
+    ALL_SLOW_S: ClassVar[float] = 5.0
 
     @field_validator("pattern")
     @classmethod
@@ -164,17 +166,21 @@ class Regex(AnswerScorer):
     def _judge(self) -> Judge:
         compiled = regex.compile(self.pattern, regex.IGNORECASE if self.ignore_case else 0)
         find = compiled.fullmatch if self.full else compiled.search
-        slow = 0
+        spent = 0.0
 
         def judge(answer: Any, _: Any) -> Judgement:
-            nonlocal slow
-            if slow == self.SLOW_ROWS:
-                return None, f"not tried: the pattern took too long on {slow} rows before"
+            nonlocal spent
+            if spent >= self.ALL_SLOW_S:
+                return None, "not tried: the pattern took too long on rows before"
+            started = time.perf_counter()
             try:
                 return float(find(text_of(answer), timeout=self.ROW_SECONDS) is not None), None
             except TimeoutError:
-                slow += 1
                 return None, f"the pattern took longer than {self.ROW_SECONDS:g} s"
+            finally:
+                took = time.perf_counter() - started
+                if took >= self.SLOW_S:
+                    spent += took
 
         return judge
 

@@ -165,6 +165,12 @@ class Scoring:
                 if sheet.stale and self.rows.all_of_input:
                     text += f"; {plural(sheet.stale, 'record')} of an earlier prompt or input left out"
                 notes.append(text)
+        judges = [task.scorer.name for task in self.suite.judges if isinstance(task.scorer, Judge)]
+        for name in [*map(row_metric, self.suite.scorers), *judges]:
+            for sheet in sheets:
+                nulls, reason = sheet.unscored(name)
+                if nulls:
+                    notes.append(f"{sheet.name!r}: {name} has no value for {plural(nulls, 'answer')}: {reason}")
         for name, one in judged.items():
             if one.open:
                 notes.append(f"{name}: {plural(one.open, 'case')} of {one.summary.requests:,} not judged yet")

@@ -54,6 +54,8 @@ PAIRWISE_SCHEMA = pa.schema(
 
 _NEEDED = frozenset({"status", "error_kind", "cost", "prompt_tokens", "completion_tokens", "latency_s"})
 _LINES = 100_000
+NOT_JUDGED = "not judged yet"
+_TOLD_ELSEWHERE = ("failed", NOT_JUDGED)
 
 
 def row_metric(scorer: Scorer) -> str:
@@ -175,6 +177,18 @@ class Sheet:
     def grid(self, name: str) -> Grid:
         """The values under a name as (rows, samples)."""
         return self.columns[name].values.reshape(-1, self.rows.samples)
+
+    def unscored(self, name: str) -> tuple[int, str | None]:
+        """How many completions a scorer could not tell about, and the most frequent reason.
+
+        What failed, or is still to be judged, is told elsewhere.
+        """
+        column = self.columns[name]
+        positions = np.flatnonzero(self.answered & np.isnan(column.values))
+        reasons = Counter(reason for reason in column.reasons(positions).to_pylist() if reason is not None)
+        told = {reason: count for reason, count in reasons.items() if not reason.startswith(_TOLD_ELSEWHERE)}
+        first = min(told, key=lambda reason: (-told[reason], reason), default=None)
+        return sum(told.values()), first
 
     @property
     def rows_answered(self) -> int:

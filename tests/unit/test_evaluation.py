@@ -321,3 +321,18 @@ def test_a_budget_of_money_needs_one_currency(bench: Bench) -> None:
     with pytest.raises(JobError, match=r"suite.yaml:\d+: budget.max_cost: cannot be kept over prices in EUR and USD"):
         bench.evaluate(suite)
     assert bench.provider.asked == []
+
+
+def test_what_a_scorer_cannot_tell_is_said(bench: Bench) -> None:
+    code = (
+        "def odd(row):\n    if row['id'] in ('r3', 'r4'):\n        raise ValueError('odd ' + row['id'])\n    return 1\n"
+    )
+    (bench.folder / "own_scorer_that_raises.py").write_text(code, encoding="utf-8")
+    own = {"name": "own", "python": "own_scorer_that_raises:odd"}
+    done = bench.evaluate(bench.suite(scorers=[own], variants=[{"name": "one"}]))
+    assert done.exit_code == 0
+    assert done.summary is not None
+    assert (done.summary.variants[0].scores["own"].n, done.summary.variants[0].scores["own"].nulls) == (18, 2)
+    reason = "own_scorer_that_raises:odd raised ValueError: odd r3"
+    assert done.summary.notes == (f"'one': own has no value for 2 answers: {reason}",)
+    assert bench.scores()[3]["reason"] == reason

@@ -111,15 +111,25 @@ def test_regex() -> None:
     assert judge("regex", ["yes"], pattern=r'^\["yes"\]$')[0] == 1.0
 
 
+def test_a_function_that_leaves_the_process_gives_a_null(tmp_path: Path) -> None:
+    code = "import sys\n\ndef leave(row):\n    sys.exit(3)\n"
+    (tmp_path / "own_scorer_that_leaves.py").write_text(code, encoding="utf-8")
+    scorer = read_scorer({"name": "s", "python": "own_scorer_that_leaves:leave"}, base=tmp_path)
+    assert results(scorer.score(batch(["a"]))) == [(None, "own_scorer_that_leaves:leave raised SystemExit: 3")]
+    (tmp_path / "own_script.py").write_text("import sys\nsys.exit(3)\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="own_script cannot be imported: SystemExit: 3"):
+        read_scorer({"name": "s", "python": "own_script:main"}, base=tmp_path)
+
+
 def test_a_regex_that_explodes_gives_nulls_and_then_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Regex, "ROW_SECONDS", 0.01)
-    monkeypatch.setattr(Regex, "SLOW_ROWS", 2)
+    monkeypatch.setattr(Regex, "ALL_SLOW_S", 0.015)
     scorer = read_scorer({"name": "s", "kind": "regex", "pattern": r"^(a|aa|a?)+$|(x+x+)+y"})
     slow = [("x" * 4000) + str(at) for at in range(4)]
     found = results(scorer.score(batch(["aaa", *slow])))
     assert found[0] == (1.0, None)
     assert found[1:3] == [(None, "the pattern took longer than 0.01 s")] * 2
-    assert found[3:] == [(None, "not tried: the pattern took too long on 2 rows before")] * 2
+    assert found[3:] == [(None, "not tried: the pattern took too long on rows before")] * 2
 
 
 @pytest.mark.parametrize(
