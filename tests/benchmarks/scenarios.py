@@ -250,7 +250,7 @@ def help_page(bench: Bench) -> list[Figure]:
 def scoring(bench: Bench) -> list[Figure]:
     """Four variants scored by exact, regex and classes, on one core; and ten times the rows against a tenth."""
     large = bench.rows(100_000)
-    small = max(20, large // 10)
+    small = max(10, large // 10)
     seconds: list[float] = []
     peaks: dict[int, float] = {}
     for count in (small, large):

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from batchchat.errors import JobError
+from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.evaluate import Evaluation, evaluate
-from batchchat.evaluation.rows import Choice
+from batchchat.evaluation.gates import Baseline, GateResult
+from batchchat.evaluation.rows import Choice, Identities
 from batchchat.evaluation.scoring import score_suite
 from batchchat.evaluation.summary import read_summary
 from batchchat.events import Snapshot
@@ -336,3 +338,43 @@ def test_what_a_scorer_cannot_tell_is_said(bench: Bench) -> None:
     reason = "own_scorer_that_raises:odd raised ValueError: odd r3"
     assert done.summary.notes == (f"'one': own has no value for 2 answers: {reason}",)
     assert bench.scores()[3]["reason"] == reason
+
+
+def test_an_evaluation_is_held_against_an_earlier_one(bench: Bench) -> None:
+    scorers = [{"name": "t", "kind": "classes", "expected": "gold"}, {"name": "words", "kind": "length"}]
+    before = bench.folder / "out" / "before"
+    bench.evaluate(bench.suite(variants=[{"name": "one"}], scorers=scorers, output="out/before"))
+
+    def check(**fields: Any) -> GateResult:
+        suite = bench.suite(scorers=scorers, **fields)
+        done = bench.evaluate(suite)
+        assert done.summary is not None
+        # Macro-F1 has no values row by row, and of words neither more nor fewer are better.
+        (result,) = Baseline(before, suite).check(suite.output, done.summary)
+        return result
+
+    worse = check(variants=[{"name": "one", "model": "bad"}])
+    assert (worse.variant, worse.passed) == ("one", False)
+    assert (worse.rule, worse.message) == (
+        f"t.accuracy not worse than in {before}",
+        "-0.3 against one on 20 rows, p = 0.031",
+    )
+    # Where each side has one variant only, its name does not matter.
+    assert check(variants=[{"name": "renamed"}]).passed
+    bench.rows({"id": f"r{at}", "text": f"row {at}", "gold": gold} for at, gold in enumerate(GOLD[:8]))
+    few = check(variants=[{"name": "one", "model": "bad"}])
+    assert (few.passed, few.message) == (True, "-0.25 against one on 8 rows, p = 0.5")
+    with pytest.raises(UsageError, match="it has no variant in common with the suite\nIt has: one"):
+        Baseline(before, bench.suite(scorers=scorers))
+    with pytest.raises(UsageError, match=r"it has no score in common with the suite\nIt has: t\.accuracy"):
+        Baseline(before, bench.suite(variants=[{"name": "one"}]))
+
+
+def test_identities_whose_halves_repeat_are_told_apart() -> None:
+    ids = ["00" * 8 + f"{at:02x}" * 8 for at in range(5)] + [f"{at:02x}" * 16 for at in range(6, 10)]
+    found = Identities(bytes.fromhex("".join(ids)))
+    asked = [*reversed(ids), "00" * 8 + "77" * 8, "ff" * 16]
+    assert found.find(pa.array(asked)).tolist() == [*range(8, -1, -1), -1, -1]
+    assert found.find(pa.array([], pa.string())).tolist() == []
+    assert Identities(b"").find(pa.array(ids)).tolist() == [-1] * 9
+    assert Identities(b"").digest != found.digest
