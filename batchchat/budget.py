@@ -172,7 +172,7 @@ class Budget:
         )
 
     def _amount(self, money: int) -> str:
-        return f"{money / _UNITS:.4g} {self.currency}"
+        return f"{_digits(money / _UNITS)} {self.currency}"
 
     def _used_up(self, tokens: int, money: int) -> StoppedEarly | None:
         """Why a request does not fit even with nothing under way; None where it does."""
@@ -183,7 +183,7 @@ class Budget:
             spent = f"{self._tokens:,}" if self._tokens else ""
             return _stopped(f"max_tokens of {self.max_tokens:,}", spent, f"{tokens:,}")
         if self._cap_money is not None and self._money + money > self._cap_money:
-            cap, next_one = f"max_cost of {self.max_cost:g} {self.currency}", self._amount(money)
+            cap, next_one = f"max_cost of {self.max_cost:.15g} {self.currency}", self._amount(money)
             return _stopped(cap, self._amount(self._money) if self._money else "", next_one)
         return None
 
@@ -194,6 +194,12 @@ def _stopped(cap: str, spent: str, next_one: str) -> StoppedEarly:
         return StoppedEarly(message, remedy=_TOO_SMALL)
     message = f"budget.{cap} is used up: {spent} is spent, and the next request may take {next_one} more"
     return StoppedEarly(message, remedy=_REMEDY)
+
+
+def _digits(amount: float) -> str:
+    """Write an amount with four digits that mean something, and never as a power of ten."""
+    places = 2 if amount >= 10 or amount <= 0 else 3 - math.floor(math.log10(amount))
+    return f"{amount:,.{places}f}".rstrip("0").rstrip(".")
 
 
 def _per_token(price: float) -> int:

@@ -237,6 +237,7 @@ class _Run:
             self.writer,
             self.prepared.reviewer,
             dedupe=self.job.dedupe,
+            own=self.job.cache is None,
             offload=self.offload,
             listener=self.tell,
         )

@@ -44,8 +44,8 @@ class _Line:
 class Reuse:
     """Answers of a cache, and of the run itself, for requests that ask the same. See the module.
 
-    `cache` is where answers go and come from; with `dedupe` equal requests are sent once. `reviewer` judges an answer
-    that is taken over. `offload` runs blocking code.
+    `cache` is where answers go and come from; it is the run's `own`, or shared with other jobs. With `dedupe` equal
+    requests are sent once. `reviewer` judges an answer that is taken over. `offload` runs blocking code.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Reuse:
         reviewer: Reviewer,
         *,
         dedupe: bool,
+        own: bool,
         offload: Offload,
         listener: Listener,
     ) -> None:
@@ -63,6 +64,7 @@ class Reuse:
         self._writer = writer
         self._reviewer = reviewer
         self._dedupe = dedupe
+        self._own = own
         self._offload = offload
         self._listener = listener
         self._fresh: dict[bytes, Completion] = {}
@@ -168,7 +170,12 @@ class Reuse:
             self._share(outcome, line)
 
     def _is_answer(self, outcome: Settled) -> bool:
-        """Whether an outcome is a whole answer to its request: not failed, cut off, or given a longer bound."""
+        """Whether an outcome is a whole answer to its request: not failed, cut off, or given a longer bound.
+
+        Among equal rows of the run's own, whatever the job took is.
+        """
+        if self._own:
+            return outcome.failure is None
         steps = outcome.request.steps
         return outcome.failure is None and outcome.reply.failure is None and not (steps is not None and steps.longer)
 

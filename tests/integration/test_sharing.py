@@ -326,9 +326,9 @@ def test_an_equal_row_that_comes_after_the_failure_shares_it_too(tmp_path: Path)
         return httpx.Response(400, json={"error": "no"})
 
     # More than the engine takes ahead: the last rows are read when the first have long failed.
-    where = folder(tmp_path, "a", [{"id": n, "text": "same" if n in {0, 2999} else f"r{n}"} for n in range(3000)])
+    where = folder(tmp_path, "a", [{"id": n, "text": "same" if n in {0, 1499} else f"r{n}"} for n in range(1500)])
     summary, provider, _ = simulate(make_job(where, None, dedupe=True, limits={"concurrency": 100}), broken)
-    assert (summary.failed, len(provider.times)) == (3000, 2999)
+    assert (summary.failed, len(provider.times)) == (1500, 1499)
 
 
 def test_what_waits_for_a_request_that_never_ends_stays_open(tmp_path: Path) -> None:
@@ -387,9 +387,9 @@ def test_equal_rows_that_come_while_answers_are_written_behind_are_not_sent(tmp_
         await anyio.sleep(0.001)
         return yes()
 
-    where = folder(tmp_path, "a", equal_rows(6000, 1500))
+    where = folder(tmp_path, "a", equal_rows(3000, 1000))
     summary, provider, _ = simulate(make_job(where, None, dedupe=True, limits={"concurrency": 10}), handler)
-    assert (summary.ok, len(provider.times), summary.cache_hits) == (6000, 1500, 4500)
+    assert (summary.ok, len(provider.times), summary.cache_hits) == (3000, 1000, 2000)
 
 
 def test_a_budget_is_not_touched_by_what_is_not_sent(tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_an_answer_that_is_written_behind_while_the_cache_is_looked_up_is_found(
     async def main() -> None:
         cache = AnswerCache.open(tmp_path / "cache")
         writer: Any = Notes()
-        reuse = Reuse(cache, writer, Reviewer(), dedupe=True, offload=slow_look, listener=lambda _: None)
+        reuse = Reuse(cache, writer, Reviewer(), dedupe=True, own=True, offload=slow_look, listener=lambda _: None)
         leader, late, last = request(0), request(1), request(2)
         assert await reuse.sift([leader]) == [leader]
         async with anyio.create_task_group() as group:
@@ -477,3 +477,41 @@ def test_an_answer_that_is_written_behind_while_the_cache_is_looked_up_is_found(
         cache.close()
 
     anyio.run(main, backend="trio", backend_options={"clock": trio.testing.MockClock(autojump_threshold=0)})
+
+
+def test_what_the_job_took_is_given_to_equal_rows_also_late_ones(tmp_path: Path) -> None:
+    """An answer that was corrected, given a longer bound or kept though it was cut off: one request each, whenever."""
+    schema = {"type": "object", "properties": {"label": {"type": "string"}}, "required": ["label"]}
+    asked_for: dict[str, int] = {}
+
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.01)
+        body = json.loads(request.content)
+        what = body["messages"][0]["content"].splitlines()[-1]
+        asked_for[what] = asked_for.get(what, 0) + 1
+        finish, text = "stop", '{"label": "yes"}'
+        if what == "mend" and len(body["messages"]) == 1:
+            text = "not JSON"
+        if what == "long" and body["max_tokens"] == 5:
+            finish = "length"
+        return httpx.Response(200, json={"choices": [{"message": {"content": text}, "finish_reason": finish}]})
+
+    kinds = ["mend", "long"]
+    rows = [{"id": n, "text": kinds[n % 2] if n < 40 or n > 1400 else f"r{n}"} for n in range(1500)]
+    job = make_job(
+        folder(tmp_path, "a", rows),
+        None,
+        dedupe=True,
+        limits={"concurrency": 100},
+        params={"max_tokens": 5},
+        response={"schema": schema, "truncated": {"retry_with_max_tokens": 50}},
+    )
+    summary, _, _ = simulate(job, handler)
+    assert (summary.ok, summary.exit_code) == (1500, 0)
+    assert (asked_for["mend"], asked_for["long"]) == (2, 2)
+    where = tmp_path / "a"
+    assert query(where, "select text, cache_hit, count(*), min(corrections), max(corrections), min(parsed.label) "
+                 "from data where text in ('mend', 'long') group by all order by all") == [
+        ("long", False, 1, 0, 0, "yes"), ("long", True, 69, 0, 0, "yes"),
+        ("mend", False, 1, 1, 1, "yes"), ("mend", True, 68, 0, 0, "yes"),
+    ]  # fmt: skip

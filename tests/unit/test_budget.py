@@ -285,3 +285,13 @@ def test_a_single_request_that_is_too_big_says_so() -> None:
         assert "max_tokens" in (caught.value.remedy or "")
 
     go(work)
+
+
+@pytest.mark.parametrize(
+    ("money", "shown"),
+    [(0.001979, "0.001979"), (0.0000444, "0.0000444"), (12.3456, "12.35"), (0.2, "0.2"), (1234.5, "1,234.5"), (0, "0")],
+)
+def test_amounts_are_written_without_powers_of_ten(money: float, shown: str) -> None:
+    from batchchat.budget import _digits
+
+    assert _digits(money) == shown
