@@ -26,14 +26,17 @@ from scipy import sparse, stats
 from batchchat.errors import UsageError
 from batchchat.evaluation.scale import SHARE
 from batchchat.evaluation.statistics import (
+    ALPHA,
     BOOTSTRAP_ROWS,
     CONFIDENCE,
+    FLIPS,
     SEED,
     Array,
     Comparison,
     Interval,
     ScoreSummary,
     adjust,
+    enough_draws,
     sign_flip_test,
 )
 
@@ -41,6 +44,7 @@ OTHER = "(other)"
 NO_ANSWER = "(no answer)"
 MAX_CLASSES = 1_000
 RESAMPLES = 1_999
+_BLOCK = 1 << 22
 _ALIKE = "all rows look the same: they say nothing about the spread"
 _Codes = NDArray[np.int64]
 
@@ -151,16 +155,15 @@ def compare_macro_f1(
 ) -> list[Comparison]:
     """Compare macro-F1 of every pair of variants on the rows that both answered.
 
-    If the variants were alike, swapping their answers to a row would change nothing. The test is by 1,999 such draws,
-    p = (b + 1) / (m + 1); beyond 1,000 rows it flips the signs of the rows' linearized differences. Wins are rows with
-    more right answers.
+    If the variants were alike, swapping their answers to a row would change nothing. The test is by m such draws, 1,999
+    or more where many pairs ask for them, p = (b + 1) / (m + 1); beyond 1,000 rows it flips the signs of the rows'
+    linearized differences. Wins are rows with more right answers.
     """
     classes = classes_of(list(variants.values()), labels)
     sides = {name: _side(answers, classes) for name, answers in variants.items()}
-    made = [
-        _compare_pair((a, sides[a]), (b, sides[b]), scorer=scorer, seed=seed)
-        for a, b in itertools.combinations(sides, 2)
-    ]
+    pairs = list(itertools.combinations(sides, 2))
+    draws = enough_draws(ALPHA / max(1, len(pairs)), RESAMPLES)
+    made = [_compare_pair((a, sides[a]), (b, sides[b]), scorer=scorer, seed=seed, draws=draws) for a, b in pairs]
     return adjust(made)
 
 
@@ -293,7 +296,7 @@ def _bootstrap_interval(
     return Interval(min(low, estimate), max(high, estimate), "bootstrap_percentile")
 
 
-def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], *, scorer: str, seed: int) -> Comparison:
+def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], *, scorer: str, seed: int, draws: int) -> Comparison:
     either = np.union1d(a[1].rows, b[1].rows).size
     patterns = _patterns([a[1], b[1]])
     left, right = patterns.right
@@ -325,13 +328,14 @@ def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], *, scorer: str, se
         interval = _linear_interval(patterns, influence, difference, -1.0, 1.0)
         middle = (patterns.sums(0) + patterns.sums(1)) / 2
         changes = _influence(patterns, 0, middle) - _influence(patterns, 1, middle)
-        p_value, method = sign_flip_test(np.repeat(changes, patterns.counts), seed=seed)
+        flipped = np.repeat(changes, patterns.counts)
+        p_value, method = sign_flip_test(flipped, seed=seed, draws=max(draws, FLIPS))
         test = f"{method}_linearized"
     else:
         interval = _bootstrap_interval(
             patterns, lambda weights: _macro_f1(weights @ ours) - _macro_f1(weights @ theirs), difference, seed
         )
-        p_value, test = _swap_p(patterns, difference, seed), "swap_monte_carlo"
+        p_value, test = _swap_p(patterns, difference, seed, draws), "swap_monte_carlo"
     return replace(
         made,
         difference=difference,
@@ -345,7 +349,7 @@ def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], *, scorer: str, se
     )
 
 
-def _swap_p(patterns: _Patterns, difference: float, seed: int) -> float:
+def _swap_p(patterns: _Patterns, difference: float, seed: int, draws: int) -> float:
     """The share of draws, each swapping the sides of about half of the rows, that differ at least as much."""
     change = patterns.tallies[1] - patterns.tallies[0]
     # Rows that tally alike on both sides stay as they are under any swap.
@@ -354,7 +358,11 @@ def _swap_p(patterns: _Patterns, difference: float, seed: int) -> float:
         return 1.0
     generator = np.random.default_rng(seed)
     counts = patterns.counts[uneven]
-    swapped = generator.binomial(counts, 0.5, size=(RESAMPLES, counts.size)) @ change[uneven]
-    drawn = _macro_f1(patterns.sums(0) + swapped) - _macro_f1(patterns.sums(1) - swapped)
-    # Differences that are equal on paper may differ in the last bits.
-    return (int(np.sum(np.abs(drawn) >= abs(difference) - 1e-12)) + 1) / (RESAMPLES + 1)
+    change, hits = change[uneven], 0
+    block = max(1, _BLOCK // max(counts.size, change.shape[1]))
+    for start in range(0, draws, block):
+        swapped = generator.binomial(counts, 0.5, size=(min(block, draws - start), counts.size)) @ change
+        drawn = _macro_f1(patterns.sums(0) + swapped) - _macro_f1(patterns.sums(1) - swapped)
+        # Differences that are equal on paper may differ in the last bits.
+        hits += int(np.sum(np.abs(drawn) >= abs(difference) - 1e-12))
+    return (hits + 1) / (draws + 1)

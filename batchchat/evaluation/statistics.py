@@ -35,6 +35,8 @@ ALPHA = 0.05
 POWER = 0.8
 SEED = 20_250_101
 RESAMPLES = 9_999
+FLIPS = 9_999
+_MOST_DRAWS = 39_999
 BOOTSTRAP_ROWS = range(10, 1_001)
 EXACT_ROWS = 16
 _NORMAL_SIZES = 200
@@ -305,7 +307,7 @@ def _mean_evidence(differences: Array, scale: Scale, seed: int, alpha: float) ->
     rows = backward if turned else forward
     span = scale.high - scale.low
     interval = mean_interval(rows, Scale("difference", None, -span, span), seed=seed)
-    p_value, test = sign_flip_test(rows, seed=seed)
+    p_value, test = sign_flip_test(rows, seed=seed, draws=enough_draws(alpha, FLIPS))
     mean = float(np.mean(rows))
     needed = needed_rows(mean, float(np.std(rows, ddof=1)) if rows.size > 1 else 0.0, alpha=alpha)
     seeded = interval.method == "bootstrap_bca" or test == "sign_flip_monte_carlo"
@@ -413,7 +415,16 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def sign_flip_test(differences: ArrayLike, *, seed: int = SEED) -> tuple[float, str]:
+def enough_draws(alpha: float, least: int) -> int:
+    """How many random draws a test needs so that its smallest p lies well below the level that it is held to.
+
+    The smallest p of m draws is 1 / (m + 1). Many pairs make the level of a single one strict; 39,999 draws, enough for
+    45 variants, are the most.
+    """
+    return min(max(least, math.ceil(2 / alpha) - 1), max(least, _MOST_DRAWS))
+
+
+def sign_flip_test(differences: ArrayLike, *, seed: int = SEED, draws: int = FLIPS) -> tuple[float, str]:
     """Two-sided paired permutation test of a mean difference of zero; gives p and how it was found.
 
     If the variants were alike, each row's difference would be as likely with the other sign (Fisher 1935, The Design
@@ -424,9 +435,9 @@ def sign_flip_test(differences: ArrayLike, *, seed: int = SEED) -> tuple[float, 
       sum(d^2) and no skewness, exactly, so the normal approximation is off by about 0.016 / n' around p = 0.05, where
       n' = sum(d^2)^2 / sum(d^4) (the next term of its Edgeworth series). It is used from n' = 200: far closer than
       resampling. Sizes on a grid add at most half a step: 200 of them make the deviation 1,600 steps or more.
-    - `sign_flip_monte_carlo`: otherwise. 9,999 draws, p = (b + 1) / (m + 1), which is never 0 (Phipson and Smyth 2010,
-      SAGMB 9:39). Rows of equal size are flipped together by a binomial draw, which is the same distribution. Beyond
-      2,000 different sizes the smaller ones are drawn together, as one normal value of their variance.
+    - `sign_flip_monte_carlo`: otherwise. By m `draws`, p = (b + 1) / (m + 1), which is never 0 (Phipson and Smyth
+      2010, SAGMB 9:39). Rows of equal size are flipped together by a binomial draw, which is the same distribution.
+      Beyond 2,000 different sizes the smaller ones are drawn together, as one normal value of their variance.
     """
     values = np.asarray(differences, dtype=np.float64)
     sizes, counts = np.unique(np.abs(values[values != 0]), return_counts=True)
@@ -449,19 +460,19 @@ def sign_flip_test(differences: ArrayLike, *, seed: int = SEED) -> tuple[float, 
         p_value = float(2 * stats.norm.sf(observed / math.sqrt(squares)))
         # Far out the tail leaves the range of a float; no p is 0.
         return min(max(p_value, sys.float_info.min), 1.0), "sign_flip_normal"
-    hits = int(np.sum(np.abs(_flipped_sums(sizes, counts, np.random.default_rng(seed))) >= reached))
-    return (hits + 1) / (RESAMPLES + 1), "sign_flip_monte_carlo"
+    sums = _flipped_sums(sizes, counts, np.random.default_rng(seed), draws)
+    return (int(np.sum(np.abs(sums) >= reached)) + 1) / (draws + 1), "sign_flip_monte_carlo"
 
 
-def _flipped_sums(sizes: Array, counts: NDArray[np.intp], generator: np.random.Generator) -> Array:
-    """RESAMPLES sums of the differences under random signs, in blocks of bounded memory; `sizes` ascend."""
+def _flipped_sums(sizes: Array, counts: NDArray[np.intp], generator: np.random.Generator, draws: int) -> Array:
+    """So many sums of the differences under random signs, in blocks of bounded memory; `sizes` ascend."""
     small = float(np.sum(counts[:-_FLIPPED_SIZES] * sizes[:-_FLIPPED_SIZES] ** 2))
     sizes, counts = sizes[-_FLIPPED_SIZES:], counts[-_FLIPPED_SIZES:]
     single, shared, repeats = sizes[counts == 1], sizes[counts > 1], counts[counts > 1]
-    sums = generator.normal(0.0, math.sqrt(small), RESAMPLES) if small else np.zeros(RESAMPLES)
+    sums = generator.normal(0.0, math.sqrt(small), draws) if small else np.zeros(draws)
     block = max(1, _BLOCK // sizes.size)
-    for start in range(0, RESAMPLES, block):
-        size = min(block, RESAMPLES - start)
+    for start in range(0, draws, block):
+        size = min(block, draws - start)
         if single.size:
             packed = np.frombuffer(generator.bytes(size * -(-single.size // 8)), dtype=np.uint8).reshape(size, -1)
             positive = np.unpackbits(packed, axis=1, count=single.size)

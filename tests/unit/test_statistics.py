@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
+from batchchat.evaluation import statistics
 from batchchat.evaluation.scale import SHARE, YES_NO, Scale
 from batchchat.evaluation.statistics import (
     Comparison,
     adjust,
     compare,
     compare_outcomes,
+    enough_draws,
     flips,
     holm,
     leader,
@@ -226,6 +228,18 @@ def test_few_huge_rows_among_many_are_flipped_one_by_one() -> None:
     p, test = sign_flip_test(rows)
     assert test == "sign_flip_monte_carlo"
     assert p > 0.3
+
+
+def test_many_pairs_get_enough_draws_to_be_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [enough_draws(0.05 / pairs, 1_999) for pairs in (1, 28, 100, 780, 4_950)] == [1999, 1999, 3999, 31199, 39999]
+    monkeypatch.setattr(statistics, "FLIPS", 99)
+    generator = np.random.default_rng(13)
+    rows = {str(at): np.round(generator.normal(at, 0.1, 20), 1) for at in range(4)}
+    made = compare(rows, Scale("points", True), scorer="s")
+    assert {one.test for one in made} == {"sign_flip_monte_carlo"}
+    # Six pairs: the least p of 99 draws, 0.01, would be 0.06 after Holm's adjustment.
+    assert {one.p_value for one in made} == {1 / 240}
+    assert all(one.settled for one in made)
 
 
 def test_monte_carlo_p_is_never_zero() -> None:
