@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gzip
-import time
+import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import anyio
+import httpx
 import pytest
 import trustme
 
 import batchchat
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.job import Job
+from batchchat.runner import run_job
+from batchchat.transport import StockTransport, choose_transport
 from tests.integration import raw_server
 from tests.integration.jobs import make_job, query, run, texts, write_rows
 from tests.integration.raw_server import (
@@ -72,10 +76,14 @@ ANSWERS: Mapping[str, Script] = {
 FAULTS: Mapping[str, Script] = {**raw_server.FAULTS, **ANSWERS}
 BROKEN = ("reset", "closed", "shorter")
 SILENT = ("silence", "silence in the body", "a byte now and then")
+STOCK_DIFFERS = {"not HTTP": "connection", "HTTP/0.9": "connection", "interim responses without end": "timeout"}
+"""Its parser waits for the end of a head that never ends, and for a final response after any number of interim ones."""
 
 
-def kind_of(fault: str) -> str:
+def kind_of(fault: str, *, stock: bool = False) -> str:
     """The kind of failure that a fault is, where it lasts."""
+    if stock and fault in STOCK_DIFFERS:
+        return STOCK_DIFFERS[fault]
     if fault in SILENT:
         return "timeout"
     if fault == "an error object":
@@ -90,19 +98,18 @@ def faulty_job(folder: Path, url: str, rows: int, **fields: Any) -> Job:
     return make_job(folder, None, provider=provider, retry=retry, limits={"concurrency": 1}, **fields)
 
 
-def go(job: Job) -> batchchat.RunSummary:
-    return batchchat.run(job, environ={"CANARY": KEY})
+def go(job: Job, transport: httpx.AsyncBaseTransport | None = None) -> batchchat.RunSummary:
+    return batchchat.run(job, environ={"CANARY": KEY}, transport=transport)
 
 
+@pytest.mark.parametrize("stock", [False, True], ids=["lean", "stock"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_lasting_fault_is_one_failed_row_of_the_right_kind(tmp_path: Path, fault: str) -> None:
+def test_a_lasting_fault_is_one_failed_row_of_the_right_kind(tmp_path: Path, fault: str, stock: bool) -> None:
     with RawServer(FAULTS[fault]) as server:
-        started = time.monotonic()
-        summary = go(faulty_job(tmp_path, server.url, 1))
-        assert time.monotonic() - started < 20
+        summary = go(faulty_job(tmp_path, server.url, 1), StockTransport() if stock else None)
     assert (summary.exit_code, summary.ok, summary.failed) == (1, 0, 1)
     told = query(tmp_path, "select status, error_kind, completion, error_message from data")[0]
-    assert told[:3] == ("failed", kind_of(fault), None)
+    assert told[:3] == ("failed", kind_of(fault, stock=stock), None)
     assert told[3]
     assert KEY not in told[3]
 
@@ -134,12 +141,13 @@ def test_more_than_the_content_length_is_not_read_into_the_next_answer(tmp_path:
     assert query(tmp_path, "select distinct completion from data") == [("yes",)]
 
 
+@pytest.mark.parametrize("stock", [False, True], ids=["lean", "stock"])
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
-def test_a_redirect_is_not_followed_and_the_key_stays_home(tmp_path: Path, status: str) -> None:
+def test_a_redirect_is_not_followed_and_the_key_stays_home(tmp_path: Path, status: str, stock: bool) -> None:
     with RawServer(always(response())) as other:
         moved = response(b"{}", f"Location: {other.url}/v1/chat/completions?k={KEY}", status=status)
         with RawServer(always(moved)) as server:
-            summary = go(faulty_job(tmp_path, server.url, 1))
+            summary = go(faulty_job(tmp_path, server.url, 1), StockTransport() if stock else None)
         assert other.connections == 0
     assert summary.ok == 0
 
@@ -156,24 +164,45 @@ def test_a_host_that_cannot_be_reached_fails_by_the_deadline_of_the_row(tmp_path
 AUTHORITY = trustme.CA()
 
 
-@pytest.mark.parametrize(
-    ("certificate", "trusted", "said"),
-    [
-        (AUTHORITY.issue_cert("localhost"), True, None),
-        (trustme.CA().issue_cert("localhost"), True, "not trusted"),
-        (AUTHORITY.issue_cert("localhost"), False, "provider.ca_file"),
-        (AUTHORITY.issue_cert("localhost", not_after=datetime(2020, 1, 1, tzinfo=UTC)), True, "expired"),
-        (AUTHORITY.issue_cert("example.org"), True, "Hostname mismatch"),
-    ],
-    ids=["good", "foreign authority", "own authority, not named", "expired", "wrong host"],
-)
-def test_a_bad_certificate_is_refused_with_a_hint(
-    tmp_path: Path, certificate: trustme.LeafCert, trusted: bool, said: str | None
-) -> None:
-    AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    with RawServer(always(response()), tls=server_context(certificate)) as server:
-        provider = {"ca_file": str(tmp_path / "ca.pem")} if trusted else {}
-        summary = go(faulty_job(tmp_path, server.url, 1, provider=provider))
+def own_signature() -> ssl.SSLContext:
+    """A server whose certificate is signed by nobody but itself."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own = trustme.CA()
+    with own.cert_pem.tempfile() as certificate, own.private_key_pem.tempfile() as key:
+        context.load_cert_chain(certificate, key)
+    return context
+
+
+CERTIFICATES = {
+    "good": (server_context(AUTHORITY.issue_cert("localhost")), True, None),
+    "self-signed": (own_signature(), True, "not trusted; provider.ca_file"),
+    "foreign authority": (server_context(trustme.CA().issue_cert("localhost")), True, "not trusted; provider.ca_file"),
+    "own authority, not named": (server_context(AUTHORITY.issue_cert("localhost")), False, "provider.ca_file"),
+    "expired": (
+        server_context(AUTHORITY.issue_cert("localhost", not_after=datetime(2020, 1, 1, tzinfo=UTC))),
+        True,
+        "expired",
+    ),
+    "wrong host": (server_context(AUTHORITY.issue_cert("example.org")), True, "ostname mismatch"),
+}
+
+
+@pytest.mark.parametrize("kind", ["lean", "httpx"])
+@pytest.mark.parametrize("name", CERTIFICATES)
+def test_a_bad_certificate_is_refused_with_a_hint(tmp_path: Path, name: str, kind: Literal["lean", "httpx"]) -> None:
+    context, trusted, said = CERTIFICATES[name]
+    authority = tmp_path / "ca.pem"
+    AUTHORITY.cert_pem.write_to_path(str(authority))
+
+    with RawServer(always(response()), tls=context) as server:
+        provider = {"ca_file": str(authority)} if trusted else {}
+        job = faulty_job(tmp_path, server.url, 1, provider=provider)
+
+        async def main() -> batchchat.RunSummary:
+            transport = choose_transport(server.url, ca_file=authority if trusted else None, kind=kind)
+            return await run_job(job, transport=transport, environ={"CANARY": KEY})
+
+        summary = anyio.run(main)
         if said is None:
             assert summary.ok == 1
         else:
