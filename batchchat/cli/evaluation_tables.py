@@ -190,6 +190,9 @@ def render_comparisons(summary: SuiteSummary, names: Mapping[str, str] | None = 
         if len(shown) < len(every):
             left = len(every) - len(shown)
             parts.append(plain_text(f"{plural(left, 'other pair')} in summary.json", "dim"))
+    if parts:
+        told = "intervals are those of one pair by itself; p is adjusted for all pairs of its score"
+        parts += [blank(), plain_text(told, "dim")]
     return parts
 
 
@@ -246,7 +249,7 @@ def _verdict(one: Comparison, numbers: Mapping[str, str]) -> Text:
         return styled("they differ")
     if one.needed_n is not None and one.needed_n > one.n:
         return styled(f"open: needs about {count(one.needed_n)} rows", "dim")
-    return styled("no difference found", "dim")
+    return styled("open" if one.difference else "no difference found", "dim")
 
 
 def _gates(gates: Sequence[GateResult]) -> list[RenderableType]:
