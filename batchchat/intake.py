@@ -257,15 +257,12 @@ class Intake:
         return found
 
     def _seen_id(self, digest: bytes, key: str | None, sample_index: int) -> str:
-        custom_id = self._identify(digest, key, sample_index)
-        if key is None:
-            self._index.mark_seen(custom_id)
-        return custom_id
+        if key is not None:
+            return self._identity.custom_id(digest, key=key, sample_index=sample_index)
+        return self._identify(digest, None, sample_index)[0]
 
     def _failed_id(self, source: str, raw: bytes, sample_index: int) -> str:
-        custom_id = _first_unseen(self._index, partial(_failed_row, source, raw, sample_index))
-        self._index.mark_seen(custom_id)
-        return custom_id
+        return _mark_first(self._index, partial(_failed_row, source, raw, sample_index))[0]
 
     # --- sample by sample
 
@@ -283,9 +280,8 @@ class Intake:
 
     def _sort_sample(self, rendered: Rendered, row: _Row, sample_index: int, found: Sorted) -> None:
         batch, offset, _, key, _ = row
-        custom_id = self._identify(rendered.digest, key, sample_index, row.known_id(sample_index))
+        custom_id, state = self._identify(rendered.digest, key, sample_index, row.known_id(sample_index))
         found.custom_ids.append(custom_id)
-        state = self._index.mark_seen(custom_id)
         if state == OK:
             self.counts.done += 1
             return
@@ -309,26 +305,30 @@ class Intake:
             self.counts.new += 1
         found.requests.append(request)
 
-    def _identify(self, digest: bytes, key: str | None, sample_index: int, known: str | None = None) -> str:
-        """The request's `custom_id`; of equal requests without a key, the first that this pass has not met.
+    def _identify(self, digest: bytes, key: str | None, sample_index: int, known: str | None = None) -> tuple[str, int]:
+        """The request's `custom_id`, which this pass has met from now on, and its state.
 
-        `known` is what an earlier pass found: of equal requests some may have been passed over, so that the first that
-        was not met need not be this one.
+        Of equal requests without a key it is the first that the pass has not met. `known` is what an earlier pass
+        found: some of them may have been passed over, so that the first that was not met need not be this one.
         """
-        identity = self._identity
+        identity, index = self._identity, self._index
         if key is not None:
-            return identity.custom_id(digest, key=key, sample_index=sample_index)
-        return known or _first_unseen(
-            self._index,
-            lambda occurrence: identity.custom_id(digest, occurrence=occurrence, sample_index=sample_index),
+            known = identity.custom_id(digest, key=key, sample_index=sample_index)
+        if known is not None:
+            return known, index.mark_seen(known)
+        return _mark_first(
+            index, lambda occurrence: identity.custom_id(digest, occurrence=occurrence, sample_index=sample_index)
         )
 
     def _invalid(self, row: _Row, samples: range, failure: Failure, raw: bytes, found: Sorted) -> None:
         for sample in samples:
             identify = partial(_failed_row, row.batch.source, raw, sample)
-            custom_id = row.known_id(sample) or _first_unseen(self._index, identify)
+            known = row.known_id(sample)
+            custom_id, state = (
+                (known, self._index.mark_seen(known)) if known is not None else _mark_first(self._index, identify)
+            )
             found.custom_ids.append(custom_id)
-            if self._index.mark_seen(custom_id) != NONE:
+            if state != NONE:
                 self.counts.failed_before += 1
                 continue
             self.counts.invalid += 1
@@ -339,15 +339,16 @@ def _failed_row(source: str, raw: bytes, sample_index: int, occurrence: int) -> 
     return failed_row_id(source, raw, occurrence=occurrence, sample_index=sample_index)
 
 
-def _first_unseen(index: RecordIndex, identify: Callable[[int], str]) -> str:
-    """The identity of the first occurrence that has not been seen.
+def _mark_first(index: RecordIndex, identify: Callable[[int], str]) -> tuple[str, int]:
+    """The identity of the first occurrence that has not been seen, which is seen from now on, and its state.
 
     Occurrences are seen in order, so the seen ones are 0 … m-1: gallop past m, then halve the gap. That takes 2·log2(m)
     look-ups and no memory for counters.
     """
     first = identify(0)
-    if not index.is_seen(first):
-        return first
+    state = index.mark_first(first)
+    if state is not None:
+        return first, state
     low, high = 0, 1
     while index.is_seen(identify(high)):
         low, high = high, high * 2
@@ -357,7 +358,8 @@ def _first_unseen(index: RecordIndex, identify: Callable[[int], str]) -> str:
             low = middle
         else:
             high = middle
-    return identify(high)
+    found = identify(high)
+    return found, index.mark_seen(found)
 
 
 def read_key(values: dict[str, Any], column: str) -> tuple[str | None, str | None]:

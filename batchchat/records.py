@@ -66,7 +66,7 @@ class Usage(NamedTuple):
         )
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Completion:
     """A successful answer.
 

@@ -21,6 +21,7 @@ import httpx
 from batchchat.client.masking import KeyMask
 from batchchat.client.streaming import StreamReader, holds_events, is_event_stream, read_whole_stream
 from batchchat.client.wire import read_reply
+from batchchat.clock import running_clock
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, Failure, Reply, Verdict
 from batchchat.transport import Exchange, request_sent
@@ -73,6 +74,7 @@ class ChatClient:
             | {"write": request_timeout, "pool": request_timeout}
         }
         self._stream = stream
+        self._clock: Callable[[], float] = anyio.current_time
         self._wall_clock = wall_clock
         self._exchange = transport if isinstance(transport, Exchange) else None
         self._route = self._exchange.route("POST", self._url, self._headers.raw) if self._exchange else None
@@ -81,6 +83,7 @@ class ChatClient:
         return f"ChatClient({self._name!r}, {str(self._url.copy_with(query=None))!r})"
 
     async def __aenter__(self) -> ChatClient:
+        self._clock = running_clock()
         await self._transport.__aenter__()
         return self
 
@@ -110,7 +113,7 @@ class ChatClient:
             reply = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.TIMEOUT, message))
             if reader is not None:
                 reply = reader.cut_off(reply, now=self._wall_clock(), mask=self._mask)
-        reply.latency_s = anyio.current_time() - started
+        reply.latency_s = self._clock() - started
         return reply
 
     async def _attempt(self, body: bytes, limit: float, reader: StreamReader | None) -> Reply:

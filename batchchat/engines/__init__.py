@@ -30,7 +30,7 @@ class Answered:
     payload: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settled:
     """A request's end: `failure` is None for a completion. `reply` is its last attempt's.
 

@@ -27,6 +27,7 @@ from anyio.abc import TaskGroup
 
 from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
+from batchchat.clock import running_clock
 from batchchat.engines import Answered, Feed, Settled, Sink
 from batchchat.engines.blame import PATIENCE_S, Blame
 from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly
@@ -95,6 +96,7 @@ class LocalEngine:
         self._estimator = estimator
         self._account = account
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not cryptography
+        self._clock: Callable[[], float] = anyio.current_time
         self._wall_clock_us = wall_clock_us
         self.attempts = 0
         self.retries = 0
@@ -178,6 +180,7 @@ class LocalEngine:
 
         Returns when nothing is under way any more. Why it ended early is in `halt`.
         """
+        self._clock = running_clock()
         try:
             with anyio.CancelScope() as self._scope:
                 async with anyio.create_task_group() as group:
@@ -284,13 +287,13 @@ class LocalEngine:
                         if hold is None:
                             break
                     tokens = self._estimator.reserve(request.prompt_tokens, request.max_tokens)
-                    now = anyio.current_time()
+                    now = self._clock()
                     permit = self._limiter.try_acquire(tokens, key=request.custom_id, now=now)
                     if permit is None:
                         permit = await self._permit(request, tokens)
                         if permit is None:
                             break
-                        now = anyio.current_time()
+                        now = self._clock()
                     if permit.probe and self._limiter.down:
                         request = self._prober(request, permit)
                     await self._attempt(request, permit, hold, sink, now)

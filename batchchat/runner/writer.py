@@ -22,7 +22,6 @@ from batchchat.providers import Price
 from batchchat.records import Record, Request, Spend, Usage
 from batchchat.runner.tally import Tally
 from batchchat.store import Answer, Change, Entry, Sealing, Settled, SpendOnly, Store
-from batchchat.store.journal import sum_spends
 
 _FULL_BYTES = 16 * 2**20
 _NO_USAGE = Usage()
@@ -169,43 +168,51 @@ class Writer:
         usage = (
             reply.usage or request.usage if request.usage == _NO_USAGE else request.usage.plus(reply.usage or _NO_USAGE)
         )
-        return Record(
-            batch=request.batch,
-            offset=request.offset,
-            custom_id=request.custom_id,
-            key=request.key,
-            source=request.batch.source,
-            row_index=request.row_index,
-            sample_index=request.sample_index,
-            run_id=self._run_id,
-            status="ok" if failure is None else "failed",
-            completion=reply.text,
-            finish_reason=completion.finish_reason if completion else None,
-            tool_calls=completion.tool_calls if completion else None,
-            refusal=completion.refusal if completion else None,
-            reasoning=completion.reasoning if completion else None,
-            model=reply.model,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            total_tokens=usage.total_tokens,
-            cached_tokens=usage.cached_tokens,
-            reasoning_tokens=usage.reasoning_tokens,
-            cost=self._price.cost(usage) if self._price and usage.prompt_tokens is not None else None,
-            error_kind=failure.kind.value if failure else None,
-            error_message=failure.message if failure else steps.reasons if steps is not None else None,
-            http_status=failure.http_status if failure else 200,
-            attempts=request.attempts,
-            latency_s=round(reply.latency_s, 6),
-            started_at=request.started_at,
-            finished_at=self._wall_clock_us(),
-            request_id=reply.request_id,
-            corrections=steps.corrections if steps is not None else 0,
-            tolerated=outcome.tolerated,
-            logprobs=completion.logprobs if completion else None,
-            ttft_s=reply.ttft_s,
-            output_tokens_per_s=reply.output_tokens_per_s,
-            parsed=outcome.parsed,
+        batch = request.batch
+        # Field by field, and only what is there: so many keywords would take most of the time.
+        record = Record(
+            batch,
+            request.offset,
+            request.custom_id,
+            request.key,
+            batch.source,
+            batch.first_index + request.offset,
+            request.sample_index,
+            self._run_id,
+            "ok" if failure is None else "failed",
+            reply.text,
         )
+        if completion is not None:
+            record.finish_reason = completion.finish_reason
+            record.tool_calls = completion.tool_calls
+            record.refusal = completion.refusal
+            record.reasoning = completion.reasoning
+            record.logprobs = completion.logprobs
+        (
+            record.prompt_tokens,
+            record.completion_tokens,
+            record.total_tokens,
+            record.cached_tokens,
+            record.reasoning_tokens,
+        ) = usage
+        if self._price is not None and usage.prompt_tokens is not None:
+            record.cost = self._price.cost(usage)
+        record.http_status = 200
+        if failure is not None:
+            record.error_kind, record.error_message = failure.kind.value, failure.message
+            record.http_status = failure.http_status
+        if steps is not None:
+            record.corrections = steps.corrections
+            if failure is None:
+                record.error_message = steps.reasons
+        record.model = reply.model
+        record.request_id = reply.request_id
+        record.attempts = request.attempts
+        record.latency_s = round(reply.latency_s, 6)
+        record.ttft_s, record.output_tokens_per_s = reply.ttft_s, reply.output_tokens_per_s
+        record.started_at, record.finished_at = request.started_at, self._wall_clock_us()
+        record.tolerated, record.parsed = outcome.tolerated, outcome.parsed
+        return record
 
     def _spend(self, usage: Usage) -> Spend:
         return Spend(
@@ -238,8 +245,9 @@ class Writer:
                     await self._begin_seal()
                 continue
             entries, self._entries, self._bytes = self._entries, [], 0
-            self._store.apply(await self._offload(self._store.commit, entries))
-            self._count(entries)
+            change: Change = await self._offload(self._store.commit, entries)
+            self._store.apply(change)
+            self._count(change)
             self._caught_up.set()
             self._caught_up = anyio.Event()
             if self._due():
@@ -251,14 +259,14 @@ class Writer:
             await self._begin_seal()
             await self._sealed()
 
-    def _count(self, entries: list[Entry]) -> None:
+    def _count(self, change: Change) -> None:
         """From now on these count."""
-        for entry in entries:
+        for entry in change.committed:
             if isinstance(entry, Settled):
                 custom_id = entry.record.custom_id
                 self._tally.add_record(entry.record, revived=custom_id in self._revived)
                 self._revived.discard(custom_id)
-        self._tally.add_spend(sum_spends(entry.spend for entry in entries))
+        self._tally.add_spend(change.spend)
 
     def _due(self) -> bool:
         return self._store.should_seal(anyio.current_time())

@@ -274,6 +274,16 @@ class RecordIndex:
             self._seen[live] += 1
         return _visible(old)
 
+    def mark_first(self, custom_id: str) -> int | None:
+        """Like `mark_seen`, but None where this pass has asked for the record before."""
+        old = self._table.swap(bytes.fromhex(custom_id), 0xFF, SEEN)
+        if old & SEEN:
+            return None
+        live = old & _KIND
+        if live:
+            self._seen[live] += 1
+        return _visible(old)
+
     def mark_final(self, identity: bytes, final: Container[int]) -> int:
         """Note that this pass asks for a record whose state is one of these; return the state, 0 where it is another.
 

@@ -4,7 +4,7 @@ Frames of a journal, in order of writing:
 
     header   {"format", "generation", "run_id", "columns"}; the first frame of each file
     rows     an Arrow IPC stream: input rows that records behind it stand for
-    record   [sequence of its rows frame, place in it, [values of the record's own columns], [spend]]
+    records  [[sequence of its rows frame, place in it, [values of the record's own columns], [spend]], …]
     answer   {"custom_id", "step", "payload", "spend"}: an answer to a request that is not settled yet
     spend    [spend]: an answered attempt that brought nothing to keep
 
@@ -37,14 +37,18 @@ from batchchat.store.files import PRIVATE_FILE, storage_errors, synchronize, syn
 from batchchat.store.frames import Damage, Frame, FrameReader, encode
 from batchchat.store.parts import FORMAT, Unsealed, kept_columns, kept_type, same_types, storable
 
-HEADER, ROWS, RECORD, ANSWER, SPEND = range(1, 6)
+HEADER, ROWS, RECORD, ANSWER, SPEND, RECORDS = range(1, 7)
 WHOLE_BATCH_SHARE = 16
+FRAME_RECORDS = 256
+FRAME_BYTES = 4 * 2**20
 
 _NAME = re.compile(r"journal-(\d{10,})\.log")
 _CUSTOM_ID = RECORD_COLUMNS.index("custom_id")
+_RECORD_BYTES = 400
+"""About what a record takes beside its completion."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Settled:
     """A request's outcome to commit, and what its answered attempts cost since the last entry about it."""
 
@@ -107,7 +111,7 @@ class Journal:
         self.generation = generation
         self.run_id = run_id
         self.size = 0
-        self.spend = Spend()
+        self.spend = self.cost = Spend()
         self._input_schema = input_schema
         self._values = attrgetter(*columns)
         self._kept = pa.schema([(column.name, kept_type(column.type)) for column in input_schema or ()])
@@ -150,23 +154,38 @@ class Journal:
     def encode(self, entries: Sequence[Entry]) -> list[Unsealed]:
         """Put entries into frames, to be written next; return the records among them with their input rows.
 
-        Raises ValueError, before anything is changed, where a record's input columns are not the frozen ones.
+        `cost` is then what all of them cost. Raises ValueError, before anything is changed, where a record's input
+        columns are not the frozen ones.
         """
         settled = [entry for entry in entries if type(entry) is Settled]
         places = self._place([entry.record for entry in settled])
         records: list[Unsealed] = []
+        told: list[tuple[int, int, Sequence[Any], tuple[Any, ...]]] = []
+        nbytes = 0
         for entry, (columns, frame, place) in zip(settled, places, strict=True):
-            values = self._values(entry.record)
-            payload = _dumps((frame, place, values, tuple(entry.spend)))
-            self._frame(RECORD, payload)
-            records.append(Unsealed(columns, entry.record.offset, values, len(payload)))
-        for other in entries:
-            if isinstance(other, Answer):
-                self._answer(other, other.spend)
-            elif isinstance(other, SpendOnly):
-                self._frame(SPEND, orjson.dumps(tuple(other.spend)))
-        self.spend = sum_spends([self.spend, *(entry.spend for entry in entries)])
+            record = entry.record
+            values = self._values(record)
+            size = len(record.completion or "") + _RECORD_BYTES
+            records.append(Unsealed(columns, record.offset, values, size))
+            told.append((frame, place, values, tuple(entry.spend)))
+            nbytes += size
+            if len(told) == FRAME_RECORDS or nbytes >= FRAME_BYTES:
+                self._frame(RECORDS, _dumps(told))
+                told, nbytes = [], 0
+        if told:
+            self._frame(RECORDS, _dumps(told))
+        if len(settled) < len(entries):
+            self._encode_others(entries)
+        self.cost = sum_spends([entry.spend for entry in entries])
+        self.spend = self.spend.plus(self.cost)
         return records
+
+    def _encode_others(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if isinstance(entry, Answer):
+                self._answer(entry, entry.spend)
+            elif isinstance(entry, SpendOnly):
+                self._frame(SPEND, orjson.dumps(tuple(entry.spend)))
 
     def write(self) -> None:
         """Write what was encoded."""
@@ -300,13 +319,11 @@ class _Intake:
                 self._rows[frame.sequence] = pa.ipc.open_stream(frame.payload).read_next_batch()
             return Spend()
         value = orjson.loads(frame.payload)
-        if frame.kind == RECORD:
-            number, place, values, spend = value
-            result.records += 1
-            result.settled.add(values[_CUSTOM_ID])
-            if self._take is not None:
-                self._take(Unsealed(self._rows[number], place, self._arranged(values), len(frame.payload)))
-            return Spend(*spend)
+        if frame.kind == RECORDS:
+            size = len(frame.payload) // (len(value) or 1)
+            return sum_spends([self._add_record(told, size) for told in value])
+        if frame.kind == RECORD:  # what an earlier version wrote, one record a frame
+            return self._add_record(value, len(frame.payload))
         if frame.kind == ANSWER:
             spend = Spend(*value["spend"])
             result.answers.append(Answer(value["custom_id"], value["step"], value["payload"], spend))
@@ -323,6 +340,14 @@ class _Intake:
             f"{result.path} was written by a later version of batchchat",
             remedy="Go on with the version that wrote it, or a later one.",
         )
+
+    def _add_record(self, told: list[Any], nbytes: int) -> Spend:
+        number, place, values, spend = told
+        self._result.records += 1
+        self._result.settled.add(values[_CUSTOM_ID])
+        if self._take is not None:
+            self._take(Unsealed(self._rows[number], place, self._arranged(values), nbytes))
+        return Spend(*spend)
 
     def _arranged(self, values: list[Any]) -> list[Any]:
         if self._places is None:

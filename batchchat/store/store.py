@@ -86,6 +86,7 @@ class Change:
     """What a blocking call did, for `Store.apply`. `messages` are sentences for the user."""
 
     committed: Sequence[Entry] = ()
+    spend: Spend = Spend()
     removed: Sequence[tuple[str, bool]] = ()
     lost: int = 0
     messages: Sequence[str] = ()
@@ -442,11 +443,11 @@ class Store:
                     self._pending = Pending(self._required_schema)
                 self._pending.add(records)
             self._commits += 1
-            return Change(committed=entries, commits=1)
+            return Change(committed=entries, spend=journal.cost, commits=1)
 
     def apply(self, change: Change) -> None:
         """Fold a change into `index`, `keys` and the ledger's totals; on the thread that reads them."""
-        self._count(self.run_id, sum_spends(entry.spend for entry in change.committed))
+        self._count(self.run_id, change.spend)
         for entry in change.committed:
             if isinstance(entry, Settled):
                 record = entry.record
