@@ -6,15 +6,13 @@ After the judge has run, `read_verdicts` tells what it said of each case. Blocki
 
 from __future__ import annotations
 
-import pickle
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +24,7 @@ from batchchat.evaluation.judging import Judge, JudgeScorer, Pairwise
 from batchchat.evaluation.matching import text_of
 from batchchat.evaluation.rows import Identities, Rows, current_records, read_rows
 from batchchat.evaluation.sheet import NOT_JUDGED
+from batchchat.evaluation.spill import Spill
 from batchchat.evaluation.suite import JudgeTask
 from batchchat.evaluation.summary import whole_file
 from batchchat.store import Output, is_output, read_state
@@ -128,7 +127,7 @@ class _Answers:
     """One variant's answers by position, in a temporary file: a pairwise judge takes two of them at a time."""
 
     def __init__(self, size: int) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="batchchat-")  # noqa: SIM115 - closed by `__exit__`
+        self._spill = Spill()
         self._starts = np.full(size, -1, dtype=np.int64)
 
     def __enter__(self) -> Self:
@@ -137,21 +136,19 @@ class _Answers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._spill.close()
 
     def put(self, position: int, answer: str | Absent) -> None:
         """Keep an answer, or why there is none."""
-        self._starts[position] = self._file.seek(0, 2)
-        pickle.dump(answer, self._file, protocol=5)
+        self._starts[position] = self._spill.add([answer.reason] if isinstance(answer, Absent) else answer)
 
     def get(self, position: int) -> str | Absent | None:
         """The answer at a position; None where there is no record."""
         start = int(self._starts[position])
         if start < 0:
             return None
-        self._file.seek(start)
-        found: str | Absent = pickle.load(self._file)  # noqa: S301 - written by `put`
-        return found
+        found = self._spill.get(start)
+        return Absent(found[0]) if isinstance(found, list) else str(found)
 
 
 def shown_columns(scorer: JudgeScorer, prompted: Sequence[str]) -> tuple[str, ...]:

@@ -8,20 +8,19 @@ where a scorer wants whole rows. Blocking code.
 
 from __future__ import annotations
 
-import pickle
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchchat.evaluation.batch import Lists
+from batchchat.evaluation.spill import Spill
 from batchchat.intake import Intake
 from batchchat.job import Job
 from batchchat.records import RowBatch
@@ -130,22 +129,20 @@ class WholeRows:
     """Rows as the template sees them, in a temporary file that vanishes with this object."""
 
     def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="batchchat-")  # noqa: SIM115 - closed by `close`
-        self._starts: list[int] = [0]
+        self._spill = Spill()
+        self._places: list[int] = []
 
     def add(self, row: dict[str, Any] | None) -> None:
         """Keep one more row."""
-        self._starts.append(self._starts[-1] + self._file.write(pickle.dumps(row or {}, protocol=5)))
+        self._places.append(self._spill.add(row or {}))
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        start, end = self._starts[position], self._starts[position + 1]
-        self._file.seek(start)
-        row: dict[str, Any] = pickle.loads(self._file.read(end - start))  # noqa: S301 - written by `add`
+        row: dict[str, Any] = self._spill.get(self._places[position])
         return row
 
     def close(self) -> None:
         """Let go of the file."""
-        self._file.close()
+        self._spill.close()
 
 
 @dataclass(slots=True)

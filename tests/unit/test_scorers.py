@@ -123,12 +123,12 @@ def test_a_function_that_leaves_the_process_gives_a_null(tmp_path: Path) -> None
 
 def test_a_regex_that_explodes_gives_nulls_and_then_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Regex, "ROW_SECONDS", 0.01)
-    monkeypatch.setattr(Regex, "ALL_SLOW_S", 0.015)
+    monkeypatch.setattr(Regex, "ALL_SLOW_S", 0.0101)  # one row may use up that much, two always do
     scorer = read_scorer({"name": "s", "kind": "regex", "pattern": r"^(a|aa|a?)+$|(x+x+)+y"})
     slow = [("x" * 4000) + str(at) for at in range(4)]
     found = results(scorer.score(batch(["aaa", *slow])))
     assert found[0] == (1.0, None)
-    assert found[1:3] == [(None, "the pattern took longer than 0.01 s")] * 2
+    assert found[1] == (None, "the pattern took longer than 0.01 s")
     assert found[3:] == [(None, "not tried: the pattern took too long on rows before")] * 2
 
 
