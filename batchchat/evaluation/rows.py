@@ -65,7 +65,7 @@ class Identities:
 
     def find(self, custom_ids: pa.Array) -> Positions:
         """The position of each identity, -1 where it is none of these."""
-        halves = _halves(custom_ids)
+        halves = as_halves(custom_ids)
         found = np.full(len(halves), -1, dtype=np.int64)
         if not len(self._order):
             return found
@@ -87,7 +87,7 @@ for _value, _digit in enumerate(b"0123456789abcdef"):
     _NIBBLES[_digit] = _value
 
 
-def _halves(custom_ids: pa.Array) -> NDArray[np.uint64]:
+def as_halves(custom_ids: pa.Array) -> NDArray[np.uint64]:
     """Identities of 32 hexadecimal digits as pairs of 64 bits."""
     text = "".join(custom_ids.to_pylist()).encode()
     digits = _NIBBLES[np.frombuffer(text, dtype=np.uint8)].reshape(-1, 2)

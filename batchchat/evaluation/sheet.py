@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from batchchat.evaluation.batch import ScoreBatch, Scores
 from batchchat.evaluation.classification import Answers
-from batchchat.evaluation.rows import Finder, Positions, Rows, current_records
+from batchchat.evaluation.rows import Finder, Positions, Rows, as_halves, current_records
 from batchchat.evaluation.scorer import Scorer, scores_of
 from batchchat.store import Output
 
@@ -32,12 +32,16 @@ SCORES_SCHEMA = pa.schema(
         pa.field("scorer", pa.string(), nullable=False),
         pa.field("value", pa.float64()),
         pa.field("reason", pa.string()),
+        pa.field("expected", pa.string()),
+        pa.field("given", pa.string()),
+        pa.field("custom_id", pa.string(), nullable=False),
     ]
 )
 """The columns of `scores.parquet`: one line for each variant, scorer, row and sample that has a record, in that order.
 
 A composite scorer's lines carry the name of its first metric (`tickets.accuracy`); its others have no value for a
-single answer. `value` is null where the scorer could not tell, and `reason` then says why.
+single answer. `value` is null where the scorer could not tell, and `reason` then says why. `expected` and `given` are
+the labels of a scorer of classes. Places are those of the current input; `custom_id` leads to the record.
 """
 
 PAIRWISE_SCHEMA = pa.schema(
@@ -52,7 +56,7 @@ PAIRWISE_SCHEMA = pa.schema(
 `value` is 1 where a won in both orders, -1 where b did, 0 for a tie.
 """
 
-_NEEDED = frozenset({"status", "error_kind", "cost", "prompt_tokens", "completion_tokens", "latency_s"})
+_NEEDED = frozenset({"custom_id", "status", "error_kind", "cost", "prompt_tokens", "completion_tokens", "latency_s"})
 _LINES = 100_000
 NOT_JUDGED = "not judged yet"
 _TOLD_ELSEWHERE = ("failed", NOT_JUDGED)
@@ -117,6 +121,12 @@ class Labels:
             known = self._codes
             codes[positions] = [-1 if one is None else known.setdefault(one, len(known)) for one in column]
 
+    def texts(self, positions: Positions) -> tuple[pa.Array, pa.Array]:
+        """The expected and the given labels at these positions, null where there is none."""
+        names = pa.array([*self._codes], pa.string())
+        expected, given = (codes[positions] for codes in (self._expected, self._given))
+        return names.take(pa.array(expected, mask=expected < 0)), names.take(pa.array(given, mask=given < 0))
+
     def answers(self, samples: int) -> Answers:
         """The labels of all positions that count, row by row."""
         names: list[str | None] = [*self._codes, None]
@@ -167,6 +177,7 @@ class Sheet:
         # In the order in which they were first asked for.
         self.columns: dict[str, Column] = {}
         self.labels: dict[str, Labels] = {}
+        self._ids: NDArray[np.uint64] = np.zeros((size, 2), dtype=np.uint64)
 
     def column(self, name: str) -> Column:
         """The values under a name, made when first asked for."""
@@ -208,6 +219,7 @@ class Sheet:
         for positions, batch, stale in current_records(output, finder, columns):
             self.stale += stale
             self.answered[positions] = True
+            self._ids[positions] = as_halves(batch.column("custom_id"))
             self.totals.add(batch)
             if not sessions or not len(positions):
                 continue
@@ -225,10 +237,12 @@ class Sheet:
         """All scores as lines of `scores.parquet`, in blocks."""
         answered = np.flatnonzero(self.answered)
         for name, column in self.columns.items():
+            labels = self.labels.get(name.rpartition(".")[0])
             for start in range(0, len(answered), _LINES):
                 positions = answered[start : start + _LINES]
                 numbers, samples = np.divmod(positions, self.rows.samples)
                 values = column.values[positions]
+                none = pa.nulls(len(positions), pa.string())
                 yield pa.RecordBatch.from_arrays(
                     [
                         pa.repeat(self.name, len(positions)),
@@ -238,6 +252,8 @@ class Sheet:
                         pa.repeat(name, len(positions)),
                         pa.array(values, mask=np.isnan(values)),
                         column.reasons(positions),
+                        *((none, none) if labels is None else labels.texts(positions)),
+                        _custom_ids(self._ids[positions]),
                     ],
                     schema=SCORES_SCHEMA,
                 )
@@ -263,6 +279,13 @@ def pair_lines(a: str, b: str, scorer: str, column: Column, rows: Rows) -> Itera
             ],
             schema=PAIRWISE_SCHEMA,
         )
+
+
+def _custom_ids(ids: NDArray[np.uint64]) -> pa.Array:
+    """Identities as 32 hexadecimal digits each."""
+    text = ids.tobytes().hex().encode("ascii")
+    offsets = np.arange(len(ids) + 1, dtype=np.int32) * 32
+    return pa.StringArray.from_buffers(len(ids), pa.py_buffer(offsets), pa.py_buffer(text))
 
 
 def _keys(keys: pa.StringArray | None, numbers: Positions) -> pa.Array:

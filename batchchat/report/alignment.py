@@ -39,10 +39,18 @@ Messages = list[list[str]]
 
 
 class Records:
-    """The records of one variant that belong to the rows shown, ordered by slot."""
+    """The records of one variant that belong to the rows shown, ordered by slot: row position x samples + sample.
 
-    def __init__(self, output: Output | None, ids: pa.Array, samples: int) -> None:
+    `scored` are the lines of the variant's scores, with their `slot`. Where they tell of a `custom_id`, it leads to the
+    record, as in the scoring: a record's own place is that of the input as it was then. Else its key or place does.
+    """
+
+    def __init__(self, output: Output | None, ids: pa.Array, samples: int, scored: pa.Table | None = None) -> None:
         self._samples = samples
+        self._known: tuple[pa.Array, pa.Array] | None = None
+        if scored is not None and scored.num_rows and "custom_id" in scored.column_names:
+            known = scored.group_by("custom_id").aggregate([("slot", "min")])
+            self._known = known.column("custom_id").combine_chunks(), known.column("slot_min").combine_chunks()
         self._templates = Templates(output) if output is not None else None
         self._note = ""
         self._inputs: list[str] = []
@@ -60,11 +68,8 @@ class Records:
         read = 0
         needed = ["key", "row_index", "finished_at"]
         for batch in output.records(list(dict.fromkeys([*own, *needed, *self._inputs]))):
-            position = pc.index_in(row_ids(batch), value_set=ids)
-            slot = pc.add(pc.multiply(position.cast(pa.int64()), self._samples), batch.column("sample_index"))
-            chosen = batch.append_column("slot", slot).filter(
-                pc.and_(pc.is_valid(position), pc.less(batch.column("sample_index"), self._samples))
-            )
+            slot = self._slot(batch, ids)
+            chosen = batch.append_column("slot", slot).filter(pc.is_valid(slot))
             read += chosen.nbytes
             if read > _MOST_INPUT_BYTES:
                 self._note = "not shown: the inputs are too large for a page"
@@ -83,6 +88,16 @@ class Records:
         self._table = table.take(first).combine_chunks()
         self._slots = [slots[index] for index in first]
         self.answer_bytes = self._table.column("completion").nbytes
+
+    def _slot(self, batch: pa.RecordBatch, ids: pa.Array) -> pa.Array:
+        """The slot of each record, null where it has none."""
+        if self._known is not None:
+            known, slots = self._known
+            return slots.take(pc.index_in(batch.column("custom_id"), value_set=known))
+        position = pc.index_in(row_ids(batch), value_set=ids).cast(pa.int64())
+        sample = batch.column("sample_index").cast(pa.int64())
+        slot = pc.add(pc.multiply(position, self._samples), sample)
+        return pc.if_else(pc.less(sample, self._samples), slot, pa.scalar(None, pa.int64()))
 
     def between(self, start: int, end: int) -> dict[int, dict[str, Any]]:
         """The records of these slots, by slot."""

@@ -8,14 +8,14 @@ where there are many variants) those are shown on which variants differ, then an
 In a row, `m` are its different prompts (lists of [role, text]), `u` tells for each variant which prompt it was asked
 with, and `a` holds for each variant its samples: `t` text, `e` failure, `c` tool calls, `x` refusal, `r` reasoning,
 `f` finish reason, `n` a note in place of messages, `s` scores as [value, reason], `l` seconds, `k` cost, `p` and `o`
-tokens in and out. What is null is left out.
+tokens in and out. `v` are the verdicts of pairwise judges, as [pair, sample, value, reason]. What is null is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
@@ -53,29 +53,54 @@ class _Scores:
     reasons: dict[int, str] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Pair:
+    """What a pairwise judge said of two variants, by slot."""
+
+    scorer: str
+    a: int
+    b: int
+    scores: _Scores
+
+
+@dataclass(slots=True)
+class _Labels:
+    """The expected and, for each variant, the given label of each row by a scorer of classes, as codes into `names`."""
+
+    names: list[str]
+    expected: list[int | None]
+    given: list[list[int | None]]
+
+
 class Answers:
     """Everything that the row browser of a page shows. Read `blocks` to their end before `index`."""
 
     def __init__(self, suite: Suite) -> None:
         self.suite = suite
         self.names = [str(variant.get("name")) for variant in suite.variants]
-        values = suite.values()
+        values, verdicts = suite.values(), suite.verdicts()
         values = values.append_column("id", row_ids(values))
+        pairs = verdicts.group_by(["scorer", "a", "b"]).aggregate([]).to_pylist()
         self.scorers = values.column("scorer").unique().to_pylist()
         highest = pc.max(values.column("sample_index")).as_py()
         self.samples = max(1, int(suite.summary.get("samples") or 1), 1 + (highest or 0))
         outputs = [suite.output(variant) for variant in suite.variants]
         rows = rows_of(values, outputs)
         self.total = rows.num_rows
-        cells = max(1, len(self.names) * max(1, len(self.scorers)) * self.samples)
+        cells = max(1, (len(self.names) * max(1, len(self.scorers)) + len(pairs)) * self.samples)
         rows = choose_rows(rows, values, min(MOST_ROWS, max(100, MOST_CELLS // cells)))
         self.row_index: list[int] = rows.column("row_index").to_pylist()
         self.keys: list[str | None] = rows.column("key").to_pylist()
         self._ids = rows.column("id").combine_chunks()
-        values = values.append_column("position", pc.index_in(values.column("id"), value_set=self._ids))
-        values = values.filter(pc.is_valid(values.column("position")))
-        self._scores = [[self._scored(values, name, scorer) for scorer in self.scorers] for name in self.names]
-        self._records = [Records(output, self._ids, self.samples) for output in outputs]
+        values = self._placed(values)
+        of_variant = {name: values.filter(pc.equal(values.column("variant"), name)) for name in self.names}
+        self._scores = [[self._scored(of_variant[name], scorer) for scorer in self.scorers] for name in self.names]
+        self._labels = self._labels_of(of_variant)
+        self._pairs = self._pairs_of(self._placed(verdicts.append_column("id", row_ids(verdicts))), pairs)
+        self._records = [
+            Records(output, self._ids, self.samples, of_variant[name])
+            for name, output in zip(self.names, outputs, strict=True)
+        ]
         self._groups: list[list[int | None]] = [[] for _ in self.names]
         self._states: list[list[int]] = [[] for _ in self.names]
         self._measures: dict[str, list[list[float | None]]] = {
@@ -84,20 +109,64 @@ class Answers:
         self.cut = _LONGEST_TEXT
         self.starts: list[int] = []
 
+    @property
+    def labelled(self) -> list[str]:
+        """The scores that tell an expected and a given label."""
+        return list(self._labels)
+
+    @property
+    def pairwise(self) -> set[str]:
+        """The scores that judges gave to pairs of answers."""
+        return {pair.scorer for pair in self._pairs}
+
     def __len__(self) -> int:
         return len(self.row_index)
 
-    def _scored(self, values: pa.Table, name: str, scorer: str) -> _Scores:
-        chosen = values.filter(
-            pc.and_(pc.equal(values.column("variant"), name), pc.equal(values.column("scorer"), scorer))
-        )
+    def _placed(self, lines: pa.Table) -> pa.Table:
+        """The lines of rows that are shown, each with its slot."""
+        position = pc.index_in(lines.column("id"), value_set=self._ids).cast(pa.int64())
+        slot = pc.add(pc.multiply(position, self.samples), lines.column("sample_index").cast(pa.int64()))
+        return lines.append_column("slot", slot).filter(pc.is_valid(slot))
+
+    def _scored(self, lines: pa.Table, scorer: str) -> _Scores:
+        chosen = lines.filter(pc.equal(lines.column("scorer"), scorer))
         found = _Scores([None] * (len(self) * self.samples))
-        columns = (chosen.column(column).to_pylist() for column in ("position", "sample_index", "value", "reason"))
-        for position, sample, value, reason in zip(*columns, strict=True):
-            slot = position * self.samples + sample
+        columns = (chosen.column(column).to_pylist() for column in ("slot", "value", "reason"))
+        for slot, value, reason in zip(*columns, strict=True):
             found.values[slot] = value
             if reason:
                 found.reasons[slot] = reason
+        return found
+
+    def _pairs_of(self, lines: pa.Table, pairs: Sequence[Mapping[str, str]]) -> list[_Pair]:
+        found = []
+        for pair in pairs:
+            if pair["a"] not in self.names or pair["b"] not in self.names:
+                continue
+            of_both = pc.and_(pc.equal(lines.column("a"), pair["a"]), pc.equal(lines.column("b"), pair["b"]))
+            scores = self._scored(lines.filter(of_both), pair["scorer"])
+            found.append(_Pair(pair["scorer"], self.names.index(pair["a"]), self.names.index(pair["b"]), scores))
+        return found
+
+    def _labels_of(self, lines: Mapping[str, pa.Table]) -> dict[str, _Labels]:
+        """The labels of each scorer of classes; of several samples those of the first."""
+        found: dict[str, _Labels] = {}
+        for scorer in self.scorers:
+            codes: dict[str, int] = {}
+            labels = _Labels([], [None] * len(self), [[None] * len(self) for _ in self.names])
+            for number, table in enumerate(lines.values()):
+                if "given" not in table.column_names:
+                    continue
+                first = pc.and_(pc.equal(table.column("scorer"), scorer), pc.equal(table.column("sample_index"), 0))
+                chosen = table.filter(pc.and_(first, pc.is_valid(table.column("expected"))))
+                columns = (chosen.column(column).to_pylist() for column in ("slot", "expected", "given"))
+                for slot, expected, given in zip(*columns, strict=True):
+                    labels.expected[slot // self.samples] = codes.setdefault(expected, len(codes))
+                    if given is not None:
+                        labels.given[number][slot // self.samples] = codes.setdefault(given, len(codes))
+            labels.names = list(codes)
+            if codes:
+                found[scorer] = labels
         return found
 
     # ---- blocks -------------------------------------------------------------------------------------------------
@@ -162,7 +231,19 @@ class Answers:
                 told.pop()
             answers.append(told)
         self._index(records)
-        return {"m": prompts, "u": used, "a": answers}
+        row: dict[str, Any] = {"m": prompts, "u": used, "a": answers}
+        verdicts = self._verdicts(position)
+        return row | {"v": verdicts} if verdicts else row
+
+    def _verdicts(self, position: int) -> list[list[Any]]:
+        found: list[list[Any]] = []
+        for number, pair in enumerate(self._pairs):
+            for sample in range(self.samples):
+                slot = position * self.samples + sample
+                value, reason = pair.scores.values[slot], pair.scores.reasons.get(slot)
+                if value is not None or reason:
+                    found.append([number, sample, value, reason])
+        return found
 
     def _answer(
         self, number: int, position: int, sample: int, record: Mapping[str, Any] | None
@@ -221,6 +302,11 @@ class Answers:
                     "state": self._states,
                     "group": self._groups,
                     "value": [[self._means(score) for score in scores] for scores in self._scores],
+                    "labels": {scorer: asdict(labels) for scorer, labels in self._labels.items()},
+                    "pairs": [
+                        {"scorer": pair.scorer, "a": pair.a, "b": pair.b, "value": self._means(pair.scores)}
+                        for pair in self._pairs
+                    ],
                     **self._measures,
                 }
             )

@@ -100,33 +100,51 @@ class Suite:
 
     def values(self) -> pa.Table:
         """All lines of `scores.parquet`. Raises StorageError where it is damaged."""
-        path = self.directory / "scores.parquet"
+        return self._table("scores.parquet", NO_VALUES)
+
+    def verdicts(self) -> pa.Table:
+        """All lines of `pairwise.parquet`: what judges said of two answers. Raises StorageError where it is damaged."""
+        return self._table("pairwise.parquet", NO_VERDICTS)
+
+    def _table(self, name: str, empty: pa.Table) -> pa.Table:
+        path = self.directory / name
         try:
-            return pq.read_table(path)
+            found = pq.read_table(path)
         except FileNotFoundError:
-            return NO_VALUES
+            return empty
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"{path} cannot be read: {error}", remedy="Score the suite again.") from error
+        missing = [column for column in empty.column_names if column not in found.column_names]
+        if missing:
+            raise StorageError(f"{path} has no {', '.join(missing)}", remedy="Score the suite again.")
+        return found
 
 
-NO_VALUES = pa.table(
-    {
-        "variant": pa.array([], pa.string()),
-        "row_index": pa.array([], pa.int64()),
-        "key": pa.array([], pa.string()),
-        "sample_index": pa.array([], pa.int32()),
-        "scorer": pa.array([], pa.string()),
-        "value": pa.array([], pa.float64()),
-        "reason": pa.array([], pa.string()),
-    }
-)
-"""No scores, in the columns that a page needs."""
+_PLACE: dict[str, pa.DataType] = {
+    "row_index": pa.int64(),
+    "key": pa.string(),
+    "sample_index": pa.int32(),
+    "scorer": pa.string(),
+    "value": pa.float64(),
+    "reason": pa.string(),
+}
+NO_VALUES = pa.schema({"variant": pa.string(), **_PLACE}).empty_table()
+"""No scores, in the columns that a page needs. `custom_id`, `expected` and `given` may be there, too."""
+
+NO_VERDICTS = pa.schema({"a": pa.string(), "b": pa.string(), **_PLACE}).empty_table()
+"""No verdicts, in the columns that a page needs."""
+
+
+def settled(comparison: Mapping[str, Any]) -> bool:
+    """Tell whether a comparison's test says that the difference is not chance."""
+    adjusted = comparison.get("p_adjusted")
+    return adjusted is not None and adjusted < _SETTLED
 
 
 def better(comparison: Mapping[str, Any], score: Score) -> str | None:
     """The variant that a comparison finds better, where its test says so and the score has a better direction."""
-    adjusted, difference = comparison.get("p_adjusted"), comparison.get("difference")
-    if adjusted is None or adjusted >= _SETTLED or not difference or score.higher_is_better is None:
+    difference = comparison.get("difference")
+    if not settled(comparison) or not difference or score.higher_is_better is None:
         return None
     return str(comparison["a"] if (difference > 0) == score.higher_is_better else comparison["b"])
 

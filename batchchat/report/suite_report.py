@@ -18,7 +18,7 @@ from batchchat.report.answers import Answers
 from batchchat.report.distribution import Distribution
 from batchchat.report.figures import Figure, seconds_text
 from batchchat.report.page import check_page, write_page, written
-from batchchat.report.suite import Score, Suite, better, read_suite
+from batchchat.report.suite import Score, Suite, better, read_suite, settled
 from batchchat.report.suite_figures import Point, latencies, latency_text, pareto, quality_against_cost
 
 _SHARES = {"yes/no", "share"}
@@ -117,6 +117,7 @@ def _data(suite: Suite, answers: Answers, figures: Mapping[str, Figure]) -> dict
             "higher": score.higher_is_better,
             "column": answers.scorers.index(score.name) if score.name in answers.scorers else None,
             "figure": f"quality-{at}" if f"quality-{at}" in figures else None,
+            "pairwise": score.name in answers.pairwise,
         }
         for at, score in enumerate(suite.scores)
     ]
@@ -125,6 +126,7 @@ def _data(suite: Suite, answers: Answers, figures: Mapping[str, Figure]) -> dict
         "scores": scores,
         "differences": [asdict(one) for one in _differences(suite, names)],
         "matrices": _matrices(suite),
+        "labelled": answers.labelled,
     }
 
 
@@ -294,7 +296,7 @@ def _difference(one: Mapping[str, Any], score: Score, names: Sequence[str], curr
         else "",
         p=_p_text(adjusted),
         test=str(one.get("test") or ""),
-        verdict=_verdict(one, score, winner),
+        verdict=_verdict(one, winner),
         better=winner,
         wins_a=one.get("wins_a"),
         wins_b=one.get("wins_b"),
@@ -304,15 +306,17 @@ def _difference(one: Mapping[str, Any], score: Score, names: Sequence[str], curr
     )
 
 
-def _verdict(one: Mapping[str, Any], score: Score, winner: str | None) -> str:
+def _verdict(one: Mapping[str, Any], winner: str | None) -> str:
     if winner is not None:
         return f"{winner} is better"
     if one.get("p_adjusted") is None:
         return str(one.get("reason") or "not tested")
-    if score.higher_is_better is None:
-        return "they differ" if one["p_adjusted"] < 0.05 else "no difference shown"
+    if settled(one):
+        return "they differ"
     needed = one.get("needed_n")
-    return f"open; about {count(needed)} rows would settle it" if needed else "no difference shown"
+    if needed is not None and needed > (one.get("n") or 0):
+        return f"open; needs about {count(needed)} rows"
+    return "open" if one.get("difference") else "no difference found"
 
 
 def _signed(value: float | None, unit: str, currency: str | None) -> str:

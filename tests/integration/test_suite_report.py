@@ -130,7 +130,7 @@ def test_a_count_of_flips_leads_to_its_rows(suite_page: Path, browser: Browser) 
         ready(page)
         page.click("#pairs tbody tr:first-child button.link:text('19')")
         page.wait_until("document.querySelector('#found').textContent === '19 of 60 rows'")
-        assert page.text("#chips").startswith("right in long, wrong in short, by sorted.accuracy")
+        assert page.text("#chips").startswith("right in 2 long, wrong in 1 short, by sorted.accuracy")
         marks = page.evaluate(
             "[...document.querySelectorAll('#rows > tbody > tr')].map(row => "
             "[...row.querySelectorAll('.mark')].map(mark => mark.ariaLabel).join())"
@@ -138,6 +138,73 @@ def test_a_count_of_flips_leads_to_its_rows(suite_page: Path, browser: Browser) 
         assert {mark.rpartition(",")[0] for mark in marks} == {"wrong,right"}
         page.click("#chips button")
         page.wait_until("document.querySelector('#found').textContent === '60 rows'")
+
+
+def test_a_cell_of_the_confusion_matrix_leads_to_its_rows(suite_page: Path, browser: Browser) -> None:
+    with browser.open(suite_page) as page:
+        ready(page)
+        for cell, found in (("bug were told as bug", 20), ("billing were told as (other)", 20)):
+            page.click(f".matrix button[title='{found} that should be {cell}']")
+            page.wait_until(f"document.querySelector('#found').textContent === '{found} of 60 rows'")
+        assert page.text("#chips").startswith("billing told as (other) by 1 short")
+        page.choose("#matrix-choice", "2")
+        page.click(".matrix button[title='1 that should be other were told as (no answer)']")
+        page.wait_until("document.querySelector('#found').textContent === '1 of 60 rows'")
+        assert names(page) == ["T-11"]
+        page.click("#rows button.open")
+        page.wait("#detail")
+        assert page.text("#detail .expected") == "expected other"
+
+
+def test_scores_stand_beside_their_answers_also_where_rows_have_moved(tmp_path: Path, browser: Browser) -> None:
+    """A record keeps the place that its row had when it was asked; without a key, only its identity leads to it."""
+    rows = [
+        {"id": f"T-{number}", "text": f"the {LABELS[number % 3]} case", "label": LABELS[number % 3]}
+        for number in range(6)
+    ]
+    bench = Bench(tmp_path, Provider(sorts))
+    job = {"messages": PROMPT, "input": {"path": "rows.jsonl"}}
+    suite = bench.suite(job=job, variants=VARIANTS[:2], scorers=SCORERS[:1])
+    bench.rows(rows)
+    bench.evaluate(suite)
+    bench.rows([{"id": "T-42", "text": "the billing case", "label": "billing"}, *reversed(rows)])
+    assert bench.evaluate(suite).summary is not None
+    assert len(bench.provider.asked) == 2 * 7
+    target = tmp_path / "report.html"
+    write_suite_report(bench.out, target)
+    with browser.open(target) as page:
+        ready(page)
+        asked = page.texts("#rows .prompt .clamp")
+        assert [text.partition(" ")[0] for text in asked] == ["T-42", "T-5", "T-4", "T-3", "T-2", "T-1", "T-0"]
+        marks = page.evaluate(
+            "[...document.querySelectorAll('#rows > tbody > tr')].map(row => "
+            "row.querySelector('.mark').textContent + ' ' + row.querySelector('td:nth-child(3) .clamp').textContent)"
+        )
+        wrong, right = "✗ nonsense", "✓ "
+        assert marks == [wrong, f"{right}other", f"{right}bug", wrong, f"{right}other", f"{right}bug", wrong]
+
+
+def test_verdicts_of_pairwise_judges_are_told_row_by_row(tmp_path: Path, browser: Browser) -> None:
+    def answer(model: str, text: str) -> str:
+        if model != "judge":
+            return "a long answer" if model == "large" else "short"
+        longer_first = text.find("a long answer") < text.rfind("short")
+        return json.dumps({"reason": "the longer one says more", "verdict": "A" if longer_first else "B"})
+
+    judge = {"name": "liked", "kind": "pairwise", "rubric": "Which is better?", "model": "judge"}
+    directory = scored(tmp_path, ROWS[:8], answer, variants=VARIANTS[:2], scorers=[*SCORERS[1:2], judge])
+    target = tmp_path / "report.html"
+    write_suite_report(directory, target)
+    with browser.open(target) as page:
+        ready(page)
+        page.choose("#score", "1")
+        assert page.text("#differences") == "Differences by liked"
+        page.click("#pairs tbody button.link:text('8')")
+        page.wait_until("document.querySelector('#chips').textContent.includes('2 long preferred to 1 short')")
+        assert page.text("#found") == "8 rows"
+        page.click("#rows button.open >> nth=0")
+        page.wait("#detail .verdicts")
+        assert page.text("#detail .verdicts") == "liked\n2 long preferred to 1 short the longer one says more"
 
 
 def test_a_text_is_found_in_prompts_answers_reasons_and_keys(suite_page: Path, browser: Browser) -> None:

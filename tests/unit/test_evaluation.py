@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from batchchat import read_output
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.evaluate import Evaluation, evaluate
 from batchchat.evaluation.gates import Baseline, GateResult
@@ -57,12 +58,21 @@ def test_an_evaluation_runs_every_variant_and_says_what_came_of_it(bench: Bench)
 
 
 def test_every_score_has_its_line(bench: Bench) -> None:
-    bench.evaluate(bench.suite())
+    classes = {"name": "t", "kind": "classes", "expected": "gold"}
+    bench.evaluate(bench.suite(scorers=[{"name": "accuracy", "kind": "exact", "expected": "gold"}, classes]))
     lines = bench.scores()
-    assert len(lines) == 40
-    first = {"variant": "good", "row_index": 0, "key": "r0", "sample_index": 0, "scorer": "accuracy"}
-    assert lines[0] == {**first, "value": 0.0, "reason": None}
-    assert [line["row_index"] for line in lines] == [*range(20), *range(20)]
+    assert len(lines) == 80
+    (folder,) = bench.out.glob("variants/good-*")
+    ids = {record["row_index"]: record["custom_id"] for record in read_output(folder).to_pylist()}
+    place = {"variant": "good", "row_index": 0, "key": "r0", "sample_index": 0, "custom_id": ids[0]}
+    none = {"reason": None, "expected": None, "given": None}
+    assert lines[0] == {**none, **place, "scorer": "accuracy", "value": 0.0}
+    labels = {"expected": lines[20]["expected"], "given": lines[20]["given"]}
+    assert lines[20] == {**none, **place, **labels, "scorer": "t.accuracy", "value": 0.0}
+    assert labels["expected"] != labels["given"]
+    assert set(labels.values()) <= {"yes", "no"}
+    assert [line["row_index"] for line in lines] == [*range(20), *range(20)] * 2
+    assert [line["custom_id"] for line in lines[:20]] == [ids[row] for row in range(20)]
 
 
 def test_the_summary_is_what_is_documented_and_reads_back(bench: Bench) -> None:

@@ -98,11 +98,39 @@ const browser = (() => {
     return tests[kind];
   }
 
-  function chipTest({ kind, first, second, score }) {
+  function chipTest(chip) {
+    if (chip.kind === 'class') return classTest(chip);
+    const { kind, first, second, score } = chip;
+    if (kind === 'preferred') {
+      const pair = index.pairs.find((one) => one.scorer === scores[score].name && [one.a, one.b].includes(first) && [one.a, one.b].includes(second));
+      return (row) => Boolean(pair) && (pair.a === first ? pair.value[row] > 0 : pair.value[row] < 0);
+    }
     const [a, b] = [valuesOf(first, scores[score]), valuesOf(second, scores[score])];
     const better = scores[score].higher === false ? (x, y) => x < y : (x, y) => x > y;
     if (kind === 'flip') return (row) => a[row] !== null && b[row] !== null && a[row] > 0.5 && b[row] < 0.5;
     return (row) => a[row] !== null && b[row] !== null && better(a[row], b[row]);
+  }
+
+  /** Rows with one expected label that were given a certain other one, or any outside of the classes, or none. */
+  function classTest({ scorer, variant, expected, given, classes }) {
+    const labels = index.labels[scorer];
+    const codes = new Map(labels.names.map((name, code) => [name, code]));
+    const known = new Set(classes.map((name) => codes.get(name)));
+    const told = labels.given[variant];
+    const matches = codes.has(given) && classes.includes(given) ? (code) => code === codes.get(given)
+      : given === '(no answer)' ? (code) => code === null : (code) => code !== null && !known.has(code);
+    return (row) => labels.expected[row] === codes.get(expected) && matches(told[row]);
+  }
+
+  function chipWords(chip) {
+    if (chip.kind === 'class') return `${chip.expected} told as ${chip.given} by ${suite.numbered[chip.variant]}`;
+    const [first, second] = [suite.numbered[chip.first], suite.numbered[chip.second]];
+    const by = `by ${scores[chip.score].name}`;
+    return {
+      flip: `right in ${first}, wrong in ${second}, ${by}`,
+      better: `better in ${first} than in ${second}, ${by}`,
+      preferred: `${first} preferred to ${second}, ${by}`,
+    }[chip.kind];
   }
 
   function keyOf(order) {
@@ -156,6 +184,7 @@ const browser = (() => {
         found.push(...answer.s.map(([, reason]) => reason));
       }
     }
+    found.push(...(row.v ?? []).map(([, , , reason]) => reason));
     return found;
   }
 
@@ -324,8 +353,31 @@ const browser = (() => {
     const chosen = visible();
     const cell = element('td', { colspan: chosen.length + 2, id: 'detail' },
       ...row.m.map((messages, number) => prompt(row, messages, number)),
-      element('div', { class: 'cards' }, ...chosen.map((variant) => card(row, variant))));
+      ...expectations(position),
+      element('div', { class: 'cards' }, ...chosen.map((variant) => card(row, variant))),
+      ...verdicts(row));
     return element('tr', { class: 'detail' }, cell);
+  }
+
+  function expectations(position) {
+    const labels = new Set(Object.values(index.labels).filter((one) => one.expected[position] !== null).map((one) => one.names[one.expected[position]]));
+    return [...labels].map((label) => element('p', { class: 'expected' }, element('span', { class: 'quiet' }, 'expected '), element('span', { class: 'data' }, label)));
+  }
+
+  /** What judges said of two answers beside each other. */
+  function verdicts(row) {
+    const lines = (row.v ?? []).flatMap(([number, sample, value, reason]) => {
+      const { scorer, a, b } = index.pairs[number];
+      if (!state.shown[a] || !state.shown[b]) return [];
+      const said = value === null ? ['no verdict on ', ...suite.named(a), ' and ', ...suite.named(b)]
+        : value === 0 ? [...suite.named(a), ' and ', ...suite.named(b), ' alike']
+          : [...suite.named(value > 0 ? a : b), ' preferred to ', ...suite.named(value > 0 ? b : a)];
+      return [
+        element('dt', { class: 'data' }, scorer + (index.samples > 1 ? `, answer ${sample + 1}` : '')),
+        element('dd', {}, ...said, reason ? element('span', { class: 'data quiet' }, ` ${reason}`) : null),
+      ];
+    });
+    return lines.length ? [element('dl', { class: 'pairs verdicts' }, ...lines)] : [];
   }
 
   function prompt(row, messages, number) {
@@ -430,7 +482,7 @@ const browser = (() => {
     moves[event.key]();
   }
 
-  /** Show only the rows that one variant gets right, or better, and another one does not. */
+  /** Show only the rows behind a number: those that one variant gets right and another one does not, those of a class. */
   function narrow(chip) {
     state.chip = chip;
     drawChips();
@@ -442,11 +494,7 @@ const browser = (() => {
     const place = byId('chips');
     place.replaceChildren();
     if (!state.chip) return;
-    const { kind, first, second, score } = state.chip;
-    const words = kind === 'flip'
-      ? `right in ${variants[first]}, wrong in ${variants[second]}, by ${scores[score].name}`
-      : `better in ${variants[first]} than in ${variants[second]}, by ${scores[score].name}`;
-    place.append(element('span', { class: 'chip' }, element('span', { class: 'data' }, words),
+    place.append(element('span', { class: 'chip' }, element('span', { class: 'data' }, chipWords(state.chip)),
       element('button', { type: 'button', 'aria-label': 'Remove this filter', click: () => { state.chip = null; drawChips(); refresh(); } }, '×')));
   }
 

@@ -69,12 +69,13 @@ const suite = (() => {
     const better = (number, first, second) => {
       if (number === null) return '–';
       const text = count(number);
-      const there = score().column !== null && number > 0 && (flips || direction !== null);
+      const single = score().column !== null && (flips || direction !== null);
+      const there = number > 0 && (single || score().pairwise);
       if (!there) return text;
       const label = `Show the rows that are ${flips ? 'right' : 'better'} in ${variants[first]} and not in ${variants[second]}`;
       return element('button', {
         type: 'button', class: 'link', 'aria-label': `${text}. ${label}`, title: label,
-        click: () => browser.narrow(filter(flips ? 'flip' : 'better', first, second)),
+        click: () => browser.narrow(filter(score().pairwise ? 'preferred' : flips ? 'flip' : 'better', first, second)),
       }, text);
     };
     return element('tr', {},
@@ -94,14 +95,21 @@ const suite = (() => {
     if (!place) return;
     const choice = byId('matrix-choice');
     const matrix = data.matrices[Number(choice.value || 0)];
-    place.replaceChildren(matrixTable(matrix), classTable(matrix));
+    const labelled = data.labelled.find((name) => name.startsWith(`${matrix.scorer}.`));
+    place.replaceChildren(matrixTable(matrix, labelled), classTable(matrix));
   }
 
-  function matrixTable({ classes, given, table, left_out: leftOut }) {
+  function matrixTable({ variant, classes, given, table, left_out: leftOut }, labelled) {
     const { element } = page;
     const used = given.map((_, column) => table.some((line) => line[column] > 0) || column < classes.length);
     const columns = given.map((_, column) => column).filter((column) => used[column]);
     const most = Math.max(1, ...table.map((line) => Math.max(...line)));
+    const inside = (number, expected, told) => {
+      const words = `${count(number)} that should be ${expected} were told as ${told}`;
+      if (!labelled) return element('span', { title: words }, count(number));
+      const chip = { kind: 'class', scorer: labelled, variant, expected, given: told, classes: classes.map((one) => one.label) };
+      return element('button', { type: 'button', class: 'plain', title: words, 'aria-label': `${words}. Show them`, click: () => browser.narrow(chip) }, count(number));
+    };
     const lines = table.map((line, row) => element('tr', {},
       element('th', { scope: 'row', class: 'data' }, classes[row].label),
       ...columns.map((column) => {
@@ -112,8 +120,7 @@ const suite = (() => {
         return element('td', {
           class: `cell ${strength > 55 ? 'strong' : ''}`,
           style: number ? `background: color-mix(in oklab, var(--${tone}) ${strength}%, var(--card))` : null,
-          title: `${count(number)} that should be ${classes[row].label} were given as ${given[column]}`,
-        }, number ? count(number) : '·');
+        }, number ? inside(number, classes[row].label, given[column]) : '·');
       })));
     const head = element('tr', {}, element('td', { class: 'corner quiet' }, 'expected ↓ given →'),
       ...columns.map((column) => element('th', { scope: 'col', class: 'data' }, element('span', {}, given[column]))));
