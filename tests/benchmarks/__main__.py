@@ -7,15 +7,18 @@ Clients run on one core and the server on another, where there are two; each run
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import click
 
+from tests.benchmarks.bench import Bench, Failed
 from tests.benchmarks.peers import PEERS, installed
-from tests.benchmarks.scenarios import SCENARIOS, Bench
+from tests.benchmarks.scenarios import SCENARIOS
 from tests.benchmarks.table import Figure, render
 from tests.benchmarks.transports import cores
 
@@ -32,7 +35,7 @@ def cpu_name() -> str:
 def versions() -> str:
     """What was measured: Python, batchchat and the peers."""
     told = [f"Python {platform.python_version()}"]
-    for name in ("batchchat", "uvloop", *installed()):
+    for name in ("batchchat", "uvloop", *(PEERS[name].distribution for name in installed())):
         try:
             told.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
@@ -47,8 +50,10 @@ def versions() -> str:
 @click.option("--size", default=200, help="Characters in each answer's text: 200, 2000, 20000.")
 @click.option("--scale", type=float, help="Rows, relative to the full benchmark. [default: 1; 0.1 with --quick]")
 def main(quick: bool, only: tuple[str, ...], rounds: int | None, size: int, scale: float | None) -> None:
-    """Measure batchchat beside what people would use instead."""
+    """Measure batchchat beside what people would use instead. Ends with code 1 where a scenario failed."""
     client_cpu, server_cpu = cores()
+    started = time.monotonic()
+    failed = []
     for name in PEERS:
         if name not in installed():
             print(f"{name}: skipped, it is not installed", file=sys.stderr)
@@ -63,10 +68,19 @@ def main(quick: bool, only: tuple[str, ...], rounds: int | None, size: int, scal
             server_cpu=server_cpu,
         )
         for name in only or SCENARIOS:
-            print(f"{name} …", file=sys.stderr, flush=True)
-            figures += SCENARIOS[name](bench)
-    print(f"{cpu_name()}; {versions()}; answers of {size} characters, {bench.rounds} round(s), scale {bench.scale:g}")
+            print(f"{time.monotonic() - started:5.0f} s: {name} …", file=sys.stderr, flush=True)
+            try:
+                figures += SCENARIOS[name](bench)
+            except Failed as error:
+                print(f"{name} failed: {error}", file=sys.stderr, flush=True)
+                failed.append(name)
+    print(f"{cpu_name()}, {os.cpu_count()} processors; {platform.system()} {platform.release()}; {versions()}.")
+    print(f"Answers of {size} characters; {bench.rounds} round(s), scale {bench.scale:g}; medians ± half the range.")
+    print()
     print(render(figures))
+    print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
+    if failed:
+        raise click.ClickException(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

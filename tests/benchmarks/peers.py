@@ -12,10 +12,11 @@ import importlib
 import importlib.util
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 import orjson
@@ -27,6 +28,15 @@ _WARM_UP_ROWS: Final = 20
 """Sent before the clock starts: SDKs import and build much at their first call, which few rows would not make good."""
 
 Ask = Callable[[Sequence[dict[str, Any]], str, int], Awaitable[None]]
+
+
+class Peer(NamedTuple):
+    """What people would use instead: its package, its distribution, what the table calls it, and how it is run."""
+
+    package: str
+    distribution: str
+    told: str
+    ask: Ask
 
 
 def messages(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -92,13 +102,39 @@ async def aiohttp_loop(rows: Sequence[dict[str, Any]], url: str, concurrency: in
     _check(texts, rows)
 
 
-PEERS: Final[dict[str, Ask]] = {"openai": openai_loop, "litellm": litellm_loop, "aiohttp": aiohttp_loop}
-"""The peers by the package that each needs."""
+async def batchllm_file(rows: Sequence[dict[str, Any]], url: str, concurrency: int) -> None:
+    """BatchLLM, another whole tool: a file in, a file out, with a checkpoint to go on from."""
+    batchllm = importlib.import_module("batchllm.processor")
+    config = batchllm.BatchConfig(
+        model=MODEL,
+        system_prompt=SYSTEM,
+        prompt_template="{subject}\n\n{body}",
+        input_column="body",
+        max_concurrent=concurrency,
+        max_tokens=64,
+        temperature=0.0,
+        timeout=_TIMEOUT_S,
+        api_key="test-key",
+        base_url=f"{url}/v1",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        given, made, checkpoint = (Path(folder) / name for name in ("in.jsonl", "out.jsonl", "checkpoint.jsonl"))
+        given.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+        results = await batchllm.BatchProcessor(config).process_file(given, made, checkpoint_path=checkpoint)
+    _check([result.output_text for result in results], rows)
+
+
+PEERS: Final[dict[str, Peer]] = {
+    "openai": Peer("openai", "openai", "openai SDK, gather and a semaphore", openai_loop),
+    "litellm": Peer("litellm", "litellm", "litellm, gather and a semaphore", litellm_loop),
+    "batchllm": Peer("batchllm", "batchllm-ai", "batchllm-ai", batchllm_file),
+    "aiohttp": Peer("aiohttp", "aiohttp", "bare aiohttp loop, no files", aiohttp_loop),
+}
 
 
 def installed() -> list[str]:
     """The peers whose packages are there."""
-    return [name for name in PEERS if importlib.util.find_spec(name) is not None]
+    return [name for name, peer in PEERS.items() if importlib.util.find_spec(peer.package) is not None]
 
 
 def _check(texts: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
@@ -149,12 +185,12 @@ def main(name: str, url: str, rows: Path, concurrency: int, count: int) -> None:
         result = {"seconds": run_discarding(rows), "rows": 0}
     else:
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it fetches a file at import otherwise
-        importlib.import_module(name)
+        importlib.import_module(PEERS[name].package)
         loaded = [orjson.loads(line) for line in rows.read_bytes().splitlines()]
         loaded = loaded[:count] if count else loaded
-        _on_fast_loop(PEERS[name](loaded[:_WARM_UP_ROWS], url, _WARM_UP_ROWS))
+        _on_fast_loop(PEERS[name].ask(loaded[:_WARM_UP_ROWS], url, _WARM_UP_ROWS))
         started = time.perf_counter()
-        _on_fast_loop(PEERS[name](loaded, url, concurrency))
+        _on_fast_loop(PEERS[name].ask(loaded, url, concurrency))
         result = {"seconds": time.perf_counter() - started, "rows": len(loaded)}
     sys.stdout.write(orjson.dumps(result).decode() + "\n")
 

@@ -1,8 +1,8 @@
 """The benchmarks' server: chat completions of a chosen size, as fast as one core of Python can answer.
 
 `python -m tests.benchmarks.server --port 0 --size 200` prints its port and serves until it is ended. It answers every
-request but `GET /stats` with a completion, after `--delay` seconds, and can enforce a limit of requests in any minute
-by a sliding window. It parses no JSON: a slower server would be what is measured.
+request but `GET /stats` and `GET /forget` with a completion, after `--delay` seconds, and can enforce a limit of
+requests in any minute by a sliding window. It parses no JSON: a slower server would be what is measured.
 """
 
 from __future__ import annotations
@@ -71,11 +71,21 @@ class SlidingWindow:
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
         self._recent: deque[float] = deque()
-        self.allowed = 0
-        self.refused = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Count anew; what the limit remembers stays."""
+        self.allowed = self.refused = 0
+        self.first = self.last = 0.0
+
+    def stats(self) -> dict[str, float]:
+        """What was counted, and when the first request came and the last answer went, on the monotonic clock."""
+        return {"allowed": self.allowed, "refused": self.refused, "first": self.first, "last": self.last}
 
     def allow(self) -> bool:
         """Take one request in, or refuse it."""
+        if not self.first:
+            self.first = time.monotonic()
         if self._limit is not None:
             now = time.monotonic()
             while self._recent and self._recent[0] <= now - _WINDOW_S:
@@ -102,7 +112,7 @@ class Connection(asyncio.Protocol):
         self._delay = delay
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
-        self._wants_stats = False
+        self._path = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -116,20 +126,26 @@ class Connection(asyncio.Protocol):
                 self._transport.close()
 
     def on_url(self, url: bytes) -> None:
-        self._wants_stats = url == b"/stats"
+        self._path = url
 
     def on_message_complete(self) -> None:
         window = self._window
-        if self._wants_stats:
-            self._write(response("200 OK", orjson.dumps({"allowed": window.allowed, "refused": window.refused})))
+        if self._path in {b"/stats", b"/forget"}:
+            self._write(response("200 OK", orjson.dumps(window.stats())))
+            if self._path == b"/forget":
+                window.forget()
         elif not window.allow():
             body = {"error": {"message": "Rate limit reached: requests per minute", "type": "rate_limit_error"}}
             wait = f"retry-after: {window.retry_after():.3f}"
             self._write(response("429 Too Many Requests", orjson.dumps(body), wait))
         elif self._delay:
-            self._loop.call_later(self._delay, self._write, self._answer)
+            self._loop.call_later(self._delay, self._answer_now)
         else:
-            self._write(self._answer)
+            self._answer_now()
+
+    def _answer_now(self) -> None:
+        self._window.last = time.monotonic()
+        self._write(self._answer)
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -17,8 +17,9 @@ def spread(values: Sequence[float]) -> float:
 class Figure:
     """One line: what was measured of batchchat (`ours`), of a peer or a reference (`theirs`), one value a round.
 
-    `against` names the latter. The ratio is ours over theirs, or ours alone where there is no other. `target` is what
-    the ratio should reach; a limit that it should stay under where `below`. None: the line has no target.
+    `against` names the latter. Each round has its own ratio, ours over theirs, since what the machine does meanwhile
+    hits both; where there is no other it is ours alone. `target` is what the median ratio should reach; a limit that it
+    should stay under where `below`. None: the line has no target.
     """
 
     name: str
@@ -30,10 +31,16 @@ class Figure:
     below: bool = False
 
     @property
+    def ratios(self) -> list[float]:
+        """The ratio of each round."""
+        if not self.theirs:
+            return list(self.ours)
+        return [ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
+
+    @property
     def ratio(self) -> float:
-        """The median of ours over the median of theirs."""
-        ours = statistics.median(self.ours)
-        return ours / statistics.median(self.theirs) if self.theirs else ours
+        """The median of the rounds' ratios."""
+        return statistics.median(self.ratios)
 
     @property
     def reached(self) -> bool | None:
@@ -52,7 +59,10 @@ def render(figures: Sequence[Figure]) -> str:
             sign, verdict = "≤" if figure.below else "≥", "" if figure.reached else " (missed)"
             target = f"{sign} {figure.target:g}{verdict}"
         theirs = _told(figure.theirs, figure.unit) if figure.theirs else ""
-        ratio = f"{figure.ratio:.3g}"
+        ratio = ""
+        if figure.theirs:
+            around = f" ±{spread(figure.ratios):.0%}" if len(figure.ratios) > 1 else ""
+            ratio = f"{figure.ratio:.3g}{around}"
         ours = _told(figure.ours, figure.unit)
         lines.append(f"| {figure.name} | {ours} | {figure.against} | {theirs} | {ratio} | {target} |")
     return "\n".join(lines)
