@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from batchchat.records import Usage
 
 DEMO = "demo"
+
+Transport = Literal["auto", "httpx", "http2"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Provider:
     `identity` names the service in every `custom_id`: it stays the same when only a port or a key changes. `max_images`
     is how many images one request may hold, None where that is not known.
     `stream_options` tells whether a streamed request may ask for usage; a service that refuses that mostly sends it
-    unasked.
+    unasked. `transport` is what carries the requests: `auto`, `httpx` or `http2` (see `transport.choose_transport`).
     """
 
     name: str
@@ -62,6 +65,7 @@ class Provider:
     extra_query: Mapping[str, str] = field(default_factory=dict)
     ca_file: str | None = None
     stream_options: bool = True
+    transport: Transport = "auto"
     note: str = ""
 
     def with_base_url(self, base_url: str) -> Provider:

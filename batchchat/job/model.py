@@ -25,7 +25,7 @@ from pydantic import (
 from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
 from batchchat.job.origin import Origin, Place, combined, job_error
-from batchchat.providers import PROFILES, Price, Provider, normalize_url
+from batchchat.providers import PROFILES, Price, Provider, Transport, normalize_url
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
 
 _NUMBER_TEXT = r"\d{1,300}(?:\.\d{0,300})?"
@@ -172,6 +172,7 @@ class ProviderFields(_Section):
     extra_query: dict[str, str] = Field(default_factory=dict)
     ca_file: str | None = None
     stream_options: bool | None = None
+    transport: Transport | None = None
 
     @field_validator("base_url")
     @classmethod
@@ -537,6 +538,7 @@ class Job(_Section):
                 extra_query={**provider.extra_query, **spec.extra_query},
                 ca_file=spec.ca_file or provider.ca_file,
                 stream_options=provider.stream_options if spec.stream_options is None else spec.stream_options,
+                transport=spec.transport or provider.transport,
             )
         if self.prices is not None:
             price = Price(self.prices.input, self.prices.output, self.prices.cached_input)

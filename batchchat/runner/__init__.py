@@ -281,7 +281,7 @@ class _Run:
         if transport is None:
             from batchchat.transport import choose_transport
 
-            transport = choose_transport(provider.base_url or "", ca_file=provider.ca_file)
+            transport = choose_transport(provider.base_url or "", ca_file=provider.ca_file, kind=provider.transport)
         retry = job.retry
         client = ChatClient(
             provider,
