@@ -62,6 +62,8 @@ _TICK_S = 0.25
 _LIVE_EVERY = 4
 _OLDEST = 8
 _REVIVE_BATCH = 4096
+_SEVERAL = "several"
+"""Stands for the digest of a job's text where an output may hold records of more than one."""
 
 Phase = Literal["starting", "running", "draining", "ending", "ended"]
 
@@ -210,6 +212,7 @@ class _Run:
             cache = await self._open_cache(held, Path(job.cache)) if job.cache is not None else None
             self.store = await self.offload(self._open_store)
             try:
+                await self.offload(self._note_text)
                 async with AsyncExitStack() as stack:
                     await self._connect(stack, transport, limiter, key)
                     if cache is None and job.dedupe:
@@ -568,7 +571,7 @@ class _Run:
 
     async def _end(self) -> RunSummary:
         error = self.writer.error or self.engine.halt or self.failed
-        if isinstance(error, StoppedEarly) and self.read_all and self.store.counts().seen == self.intake.counts.rows:
+        if isinstance(error, StoppedEarly) and self._nothing_left():
             error = None  # the deadline came when nothing was left to do
         complete = self.read_all and error is None and not self.stop.asked and self.prepared.selection.whole
         if complete:
@@ -595,6 +598,12 @@ class _Run:
             self.on_snapshot(self.snapshot())
         return summary
 
+    def _nothing_left(self) -> bool:
+        """Whether every sample of the pass that this run had to settle is settled, those that it tries again too."""
+        counts, tally = self.intake.counts, self.tally
+        settled = tally.ok + tally.failed + tally.revived
+        return self.read_all and settled == counts.to_send + counts.archived + counts.invalid
+
     async def _count_rest(self) -> None:
         """Count the rows that were not read any more, so that what is open is told exactly."""
         try:
@@ -607,7 +616,7 @@ class _Run:
     async def _complete_pass(self) -> BatchchatError | None:
         """What only a complete pass may do: archive what the input no longer yields, and check the counts."""
         digest, state = self.text_digest(), self.store.read_state()
-        changed = state.get("text_digest") not in {None, digest}
+        changed = state.get("text_digest") != digest
         if self.options.prune or (changed and self.job.input.key is None):
             self._tell_archived(await self.offload(self.store.archive_unseen), "that the input no longer yields")
         elif self.store.counts().kept:
@@ -626,6 +635,16 @@ class _Run:
         self.store.apply(change)
         if change.removed:
             self.tell(Event("archived", f"{len(change.removed)} records {which} went to the archive"))
+
+    def _note_text(self) -> None:
+        """Note that records of this job's text may come into the output, beside those of an earlier one.
+
+        An edit is noted even where the run before it, or this one, never comes to its end.
+        """
+        digest, state = self.text_digest(), self.store.read_state()
+        noted = state.get("text_digest")
+        if noted not in {digest, _SEVERAL}:
+            self.store.save_state({**state, "text_digest": digest if noted is None else _SEVERAL})
 
     def text_digest(self) -> str:
         """A digest of everything in the job that shapes requests."""
