@@ -6,7 +6,7 @@ A `RowBatch` comes from a source; a template turns each of its rows into a `Requ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -137,6 +137,21 @@ class RowBatch:
     nbytes: int = 0
     place: Place | None = None
     images: list[Mapping[str, Loaded] | None] | None = None
+
+
+def answer_bytes(
+    text: str | None,
+    reasoning: str | None,
+    tool_calls: Sequence[Mapping[str, str | None]] | None,
+    logprobs: Sequence[Mapping[str, Any]] | None,
+) -> int:
+    """About how many bytes of memory an answer keeps: what bounds buffers of answers counts by this."""
+    size = 1000 + len(text or "") + len(reasoning or "")
+    if tool_calls:
+        size += sum(200 + len(call.get("arguments") or "") for call in tool_calls)
+    if logprobs:
+        size += sum(300 + 250 * len(token.get("top") or ()) for token in logprobs)
+    return size
 
 
 @dataclass(slots=True)

@@ -536,6 +536,14 @@ class LocalEngine:
             message = f"{enough} rows in a row were refused the same way: {reply.failure.message}"
             self.halt_for(NeedsHuman(message, remedy=_REFUSED_REMEDY))
 
+    def let_go(self, sink: Sink) -> None:
+        """Settle refusals that are held back, where nothing is left that could tell whose they are.
+
+        To be called when the feed itself waits for what is under way.
+        """
+        if not (self._draining or self._ready or self._due or self._delayed or self._in_hand):
+            self._release_held(sink)
+
     def _release_held(self, sink: Sink) -> None:
         held, self._held = self._held, []
         for request, reply in held:

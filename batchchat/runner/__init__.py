@@ -61,7 +61,8 @@ _SLICE = 64
 _TICK_S = 0.25
 _LIVE_EVERY = 4
 _OLDEST = 8
-_REVIVE_BATCH = 4096
+_REVIVE_MAX = 4096
+_REVIVE_BYTES = 32 * 2**20
 _SEVERAL = "several"
 """Stands for the digest of a job's text where an output may hold records of more than one."""
 
@@ -142,6 +143,26 @@ def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.R
         listener=listener,
         rng=rng,
     )
+
+
+class _Archived:
+    """Requests whose answers are in the archive, collected since they are looked for together."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self._nbytes = 0
+
+    def add(self, requests: list[Request]) -> None:
+        """Take some more. What each keeps in memory is its body, and the batch of its row."""
+        for request in requests:
+            alone = not self.requests or self.requests[-1].batch is not request.batch
+            self._nbytes += len(request.body) + (request.batch.nbytes if alone else 0)
+            self.requests.append(request)
+
+    @property
+    def full(self) -> bool:
+        """Whether they are many enough, or large enough, to be looked for."""
+        return len(self.requests) >= _REVIVE_MAX or self._nbytes >= _REVIVE_BYTES
 
 
 class _Run:
@@ -373,7 +394,7 @@ class _Run:
     async def _feed(self) -> AsyncGenerator[list[Request], None]:
         rows = Rows(self.prepared, self.store.known)
         batches = iter(rows)
-        archived: list[Request] = []
+        archived = _Archived()
         while True:
             try:
                 batch, known = await self.offload(next, batches, (None, None), abandon=True)
@@ -388,7 +409,7 @@ class _Run:
                 rows.add(found)
                 for invalid in found.invalid:
                     self.writer.add_invalid(invalid)
-                archived += found.archived
+                archived.add(found.archived)
                 for custom_id in found.reopened:
                     self.limiter.suspect(custom_id)
                 requests = self._resumed(found.requests) if self.open_answers else found.requests
@@ -401,13 +422,13 @@ class _Run:
                 self.forecaster.add(requests)
                 yield requests
                 await anyio.lowlevel.checkpoint()
-            if len(archived) >= _REVIVE_BATCH:
-                yield await self._revive(archived)
-                archived = []
+                if archived.full:
+                    yield await self._revive(archived.requests)
+                    archived = _Archived()
             rows.end(batch)
             if rows.full:
                 await self.offload(rows.flush)
-        yield await self._revive(archived)
+        yield await self._revive(archived.requests)
         rows.finish()
         self.read_all = True
 
@@ -480,6 +501,8 @@ class _Run:
         corrected = False
         while True:
             self.tally.sample(anyio.current_time())
+            if self.reuse is not None and self.reuse.crowded:
+                self.engine.let_go(self.sink)
             snapshot = self.snapshot()
             if snapshot.forecast is not None and snapshot.forecast.corrected and not corrected:
                 corrected = True

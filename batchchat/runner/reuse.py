@@ -22,7 +22,7 @@ from batchchat.cache import AnswerCache
 from batchchat.engines import Outcome, Settled
 from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
-from batchchat.records import Completion, Failure, Reply, Request, Verdict
+from batchchat.records import Completion, Failure, Reply, Request, Verdict, answer_bytes
 from batchchat.review import Accept, Reviewer
 from batchchat.runner.writer import Offload, Writer
 
@@ -87,6 +87,10 @@ class Reuse:
         """Settle or park the requests that need not be sent; return the others. Raises StorageError."""
         if not requests:
             return requests
+        # Before, not behind: what they wait for may be among these.
+        while self.crowded:
+            self._moved = anyio.Event()
+            await self._moved.wait()
         self._looking = True
         try:
             found = await self._offload(self._look_up, requests, {**self._flushing, **self._fresh})
@@ -100,10 +104,12 @@ class Reuse:
             elif not (self._dedupe and self._park(request)):
                 left.append(request)
         self._flushed = {}
-        while self._parked > _PARKED_MAX or self._parked_bytes > _PARKED_BYTES:
-            self._moved = anyio.Event()
-            await self._moved.wait()
         return left
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many wait for an equal request that the input waits for them."""
+        return self._parked > _PARKED_MAX or self._parked_bytes > _PARKED_BYTES
 
     def _look_up(self, requests: Sequence[Request], fresh: dict[bytes, Completion]) -> dict[str, Settled]:
         """The outcomes of requests whose answer is known, by `custom_id`. Blocking."""
@@ -161,7 +167,7 @@ class Reuse:
         key, reply = outcome.request.answer_id, outcome.reply
         if self._is_answer(outcome) and reply.completion is not None:
             self._fresh[key] = _answer(reply, reply.completion)
-            self._fresh_bytes += len(reply.text or "") + 1000
+            self._fresh_bytes += _size(reply.completion)
             self._wake.set()
         elif self._dedupe and outcome.failure is not None and len(self._failures) < _FAILURES_MAX:
             self._failures[key] = outcome.failure
@@ -228,7 +234,7 @@ class Reuse:
         if self._looking:  # who looks the cache up now may have looked before these were in it
             self._flushed.update(answers)
         self._flushing = {}
-        self._fresh_bytes = 0 if not self._fresh else sum(len(each.text or "") + 1000 for each in self._fresh.values())
+        self._fresh_bytes = 0 if not self._fresh else sum(map(_size, self._fresh.values()))
         self._moved.set()
 
     def _give_up(self, error: StorageError) -> None:
@@ -254,6 +260,10 @@ class Reuse:
 def _answer(reply: Reply, completion: Completion) -> Completion:
     """An answer as it is kept: under the identity that its own record has."""
     return completion if reply.request_id is None else replace(completion, request_id=reply.request_id)
+
+
+def _size(answer: Completion) -> int:
+    return answer_bytes(answer.text, answer.reasoning, answer.tool_calls, answer.logprobs)
 
 
 def _reply(answer: Completion) -> Reply:

@@ -19,7 +19,7 @@ from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
 from batchchat.providers import Price
-from batchchat.records import Record, Request, Spend, Usage
+from batchchat.records import Record, Request, Spend, Usage, answer_bytes
 from batchchat.runner.tally import Tally
 from batchchat.store import Answer, Change, Entry, Sealing, Settled, SpendOnly, Store
 
@@ -86,7 +86,8 @@ class Writer:
             if outcome.step is None:
                 self._add(SpendOnly(spend), 200)
             else:
-                nbytes = len(outcome.payload["completion"].get("text") or "") + 1000
+                kept = outcome.payload["completion"]
+                nbytes = answer_bytes(kept["text"], kept["reasoning"], kept["tool_calls"], kept["logprobs"])
                 self._add(Answer(request.custom_id, outcome.step, outcome.payload, spend), nbytes)
             return
         record = self._record(request, outcome)
@@ -132,12 +133,13 @@ class Writer:
         self._add_record(record)
 
     def add_shared(self, request: Request, outcome: EngineSettled) -> None:
-        """Record what became of an equal request: it was not sent, and costs nothing.
+        """Record what became of an equal request: it was not sent, and costs nothing but what it cost before.
 
-        The tokens are those of the answer, when it was given.
+        The tokens are those of the answer, when it was given, and of its own earlier answers that did not fit.
         """
         record = self._record(request, outcome)
-        record.cache_hit, record.cost = True, 0.0
+        record.cache_hit = True
+        record.cost = self._price.cost(request.usage) if self._price and request.usage != _NO_USAGE else 0.0
         record.http_status = record.latency_s = None
         record.started_at = record.finished_at
         self._add_record(record)
@@ -145,7 +147,8 @@ class Writer:
     def _add_record(self, record: Record, spend: Spend = _NOTHING) -> None:
         # The row is kept with its answer: one that holds an image is most of what waits for the disk.
         row_bytes = record.batch.nbytes // (len(record.batch.values) or 1)
-        self._add(Settled(record, spend), len(record.completion or "") + row_bytes + 1000)
+        nbytes = answer_bytes(record.completion, record.reasoning, record.tool_calls, record.logprobs)
+        self._add(Settled(record, spend), nbytes + row_bytes)
 
     def _add(self, entry: Entry, nbytes: int) -> None:
         self._entries.append(entry)

@@ -1,4 +1,4 @@
-"""Where features of a run meet: samples with deadlines, edits with stops, corrections with failures. A virtual clock."""
+"""Where features of a run meet: samples and deadlines, edits and stops, corrections and failures. A virtual clock."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Any
 
 import anyio
 import httpx
+import pytest
 
-from batchchat.runner import StopRequest
+from batchchat import runner
+from batchchat.records import answer_bytes
+from batchchat.runner import StopRequest, reuse
+from batchchat.store import Store, read_state
 from tests.integration.jobs import query
 from tests.unit.test_run_clock import Provider, answer, simulate
 
@@ -58,3 +62,74 @@ def test_an_edit_between_stops_leaves_no_records_of_another_text(tmp_path: Path)
     assert run("B").exit_code == 0  # back again, and nothing is asked
     assert not provider.times
     assert query(tmp_path, "select count(*), count(distinct text) from data") == [(10, 10)]
+
+
+def test_equal_rows_behind_a_refusal_do_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request stands for all; it is refused, and so many wait for it that nothing else comes to be sent."""
+    monkeypatch.setattr(reuse, "_PARKED_MAX", 5)
+
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1)
+        return httpx.Response(404, json={"error": {"message": "no such thing"}})
+
+    provider = Provider(handler)
+    messages = [{"role": "user", "content": "Say yes or no"}]
+    summary, elapsed, _ = simulate(tmp_path, provider, 100, dedupe=True, messages=messages)
+    assert (summary.exit_code, summary.failed, summary.sent) == (1, 100, 1)
+    assert elapsed < 5
+
+
+def test_an_answer_from_the_cache_ends_corrections_at_what_they_cost(tmp_path: Path) -> None:
+    """A run is stopped behind an answer that does not fit; meanwhile another job learns the right one."""
+    stop = StopRequest()
+    text = "prose"
+
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1)
+        stop.stop(reason="asked to", exit_code=143)
+        return answer(text)
+
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    fields: dict[str, Any] = {
+        "response": {"schema": schema},
+        "cache": str(tmp_path / "cache"),
+        "prices": {"input": 1.0, "output": 3.0, "currency": "EUR"},
+    }
+    first, _, _ = simulate(tmp_path, Provider(handler), 1, stop=stop, **fields)
+    assert (first.exit_code, first.open, first.sent) == (143, 1, 1)
+    text = '{"n": 7}'
+    simulate(tmp_path, Provider(handler), 1, **fields, output=str(tmp_path / "other"))
+    summary, _, _ = simulate(tmp_path, Provider(handler), 1, **fields)
+    assert (summary.exit_code, summary.sent, summary.cache_hits) == (0, 0, 1)
+    spend = read_state(tmp_path / "out").spend
+    assert (spend.requests, spend.cost) == (1, pytest.approx(13e-6))
+    found = query(tmp_path, "select parsed.n, cache_hit, attempts, corrections, total_tokens, cost from data")
+    assert found == [(7, True, 1, 1, 22, pytest.approx(13e-6))]
+
+
+def test_what_comes_from_the_archive_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[int] = []
+    fetch = Store.fetch_archived
+
+    def fetch_archived(self: Store, custom_ids: list[str]) -> Any:
+        fetched.append(len(custom_ids))
+        return fetch(self, custom_ids)
+
+    monkeypatch.setattr(Store, "fetch_archived", fetch_archived)
+    monkeypatch.setattr(runner, "_REVIVE_BYTES", 100_000)
+    word = "x" * 1000
+    for prompt in ("A", "B", "A"):
+        messages = [{"role": "user", "content": f"{prompt} {word} {{{{ text }}}}"}]
+        summary, _, _ = simulate(tmp_path, Provider(in_a_second), 300, messages=messages)
+    assert (summary.sent, summary.revived) == (0, 300)
+    assert sum(fetched) == 300
+    assert max(fetched) < 200
+
+
+def test_buffers_count_what_an_answer_keeps_beside_its_text() -> None:
+    tops = tuple({"token": "a", "logprob": -1.0, "top": [{"token": "b", "logprob": -2.0}] * 20} for _ in range(100))
+    calls = ({"id": "1", "type": "function", "name": "f", "arguments": "x" * 50_000},)
+    assert answer_bytes("yes", None, None, None) < 2000
+    assert answer_bytes(None, "r" * 50_000, None, None) > 50_000
+    assert answer_bytes(None, None, calls, None) > 50_000
+    assert answer_bytes("yes", None, None, tops) > 100 * 20 * 200
