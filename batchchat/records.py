@@ -160,7 +160,8 @@ class Steps:
 
     `body` is the request's own one, while `Request.body` is what is sent next; `prompt_tokens` is its guess. `answers`
     counts those that settled nothing, `corrections` those of them that did not fit, `reasons` says why the latest one
-    did not. `longer` says that the bound of the answer was raised already.
+    did not. `longer` says that the bound of the answer was raised already. `last` is the latest of those answers,
+    without its log probabilities, and `problem` what was wrong with it: for the record, if no further answer comes.
     """
 
     body: bytes
@@ -169,6 +170,8 @@ class Steps:
     corrections: int = 0
     longer: bool = False
     reasons: str | None = None
+    last: Completion | None = None
+    problem: str | None = None
 
 
 @dataclass(slots=True, eq=False)

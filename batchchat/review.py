@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -202,8 +202,8 @@ def revised(body: bytes, messages: Sequence[dict[str, Any]], max_tokens: int | N
     return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def go_on(request: Request, again: AskAgain) -> None:
-    """Make a request ask its next question."""
+def go_on(request: Request, reply: Reply, again: AskAgain) -> None:
+    """Make a request ask its next question, after a reply that settled nothing."""
     steps = request.steps
     if steps is None:
         steps = request.steps = Steps(request.body, request.prompt_tokens)
@@ -213,7 +213,23 @@ def go_on(request: Request, again: AskAgain) -> None:
         steps.reasons = again.reasons
     else:
         steps.longer = True
+    if reply.completion is not None:
+        steps.last, steps.problem = replace(reply.completion, logprobs=None), again.reasons
     request.body, request.prompt_tokens, request.max_tokens = again.body, again.prompt_tokens, again.max_tokens
+
+
+def left_with(request: Request, reply: Reply, failure: Failure) -> tuple[Reply, Failure]:
+    """Return what is recorded of a request for good when its last attempt brought this failure and no answer.
+
+    Where an earlier answer was asked for again, that answer is kept, and the failure tells of both.
+    """
+    steps = request.steps
+    if steps is None or steps.last is None or reply.completion is not None:
+        return reply, failure
+    message = f"{failure.message}; the answer before it was not taken: {steps.problem}"
+    if not reply.text:
+        reply = replace(reply, completion=steps.last, text=steps.last.text, model=steps.last.model)
+    return reply, Failure(failure.kind, message, failure.http_status)
 
 
 # --- through a crash
@@ -255,7 +271,7 @@ def resume(request: Request, answers: Sequence[Any], reviewer: Reviewer) -> tupl
     for reply in replies[:-1]:
         decision = reviewer.review(request, reply)
         if isinstance(decision, AskAgain):
-            go_on(request, decision)
+            go_on(request, reply, decision)
     return replies[-1], reviewer.review(request, replies[-1])
 
 

@@ -35,7 +35,7 @@ from batchchat.events import Event, InFlight, Level, Listener
 from batchchat.limits import Limiter, Permit, TokenEstimator
 from batchchat.records import Failure, Reply, Request, Usage, Verdict
 from batchchat.retry import RetryAction, RetryPolicy, decide
-from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled
+from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled, left_with
 
 UNREACHABLE_S = 30.0
 """A host that refuses connections for this long, and has never answered anything, is not worth `retry.outage`."""
@@ -446,7 +446,7 @@ class LocalEngine:
             request.usage = request.usage.plus(usage)
             step = request.steps.answers if request.steps is not None else 0
             sink.put(Answered(request, usage, step, journaled(request, reply)))
-            go_on(request, decision)
+            go_on(request, reply, decision)
             self.corrections += decision.corrects
             self._due.append(request)
             self._staff(sink)
@@ -490,7 +490,8 @@ class LocalEngine:
     def _fail(self, request: Request, reply: Reply, reason: str | None, sink: Sink) -> None:
         assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
         message = f"{reply.failure.message} ({reason})" if reason else reply.failure.message
-        sink.put(Settled(request, reply, Failure(reply.failure.kind, message, reply.failure.http_status)))
+        failure = Failure(reply.failure.kind, message, reply.failure.http_status)
+        sink.put(Settled(request, *left_with(request, reply, failure)))
 
     def _tell_billed(self, request: Request, usage: Usage | None, sink: Sink) -> None:
         if usage is not None:
@@ -547,7 +548,7 @@ class LocalEngine:
     def _release_held(self, sink: Sink) -> None:
         held, self._held = self._held, []
         for request, reply in held:
-            sink.put(Settled(request, reply, reply.failure))
+            self._fail(request, reply, None, sink)
 
     async def _monitor(self, sink: Sink) -> None:
         """Watch for an outage that lasts too long, and for a host that never answers."""

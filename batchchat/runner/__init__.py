@@ -446,7 +446,7 @@ class _Run:
                 if isinstance(decision, Fail):
                     self.sink.put(Settled(request, reply, decision.failure))
                     continue
-                go_on(request, decision)
+                go_on(request, reply, decision)
             left.append(request)
         return left
 

@@ -107,8 +107,9 @@ class Series:
             request = Request(custom_id, rendered.body, rendered.prompt_tokens, rendered.max_tokens, batch, 0)
             found = resume(request, payloads[:number], self.reviewer)
             assert found is not None
-            assert isinstance(found[1], AskAgain)
-            go_on(request, found[1])
+            reply, decision = found
+            assert isinstance(decision, AskAgain)
+            go_on(request, reply, decision)
             bodies.append(_digest(request.body))
         return bodies
 

@@ -85,7 +85,7 @@ def test_a_model_that_repeats_itself_is_not_asked_the_very_same_again() -> None:
     for _ in range(5):
         decision = reviewer.review(asked, reply('{"a": "one"}'))
         assert isinstance(decision, AskAgain)
-        go_on(asked, decision)
+        go_on(asked, reply('{"a": "one"}'), decision)
         bodies.add(asked.body)
     assert len(bodies) == 5
     assert isinstance(reviewer.review(asked, reply('{"a": "one"}')), Fail)
@@ -120,12 +120,13 @@ def test_a_resumed_request_asks_what_it_would_have_asked(kinds: list[str]) -> No
             break
         live.usage = live.usage.plus(USAGE)
         payloads.append(json.loads(json.dumps(journaled(live, answers[kind]))))
-        go_on(live, decision)
+        go_on(live, answers[kind], decision)
         resumed = request()
         found = resume(resumed, payloads, reviewer)
         assert found is not None
-        assert isinstance(found[1], AskAgain)
-        go_on(resumed, found[1])
+        again, answer = found[1], found[0]
+        assert isinstance(again, AskAgain)
+        go_on(resumed, answer, again)
         assert (resumed.body, resumed.max_tokens, resumed.prompt_tokens) == (
             live.body,
             live.max_tokens,

@@ -47,8 +47,9 @@ def test_an_edit_between_stops_leaves_no_records_of_another_text(tmp_path: Path)
         return response
 
     def run(prompt: str) -> Any:
-        nonlocal provider, stop
-        provider, stop = Provider(handler), StopRequest()
+        nonlocal stop
+        stop = StopRequest()
+        provider.times.clear()
         messages = [{"role": "user", "content": f"{prompt} {{{{ text }}}}"}]
         limits = {"concurrency": 1}
         source = str(tmp_path / "rows.jsonl")
@@ -102,7 +103,8 @@ def test_an_answer_from_the_cache_ends_corrections_at_what_they_cost(tmp_path: P
     summary, _, _ = simulate(tmp_path, Provider(handler), 1, **fields)
     assert (summary.exit_code, summary.sent, summary.cache_hits) == (0, 0, 1)
     spend = read_state(tmp_path / "out").spend
-    assert (spend.requests, spend.cost) == (1, pytest.approx(13e-6))
+    assert spend.requests == 1
+    assert spend.cost == pytest.approx(13e-6)
     found = query(tmp_path, "select parsed.n, cache_hit, attempts, corrections, total_tokens, cost from data")
     assert found == [(7, True, 1, 1, 22, pytest.approx(13e-6))]
 

@@ -33,7 +33,14 @@ from tests.unit.test_run_clock import Provider, inline
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 TOKENS = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
-STEPS = ("commit.before", "commit.written", "commit.after", "seal.archived", "seal.rewritten", "seal.part_written")
+STEPS: tuple[str, ...] = (
+    "commit.before",
+    "commit.written",
+    "commit.after",
+    "seal.archived",
+    "seal.rewritten",
+    "seal.part_written",
+)
 STEPS += ("seal.published", "seal.ledger", "seal.trimmed", "recover.begin", "recover.sealed", "recover.end")
 
 
@@ -96,15 +103,15 @@ class Scenario:
             text = random.choice(["prose", '{"n": "one"}', f"So: {text}"])
         elif random.random() < 0.1:
             text, reason = text[:3], "length"
-        if reason == "stop" and (text.startswith('{"n": ') or text.startswith("So")) and "one" not in text:
+        if reason == "stop" and text.startswith(('{"n": ', "So")) and "one" not in text:
             self.asked.taken[own] += 1
         if self.at is not None:
             self.at()
-        choice = {"index": 0, "finish_reason": reason}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
         if not body.get("stream"):
             data = {"choices": [choice | {"message": {"content": text}}], "usage": TOKENS, "model": "m"}
             return httpx.Response(200, json=data)
-        chunks = [
+        chunks: list[dict[str, Any]] = [
             {"choices": [{"index": 0, "delta": {"content": text[:2]}}]},
             {"choices": [choice | {"delta": {"content": text[2:]}}]},
             {"choices": [], "usage": TOKENS},
@@ -185,9 +192,9 @@ class Scenario:
                     raise Crash
 
         def answered() -> None:
-            if trouble == "stop" and asked.billed >= left and not stop.asked:
-                stop.stop(reason="asked to", exit_code=143)
-            elif trouble == "stop twice" and asked.billed in {left, left + 3}:
+            if trouble.startswith("stop") and asked.billed in (
+                {left, left + 3} if trouble.endswith("twice") else {left}
+            ):
                 stop.stop(reason="asked to", exit_code=143)
 
         step, self.at = random.choice(STEPS), answered

@@ -73,6 +73,36 @@ def test_an_outage_between_an_answer_and_its_correction_costs_nothing(tmp_path: 
     assert query(tmp_path, "select sum(total_tokens) from data") == [(200 * 22,)]
 
 
+@pytest.mark.parametrize("status", [500, 404, 400])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_correction_that_is_never_answered_keeps_the_answer_it_was_about(
+    tmp_path: Path, status: int, stopped: bool
+) -> None:
+    stop = StopRequest()
+
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1)
+        if stopped and len(provider.times) == 1:
+            stop.stop(reason="asked to", exit_code=143)
+        if asks(request):
+            return httpx.Response(status, json={"error": {"message": "not this"}})
+        return answer('{"n": "one"}')
+
+    provider = Provider(handler)
+    if stopped:
+        summary, _, _ = simulate(tmp_path, provider, 1, stop=stop, **typed())
+        assert (summary.exit_code, summary.sent) == (143, 1)
+    summary, _, _ = simulate(tmp_path, provider, 1, retry={"attempts": 2}, **typed())
+    assert (summary.failed, len(provider.times)) == (1, 3 if status == 500 else 2)
+    (found,) = batchchat.read_output(tmp_path / "out").to_pylist()
+    assert (found["completion"], found["finish_reason"], found["model"]) == ('{"n": "one"}', "stop", "m")
+    assert (found["http_status"], found["corrections"], found["total_tokens"]) == (status, 1, 11)
+    assert "not this" in found["error_message"]
+    assert "integer" in found["error_message"]
+    assert found["error_kind"] == ("server" if status == 500 else "invalid_request")
+    assert read_state(tmp_path / "out").spend.requests == 1
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_stopped_again_and_again_every_answer_counts_once(tmp_path: Path, seed: int) -> None:
     """Whatever comes of the answers: what was answered is in the ledger and in the records, and was asked once."""
