@@ -5,9 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 MOST_WORKERS = 8
+
+
+def pytest_configure() -> None:
+    """Let no test fail because the machine is busy: an example may take what it takes."""
+    hypothesis.settings.register_profile("batchchat", deadline=None)
+    hypothesis.settings.load_profile("batchchat")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

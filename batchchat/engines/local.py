@@ -30,6 +30,7 @@ from batchchat.client import ChatClient
 from batchchat.clock import running_clock
 from batchchat.engines import Answered, Feed, Settled, Sink
 from batchchat.engines.blame import PATIENCE_S, Blame
+from batchchat.engines.refusals import Refusal, Refusals
 from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly
 from batchchat.events import Event, InFlight, Level, Listener
 from batchchat.limits import Limiter, Permit, TokenEstimator
@@ -40,8 +41,6 @@ from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled,
 UNREACHABLE_S = 30.0
 """A host that refuses connections for this long, and has never answered anything, is not worth `retry.outage`."""
 
-_REFUSALS_NEVER_ANSWERED = 3
-_REFUSALS_ONCE_ANSWERED = 10
 _TRIES_FOR_ANOTHER = 32
 _DELAYED_MAX = 10_000
 _READY_MIN = 512
@@ -69,9 +68,9 @@ class LocalEngine:
     """Executes requests over one client under one limiter.
 
     `account` holds the run's budget: nothing is launched that does not fit it. `answered_before` says that this model
-    has answered this output's requests in an earlier run, so that a few refusals are less suspicious. `reviewer`
-    decides about answers; without one each is taken as it is. `offload` runs blocking code off the event loop. Counters
-    are public: the run reads them for its snapshots.
+    has answered this output's requests in an earlier run, so that a few refusals are less suspicious; `job_answered`
+    that it has answered this job as it is. `reviewer` decides about answers; without one each is taken as it is.
+    `offload` runs blocking code off the event loop. Counters are public: the run reads them for its snapshots.
     """
 
     def __init__(
@@ -85,6 +84,7 @@ class LocalEngine:
         account: Account | None = None,
         rng: random.Random | None = None,
         answered_before: bool = False,
+        job_answered: bool = False,
         reviewer: Reviewer | None = None,
         offload: Callable[..., Awaitable[Any]] = anyio.to_thread.run_sync,
         wall_clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
@@ -105,7 +105,6 @@ class LocalEngine:
         self.halt: BatchchatError | None = None
         self._reviewer = reviewer
         self._offload = offload
-        self._model_answered = answered_before
         self._succeeded = False
         self._blame = Blame()
         self._last_unreached = "no connection"
@@ -115,8 +114,7 @@ class LocalEngine:
         self._delayed: list[tuple[float, int, Request]] = []
         self._order = count()
         self._sending: dict[Request, float] = {}
-        self._held: list[tuple[Request, Reply]] = []
-        self._held_since = 0.0
+        self._refusals = Refusals(model_answered=answered_before, job_answered=job_answered)
         self._parked: list[_Seat] = []
         self._feed_done = False
         self._feed_room = anyio.Event()
@@ -138,7 +136,7 @@ class LocalEngine:
     @property
     def waiting(self) -> int:
         """Requests that wait for their next attempt."""
-        return len(self._delayed) + len(self._due) + len(self._held)
+        return len(self._delayed) + len(self._due) + len(self._refusals)
 
     def oldest(self, limit: int) -> tuple[InFlight, ...]:
         """The attempts that have been under way longest, then those that wait to be tried again."""
@@ -190,8 +188,8 @@ class LocalEngine:
                     group.start_soon(self._ring, sink)
         finally:
             self._group = None
-        if not self._draining:
-            self._release_held(sink)
+        if not self._draining and not self._halt_for_refusals(ended=True):
+            self._fail_all(self._refusals.let_go(), sink)
 
     # --- feeding
 
@@ -246,7 +244,8 @@ class LocalEngine:
             return self._due.popleft()
         if self._ready and self._may_take:
             self._in_hand += 1
-            request = self._ready.popleft()
+            trying = self._refusals.trying
+            request = self._refusals.pick(self._ready, self._rng) if trying else self._ready.popleft()
             self._make_room(request)
             return request
         return None
@@ -406,25 +405,24 @@ class LocalEngine:
             hold.settle(reply)
         request.active_s += reply.latency_s
         reviewer = self._reviewer if self._reviewer is not None and self._reviewer.concerns(reply) else None
-        if reply.verdict is Verdict.OK:
+        if reply.completion is not None and reply.verdict is not Verdict.TRANSIENT:
             self._answered(request, reply, sink, sent_at=now)
-            if reviewer is None:
-                sink.put(Settled(request, reply, None))
+        if reviewer is None and reply.verdict is Verdict.OK:
+            sink.put(Settled(request, reply, None))
         elif reviewer is None:
-            self._unsuccessful(request, reply, sink, probe=permit.probe)
+            self._unsuccessful(request, reply, sink, sent_at=now, probe=permit.probe)
         if reviewer is not None:
             await self._review(reviewer, request, reply, sink)
         if self._workers < self._limiter.window:
             self._staff(sink)
 
     def _answered(self, request: Request, reply: Reply, sink: Sink, *, sent_at: float) -> None:
-        """Take what an answer tells beyond itself."""
-        self._model_answered = self._succeeded = True
+        """Take what an answer tells beyond itself: also one that was cut off, filtered or a refusal of the model's."""
+        self._succeeded = True
         if self._blame.accused:
             self._blame.settled(request)
-        if self._held and sent_at >= self._held_since:  # what was sent before a key was revoked still tells nothing
-            self._release_held(sink)
-        if reply.usage is not None:
+        self._fail_all(self._refusals.answered(sent_at), sink)
+        if reply.verdict is Verdict.OK and reply.usage is not None:
             self._estimator.learn(request.prompt_tokens, reply.usage)
 
     async def _review(self, reviewer: Reviewer, request: Request, reply: Reply, sink: Sink) -> None:
@@ -451,7 +449,7 @@ class LocalEngine:
             self._due.append(request)
             self._staff(sink)
 
-    def _unsuccessful(self, request: Request, reply: Reply, sink: Sink, *, probe: bool) -> None:
+    def _unsuccessful(self, request: Request, reply: Reply, sink: Sink, *, sent_at: float, probe: bool) -> None:
         assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
         if not reply.sent:
             self._last_unreached = reply.failure.message
@@ -480,9 +478,11 @@ class LocalEngine:
         elif decision.action is RetryAction.FATAL:
             self._tell_billed(request, reply.usage, sink)
             self.halt_for(NeedsHuman(reply.failure.message, remedy=_FATAL_REMEDY))
-        elif decision.action is RetryAction.REFUSED:
+        elif decision.action is RetryAction.REFUSED or self._refusals.may_concern_all(reply):
             self._blame.settled(request)
-            self._refused(request, reply, sink)
+            others = self._refusals.add(request, reply, sent_at=sent_at, now=anyio.current_time())
+            self._fail_all(others, sink)
+            self._halt_for_refusals()
         else:
             self._blame.settled(request)
             self._fail(request, reply, decision.reason, sink)
@@ -523,31 +523,23 @@ class LocalEngine:
 
     # --- halting
 
-    def _refused(self, request: Request, reply: Reply, sink: Sink) -> None:
-        """Hold a refusal back until it is known whether it is this row's or everybody's."""
-        assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
-        status = reply.failure.http_status
-        if self._held and self._held[0][1].failure.http_status != status:  # type: ignore[union-attr]  # as above
-            self._release_held(sink)
-        if not self._held:
-            self._held_since = anyio.current_time()
-        self._held.append((request, reply))
-        enough = _REFUSALS_ONCE_ANSWERED if self._model_answered else _REFUSALS_NEVER_ANSWERED
-        if len(self._held) >= enough:
-            message = f"{enough} rows in a row were refused the same way: {reply.failure.message}"
-            self.halt_for(NeedsHuman(message, remedy=_REFUSED_REMEDY))
+    def _halt_for_refusals(self, *, ended: bool = False) -> bool:
+        message = self._refusals.verdict(ended=ended)
+        if message is not None:
+            self.halt_for(NeedsHuman(message, remedy=self._refusals.remedy))
+        return message is not None
 
     def let_go(self, sink: Sink) -> None:
         """Settle refusals that are held back, where nothing is left that could tell whose they are.
 
         To be called when the feed itself waits for what is under way.
         """
-        if not (self._draining or self._ready or self._due or self._delayed or self._in_hand):
-            self._release_held(sink)
+        busy = self._draining or self._ready or self._due or self._delayed or self._in_hand
+        if not busy and not self._halt_for_refusals(ended=True):
+            self._fail_all(self._refusals.let_go(), sink)
 
-    def _release_held(self, sink: Sink) -> None:
-        held, self._held = self._held, []
-        for request, reply in held:
+    def _fail_all(self, refused: list[Refusal], sink: Sink) -> None:
+        for request, reply in refused:
             self._fail(request, reply, None, sink)
 
     async def _monitor(self, sink: Sink) -> None:
@@ -579,7 +571,7 @@ class LocalEngine:
 
     def _end_for_outage(self, outage: float, sink: Sink) -> None:
         message = f"the provider has been unavailable for {outage:.0f} s"
-        if self._model_answered and self._all_accused():
+        if self._refusals.model_answered and self._all_accused():
             # It may be their own fault. A failed record is tried again by the next run, which then knows them as such.
             for request, reply in self._blame.accused.items():
                 if request not in self._sending:
@@ -593,6 +585,5 @@ def _size(reply: Reply) -> int:
 
 
 _FATAL_REMEDY = "Check the key, the account's credit and its permissions, then run the same command again."
-_REFUSED_REMEDY = "Check model, provider and the key's permissions, then run the same command again."
 _LATER_REMEDY = "Run the same command again later: nothing that was answered is lost."
 _ADDRESS_REMEDY = "Check the provider's base_url and your network, then run the same command again."

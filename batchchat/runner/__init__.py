@@ -212,6 +212,7 @@ class _Run:
         self.provider: Provider
         self.forecaster: Forecaster
         self.reuse: Reuse | None = None
+        self.same_text = False
 
     # --- the way through
 
@@ -326,6 +327,7 @@ class _Run:
             account=self.account,
             rng=self.rng,
             answered_before=counts.ok > 0,
+            job_answered=counts.ok > 0 and self.same_text,
             reviewer=None if self.prepared.reviewer.idle else self.prepared.reviewer,
             offload=self.offload,
         )
@@ -666,6 +668,7 @@ class _Run:
         """
         digest, state = self.text_digest(), self.store.read_state()
         noted = state.get("text_digest")
+        self.same_text = noted == digest
         if noted not in {digest, _SEVERAL}:
             self.store.save_state({**state, "text_digest": digest if noted is None else _SEVERAL})
 

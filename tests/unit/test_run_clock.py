@@ -46,10 +46,16 @@ def answer(text: str = "yes") -> httpx.Response:
 
 
 def simulate(
-    folder: Path, provider: Provider, rows: int, *, stop: StopRequest | None = None, **fields: Any
+    folder: Path,
+    provider: Provider,
+    rows: int,
+    *,
+    stop: StopRequest | None = None,
+    lines: list[dict[str, Any]] | None = None,
+    **fields: Any,
 ) -> tuple[RunSummary, float, list[Event]]:
-    """Run a job of so many rows; returns the summary, the virtual seconds it took and its events."""
-    write_rows(folder / "rows.jsonl", texts(rows))
+    """Run a job of so many rows, or of these; returns the summary, the virtual seconds it took and its events."""
+    write_rows(folder / "rows.jsonl", texts(rows) if lines is None else lines)
     job = make_job(folder, None, **fields)
     events: list[Event] = []
 
@@ -347,3 +353,94 @@ def test_a_caller_that_cancels_keeps_what_was_answered(tmp_path: Path) -> None:
     clock = trio.testing.MockClock(autojump_threshold=0)
     summary = anyio.run(main, backend="trio", backend_options={"clock": clock})
     assert (summary.ok, summary.new_ok) == (100, 100 - 32)
+
+
+def refusing(refused: Callable[[int], bool], message: str = "unknown field top_q in row {row}") -> Handler:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1)
+        row = row_of(request)
+        if refused(row):
+            return httpx.Response(400, json={"error": {"message": message.format(row=row)}})
+        return answer()
+
+    return handler
+
+
+@pytest.mark.parametrize("concurrency", [1, 8, 64])
+def test_a_param_that_every_request_is_refused_for_stops_the_run(tmp_path: Path, concurrency: int) -> None:
+    provider = Provider(refusing(lambda row: True))
+    summary, _, _ = simulate(tmp_path, provider, 5000, limits={"concurrency": concurrency})
+    assert (summary.exit_code, summary.failed, summary.open) == (3, 0, 5000)
+    assert "unknown field top_q" in (summary.reason or "")
+    assert "params" in (summary.remedy or "")
+    assert 10 <= summary.sent <= 13 + 2 * concurrency
+
+
+def test_a_small_job_of_nothing_but_refused_rows_is_stopped_at_its_end(tmp_path: Path) -> None:
+    summary, _, _ = simulate(tmp_path, Provider(refusing(lambda row: True)), 12, limits={"concurrency": 32})
+    assert (summary.exit_code, summary.failed, summary.open) == (3, 0, 12)
+
+
+def test_a_few_refused_rows_and_no_others_are_failed_rows(tmp_path: Path) -> None:
+    summary, _, _ = simulate(tmp_path, Provider(refusing(lambda row: True)), 9)
+    assert (summary.exit_code, summary.failed, summary.open) == (1, 9, 0)
+
+
+@pytest.mark.parametrize("concurrency", [1, 8, 64])
+@pytest.mark.parametrize("bad", [1, 40, 400])
+def test_rows_that_are_bad_together_at_the_start_stop_nothing(tmp_path: Path, bad: int, concurrency: int) -> None:
+    """As the longest prompts of a sorted input are, of which each is said to be too long by so many tokens."""
+    rows = [{"id": n, "text": ("word " * 50 if n < bad else "") + f"row {n}"} for n in range(800)]
+    provider = Provider(refusing(lambda row: row < bad))
+    limits = {"concurrency": concurrency}
+    summary, _, _ = simulate(tmp_path, provider, 800, lines=rows, limits=limits)
+    assert (summary.exit_code, summary.failed, summary.ok) == (1, bad, 800 - bad)
+    assert summary.sent == 800
+
+
+def test_each_refused_row_that_says_something_else_is_its_own(tmp_path: Path) -> None:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1)
+        return httpx.Response(400, json={"error": f"no such label: {'x' * row_of(request)}"})
+
+    summary, _, _ = simulate(tmp_path, Provider(handler), 50)
+    assert (summary.exit_code, summary.failed) == (1, 50)
+
+
+def test_rows_that_are_refused_once_others_were_answered_are_their_own(tmp_path: Path) -> None:
+    """In this run, or in an earlier one of the same job; an edited job is another."""
+    summary, _, _ = simulate(tmp_path, Provider(refusing(lambda row: row >= 5)), 60, limits={"concurrency": 1})
+    assert (summary.exit_code, summary.ok, summary.failed) == (1, 5, 55)
+    again: dict[str, Any] = {"retry": {"failed": "all"}}
+    summary, _, _ = simulate(tmp_path, Provider(refusing(lambda row: True)), 60, **again)
+    assert (summary.exit_code, summary.ok, summary.failed) == (1, 5, 55)
+    edited: dict[str, Any] = {"params": {"max_tokens": 9}}
+    summary, _, _ = simulate(tmp_path, Provider(refusing(lambda row: True)), 60, **edited)
+    assert (summary.exit_code, summary.new_failed) == (3, 0)
+
+
+def test_samples_of_one_row_are_one_row_when_they_are_refused(tmp_path: Path) -> None:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1)
+        return httpx.Response(422, json={"error": "bad image"}) if row_of(request) == 0 else answer()
+
+    summary, _, _ = simulate(tmp_path, Provider(handler), 6, samples=5, limits={"concurrency": 8})
+    assert (summary.exit_code, summary.ok, summary.failed) == (1, 25, 5)
+
+
+def test_an_answer_that_was_cut_off_is_an_answer_of_the_model(tmp_path: Path) -> None:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1)
+        if row_of(request) < 3:
+            return httpx.Response(422, json={"error": "bad image"})
+        found = answer().json()
+        found["choices"][0]["finish_reason"] = "length"
+        return httpx.Response(200, json=found)
+
+    summary, _, _ = simulate(tmp_path, Provider(handler), 6, limits={"concurrency": 1}, retry={"failed": "none"})
+    assert summary.exit_code == 3  # three, and no answer before
+    rows = [{"id": n, "text": f"row {n}"} for n in (5, 0, 1, 2, 4)]
+    summary, _, _ = simulate(
+        tmp_path, Provider(handler), 5, lines=rows, limits={"concurrency": 1}, output=str(tmp_path / "other")
+    )
+    assert (summary.exit_code, summary.failed) == (1, 5)
