@@ -90,6 +90,7 @@ class Dataset:
         A part that cannot be read is set aside: its rows are open again, and `messages` says so.
         """
         moved = Moved()
+        self._look_at_reported(moved)
         rows = sum(self._rows(name) for name in self.parts.names())
         index.reserve(rows)
         if keys is not None:
@@ -124,6 +125,23 @@ class Dataset:
             for custom_id in table.filter(pc.equal(table.column("status"), "ok")).column("custom_id").to_pylist():
                 index.add_archived(custom_id)
         return moved
+
+    def _look_at_reported(self, moved: Moved) -> None:
+        """Read the files wholly that a reader found damaged, in whatever column, and set aside those that are."""
+        for files, opened in ((self.parts, self.part), (self.archive, self.archived)):
+            for name in files.reported():
+                try:
+                    with opened(name) as reader:
+                        for _ in reader.batches():
+                            pass
+                except FileNotFoundError:
+                    pass
+                except DamagedPartError as error:
+                    if files is self.parts:
+                        self._set_aside(error, moved)
+                    else:
+                        moved.messages.append(f"{error}. It is kept as {files.set_aside(name)}.")
+                files.forget(name)
 
     def published(self, custom_ids: Sequence[str]) -> set[tuple[str, str, int | None]]:
         """Return (custom_id, run_id, finished_at) of the live records with one of these identities."""

@@ -25,6 +25,7 @@ from batchchat.store.journal import Answer, OpenAnswers, Replay, journals, repla
 from batchchat.store.parts import (
     ROW_GROUP_ROWS,
     DamagedPartError,
+    LocalFiles,
     PartReader,
     Pending,
     own_columns,
@@ -105,10 +106,7 @@ class Output:
             except FileNotFoundError:
                 continue  # a run has just moved its last records to the archive
             except DamagedPartError as error:
-                raise StorageError(
-                    f"{files.path(name)}: {error}",
-                    remedy="Run the job again: it sets the part aside and asks for its rows anew.",
-                ) from error
+                raise _damaged(files, error) from error
         if pending is not None:
             yield from pending.select(names).to_batches(max_chunksize=batch_rows)
 
@@ -123,7 +121,7 @@ class Output:
             with PartReader(files, name, self.schema) as reader:
                 return reader.read(columns)
         except DamagedPartError as error:
-            raise StorageError(f"{files.path(name)}: {error}") from error
+            raise _damaged(files, error) from error
 
     def _rows(self) -> int:
         """How many live records there are, more or less, as the parts' own footers say it."""
@@ -156,6 +154,15 @@ class Output:
             for custom_id in table.filter(pc.equal(table.column("status"), "ok")).column("custom_id").to_pylist():
                 index.add_archived(custom_id)
         return index, keys
+
+
+def _damaged(files: LocalFiles, error: DamagedPartError) -> StorageError:
+    """Leave word of a damaged part for the next run, and return what to raise."""
+    files.report(error.part)
+    return StorageError(
+        f"{files.path(error.part)}: {error}",
+        remedy="Run the job again: it sets the part aside and asks for its rows anew.",
+    )
 
 
 class _Superseding:

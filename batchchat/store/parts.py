@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS
-from batchchat.store.files import free_name, publish, storage_errors, synchronize_folder
+from batchchat.store.files import PRIVATE_FILE, free_name, open_private, publish, storage_errors, synchronize_folder
 
 FORMAT = 1
 ROW_GROUP_ROWS = 10_000
@@ -294,6 +294,9 @@ def storable(value: Any) -> Any:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
+_REPORT = ".reported"
+
+
 class PartFiles(Protocol):
     """Where parts are kept: what object storage can do as well as a folder."""
 
@@ -317,6 +320,12 @@ class PartFiles(Protocol):
 
     def set_aside(self, name: str) -> str:
         """Move a damaged part out of the dataset, and say where it is now. Raises StorageError."""
+
+    def reported(self) -> list[str]:
+        """Return the names of parts that somebody found damaged; they are still in the dataset."""
+
+    def forget(self, name: str) -> None:
+        """Forget such a report: the part was looked at. Raises StorageError."""
 
 
 class LocalFiles:
@@ -374,6 +383,28 @@ class LocalFiles:
             synchronize_folder(self._folder)
             synchronize_folder(self._damaged)
         return str(target)
+
+    def report(self, name: str) -> None:
+        """Leave word for the next run that a part is damaged: a reader has no right to take it out itself.
+
+        Where even that cannot be written, the error that the reader raises is all there is.
+        """
+        with suppress(OSError), open_private(self._damaged / (name + _REPORT), "ab", PRIVATE_FILE):
+            pass
+
+    def reported(self) -> list[str]:
+        """Return the names that reports were left for."""
+        with storage_errors(self._damaged):
+            if not self._damaged.is_dir():
+                return []
+            found = [path.name.removesuffix(_REPORT) for path in self._damaged.iterdir() if path.suffix == _REPORT]
+        return sorted(name for name in found if self._pattern.fullmatch(name))
+
+    def forget(self, name: str) -> None:
+        """Remove a report."""
+        report = self._damaged / (name + _REPORT)
+        with storage_errors(report):
+            report.unlink(missing_ok=True)
 
 
 def part_number(name: str) -> int:

@@ -129,7 +129,10 @@ def _check_file(
                 check(name, batch)
     except FileNotFoundError:
         return False
-    except (DamagedPartError, StorageError) as error:
+    except DamagedPartError as error:
+        files.report(name)
+        report.problems.append(f"{files.path(name)}: {error}. The next run sets it aside.")
+    except StorageError as error:
         report.problems.append(f"{files.path(name)}: {error}")
     return True
 

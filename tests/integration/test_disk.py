@@ -8,13 +8,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from batchchat.demo import DemoOptions, DemoServer
-from tests.integration.jobs import query, texts, write_rows
+from batchchat.errors import StorageError
+from batchchat.export import export
+from batchchat.store import verify
+from tests.integration.jobs import make_job, query, run, texts, write_rows
 from tests.integration.processes import batchchat, start, wait_for
 
 ROWS = 300
@@ -153,6 +158,8 @@ def test_damaged_parts_are_found_and_their_rows_run_again(tmp_path: Path) -> Non
         found = batchchat("verify", "out", cwd=tmp_path)
         assert found.returncode == 74
         assert parts[0].name in found.stdout + found.stderr
+        parts[0].write_bytes(whole)
+        assert "is damaged" not in batchchat("run", job, cwd=tmp_path).stderr  # it was mended by other means
         parts[0].write_bytes(whole[:-20])  # a torn footer is found at the start
         again = batchchat("run", job, cwd=tmp_path)
         assert again.returncode == 0, again.stderr
@@ -161,3 +168,43 @@ def test_damaged_parts_are_found_and_their_rows_run_again(tmp_path: Path) -> Non
         assert any((tmp_path / "out" / "_batchchat" / "damaged").iterdir())
         assert query(tmp_path, "select count(*), count(distinct key) from data") == [(ROWS, ROWS)]
         assert batchchat("verify", "out", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("finder", "column"),
+    [("verify", "completion"), ("verify", "text"), ("export", "completion"), ("run", "custom_id"), ("run", "status")],
+)
+def test_flipped_bytes_are_found_by_who_reads_them_and_mended_by_the_next_run(
+    tmp_path: Path, column: str, finder: str
+) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(60))
+    with DemoServer(DemoOptions(latency_s=0)) as demo:
+        job = make_job(tmp_path, demo.base_url, output={"path": str(tmp_path / "out"), "part_rows": 20})
+        assert run(job).ok == 60
+        part = tmp_path / "out" / "data" / "part-00001.parquet"
+        flip(part, column)
+        if finder != "run":
+            with suppress(StorageError):
+                if finder == "verify":
+                    assert [problem for problem in verify(tmp_path / "out").problems if part.name in problem]
+                else:
+                    export(tmp_path / "out", tmp_path / "x.jsonl")
+                    raise AssertionError("damaged records were exported")
+            assert part.exists()
+        again = run(job)
+        assert (again.exit_code, again.ok, again.new_ok) == (0, 60, 20)
+        assert any(part.name in warning and "run again" in warning for warning in again.warnings)
+    assert [path.name for path in (tmp_path / "out" / "_batchchat" / "damaged").iterdir()] == [part.name]
+    assert query(tmp_path, "select count(*), count(distinct key) from data") == [(60, 60)]
+    assert verify(tmp_path / "out").problems == []
+
+
+def flip(part: Path, column: str) -> None:
+    """Change some bytes of one column, and none of any other."""
+    group = pq.read_metadata(part).row_group(0)
+    chunk = next(group.column(n) for n in range(group.num_columns) if group.column(n).path_in_schema == column)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data = bytearray(part.read_bytes())
+    for place in range(start + chunk.total_compressed_size - 8, start + chunk.total_compressed_size):
+        data[place] ^= 0x55
+    part.write_bytes(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,50 @@ def test_every_record_column_has_a_place(tmp_path: Path) -> None:
     (found,) = log.encode([Settled(record(batch, 0))])
     log.close()
     assert len(found.values) == len(RECORD_COLUMNS)
+
+
+def check_damage(folder: Path, damage: Callable[[bytes, int], bytes], step: int) -> None:
+    """Damage a journal at every `step` bytes: commits before the place come back, and nothing that was not written."""
+    log = journal(folder)
+    written: list[Any] = []
+    ends = [(log.path.stat().st_size, 0)]
+    for first, count in ((0, 1), (1, 2)):
+        written += [list(each.values) for each in write(log, settled(first, count))]
+        ends.append((log.path.stat().st_size, len(written)))
+    log.close()
+    whole = log.path.read_bytes()
+    for place in {*range(0, len(whole), step), *(end for end, _ in ends[:-1])}:
+        damaged = damage(whole, place)
+        log.path.write_bytes(damaged)
+        records, found = read(log.path)
+        assert [list(each.values) for each in records] == written[: len(records)]
+        assert len(records) >= max((count for end, count in ends if end <= place), default=0)
+        assert (found.damage is None) == (
+            damaged == b"" or (place in {end for end, _ in ends} and len(damaged) == place)
+        )
+        if found.damage is not None:
+            assert found.damage.offset <= place
+            assert found.damage.offset + found.damage.dropped == len(damaged)
+
+
+def cut(whole: bytes, place: int) -> bytes:
+    return whole[:place]
+
+
+def flip(whole: bytes, place: int) -> bytes:
+    return whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+def test_damaged_anywhere_it_gives_back_every_commit_before(
+    tmp_path: Path, damage: Callable[[bytes, int], bytes]
+) -> None:
+    check_damage(tmp_path, damage, 7)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("damage", [cut, flip])
+def test_damaged_at_any_byte_it_gives_back_every_commit_before(
+    tmp_path: Path, damage: Callable[[bytes, int], bytes]
+) -> None:
+    check_damage(tmp_path, damage, 1)
