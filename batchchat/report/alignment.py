@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchchat.format import short
 from batchchat.inspection import Templates
+from batchchat.report.texts import LONGEST_TEXT, Messages, Room
 from batchchat.sources import python_rows
 from batchchat.store import Output
 
-_MOST_INPUT_BYTES = 600_000_000
+_READ_ROWS = 256
+_TEXTS = ("completion", "reasoning", "refusal", "error_message")
 _FIELDS = (
     "custom_id",
     "run_id",
@@ -34,8 +34,6 @@ _FIELDS = (
     "http_status",
     "latency_s",
 )
-Messages = list[list[str]]
-"""The messages of a request as [role, text]."""
 
 
 class Records:
@@ -43,51 +41,60 @@ class Records:
 
     `scored` are the lines of the variant's scores, with their `slot`. Where they tell of a `custom_id`, it leads to the
     record, as in the scoring: a record's own place is that of the input as it was then. Else its key or place does.
+
+    A row's messages are told as the records are read, a few hundred at a time: the inputs may be large, and are never
+    in memory together.
     """
 
-    def __init__(self, output: Output | None, ids: pa.Array, samples: int, scored: pa.Table | None = None) -> None:
+    def __init__(
+        self, output: Output | None, ids: pa.Array, room: Room, *, samples: int = 1, scored: pa.Table | None = None
+    ) -> None:
         self._samples = samples
+        self._room = room
         self._known: tuple[pa.Array, pa.Array] | None = None
         if scored is not None and scored.num_rows and "custom_id" in scored.column_names:
             known = scored.group_by("custom_id").aggregate([("slot", "min")])
             self._known = known.column("custom_id").combine_chunks(), known.column("slot_min").combine_chunks()
-        self._templates = Templates(output) if output is not None else None
-        self._note = ""
-        self._inputs: list[str] = []
+        self._messages: dict[int, bytes | str] = {}
         self._table = pa.table({"slot": pa.array([], pa.int64())})
         self._slots: list[int] = []
-        self.answer_bytes = 0
         if output is not None and output.schema is not None:
             self._load(output, output.schema, ids)
-        self.count = len(self._slots)
 
     def _load(self, output: Output, schema: pa.Schema, ids: pa.Array) -> None:
-        self._inputs = [] if output.input_schema is None else list(output.input_schema.names)
+        templates = Templates(output)
+        inputs = [] if output.input_schema is None else list(output.input_schema.names)
         own = [name for name in _FIELDS if name in schema.names]
-        batches: list[pa.RecordBatch] = []
-        read = 0
-        needed = ["key", "row_index", "finished_at"]
-        for batch in output.records(list(dict.fromkeys([*own, *needed, *self._inputs]))):
+        columns = list(dict.fromkeys([*own, "key", "row_index", "finished_at", *inputs]))
+        kept: list[pa.RecordBatch] = []
+        for batch in output.records(columns, batch_rows=_READ_ROWS):
             slot = self._slot(batch, ids)
             chosen = batch.append_column("slot", slot).filter(pc.is_valid(slot))
-            read += chosen.nbytes
-            if read > _MOST_INPUT_BYTES:
-                self._note = "not shown: the inputs are too large for a page"
-            if self._note:
-                batches = [kept.select([*own, "finished_at", "slot"]) for kept in batches]
-                chosen = chosen.select([*own, "finished_at", "slot"])
             if chosen.num_rows:
-                batches.append(chosen)
-        if not batches:
+                self._recall(templates, inputs, chosen)
+                kept.append(_short(chosen.select([*own, "finished_at", "slot"])))
+        if not kept:
             return
-        table = pa.Table.from_batches(batches)
         # Of several records of a row, the newest is the one whose score is told.
-        table = table.sort_by([("slot", "ascending"), ("finished_at", "descending")])
+        table = pa.Table.from_batches(kept).sort_by([("slot", "ascending"), ("finished_at", "descending")])
         slots = table.column("slot").to_pylist()
         first = [index for index, slot in enumerate(slots) if index == 0 or slots[index - 1] != slot]
         self._table = table.take(first).combine_chunks()
         self._slots = [slots[index] for index in first]
-        self.answer_bytes = self._table.column("completion").nbytes
+
+    def _recall(self, templates: Templates, inputs: Sequence[str], batch: pa.RecordBatch) -> None:
+        """Tell the messages of rows that are not known yet: as JSON, or as a text that says why they cannot be told."""
+        runs, samples, slots, answers = (
+            batch.column(name).to_pylist() for name in ("run_id", "sample_index", "slot", "completion")
+        )
+        rows = python_rows(batch.select(inputs))
+        for row, run_id, sample, slot, answer in zip(rows, runs, samples, slots, answers, strict=True):
+            self._room.take(answer)
+            position = slot // self._samples
+            if isinstance(self._messages.get(position), bytes):
+                continue
+            messages, note = templates.messages(str(run_id), row, int(sample))
+            self._messages[position] = note if messages is None else self._room.keep(messages)
 
     def _slot(self, batch: pa.RecordBatch, ids: pa.Array) -> pa.Array:
         """The slot of each record, null where it has none."""
@@ -107,19 +114,21 @@ class Records:
         batch = self._table.slice(first, last - first).combine_chunks().to_batches()[0]
         return dict(zip(self._slots[first:last], python_rows(batch), strict=True))
 
-    def at(self, slot: int) -> dict[str, Any] | None:
-        """The record of a slot, if there is one."""
-        return self.between(slot, slot + 1).get(slot)
+    def messages(self, position: int) -> tuple[Messages | None, str]:
+        """The messages that a row was asked with, or None and why they cannot be told."""
+        found = self._messages.get(position, "")
+        return (None, found) if isinstance(found, str) else (self._room.messages(found), "")
 
-    def messages(self, record: Mapping[str, Any], cut: int | None) -> tuple[Messages | None, str]:
-        """The messages that a record was asked with, or None and why they cannot be told."""
-        if self._templates is None or self._note:
-            return None, self._note
-        columns = {name: record[name] for name in self._inputs}
-        messages, note = self._templates.messages(str(record["run_id"]), columns, int(record["sample_index"]))
-        if messages is None:
-            return None, note
-        return [[str(message.get("role") or ""), cut_text(message_text(message), cut)] for message in messages], ""
+
+def _short(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The records with no text much longer than a page shows; `letters` tells how long each answer was."""
+    batch = batch.append_column("letters", pc.utf8_length(batch.column("completion")))
+    for name in _TEXTS:
+        at = batch.schema.get_field_index(name)
+        if at >= 0:
+            cut = pc.utf8_slice_codeunits(batch.column(name), 0, LONGEST_TEXT + 1)
+            batch = batch.set_column(at, batch.schema.field(at), cut)
+    return batch
 
 
 def row_ids(data: pa.RecordBatch | pa.Table) -> Any:
@@ -163,31 +172,3 @@ def _evenly(positions: pa.Array, most: int) -> list[int]:
     count = len(positions)
     chosen = range(count) if count <= most else [index * count // most for index in range(most)]
     return [positions[index].as_py() for index in chosen]
-
-
-def message_text(message: Mapping[str, Any]) -> str:
-    """A message's content as text: of an image, what it is and how large."""
-    content = message.get("content")
-    parts = content if isinstance(content, list) else [content]
-    texts = [_part(part) for part in parts if part is not None]
-    texts += [orjson.dumps(call).decode() for call in message.get("tool_calls") or ()]
-    return "\n".join(texts)
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    if isinstance(part, dict) and isinstance(part.get("text"), str):
-        return str(part["text"])
-    image = part.get("image_url") if isinstance(part, dict) else None
-    url = str(image.get("url") if isinstance(image, dict) else image or "")
-    if url.startswith("data:"):
-        return f"[{url[5:].partition(';')[0]}, {short(len(url) * 3 // 4)} bytes]"
-    return f"[image {url}]" if url else orjson.dumps(part, default=str).decode()
-
-
-def cut_text(text: str, longest: int | None) -> str:
-    """Return a text that is at most so long, and says how much of it is left out."""
-    if longest is None or len(text) <= longest:
-        return text
-    return f"{text[:longest]} … [{len(text) - longest:,} more characters]"

@@ -2,8 +2,8 @@
 
 A block is a JSON array of some hundred rows, compressed; the page opens the blocks that it shows or searches. The
 index holds what filters and orders need of every row, in columns. A page is bounded: beyond `MOST_ROWS` rows (fewer
-where there are many variants) those are shown on which variants differ, then an even choice of the others; beyond
-`MOST_BYTES` of text, long texts are cut.
+where there are many variants) those are shown on which variants differ, then an even choice of the others; long texts
+are cut, and cut shorter where all of them would be too much.
 
 In a row, `m` are its different prompts (lists of [role, text]), `u` tells for each variant which prompt it was asked
 with, and `a` holds for each variant its samples: `t` text, `e` failure, `c` tool calls, `x` refusal, `r` reasoning,
@@ -15,25 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchchat.report.alignment import Messages, Records, choose_rows, cut_text, row_ids, rows_of
+from batchchat.report.alignment import Records, choose_rows, row_ids, rows_of
 from batchchat.report.library import pack
 from batchchat.report.suite import Suite
+from batchchat.report.texts import Messages, Room
 
 MOST_ROWS = 20_000
 MOST_CELLS = 4_000_000
-MOST_BYTES = 200_000_000
-_LONGEST_TEXT = 20_000
-_SHORTEST_CUT = 400
 _BLOCK_LETTERS = 400_000
 _BLOCK_ROWS = 400
-_PROBE_ROWS = 200
 _SHORT_NAMES = {
     "completion": "t",
     "refusal": "x",
@@ -97,8 +94,9 @@ class Answers:
         self._scores = [[self._scored(of_variant[name], scorer) for scorer in self.scorers] for name in self.names]
         self._labels = self._labels_of(of_variant)
         self._pairs = self._pairs_of(self._placed(verdicts.append_column("id", row_ids(verdicts))), pairs)
+        self._room = Room(len(self) * self.samples * len(self.names))
         self._records = [
-            Records(output, self._ids, self.samples, of_variant[name])
+            Records(output, self._ids, self._room, samples=self.samples, scored=of_variant[name])
             for name, output in zip(self.names, outputs, strict=True)
         ]
         self._groups: list[list[int | None]] = [[] for _ in self.names]
@@ -106,7 +104,6 @@ class Answers:
         self._measures: dict[str, list[list[float | None]]] = {
             name: [[] for _ in self.names] for name in ("cost", "latency_s", "letters")
         }
-        self.cut = _LONGEST_TEXT
         self.starts: list[int] = []
 
     @property
@@ -173,7 +170,6 @@ class Answers:
 
     def blocks(self) -> Iterator[str]:
         """The rows in packed blocks, in the order of the index."""
-        self.cut = self._bearable_length()
         lines: list[bytes] = []
         letters = 0
         for start in range(0, len(self), _BLOCK_ROWS):
@@ -188,23 +184,6 @@ class Answers:
                     lines, letters = [], 0
         if lines:
             yield _packed(lines)
-
-    def _bearable_length(self) -> int:
-        """How long a text may be so that the page stays bearable: told by the answers, and by some of the prompts."""
-        step = max(1, len(self) // _PROBE_ROWS)
-        letters = texts = 0
-        for variant in self._records:
-            probed = range(0, len(self), step)
-            for position in probed:
-                record = variant.at(position * self.samples)
-                messages = variant.messages(record, None)[0] if record else None
-                letters += sum(len(text) for _, text in messages or ()) * len(self) // len(probed)
-                texts += len(messages or ()) * len(self) // len(probed)
-            letters += variant.answer_bytes
-            texts += variant.count
-        if letters <= MOST_BYTES:
-            return _LONGEST_TEXT
-        return max(_SHORTEST_CUT, MOST_BYTES // max(1, texts))
 
     def _rows(self, start: int, end: int) -> Iterator[dict[str, Any]]:
         records = [variant.between(start * self.samples, end * self.samples) for variant in self._records]
@@ -221,8 +200,7 @@ class Answers:
         used: list[int | None] = []
         answers: list[list[dict[str, Any] | None]] = []
         for number, samples in enumerate(records):
-            first = samples[min(samples)] if samples else None
-            messages, note = self._records[number].messages(first, self.cut) if first else (None, "")
+            messages, note = self._records[number].messages(position) if samples else (None, "")
             used.append(None if messages is None else _place(prompts, messages))
             told = [self._answer(number, position, sample, samples.get(sample)) for sample in range(self.samples)]
             if note and told[0] is not None:
@@ -259,17 +237,17 @@ class Answers:
         for name, key in _SHORT_NAMES.items():
             value = record.get(name)
             if value is not None:
-                told[key] = cut_text(value, self.cut) if isinstance(value, str) else value
+                told[key] = self._room.cut(value) if isinstance(value, str) else value
         if record.get("finish_reason") not in {None, "stop"}:
             told["f"] = record["finish_reason"]
         if record.get("tool_calls"):
             told["c"] = [
-                [call.get("name"), cut_text(call.get("arguments") or "", self.cut)] for call in record["tool_calls"]
+                [call.get("name"), self._room.cut(call.get("arguments") or "")] for call in record["tool_calls"]
             ]
         if record.get("status") != "ok":
             told["e"] = [
                 record.get("error_kind"),
-                cut_text(record.get("error_message") or "", self.cut),
+                self._room.cut(record.get("error_message") or ""),
                 record.get("http_status"),
             ]
         return told
@@ -286,7 +264,7 @@ class Answers:
             self._groups[number].append(groups.setdefault(meaning, len(groups)) if ordered else None)
             self._measures["cost"][number].append(_sum(record.get("cost") for record in ordered))
             self._measures["latency_s"][number].append(_mean([record.get("latency_s") for record in ordered]))
-            self._measures["letters"][number].append(_mean([len(record.get("completion") or "") for record in ordered]))
+            self._measures["letters"][number].append(_mean([record.get("letters") for record in ordered]))
 
     def index(self) -> str:
         """What filters and orders need, packed."""
@@ -302,7 +280,7 @@ class Answers:
                     "state": self._states,
                     "group": self._groups,
                     "value": [[self._means(score) for score in scores] for scores in self._scores],
-                    "labels": {scorer: asdict(labels) for scorer, labels in self._labels.items()},
+                    "labels": self._labels,
                     "pairs": [
                         {"scorer": pair.scorer, "a": pair.a, "b": pair.b, "value": self._means(pair.scores)}
                         for pair in self._pairs

@@ -7,7 +7,7 @@ outputs. Nothing is computed anew that the summary tells.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def _data(suite: Suite, answers: Answers, figures: Mapping[str, Figure]) -> dict
     return {
         "variants": names,
         "scores": scores,
-        "differences": [asdict(one) for one in _differences(suite, names)],
+        "differences": _differences(suite, names),
         "matrices": _matrices(suite),
         "labelled": answers.labelled,
     }

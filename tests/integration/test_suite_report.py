@@ -367,6 +367,7 @@ def test_odd_suites_have_a_page_too(
         ready(page)
         if change is _unanswered:
             assert page.text("#found") == "0 rows"
+            assert page.text("#rows tbody") == "There are no answers yet."
             return
         assert page.text("#found") == "6 rows"
         page.click("#rows button.open:text-is('T-1')")

@@ -15,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.report import answers as module
-from batchchat.report.alignment import choose_rows, cut_text, message_text, row_ids
+from batchchat.report import texts as texts_module
+from batchchat.report.alignment import choose_rows, row_ids
 from batchchat.report.answers import Answers
 from batchchat.report.suite import NO_VALUES, Score, Suite, better, read_suite
 from batchchat.report.suite_figures import Point, pareto
 from batchchat.report.suite_report import score_text
+from batchchat.report.texts import Room, cut_text, message_text
 
 
 def point(cost: float, value: float) -> Point:
@@ -132,7 +134,30 @@ def test_messages_are_told_as_text_and_images_by_what_they_are() -> None:
     linked = {"type": "image_url", "image_url": "https://example.com/x.png"}
     assert message_text({"content": [linked]}) == "[image https://example.com/x.png]"
     assert message_text({"content": None, "tool_calls": [{"id": "1"}]}) == '{"id":"1"}'
-    assert cut_text("abcdef", 3) == "abc … [3 more characters]"
+
+
+def test_a_text_is_cut_once() -> None:
+    assert cut_text("abcdef", 6) == "abcdef"
+    cut = cut_text("abcdef", 3)
+    assert cut == "abc … [the rest is left out]"
+    assert cut_text(cut, 3) == cut
+    assert cut_text(cut, 2) == "ab … [the rest is left out]"
+
+
+def test_texts_grow_shorter_where_all_of_them_would_be_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts_module, "MOST_LETTERS", 1_000_000)
+    small, large = Room(1_000), Room(1_000)
+    kept = []
+    for number in range(1_000):
+        small.take("a" * 100)
+        large.take("a" * 5_000)
+        kept.append(large.keep([{"role": "user", "content": f"{number} " + "b" * 9_000}]))
+    assert small.longest == 20_000
+    assert 400 <= large.longest < 1_000
+    ((role, text),) = large.messages(kept[0])
+    assert role == "user"
+    assert len(text) == large.longest + len(" … [the rest is left out]")
+    assert large.keep([{"role": "user", "content": "same"}]) is large.keep([{"role": "user", "content": "same"}])
 
 
 def unpacked(text: str) -> Any:

@@ -257,6 +257,10 @@ const browser = (() => {
       const line = rowLine(position, rows[at]);
       return state.open === position ? [line, detailLine(position, rows[at])] : [line];
     }));
+    if (!shown.length) {
+      const words = total ? 'No row passes the filters.' : 'There are no answers yet.';
+      document.querySelector('#rows tbody').append(element('tr', {}, element('td', { class: 'quiet', colspan: visible().length + 2 }, words)));
+    }
     if (focus !== null) buttons()[Math.min(focus, shown.length - 1)]?.focus();
     document.documentElement.dataset.rows = 'shown';
   }

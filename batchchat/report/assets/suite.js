@@ -56,7 +56,7 @@ const suite = (() => {
     body.replaceChildren(...shown.map(pairLine));
     const tests = [...new Set(shown.map((one) => one.test).filter(Boolean))];
     byId('pairs-note').textContent = shown.length
-      ? `Differences are the first variant less the second.${tests.length ? ` Test: ${tests.join(', ')}.` : ''}`
+      ? `Differences are the first variant less the second. Intervals are those of one pair by itself, p is adjusted for all pairs of the score.${tests.length ? ` Test: ${tests.join(', ').replaceAll('_', ' ')}.` : ''}`
       : 'No pair of variants is compared by this score.';
   }
 
