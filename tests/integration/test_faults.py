@@ -94,7 +94,7 @@ def kind_of(fault: str, *, stock: bool = False) -> str:
 def faulty_job(folder: Path, url: str, rows: int, **fields: Any) -> Job:
     write_rows(folder / "rows.jsonl", texts(rows))
     provider = {"base_url": url + "/v1", "api_key_env": "CANARY", **fields.pop("provider", {})}
-    retry = {"attempts": 1, "request_timeout": "1s", "row_deadline": "1s", **fields.pop("retry", {})}
+    retry = {"attempts": 1, "request_timeout": "2s", "row_deadline": "2s", **fields.pop("retry", {})}
     return make_job(folder, None, provider=provider, retry=retry, limits={"concurrency": 1}, **fields)
 
 
@@ -196,7 +196,8 @@ def test_a_bad_certificate_is_refused_with_a_hint(tmp_path: Path, name: str, kin
 
     with RawServer(always(response()), tls=context) as server:
         provider = {"ca_file": str(authority)} if trusted else {}
-        job = faulty_job(tmp_path, server.url, 1, provider=provider)
+        patient = {"request_timeout": "20s", "row_deadline": "20s"}
+        job = faulty_job(tmp_path, server.url, 1, provider=provider, retry=patient)
 
         async def main() -> batchchat.RunSummary:
             transport = choose_transport(server.url, ca_file=authority if trusted else None, kind=kind)
