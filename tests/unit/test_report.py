@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 from base64 import b64decode
 from datetime import UTC, datetime, timedelta
+from importlib import resources
 from itertools import pairwise
 from typing import Any
 
@@ -235,6 +237,31 @@ def test_embedded_data_comes_back_and_cannot_end_its_element(value: Any) -> None
 
 def test_text_of_the_data_is_no_markup_in_a_chart() -> None:
     assert plain('<a href="x">&amp;</a>') == '&lt;a href="x"&gt;&amp;amp;&lt;/a&gt;'
+
+
+def luminance(color: str) -> float:
+    """Relative luminance (WCAG 2.2)."""
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio (WCAG 2.2)."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_can_be_read_on_everything_that_is_behind_it(scheme: int) -> None:
+    style = (resources.files("batchchat.report") / "assets" / "style.css").read_text(encoding="utf-8")
+    found = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", style)
+    colors = {name: (light, dark)[scheme] for name, light, dark in found}
+    behind = [(text, back) for text in ("text", "quiet", "accent", "good", "bad", "warn") for back in ("page", "card")]
+    behind += [(tone, f"{tone}-soft") for tone in ("accent", "good", "bad", "warn")]
+    behind += [(text, "sunk") for text in ("text", "quiet", "accent")]
+    ratios = {pair: contrast(colors[pair[0]], colors[pair[1]]) for pair in behind}
+    assert {pair: ratio for pair, ratio in ratios.items() if ratio < 4.5} == {}
 
 
 def test_the_library_is_packed_the_same_every_time_and_names_its_license() -> None:
