@@ -512,7 +512,8 @@ def test_any_answer_has_a_verdict_and_only_a_real_completion_is_ok(
 def test_any_message_in_a_real_envelope_is_read_without_an_error(message: dict[str, Any]) -> None:
     reply = read(200, answer(message))
     assert (reply.verdict is Verdict.OK) == (reply.failure is None)
-    assert reply.text is None or reply.text.encode()
+    if reply.text is not None:
+        reply.text.encode()  # no lone surrogate is left
 
 
 @given(st.text(max_size=200))
