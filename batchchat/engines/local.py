@@ -45,6 +45,8 @@ _TRIES_FOR_ANOTHER = 32
 _DELAYED_MAX = 10_000
 _READY_MIN = 512
 _READY_BYTES = 32 * 2**20
+_READY_FAR = 16_384
+"""Requests that are read ahead, within the same bytes, where rows near by may all be bad."""
 _DELAYED_BYTES = 256 * 2**20
 _MONITOR_S = 1.0
 _LONG_S = 3600.0
@@ -109,7 +111,7 @@ class LocalEngine:
         self._blame = Blame()
         self._last_unreached = "no connection"
         self._ready: deque[Request] = deque()
-        self._ready_bytes = self._delayed_bytes = 0
+        self._ready_bytes = self._delayed_bytes = self._given = 0
         self._due: deque[Request] = deque()
         self._delayed: list[tuple[float, int, Request]] = []
         self._order = count()
@@ -127,6 +129,11 @@ class LocalEngine:
         self._group: TaskGroup | None = None
 
     # --- what the run asks and tells
+
+    @property
+    def answered(self) -> bool:
+        """Whether the model has answered in this run."""
+        return self._succeeded
 
     @property
     def sending(self) -> int:
@@ -207,19 +214,26 @@ class LocalEngine:
                     async for requests in feed:
                         self._ready.extend(requests)
                         self._ready_bytes += sum([len(request.body) for request in requests])
+                        self._given += 1
                         self._staff(sink)
-                        while len(self._ready) >= self._supply() or self._ready_bytes >= _READY_BYTES:
+                        while len(self._ready) >= self._reach() or self._ready_bytes >= _READY_BYTES:
                             self._feed_room = anyio.Event()
                             await self._feed_room.wait()
                         if sink.full:
                             await sink.room()
                     self._feed_done = True
+                    self._staff(sink)
             finally:
                 self._idle_scopes.discard(scope)
         self._wake_for_end()
 
     def _supply(self) -> int:
         return max(_READY_MIN, 2 * self._limiter.window)
+
+    def _reach(self) -> int:
+        """How many requests are read ahead now."""
+        supply = self._supply()
+        return max(supply, _READY_FAR) if self._refusals.reading else supply
 
     def _staff(self, sink: Sink) -> None:
         """Give what is ready to workers that wait, or start some, no more of them than the window is wide.
@@ -243,12 +257,21 @@ class LocalEngine:
             self._in_hand += 1
             return self._due.popleft()
         if self._ready and self._may_take:
-            self._in_hand += 1
-            trying = self._refusals.trying
-            request = self._refusals.pick(self._ready, self._rng) if trying else self._ready.popleft()
-            self._make_room(request)
+            request = self._try_another() if self._refusals.trying else self._ready.popleft()
+            if request is not None:
+                self._in_hand += 1
+                self._make_room(request)
             return request
         return None
+
+    def _try_another(self) -> Request | None:
+        """A row to try while refusals are held, if one is to be tried now."""
+        if self._refusals.reading:
+            if not (self._feed_done or len(self._ready) >= _READY_FAR or self._ready_bytes >= _READY_BYTES):
+                self._feed_room.set()
+                return None
+            self._refusals.read_on()
+        return self._refusals.pick(self._ready, self._rng)
 
     @property
     def _may_take(self) -> bool:
@@ -293,6 +316,9 @@ class LocalEngine:
                         if permit is None:
                             break
                         now = self._clock()
+                    if self._draining:  # which began just as a wait for the budget, or for the permit, ended
+                        permit.give_back(now)
+                        break
                     if permit.probe and self._limiter.down:
                         request = self._prober(request, permit)
                     await self._attempt(request, permit, hold, sink, now)
@@ -410,7 +436,7 @@ class LocalEngine:
         if reviewer is None and reply.verdict is Verdict.OK:
             sink.put(Settled(request, reply, None))
         elif reviewer is None:
-            self._unsuccessful(request, reply, sink, sent_at=now, probe=permit.probe)
+            self._unsuccessful(request, reply, sink, probe=permit.probe)
         if reviewer is not None:
             await self._review(reviewer, request, reply, sink)
         if self._workers < self._limiter.window:
@@ -421,7 +447,10 @@ class LocalEngine:
         self._succeeded = True
         if self._blame.accused:
             self._blame.settled(request)
-        self._fail_all(self._refusals.answered(sent_at), sink)
+        refused = self._refusals.answered(sent_at)
+        if refused:
+            self._fail_all(refused, sink)
+            self._staff(sink)
         if reply.verdict is Verdict.OK and reply.usage is not None:
             self._estimator.learn(request.prompt_tokens, reply.usage)
 
@@ -449,7 +478,7 @@ class LocalEngine:
             self._due.append(request)
             self._staff(sink)
 
-    def _unsuccessful(self, request: Request, reply: Reply, sink: Sink, *, sent_at: float, probe: bool) -> None:
+    def _unsuccessful(self, request: Request, reply: Reply, sink: Sink, *, probe: bool) -> None:
         assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
         if not reply.sent:
             self._last_unreached = reply.failure.message
@@ -480,12 +509,16 @@ class LocalEngine:
             self.halt_for(NeedsHuman(reply.failure.message, remedy=_FATAL_REMEDY))
         elif decision.action is RetryAction.REFUSED or self._refusals.may_concern_all(reply):
             self._blame.settled(request)
-            others = self._refusals.add(request, reply, sent_at=sent_at, now=anyio.current_time())
+            others = self._refusals.add(request, reply, now=anyio.current_time(), under_way=self._sending)
             self._fail_all(others, sink)
-            self._halt_for_refusals()
+            if not self._halt_for_refusals():
+                self._staff(sink)
         else:
             self._blame.settled(request)
+            self._refusals.excused(request)
             self._fail(request, reply, decision.reason, sink)
+            if self._refusals and not self._halt_for_refusals():
+                self._staff(sink)
 
     def _fail(self, request: Request, reply: Reply, reason: str | None, sink: Sink) -> None:
         assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
@@ -543,7 +576,8 @@ class LocalEngine:
             self._fail(request, reply, None, sink)
 
     async def _monitor(self, sink: Sink) -> None:
-        """Watch for an outage that lasts too long, and for a host that never answers."""
+        """Watch for an outage that lasts too long, a host that never answers, and a feed that gives nothing."""
+        given = -1
         while not (self._draining or self._exhausted()):
             outage = self._limiter.outage_s
             if outage > self._policy.outage:
@@ -553,6 +587,10 @@ class LocalEngine:
             elif not self._limiter.answered and self._limiter.unreachable_s > UNREACHABLE_S:
                 message = f"the provider cannot be reached: {self._last_unreached}"
                 self.halt_for(ProviderUnavailable(message, remedy=_ADDRESS_REMEDY))
+            if given == self._given and self._refusals.reading:
+                self._refusals.read_on()
+                self._staff(sink)
+            given = self._given if self._refusals.reading else -1
             await self._idle(lambda: anyio.sleep(_MONITOR_S))
 
     def _all_accused(self) -> bool:

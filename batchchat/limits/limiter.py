@@ -67,6 +67,16 @@ class Permit:
         self._limiter = None
         limiter._settle(self, reply, current_time() if now is None else now)  # noqa: SLF001 - its other half
 
+    def give_back(self, now: float | None = None) -> None:
+        """Settle a permit that was not used: neither its request nor its tokens were taken.
+
+        Raises RuntimeError when settled already.
+        """
+        limiter = self._limiter
+        self.settle(None, now)
+        if limiter is not None:
+            limiter._untake(self)  # noqa: SLF001 - its other half
+
 
 class _Waiter:
     __slots__ = ("event", "gone", "key", "tokens")
@@ -260,6 +270,11 @@ class Limiter:
                 self._accepted(permit, now)
         if self._waiters:
             self._waiters[0].event.set()
+
+    def _untake(self, permit: Permit) -> None:
+        """Take what an unused permit reserved out of the pace."""
+        self._requests.settle(permit.granted_at, -1)
+        self._tokens.settle(permit.granted_at, -permit.tokens)
 
     def _release(self, now: float) -> None:
         if self._breaker.active:

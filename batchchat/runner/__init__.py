@@ -598,6 +598,8 @@ class _Run:
         error = self.writer.error or self.engine.halt or self.failed
         if isinstance(error, StoppedEarly) and self._nothing_left():
             error = None  # the deadline came when nothing was left to do
+        if self.engine.answered and self.writer.error is None:
+            error = error or await self._note_answered()
         complete = self.read_all and error is None and not self.stop.asked and self.prepared.selection.whole
         if complete:
             error = await self._complete_pass()
@@ -668,9 +670,20 @@ class _Run:
         """
         digest, state = self.text_digest(), self.store.read_state()
         noted = state.get("text_digest")
-        self.same_text = noted == digest
+        self.same_text = digest in {noted, state.get("answered_text")}
         if noted not in {digest, _SEVERAL}:
             self.store.save_state({**state, "text_digest": digest if noted is None else _SEVERAL})
+
+    async def _note_answered(self) -> StorageError | None:
+        """Note that the model has answered this job's text, also where the output holds records of others."""
+        digest = self.text_digest()
+        try:
+            state = await self.offload(self.store.read_state)
+            if state.get("answered_text") != digest:
+                await self.offload(self.store.save_state, {**state, "answered_text": digest})
+        except StorageError as error:
+            return error
+        return None
 
     def text_digest(self) -> str:
         """A digest of everything in the job that shapes requests."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, cast
 
 import anyio
 import pyarrow as pa
+import pytest
 import trio.testing
 
+from batchchat.budget import Account, Budget
 from batchchat.client import ChatClient
 from batchchat.engines import Outcome, Settled
 from batchchat.engines.local import LocalEngine
@@ -76,19 +78,27 @@ def run(client: Client, size: int, count: int, concurrency: int) -> tuple[int, i
             yield [Request(f"{number:032x}", body, 10, None, BATCH, number)]
 
     async def main() -> None:
-        engine = LocalEngine(
-            cast("ChatClient", client),
-            Limiter(concurrency=concurrency, listener=lambda _: None, rng=random.Random(1)),
-            RetryPolicy(6, 310, 900, 600),
-            estimator=TokenEstimator(),
-            listener=lambda _: None,
-            rng=random.Random(1),
-        )
-        await engine.run(feed(), sink)
+        await make_engine(client, Limiter(concurrency=concurrency, rng=random.Random(1))).run(feed(), sink)
 
+    on_virtual_clock(main)
+    return most, sink.settled
+
+
+def make_engine(client: Any, limiter: Limiter, account: Account | None = None) -> LocalEngine:
+    return LocalEngine(
+        cast("ChatClient", client),
+        limiter,
+        RetryPolicy(6, 310, 900, 600),
+        estimator=TokenEstimator(),
+        listener=lambda _: None,
+        account=account,
+        rng=random.Random(1),
+    )
+
+
+def on_virtual_clock(main: Callable[[], Awaitable[None]]) -> None:
     clock = trio.testing.MockClock(autojump_threshold=0)
     anyio.run(main, backend="trio", backend_options={"clock": clock})
-    return most, sink.settled
 
 
 def test_large_requests_are_not_piled_up() -> None:
@@ -105,3 +115,73 @@ def test_large_requests_that_wait_for_another_attempt_are_bounded_too() -> None:
     most, settled = run(Client(failing=1), size=8 * MB, count=80, concurrency=4)
     assert settled == 80
     assert most <= (256 + 32 + 6 * 8) * MB
+
+
+@pytest.mark.parametrize("waits_for", ["permit", "budget"])
+def test_a_wait_that_ends_just_as_a_stop_comes_launches_nothing(waits_for: str) -> None:
+    client, sink = Client(), Sink()
+
+    async def main() -> None:
+        limiter = Limiter(requests_per_minute=1000, tokens_per_minute=10_000, concurrency=1, rng=random.Random(1))
+        budget = Budget(max_requests=1)
+        engine = make_engine(client, limiter, budget.account(None, None))
+        permit = limiter.try_acquire(100) if waits_for == "permit" else None
+        hold = budget.account(None, None).try_reserve(100, 10) if waits_for == "budget" else None
+
+        async def feed() -> AsyncGenerator[list[Request], None]:
+            yield [Request(f"{1:032x}", b"%08d" % 1, 10, None, BATCH, 1)]
+
+        async def stop() -> None:
+            await anyio.sleep(5)
+            if permit is not None:
+                permit.give_back()
+            if hold is not None:
+                hold.settle(None)
+            engine.drain()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(stop)
+            await engine.run(feed(), sink)
+        assert (client.seen, sink.settled, engine.attempts) == ({}, 0, 0)
+        pace, use = limiter.pace(), budget.use()
+        assert (pace.in_use, pace.requests_used, pace.tokens_used) == (0, 0, 0)
+        assert (use.in_flight, use.requests, use.reserved_tokens) == (0, 0, 0)
+
+    on_virtual_clock(main)
+
+
+class Choosy(Client):
+    """Refuses the first rows, all in the same words."""
+
+    def __init__(self, bad: int) -> None:
+        super().__init__()
+        self.bad = bad
+
+    async def send(self, body: bytes, **_: Any) -> Reply:
+        reply = await super().send(body)
+        if int(bytes(body[:8])) >= self.bad:
+            return reply
+        return Reply(Verdict.NO, failure=Failure(ErrorKind.INVALID_REQUEST, "too long", 400), latency_s=1.0)
+
+
+def test_a_slow_input_does_not_keep_its_rows_from_being_tried() -> None:
+    """It gives one row after the other, and never as many as would be read ahead."""
+    sink = Sink()
+    answered_at: list[float] = []
+
+    async def main() -> None:
+        client = Choosy(20)
+
+        async def feed() -> AsyncGenerator[list[Request], None]:
+            for number in range(30):
+                await anyio.sleep(5)
+                yield [Request(f"{number:032x}", b"%08d" % number, 10, None, BATCH, number)]
+                if number == 21:
+                    answered_at.append(sink.settled)
+
+        await make_engine(client, Limiter(concurrency=4, rng=random.Random(1))).run(feed(), sink)
+        assert set(client.seen.values()) == {1}
+
+    on_virtual_clock(main)
+    assert sink.settled == 30
+    assert answered_at == [21]
