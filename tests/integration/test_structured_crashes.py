@@ -44,6 +44,7 @@ class Series:
         self.demo = demo
         self.random = Random(seed)
         self.kills = self.corrected_at_kills = self.longest = 0
+        self.figures: dict[str, int] = {}
         self.kept: dict[str, int] = {}
         write_rows(folder / "rows.jsonl", texts(rows))
         data = {
@@ -136,7 +137,18 @@ def run_series(folder: Path, seed: int, rounds: int, rows: int) -> Series:
         state = read_state(folder / "out")
         stats = demo.stats()
         # Only what was answered and not committed at a kill is paid for twice, and is not in the ledger.
-        assert 0 <= (stats.answered_again or 0) <= stats.answered - state.spend.requests
+        again, unkept = stats.answered_again or 0, stats.answered - state.spend.requests
+        assert 0 <= again <= unkept
+        series.figures = {
+            "kills": series.kills,
+            "answers under correction at the kills": series.corrected_at_kills,
+            "longest chain": series.longest,
+            "bodies whose answer was kept": len(series.kept),
+            "records": records,
+            "answered": stats.answered,
+            "answered and not kept": unkept,
+            "paid again": again,
+        }
         return series
 
 
@@ -151,5 +163,8 @@ def test_no_answer_of_an_intermediate_step_is_asked_for_again_after_a_kill(tmp_p
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [21, 22, 23])
-def test_the_same_with_many_kills(tmp_path: Path, seed: int) -> None:
-    assert run_series(tmp_path, seed, 40, 400).kills >= 10
+def test_the_same_with_many_kills(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[Any]) -> None:
+    series = run_series(tmp_path, seed, 40, 400)
+    with capsys.disabled():
+        print(f"\n{series.figures}")
+    assert series.kills >= 10
