@@ -58,6 +58,9 @@ _CARD = b"""configs:
     path: data/*.parquet
 """
 
+_LOOKS = 3
+"""How often a folder is looked at before it is something else: another run may be creating its output just then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -142,6 +145,17 @@ class Layout:
 
         False where there is no folder, an empty one, or one whose creation was cut short.
         """
+        for _ in range(_LOOKS):
+            found = self._looks_like_output()
+            if found is not None:
+                return found
+        raise UsageError(
+            f"the output folder {self.root} holds something else, and no output of batchchat",
+            remedy="Choose an empty folder, or a path that is free.",
+        )
+
+    def _looks_like_output(self) -> bool | None:
+        """Tell whether the folder is an output; None for something else, or while another run creates or moves it."""
         try:
             if not self.root.exists():
                 return False
@@ -151,14 +165,11 @@ class Layout:
                 return True
             others = [path for path in self.root.iterdir() if path != self.state]
             begun = self.state.is_dir() and any(path.name not in {"tmp", "lock"} for path in self.state.iterdir())
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise _unusable(self.root, error) from error
-        if others or begun:
-            raise UsageError(
-                f"the output folder {self.root} holds something else, and no output of batchchat",
-                remedy="Choose an empty folder, or a path that is free.",
-            )
-        return False
+        return None if others or begun else False
 
     def check_format(self) -> None:
         """Raise UsageError where the output has a layout that this version does not know."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import yaml
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.errors import StorageError
 from batchchat.export import export
-from batchchat.store import verify
+from batchchat.store import read_state, verify
 from tests.integration.jobs import make_job, query, run, texts, write_rows
 from tests.integration.processes import batchchat, start, wait_for
 
@@ -111,6 +112,37 @@ def test_a_full_disk_stops_the_run_cleanly(tmp_path: Path, small_disk: Callable[
         assert "the disk is full" in done.stderr
         assert "Free some space" in done.stderr
         assert "Traceback" not in done.stderr
+        small_disk("4m")
+        goes_on(job, demo)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it mounts a tmpfs")
+def test_a_disk_that_is_full_when_a_killed_run_is_recovered_loses_nothing(
+    tmp_path: Path, small_disk: Callable[[str], None]
+) -> None:
+    def counted() -> dict[str, str]:
+        batches = read_state(tmp_path / "out").records(["custom_id", "completion"])
+        return {row["custom_id"]: row["completion"] for batch in batches for row in batch.to_pylist()}
+
+    with DemoServer(DemoOptions(latency_s=0.02)) as demo:
+        job = write_job(tmp_path, demo)
+        process = start("run", job, cwd=tmp_path)
+        wait_for(lambda: demo.stats().answered >= 120)
+        process.kill()
+        process.communicate()
+        before = counted()
+        assert len(before) >= 60
+        for room in (0, 4, 16):
+            disk = os.statvfs(tmp_path / "out")
+            used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize // 1024
+            small_disk(f"{used + room}k")
+            done = batchchat("run", job, "--limit", "1", cwd=tmp_path)
+            assert done.returncode in {0, 74}, done.stderr
+            assert room or done.returncode == 74
+            assert "the disk is full" in done.stderr or not done.returncode
+            assert "Traceback" not in done.stderr
+            assert counted().items() >= before.items()
+            assert verify(tmp_path / "out").problems == []
         small_disk("4m")
         goes_on(job, demo)
 

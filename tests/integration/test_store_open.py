@@ -16,7 +16,7 @@ from typing import BinaryIO
 import pytest
 
 from batchchat.errors import OutputLocked, StorageError, UsageError
-from batchchat.store import Entry, Store, lock_holder, read_output, read_state, verify
+from batchchat.store import Entry, Store, is_output, lock_holder, read_output, read_state, verify
 from batchchat.store.files import storage_error
 from batchchat.store.parts import LocalFiles
 from tests.store_cases import commit, live, open_store, seal, settled
@@ -88,6 +88,27 @@ def test_a_folder_that_is_something_else_is_left_untouched(tmp_path: Path) -> No
             reader(tmp_path)
     with pytest.raises(UsageError, match="is no output"):
         read_state(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["created", "set aside"])
+def test_an_output_that_another_run_creates_or_moves_meanwhile_is_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    """The folder is looked at in steps, and between two of them it becomes an output, or is gone."""
+    output = tmp_path / "out"
+    output.mkdir()
+    listed = Path.iterdir
+
+    def meanwhile(path: Path) -> Iterator[Path]:
+        monkeypatch.setattr(Path, "iterdir", listed)
+        if gone:
+            output.rename(tmp_path / "out.old")
+        else:
+            open_store(output).close()
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", meanwhile)
+    assert is_output(output) is not gone
 
 
 def test_a_creation_that_was_cut_short_is_finished(tmp_path: Path) -> None:
