@@ -50,9 +50,10 @@ class AddressBook:
 
     async def addresses(self) -> list[Address]:
         """The addresses, families alternating. Raises `httpx.ConnectError` where the name cannot be resolved."""
-        async with self._lock:
-            if anyio.current_time() >= self._until:
-                await self._look_up()
+        if anyio.current_time() >= self._until:
+            async with self._lock:
+                if anyio.current_time() >= self._until:  # or the one before has just looked it up
+                    await self._look_up()
         if not self._known:
             raise httpx.ConnectError(f"{self._host} cannot be resolved: {self._error}")
         return self._known

@@ -13,7 +13,6 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-import anyio
 import httpx
 
 from batchchat.transport.connection import ONE_WRITE_BYTES, BodySink, Connection, Incoming
@@ -298,34 +297,36 @@ class LeanTransport(httpx.AsyncBaseTransport):
         self, origin: Origin, timeout: float | None, ends_at: float, *, fresh: bool = False
     ) -> tuple[Connection, bool]:
         """A connection that came back meanwhile (True), or a new one (False); the latter always where `fresh`."""
-        with anyio.CancelScope(deadline=ends_at):
-            if fresh:
-                return await self._dial(origin, timeout), False
-            async with self._dials:
-                connection = origin.take()
+        # asyncio's own timeout, and one for both bounds: two of anyio's would be a quarter of what a connection costs.
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(None if ends_at == math.inf else ends_at) as limit, self._dials:
+                connection = None if fresh else origin.take()
                 if connection is not None:
                     return connection, True
-                return await self._dial(origin, timeout), False
-        raise connect_error(TimeoutError(), origin.where)
+                if timeout is not None:
+                    limit.reschedule(min(ends_at, loop.time() + timeout))
+                return await self._dial(origin, loop), False
+        except TimeoutError as error:
+            origin.book.forget()
+            raise connect_error(error, origin.where) from error
 
-    async def _dial(self, origin: Origin, timeout: float | None) -> Connection:
-        loop = self._loop = self._loop or asyncio.get_running_loop()
+    async def _dial(self, origin: Origin, loop: asyncio.AbstractEventLoop) -> Connection:
         self._check_open()
         try:
-            with anyio.fail_after(timeout):
-                sock = await dial(await origin.book.addresses())
-                _, connection = await loop.create_connection(
-                    lambda: Connection(
-                        origin,
-                        loop,
-                        idle_timeout=self._idle_timeout,
-                        max_head_bytes=self._max_head_bytes,
-                        max_body_bytes=self._max_response_bytes,
-                    ),
-                    sock=sock,
-                    ssl=origin.tls,
-                    server_hostname=origin.host.rstrip(".") if origin.tls is not None else None,
-                )
+            sock = await dial(await origin.book.addresses())
+            _, connection = await loop.create_connection(
+                lambda: Connection(
+                    origin,
+                    loop,
+                    idle_timeout=self._idle_timeout,
+                    max_head_bytes=self._max_head_bytes,
+                    max_body_bytes=self._max_response_bytes,
+                ),
+                sock=sock,
+                ssl=origin.tls,
+                server_hostname=origin.host.rstrip(".") if origin.tls is not None else None,
+            )
         except (OSError, EOFError) as error:
             origin.book.forget()
             raise connect_error(error, origin.where) from error
