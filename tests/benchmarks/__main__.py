@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -51,6 +52,7 @@ def versions() -> str:
 @click.option("--scale", type=float, help="Rows, relative to the full benchmark. [default: 1; 0.1 with --quick]")
 def main(quick: bool, only: tuple[str, ...], rounds: int | None, size: int, scale: float | None) -> None:
     """Measure batchchat beside what people would use instead. Ends with code 1 where a scenario failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end what was started
     client_cpu, server_cpu = cores()
     started = time.monotonic()
     failed = []

@@ -171,12 +171,16 @@ class Bench:
                 os.sched_setaffinity(process.pid, {self.client_cpu})
             until = time.monotonic() + _PATIENCE_S
             pid = 0
-            while not pid:
-                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-                if not pid:
-                    if time.monotonic() > until:
-                        process.kill()
-                    time.sleep(_LOOK_S)
+            try:
+                while not pid:
+                    pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+                    if not pid:
+                        if time.monotonic() > until:
+                            process.kill()
+                        time.sleep(_LOOK_S)
+            except BaseException:
+                process.kill()
+                raise
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise Failed(f"{' '.join(command[2:5])} ended with {process.returncode}: {log.read_text()[-2000:]}")
