@@ -20,9 +20,11 @@ from batchchat.providers import DEMO, Price, Provider
 from batchchat.records import Request, Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import prepare
+from batchchat.runner.rows import Rows, pass_of
 from batchchat.store import Frozen, frozen_schema, is_output, read_state
 from batchchat.store.directory import Layout
 from batchchat.store.index import KeyIndex, RecordIndex
+from batchchat.store.known import KnownRows, Pass
 from batchchat.views import PlanCap, PlanView, RequestPreview
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ _UNSET_CONCURRENCY = 64
 
 
 def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREVIEWS) -> PlanView:
-    """Read the whole input, render every row, and tell what a run would send. Raises UsageError."""
+    """Read the input, render what an earlier run does not know, and tell what a run would send. Raises UsageError."""
     directory = Path(job.output.path)
     fresh = options.fresh or not is_output(directory)
     frozen = Frozen() if fresh else frozen_schema(directory)
@@ -44,26 +46,29 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
     job, provider = prepared.job, prepared.provider
     if not fresh:
         Layout(directory).check_currency(provider.currency if job.model in provider.prices else None)
-    history = _History(directory, fresh=fresh, job=job)
     reopens = options.retry_failed
+    reopens = job.retry.reopens() if reopens is None else reopens
+    history = _History(directory, fresh=fresh, job=job, following=pass_of(prepared, reopens))
     intake = Intake(
         prepared.template,
         prepared.identity,
         index=history.index,
         keys=history.keys,
         key_column=job.input.key,
-        reopens=job.retry.reopens() if reopens is None else reopens,
+        reopens=reopens,
         selection=prepared.selection,
         samples=job.samples,
         answer_ids=True,
     )
+    if history.known is not None:
+        intake.pass_over(history.known)
     shown: list[RequestPreview] = []
     prompt_tokens, completion_tokens = 0.0, 0.0
-    with closing(_Sharing(job)) as sharing:
-        for batch in prepared.batches():
+    with closing(_Sharing(job)) as sharing, closing(history):
+        for batch, known in Rows(prepared, history.known):
             if prepared.selection.past(batch.first_index):
                 break
-            for found in intake.slices(batch, _SLICE):
+            for found in intake.slices(batch, _SLICE, known):
                 _preview(found, shown, previews)
                 for request in sharing.left(found.requests):
                     prompt_tokens += request.prompt_tokens * history.prompt_ratio
@@ -166,9 +171,13 @@ def _caps(job: Job, requests: int, usage: Usage, price: Price | None) -> list[Pl
 
 
 class _History:
-    """What an earlier run into the same output teaches: what is done, how long answers are, how long they take."""
+    """What an earlier run into the same output teaches: what is done, how long answers are, how long they take.
 
-    def __init__(self, directory: Path, *, fresh: bool, job: Job) -> None:
+    `known` are the rows that it knew, where they may be passed over.
+    """
+
+    def __init__(self, directory: Path, *, fresh: bool, job: Job, following: Pass | None) -> None:
+        self.known: KnownRows | None = None
         self.index, self.keys = RecordIndex(), KeyIndex() if job.input.key is not None else None
         self.prompt_ratio, self.completion, self.latency_s = 1.0, FIRST_COMPLETION, _EXPECTED_LATENCY_S
         self.method = (
@@ -181,16 +190,19 @@ class _History:
         if fresh:
             return
         output = read_state(directory)
-        self.index, self.keys = output.load_index(with_keys=job.input.key is not None)
+        self.known = None if following is None else output.known(following)
+        self.index, self.keys = output.load_index(with_keys=job.input.key is not None, known=self.known)
+        if self.known is not None:
+            self.known.look_up(self.index, self.keys)
         self.spent = output.spend
         answered, completion, latency = 0, 0, 0.0
         for batch in output.records(["status", "completion_tokens", "latency_s", "sample_index"]):
             self.surplus += pc.sum(pc.greater_equal(batch.column("sample_index"), job.samples)).as_py() or 0
-            for row in batch.to_pylist():
-                if row["status"] == "ok" and row["completion_tokens"] is not None and row["latency_s"] is not None:
-                    answered += 1
-                    completion += row["completion_tokens"]
-                    latency += row["latency_s"]
+            status, tokens, seconds = (batch.column(name) for name in ("status", "completion_tokens", "latency_s"))
+            told = pc.and_(pc.equal(status, "ok"), pc.and_(pc.is_valid(tokens), pc.is_valid(seconds)))
+            answered += pc.sum(told).as_py() or 0
+            completion += pc.sum(tokens.filter(told)).as_py() or 0
+            latency += pc.sum(seconds.filter(told)).as_py() or 0.0
         if answered:
             self.completion, self.latency_s = completion / answered, latency / answered
             size = "prompt tokens by size (4 characters a token in Latin script, 3 bytes otherwise)"
@@ -199,6 +211,11 @@ class _History:
                 self.prompt_ratio = ratio
                 size += f" times {ratio:.2f}, which they were in the last run"
             self.method = f"{size}; length and time of an answer from the {answered:,} answers that are here"
+
+    def close(self) -> None:
+        """Let go of the output's files."""
+        if self.known is not None:
+            self.known.trail.close()
 
 
 def _prompt_ratio(runs: Sequence[Mapping[str, Any]]) -> float | None:

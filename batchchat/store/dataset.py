@@ -38,7 +38,7 @@ from batchchat.store.parts import (
 Point = Callable[[str], None]
 """Called with the name of a step that is just done; tests stop the process there."""
 
-_INDEXED = ("custom_id", "status", "error_kind", "row_index", "sample_index")
+INDEXED = ("custom_id", "status", "error_kind", "row_index", "sample_index")
 _LOADED_AT_ONCE = 150_000
 _IDENTITY = ("custom_id", "run_id", "finished_at")
 
@@ -99,7 +99,7 @@ class Dataset:
         for name in self.parts.names():
             try:
                 with self.part(name) as reader:
-                    table = reader.read(_INDEXED)
+                    table = reader.read(INDEXED)
                     _expect(name, table)
                     texts = None
                     if keys is not None:

@@ -73,9 +73,9 @@ class Pass:
     final: frozenset[int]
     limit: int | None = None
 
-    def known(self, folder: Path) -> KnownRows:
-        """Return what the trail in a folder tells of the rows."""
-        trail = Trail.open(folder, self.subject)
+    def known(self, folder: Path, *, writable: bool = True) -> KnownRows:
+        """Return what the trail in a folder tells of the rows; where not `writable`, it stays as it is."""
+        trail = Trail.open(folder, self.subject, writable=writable)
         trail.keep(self.source)
         return KnownRows(trail, final=self.final, limit=self.limit)
 

@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Spend
-from batchchat.store.dataset import IndexLoader, latest
+from batchchat.store.dataset import INDEXED, IndexLoader, latest
 from batchchat.store.directory import Frozen, Layout, lock_holder
 from batchchat.store.files import read_lines, storage_errors
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.journal import Answer, OpenAnswers, Replay, journals, replay
+from batchchat.store.known import KnownRows, Pass
 from batchchat.store.parts import (
     ROW_GROUP_ROWS,
     DamagedPartError,
@@ -131,16 +132,25 @@ class Output:
                 rows += reader.rows
         return rows
 
-    def load_index(self, *, with_keys: bool = False) -> tuple[RecordIndex, KeyIndex | None]:
-        """Return what is done, as a run would find it: live records and archived completions."""
+    def known(self, following: Pass) -> KnownRows:
+        """Return what an earlier pass knew of the rows of this one, as a run would find it. Close its trail."""
+        return following.known(self._layout.state, writable=False)
+
+    def load_index(
+        self, *, with_keys: bool = False, known: KnownRows | None = None
+    ) -> tuple[RecordIndex, KeyIndex | None]:
+        """Return what is done, as a run would find it: live records and archived completions.
+
+        Final records of `known` rows are loaded as seen by this pass.
+        """
         index = RecordIndex()
         keys = KeyIndex() if with_keys else None
         rows = self._rows()
         index.reserve(rows)
         if keys is not None:
             keys.reserve(rows)
-        columns = ["custom_id", "status", "error_kind", *(["key", "sample_index"] if with_keys else [])]
-        loader = IndexLoader(index, keys)
+        columns = [*INDEXED, *(["key"] if with_keys else [])]
+        loader = IndexLoader(index, keys, known)
         for batch in self.records(columns):
             loader.add(batch, batch.column("key") if with_keys else None)
         loader.finish()

@@ -82,7 +82,7 @@ class Trail:
         self._files: list[int] = []
         self._stamps: dict[int, Stamp] = {}
         self._log_size = self._log_frames = 0
-        self._recording = True
+        self._recording = self._writable = True
         self._ends_told = 0
         self._frames: list[bytes] = []
         self._ids: list[bytes] = []
@@ -90,11 +90,17 @@ class Trail:
         self._unended_samples = self._unended_from = 0
 
     @classmethod
-    def open(cls, folder: Path, subject: Subject) -> Trail:
-        """Read the trail in a folder; an empty one where there is none about this subject."""
+    def open(cls, folder: Path, subject: Subject, *, writable: bool = True) -> Trail:
+        """Read the trail in a folder; an empty one where there is none about this subject.
+
+        Where not `writable`, the files stay as they are, and nothing is recorded.
+        """
         trail = cls(folder, subject)
+        trail._recording = trail._writable = writable
         try:
-            trail._files = [os.open(path, _FLAGS, PRIVATE_FILE) for path in trail._paths]
+            flags = _FLAGS if writable else os.O_RDONLY | os.O_CLOEXEC
+            for path in trail._paths:
+                trail._files.append(os.open(path, flags, PRIVATE_FILE))
             trail._read()
         except OSError:
             trail._give_up()
@@ -166,7 +172,7 @@ class Trail:
 
     def flush(self) -> None:
         """Write the batches that have ended."""
-        if not self._frames or not self._files:
+        if not self._frames or not self._files or not self._writable:
             return
         ended = self._unended_from
         pieces = (self._frames, self._ids[:ended], self._keys[:ended])
@@ -260,6 +266,8 @@ class Trail:
     def _cut(self, log_size: int, log_frames: int) -> None:
         """Cut the files to what is known."""
         self._log_size, self._log_frames = log_size, log_frames
+        if not self._writable:
+            return
         sizes = (log_size, self.rows * self.subject.samples * ID_BYTES, self.rows * ID_BYTES * self.subject.keyed)
         try:
             for descriptor, size in zip(self._files, sizes, strict=True):

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from batchchat.errors import StorageError
 from batchchat.events import RunSummary
+from batchchat.plan import plan_job
 from batchchat.records import ErrorKind
 from batchchat.runner import RunOptions, preparation, run_job
 from batchchat.sources import open_source
@@ -251,6 +252,31 @@ def test_what_comes_through_a_pipe_leaves_the_trail_of_the_file_alone(
     rendered.clear()
     assert once(tmp_path).summary.ok == 10
     assert rendered == []
+
+
+@KEYED
+def test_a_plan_passes_over_the_same_rows_and_leaves_the_trail_alone(
+    tmp_path: Path, rendered: list[str], key: str | None
+) -> None:
+    rows = texts(20)
+    rows[4]["text"] = "long 4"
+    write_rows(tmp_path / "rows.jsonl", rows)
+    job = make_job(tmp_path, None, messages=TEMPLATES[0], **without(key, tmp_path))
+    assert plan_job(job).new == 20  # where there is no output yet
+    once(tmp_path, halt_after=13, **without(key, tmp_path))
+    state = sorted((path.name, path.read_bytes()) for path in (tmp_path / "out/_batchchat").glob("trail.*"))
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"id": 20, "text": "row number 20"}\n')
+    rendered.clear()
+    view = plan_job(job)
+    assert (view.done, view.failed, view.new, view.requests) == (12, 1, 8, 8)
+    assert rendered == [*all_texts(7, 13), "row number 20"]
+    assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "out/_batchchat").glob("trail.*")) == state
+    for path in (tmp_path / "out/_batchchat").glob("trail.*"):
+        path.unlink()
+    rendered.clear()
+    assert plan_job(job) == view
+    assert len(rendered) == 21
 
 
 # ---- any history ----------------------------------------------------------------------------------------------------
