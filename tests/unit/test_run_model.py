@@ -74,7 +74,7 @@ class Scenario:
         self.rows = [self.row() for _ in range(random.randint(1, 25))]
         self.asked = Asked()
         self.lost = self.billed = 0
-        self.before: dict[str, dict[str, Any]] = {}
+        self.runs: set[str] = set()
         self.ever_ok: set[str] = set()
         self.prompts: set[int] = set()
         self.at: Callable[[], None] | None = None
@@ -230,22 +230,19 @@ class Scenario:
         lost = self.billed - spend.requests
         assert lost == self.lost if summary is not None else lost >= self.lost, "each answer is in the ledger, once"
         self.lost = lost
-        new = [record for record in records if self.before.get(record["custom_id"]) != record]
+        new = [record for record in records if record["run_id"] not in self.runs]
         self.check_records(records)
-        asked_ok = Counter(
-            self.prompt_of(each) for each in new if each["status"] == "ok" and each["cache_hit"] is False
-        )
         for record in new:
-            again = record["custom_id"] in self.ever_ok and record["custom_id"] in self.before
-            assert not (again and self.before[record["custom_id"]]["status"] == "ok" and record["attempts"]), record
+            asked = record["attempts"] > 0
+            assert not (asked and record["custom_id"] in self.ever_ok), (record, "asked again, though it was answered")
+        if self.dedupe:
+            sent = Counter((each["text"], each["sample_index"]) for each in new if each["cache_hit"] is False)
+            assert max(sent.values(), default=1) == 1, "equal requests of a run are sent once"
         if summary is not None:
-            self.check_asked(asked_ok, new)
+            self.check_asked(new)
             self.check_counts(summary, options, live)
         self.ever_ok |= {custom_id for custom_id, record in live.items() if record["status"] == "ok"}
-        self.before = live
-
-    def prompt_of(self, record: dict[str, Any]) -> str:
-        return str(record["text"])
+        self.runs |= {record["run_id"] for record in records}
 
     def check_records(self, records: list[dict[str, Any]]) -> None:
         for record in records:
@@ -258,13 +255,12 @@ class Scenario:
             if record["text"].startswith("bad"):
                 assert record["status"] == "failed"
 
-    def check_asked(self, asked_ok: Counter[str], new: list[dict[str, Any]]) -> None:
-        """What the provider answered well is in records of this run: nothing was answered in vain."""
+    def check_asked(self, new: list[dict[str, Any]]) -> None:
+        """What the provider answered well is in records of this run, and nothing else is: no answer came in vain."""
         taken: Counter[str] = Counter()
         for own, times in self.asked.taken.items():
             taken[own.splitlines()[1]] += times
-        for text, times in taken.items():
-            assert asked_ok[text] >= times, (text, "an answer that came is in no record")
+        assert taken == Counter(each["text"] for each in new if each["status"] == "ok" and not each["cache_hit"])
 
     def check_counts(self, summary: RunSummary, options: RunOptions, live: dict[str, dict[str, Any]]) -> None:
         rows = min([len(self.rows), *(n for n in (options.limit, options.sample) if n is not None)])
