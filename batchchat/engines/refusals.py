@@ -164,7 +164,8 @@ class Refusals:
             told = number >= (_ONCE_ANSWERED if self.model_answered else _NEVER_ANSWERED)
         failure = self._held[-1][1].failure
         assert failure is not None  # noqa: S101 - what a refusal is
-        return f"{number} rows in a row were refused the same way: {failure.message}" if told else None
+        which = "rows, and no other was answered," if self.trying else "rows in a row"
+        return f"{number} {which} were refused the same way: {failure.message}" if told else None
 
     @property
     def remedy(self) -> str:

@@ -305,7 +305,9 @@ def test_status_tells_what_is_in_flight_and_how_long(command: Command, job: Path
             return list(live["oldest"]) if live else []
 
         wait_for(lambda: len(in_flight()) == 8)
-        assert {request["row_index"] for request in in_flight()} == set(range(8))
+        found = in_flight()
+        assert {request["row_index"] for request in found} == set(range(8))
+        assert all(isinstance(age := request["age_s"], float) and 0 < age < 60 for request in found)
         process.kill()
         process.communicate()
     status = json.loads(command("status", "out", "--json", cwd=job.parent).stdout)
