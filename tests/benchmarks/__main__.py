@@ -49,7 +49,7 @@ def versions() -> str:
 @click.option("--only", multiple=True, type=click.Choice(list(SCENARIOS)), help="Only these figures.")
 @click.option("--rounds", type=int, help="Runs of each, by turns. [default: 3; 1 with --quick]")
 @click.option("--size", default=200, help="Characters in each answer's text: 200, 2000, 20000.")
-@click.option("--scale", type=float, help="Rows, relative to the full benchmark. [default: 1; 0.1 with --quick]")
+@click.option("--scale", type=float, help="Rows, relative to the full benchmark. [default: 1; 0.05 with --quick]")
 def main(quick: bool, only: tuple[str, ...], rounds: int | None, size: int, scale: float | None) -> None:
     """Measure batchchat beside what people would use instead. Ends with code 1 where a scenario failed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end what was started
@@ -64,7 +64,7 @@ def main(quick: bool, only: tuple[str, ...], rounds: int | None, size: int, scal
         bench = Bench(
             Path(folder),
             rounds=rounds or (1 if quick else 3),
-            scale=scale or (0.1 if quick else 1.0),
+            scale=scale or (0.05 if quick else 1.0),
             size=size,
             client_cpu=client_cpu,
             server_cpu=server_cpu,

@@ -71,7 +71,7 @@ def ceiling(bench: Bench) -> list[Figure]:
 
 def wide(bench: Bench) -> list[Figure]:
     """Four thousand requests at once against 256."""
-    count = bench.rows(50_000, 20_000)
+    count = bench.rows(50_000, 12_000)
     with bench.server() as url:
 
         def rate(concurrency: int) -> Callable[[], float]:
@@ -111,7 +111,7 @@ def store(bench: Bench) -> list[Figure]:
 
 def memory(bench: Bench) -> list[Figure]:
     """Ten times the rows: the peak, less what the index may take for each row. Both are enough to seal a part."""
-    large, small = bench.rows(1_000_000, 120_000), bench.rows(100_000, 60_000)
+    large, small = bench.rows(1_000_000, 110_000), bench.rows(100_000, 55_000)
     with bench.server() as url:
         low = bench.tool(url, bench.input(small), 256).peak
     high = bench.done(large)
@@ -125,7 +125,7 @@ def memory(bench: Bench) -> list[Figure]:
 
 def resume(bench: Bench) -> list[Figure]:
     """A run that finds all but the last row done: from the start of its process to its one request."""
-    count = bench.rows(1_000_000, 120_000)
+    count = bench.rows(1_000_000, 110_000)
     bench.done(count)
     rows = bench.input(count)
     size = rows.stat().st_size

@@ -72,4 +72,4 @@ def _told(values: Sequence[float], unit: str) -> str:
     middle = statistics.median(values)
     number = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
     around = f" ±{spread(values):.0%}" if len(values) > 1 else ""
-    return f"{number} {unit}{around}".strip()
+    return f"{number} {unit}".strip() + around
