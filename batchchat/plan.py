@@ -19,7 +19,7 @@ from batchchat.limits import FIRST_COMPLETION
 from batchchat.providers import DEMO, Price, Provider
 from batchchat.records import Request, Spend, Usage
 from batchchat.runner.options import RunOptions
-from batchchat.runner.preparation import prepare
+from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import Rows, pass_of
 from batchchat.store import Frozen, frozen_schema, is_output, read_state
 from batchchat.store.directory import Layout
@@ -60,25 +60,14 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         samples=job.samples,
         answer_ids=True,
     )
-    if history.known is not None:
-        intake.pass_over(history.known)
-    shown: list[RequestPreview] = []
-    prompt_tokens, completion_tokens = 0.0, 0.0
     with closing(_Sharing(job)) as sharing, closing(history):
-        for batch, known in Rows(prepared, history.known):
-            if prepared.selection.past(batch.first_index):
-                break
-            for found in intake.slices(batch, _SLICE, known):
-                _preview(found, shown, previews)
-                for request in sharing.left(found.requests):
-                    prompt_tokens += request.prompt_tokens * history.prompt_ratio
-                    completion_tokens += min(history.completion, request.max_tokens or math.inf)
+        shown, usage = _read(prepared, intake, history, sharing, previews)
     counts, live = intake.counts, history.index.counts()
     surplus = history.surplus if prepared.selection.whole else 0
     to_send = counts.to_send - sharing.saved
-    duration, binding = _duration(to_send, prompt_tokens + completion_tokens, job, provider, history.latency_s)
+    tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
+    duration, binding = _duration(to_send, tokens, job, provider, history.latency_s)
     price = provider.prices.get(job.model)
-    usage = Usage(round(prompt_tokens), round(completion_tokens))
     return PlanView(
         job=job.name,
         input=job.input.path,
@@ -115,6 +104,25 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         dedupe=job.dedupe,
         equal=sharing.equal,
     )
+
+
+def _read(
+    prepared: Prepared, intake: Intake, history: _History, sharing: _Sharing, previews: int
+) -> tuple[list[RequestPreview], Usage]:
+    """Sort the rows that need a look; return the first requests, and the tokens to expect of those to be sent."""
+    if history.known is not None:
+        intake.pass_over(history.known)
+    shown: list[RequestPreview] = []
+    prompt_tokens, completion_tokens = 0.0, 0.0
+    for batch, known in Rows(prepared, history.known):
+        if prepared.selection.past(batch.first_index):
+            break
+        for found in intake.slices(batch, _SLICE, known):
+            _preview(found, shown, previews)
+            for request in sharing.left(found.requests):
+                prompt_tokens += request.prompt_tokens * history.prompt_ratio
+                completion_tokens += min(history.completion, request.max_tokens or math.inf)
+    return shown, Usage(round(prompt_tokens), round(completion_tokens))
 
 
 class _Sharing:

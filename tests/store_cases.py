@@ -28,6 +28,7 @@ POINTS = (
     "seal.ledger",
     "seal.trimmed",
 )
+RECOVERY_POINTS = ("recover.begin", "recover.sealed", "recover.end")
 
 RICH = pa.schema(
     [

@@ -46,14 +46,7 @@ class Refusals:
     def __init__(self, *, model_answered: bool = False, job_answered: bool = False) -> None:
         self.model_answered = model_answered
         self._job_answered = job_answered
-        self._held: list[Refusal] = []
         self._since = 0.0
-        self._about: tuple[int | None, str] | None = None
-        self._rows: set[int] = set()
-        self._out: set[Request] = set()
-        self._before: set[Request] = set()
-        self._seats = self._drawn = 0
-        self._read = self._dry = False
         self._forget()
 
     def _forget(self) -> None:
@@ -62,8 +55,11 @@ class Refusals:
         `_rows` are those that were refused or drawn; `_out` are jurors that have yet to come back, `_before` requests
         that were under way when the first refusal came.
         """
-        self._held, self._about = [], None
-        self._rows, self._out, self._before = set(), set(), set()
+        self._held: list[Refusal] = []
+        self._about: tuple[int | None, str] | None = None
+        self._rows: set[int] = set()
+        self._out: set[Request] = set()
+        self._before: set[Request] = set()
         self._seats, self._drawn = _NEAR, 0
         self._read = self._dry = False
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.report.alignment import Records, choose_rows, row_ids, rows_of
-from batchchat.report.library import pack
+from batchchat.report.charting import pack
 from batchchat.report.suite import Suite
 from batchchat.report.texts import Messages, Room
 

@@ -22,7 +22,7 @@ from markupsafe import Markup
 import batchchat
 from batchchat import format as wording
 from batchchat.errors import StorageError, UsageError
-from batchchat.report.library import NAME, charting_library, digest, require_library
+from batchchat.report.charting import NAME, charting_library, digest, require_library
 
 _GENERATOR = '<meta name="generator" content="batchchat'
 _SUFFIXES = {".html", ".htm"}

@@ -8,8 +8,6 @@ executes requests, the writer makes outcomes durable.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import random
 import secrets
 import time
@@ -41,9 +39,10 @@ from batchchat.review import Accept, Fail, go_on, resume
 from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
-from batchchat.runner.rows import Rows, pass_of
+from batchchat.runner.rows import Archived, Rows, pass_of
 from batchchat.runner.stopping import StopRequest
 from batchchat.runner.tally import Tally
+from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer, in_thread
 from batchchat.store import Answer, Change, Frozen, Store, frozen_schema
 from batchchat.store.directory import Layout
@@ -61,10 +60,6 @@ _SLICE = 64
 _TICK_S = 0.25
 _LIVE_EVERY = 4
 _OLDEST = 8
-_REVIVE_MAX = 4096
-_REVIVE_BYTES = 32 * 2**20
-_SEVERAL = "several"
-"""Stands for the digest of a job's text where an output may hold records of more than one."""
 
 Phase = Literal["starting", "running", "draining", "ending", "ended"]
 
@@ -145,26 +140,6 @@ def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.R
     )
 
 
-class _Archived:
-    """Requests whose answers are in the archive, collected since they are looked for together."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self._nbytes = 0
-
-    def add(self, requests: list[Request]) -> None:
-        """Take some more. What each keeps in memory is its body, and the batch of its row."""
-        for request in requests:
-            alone = not self.requests or self.requests[-1].batch is not request.batch
-            self._nbytes += len(request.body) + (request.batch.nbytes if alone else 0)
-            self.requests.append(request)
-
-    @property
-    def full(self) -> bool:
-        """Whether they are many enough, or large enough, to be looked for."""
-        return len(self.requests) >= _REVIVE_MAX or self._nbytes >= _REVIVE_BYTES
-
-
 class _Run:
     def __init__(
         self,
@@ -212,7 +187,7 @@ class _Run:
         self.provider: Provider
         self.forecaster: Forecaster
         self.reuse: Reuse | None = None
-        self.same_text = False
+        self.wording: Wording
 
     # --- the way through
 
@@ -234,7 +209,8 @@ class _Run:
             cache = await self._open_cache(held, Path(job.cache)) if job.cache is not None else None
             self.store = await self.offload(self._open_store)
             try:
-                await self.offload(self._note_text)
+                self.wording = Wording(self.store, self.prepared)
+                await self.offload(self.wording.begin)
                 async with AsyncExitStack() as stack:
                     await self._connect(stack, transport, limiter, key)
                     if cache is None and job.dedupe:
@@ -327,7 +303,7 @@ class _Run:
             account=self.account,
             rng=self.rng,
             answered_before=counts.ok > 0,
-            job_answered=counts.ok > 0 and self.same_text,
+            job_answered=counts.ok > 0 and self.wording.known,
             reviewer=None if self.prepared.reviewer.idle else self.prepared.reviewer,
             offload=self.offload,
         )
@@ -396,7 +372,7 @@ class _Run:
     async def _feed(self) -> AsyncGenerator[list[Request], None]:
         rows = Rows(self.prepared, self.store.known)
         batches = iter(rows)
-        archived = _Archived()
+        archived = Archived()
         while True:
             try:
                 batch, known = await self.offload(next, batches, (None, None), abandon=True)
@@ -426,7 +402,7 @@ class _Run:
                 await anyio.lowlevel.checkpoint()
                 if archived.full:
                     yield await self._revive(archived.requests)
-                    archived = _Archived()
+                    archived = Archived()
             rows.end(batch)
             if rows.full:
                 await self.offload(rows.flush)
@@ -599,7 +575,10 @@ class _Run:
         if isinstance(error, StoppedEarly) and self._nothing_left():
             error = None  # the deadline came when nothing was left to do
         if self.engine.answered and self.writer.error is None:
-            error = error or await self._note_answered()
+            try:
+                await self.offload(self.wording.answered)
+            except StorageError as failed:
+                error = error or failed
         complete = self.read_all and error is None and not self.stop.asked and self.prepared.selection.whole
         if complete:
             error = await self._complete_pass()
@@ -642,9 +621,7 @@ class _Run:
 
     async def _complete_pass(self) -> BatchchatError | None:
         """What only a complete pass may do: archive what the input no longer yields, and check the counts."""
-        digest, state = self.text_digest(), self.store.read_state()
-        changed = state.get("text_digest") != digest
-        if self.options.prune or (changed and self.job.input.key is None):
+        if self.options.prune or (self.job.input.key is None and self.wording.mixed):
             self._tell_archived(await self.offload(self.store.archive_unseen), "that the input no longer yields")
         elif self.store.counts().kept:
             change = await self.offload(self.store.archive_surplus, self.job.samples)
@@ -655,40 +632,13 @@ class _Run:
             from batchchat.cache import remove_cache
 
             await self.offload(remove_cache, shared)
-        await self.offload(self.store.save_state, {**state, "text_digest": digest})
+        await self.offload(self.wording.settle)
         return await self._check_counts()
 
     def _tell_archived(self, change: Change, which: str) -> None:
         self.store.apply(change)
         if change.removed:
             self.tell(Event("archived", f"{len(change.removed)} records {which} went to the archive"))
-
-    def _note_text(self) -> None:
-        """Note that records of this job's text may come into the output, beside those of an earlier one.
-
-        An edit is noted even where the run before it, or this one, never comes to its end.
-        """
-        digest, state = self.text_digest(), self.store.read_state()
-        noted = state.get("text_digest")
-        self.same_text = digest in {noted, state.get("answered_text")}
-        if noted not in {digest, _SEVERAL}:
-            self.store.save_state({**state, "text_digest": digest if noted is None else _SEVERAL})
-
-    async def _note_answered(self) -> StorageError | None:
-        """Note that the model has answered this job's text, also where the output holds records of others."""
-        digest = self.text_digest()
-        try:
-            state = await self.offload(self.store.read_state)
-            if state.get("answered_text") != digest:
-                await self.offload(self.store.save_state, {**state, "answered_text": digest})
-        except StorageError as error:
-            return error
-        return None
-
-    def text_digest(self) -> str:
-        """A digest of everything in the job that shapes requests."""
-        text = json.dumps([self.prepared.template.text_digest, self.provider.identity])
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     async def _check_counts(self) -> BatchchatError | None:
         """Rows * samples = ok + failed; dataset = ok + failed + kept. Anything else is a fault of ours, and said."""

@@ -15,7 +15,7 @@ from importlib.metadata import version
 
 from batchchat import __version__
 from batchchat.intake import Sorted
-from batchchat.records import ErrorKind, RowBatch
+from batchchat.records import ErrorKind, Request, RowBatch
 from batchchat.runner.preparation import Prepared
 from batchchat.sources import STDIN
 from batchchat.store import OK
@@ -28,6 +28,8 @@ _SHAPES_NO_REQUEST = (
 )
 """Sections of a job that may change without any row becoming another request; all others make a new trail."""
 _RENDERERS = ("jinja2", "orjson", "pyarrow")
+_REVIVE_MAX = 4096
+_REVIVE_BYTES = 32 * 2**20
 
 
 def pass_of(prepared: Prepared, reopens: frozenset[ErrorKind]) -> Pass | None:
@@ -124,3 +126,23 @@ class Rows:
         """Write the trail as far as it goes."""
         if self._trail is not None:
             self._trail.flush()
+
+
+class Archived:
+    """Requests whose answers are in the archive, collected since they are looked for together."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self._nbytes = 0
+
+    def add(self, requests: list[Request]) -> None:
+        """Take some more. What each keeps in memory is its body, and the batch of its row."""
+        for request in requests:
+            alone = not self.requests or self.requests[-1].batch is not request.batch
+            self._nbytes += len(request.body) + (request.batch.nbytes if alone else 0)
+            self.requests.append(request)
+
+    @property
+    def full(self) -> bool:
+        """Whether they are many enough, or large enough, to be looked for."""
+        return len(self.requests) >= _REVIVE_MAX or self._nbytes >= _REVIVE_BYTES

@@ -28,10 +28,10 @@ from batchchat.template import compile_template
 from tests.integration.jobs import texts, write_rows
 from tests.integration.processes import Process, start, wait_for
 from tests.integration.processes import batchchat as command
-from tests.store_cases import POINTS
+from tests.store_cases import POINTS, RECOVERY_POINTS
 
 ROWS = 180
-PLACES = (*POINTS, "recover.begin", "recover.sealed", "recover.end")
+PLACES = (*POINTS, *RECOVERY_POINTS)
 FAULTS = {"error_503": 0.02, "drop": 0.02, "error_400": 0.02}
 
 

@@ -116,7 +116,7 @@ def test_the_terminal_masks_whatever_is_written_to_it() -> None:
 
 def test_libraries_warn_through_the_same_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Event] = []
-    logger = logging.getLogger("some.library")
+    logger = logging.getLogger("some.package")
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # the test runner's own would stumble over a bad format
     with warnings.catch_warnings(), library_logs(events.append):
         warnings.simplefilter("always")
@@ -130,11 +130,11 @@ def test_libraries_warn_through_the_same_lines(monkeypatch: pytest.MonkeyPatch) 
         warnings.warn("old habit", UserWarning, stacklevel=1)
     logger.warning("after the end")
     assert [(event.level, event.message.splitlines()[0]) for event in events[:3]] == [
-        ("warning", "some.library: slow disk"),
-        ("warning", "some.library: no place for %d"),
-        ("error", "some.library: failed (OSError: gone)"),
+        ("warning", "some.package: slow disk"),
+        ("warning", "some.package: no place for %d"),
+        ("error", "some.package: failed (OSError: gone)"),
     ]
-    assert events[2].fields["logger"] == "some.library"
+    assert events[2].fields["logger"] == "some.package"
     assert "Traceback" in str(events[2].fields["traceback"])
     assert "old habit" in events[3].message
     assert len(events) == 4

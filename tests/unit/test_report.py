@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.format import UNKNOWN
+from batchchat.report.charting import charting_library, pack
 from batchchat.report.distribution import Distribution, Tally
 from batchchat.report.figures import plain, seconds_text, spread
 from batchchat.report.labels import Labels
-from batchchat.report.library import charting_library, pack
 from batchchat.report.page import embedded
 from batchchat.report.timeline import Timeline
 from batchchat.store import RECORD_SCHEMA

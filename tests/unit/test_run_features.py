@@ -9,9 +9,8 @@ import anyio
 import httpx
 import pytest
 
-from batchchat import runner
 from batchchat.records import answer_bytes
-from batchchat.runner import StopRequest, reuse
+from batchchat.runner import StopRequest, reuse, rows
 from batchchat.store import Store, read_state
 from tests.integration.jobs import query
 from tests.unit.test_run_clock import Provider, answer, simulate
@@ -118,7 +117,7 @@ def test_what_comes_from_the_archive_is_bounded_in_bytes(tmp_path: Path, monkeyp
         return fetch(self, custom_ids)
 
     monkeypatch.setattr(Store, "fetch_archived", fetch_archived)
-    monkeypatch.setattr(runner, "_REVIVE_BYTES", 100_000)
+    monkeypatch.setattr(rows, "_REVIVE_BYTES", 100_000)
     word = "x" * 1000
     for prompt in ("A", "B", "A"):
         messages = [{"role": "user", "content": f"{prompt} {word} {{{{ text }}}}"}]

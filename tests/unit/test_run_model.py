@@ -29,19 +29,12 @@ from batchchat.runner import RunOptions, StopRequest, run_job
 from batchchat.store import Store, read_state
 from batchchat.store.verify import verify
 from tests.integration.jobs import make_job, write_rows
+from tests.store_cases import POINTS, RECOVERY_POINTS
 from tests.unit.test_run_clock import Provider, inline
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 TOKENS = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
-STEPS: tuple[str, ...] = (
-    "commit.before",
-    "commit.written",
-    "commit.after",
-    "seal.archived",
-    "seal.rewritten",
-    "seal.part_written",
-)
-STEPS += ("seal.published", "seal.ledger", "seal.trimmed", "recover.begin", "recover.sealed", "recover.end")
+STEPS = (*POINTS, *RECOVERY_POINTS)
 
 
 class Crash(BaseException):
