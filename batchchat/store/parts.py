@@ -445,7 +445,9 @@ class PartReader:
         self._source = files.open(name)
         try:
             with _damage_of(name):
-                self._file = pq.ParquetFile(self._source, page_checksum_verification=True)
+                # Reading ahead (`pre_buffer`) would be done by threads of Arrow that hold on to the source: one that
+                # lets go of it while the interpreter ends aborts the process.
+                self._file = pq.ParquetFile(self._source, page_checksum_verification=True, pre_buffer=False)
         except BaseException:
             self._source.close()
             raise

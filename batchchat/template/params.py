@@ -171,6 +171,6 @@ def _number(value: Any, place: str) -> Any:
     """A Decimal becomes a number, as a param is one on the wire; NaN and infinity have no JSON form."""
     if isinstance(value, Decimal) and value.is_finite():
         return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, Decimal | float) and not math.isfinite(value):
+    if isinstance(value, Decimal) or (isinstance(value, float) and not math.isfinite(value)):
         raise RowTemplateError(f"{place}: {value} is not a number that JSON can hold")
     return value

@@ -16,7 +16,7 @@ import pytest
 import batchchat
 from batchchat.cli import cli, running
 from batchchat.cli.running import guarded
-from batchchat.report import library, write_run_report
+from batchchat.report import charting, write_run_report
 from batchchat.runner import RunOptions
 from tests.integration.browser import Browser, Page
 from tests.integration.jobs import make_job, write_rows
@@ -206,7 +206,7 @@ def test_what_keeps_a_report_from_being_written_is_found_before_anything_is_sent
     for target, message in cases.items():
         assert command(monkeypatch, "run", job_file, "--html", target) == 2
         assert message in capfd.readouterr().err
-    monkeypatch.setattr(library, "find_spec", lambda _name: None)
+    monkeypatch.setattr(charting, "find_spec", lambda _name: None)
     assert command(monkeypatch, "run", job_file, "--html", folder / "report.html") == 2
     assert "pip install 'batchchat[report]'" in capfd.readouterr().err
     assert foreign.read_text() == "<!doctype html><p>ten years of work"

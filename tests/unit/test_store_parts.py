@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import duckdb
 import pyarrow as pa
@@ -226,3 +228,30 @@ def test_schema_of_the_simple_input_is_kept(tmp_path: Path) -> None:
         assert store.input_schema == SCHEMA
         assert store.output_schema is not None
         assert store.output_schema.names[:2] == ["ticket", "body"]
+
+
+class _Watched(io.BufferedReader):
+    """Notes which threads read from it."""
+
+    def __init__(self, path: Path, threads: set[int]) -> None:
+        super().__init__(io.FileIO(path))
+        self._threads = threads
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._threads.add(threading.get_ident())
+        return super().read(size)
+
+
+def test_a_part_is_read_by_no_thread_that_could_outlive_the_interpreter(
+    tmp_path: Path, files: LocalFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(tmp_path / "out", part_rows=1000) as store:
+        commit(store, settled(0, 1000))
+        seal(store)
+    (name,) = files.names()
+    threads: set[int] = set()
+    monkeypatch.setattr(files, "open", lambda each: cast(BinaryIO, _Watched(files.path(each), threads)))
+    with PartReader(files, name) as reader:
+        assert reader.read(["custom_id", "row_index"]).num_rows == 1000
+        assert sum(batch.num_rows for batch in reader.batches(rows=100)) == 1000
+    assert threads == {threading.get_ident()}

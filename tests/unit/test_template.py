@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchchat.errors import JobError
@@ -206,6 +206,7 @@ anything = st.recursive(
 class TestMistakes:
     @settings(max_examples=60)
     @given(st.dictionaries(st.sampled_from(["a", "b", "row", "loop"]), anything))
+    @example({"a": Decimal("sNaN")})
     def test_a_row_gives_a_request_or_a_row_template_error(self, row: dict[str, Any]) -> None:
         for template in EVERY_KIND:
             try:
