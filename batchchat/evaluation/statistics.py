@@ -308,7 +308,9 @@ def _mean_evidence(differences: Array, scale: Scale, seed: int, alpha: float) ->
     span = scale.high - scale.low
     interval = mean_interval(rows, Scale("difference", None, -span, span), seed=seed)
     p_value, test = sign_flip_test(rows, seed=seed, draws=enough_draws(alpha, FLIPS))
-    mean = float(np.mean(rows))
+    # Differences that mirror themselves add up to exactly nothing; the sum of floats leaves rounding noise, which would
+    # be the same in both orientations and would ask for 10**33 rows.
+    mean = float(np.mean(rows)) if unequal.size else 0.0
     needed = needed_rows(mean, float(np.std(rows, ddof=1)) if rows.size > 1 else 0.0, alpha=alpha)
     seeded = interval.method == "bootstrap_bca" or test == "sign_flip_monte_carlo"
     if turned:

@@ -426,6 +426,14 @@ def test_every_summary_keeps_the_rules(values: Any, random: Any) -> None:
     assert summarize(values[order], scale) == made
 
 
+@pytest.mark.parametrize("values", [[0.1, 0.2, 0.3], [0.1, 0.7, 1 / 3, 0.9, 0.15], [0.1] * 7 + [0.3]])
+def test_differences_that_mirror_themselves_have_a_mean_of_exactly_nothing(values: list[float]) -> None:
+    a, b = np.array([*values, *[0.0] * len(values)]), np.array([*[0.0] * len(values), *values])
+    (made,) = compare({"a": a, "b": b}, Scale("s", True, 0.0, 1.0), scorer="s")
+    assert made.difference == 0.0
+    assert made.needed_n is None
+
+
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12))
 def test_holm_never_lowers_and_keeps_the_order(p_values: list[float | None]) -> None:
     adjusted = holm(p_values)
