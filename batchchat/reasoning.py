@@ -135,7 +135,7 @@ def _is_json(text: str) -> bool:
 def _marks(text: str, position: int) -> Iterator[_Mark]:
     for found in _MARK.finditer(text, position):
         start, end = found.span()
-        if 0 < start and end < len(text) and text[start - 1] in _QUOTES and text[end] in _QUOTES:
+        if start > 0 and end < len(text) and text[start - 1] in _QUOTES and text[end] in _QUOTES:
             continue
         pipe = found["pipe"]
         ends = found["end"] or found["square"] or found["triangle"] or found["channel"] or found["unused"]
@@ -170,7 +170,7 @@ def _harmony(text: str) -> tuple[str | None, str]:
     found = list(_CHANNEL.finditer(text))
     if not found:
         return None, text
-    thoughts, answers = [text[: found[0].start()]], []
+    thoughts, answers = [text[: found[0].start()]], list[str]()
     for index, channel in enumerate(found):
         end = found[index + 1].start() if index + 1 < len(found) else len(text)
         (answers if channel[1] == "final" else thoughts).append(text[channel.end() : end])

@@ -101,13 +101,10 @@ class Reviewer:
         """Decide about an answer that `concerns` the reviewer. Takes time linear in its length."""
         completion = reply.completion
         assert completion is not None  # noqa: S101 - what `concerns` says
-        if reply.failure is not None and reply.failure.kind is ErrorKind.INVALID_OUTPUT:
-            return self._unusable(request, completion, reply.failure)
         if reply.failure is not None:
-            if isinstance(self._truncated, int):
-                return self._with_more_room(request, reply.failure, self._truncated)
-            if self._truncated == "fail" or (not completion.tool_calls and is_blank(completion.text)):
-                return Fail(reply.failure)
+            decision = self._review_failed(request, completion, reply.failure)
+            if decision is not None:
+                return decision
         tools = self._tools_of(request)
         if tools is not None:
             decision = self._review_calls(request, completion, tools)
@@ -122,6 +119,16 @@ class Reviewer:
 
         messages = answer_correction(completion.text, answer.errors, schema=self._repeated, made=_made(request))
         return self._corrected(request, messages, answer.errors, "the answer does not fit the schema")
+
+    def _review_failed(self, request: Request, completion: Completion, failure: Failure) -> Decision | None:
+        """Decide about an answer that was cut off or that the server cannot use; None if it is judged like others."""
+        if failure.kind is ErrorKind.INVALID_OUTPUT:
+            return self._unusable(request, completion, failure)
+        if isinstance(self._truncated, int):
+            return self._with_more_room(request, failure, self._truncated)
+        if self._truncated == "fail" or (not completion.tool_calls and is_blank(completion.text)):
+            return Fail(failure)
+        return None
 
     def _checks(self, request: Request) -> bool:
         """Whether there is something that a correction can ask for."""

@@ -43,19 +43,25 @@ _PARTS: Final = (
     (Finish.MISSAMPLED, r"malformed|functioncallfilter|unexpectedtoolcall|toomanytoolcalls|missingthoughtsignature"),
     (
         Finish.FILTERED,
-        r"filter|safety|unsafe|sensitive|recitation|prohibited|block(?!size)|guardrail|toxic|moderat|flagged|policy|"
-        r"inspection|copyright|spii|harm|violat|censor|modelarmor|inappropriate|contentrisk|highrisk|^language$",
+        (
+            r"filter|safety|unsafe|sensitive|recitation|prohibited|block(?!size)|guardrail|toxic|moderat|flagged|policy|"
+            r"inspection|copyright|spii|harm|violat|censor|modelarmor|inappropriate|contentrisk|highrisk|^language$"
+        ),
     ),
     (Finish.REFUSED, r"^refus(?:al|ed)$"),
     (
         Finish.CUT,
-        r"length|maxtok|maxout|maxlen|maxnew|maxcompletion|maxpredict|maxcontext|maxgen|contextwindow|context|"
-        r"tokenlimit|outputlimit|limittokens|errorlimit|^limit$|truncat|incomplete|tokenbudget|numpredict",
+        (
+            r"length|maxtok|maxout|maxlen|maxnew|maxcompletion|maxpredict|maxcontext|maxgen|contextwindow|context|"
+            r"tokenlimit|outputlimit|limittokens|errorlimit|^limit$|truncat|incomplete|tokenbudget|numpredict"
+        ),
     ),
     (
         Finish.BROKEN,
-        r"error|abort|cancel|fail|time(?:d)?out|timelimit|network|disconnect|unavailable|overload|insufficient|"
-        r"interrupt|preempt|exception|crash|unload|userstopped|notfinished|unfinished|evicted|shutdown|killed",
+        (
+            r"error|abort|cancel|fail|time(?:d)?out|timelimit|network|disconnect|unavailable|overload|insufficient|"
+            r"interrupt|preempt|exception|crash|unload|userstopped|notfinished|unfinished|evicted|shutdown|killed"
+        ),
     ),
 )
 _TABLE: Final = tuple((finish, re.compile(pattern)) for finish, pattern in _PARTS)

@@ -75,7 +75,7 @@ _SAMPLED: Final = re.compile(
     r"malformed_(?:model_output|tool_use|function_call|response)"
 )
 _UNREAD: Final = re.compile(
-    r"(?:could not|couldn't|cannot|can't|unable to|failed to|failure to|error|fail(?:ed)?|invalid)(?: while| when| in)? "
+    r"(?:could not|couldn't|cannot|can't|unable to|failed to|failure to|error|failed|invalid)(?: while| when| in)? "
     r"(?:be )?(?:pars\w+|decod\w+|deserial\w+|read\w*|unmarshal\w*) (?:the |your )*(?:json|http|request|body|payload|"
     r"input)\b(?! schema)|(?:invalid|malformed|bad|incomplete|truncated) (?:json|request body|body)\b(?! schema)|"
     r"not (?:a )?valid json\b(?! schema)|json ?(?:decode|decoding|parse|parsing|syntax) ?error|json_invalid|"

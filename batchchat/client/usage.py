@@ -6,7 +6,14 @@ from typing import Any, Final
 
 from batchchat.records import Usage
 
-_PROMPT: Final = ("prompt_tokens", "input_tokens", "promptTokenCount", "inputTokenCount", "inputTokens", "prompt_eval_count")
+_PROMPT: Final = (
+    "prompt_tokens",
+    "input_tokens",
+    "promptTokenCount",
+    "inputTokenCount",
+    "inputTokens",
+    "prompt_eval_count",
+)
 _COMPLETION: Final = (
     *("completion_tokens", "output_tokens", "candidatesTokenCount", "outputTokenCount", "outputTokens", "eval_count"),
 )

@@ -303,7 +303,9 @@ def judge(completion: Completion, *, mask: Mask = str) -> Reply:
     word = completion.finish_reason
     finish = judge_finish(word)
     if finish is Finish.FILTERED:
-        failure = Failure(ErrorKind.CONTENT_FILTER, f"the provider's content filter stopped the answer{_told(word)}", 200)
+        failure = Failure(
+            ErrorKind.CONTENT_FILTER, f"the provider's content filter stopped the answer{_told(word)}", 200
+        )
     elif completion.refusal is not None:
         said = mask(completion.refusal[:READ_LIMIT])[:MESSAGE_LIMIT]
         failure = Failure(ErrorKind.REFUSAL, f"the model refused: {said}", 200)
@@ -314,7 +316,10 @@ def judge(completion: Completion, *, mask: Mask = str) -> Reply:
         after = f" after {tokens} tokens" if tokens is not None else ""
         failure = Failure(ErrorKind.TRUNCATED, f"the answer was cut off{after}: raise params.max_tokens", 200)
     elif finish is Finish.BROKEN:
-        verdict, failure = Verdict.TRANSIENT, Failure(ErrorKind.SERVER, f"the answer ended with an error{_told(word)}", 200)
+        verdict, failure = (
+            Verdict.TRANSIENT,
+            Failure(ErrorKind.SERVER, f"the answer ended with an error{_told(word)}", 200),
+        )
     elif finish is Finish.MISSAMPLED:
         told = f"the model wrote what the server cannot use{_told(word)}"
         verdict, failure = Verdict.TRANSIENT, Failure(ErrorKind.INVALID_OUTPUT, told, 200)

@@ -10,7 +10,7 @@ from batchchat.errors import UsageError
 from batchchat.job.model import Job
 from batchchat.providers import Provider
 
-_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "”": "”", "„": "“"}
+_QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019", "\u201e": "\u201c", "\xab": "\xbb"}
 _BEARER = re.compile(r"bearer\s+", re.IGNORECASE)
 _WHITE = "\ufeff\u200b"
 """Marks without width that copied texts bring; `str.strip` leaves them."""
