@@ -289,6 +289,8 @@ class _Reader:
 def _prompted(prepared: Sequence[Prepared]) -> tuple[str, ...]:
     """The input's columns that the prompts speak of by name, in the input's order; all where none is named so."""
     named = frozenset[str]().union(*(one.template.names for one in prepared))
+    if any(one.template.uses_row for one in prepared):
+        named |= {"row"}
     columns = prepared[0].source.columns
     return tuple(name for name in columns if name in named) or tuple(columns)
 
