@@ -303,6 +303,8 @@ def _reads_alike(one: Prepared, other: Prepared) -> bool:
 
 def _prepare(job: Job, choice: Choice) -> Prepared:
     frozen = frozen_schema(Path(job.output.path))
+    # The answers are here already: a prompt that uses no column may be scored.
+    job = job.model_copy(update={"constant": True})
     return prepare(job, frozen=frozen, limit=choice.limit, sample=choice.sample, seed=choice.seed)
 
 

@@ -82,7 +82,8 @@ def export(
     if input_path is not None:
         path_of_input = input_path if input_path == "-" else str(Path(input_path).absolute())
         job = job.model_copy(update={"input": job.input.model_copy(update={"path": path_of_input})})
-    prepared = prepare(job, frozen=output.frozen)
+    # What was sent is sent: a prompt that uses no column may be exported.
+    prepared = prepare(job.model_copy(update={"constant": True}), frozen=output.frozen)
     intake = Intake(
         prepared.template,
         prepared.identity,

@@ -476,7 +476,11 @@ def nearest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
 
 
 class Job(_Section):
-    """One prompt over many rows: what a job file says, validated, with all paths absolute."""
+    """One prompt over many rows: what a job file says, validated, with all paths absolute.
+
+    `constant: true` says that no message or param is meant to use a column, so that every row asks the same. Without it
+    such a job is refused before anything is sent.
+    """
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     input: Input
@@ -484,6 +488,7 @@ class Job(_Section):
     provider: str | ProviderFields
     model: Name
     messages: list[dict[str, Any]] | dict[str, Any]
+    constant: bool = False
     samples: Whole = Field(1, ge=1, le=1_000)
     images: ImageFields = ImageFields()
     params: Params = Params()
