@@ -129,7 +129,11 @@ def prepare(
         parsed,
         Identity(provider.identity),
         Selection(limit, chosen),
-        [*_text_warnings(job, questions.template, rows), *_sample_warnings(job, questions.template), *schema_warnings(job, questions, provider)],
+        [
+            *_text_warnings(job, questions.template, rows),
+            *_sample_warnings(job, questions.template),
+            *schema_warnings(job, questions, provider),
+        ],
         head,
         batches,
         images,
@@ -174,7 +178,9 @@ def _check_columns_used(job: Job, template: Template, columns: tuple[str, ...]) 
         return
     written = [text for text in _texts_of(job.messages) for text in _SINGLE_BRACES.findall(text)]
     name = next((text for text in written if text in columns), None)
-    hint = f"Write {{{{ {name} }}}} for {{{name}}}" if name else f"Put a column into a message, such as {_hole(columns)}"
+    hint = (
+        f"Write {{{{ {name} }}}} for {{{name}}}" if name else f"Put a column into a message, such as {_hole(columns)}"
+    )
     raise job.error(
         "no message and no param uses a column of the input, so every row would ask the same",
         "messages",
