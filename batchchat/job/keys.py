@@ -35,7 +35,7 @@ def api_key(job: Job, provider: Provider, environ: Mapping[str, str]) -> str | N
     if not key:
         state = "empty" if name in environ else "not set"
         raise job.error(
-            f"{provider.name} needs a key, and the environment variable {name} is {state}",
+            f"{provider.base_url if provider.name == 'custom' else provider.name} needs a key, and the environment variable {name} is {state}",
             "provider",
             remedy=f"Set it with `export {name}=…`, or write it into a .env beside the job.",
         )

@@ -168,6 +168,9 @@ class Input(_Section):
         return {**data, "key": BATCH_KEY}
 
 
+_FILE_SUFFIXES = frozenset({".parquet", ".jsonl", ".json", ".csv", ".xlsx"})
+
+
 class Output(_Section):
     """The folder of the dataset, and when a part of it is sealed."""
 
@@ -175,6 +178,17 @@ class Output(_Section):
     part_rows: Whole = Field(50_000, ge=1, le=10_000_000)
     part_bytes: Size = Field(128_000_000, ge=1_000, le=100_000_000_000)
     part_seconds: Duration = Field(60.0, gt=0)
+
+    @field_validator("path")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        # A folder that an earlier version made goes on working.
+        if Path(value).suffix.lower() in _FILE_SUFFIXES and not Path(value).is_dir():
+            raise ValueError(
+                f"is a folder, and {Path(value).name} looks like a file: name a folder; "
+                f"`batchchat export DIR -o {Path(value).name}` writes one file"
+            )
+        return value
 
 
 BATCH_FORMAT = "openai-batch"

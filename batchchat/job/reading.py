@@ -115,10 +115,11 @@ def _is_batch(data: Mapping[str, Any]) -> bool:
 def nearest_file(file: Path) -> str | None:
     """The file beside this one whose name is nearest, where the file itself is not there."""
     try:
-        names = [entry.name for entry in file.parent.iterdir()]
+        names = {entry.stem: entry.name for entry in file.parent.iterdir() if entry.suffix in {".yaml", ".yml"}}
     except OSError:
         return None
-    near = difflib.get_close_matches(file.name, names, n=1)
+    # Names alone: with their extensions, short ones would all be near.
+    near = [names[stem] for stem in difflib.get_close_matches(file.stem, names, n=1, cutoff=0.7)]
     return str(file.parent / near[0]) if near else None
 
 
