@@ -255,7 +255,7 @@ def _failed(error: httpx.HTTPError, mask: KeyMask) -> Reply:
         kind = ErrorKind.TIMEOUT
         text = f"no answer in time: {text}"
     elif isinstance(error, httpx.ConnectError):
-        if isinstance(error, UntrustedServer):
+        if isinstance(error, UntrustedServer) or "CERTIFICATE_VERIFY_FAILED" in text.upper():
             # The next row meets the same certificate, and so does the next minute.
             verdict = Verdict.FATAL
             text += " (the server's certificate is not trusted; provider.ca_file names your own authority's)"
