@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchchat.report.distribution import Tally
+from batchchat.report.distribution import ValueCounts
 
 _JSON = b"batchchat.json"
 _Reach = Callable[[pa.Array], pa.Array]
@@ -33,7 +33,7 @@ class _Place:
     name: str
     column: str
     reach: _Reach
-    tally: Tally
+    tally: ValueCounts
     answers: int = 0
     each: bool = False  # one answer may hold several, or none
 
@@ -51,7 +51,7 @@ class _Place:
         return LabelCounts(self.name, ordered, 0 if self.each else tally.nulls)
 
 
-class Labels:
+class LabelCounter:
     """Counts labels in the completions of an output with this schema; `columns` are what it reads."""
 
     def __init__(self, schema: pa.Schema) -> None:
@@ -59,10 +59,10 @@ class Labels:
         if "parsed" in schema.names:
             self._places += _places(schema.field("parsed"), "parsed", "", lambda column: column)
         if not self._places:
-            self._places.append(_Place("completion", "completion", pc.utf8_trim_whitespace, Tally()))
+            self._places.append(_Place("completion", "completion", pc.utf8_trim_whitespace, ValueCounts()))
         if "tool_calls" in schema.names:
             names: _Reach = lambda column: pc.struct_field(pc.list_flatten(column), "name")  # noqa: E731
-            self._places.append(_Place("tools called", "tool_calls", names, Tally(), each=True))
+            self._places.append(_Place("tools called", "tool_calls", names, ValueCounts(), each=True))
 
     @property
     def columns(self) -> list[str]:
@@ -90,7 +90,7 @@ def _places(field: pa.Field, column: str, name: str, reach: _Reach, each: bool =
     elif pa.types.is_list(kind):
         yield from _places(kind.value_field, column, f"{name}[]", _each(reach), True)
     elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or _is_text(field):
-        yield _Place(name or column, column, reach, Tally(), each=each)
+        yield _Place(name or column, column, reach, ValueCounts(), each=each)
 
 
 def _is_text(field: pa.Field) -> bool:

@@ -25,8 +25,7 @@ import regex
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from rapidfuzz.distance import Levenshtein
 
-from batchchat.evaluation.batch import Absent, ScoreBatch, Scores
-from batchchat.evaluation.matching import (
+from batchchat.evaluation.scorers.matching import (
     DIFFERENCES,
     Difference,
     Mark,
@@ -41,9 +40,10 @@ from batchchat.evaluation.matching import (
     text_of,
     within,
 )
-from batchchat.evaluation.record_scorers import Cost, Latency, Length, Python
-from batchchat.evaluation.scale import SHARE, Scale
-from batchchat.evaluation.scorer import AnswerScorer, Comparing, Judge, Judgement, Scorer, base_of
+from batchchat.evaluation.scorers.record_scorers import Cost, Latency, Length, Python
+from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores
+from batchchat.evaluation.scorers.scorer import AnswerScorer, Comparing, Judge, Judgement, Scorer, base_of
+from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
 from batchchat.job.model import nearest
 from batchchat.job.origin import Origins, Place, combined, job_error
 from batchchat.job.wording import Grammar, validation_errors
@@ -320,7 +320,7 @@ class SetF1(Comparing):
     separator: str = Field(",", min_length=1)
     ignore_case: bool = False
 
-    SCALE: ClassVar[Scale] = SHARE
+    SCALE: ClassVar[ScoreUnit] = SHARE
 
     def _judge(self) -> Judge:
         def items(value: Any) -> set[str]:
@@ -396,7 +396,7 @@ class EditSimilarity(Comparing):
     kind: Literal["edit_similarity"] = "edit_similarity"
     ignore_case: bool = False
 
-    SCALE: ClassVar[Scale] = SHARE
+    SCALE: ClassVar[ScoreUnit] = SHARE
 
     def _judge(self) -> Judge:
         prepare = str.casefold if self.ignore_case else None

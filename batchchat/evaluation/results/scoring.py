@@ -10,23 +10,20 @@ from typing import Self
 
 import pyarrow as pa
 
-from batchchat.evaluation.cases import (
+from batchchat.evaluation.results.current_rows import EVERY_ROW, Choice, CurrentRows, read_rows
+from batchchat.evaluation.results.judge_cases import (
+    AnswerSource,
     Asked,
     Cases,
     Outcome,
-    Source,
     gather_cases,
     pair_outcomes,
     read_verdicts,
     shown_columns,
     single_outcomes,
 )
-from batchchat.evaluation.findings import Findings
-from batchchat.evaluation.judging import Judge, Pairwise
-from batchchat.evaluation.rows import EVERY_ROW, Choice, Rows, read_rows
-from batchchat.evaluation.sheet import Column, Sheet, pair_lines, row_metric
-from batchchat.evaluation.suite import JudgeTask, Suite, Variant
-from batchchat.evaluation.summary import (
+from batchchat.evaluation.results.suite_results import SuiteResults
+from batchchat.evaluation.results.summary import (
     JudgeSummary,
     SuiteSummary,
     VariantSummary,
@@ -34,6 +31,9 @@ from batchchat.evaluation.summary import (
     write_scores,
     write_summary,
 )
+from batchchat.evaluation.results.variant_scores import ScoreColumn, VariantScores, pair_lines, row_metric
+from batchchat.evaluation.scorers.judging import Judge, Pairwise
+from batchchat.evaluation.suite.suite import JudgeTask, Suite, Variant
 from batchchat.format import plural
 from batchchat.store import Output, is_output, read_state
 
@@ -77,7 +77,7 @@ class Scoring:
         columns = frozenset[str]().union(
             *(names for names in reads if names is not None), *(task.scorer.inputs for task in suite.judges)
         )
-        self.rows: Rows = read_rows(
+        self.rows: CurrentRows = read_rows(
             [variant.job for variant in suite.variants],
             columns,
             whole=None in reads,
@@ -102,7 +102,7 @@ class Scoring:
         for task in self.suite.judges:
             path = Path(task.job.input.path)
             sources = [
-                Source(variant.name, output_of(variant), identities, (placeholders or {}).get(variant.name))
+                AnswerSource(variant.name, output_of(variant), identities, (placeholders or {}).get(variant.name))
                 for variant, identities in zip(self.suite.variants, self.rows.identities, strict=True)
             ]
             shown = shown_columns(task.scorer, self.rows.prompted)
@@ -126,11 +126,14 @@ class Scoring:
         return summary
 
     def _summary(
-        self, sheets: Sequence[Sheet], judged: dict[str, _Judged], pairs: dict[str, dict[tuple[str, str], Column]]
+        self,
+        sheets: Sequence[VariantScores],
+        judged: dict[str, _Judged],
+        pairs: dict[str, dict[tuple[str, str], ScoreColumn]],
     ) -> SuiteSummary:
         suite = self.suite
         variants = [_variant(variant, sheet) for variant, sheet in zip(suite.variants, sheets, strict=True)]
-        findings = Findings(sheets, variants, seed=suite.seed)
+        findings = SuiteResults(sheets, variants, seed=suite.seed)
         scorers = {scorer.name: scorer for scorer in suite.scorers}
         judges = {task.scorer.name: task.scorer for task in suite.judges}
         for name in suite.order:
@@ -151,7 +154,7 @@ class Scoring:
             notes=tuple(self._notes(sheets, judged)),
         )
 
-    def _notes(self, sheets: Sequence[Sheet], judged: dict[str, _Judged]) -> list[str]:
+    def _notes(self, sheets: Sequence[VariantScores], judged: dict[str, _Judged]) -> list[str]:
         notes = []
         first: dict[bytes, str] = {}
         for number, variant in enumerate(self.suite.variants):
@@ -176,8 +179,8 @@ class Scoring:
                 notes.append(f"{name}: {plural(one.open, 'case')} of {one.summary.requests:,} not judged yet")
         return notes
 
-    def _sheet(self, number: int, variant: Variant, judged: dict[str, dict[str, dict[int, Outcome]]]) -> Sheet:
-        sheet = Sheet(variant.name, self.rows)
+    def _sheet(self, number: int, variant: Variant, judged: dict[str, dict[str, dict[int, Outcome]]]) -> VariantScores:
+        sheet = VariantScores(variant.name, self.rows)
         metrics = {scorer.name: row_metric(scorer) for scorer in self.suite.scorers}
         for name in self.suite.order:
             if name in metrics:
@@ -221,15 +224,17 @@ def _judge_summary(task: JudgeTask, requests: int, failed: int) -> JudgeSummary:
     )
 
 
-def _pair_columns(pairs: dict[tuple[str, str], dict[int, Outcome]], rows: Rows) -> dict[tuple[str, str], Column]:
-    found: dict[tuple[str, str], Column] = {}
+def _pair_columns(
+    pairs: dict[tuple[str, str], dict[int, Outcome]], rows: CurrentRows
+) -> dict[tuple[str, str], ScoreColumn]:
+    found: dict[tuple[str, str], ScoreColumn] = {}
     for pair, outcomes in pairs.items():
-        found[pair] = Column(len(rows) * rows.samples)
+        found[pair] = ScoreColumn(len(rows) * rows.samples)
         found[pair].put_all(outcomes)
     return found
 
 
-def _pair_batches(pairs: dict[str, dict[tuple[str, str], Column]], rows: Rows) -> Iterator[pa.RecordBatch]:
+def _pair_batches(pairs: dict[str, dict[tuple[str, str], ScoreColumn]], rows: CurrentRows) -> Iterator[pa.RecordBatch]:
     for scorer, columns in pairs.items():
         for (a, b), column in columns.items():
             yield from pair_lines(a, b, scorer, column, rows)
@@ -240,7 +245,7 @@ def same_requests(one: str, other: str) -> str:
     return f"{one!r} and {other!r} make the same requests: their answers differ by chance alone"
 
 
-def _variant(variant: Variant, sheet: Sheet) -> VariantSummary:
+def _variant(variant: Variant, sheet: VariantScores) -> VariantSummary:
     provider, totals = variant.job.resolved_provider(), sheet.totals
     priced = variant.job.model in provider.prices
     return VariantSummary(

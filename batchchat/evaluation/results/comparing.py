@@ -18,17 +18,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchchat.errors import UsageError
-from batchchat.evaluation.batch import Absent, ScoreBatch, Scores, check_column
-from batchchat.evaluation.findings import Findings
-from batchchat.evaluation.matching import text_of
-from batchchat.evaluation.record_scorers import Cost, Latency, Length
-from batchchat.evaluation.rows import Positions, Rows, WholeRows, current_records
-from batchchat.evaluation.scale import YES_NO, Scale
-from batchchat.evaluation.scorer import Scorer, scores_of
-from batchchat.evaluation.scorers import read_scorer
-from batchchat.evaluation.sheet import Sheet
-from batchchat.evaluation.statistics import SEED, ScoreSummary, summarize
-from batchchat.evaluation.summary import SUMMARY_NAME, SuiteSummary, VariantSummary
+from batchchat.evaluation.results.current_rows import CurrentRows, Positions, WholeRows, current_records
+from batchchat.evaluation.results.suite_results import SuiteResults
+from batchchat.evaluation.results.summary import SUMMARY_NAME, SuiteSummary, VariantSummary
+from batchchat.evaluation.results.variant_scores import VariantScores
+from batchchat.evaluation.scorers.answer_scorers import read_scorer
+from batchchat.evaluation.scorers.matching import text_of
+from batchchat.evaluation.scorers.record_scorers import Cost, Latency, Length
+from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores, check_column
+from batchchat.evaluation.scorers.scorer import Scorer, scores_of
+from batchchat.evaluation.statistics.comparison import ScoreSummary, summarize
+from batchchat.evaluation.statistics.intervals import SEED
+from batchchat.evaluation.statistics.unit import YES_NO, ScoreUnit
 from batchchat.format import plural
 from batchchat.inspection import job_of
 from batchchat.job.model import nearest
@@ -41,11 +42,11 @@ _EXAMPLES = 5
 _UNSET = np.uint64(0)
 
 
-class Answered(Scorer):
+class HasCompletion(Scorer):
     """Right where a row has a completion."""
 
     kind: Literal["answered"] = "answered"
-    SCALE: ClassVar[Scale] = YES_NO
+    SCALE: ClassVar[ScoreUnit] = YES_NO
 
     @property
     def columns(self) -> frozenset[str]:
@@ -101,7 +102,7 @@ class OutputComparison:
 def standard_scorers() -> list[Scorer]:
     """What is compared in any case: what every record has."""
     return [
-        Answered(name="answered"),
+        HasCompletion(name="answered"),
         Length(name="length"),
         Length(name="tokens", unit="tokens"),
         Cost(name="cost"),
@@ -262,7 +263,7 @@ class _Shared:
         wanted = sorted(frozenset[str]().union(*(names for names in reads if names is not None)))
         for name in wanted:
             check_column(sides[1].column_of(name), sides[1].carried(), f"{sides[1].directory}, which a scorer reads")
-        self.rows = Rows(
+        self.rows = CurrentRows(
             samples=samples,
             all_of_input=True,
             row_index=np.array([found[1][key] for key in keys], dtype=np.int64),
@@ -385,10 +386,10 @@ class _Shared:
                 scorer.check(side.names, [*self.sides[1].carried(), *(scorer.inputs or ())])
         sheets = []
         for name, side, finder in zip("ab", self.sides, self.finders, strict=True):
-            sheet = Sheet(name, self.rows)
+            sheet = VariantScores(name, self.rows)
             sheet.read(side.output, finder, every)
             sheets.append(sheet)
-        findings = Findings(sheets, [_variant(*one) for one in zip(self.sides, sheets, strict=True)], seed=seed)
+        findings = SuiteResults(sheets, [_variant(*one) for one in zip(self.sides, sheets, strict=True)], seed=seed)
         for scorer in every:
             findings.add(scorer)
         return SuiteSummary(
@@ -403,7 +404,7 @@ class _Shared:
         )
 
 
-def _variant(side: _Side, sheet: Sheet) -> VariantSummary:
+def _variant(side: _Side, sheet: VariantScores) -> VariantSummary:
     provider, totals = side.job.resolved_provider(), sheet.totals
     return VariantSummary(
         name=sheet.name,

@@ -24,21 +24,10 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 
 from batchchat.errors import UsageError
-from batchchat.evaluation.scale import SHARE
-from batchchat.evaluation.statistics import (
-    ALPHA,
-    BOOTSTRAP_ROWS,
-    CONFIDENCE,
-    FLIPS,
-    SEED,
-    Array,
-    Comparison,
-    Interval,
-    ScoreSummary,
-    adjust,
-    enough_draws,
-    sign_flip_test,
-)
+from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary, adjust
+from batchchat.evaluation.statistics.intervals import BOOTSTRAP_ROWS, CONFIDENCE, SEED, Array, Interval
+from batchchat.evaluation.statistics.significance import ALPHA, FLIPS, enough_draws, sign_flip_test
+from batchchat.evaluation.statistics.unit import SHARE
 
 OTHER = "(other)"
 NO_ANSWER = "(no answer)"
@@ -49,7 +38,7 @@ _ALIKE = "all rows look the same: they say nothing about the spread"
 _Codes = NDArray[np.int64]
 
 
-class Answers(NamedTuple):
+class LabelledAnswers(NamedTuple):
     """The answers of one variant: row position, expected label and given label of each."""
 
     rows: Sequence[int] | NDArray[np.int64]
@@ -84,7 +73,7 @@ class ClassReport:
     confusion: tuple[tuple[int, ...], ...]
 
 
-def classes_of(variants: Sequence[Answers], labels: Sequence[str] | None = None) -> list[str]:
+def classes_of(variants: Sequence[LabelledAnswers], labels: Sequence[str] | None = None) -> list[str]:
     """The classes named, or the expected labels that occur, sorted. Raises UsageError where they are too many."""
     expected = {label for answers in variants for label in answers.expected if label is not None}
     found = list(labels) if labels else sorted(expected)
@@ -96,7 +85,7 @@ def classes_of(variants: Sequence[Answers], labels: Sequence[str] | None = None)
     return found
 
 
-def classification_report(answers: Answers, labels: Sequence[str] | None = None) -> ClassReport:
+def classification_report(answers: LabelledAnswers, labels: Sequence[str] | None = None) -> ClassReport:
     """The report of one variant over all its answers."""
     classes = classes_of([answers], labels)
     size = len(classes)
@@ -126,7 +115,9 @@ def classification_report(answers: Answers, labels: Sequence[str] | None = None)
     )
 
 
-def summarize_macro_f1(answers: Answers, labels: Sequence[str] | None = None, *, seed: int = SEED) -> ScoreSummary:
+def summarize_macro_f1(
+    answers: LabelledAnswers, labels: Sequence[str] | None = None, *, seed: int = SEED
+) -> ScoreSummary:
     """Macro-F1 with its 95 % interval: percentiles of 1,999 resamples, or linearized. `n` counts rows."""
     classes = classes_of([answers], labels)
     patterns = _patterns([_side(answers, classes)])
@@ -151,7 +142,7 @@ def summarize_macro_f1(answers: Answers, labels: Sequence[str] | None = None, *,
 
 
 def compare_macro_f1(
-    variants: Mapping[str, Answers], labels: Sequence[str] | None = None, *, scorer: str, seed: int = SEED
+    variants: Mapping[str, LabelledAnswers], labels: Sequence[str] | None = None, *, scorer: str, seed: int = SEED
 ) -> list[Comparison]:
     """Compare macro-F1 of every pair of variants on the rows that both answered.
 
@@ -194,7 +185,7 @@ class _Patterns(NamedTuple):
         return made
 
 
-def _codes(answers: Answers, classes: Sequence[str]) -> tuple[_Codes, _Codes, _Codes]:
+def _codes(answers: LabelledAnswers, classes: Sequence[str]) -> tuple[_Codes, _Codes, _Codes]:
     """Row, expected and given class of the answers that count. Others are one past the last class, no answer two."""
     size = len(classes)
     known: dict[str | None, int] = {label: at for at, label in enumerate(classes)}
@@ -205,7 +196,7 @@ def _codes(answers: Answers, classes: Sequence[str]) -> tuple[_Codes, _Codes, _C
     return np.asarray(answers.rows, dtype=np.int64)[counts], expected[counts], given[counts]
 
 
-def _side(answers: Answers, classes: Sequence[str]) -> _Side:
+def _side(answers: LabelledAnswers, classes: Sequence[str]) -> _Side:
     size = len(classes)
     row, expected, given = _codes(answers, classes)
     code = expected * (size + 2) + given

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
-from batchchat.evaluation.batch import Absent, ScoreBatch, Scores, check_column
-from batchchat.evaluation.scale import YES_NO, Scale
+from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores, check_column
+from batchchat.evaluation.statistics.unit import YES_NO, ScoreUnit
 
 Judgement = tuple[float | None, str | None]
 """A value and its reason; either may be None."""
@@ -32,12 +32,12 @@ class Scorer(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    SCALE: ClassVar[Scale] = YES_NO
+    SCALE: ClassVar[ScoreUnit] = YES_NO
     METRICS: ClassVar[tuple[str, ...]] = ()
     name: str = Field(pattern=r"^[\w-]+$", max_length=100)
 
     @property
-    def scale(self) -> Scale:
+    def scale(self) -> ScoreUnit:
         """Unit, better direction and range of the values."""
         return self.SCALE
 

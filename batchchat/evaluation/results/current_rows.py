@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from batchchat.evaluation.batch import Lists
-from batchchat.evaluation.spill import Spill
+from batchchat.evaluation.results.disk_list import DiskList
+from batchchat.evaluation.scorers.score_batch import Lists
 from batchchat.intake import Intake
 from batchchat.job import Job
 from batchchat.records import RowBatch
@@ -129,7 +129,7 @@ class WholeRows:
     """Rows as the template sees them, in a temporary file that vanishes with this object."""
 
     def __init__(self) -> None:
-        self._spill = Spill()
+        self._spill = DiskList()
         self._places: list[int] = []
 
     def add(self, row: dict[str, Any] | None) -> None:
@@ -146,7 +146,7 @@ class WholeRows:
 
 
 @dataclass(slots=True)
-class Rows:
+class CurrentRows:
     """The rows that count, in input order. Row `i` is the input's row `row_index[i]`; position `i * samples + s` is
     the sample `s` of it.
 
@@ -195,7 +195,7 @@ def read_rows(
     whole: bool = False,
     prompted: bool = False,
     choice: Choice = EVERY_ROW,
-) -> Rows:
+) -> CurrentRows:
     """Read the input of jobs that share it, and identify every sample of its rows for each of them.
 
     Keeps the `columns` named, with `prompted` also those that the prompts speak of, and with `whole` all of each row.
@@ -220,7 +220,7 @@ class _Reader:
         self.whole = WholeRows() if whole else None
         self.interned: dict[str, str] = {}
 
-    def read(self) -> Rows:
+    def read(self) -> CurrentRows:
         try:
             for number, group in enumerate(self._groups()):
                 for batch in self.prepared[group[0]].batches():
@@ -234,7 +234,7 @@ class _Reader:
                 self.whole.close()
             raise
         has_key = self.prepared[0].job.input.key is not None
-        return Rows(
+        return CurrentRows(
             samples=self.samples,
             all_of_input=self.prepared[0].selection.whole,
             row_index=np.array(self.numbers, dtype=np.int64),

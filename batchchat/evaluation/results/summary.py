@@ -1,7 +1,7 @@
 """What an evaluation found, and the files that hold it.
 
     DIR/summary.json           means with intervals, costs, comparisons; `SuiteSummary` is its form in Python
-    DIR/scores.parquet         every single score with its reason, see `batchchat.evaluation.sheet`
+    DIR/scores.parquet         every single score with its reason, see `batchchat.evaluation.results.variant_scores`
     DIR/pairwise.parquet       what pairwise judges said, row by row, likewise
     DIR/variants/<folder>/     each variant's records: an output like that of any run
     DIR/judges/<name>/         each judge's own requests and verdicts, likewise
@@ -37,9 +37,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchchat.errors import UsageError
-from batchchat.evaluation.classification import ClassReport, ClassScore
-from batchchat.evaluation.sheet import PAIRWISE_SCHEMA, SCORES_SCHEMA
-from batchchat.evaluation.statistics import Comparison, ScoreSummary
+from batchchat.evaluation.results.variant_scores import PAIRWISE_SCHEMA, SCORES_SCHEMA
+from batchchat.evaluation.statistics.classification import ClassReport, ClassScore
+from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary
 from batchchat.store.files import storage_errors, synchronize, synchronize_folder
 
 VERSION = 1

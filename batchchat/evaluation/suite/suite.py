@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from batchchat.errors import JobError, UsageError
-from batchchat.evaluation.judging import JUDGES, Judge, JudgeSettings, Pairwise, judge_job
-from batchchat.evaluation.scale import SHARE, Scale
-from batchchat.evaluation.scorer import Scorer
-from batchchat.evaluation.scorers import MODELS, model_of, read_one
-from batchchat.evaluation.statistics import SEED
-from batchchat.evaluation.variants import VariantText, read_variants
+from batchchat.evaluation.scorers.answer_scorers import MODELS, model_of, read_one
+from batchchat.evaluation.scorers.judging import JUDGES, Judge, JudgeSettings, Pairwise, judge_job
+from batchchat.evaluation.scorers.scorer import Scorer
+from batchchat.evaluation.statistics.intervals import SEED
+from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
+from batchchat.evaluation.suite.variants import VariantText, read_variants
 from batchchat.job import Change, Job, load_job
 from batchchat.job.model import BudgetCaps, Duration, Whole, nearest
 from batchchat.job.origin import Origin, Origins, Place, combined, job_error, origin_of
@@ -78,7 +78,7 @@ _GRAMMAR = Grammar(
 class Score:
     """A score that the suite has. `of_rows`: it has a value for each answer, not only for all of them together."""
 
-    scale: Scale
+    scale: ScoreUnit
     of_rows: bool
 
     @property

@@ -24,7 +24,7 @@ _SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ScoreMeaning:
     """What a score measures. `higher_is_better` is None where no direction is better."""
 
     name: str
@@ -33,7 +33,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Suite:
+class SuiteFolder:
     """A suite's folder. `variants` and `comparisons` are objects of the summary as they stand in it."""
 
     directory: Path
@@ -72,18 +72,18 @@ class Suite:
         return [{name: judge.get(name) for name in names} for judge in self.summary.get("judges") or ()]
 
     @cached_property
-    def scores(self) -> list[Score]:
+    def scores(self) -> list[ScoreMeaning]:
         """Every score that a variant or a comparison has."""
-        found: dict[str, Score] = {}
+        found: dict[str, ScoreMeaning] = {}
         for variant in self.variants:
             for name, score in (variant.get("scores") or {}).items():
-                found.setdefault(name, Score(name, str(score.get("unit") or ""), score.get("higher_is_better")))
+                found.setdefault(name, ScoreMeaning(name, str(score.get("unit") or ""), score.get("higher_is_better")))
         for comparison in self.comparisons:
             name, unit = str(comparison.get("scorer")), str(comparison.get("unit") or "")
-            found.setdefault(name, Score(name, unit, comparison.get("higher_is_better")))
+            found.setdefault(name, ScoreMeaning(name, unit, comparison.get("higher_is_better")))
         return list(found.values())
 
-    def leader(self, score: Score) -> str | None:
+    def leader(self, score: ScoreMeaning) -> str | None:
         """The variant that the tests find better than every other one, if there is one."""
         won = [better(comparison, score) for comparison in self.comparisons if comparison.get("scorer") == score.name]
         others = len(self.variants) - 1
@@ -141,7 +141,7 @@ def settled(comparison: Mapping[str, Any]) -> bool:
     return adjusted is not None and adjusted < _SETTLED
 
 
-def better(comparison: Mapping[str, Any], score: Score) -> str | None:
+def better(comparison: Mapping[str, Any], score: ScoreMeaning) -> str | None:
     """The variant that a comparison finds better, where its test says so and the score has a better direction."""
     difference = comparison.get("difference")
     if not settled(comparison) or not difference or score.higher_is_better is None:
@@ -154,7 +154,7 @@ def is_scored(directory: Path) -> bool:
     return (directory / _SUMMARY).is_file()
 
 
-def read_suite(directory: Path) -> Suite:
+def read_suite(directory: Path) -> SuiteFolder:
     """Read a suite's summary. Raises UsageError where the folder holds none."""
     path = directory / _SUMMARY
     try:
@@ -167,4 +167,4 @@ def read_suite(directory: Path) -> Suite:
         raise UsageError(f"{path} cannot be read: {error}", remedy="Score the suite again.") from None
     if not isinstance(summary, dict) or not isinstance(summary.get("variants"), list):
         raise UsageError(f"{path} is no summary of a suite", remedy="Score the suite again.")
-    return Suite(directory, summary)
+    return SuiteFolder(directory, summary)

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchchat.errors import StorageError, UsageError
-from batchchat.evaluation.scale import SHARE, YES_NO, Scale
-from batchchat.evaluation.statistics import Comparison, adjust, compare
-from batchchat.evaluation.suite import Suite
-from batchchat.evaluation.summary import SCORES_NAME, SuiteSummary, read_summary, whole_file
+from batchchat.evaluation.results.summary import SCORES_NAME, SuiteSummary, read_summary, whole_file
+from batchchat.evaluation.statistics.comparison import Comparison, adjust, compare
+from batchchat.evaluation.statistics.unit import SHARE, YES_NO, ScoreUnit
+from batchchat.evaluation.suite.suite import Suite
 from batchchat.job.model import nearest
 
 # XML 1.0 has no form for these, however they are escaped.
@@ -153,9 +153,9 @@ def _told(made: Comparison, old: str) -> str:
     return f"{made.difference:+.4g} against {old} on {made.n:,} rows, p = {made.p_adjusted:.2g}"
 
 
-def _scale(unit: str, higher_is_better: bool | None) -> Scale:
+def _scale(unit: str, higher_is_better: bool | None) -> ScoreUnit:
     known = {YES_NO.unit: YES_NO, SHARE.unit: SHARE}
-    return known.get(unit, Scale(unit, higher_is_better))
+    return known.get(unit, ScoreUnit(unit, higher_is_better))
 
 
 def _values(directory: Path, variant: str, scorer: str) -> Mapping[object, float]:
@@ -176,7 +176,7 @@ def _values(directory: Path, variant: str, scorer: str) -> Mapping[object, float
     return {row: value for row, value in pairs if value is not None}
 
 
-def _compare(now: Mapping[object, float], then: Mapping[object, float], scale: Scale, scorer: str) -> Comparison:
+def _compare(now: Mapping[object, float], then: Mapping[object, float], scale: ScoreUnit, scorer: str) -> Comparison:
     shared = [row for row in now if row in then]
     sides = {name: np.array([side[row] for row in shared]) for name, side in (("now", now), ("then", then))}
     (made,) = compare(sides, scale, scorer=scorer)

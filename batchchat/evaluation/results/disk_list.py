@@ -38,7 +38,7 @@ _READ: Final[dict[str, Callable[[str], Any]]] = {
 }
 
 
-class Spill:
+class DiskList:
     """Keeps values one after another; each is read back by the place that `add` gave it."""
 
     def __init__(self) -> None:

@@ -6,29 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from batchchat.evaluation.classification import (
-    Answers,
+from batchchat.evaluation.results.summary import ScorerSummary, VariantSummary
+from batchchat.evaluation.results.variant_scores import ScoreColumn, VariantScores, row_metric
+from batchchat.evaluation.scorers.answer_scorers import Classes
+from batchchat.evaluation.scorers.judging import Judge, Pairwise
+from batchchat.evaluation.scorers.scorer import Scorer
+from batchchat.evaluation.statistics.classification import (
+    LabelledAnswers,
     classes_of,
     classification_report,
     compare_macro_f1,
     summarize_macro_f1,
 )
-from batchchat.evaluation.judging import Judge, Pairwise
-from batchchat.evaluation.scale import SHARE
-from batchchat.evaluation.scorer import Scorer
-from batchchat.evaluation.scorers import Classes
-from batchchat.evaluation.sheet import Column, Sheet, row_metric
-from batchchat.evaluation.statistics import Comparison, compare, compare_outcomes, summarize
-from batchchat.evaluation.summary import ScorerSummary, VariantSummary
+from batchchat.evaluation.statistics.comparison import Comparison, compare, compare_outcomes, summarize
+from batchchat.evaluation.statistics.unit import SHARE
 
 
-class Findings:
+class SuiteResults:
     """Adds up what the sheets of variants hold, one scorer after another.
 
     `variants` are the variants' summaries, to which their scores are added. All sheets have the same rows.
     """
 
-    def __init__(self, sheets: Sequence[Sheet], variants: Sequence[VariantSummary], *, seed: int) -> None:
+    def __init__(self, sheets: Sequence[VariantScores], variants: Sequence[VariantSummary], *, seed: int) -> None:
         self.variants = list(variants)
         self.comparisons: list[Comparison] = []
         self.scorers: list[ScorerSummary] = []
@@ -50,7 +50,7 @@ class Findings:
     def _add_classes(self, scorer: Classes) -> None:
         """Add a scorer's reports over classes; its classes are the same for all variants."""
         name = f"{scorer.name}.macro_f1"
-        answers: dict[str, Answers] = {
+        answers: dict[str, LabelledAnswers] = {
             sheet.name: sheet.labels[scorer.name].answers(sheet.rows.samples) for sheet in self._sheets
         }
         labels = classes_of(list(answers.values()), scorer.labels)
@@ -63,7 +63,7 @@ class Findings:
         self.comparisons += compare_macro_f1(answers, labels, scorer=name, seed=self._seed)
         self.scorers.append(replace(self.scorers[-1], name=name, unit=SHARE.unit))
 
-    def add_pairs(self, scorer: Pairwise, pairs: Mapping[tuple[str, str], Column]) -> None:
+    def add_pairs(self, scorer: Pairwise, pairs: Mapping[tuple[str, str], ScoreColumn]) -> None:
         """Add what a pairwise judge said."""
         samples = self._sheets[0].rows.samples
         grids = {pair: column.values.reshape(-1, samples) for pair, column in pairs.items()}

@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from batchchat.evaluation.batch import Absent, Lists, ScoreBatch
-from batchchat.evaluation.judging import Judge, JudgeScorer, Pairwise
-from batchchat.evaluation.matching import text_of
-from batchchat.evaluation.rows import Identities, Rows, current_records, read_rows
-from batchchat.evaluation.sheet import NOT_JUDGED
-from batchchat.evaluation.spill import Spill
-from batchchat.evaluation.suite import JudgeTask
-from batchchat.evaluation.summary import whole_file
+from batchchat.evaluation.results.current_rows import CurrentRows, Identities, current_records, read_rows
+from batchchat.evaluation.results.disk_list import DiskList
+from batchchat.evaluation.results.summary import whole_file
+from batchchat.evaluation.results.variant_scores import NOT_JUDGED
+from batchchat.evaluation.scorers.judging import Judge, JudgeScorer, Pairwise
+from batchchat.evaluation.scorers.matching import text_of
+from batchchat.evaluation.scorers.score_batch import Absent, Lists, ScoreBatch
+from batchchat.evaluation.suite.suite import JudgeTask
 from batchchat.store import Output, is_output, read_state
 
 _LINES = 10_000
@@ -38,7 +38,7 @@ Verdicts = dict[bytes, tuple[Any, str | None]]
 """Verdict and reason of each case that was judged."""
 
 
-class Source(NamedTuple):
+class AnswerSource(NamedTuple):
     """A variant's answers: its name, its output (None where it has not begun), and the identities of its requests.
 
     `placeholder` stands for every answer that is still to come, in a plan.
@@ -127,7 +127,7 @@ class _Answers:
     """One variant's answers by position, in a temporary file: a pairwise judge takes two of them at a time."""
 
     def __init__(self, size: int) -> None:
-        self._spill = Spill()
+        self._spill = DiskList()
         self._starts = np.full(size, -1, dtype=np.int64)
 
     def __enter__(self) -> Self:
@@ -158,7 +158,9 @@ def shown_columns(scorer: JudgeScorer, prompted: Sequence[str]) -> tuple[str, ..
     return tuple(name for name in prompted if name != scorer.expected)
 
 
-def gather_cases(task: JudgeTask, path: Path, rows: Rows, sources: Sequence[Source], shown: tuple[str, ...]) -> Cases:
+def gather_cases(
+    task: JudgeTask, path: Path, rows: CurrentRows, sources: Sequence[AnswerSource], shown: tuple[str, ...]
+) -> Cases:
     """Write the cases of a judge to a file, whole or not at all; `shown` are the columns that it sees.
 
     Raises StorageError where the disk fails.
@@ -180,7 +182,7 @@ def gather_cases(task: JudgeTask, path: Path, rows: Rows, sources: Sequence[Sour
 
 
 class _Gathering:
-    def __init__(self, scorer: JudgeScorer, rows: Rows, file: _CaseFile, shown: tuple[str, ...]) -> None:
+    def __init__(self, scorer: JudgeScorer, rows: CurrentRows, file: _CaseFile, shown: tuple[str, ...]) -> None:
         self.scorer = scorer
         self.rows = rows
         self.file = file
@@ -188,7 +190,7 @@ class _Gathering:
         self.size = len(rows) * rows.samples
         self.columns = frozenset(shown) | scorer.inputs
 
-    def variant(self, source: Source) -> Asked:
+    def variant(self, source: AnswerSource) -> Asked:
         """The cases of single answers."""
         asked = Asked(self.size, 1)
         on_failure = self.scorer.scale.low if self.scorer.failed == "wrong" else None
@@ -202,7 +204,7 @@ class _Gathering:
                 asked.put(position, self.file.add([*context, answer]))
         return asked
 
-    def pairs(self, scorer: Pairwise, sources: Sequence[Source], cases: Cases) -> None:
+    def pairs(self, scorer: Pairwise, sources: Sequence[AnswerSource], cases: Cases) -> None:
         """The cases of two answers side by side, in both orders."""
         against = scorer.against
         wanted = [pair for pair in combinations(sources, 2) if against is None or against in {one.name for one in pair}]
@@ -238,7 +240,7 @@ class _Gathering:
         value = float(isinstance(other, Absent)) - float(isinstance(one, Absent))
         return (value if self.scorer.failed == "wrong" else None), "; ".join(reasons)
 
-    def answers(self, source: Source) -> Iterator[tuple[int, str | Absent]]:
+    def answers(self, source: AnswerSource) -> Iterator[tuple[int, str | Absent]]:
         """Position and answer of every record, and in a plan the placeholders of those that are still to come."""
         scorer = self.scorer
         names = frozenset({"status", "error_kind", "error_message", scorer.field.partition(".")[0]})

@@ -11,17 +11,17 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from batchchat.evaluation.batch import ScoreBatch, Scores
-from batchchat.evaluation.matching import shown, text_of
-from batchchat.evaluation.scale import SHARE, YES_NO, Scale
-from batchchat.evaluation.scorer import Judgement, Measure, Scorer, scores_of
+from batchchat.evaluation.scorers.matching import shown, text_of
+from batchchat.evaluation.scorers.score_batch import ScoreBatch, Scores
+from batchchat.evaluation.scorers.scorer import Judgement, Measure, Scorer, scores_of
+from batchchat.evaluation.statistics.unit import SHARE, YES_NO, ScoreUnit
 
 
 class Latency(Measure):
     """Seconds of the last attempt."""
 
     kind: Literal["latency"] = "latency"
-    SCALE: ClassVar[Scale] = Scale("seconds", False, 0.0)
+    SCALE: ClassVar[ScoreUnit] = ScoreUnit("seconds", False, 0.0)
 
     def _source(self) -> str:
         return "latency_s"
@@ -31,7 +31,7 @@ class Cost(Measure):
     """Money for all attempts of a row, in the provider's currency."""
 
     kind: Literal["cost"] = "cost"
-    SCALE: ClassVar[Scale] = Scale("cost", False, 0.0)
+    SCALE: ClassVar[ScoreUnit] = ScoreUnit("cost", False, 0.0)
 
     def _source(self) -> str:
         return "cost"
@@ -58,9 +58,9 @@ class Length(Measure):
         return "completion_tokens" if self.unit == "tokens" else self.field
 
     @property
-    def scale(self) -> Scale:
+    def scale(self) -> ScoreUnit:
         """Counts, from 0."""
-        return Scale(self.unit, self.higher_is_better, 0.0)
+        return ScoreUnit(self.unit, self.higher_is_better, 0.0)
 
     def _measure(self, value: Any) -> float:
         if self.unit == "tokens":
@@ -95,10 +95,10 @@ class Python(Scorer):
         self._function = _import(self.python, Path(base or "."))
 
     @property
-    def scale(self) -> Scale:
+    def scale(self) -> ScoreUnit:
         """As the suite says; `yes/no` and `share` lie between 0 and 1."""
         bounded = self.unit in (YES_NO.unit, SHARE.unit)
-        return Scale(self.unit, self.higher_is_better, *((0.0, 1.0) if bounded else ()))
+        return ScoreUnit(self.unit, self.higher_is_better, *((0.0, 1.0) if bounded else ()))
 
     @property
     def columns(self) -> None:

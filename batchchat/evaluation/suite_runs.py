@@ -54,7 +54,7 @@ def _no_listener(_event: Event) -> None:
 
 
 @dataclass(slots=True)
-class Setting:
+class SuiteRunOptions:
     """What all runs of an evaluation share. `transport` makes what takes the place of the network, for each run."""
 
     name: str
@@ -75,7 +75,7 @@ class Runs:
     To be entered as an async context manager, which holds the demo provider where a job uses it.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: SuiteRunOptions) -> None:
         self.setting = setting
         caps = setting.caps
         self._budget: Budget | None = None

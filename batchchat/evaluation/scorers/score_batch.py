@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.errors import UsageError
-from batchchat.evaluation.matching import read_json
+from batchchat.evaluation.scorers.matching import read_json
 from batchchat.job.model import nearest
 from batchchat.records import PARSED, RECORD_COLUMNS
 

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchchat.evaluation.batch import ScoreBatch, Scores
-from batchchat.evaluation.classification import Answers
-from batchchat.evaluation.rows import Finder, Positions, Rows, as_halves, current_records
-from batchchat.evaluation.scorer import Scorer, scores_of
+from batchchat.evaluation.results.current_rows import CurrentRows, Finder, Positions, as_halves, current_records
+from batchchat.evaluation.scorers.score_batch import ScoreBatch, Scores
+from batchchat.evaluation.scorers.scorer import Scorer, scores_of
+from batchchat.evaluation.statistics.classification import LabelledAnswers
 from batchchat.store import Output
 
 Grid = NDArray[np.float64]
@@ -67,7 +67,7 @@ def row_metric(scorer: Scorer) -> str:
     return f"{scorer.name}.{scorer.METRICS[0]}" if scorer.METRICS else scorer.name
 
 
-class Column:
+class ScoreColumn:
     """The values and reasons of one scorer, by position."""
 
     def __init__(self, size: int) -> None:
@@ -107,7 +107,7 @@ class Column:
         return pa.concat_arrays(self._reasons).take(pa.array(chosen, mask=chosen < 0))
 
 
-class Labels:
+class LabelColumn:
     """The expected and the given label of each position, as codes: -1 is none, and `seen` has those that count."""
 
     def __init__(self, size: int) -> None:
@@ -127,12 +127,12 @@ class Labels:
         expected, given = (codes[positions] for codes in (self._expected, self._given))
         return names.take(pa.array(expected, mask=expected < 0)), names.take(pa.array(given, mask=given < 0))
 
-    def answers(self, samples: int) -> Answers:
+    def answers(self, samples: int) -> LabelledAnswers:
         """The labels of all positions that count, row by row."""
         names: list[str | None] = [*self._codes, None]
         counted = np.flatnonzero(self._expected >= 0)
         expected, given = ([names[code] for code in codes[counted].tolist()] for codes in (self._expected, self._given))
-        return Answers(counted // samples, expected, given)
+        return LabelledAnswers(counted // samples, expected, given)
 
 
 @dataclass(slots=True)
@@ -164,10 +164,10 @@ class Totals:
         return float(np.quantile(every, share)) if every.size else None
 
 
-class Sheet:
+class VariantScores:
     """All scores of one variant. `answered` tells which positions have a record."""
 
-    def __init__(self, name: str, rows: Rows) -> None:
+    def __init__(self, name: str, rows: CurrentRows) -> None:
         self.name = name
         self.rows = rows
         size = len(rows) * rows.samples
@@ -175,14 +175,14 @@ class Sheet:
         self.stale = 0
         self.totals = Totals()
         # In the order in which they were first asked for.
-        self.columns: dict[str, Column] = {}
-        self.labels: dict[str, Labels] = {}
+        self.columns: dict[str, ScoreColumn] = {}
+        self.labels: dict[str, LabelColumn] = {}
         self._ids: NDArray[np.uint64] = np.zeros((size, 2), dtype=np.uint64)
 
-    def column(self, name: str) -> Column:
+    def column(self, name: str) -> ScoreColumn:
         """The values under a name, made when first asked for."""
         if name not in self.columns:
-            self.columns[name] = Column(len(self.answered))
+            self.columns[name] = ScoreColumn(len(self.answered))
         return self.columns[name]
 
     def grid(self, name: str) -> Grid:
@@ -212,7 +212,7 @@ class Sheet:
         for scorer in scorers:
             self.column(row_metric(scorer))
             if scorer.METRICS:
-                self.labels[scorer.name] = Labels(len(self.answered))
+                self.labels[scorer.name] = LabelColumn(len(self.answered))
         inputs = _union(scorer.inputs for scorer in scorers)
         wanted = _union(scorer.columns for scorer in scorers)
         columns = None if wanted is None else wanted | _NEEDED
@@ -259,7 +259,7 @@ class Sheet:
                 )
 
 
-def pair_lines(a: str, b: str, scorer: str, column: Column, rows: Rows) -> Iterator[pa.RecordBatch]:
+def pair_lines(a: str, b: str, scorer: str, column: ScoreColumn, rows: CurrentRows) -> Iterator[pa.RecordBatch]:
     """The judgements of a pair as lines of `pairwise.parquet`, in blocks."""
     judged = column.places()
     for start in range(0, len(judged), _LINES):

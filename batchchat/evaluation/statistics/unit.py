@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class ScoreUnit:
     """`higher_is_better` is None where no direction is better; `low` and `high` are the least and greatest value."""
 
     unit: str
@@ -21,6 +21,6 @@ class Scale:
         return self.unit == "yes/no"
 
 
-YES_NO = Scale("yes/no", True, 0.0, 1.0)
-SHARE = Scale("share", True, 0.0, 1.0)
+YES_NO = ScoreUnit("yes/no", True, 0.0, 1.0)
+SHARE = ScoreUnit("share", True, 0.0, 1.0)
 """A number from 0 (nothing right) to 1 (all right)."""
