@@ -22,9 +22,9 @@ from typing import Any
 import orjson
 
 from batchchat.demo.draws import draw, pick
-from batchchat.demo.instances import Filler, first_words
-from batchchat.demo.judge import Judgement, judge
-from batchchat.demo.labels import Label, LabelList, evidence, find_labels, make_labels, rank
+from batchchat.demo.model.judgement import Judgement, judge
+from batchchat.demo.model.label_ranking import Label, LabelList, evidence, find_labels, make_labels, rank
+from batchchat.demo.model.schema_filler import Filler, first_words
 from batchchat.demo.request import ApiError, ChatRequest
 
 _SLIPS_LARGE, _SLIPS_SMALL, _SLIPS_UNDESCRIBED, _SLIPS_PER_TEMPERATURE = 0.02, 0.06, 0.04, 0.08
@@ -46,7 +46,7 @@ _FOLLOW_UPS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ModelAnswer:
     """What the model says: text, or a call of one tool (its arguments as JSON text); and its reasoning."""
 
     text: str | None = None
@@ -55,15 +55,15 @@ class Answer:
     reasoning: str | None = None
 
 
-def answer(request: ChatRequest, seed: int, digest: bytes, *, wrong: bool = False) -> Answer:
+def answer(request: ChatRequest, seed: int, digest: bytes, *, wrong: bool = False) -> ModelAnswer:
     """Answer a request. `digest` is that of its body; `wrong` asks for a well-formed answer that is wrong."""
     reading = _Reading(request, seed, digest, wrong=wrong)
     tool = reading.tool()
     if tool is not None:
         filled = reading.filled(tool.get("parameters") or {"type": "object"})
         arguments = orjson.dumps(filled if isinstance(filled, dict) else {}).decode()
-        return Answer(tool_name=tool["name"], arguments=arguments, reasoning=reading.reasoning())
-    return Answer(text=reading.text(), reasoning=reading.reasoning())
+        return ModelAnswer(tool_name=tool["name"], arguments=arguments, reasoning=reading.reasoning())
+    return ModelAnswer(text=reading.text(), reasoning=reading.reasoning())
 
 
 class _Reading:

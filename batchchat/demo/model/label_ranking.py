@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from batchchat.demo.lexicon import FALLBACK_LABELS, Words, concept_words, content_stems, stems
+from batchchat.demo.model.lexicon import FALLBACK_LABELS, Words, concept_words, content_stems, stems
 
 _HEAD = (
     r"(?:labels?|categor(?:y|ies)|class(?:es)?|options?|choices?|tags?|intents?|topics?|departments?|queues?"

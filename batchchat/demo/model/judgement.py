@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from batchchat.demo.lexicon import content_stems
+from batchchat.demo.model.lexicon import content_stems
 
 _ASKS = re.compile(
     r"\b(?:rate|score|grade|judge|evaluate|assess|compare|which (?:answer|response|is better)|better)\b", re.I

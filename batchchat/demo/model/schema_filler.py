@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from batchchat.demo.labels import Label, make_labels, rank
-from batchchat.demo.lexicon import STOP_WORDS, content_stems
+from batchchat.demo.model.label_ranking import Label, make_labels, rank
+from batchchat.demo.model.lexicon import STOP_WORDS, content_stems
 
 Choose = Callable[[tuple[Label, ...]], str]
 Schema = Mapping[str, Any]
