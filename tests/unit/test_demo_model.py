@@ -55,9 +55,9 @@ def text_of(*messages: tuple[str, str], **fields: Any) -> str:
         ("Answer with exactly one word: billing, bug.", "billing bug"),
         ("What is its sentiment (positive/negative/neutral)?", "positive negative neutral"),
         ("Choose between billing and bug.", "billing bug"),
-        ("Is it spam? ModelAnswer yes or no.", "yes no"),
+        ("Is it spam? Answer yes or no.", "yes no"),
         ("Reply with only positive, negative or neutral", "positive negative neutral"),
-        ("Which is better? ModelAnswer A, B or tie", "A B tie"),
+        ("Which is better? Answer A, B or tie", "A B tie"),
         ("Answer in two sentences at most.", None),
         ("One of my cups, a blue one, arrived broken. I ordered it with a lamp, a chair and a table.", None),
         ("You are the assistant of a shop for household goods.", None),
@@ -333,7 +333,7 @@ def test_a_correction_answers_the_first_question_again() -> None:
     text = text_of(
         ("user", "My invoice is wrong"),
         ("assistant", '{"label": "refunds"}'),
-        ("user", "That does not fit the schema: the label must be bug or billing. ModelAnswer with valid JSON only."),
+        ("user", "That does not fit the schema: the label must be bug or billing. Answer with valid JSON only."),
         response_format=wanted,
     )
     assert orjson.loads(text) == {"label": "billing"}
@@ -465,5 +465,5 @@ def test_repetitive_text_takes_no_time_to_read(unit: str) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     started = time.process_time()
     asked(("user", said))
-    asked(("system", "Rate from 1 to 5. ModelAnswer with JSON."), ("user", said), response_format=wanted)
+    asked(("system", "Rate from 1 to 5. Answer with JSON."), ("user", said), response_format=wanted)
     assert time.process_time() - started < 2
