@@ -208,7 +208,7 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether an idle connection can carry a request: it is open, and nothing has come that is not yet read.
 
-        The loop reads what comes between two of its turns. What came since is seen by asking the system (0.4 us): the
+        The loop reads what comes between two of its turns. What came since is seen by asking the system (0.8 us): the
         end of the connection, or bytes that would be taken for the answer to the next request.
         """
         return not self.closing and (self._poll is None or not self._poll.poll(0))
