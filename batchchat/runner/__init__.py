@@ -237,7 +237,6 @@ class _Run:
             cache,
             self.writer,
             self.prepared.reviewer,
-            dedupe=self.job.dedupe,
             own=self.job.cache is None,
             offload=self.offload,
             listener=self.tell,
@@ -348,8 +347,6 @@ class _Run:
         self.tell(Event("run_started", f"run {self.run_id} into {job.output.path}", "debug", fields))
         async with anyio.create_task_group() as group:
             group.start_soon(self.writer.run)
-            if self.reuse is not None:
-                group.start_soon(self.reuse.run)
             try:
                 async with anyio.create_task_group() as inner:
                     self._watch_stop(inner)
@@ -360,8 +357,6 @@ class _Run:
                     self.phase = "ending"
                     inner.cancel_scope.cancel()
             finally:
-                if self.reuse is not None:
-                    self.reuse.finish()
                 self.writer.finish()
 
     @property
