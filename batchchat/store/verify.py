@@ -17,6 +17,7 @@ from batchchat.store.index import OK, RecordIndex
 from batchchat.store.journal import journals, replay
 from batchchat.store.parts import DamagedPartError, LocalFiles, PartReader, same_types
 
+_ANEW = "The next run writes it anew."
 _KINDS = pa.array([kind.value for kind in ErrorKind], pa.string())
 
 
@@ -64,9 +65,20 @@ def verify(directory: Path | str) -> VerifyReport:
 def _check_state(layout: Layout, report: VerifyReport) -> pa.Schema | None:
     schema = None
     try:
-        schema = layout.read_schema().output()
-        for name in ("job.json", "state.json"):
-            layout.read(name)
+        frozen = layout.read_schema()
+        schema = frozen.output()
+        damaged = layout.damaged_files()
+        if frozen.recovered and "schema.json" not in damaged:
+            report.problems.append(f"{layout.state / 'schema.json'}: missing, or no schema. {_ANEW}")
+        for name in damaged:
+            if name == "live.json":  # nobody needs it
+                report.notes.append(f"{layout.state / name}: damaged; it tells about the last run's progress only")
+            else:
+                report.problems.append(f"{layout.state / name}: damaged: it holds no JSON object. {_ANEW}")
+        if not (layout.state / "format.json").exists():
+            report.problems.append(f"{layout.state / 'format.json'}: missing. {_ANEW}")
+        if "manifest.json" not in damaged:
+            report.problems += layout.missing()
     except StorageError as error:
         report.problems.append(error.message)
     for path, damaged in ((layout.ledger, layout.read_ledger()[2]), (layout.runs, read_lines(layout.runs)[1])):
