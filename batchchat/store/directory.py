@@ -165,12 +165,17 @@ class Layout:
         found = [name for name in names if (self.state / name).exists() and not self.object(name)]
         if "format.json" not in found and (self.state / "format.json").exists():
             found += ["format.json"] if type(self.object("format.json").get("format")) is not int else []
+        if MANIFEST not in found:
+            try:
+                read_manifest(self.state)
+            except StorageError:
+                found.append(MANIFEST)
         return found
 
     def job(self) -> dict[str, Any]:
         """Return the job of the last run as JSON values: that of the newest snapshot where `job.json` is lost."""
         found = self.object("job.json")
-        if found:
+        if isinstance(found.get("name"), str):
             return found
         folder = self.state / "snapshots"
         names = sorted(path.name for path in folder.glob("*.json")) if folder.is_dir() else []
@@ -282,9 +287,11 @@ class Layout:
         missing = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         existing = missing[-1].parent if missing else self.root
         for folder in (existing, self.state, self.data, self.temporary):
+            if folder.exists() and not folder.is_dir():
+                raise _unusable(folder, _refusal(errno.ENOTDIR, folder))
             if folder.exists() and not os.access(folder, os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
-                reason = "permission denied, or a read-only file system"
-                raise _unusable(folder, PermissionError(errno.EACCES, reason, str(folder)))
+                read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+                raise _unusable(folder, _refusal(errno.EROFS if read_only else errno.EACCES, folder))
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             for folder in (self.state, self.temporary):
@@ -533,11 +540,20 @@ def _locked(root: Path, holder: dict[str, Any] | None) -> OutputLocked:
     )
 
 
+def _refusal(code: int, path: Path) -> OSError:
+    """What the system would say if it were asked for more than it was."""
+    return OSError(code, os.strerror(code), str(path))
+
+
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EFBIG})
+"""Refusals that another folder would not change: the disk or the machine is at its end."""
+
+
 def _unusable(path: Path, error: OSError) -> UsageError | StorageError:
-    """What is wrong with an output before a run: a wrong choice of folder, or a disk that fails."""
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
-        return UsageError(
-            f"the output {error.filename or path} cannot be written: {error.strerror}",
-            remedy="Choose a folder that you may write to, or change its permissions.",
-        )
-    return storage_error(error.filename or path, error)
+    """What is wrong with an output before a run, in the system's own words: a wrong folder, or a disk that fails."""
+    if error.errno in _DISK:
+        return storage_error(error.filename or path, error)
+    remedy = "Choose a folder that you may write to, or change its permissions."
+    if error.errno in {errno.ENOTDIR, errno.EEXIST}:
+        remedy = "It is a file, and an output is a folder: choose another path, or move the file away."
+    return UsageError(f"the output {error.filename or path} cannot be written: {error.strerror}", remedy=remedy)

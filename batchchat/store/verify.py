@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import ErrorKind
@@ -139,6 +141,7 @@ def _check_file(
                 return True
             for batch in reader.batches():
                 check(name, batch)
+        _read_as_others_do(files.path(name), name)
     except FileNotFoundError:
         return False
     except DamagedPartError as error:
@@ -147,6 +150,40 @@ def _check_file(
     except StorageError as error:
         report.problems.append(f"{files.path(name)}: {error}")
     return True
+
+
+def _read_as_others_do(path: Path, name: str) -> None:
+    """Read a file as its users do, since they check other things: page checksums cover neither headers nor the footer.
+
+    With DuckDB only where it is installed. Raises DamagedPartError; FileNotFoundError where the file is gone.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            rows = file.metadata.num_rows
+            read = sum(batch.num_rows for batch in file.iter_batches())
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DamagedPartError(name, f"a plain Parquet reader refuses it: {error}") from error
+    if read != rows:
+        raise DamagedPartError(name, f"it promises {rows} records, and a plain Parquet reader finds {read}")
+    if find_spec("duckdb") is None:
+        return
+    import duckdb
+
+    try:
+        with duckdb.connect() as connection:
+            # A checksum of each column, so that every value is read and none becomes a Python object. One thread, so
+            # that a run at work is not held up.
+            connection.execute("SET threads = 1")
+            query = "SELECT count(*), bit_xor(hash(COLUMNS(*))) FROM read_parquet($1)"
+            (read, *_), *_ = connection.execute(query, [str(path)]).fetchall()
+    except duckdb.Error as error:
+        if not path.exists():
+            raise FileNotFoundError(path) from error
+        raise DamagedPartError(name, f"DuckDB refuses it: {error}") from error
+    if read != rows:
+        raise DamagedPartError(name, f"it promises {rows} records, and DuckDB finds {read}")
 
 
 def _inconsistencies(batch: pa.RecordBatch) -> dict[str, int]:

@@ -184,7 +184,7 @@ def test_an_output_that_cannot_be_written_is_refused_and_nothing_is_created(open
     (tmp_path / "closed").mkdir(mode=0o555)
     before = listing(tmp_path)
     for output in ("out", "closed/a/b", "closed"):
-        with as_nobody(), pytest.raises(UsageError, match="permission denied"):
+        with as_nobody(), pytest.raises(UsageError, match=r"(?i)permission denied"):
             open_store(tmp_path / output, "run-2")
     assert listing(tmp_path) == before
     for folder in (tmp_path / "out" / "_batchchat", tmp_path / "out" / "_batchchat" / "tmp"):
