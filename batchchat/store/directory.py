@@ -357,7 +357,7 @@ class Layout:
         by_run: dict[str, Spend] = {}
         generations: set[int] = set()
         for line in lines:
-            amounts = [line.get(name) for name in Spend._fields]
+            amounts: list[Any] = [line.get(name) for name in Spend._fields]
             generation, run_id = line.get("generation"), line.get("run_id")
             sound = all(type(amount) in {int, float} for amount in amounts)
             if not (sound and type(generation) is int and isinstance(run_id, str)):

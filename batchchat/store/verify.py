@@ -83,9 +83,9 @@ def _check_state(layout: Layout, report: VerifyReport) -> pa.Schema | None:
             report.problems += layout.missing()
     except StorageError as error:
         report.problems.append(error.message)
-    for path, damaged in ((layout.ledger, layout.read_ledger()[2]), (layout.runs, read_lines(layout.runs)[1])):
-        if damaged:
-            report.problems.append(f"{path}: {damaged} lines are damaged")
+    for path, number in ((layout.ledger, layout.read_ledger()[2]), (layout.runs, read_lines(layout.runs)[1])):
+        if number:
+            report.problems.append(f"{path}: {number} lines are damaged")
     return schema
 
 
