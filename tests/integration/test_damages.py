@@ -237,3 +237,21 @@ def test_a_flipped_bit_of_a_part_is_found_or_changes_nothing_for_any_reader(tmp_
             wrong.append(place)
     assert not wrong
     assert found > flips // 2
+
+
+def test_an_output_with_sums_beyond_64_bits_goes_on(good: Path, tmp_path: Path) -> None:
+    """Earlier versions believed any number of tokens."""
+    shutil.copytree(good, tmp_path / "a")
+    ledger = tmp_path / "a" / "out" / STATE / "ledger.jsonl"
+    line = json.loads(ledger.read_bytes().splitlines()[0])
+    with ledger.open("a", encoding="utf-8") as sink:
+        for generation in (90, 91):
+            sink.write(json.dumps({**line, "generation": generation, "total_tokens": 2**64}) + "\n")
+    job = job_in(tmp_path / "a")
+    for _ in range(2):
+        ended = go(job)
+        assert (ended.exit_code, ended.ok) == (0, ROWS)
+        assert ended.spend_total.total_tokens >= 2**65
+    assert look(tmp_path / "a", job) == {}
+    assert status_of(tmp_path / "a" / "out").spent.total_tokens >= 2**65
+    assert verify(tmp_path / "a" / "out").problems == []
