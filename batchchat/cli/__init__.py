@@ -328,7 +328,7 @@ def show(directory: Path, row: int | None, failed: bool, limit: int, as_json: bo
     help="Put ' before each text of a .csv file that a spreadsheet would run as a formula (= + - @).",
 )
 def export(
-    directory: Path, target: Path, format_: str | None, input_path: str | None, force: bool, safe_csv: bool
+    directory: Path, target: Path, format_: str | None, *, input_path: str | None, force: bool, safe_csv: bool
 ) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
     from batchchat.cli.reading import export_command

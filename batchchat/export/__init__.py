@@ -77,8 +77,7 @@ def export(
     Raises UsageError for a target that cannot be written, StorageError where the disk fails.
     """
     kind = _format_of(target) if format is None else format
-    if safe_csv and kind != "csv":
-        raise UsageError("--safe-csv is for CSV files alone", remedy="Leave it out, or export to a .csv file.")
+    _check_safe(kind, safe_csv=safe_csv)
     targets = (target, errors_file(target)) if kind == BATCH else (target,)
     for path in targets:
         if path.exists() and not force:
@@ -130,6 +129,11 @@ def export(
         for draft in drafts:
             draft.unlink(missing_ok=True)
     return Exported(rows, intake.counts.samples - rows, written, failed, job.samples)
+
+
+def _check_safe(kind: str, *, safe_csv: bool) -> None:
+    if safe_csv and kind != "csv":
+        raise UsageError("--safe-csv is for CSV files alone", remedy="Leave it out, or export to a .csv file.")
 
 
 def _format_of(target: Path) -> str:

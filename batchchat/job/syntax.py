@@ -1,9 +1,9 @@
 """YAML as a job file uses it: JSON's types, names that are texts, and bounds on what a few lines can unfold to.
 
-Plain words are texts, unless they are what both YAML 1.1 and YAML 1.2 call a number, `true`, `false` or `null`. So a label
-`no`, `on`, `12:30`, `010`, `1_000` or `2024-01-01` stays the text that was written; YAML 1.1 would make a boolean, a
-number or a date of it without a word. Typed fields of a job still read `yes`, `1_000` and `0x10`. `extra_body` has no
-types of its own, so such a word is refused there as the value of a name: nobody can tell which one was meant.
+Plain words are texts, unless both YAML 1.1 and YAML 1.2 call them a number, `true`, `false` or `null`. So a label `no`,
+`on`, `12:30`, `010`, `1_000` or `2024-01-01` stays the text that was written; YAML 1.1 would make a boolean, a number
+or a date of it without a word. Typed fields of a job still read `yes`, `1_000` and `0x10`. `extra_body` has no types of
+its own, so such a word is refused there as the value of a name: nobody can tell which one was meant.
 
 A field that stands twice, which YAML would silently drop, is an error. Aliases are followed, but no document may unfold
 to more than 100,000 values or 100 levels.
@@ -220,7 +220,7 @@ def _remedy(problem: str, text: str, file: Path) -> str:
     if "\\t" in problem:
         return "Indent with spaces, not with tabs."
     if "<block" in problem or "mapping values are not allowed" in problem:
-        return f"Check the indentation of this line and of the one before it: fields side by side start in one column. {_QUOTES}"
+        return f"Check the indentation here and in the line before: fields side by side start in one column. {_QUOTES}"
     return _QUOTES
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote

@@ -72,7 +72,7 @@ def test_rows_without_text_and_comments_are_told(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_told_with_its_remedy(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UsageError) as refused:
-        job(tmp_path, text) and plan_job(job(tmp_path, text))
+        plan_job(job(tmp_path, text))
     assert words in told(refused.value)
 
 

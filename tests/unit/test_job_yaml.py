@@ -83,7 +83,8 @@ def test_extra_body_refuses_a_word_that_can_be_read_in_two_ways(tmp_path: Path, 
     with pytest.raises(JobError, match="can be read in two ways") as told:
         job(tmp_path, f"params:\n  extra_body:\n    deep:\n      field: {word}\n")
     text = str(told.value) + str(told.value.remedy)
-    assert "job.yaml:10" in text and "params.extra_body.deep.field" in text and f'"{word}" in quotes' in text
+    for part in ("job.yaml:10", "params.extra_body.deep.field", f'"{word}" in quotes'):
+        assert part in text
     assert job(tmp_path, f"params: {{extra_body: {{field: '{word}'}}}}").params.extra_body == {"field": word}
     with pytest.raises(UsageError, match="two ways"):
         job(tmp_path, "", f"params.extra_body.field={word}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchchat.evaluation.matching import numbers_in, same, text_of
+from batchchat.evaluation.scorers.matching import numbers_in, same, text_of
 from batchchat.export import _harmless
 
 
