@@ -62,7 +62,10 @@ def test_what_is_no_message_fails_its_row(given: Any, told: str) -> None:
 
 def test_arguments_in_a_job_become_text_and_refuse_templates() -> None:
     def compiled(call: Any) -> Any:
-        messages: list[dict[str, Any]] = [{"role": "assistant", "tool_calls": [call]}, {"role": "user", "content": "{{ a }}"}]
+        messages: list[dict[str, Any]] = [
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "user", "content": "{{ a }}"},
+        ]
         return orjson.loads(compile_template(messages, {}, model="m").render({"a": "x"}).body)["messages"]
 
     assert compiled(CALL)[0]["tool_calls"] == [WRITTEN]
