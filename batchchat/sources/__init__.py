@@ -8,6 +8,7 @@ blocking code, made to be called from a worker thread.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,6 +54,7 @@ def open_source(
         kind = files[0].format
     sources: dict[str, type[Source]] = {"jsonl": JsonlSource, "parquet": ParquetSource}
     try:
-        return sources.get(kind, CsvSource)(kind, files, dict(types or {}), frozen, limits)
+        listing = None if files is None else partial(find_files, path, base, format)
+        return sources.get(kind, CsvSource)(kind, files, dict(types or {}), frozen, limits, listing)
     except StorageError as error:
         raise UsageError(error.message, remedy="Mend or replace the file.") from None

@@ -41,13 +41,31 @@ _QUIET_NS = 3_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One file of an input. `name` is what records call it: its path relative to the input's folder."""
+    """One file of an input, as it was when the input was opened.
+
+    `name` is what records call it: its path relative to the input's folder.
+    """
 
     path: Path
     name: str
     format: str
     compression: str | None
     size: int
+    inode: int
+    mtime_ns: int
+
+    def check_unchanged(self) -> None:
+        """Compare the file with what it was when the input was opened.
+
+        Raises StorageError if it is another file, was written to, or is gone: rows of two versions are no input. The
+        time of the last change of its permissions and links does not count.
+        """
+        about = self.path.stat()
+        if (about.st_size, about.st_ino, about.st_mtime_ns) != (self.size, self.inode, self.mtime_ns):
+            raise StorageError(
+                f"{self.path}: the input changed while it was read",
+                remedy="Wait until nothing writes to it, then run the same command again: it goes on where it stopped.",
+            )
 
 
 class Stamp(NamedTuple):
@@ -187,7 +205,8 @@ def _input_file(file: Path, folder: Path, chosen: str | None) -> InputFile:
             f"{file}: is not a regular file, and an input is read more than once",
             remedy="Pipe it in instead, with --input -",
         )
-    return InputFile(file, file.relative_to(folder).as_posix(), kind, _split(file)[1], about.st_size)
+    name = file.relative_to(folder).as_posix()
+    return InputFile(file, name, kind, _split(file)[1], about.st_size, about.st_ino, about.st_mtime_ns)
 
 
 @contextmanager
@@ -220,6 +239,7 @@ class ByteStream:
         self._hash = sha256()
         self._digest: tuple[int, bytes] = (-1, b"")
         self._before = progress.done
+        self._file = file
         self._raw: Any
         self._stream: Any
         if file.compression is None:
@@ -243,8 +263,15 @@ class ByteStream:
             self.position += len(block)
 
     def read(self, size: int = BLOCK) -> bytes:
-        """Read the next block of at most `size` bytes; empty at the end."""
+        """Read the next block of at most `size` bytes; empty at the end.
+
+        Raises StorageError if the file is no longer what it was when the input was opened, or ends early. One look at
+        the file for each block costs microseconds, and no row of a file that is being rewritten is sent.
+        """
         block: bytes = self._stream.read(size)
+        self._file.check_unchanged()
+        if not block and self._file.compression is not None and not self._file.size:
+            raise EOFError("it is empty, and a compressed file never is")
         self.position += len(block)
         self._hash.update(block)
         self._progress.done = self._before + self._raw.tell()

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchchat.errors import UsageError
+from batchchat.errors import StorageError, UsageError
 from batchchat.records import Place
 from batchchat.sources.chunk import Chunk, Limits
 from batchchat.sources.files import InputFile, Progress
@@ -45,6 +45,8 @@ class ParquetFile:
             for batch in opened.iter_batches(batch_size=size, row_groups=groups):
                 there = batch.slice(max(0, first - read))
                 read += batch.num_rows
+                # A batch of a file that was replaced or cut meanwhile may hold anything.
+                self._file.check_unchanged()
                 progress.done = before + read
                 place = read - there.num_rows
                 for part in _split(there, limits.batch_bytes):
@@ -53,6 +55,13 @@ class ParquetFile:
                     carried = pa.RecordBatch.from_arrays(arrays, names=part.schema.names)
                     rows: list[dict[str, Any] | None] = [*python_rows(part)]
                     yield Chunk(rows, carried.nbytes, arrow=carried, place=Place(0, place))
+            self._file.check_unchanged()
+            # Arrow says nothing of a file that ends before the first page of a row group.
+            if read != self.rows:
+                raise StorageError(
+                    f"{self._file.path}: the file promises {self.rows:,} rows and gave {read:,}: it was cut or changed",
+                    remedy="Restore the file, then run the same command again: what is done stays done.",
+                )
 
 
 def _groups_from(metadata: pq.FileMetaData, first: int) -> tuple[list[int], int]:

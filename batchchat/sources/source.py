@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchchat.errors import UsageError
+from batchchat.errors import StorageError, UsageError
 from batchchat.records import ErrorKind, Failure, Place, RowBatch
 from batchchat.sources.chunk import Chunk, Limits
 from batchchat.sources.columns import Column, Columns, freeze
@@ -48,6 +48,7 @@ class Source(ABC):
         types: dict[str, str],
         frozen: pa.Schema | None,
         limits: Limits,
+        listing: Callable[[], list[InputFile]] | None = None,
     ) -> None:
         self.files = tuple(file.name for file in files) if files is not None else (STDIN,)
         self.warnings: list[str] = []
@@ -56,6 +57,7 @@ class Source(ABC):
         self._lasting_warnings: list[str] = []
         self._kind = kind
         self._limits = limits
+        self._listing = listing
         self._inputs: list[InputFile | None] = list(files) if files is not None else [None]
         self._folders = {file.name: file.path.absolute().parent for file in files or ()}
         self._stdin = StdinStream() if files is None else None
@@ -209,6 +211,29 @@ class Source(ABC):
                 self.ends.append(self._end._replace(file=number))
             done += self._size_of(file)
             progress.done = done
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        """Raise StorageError if the input is no longer what it was when it was opened.
+
+        A pass over some of the files, or over a mix of old and new ones, must not be taken for a whole one.
+        """
+        for file in self._inputs:
+            if file is not None:
+                with reading(str(file.path)):
+                    file.check_unchanged()
+        if self._listing is None:
+            return
+        try:
+            now = {file.name for file in self._listing()}
+        except UsageError as error:
+            raise StorageError(error.message, remedy=error.remedy) from None
+        if others := sorted(now.symmetric_difference(self.files)):
+            more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+            raise StorageError(
+                f"the files of the input changed while it was read: {', '.join(others[:3])}{more}",
+                remedy="Run the same command again when all files are there: it goes on where it stopped.",
+            )
 
     def _carried(self, chunk: Chunk) -> pa.RecordBatch:
         try:

@@ -121,6 +121,7 @@ class TestJsonLines:
         assert source.warnings
         with path.open("ab") as file:
             file.write(b"2}\n")
+        source = open_source(str(path))
         assert rows_of(source) == [{"a": 1}, {"a": 2}]
         assert source.warnings == []
 
