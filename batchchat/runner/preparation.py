@@ -141,10 +141,10 @@ def prepare(
 
 
 def _open_source(job: Job, frozen: Frozen) -> Source:
-    given = job.input
+    given, output = job.input, Path(job.output.path)
     if isinstance(job, BatchFileJob):
-        return open_source(given.path, format="jsonl", types=COLUMNS, frozen=frozen.input)
-    return open_source(given.path, format=given.format, types=given.types, frozen=frozen.input)
+        return open_source(given.path, format="jsonl", types=COLUMNS, frozen=frozen.input, output=output)
+    return open_source(given.path, format=given.format, types=given.types, frozen=frozen.input, output=output)
 
 
 def _with_model(job: BatchFileJob, rows: list[tuple[RowBatch, int]]) -> BatchFileJob:

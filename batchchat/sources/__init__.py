@@ -7,7 +7,7 @@ blocking code, made to be called from a worker thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from batchchat.errors import StorageError, UsageError
 from batchchat.sources.chunk import Limits
 from batchchat.sources.columns import as_seen
-from batchchat.sources.files import STDIN, Stamp, find_files
+from batchchat.sources.files import STDIN, Found, InputFile, Stamp, find_files
 from batchchat.sources.parquet import python_rows
 from batchchat.sources.source import CsvSource, JsonlSource, ParquetSource, Source
 
@@ -30,6 +30,7 @@ def open_source(
     format: str | None = None,
     types: Mapping[str, str] | None = None,
     frozen: pa.Schema | None = None,
+    output: Path | None = None,
     batch_rows: int = 512,
     batch_bytes: int = 4 * 1024 * 1024,
     max_line_bytes: int = 64 * 1024 * 1024,
@@ -39,22 +40,27 @@ def open_source(
     `path` is a file, a folder, a glob, or `-` for standard input (JSON Lines unless `format` says otherwise); a
     relative one begins at `base`. `format` is `jsonl`, `csv`, `tsv` or `parquet`, for files whose extension does not
     tell. `types` gives columns a type of their own: string, int64, float64, bool, timestamp, date, decimal(p,s), json.
-    `frozen` is the schema of an earlier run, which is then kept as it is.
+    `frozen` is the schema of an earlier run, which is then kept as it is. `output` is the folder of the
+    records: an input that would read it is refused.
 
     Raises UsageError with the file's name and what to do, for an input that has no rows or cannot be used.
     """
     limits = Limits(batch_rows, batch_bytes, max_line_bytes)
+    listing: Callable[[], Found] | None = None
+    files: list[InputFile] | None = None
+    notes: list[str] = []
     if path == STDIN:
-        files = None
         kind = format or "jsonl"
         if kind == "parquet":
             raise UsageError("Parquet cannot be read from standard input", remedy="Save it to a file first.")
     else:
-        files = find_files(path, base, format)
+        listing = partial(find_files, path, base, format, output)
+        files, notes = listing()
         kind = files[0].format
     sources: dict[str, type[Source]] = {"jsonl": JsonlSource, "parquet": ParquetSource}
     try:
-        listing = None if files is None else partial(find_files, path, base, format)
-        return sources.get(kind, CsvSource)(kind, files, dict(types or {}), frozen, limits, listing)
+        return sources.get(kind, CsvSource)(
+            kind, files, dict(types or {}), frozen, limits, listing=listing, notes=notes
+        )
     except StorageError as error:
         raise UsageError(error.message, remedy="Mend or replace the file.") from None

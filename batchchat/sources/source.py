@@ -19,7 +19,7 @@ from batchchat.sources.chunk import Chunk, Limits
 from batchchat.sources.columns import Column, Columns, freeze
 from batchchat.sources.convert import DECLARED, JSON, MISFIT, Convert, converter, declared_type
 from batchchat.sources.delimited import DelimitedReader
-from batchchat.sources.files import BLOCK, STDIN, ByteStream, InputFile, Progress, Stamp, StdinStream, reading
+from batchchat.sources.files import BLOCK, STDIN, ByteStream, Found, InputFile, Progress, Stamp, StdinStream, reading
 from batchchat.sources.infer import Shape
 from batchchat.sources.jsonl import count_jsonl, read_jsonl
 from batchchat.sources.parquet import ParquetFile, plain_type
@@ -48,13 +48,15 @@ class Source(ABC):
         types: dict[str, str],
         frozen: pa.Schema | None,
         limits: Limits,
-        listing: Callable[[], list[InputFile]] | None = None,
+        *,
+        listing: Callable[[], Found] | None = None,
+        notes: Iterable[str] = (),
     ) -> None:
         self.files = tuple(file.name for file in files) if files is not None else (STDIN,)
-        self.warnings: list[str] = []
+        self.warnings: list[str] = [*notes]
         self.stamps: dict[int, Stamp] = {}
         self.ends: list[Place] = []
-        self._lasting_warnings: list[str] = []
+        self._lasting_warnings: list[str] = [*notes]
         self._kind = kind
         self._limits = limits
         self._listing = listing
@@ -64,6 +66,7 @@ class Source(ABC):
         self._begun = False
         self._end: Place | None = None
         self._progress = Progress(0)
+        self._partitions = [file.partition if file is not None else {} for file in self._inputs]
         self._types = {name: declared_type(name, text) for name, text in types.items()}
         self._learn(frozen)
 
@@ -178,11 +181,27 @@ class Source(ABC):
 
     def _freeze(self, columns: Iterable[Column], frozen: pa.Schema | None) -> None:
         found = list(columns)
+        known = {column.name for column in found}
+        for name in dict.fromkeys(name for partition in self._partitions for name in partition):
+            if name not in known:
+                found.append(Column(name, *self._types.get(name, (pa.string(), ""))))
         self._carrier = Columns(freeze(found) if frozen is None else frozen)
         self.columns = tuple(dict.fromkeys((*(column.name for column in found), *self._carrier.names)))
+        self._partitions = [self._typed(partition) for partition in self._partitions]
+
+    def _typed(self, partition: Mapping[str, str | None]) -> dict[str, Any]:
+        """Give the values of a partition the types that the job declares."""
+        typed: dict[str, Any] = {}
+        for name, text in partition.items():
+            value: Any = text
+            if text is not None and name in self._types and self._types[name][1] in {JSON, DECLARED}:
+                kind, mode = self._types[name]
+                value = _read_json(text) if mode == JSON else converter(kind, mode)(text)
+            typed[name] = text if value is MISFIT else value
+        return typed
 
     def _check_types(self, known: Iterable[str]) -> None:
-        names = list(known)
+        names = [*known, *(name for partition in self._partitions for name in partition)]
         for name in self._types:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
@@ -204,6 +223,10 @@ class Source(ABC):
                     self.stamps[number] = Stamp.of(file)
                 begin = after if after is not None and after.file == number else None
                 for chunk in self._chunks(file, progress, begin):
+                    for column, value in self._partitions[number].items():
+                        for row in chunk.rows:
+                            if row is not None:
+                                row.setdefault(column, value)
                     if chunk.place is not None:
                         chunk.place = chunk.place._replace(file=number)
                     yield name, chunk
@@ -225,7 +248,7 @@ class Source(ABC):
         if self._listing is None:
             return
         try:
-            now = {file.name for file in self._listing()}
+            now = {file.name for file in self._listing().files}
         except UsageError as error:
             raise StorageError(error.message, remedy=error.remedy) from None
         if others := sorted(now.symmetric_difference(self.files)):
@@ -264,6 +287,11 @@ class Source(ABC):
         if message not in self.warnings:
             self.warnings.append(message)
 
+    def _warn_always(self, message: str) -> None:
+        """Warn now and in each later pass."""
+        if message not in self._lasting_warnings:
+            self._lasting_warnings.append(message)
+
     def _no_rows(self, reason: str = "", remedy: str = "Check input.path.") -> UsageError:
         places = self._inputs[0]
         where = (
@@ -287,7 +315,7 @@ class JsonlSource(Source):
             good = [row for row in chunk.rows if row is not None]
             for column in dict.fromkeys(column for row in good for column in row):
                 if column not in shapes and len(shapes) >= _MAX_COLUMNS:
-                    self._lasting_warnings = [f"more than {_MAX_COLUMNS:,} columns: the rest goes to input_extra"]
+                    self._warn_always(f"more than {_MAX_COLUMNS:,} columns: the rest goes to input_extra")
                     continue
                 shapes.setdefault(column, Shape()).see([row[column] for row in good if column in row])
             if problem is None and chunk.failures:
@@ -295,8 +323,8 @@ class JsonlSource(Source):
             if rows >= _SAMPLE_ROWS or read >= _SAMPLE_BYTES or (frozen is not None and shapes):
                 break
         if rows == 0:
-            if self.warnings:
-                raise self._no_rows(f": {self.warnings[0]}", _ONE_OBJECT_A_LINE)
+            if len(self.warnings) > len(self._lasting_warnings):
+                raise self._no_rows(f": {self.warnings[-1]}", _ONE_OBJECT_A_LINE)
             raise self._no_rows()
         if not shapes and problem is not None:
             raise UsageError(
