@@ -143,8 +143,19 @@ def prepare(
 def _open_source(job: Job, frozen: Frozen) -> Source:
     given, output = job.input, Path(job.output.path)
     if isinstance(job, BatchFileJob):
-        return open_source(given.path, format="jsonl", types=COLUMNS, frozen=frozen.input, output=output)
-    return open_source(given.path, format=given.format, types=given.types, frozen=frozen.input, output=output)
+        return open_source(
+            given.path, format="jsonl", types=COLUMNS, frozen=frozen.input, output=output, encoding=given.encoding
+        )
+    return open_source(
+        given.path,
+        format=given.format,
+        types=given.types,
+        frozen=frozen.input,
+        output=output,
+        encoding=given.encoding,
+        header=given.header if isinstance(given.header, bool) else tuple(given.header),
+        quoting=given.quoting,
+    )
 
 
 def _with_model(job: BatchFileJob, rows: list[tuple[RowBatch, int]]) -> BatchFileJob:

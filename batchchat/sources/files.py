@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import glob
 import os
@@ -9,9 +10,10 @@ import stat
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
@@ -39,6 +41,7 @@ BLOCK = 1 << 20
 BOM = b"\xef\xbb\xbf"
 STATE = "_batchchat"
 """The folder that each output of batchchat has."""
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 """What Hive and Spark write into the name of a folder for rows without a value."""
 _OTHER_DATA = frozenset(
@@ -62,6 +65,7 @@ class InputFile:
     size: int
     inode: int
     mtime_ns: int
+    encoding: str | None = None
 
     @property
     def partition(self) -> dict[str, str | None]:
@@ -359,6 +363,50 @@ def reading(name: str) -> Iterator[None]:
         ) from error
 
 
+def _mark_bad(error: UnicodeError) -> tuple[str, int]:
+    """Stand for bytes that a text in some encoding cannot hold: it becomes a byte that UTF-8 cannot hold."""
+    return "\udcff", error.end if isinstance(error, UnicodeDecodeError) else 0
+
+
+codecs.register_error("batchchat-mark", _mark_bad)
+
+
+def text_encoding(name: str) -> str | None:
+    """Return an encoding's name as Python's codecs know it; None for UTF-8. UsageError if there is no such encoding."""
+    try:
+        found = codecs.lookup(name)
+        if not found._is_text_encoding or codecs.getincrementaldecoder(name) is None:
+            raise LookupError
+    except (LookupError, ValueError):
+        near = difflib.get_close_matches(name.lower(), ("utf-8", "utf-16", "cp1252", "latin-1", "shift_jis", "gb18030"))
+        raise UsageError(
+            f"input.encoding: {name!r} is no encoding of texts",
+            remedy=f"Did you mean {near[0]}?"
+            if near
+            else "Usual are utf-8, utf-16, cp1252, latin-1, shift_jis, gb18030.",
+        ) from None
+    return None if found.name in {"utf-8", "utf-8-sig"} else found.name
+
+
+class _Decoder:
+    """Reads text of some encoding as UTF-8, block by block. Bytes that are no such text become bytes that are no UTF-8."""
+
+    def __init__(self, encoding: str) -> None:
+        self._decoder = codecs.getincrementaldecoder(encoding)("batchchat-mark")
+        self._ready = b""
+        self._ended = False
+
+    def read(self, source: Callable[[int], bytes], size: int) -> bytes:
+        """Return at most `size` bytes of UTF-8; empty at the end."""
+        while not self._ready and not self._ended:
+            block = source(size)
+            self._ended = not block
+            text = self._decoder.decode(block, final=self._ended)
+            self._ready = text.encode("utf-8", "surrogateescape")
+        found, self._ready = self._ready[:size], self._ready[size:]
+        return found
+
+
 class ByteStream:
     """The bytes of one file, decompressed, in blocks, from the first one or from behind a place.
 
@@ -370,6 +418,9 @@ class ByteStream:
     tail = b""
     position = 0
     end: Place | None = None
+    encoding = "UTF-8"
+    encoding_remedy = "Save the file as UTF-8, or name its encoding: `encoding: cp1252` under input (Excel on Windows)."
+    encoding_hint = "`encoding: cp1252` under input reads what Excel on Windows writes"
 
     def __init__(self, file: InputFile, progress: Progress, after: Place | None = None) -> None:
         self._progress = progress
@@ -384,6 +435,9 @@ class ByteStream:
         else:
             self._raw = pa.OSFile(str(file.path), "rb")
             self._stream = pa.CompressedInputStream(self._raw, file.compression)
+        self._decode = None if file.encoding is None else _Decoder(file.encoding)
+        if file.encoding is not None:
+            self._name_encoding(file.encoding)
         self._base = 0 if after is None else after.offset
         try:
             self._skip(self._base)
@@ -391,13 +445,25 @@ class ByteStream:
             self.close()
             raise
 
+    def _name_encoding(self, encoding: str) -> None:
+        self.encoding = encoding
+        self.encoding_hint = "check `encoding` under input"
+        self.encoding_remedy = "Check `encoding` under input."
+
     def _skip(self, count: int) -> None:
-        if self._stream is self._raw:
+        if self._stream is self._raw and self._decode is None:
             self._raw.seek(count)
             self.position = count
             return
-        while self.position < count and (block := self._stream.read(min(BLOCK, count - self.position))):
+        while self.position < count and (block := self._take(min(BLOCK, count - self.position))):
             self.position += len(block)
+
+    def _take(self, size: int) -> bytes:
+        """The next bytes as UTF-8; empty at the end."""
+        if self._decode is None:
+            block: bytes = self._stream.read(size)
+            return block
+        return self._decode.read(self._stream.read, size)
 
     def read(self, size: int = BLOCK) -> bytes:
         """Read the next block of at most `size` bytes; empty at the end.
@@ -405,8 +471,10 @@ class ByteStream:
         Raises StorageError if the file is no longer what it was when the input was opened, or ends early. One look at
         the file for each block costs microseconds, and no row of a file that is being rewritten is sent.
         """
-        block: bytes = self._stream.read(size)
+        block = self._take(size)
         self._file.check_unchanged()
+        if self.position == 0 and self._decode is None and block[:2] in _UTF16_MARKS:
+            raise EOFError("its text is UTF-16: set `encoding: utf-16` under input")
         if not block and self._file.compression is not None and not self._file.size:
             raise EOFError("it is empty, and a compressed file never is")
         self.position += len(block)
@@ -429,7 +497,10 @@ class ByteStream:
 class StdinStream(ByteStream):
     """Standard input, as it comes. What is read before `replay` comes again after it, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoding: str | None = None) -> None:
+        if encoding is not None:
+            self._name_encoding(encoding)
+        self._decode = None if encoding is None else _Decoder(encoding)
         if sys.stdin is None:
             raise UsageError("standard input is closed", remedy="Pipe the rows in, or name a file.")
         self._head: list[bytes] = []
@@ -440,9 +511,10 @@ class StdinStream(ByteStream):
         if self._replayed:
             return self._replayed.popleft()
         stdin = cast("BufferedReader", sys.stdin.buffer)
-        block = stdin.read1(size)
+        read = stdin.read1 if self._decode is None else partial(self._decode.read, stdin.read1)
+        block = read(size)
         if self._replayed is None:
-            while 0 < len(block) < 3 and (more := stdin.read1(size)):  # room for a byte order mark
+            while 0 < len(block) < 3 and (more := read(size)):  # room for a byte order mark
                 block += more
             self._head.append(block)
         return block

@@ -39,7 +39,7 @@ def read_jsonl(
         ends = _ends(lines, end, limits.batch_rows) if end is not None else []
         for start in range(0, len(lines), limits.batch_rows):
             part = lines[start : start + limits.batch_rows]
-            chunk = _parse(part, name, number)
+            chunk = _parse(part, name, number, stream.encoding_hint)
             number += len(part)
             chunk.place = stream.place(ends.pop(), number) if ends else None
             if chunk.rows:
@@ -103,8 +103,11 @@ def _ends(lines: list[bytes], end: int, step: int) -> list[int]:
     return ends
 
 
-def _parse(lines: list[bytes], name: str, number: int) -> Chunk:
-    """Parse lines into rows; `number` is the first one's number in its file."""
+def _parse(lines: list[bytes], name: str, number: int, encoding_hint: str) -> Chunk:
+    """Parse lines into rows; `number` is the first one's number in its file.
+
+    `encoding_hint` is what helps against a line that is not UTF-8.
+    """
     together = b"\n".join(lines)
     zeroed = together.translate(_ZEROS)
     # Digits enough to pass 64 bits: orjson would make a float of such an integer, and lose the digits.
@@ -124,7 +127,8 @@ def _parse(lines: list[bytes], name: str, number: int) -> Chunk:
         try:
             chunk.rows.append(_parse_line(line, exact=wide))
         except ValueError as error:
-            chunk.fail(f"{name}:{number + offset}: {error}", line)
+            hint = f"; {encoding_hint}" if isinstance(error.__cause__, UnicodeDecodeError) else ""
+            chunk.fail(f"{name}:{number + offset}: {error}{hint}", line)
     return chunk
 
 
@@ -140,7 +144,7 @@ def _parse_line(line: bytes, *, exact: bool) -> dict[str, Any]:
         try:
             text = line.decode()
         except UnicodeDecodeError as invalid:
-            raise ValueError(f"the line is not valid UTF-8 (byte {invalid.start + 1})") from None
+            raise ValueError(f"the line is not valid UTF-8 (byte {invalid.start + 1})") from invalid
         row = _with_nan(text)
         if row is None:
             raise ValueError(f"the line is not valid JSON: {error.msg} (column {error.colno})") from None

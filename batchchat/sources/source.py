@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import ErrorKind, Failure, Place, RowBatch
-from batchchat.sources.chunk import Chunk, Limits
+from batchchat.sources.chunk import USUAL, Chunk, Dialect, Limits
 from batchchat.sources.columns import Column, Columns, freeze
 from batchchat.sources.convert import DECLARED, JSON, MISFIT, Convert, converter, declared_type
 from batchchat.sources.delimited import DelimitedReader
@@ -51,6 +51,8 @@ class Source(ABC):
         *,
         listing: Callable[[], Found] | None = None,
         notes: Iterable[str] = (),
+        dialect: Dialect = USUAL,
+        encoding: str | None = None,
     ) -> None:
         self.files = tuple(file.name for file in files) if files is not None else (STDIN,)
         self.warnings: list[str] = [*notes]
@@ -60,9 +62,10 @@ class Source(ABC):
         self._kind = kind
         self._limits = limits
         self._listing = listing
+        self._dialect = dialect
         self._inputs: list[InputFile | None] = list(files) if files is not None else [None]
         self._folders = {file.name: file.path.absolute().parent for file in files or ()}
-        self._stdin = StdinStream() if files is None else None
+        self._stdin = StdinStream(encoding) if files is None else None
         self._begun = False
         self._end: Place | None = None
         self._progress = Progress(0)
@@ -153,7 +156,7 @@ class Source(ABC):
     @property
     def seekable(self) -> bool:
         """Whether reading can begin behind a place without reading what stands before it."""
-        return all(file is not None and file.compression is None for file in self._inputs)
+        return all(file is not None and file.compression is None and file.encoding is None for file in self._inputs)
 
     def known_rows(self) -> int | None:
         """The number of rows, where the files say it; else None."""
@@ -182,9 +185,8 @@ class Source(ABC):
     def _freeze(self, columns: Iterable[Column], frozen: pa.Schema | None) -> None:
         found = list(columns)
         known = {column.name for column in found}
-        for name in dict.fromkeys(name for partition in self._partitions for name in partition):
-            if name not in known:
-                found.append(Column(name, *self._types.get(name, (pa.string(), ""))))
+        folders = dict.fromkeys(name for partition in self._partitions for name in partition if name not in known)
+        found += [Column(name, *self._types.get(name, (pa.string(), ""))) for name in folders]
         self._carrier = Columns(freeze(found) if frozen is None else frozen)
         self.columns = tuple(dict.fromkeys((*(column.name for column in found), *self._carrier.names)))
         self._partitions = [self._typed(partition) for partition in self._partitions]
@@ -291,6 +293,7 @@ class Source(ABC):
         """Warn now and in each later pass."""
         if message not in self._lasting_warnings:
             self._lasting_warnings.append(message)
+        self._warn(message)
 
     def _no_rows(self, reason: str = "", remedy: str = "Check input.path.") -> UsageError:
         places = self._inputs[0]
@@ -367,8 +370,10 @@ class CsvSource(Source):
             stream = self._stream(file, Progress(0))
             name = str(file.path) if file is not None else "standard input"
             with reading(name), closing(stream):
-                reader = DelimitedReader(stream, name, self._kind, self._limits)
+                reader = DelimitedReader(stream, name, self._kind, self._limits, self._dialect)
                 names.update(dict.fromkeys(reader.header))
+                if reader.warning:
+                    self._warn_always(reader.warning)
                 empty = empty and next(reader.chunks({}), None) is None
         if not names:
             raise self._no_rows()
@@ -387,7 +392,7 @@ class CsvSource(Source):
             beginning = progress if after is None else Progress(0)
             stream = stack.enter_context(closing(self._stream(file, beginning)))
             name = file.name if file is not None else STDIN
-            reader = DelimitedReader(stream, name, self._kind, self._limits)
+            reader = DelimitedReader(stream, name, self._kind, self._limits, self._dialect)
             if after is not None:  # the header was needed all the same
                 stream = stack.enter_context(closing(self._stream(file, progress, after)))
                 reader.go_on(stream, after.line)
@@ -396,7 +401,7 @@ class CsvSource(Source):
 
     def _count(self, file: InputFile) -> int:
         with reading(str(file.path)), closing(ByteStream(file, Progress(0))) as stream:
-            return DelimitedReader(stream, file.name, self._kind, self._limits).count()
+            return DelimitedReader(stream, file.name, self._kind, self._limits, self._dialect).count()
 
 
 class ParquetSource(Source):

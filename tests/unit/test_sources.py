@@ -193,7 +193,7 @@ class TestJsonLines:
             (b'[{"a": 1},\n {"a": 2}]', "jq -c"),
             (b'{\n  "a": 1\n}\n', "none of the first 3 lines is a row"),
             (b"a,b\n1,2\n", "input.format"),
-            ('{"a": 1}\n'.encode("utf-16"), "not valid UTF-8"),
+            ('{"a": 1}\n'.encode("utf-16"), "encoding: utf-16"),
             (b"", "no rows"),
             (b"\n \n", "no rows"),
             (b'{"a":', "left open"),

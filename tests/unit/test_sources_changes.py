@@ -109,7 +109,11 @@ def test_a_folder_that_changes_while_it_is_read_is_noticed(tmp_path: Path, chang
 def test_a_compressed_file_that_ends_early_is_no_shorter_input(tmp_path: Path, name: str) -> None:
     """The file was cut before it was opened: its own trailer promises more."""
     data = csv(SMALL) if "csv" in name else jsonl(SMALL)
-    pack = {"gz": gzip.compress, "bz2": bz2.compress, "zst": lambda text: pa.compress(text, "zstd", asbytes=True)}
+    pack: dict[str, Callable[[bytes], bytes]] = {
+        "gz": gzip.compress,
+        "bz2": bz2.compress,
+        "zst": lambda text: pa.compress(text, "zstd", asbytes=True),
+    }
     whole = pack[name.rpartition(".")[2]](data)
     for length in (0, 1, 7, len(whole) // 2, len(whole) - 9, len(whole) - 1):
         (tmp_path / name).write_bytes(whole[:length])

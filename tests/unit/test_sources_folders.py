@@ -138,7 +138,7 @@ def test_folders_named_like_columns_give_columns(tmp_path: Path) -> None:
         for pattern in (kind, f"{kind}/*/*/*.{kind}"):
             source = open_source(pattern, base=tmp_path)
             assert source.columns == ("a", "date", "city")
-            wanted = [
+            wanted: list[dict[str, object]] = [
                 {"a": "x", "date": "2024-01-01", "city": "Köln"},
                 {"a": "x", "date": "2024-01-02", "city": None},
             ]
