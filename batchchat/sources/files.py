@@ -375,8 +375,8 @@ def text_encoding(name: str) -> str | None:
     """Return an encoding's name as Python's codecs know it; None for UTF-8. UsageError if there is no such encoding."""
     try:
         found = codecs.lookup(name)
-        if not found._is_text_encoding or codecs.getincrementaldecoder(name) is None:
-            raise LookupError
+        "".encode(name)  # refused by codecs that are no encodings of texts
+        codecs.getincrementaldecoder(name)
     except (LookupError, ValueError):
         near = difflib.get_close_matches(name.lower(), ("utf-8", "utf-16", "cp1252", "latin-1", "shift_jis", "gb18030"))
         raise UsageError(
@@ -389,7 +389,10 @@ def text_encoding(name: str) -> str | None:
 
 
 class _Decoder:
-    """Reads text of some encoding as UTF-8, block by block. Bytes that are no such text become bytes that are no UTF-8."""
+    """Reads text of some encoding as UTF-8, block by block.
+
+    Bytes that are no such text become bytes that are no UTF-8.
+    """
 
     def __init__(self, encoding: str) -> None:
         self._decoder = codecs.getincrementaldecoder(encoding)("batchchat-mark")
