@@ -185,9 +185,7 @@ def _mapped(kind: pa.DataType) -> Callable[[Any], Any]:
         return lambda value: value
     if pa.types.is_map(kind):
         key, item = _mapped(kind.key_type), _mapped(kind.item_type)
-        return lambda value: (
-            None if value is None else {_key_text(key(name)): item(inner) for name, inner in value}
-        )
+        return lambda value: None if value is None else {_key_text(key(name)): item(inner) for name, inner in value}
     if pa.types.is_struct(kind):
         inside = [(field.name, _mapped(field.type)) for field in kind.fields]
         return lambda value: None if value is None else {name: read(value[name]) for name, read in inside}
@@ -234,9 +232,7 @@ def _value(scalar: pa.Scalar) -> Any:  # noqa: PLR0911 - one return for each typ
         return _value(scalar.value) if isinstance(scalar.value, pa.Scalar) else _leaf(scalar)
     if pa.types.is_map(kind):
         pairs = scalar.values
-        return {
-            _key_text(_value(key)): _value(item) for key, item in zip(pairs.field(0), pairs.field(1), strict=True)
-        }
+        return {_key_text(_value(key)): _value(item) for key, item in zip(pairs.field(0), pairs.field(1), strict=True)}
     if pa.types.is_struct(kind):
         # By number, since two fields may have one name: the first one keeps it.
         found: dict[str, Any] = {}
