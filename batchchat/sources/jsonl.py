@@ -26,6 +26,14 @@ class _Overlong(bytes):
     __slots__ = ()
 
 
+class _Blank(list[bytes]):
+    """Stands for a block of blank lines, of which only the number matters."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+
 def read_jsonl(
     stream: ByteStream, name: str, limits: Limits, warn: Callable[[str], None], *, line: int = 1
 ) -> Iterator[Chunk]:
@@ -36,6 +44,9 @@ def read_jsonl(
     """
     number = line
     for lines, end in _lines(stream, limits):
+        if isinstance(lines, _Blank):
+            number += lines.count
+            continue
         ends = _ends(lines, end, limits.batch_rows) if end is not None else []
         for start in range(0, len(lines), limits.batch_rows):
             part = lines[start : start + limits.batch_rows]
@@ -56,7 +67,7 @@ def read_jsonl(
 
 def count_jsonl(stream: ByteStream, limits: Limits) -> int:
     """Count the rows that `read_jsonl` would yield, without parsing them."""
-    rows = sum(sum(map(bool, map(bytes.strip, lines))) for lines, _ in _lines(stream, limits))
+    rows = sum(sum(map(bool, map(bytes.strip, lines))) for lines, _ in _lines(stream, limits) if lines)
     return rows + (_whole_object(stream.tail) is not None)
 
 
@@ -74,6 +85,11 @@ def _lines(stream: ByteStream, limits: Limits) -> Iterator[tuple[list[bytes], in
     if first:
         block = block.removeprefix(BOM)
     while block:
+        if not length and overlong is None and block[-1:] == b"\n" and not block.strip():
+            # A small compressed file may hold billions of line ends: a block of them must cost no line of its own.
+            yield _Blank(block.count(b"\n")), None
+            block = stream.read(size)
+            continue
         lines = block.split(b"\n")
         held.append(lines[0])
         length += len(lines[0])

@@ -15,6 +15,10 @@ from batchchat.sources.convert import json_text
 from batchchat.sources.files import InputFile, Progress
 
 
+_PROBED = 4
+"""How many rows are decoded to see their size: few, since each may take hundreds of megabytes."""
+
+
 class ParquetFile:
     """One Parquet file: its columns, and its rows in batches."""
 
@@ -43,6 +47,11 @@ class ParquetFile:
         before = progress.done
         with pq.ParquetFile(str(self._file.path), pre_buffer=False, buffer_size=1 << 20) as opened:
             groups, read = _groups_from(opened.metadata, first)
+            # The footer counts a value of a dictionary once, however many rows have it: see what rows really take.
+            for probe in opened.iter_batches(batch_size=_PROBED, row_groups=groups[:1]):
+                a_row = max(a_row, probe.nbytes // probe.num_rows)
+                size = max(1, min(size, limits.batch_bytes // max(1, a_row)))
+                break
             for batch in opened.iter_batches(batch_size=size, row_groups=groups):
                 there = batch.slice(max(0, first - read))
                 read += batch.num_rows
