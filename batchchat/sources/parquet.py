@@ -14,7 +14,6 @@ from batchchat.sources.chunk import Chunk, Limits
 from batchchat.sources.convert import json_text
 from batchchat.sources.files import InputFile, Progress
 
-
 _PROBED = 4
 """How many rows are decoded to see their size: few, since each may take hundreds of megabytes."""
 

@@ -491,3 +491,11 @@ class TestParquet:
         assert [row["more"] for row in carried(source)] == [None, None, True]
         assert [row["input_extra"] for row in carried(source)] == [None, '{"t":7}', None]
         assert [row and row.get("t") for row in rows_of(source)] == ["x", 7, None]
+
+
+def test_a_block_of_blank_lines_costs_no_line_of_its_own(tmp_path: Path) -> None:
+    data = b'{"a":1}\n' + b"\n" * 3_000_000 + b'{"a":2}\nwrong\n'
+    source = open_source(str(write(tmp_path / "a.jsonl", data)))
+    assert rows_of(source) == [{"a": 1}, {"a": 2}, None]
+    assert failures(source)[0].startswith("a.jsonl:3000003: ")
+    assert source.count_rows() == 3

@@ -116,3 +116,11 @@ def test_broken_texts_are_carried_as_they_were_sent(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": array}), tmp_path / "x.parquet")
     (batch,) = open_source(str(tmp_path / "x.parquet")).batches()
     assert batch.columns.column("x").to_pylist() == [r"\xff", "", "a", "b"]
+
+
+def test_a_value_that_a_dictionary_holds_once_is_counted_for_each_row(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": ["x" * 100_000] * 400}), tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"), batch_bytes=1_000_000)
+    before = pa.total_allocated_bytes()
+    peak = max(pa.total_allocated_bytes() - before for _ in source.batches())
+    assert peak < 10_000_000  # all rows take 40 MB
