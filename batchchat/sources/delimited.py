@@ -6,7 +6,7 @@ import csv
 import io
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from batchchat.errors import UsageError
 from batchchat.sources.chunk import USUAL, Chunk, Dialect, Limits
@@ -45,7 +45,7 @@ class DelimitedReader:
         candidates = _DELIMITERS[kind]
         self._delimiter = next((mark for mark in candidates if mark in first), candidates[0])
         quoting = dialect.quoting if dialect.quoting is not None else kind == "csv"
-        self._quoting = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
+        self._quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
         self._lines.push_back()
         self._reader = self._new_reader()
         self.warning = self._quotes_met(first) if dialect.quoting is None and not quoting else ""

@@ -29,9 +29,9 @@ class _Overlong(bytes):
 class _Blank(list[bytes]):
     """Stands for a block of blank lines, of which only the number matters."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__()
-        self.count = count
+        self.number = number
 
 
 def read_jsonl(
@@ -45,7 +45,7 @@ def read_jsonl(
     number = line
     for lines, end in _lines(stream, limits):
         if isinstance(lines, _Blank):
-            number += lines.count
+            number += lines.number
             continue
         ends = _ends(lines, end, limits.batch_rows) if end is not None else []
         for start in range(0, len(lines), limits.batch_rows):

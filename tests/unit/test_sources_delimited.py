@@ -146,7 +146,7 @@ def test_a_row_in_another_encoding_says_how_to_read_it(tmp_path: Path) -> None:
 
 def test_standard_input_in_another_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     data = io.BytesIO("a,b\n1,ü\n".encode("utf-16"))
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(data)))  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(data)))
     assert read(open_source("-", format="csv", encoding="utf-16"))[0] == [{"a": "1", "b": "ü"}]
 
 
