@@ -234,7 +234,7 @@ def nothing_remains(_server: Server, _now: float, axis: Axis | None, _wait: floa
     """Say on every accepted answer that nothing remains for a minute."""
     if axis is not None:
         return {}
-    return {"limits": LimitHeaders(limit_requests=600, remaining_requests=0, reset_requests=59.0)}
+    return {"limits": LimitHeaders(remaining_requests=0, reset_requests=59.0)}
 
 
 def contradictions(server: Server, _now: float, axis: Axis | None, _wait: float) -> dict[str, Any]:
