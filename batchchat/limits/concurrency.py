@@ -179,11 +179,18 @@ class Concurrency:
         self._threshold = self._size
         self._last, self._counted = None, 0
 
-    def found(self, level: int) -> None:
-        """Take `level` for what the server has under way at most: it refused everything else."""
-        self._failed_at = min(self._failed_at, level + 1.0)
+    def found(self, now: float, level: int) -> None:
+        """Take `level` for what the server has under way at most, since it refused everything above; try again soon."""
+        if now > self._shrunk_at + _TOP_S:
+            self._before = self._size
+        self._shrunk_at = now
+        again = abs(level + 1 - self._failed_at) <= max(1.0, 0.1 * level)
+        self._hold_s = min(_HOLD_MAX_S, 2 * self._hold_s) if again else _HOLD_S
+        self._hold_until = now + self._hold_s
+        self._failed_at = level + 1.0
         self._set(min(self._size, float(level)))
-        self._threshold = self._size
+        self._threshold = self._size if again else float(self.cap)
+        self._last, self._counted = None, 0
 
     def refused_at_edge(self, now: float, level: int) -> None:
         """Go down by one if a full window is refused now and then, near the level that was refused before.

@@ -179,7 +179,7 @@ class Controller:
         changed = self.pacing.accepted(now, grant.at, used)
         if self._undecided:
             self._undecided = False
-            self.concurrency.found(self.in_use + 1)
+            self.concurrency.found(now, self.in_use + 1)
         if self.hold.active and grant.probe:
             self._end_hold(now)
         if changed:
@@ -257,12 +257,11 @@ class Controller:
             self._undecided = False
             if not hold.probe_refused(now, axis, hint):
                 self.concurrency.undo()
+            self.pacing.owe()
         elif axis is Axis.CONCURRENCY and self.in_use > 0:
             self.concurrency.refused(now, grant.at, grant.level)
         elif hold.active:
             hold.heard(now, hint)
-            if hold.axis is Axis.UNKNOWN and not hold.is_rate:
-                self.concurrency.refused(now, grant.at, grant.level)
         elif grant.at > self._calm_at:
             alarm = self.pacing.refused(now, grant.at)
             if alarm:
@@ -281,8 +280,6 @@ class Controller:
         is_rate = self.concurrency.stands(grant.level) or any(
             rate.schedule.rate is not None and rate.near_limit for rate in self.pacing.rates.values()
         )
-        if axis is Axis.UNKNOWN and not is_rate:
-            self.concurrency.refused(now, grant.at, grant.level)
         self.hold.begin(now, axis, hint, is_rate=is_rate)
         self._undecided = axis is Axis.UNKNOWN and not is_rate
         self._gated = True

@@ -49,8 +49,9 @@ SHORT_S = 3.0
 """A hold that lasts longer than this was a window that had to empty; a bucket gives something sooner."""
 LEAST_ACCEPTED = 5
 MEMORY_S = 300.0
-TRIAL_EVERY = 60
-"""Accepted requests before a trial that follows a refused one: each costs one or two refusals, so at most 3 %."""
+PAID_BY = 50
+"""Accepted requests that pay for a refusal before the next trial: so trials waste 2 % at most."""
+DEBT_MAX = 1_000
 UNBOUND_S = 15.0
 """A learned limit that held nobody back for this long is none."""
 DOUBT_SHARE = 0.02
@@ -140,7 +141,7 @@ class Pacing:
         self._factor = FIRST_FACTOR
         self._pause = TRIAL_S
         self._next_trial_at = 0.0
-        self._wait_for = 0
+        self._debt = 0.0
         self._doubt_at = 0.0
         self._doubt_s = DOUBT_S
         self._doubted = 0.0
@@ -164,8 +165,8 @@ class Pacing:
             self.cycle_at = self._first_at = granted_at
         self.requests.accepted += 1
         self.rates[Axis.TOKENS].accepted += tokens
-        if self._wait_for:
-            self._wait_for -= 1
+        if self._debt > 0:
+            self._debt -= 1 + PAID_BY * self.evidence.share
         trial = self.trial
         if trial is None:
             self.evidence.accepted()
@@ -177,6 +178,7 @@ class Pacing:
 
     def refused(self, now: float, granted_at: float) -> bool:
         """Count a refusal; return whether a limit must have been met."""
+        self.owe()
         trial = self.trial
         if trial is not None:
             if granted_at >= trial.began:
@@ -190,6 +192,11 @@ class Pacing:
             return True
         self._lower(now)
         return False
+
+    def owe(self) -> None:
+        """Let so many accepted requests pay for a refusal before the next trial begins."""
+        if self.learned:
+            self._debt = min(DEBT_MAX, max(0.0, self._debt) + PAID_BY)
 
     def _lower(self, now: float) -> None:
         """Lower a learned pace that is refused now and then, at most to what the best of the last minutes accepted.
@@ -277,8 +284,10 @@ class Pacing:
             rate.cycle = rate.accepted
             rate.marks = ((now, rate.accepted), (now, rate.accepted))
         self._turn_at = now + MINUTE
-        self._factor, self._pause, self._wait_for = FIRST_FACTOR, TRIAL_S, 0
+        self._factor, self._pause = FIRST_FACTOR, TRIAL_S
         self._next_trial_at = now + max(TRIAL_S, self._memory)
+        if now < self._first_at + MINUTE:
+            self._debt = 0.0  # the first guesses are rough, and worth a trial
         self._grown = 1.0
 
     # -- trials -------------------------------------------------------------------------------------------------------
@@ -309,7 +318,7 @@ class Pacing:
         return changed
 
     def _begin(self, now: float) -> None:
-        if self.learned and now >= self._next_trial_at and not self._wait_for:
+        if self.learned and now >= self._next_trial_at and self._debt <= 0:
             if any(rate.learned is not None and rate.learned.bound_at == now for rate in self.rates.values()):
                 factor = self._factor
                 needed = math.ceil(3 * factor / (factor - 1))
@@ -390,7 +399,6 @@ class Pacing:
         self._next_trial_at = now + self._pause
         # The more is refused anyway (others use the same limit), the more seldom it is tried.
         self._pause = min(TRIAL_MAX_S * (1 + min(5.0, 100 * self.evidence.share)), 2 * self._pause)
-        self._wait_for = TRIAL_EVERY
 
     def _keep(self, now: float, trial: Trial) -> None:
         """Make the pace of the trial the usual one."""

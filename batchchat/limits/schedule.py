@@ -160,6 +160,7 @@ class Schedule:
         if rate == self.rate and most == self.most:
             return
         self.rate, self.most = rate, most
+        before = self._interval
         self._interval = (MINUTE + CATCH_UP + self._jitter) / rate if rate else 0.0
         if not self._interval:
             self._at = -math.inf
@@ -168,5 +169,8 @@ class Schedule:
             for tick, count in self.minute.filled():
                 at = min(now, (tick + 1) / TICKS_PER_S)
                 self._at = max(self._at, at) + count * self._interval
+        elif before:
+            # What is still to be waited for is the same number of units.
+            self._at = now + (self._at - now) * self._interval / before if self._at > now else self._at
         else:
-            self._at = min(self._at, now + self._interval)
+            self._at = now
