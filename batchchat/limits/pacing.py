@@ -45,6 +45,10 @@ DOUBTS = 10
 TRIAL_S = 5.0
 """Seconds until the first trial after a limit was learned; twice as many after each one that was refused."""
 TRIAL_MAX_S = 20.0
+VARIED = 0.2
+"""Requests whose sizes have a standard deviation below this share of their mean are all alike."""
+ASIDE = 1.3
+"""If it is not told which of two axes was refused, tokens are paced and requests held to a wider bound."""
 SHORT_S = 3.0
 """A hold that lasts longer than this was a window that had to empty; a bucket gives something sooner."""
 LEAST_ACCEPTED = 5
@@ -146,11 +150,14 @@ class Pacing:
         self._doubt_s = DOUBT_S
         self._doubted = 0.0
         self._memory = 0.0
+        self._answers = 0
+        self._sum = self._squares = 0.0
         self._memory_until = -math.inf
         self._grown = 1.0
         self._first_at = math.inf
         self._turn_at = -math.inf
         self._back_at = -math.inf
+        self._refused_at = -math.inf
 
     @property
     def learned(self) -> bool:
@@ -165,6 +172,9 @@ class Pacing:
             self.cycle_at = self._first_at = granted_at
         self.requests.accepted += 1
         self.rates[Axis.TOKENS].accepted += tokens
+        self._answers += 1
+        self._sum += tokens
+        self._squares += float(tokens) * tokens
         if self._debt > 0:
             self._debt -= 1 + PAID_BY * self.evidence.share
         trial = self.trial
@@ -234,11 +244,16 @@ class Pacing:
             rate.schedule.minute.advance(int(now * 10))
             rate.mark = rate.schedule.minute.total
 
+    def _sizes_vary(self) -> bool:
+        """Tell whether requests differ in tokens so much that a limit on tokens is another one than on requests."""
+        return self._answers > 0 and self._squares * self._answers > (1 + VARIED**2) * self._sum**2
+
     def still_refused(self, now: float) -> None:
         """Note a refused probe: the server's window still holds what was accepted in the last minute."""
         for rate in self.rates.values():
             rate.schedule.minute.advance(int(now * 10))
             rate.mark = rate.schedule.minute.total
+        self._refused_at = now
 
     def learn(self, now: float, since: float, axes: list[Axis]) -> list[Axis]:
         """Draw the conclusion of a hold that began at `since` and is over; return the axes whose limit changed."""
@@ -247,19 +262,27 @@ class Pacing:
         self._memory = max(min(MINUTE, held), self._memory if now < self._memory_until else 0.0)
         self._memory_until = now + MEMORY_S
         enough = self.requests.accepted - self.requests.cycle >= LEAST_ACCEPTED
-        if not enough and held < SHORT_S:
+        full = held >= SHORT_S and since >= self._first_at + MINUTE
+        if not enough and not full:
             return []  # too little was accepted to tell a rate: the cycle goes on
+        unknown = len(axes) > 1
+        if unknown and not self._sizes_vary():
+            axes = [Axis.REQUESTS]  # one axis says all there is to say, and two in a row would each hold back a little
+        # The window had room again somewhere between the last probe that was refused and the one that was not.
+        ended = (now + self._refused_at) / 2 if self._refused_at > since else now
         changed = []
         for axis in axes:
             rate = self.rates[axis]
-            estimate = (rate.accepted - rate.cycle) * MINUTE / max(0.5, now - began)
-            if since - began >= MINUTE or (held >= SHORT_S and since >= self._first_at + MINUTE):
+            estimate = (rate.accepted - rate.cycle) * MINUTE / max(0.5, ended - began)
+            if since - began >= MINUTE or full:
                 # A window was full: what a minute held is its allowance.
                 estimate = max(estimate, rate.mark)
             stated = rate.stated is not None and rate.stated >= 0.9 * rate.mark
             if stated and rate.stated is not None:
                 estimate = rate.stated
             rate.stated = None
+            if unknown and axis is Axis.REQUESTS and len(axes) > 1:
+                estimate *= ASIDE
             if self._conclude(now, rate, max(estimate, 1.0), stated=stated):
                 changed.append(axis)
         self._restart(now)

@@ -291,7 +291,7 @@ def _several() -> Iterator[Row]:
             seconds, limit = 900.0, 600
             server = Server(seed, requests=TokenBucket(limit, 20) if seed % 2 else SlidingWindow(limit))
             limiters = [limiter(seed + at, make, concurrency=CLIENT) for at in range(number)]
-            logs = simulate(server, limiters, seconds, starts=[0.7 * at for at in range(number)])
+            logs = simulate(server, limiters, seconds, starts=[0.1 * at for at in range(number)])
             works = [log.work(60.0, seconds) for log in logs]
             possible = limit / 60 * (seconds - 60)
             least = min(works) / (possible / number)
