@@ -47,7 +47,7 @@ TRIAL_S = 5.0
 TRIAL_MAX_S = 20.0
 VARIED = 0.2
 """Requests whose sizes have a standard deviation below this share of their mean are all alike."""
-ASIDE = 1.3
+ASIDE = 1.5
 """If it is not told which of two axes was refused, tokens are paced and requests held to a wider bound."""
 SHORT_S = 3.0
 """A hold that lasts longer than this was a window that had to empty; a bucket gives something sooner."""
@@ -262,7 +262,10 @@ class Pacing:
         self._memory = max(min(MINUTE, held), self._memory if now < self._memory_until else 0.0)
         self._memory_until = now + MEMORY_S
         enough = self.requests.accepted - self.requests.cycle >= LEAST_ACCEPTED
-        full = held >= SHORT_S and since >= self._first_at + MINUTE
+        window = self._memory >= SHORT_S
+        full = window and since >= self._first_at + MINUTE
+        if window and not full and self.learned:
+            return []  # a part of a window was accepted: it says nothing before a minute is over
         if not enough and not full:
             return []  # too little was accepted to tell a rate: the cycle goes on
         unknown = len(axes) > 1
@@ -274,9 +277,12 @@ class Pacing:
         for axis in axes:
             rate = self.rates[axis]
             estimate = (rate.accepted - rate.cycle) * MINUTE / max(0.5, ended - began)
-            if since - began >= MINUTE or full:
-                # A window was full: what a minute held is its allowance.
-                estimate = max(estimate, rate.mark)
+            if since - began >= MINUTE:
+                # The newest minute says more than a long cycle. It had no room at the last refused probe, and has now.
+                rate.schedule.minute.advance(int(now * 10))
+                estimate = (rate.mark + rate.schedule.minute.total) / 2 if full else rate.mark
+            elif full:
+                estimate = max(estimate, rate.mark)  # a window was full: what a minute held is its allowance
             stated = rate.stated is not None and rate.stated >= 0.9 * rate.mark
             if stated and rate.stated is not None:
                 estimate = rate.stated

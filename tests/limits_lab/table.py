@@ -122,7 +122,7 @@ RULES: dict[str, Callable[[float, int], Rule]] = {
 
 
 def _untold_requests() -> Iterator[Row]:
-    for limit, seconds, client in ((30, 2400.0, CLIENT), (300, 900.0, CLIENT), (6_000, 300.0, 128)):
+    for limit, seconds, client in ((30, 2400.0, CLIENT), (300, 900.0, CLIENT), (6_000, 480.0, 128)):
         for name, rule in RULES.items():
             yield _steady(
                 f"untold {limit} requests/min, {name}",
