@@ -27,9 +27,10 @@ _HOLD_MAX_S = 960.0
 _EDGE = 0.85
 _TOP_S = 30.0
 _WITHIN = 0.6
-_STAGE_ANSWERS = 40
-_STAGE_ROUNDS = 3
-"""Answers in a stage: at least 40, and 3 for each slot. Latencies that vary by 60 % then leave 10 % of doubt."""
+_GROW = 0.5
+_STAGE_ANSWERS = 24
+_STAGE_ROUNDS = 2
+"""Answers in a stage: at least 24, and 2 for each slot. Latencies that vary by 60 % then leave 12 % of doubt."""
 _WORTH = 0.2
 """The least share of what a step promises that it must bring; below, the server is busy."""
 _PLATEAU_S = 10.0
@@ -63,6 +64,7 @@ class Concurrency:
         "_shrunk_at",
         "_size",
         "_stage_at",
+        "_target",
         "_threshold",
         "_top",
         "_turn_at",
@@ -92,6 +94,7 @@ class Concurrency:
         self._counted = 0
         self._counted_from = 0.0
         self._last: tuple[float, float] | None = None
+        self._target = 0.0
         self._plateau_s = _PLATEAU_S
         self._plateau_until = -math.inf
         self.slots = self.enough = 0
@@ -133,7 +136,13 @@ class Concurrency:
     def _staged(self, now: float, granted_at: float) -> float:
         """Count an answer of this stage; return the size from now on."""
         size = self._size
-        if granted_at < self._stage_at or now < self._plateau_until:
+        if now < self._plateau_until:
+            return size
+        if size < self._target:
+            # One by one, so that a limit on the way costs one request or two.
+            self._stage_at = now
+            return min(self._target, size + _GROW)
+        if granted_at < self._stage_at:
             return size
         if not self._counted:
             self._counted_from = now
@@ -151,9 +160,11 @@ class Concurrency:
                 self._shrunk_at = now
                 size, self._last = self._last[0], None
                 self._proven = int(size)
+                self._target = 0.0
                 return size
         self._last = (size, rate)
-        return size * _STEP
+        self._target = size * _STEP
+        return size
 
     def on_new_ground(self, level: int) -> bool:
         """Tell whether a level is at the edge of a window that is being tried, above all that went well."""
@@ -177,7 +188,7 @@ class Concurrency:
             self._set(max(min(self._size, level - 1.0), self._before / 2))
         self._hold_until = now + self._hold_s
         self._threshold = self._size
-        self._last, self._counted = None, 0
+        self._last, self._counted, self._target = None, 0, 0.0
 
     def found(self, now: float, level: int) -> None:
         """Take `level` for what the server has under way at most, since it refused everything above; try again soon."""
@@ -190,7 +201,7 @@ class Concurrency:
         self._failed_at = level + 1.0
         self._set(min(self._size, float(level)))
         self._threshold = self._size if again else float(self.cap)
-        self._last, self._counted = None, 0
+        self._last, self._counted, self._target = None, 0, 0.0
 
     def refused_at_edge(self, now: float, level: int) -> None:
         """Go down by one if a full window is refused now and then, near the level that was refused before.

@@ -34,13 +34,15 @@ _LONG_S = 15.0
 """If the server asks for more than `HINT_MAX_S`, wait this long, then twice as long each time it refuses again."""
 _SANE_S = 86_400.0
 _TELL_AGAIN_S = 10.0
+_RARE = 0.06
+"""A first refusal alone makes the usual share 0.05."""
 _REVIEW_S = 0.25
 _DOWN = frozenset({ErrorKind.CONNECTION, ErrorKind.TIMEOUT, ErrorKind.SERVER, ErrorKind.PROTOCOL})
 
 Tell = Callable[[str, str, "Level", Mapping[str, Any]], None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Grant:
     """What the controller must know of a request that is under way.
 
@@ -264,13 +266,21 @@ class Controller:
             hold.heard(now, hint)
         elif grant.at > self._calm_at:
             alarm = self.pacing.refused(now, grant.at)
-            if alarm:
+            if alarm or self._alone(hint):
                 self._begin_hold(grant, axis, hint, now)
             elif axis is Axis.UNKNOWN:
                 if self.concurrency.on_new_ground(grant.level):
                     self.concurrency.refused(now, grant.at, grant.level)
                 else:
                     self.concurrency.refused_at_edge(now, grant.level)
+
+    def _alone(self, hint: float | None) -> bool:
+        """Tell whether a refusal is believed at once: nothing is under way that could show that it was chance.
+
+        Where refusals are usual, that would stop everything each time.
+        """
+        heard = hint is not None or not self.pacing.answered
+        return heard and self.in_use == 0 and self.pacing.evidence.share < _RARE
 
     def _begin_hold(self, grant: Grant, axis: Axis, hint: float | None, now: float) -> None:
         if hint is not None:

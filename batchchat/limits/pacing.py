@@ -164,6 +164,11 @@ class Pacing:
         """Tell whether refusals taught a limit that is kept."""
         return any(rate.learned is not None for rate in self.rates.values())
 
+    @property
+    def answered(self) -> bool:
+        """Tell whether anything was ever accepted."""
+        return self._answers > 0
+
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def accepted(self, now: float, granted_at: float, tokens: int) -> bool:
