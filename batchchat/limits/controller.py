@@ -75,6 +75,7 @@ class Controller:
         self._tell = tell
         self._gated = False
         self._undecided = False
+        self._just_held = False
         self._strike: tuple[float, int] = (-math.inf, 0)
         self._told: dict[Axis, tuple[float, float]] = {}
         self._review_at = -math.inf
@@ -179,6 +180,7 @@ class Controller:
             elif not self.breaker.probing:
                 self.breaker.next_at = min(self.breaker.next_at, now)
         changed = self.pacing.accepted(now, grant.at, used)
+        self._just_held = False
         if self._undecided:
             self._undecided = False
             self.concurrency.found(now, self.in_use + 1)
@@ -266,7 +268,7 @@ class Controller:
             hold.heard(now, hint)
         elif grant.at > self._calm_at:
             alarm = self.pacing.refused(now, grant.at)
-            if alarm or self._alone(hint):
+            if alarm or self._just_held or self._alone(hint):
                 self._begin_hold(grant, axis, hint, now)
             elif axis is Axis.UNKNOWN:
                 if self.concurrency.on_new_ground(grant.level):
@@ -302,6 +304,7 @@ class Controller:
         hold = self.hold
         since = hold.since if hold.since is not None else now
         hold.end(now)
+        self._just_held = True
         self._undecided = False
         self._calm_at = now
         if hold.axis is Axis.CONCURRENCY:
