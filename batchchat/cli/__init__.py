@@ -371,6 +371,28 @@ def init(name: str, force: bool) -> None:
     sys.exit(init_command(name, force=force))
 
 
+@cli.command("guide")
+@click.argument("topic", required=False, metavar="[TOPIC]")
+@click.option("--search", "word", metavar="WORD", help="List the lines of all pages that hold this word.")
+def guide_(topic: str | None, word: str | None) -> None:
+    """Read the documentation: the list of topics, or the page of one."""
+    from batchchat.cli.guide import guide_command
+
+    sys.exit(guide_command(topic, word=word))
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(["job", "suite"]), default="job")
+def schema(kind: str) -> None:
+    """Print the JSON Schema of a job file, or of a suite file, for editors.
+
+    That of a suite needs the extra batchchat[eval].
+    """
+    from batchchat.cli.guide import schema_command
+
+    sys.exit(schema_command(kind))
+
+
 @cli.command("demo-server", epilog=_FAULTS)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")

@@ -1,0 +1,75 @@
+"""The commands that explain: `guide` and `schema`."""
+
+from __future__ import annotations
+
+import re
+
+from batchchat import guide
+from batchchat.cli.running import print_json, results
+from batchchat.errors import UsageError
+
+_LINK = re.compile(r"\[([^\]]+)\]\(([a-z-]+)\.md(?:#[\w-]+)?\)")
+_OTHER_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]+\)")
+_IMAGE = re.compile(r"^!\[[^\]]*\]\([^)]*\)\n", re.MULTILINE)
+_WIDEST = 100
+
+
+def guide_command(topic: str | None, *, word: str | None) -> int:
+    """Print the contents, one page, or the lines that hold a word."""
+    if word is not None:
+        if topic is not None:
+            raise UsageError("give either a topic or --search, not both", remedy=f"batchchat guide --search {word}")
+        return _search(word)
+    _show(guide.contents() if topic is None else guide.page(topic))
+    return 0
+
+
+def schema_command(kind: str) -> int:
+    """Print the JSON Schema of a job or of a suite."""
+    from batchchat.guide.schema import job_schema, suite_schema
+
+    print_json(job_schema() if kind == "job" else suite_schema())
+    return 0
+
+
+def _show(text: str) -> None:
+    """Print Markdown: laid out on a terminal, as it is anywhere else."""
+    terminal = results()
+    if not terminal.tty:
+        terminal.write_line(text.rstrip("\n"))
+        return
+    from rich.markdown import Markdown
+    from rich.theme import Theme
+
+    # rich's own style of code is a dark box, which hurts on a light terminal.
+    theme = Theme({"markdown.code": "cyan", "markdown.h1": "bold", "markdown.h2": "bold"})
+    with terminal.lock:
+        width = min(terminal.console.width, _WIDEST)
+        page = Markdown(_for_terminal(text), code_theme="ansi_dark")
+        with terminal.console.use_theme(theme):
+            terminal.console.print(page, width=width)
+
+
+def _for_terminal(text: str) -> str:
+    """Replace links to other pages by the command that shows them, and leave pictures out."""
+
+    def command(found: re.Match[str]) -> str:
+        name, target = found.groups()
+        return f"`{name}`" if name.strip("`") == target else f"{name} (`batchchat guide {target}`)"
+
+    return _OTHER_LINK.sub(r"\1", _LINK.sub(command, _IMAGE.sub("", text)))
+
+
+def _search(word: str) -> int:
+    """Print where the word stands, page by page. Raises UsageError if it stands nowhere."""
+    terminal = results()
+    shown = None
+    for hit in guide.search(word):
+        if hit.topic != shown:
+            terminal.write_line(f"{'' if shown is None else chr(10)}batchchat guide {hit.topic}")
+            shown = hit.topic
+        line = hit.line if len(hit.line) <= _WIDEST * 2 else f"{hit.line[: _WIDEST * 2]}…"
+        terminal.write_line(f"  {hit.heading}: {line}")
+    if shown is None:
+        raise UsageError(f"the guide does not speak of {word!r}", remedy="`batchchat guide` lists the topics.")
+    return 0
