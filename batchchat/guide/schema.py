@@ -61,9 +61,9 @@ def suite_schema() -> dict[str, Any]:
     from batchchat.evaluation import require_extra
 
     require_extra()
-    from batchchat.evaluation.judging import JUDGES
-    from batchchat.evaluation.scorers import MODELS
-    from batchchat.evaluation.suite import SuiteFields
+    from batchchat.evaluation.scorers.answer_scorers import MODELS
+    from batchchat.evaluation.scorers.judging import JUDGES
+    from batchchat.evaluation.suite.suite import SuiteFields
 
     schema = SuiteFields.model_json_schema(schema_generator=_Generator)
     definitions = schema.setdefault("$defs", {})

@@ -20,7 +20,7 @@ import yaml
 from batchchat.cli import cli
 from batchchat.cli.running import guarded
 from batchchat.demo import DemoOptions
-from batchchat.evaluation.suite import SuiteFields
+from batchchat.evaluation.suite.suite import SuiteFields
 from batchchat.job import Job, load_job
 from tests.docs import ALL, README, ROOT, Block, blocks
 from tests.integration.processes import environment

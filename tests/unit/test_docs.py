@@ -19,9 +19,9 @@ from batchchat import guide
 from batchchat.cli import cli
 from batchchat.demo import FAULTS
 from batchchat.errors import UsageError
-from batchchat.evaluation.judging import JUDGES, JudgeScorer
-from batchchat.evaluation.scorers import MODELS
-from batchchat.evaluation.suite import SuiteFields
+from batchchat.evaluation.scorers.answer_scorers import MODELS
+from batchchat.evaluation.scorers.judging import JUDGES, JudgeScorer
+from batchchat.evaluation.suite.suite import SuiteFields
 from batchchat.events import RunSummary
 from batchchat.guide.schema import job_schema, suite_schema
 from batchchat.job import parse_duration
