@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 
@@ -17,6 +17,32 @@ from batchchat.errors import UsageError
 CONTENTS = "README"
 """The name of the page of contents."""
 
+_OF_FIELD: Mapping[str, str] = {
+    "name": "job",
+    "input": "input",
+    "output": "output",
+    "provider": "providers",
+    "model": "providers",
+    "messages": "templates",
+    "samples": "samples",
+    "images": "images",
+    "params": "job",
+    "response": "typed-answers",
+    "limits": "limits",
+    "retry": "resume",
+    "prices": "providers",
+    "budget": "budgets",
+    "deadline": "budgets",
+    "cache": "cache",
+    "dedupe": "cache",
+    "job": "evaluation",
+    "variants": "evaluation",
+    "scorers": "scorers",
+    "judge": "judges",
+    "failed": "evaluation",
+    "seed": "evaluation",
+}
+"""The page that tells most about a field of a job or a suite."""
 _ENTRY = re.compile(r"^- \[([a-z-]+)\]\(\1\.md\): (.+)$", re.MULTILINE)
 _COMMENT = re.compile(r"^<!--.*?-->\n", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"#{1,4} (.+)")
@@ -61,6 +87,11 @@ def page(topic: str) -> str:
             remedy=f"{hint}`batchchat guide` lists the topics, `batchchat guide --search WORD` searches them.",
         )
     return _COMMENT.sub("", _source(name))
+
+
+def topic_of(field: str) -> str | None:
+    """Return the page about a field of a job or a suite by its dotted name, None if it is no field of theirs."""
+    return _OF_FIELD.get(field.partition(".")[0])
 
 
 def contents() -> str:

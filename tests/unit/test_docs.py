@@ -17,8 +17,9 @@ from click.testing import CliRunner
 
 from batchchat import guide
 from batchchat.cli import cli
+from batchchat.cli.running import tell_error
 from batchchat.demo import FAULTS
-from batchchat.errors import UsageError
+from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.scorers.answer_scorers import MODELS
 from batchchat.evaluation.scorers.judging import JUDGES, JudgeScorer
 from batchchat.evaluation.suite.suite import SuiteFields
@@ -130,6 +131,19 @@ def test_a_search_finds_lines_with_all_words_below_their_headings() -> None:
 def test_no_comment_in_a_block_of_code_is_taken_for_a_heading() -> None:
     headings = {hit.heading for hit in guide.search("e")}
     assert not any(re.search(r"\.(yaml|py)$", heading) for heading in headings)
+
+
+def test_every_field_of_a_job_and_a_suite_has_a_page() -> None:
+    for name in (*FIELDS[()].model_fields, *SuiteFields.model_fields):
+        assert guide.page(str(guide.topic_of(f"{name}.x")))
+    assert guide.topic_of("rows") is None
+
+
+def test_an_error_of_a_field_names_its_page(capsys: pytest.CaptureFixture[str]) -> None:
+    tell_error(JobError("must be at least 1, not 0", field="limits.concurrency"))
+    assert capsys.readouterr().err.endswith("\nSee: batchchat guide limits\n")
+    tell_error(JobError("is not a mapping of fields"))
+    assert "guide" not in capsys.readouterr().err
 
 
 # --- tables against the code
@@ -356,3 +370,16 @@ def test_fields_in_the_schema_have_the_words_of_the_guide() -> None:
     assert limit["description"] == "never more requests at the same time"
     assert "`" not in done.output
     assert '"ge"' not in done.output
+
+
+def test_init_writes_the_schema_that_the_first_line_of_its_job_names(tmp_path: Path) -> None:
+    for _ in range(2):
+        done = RUNNER.invoke(cli, ["init", "--force", str(tmp_path / "sub" / "my.yaml")])
+        assert done.exit_code == 0
+    text = (tmp_path / "sub" / "my.yaml").read_text(encoding="utf-8")
+    found = re.match(r"# yaml-language-server: \$schema=(\S+)\n", text)
+    assert found is not None
+    schema = json.loads((tmp_path / "sub" / found[1]).read_text(encoding="utf-8"))
+    assert schema == job_schema()
+    assert jsonschema_rs.validator_for(schema).is_valid(yaml.safe_load(text))
+    assert found[1] in (GUIDE / "editors.md").read_text(encoding="utf-8")
