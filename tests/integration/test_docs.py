@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from batchchat.cli import cli
 from batchchat.cli.running import guarded
 from batchchat.demo import DemoOptions
 from batchchat.evaluation.suite.suite import SuiteFields
-from batchchat.job import Job, load_job
+from batchchat.job import Job
 from tests.docs import ALL, README, ROOT, Block, blocks
 from tests.integration.processes import environment
 
@@ -70,10 +70,6 @@ class Reader:
         told = re.search(r"exit code (\d+)", remark)
         words = shlex.split(command, comments=True)
         if not words:
-            return ""
-        if words[0] == "export":
-            name, _, value = words[1].partition("=")
-            os.environ[name] = value
             return ""
         assert words[0] == "batchchat", f"{line}: only batchchat runs here; mark the block as not run"
         target = None
@@ -131,7 +127,6 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     for name in environment().keys() ^ os.environ.keys():
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(os, "environ", os.environ)
     first = DemoOptions.__init__.__defaults__
     assert first is not None
     monkeypatch.setattr(DemoOptions.__init__, "__defaults__", (first[0], 0.0, *first[2:]))
@@ -179,12 +174,8 @@ def test_the_readers_own_rules_can_fail(reader: Reader) -> None:
         reader.follow(block("python", "nothing_such()\n"))
 
 
-SAMPLES: Mapping[str, str] = {path.name: str(path) for path in sorted((ROOT / "jobs").glob("*.yaml"))}
-
-
 def test_the_readme_starts_with_the_first_command_and_names_the_tests_once() -> None:
     text = README.read_text(encoding="utf-8")
     assert text.count("pip install '.[test]' && pytest\n") == 1
     first = next(block for block in blocks(README) if block.language == "console")
     assert first.text == "pip install . && batchchat run jobs/label-tickets.yaml\n"
-    assert load_job(ROOT / "jobs" / "label-tickets.yaml").name == "label-tickets"

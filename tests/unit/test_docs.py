@@ -30,9 +30,10 @@ from batchchat.job.model import FIELDS, Params
 from batchchat.providers import PROFILES, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind, Record
 from batchchat.template.sandbox import Environment
-from tests.docs import ALL, CONTENTS, GUIDE, PAGES, README, ROOT, blocks, names, prose, table
+from tests.docs import ALL, CONTENTS, GUIDE, PAGES, README, ROOT, SAMPLES, blocks, names, prose, table
 
 RUNNER = CliRunner()
+SAMPLE_JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 
 
 # --- pages
@@ -93,8 +94,24 @@ def test_commands_options_and_topics_that_are_named_exist(path: Path) -> None:
 
 
 def test_nothing_speaks_of_tools_that_the_package_does_not_bring() -> None:
-    for path in ALL:
+    for path in [*ALL, *SAMPLE_JOBS]:
         assert "duckdb -c" not in path.read_text(encoding="utf-8"), path
+
+
+def test_every_sample_job_has_a_row_with_a_command_of_its_own() -> None:
+    rows = re.findall(
+        r"^\| \[([\w-]+)\]\(\1\.yaml\) \| .+ \| `batchchat (\w+) jobs/\1\.yaml`", prose(SAMPLES), re.MULTILINE
+    )
+    assert {name for name, _ in rows} == {path.stem for path in SAMPLE_JOBS}
+    for name, command in rows:
+        assert command == ("eval" if name.startswith("eval-") else "plan" if "scaleway" in name else "run")
+
+
+@pytest.mark.parametrize("path", SAMPLE_JOBS, ids=lambda path: path.stem)
+def test_the_commands_in_the_comments_of_a_sample_job_exist(path: Path) -> None:
+    found = re.findall(r"^# +batchchat ([a-z-]+)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    for command, rest in found:
+        assert set(re.findall(r"--[a-z-]+", rest)) <= _options(cli.commands[command]), (command, rest)
 
 
 # --- the command `guide`
