@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, ClassVar
 
 from batchchat import guide
 from batchchat.cli.running import print_json, results
 from batchchat.errors import UsageError
 
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.markdown import Markdown, MarkdownElement
+
+    from batchchat.cli.terminal import Terminal
+
 _LINK = re.compile(r"\[([^\]]+)\]\(([a-z-]+)\.md(?:#[\w-]+)?\)")
 _OTHER_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]+\)")
 _IMAGE = re.compile(r"^!\[[^\]]*\]\([^)]*\)\n", re.MULTILINE)
 _WIDEST = 100
+_LAST_COLUMN = 24
 
 
 def guide_command(topic: str | None, *, word: str | None) -> int:
@@ -20,7 +28,7 @@ def guide_command(topic: str | None, *, word: str | None) -> int:
         if topic is not None:
             raise UsageError("give either a topic or --search, not both", remedy=f"batchchat guide --search {word}")
         return _search(word)
-    _show(guide.contents() if topic is None else guide.page(topic))
+    show(guide.contents() if topic is None else guide.page(topic), results())
     return 0
 
 
@@ -32,22 +40,45 @@ def schema_command(kind: str) -> int:
     return 0
 
 
-def _show(text: str) -> None:
+def show(text: str, terminal: Terminal) -> None:
     """Print Markdown: laid out on a terminal, as it is anywhere else."""
-    terminal = results()
     if not terminal.tty:
         terminal.write_line(text.rstrip("\n"))
         return
-    from rich.markdown import Markdown
     from rich.theme import Theme
 
     # rich's own style of code is a dark box, which hurts on a light terminal.
     theme = Theme({"markdown.code": "cyan", "markdown.h1": "bold", "markdown.h2": "bold"})
     with terminal.lock:
         width = min(terminal.console.width, _WIDEST)
-        page = Markdown(_for_terminal(text), code_theme="ansi_dark")
         with terminal.console.use_theme(theme):
-            terminal.console.print(page, width=width)
+            terminal.console.print(_markdown(_for_terminal(text)), width=width)
+
+
+def _markdown(text: str) -> Markdown:
+    """Return Markdown whose tables show the names in their first column whole, however narrow the terminal is."""
+    from rich.markdown import Markdown, TableElement
+    from rich.table import Table
+
+    class WholeNames(TableElement):
+        """A table."""
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            """Yield the table with what each column may do."""
+            for part in super().__rich_console__(console, options):
+                if isinstance(part, Table):
+                    for number, column in enumerate(part.columns):
+                        column.no_wrap, column.overflow = number == 0, "fold"
+                    # Long names leave a last column of one word a line, unless it has some room for sure.
+                    part.columns[-1].min_width = _LAST_COLUMN
+                yield part
+
+    class Page(Markdown):
+        """A page with such tables."""
+
+        elements: ClassVar[dict[str, type[MarkdownElement]]] = {**Markdown.elements, "table_open": WholeNames}
+
+    return Page(text, code_theme="ansi_dark")
 
 
 def _for_terminal(text: str) -> str:

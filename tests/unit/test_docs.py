@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -17,7 +18,9 @@ from click.testing import CliRunner
 
 from batchchat import guide
 from batchchat.cli import cli
+from batchchat.cli.guide import show
 from batchchat.cli.running import tell_error
+from batchchat.cli.terminal import Terminal
 from batchchat.demo import FAULTS
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.scorers.answer_scorers import MODELS
@@ -148,6 +151,21 @@ def test_a_search_finds_lines_with_all_words_below_their_headings() -> None:
 def test_no_comment_in_a_block_of_code_is_taken_for_a_heading() -> None:
     headings = {hit.heading for hit in guide.search("e")}
     assert not any(re.search(r"\.(yaml|py)$", heading) for heading in headings)
+
+
+def test_a_terminal_shows_names_whole_and_commands_for_links() -> None:
+    stream = io.StringIO()
+    terminal = Terminal(stream, tty=True, width=80)
+    show(guide.page("job"), terminal)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert max(map(len, shown.splitlines())) <= 80
+    for name in table("job", "Fields"):
+        assert f" {name} " in shown
+    assert ".md" not in shown
+    stream.truncate(0)
+    show("[what it costs](budgets.md), [budgets](budgets.md#what), [the job](../x.yaml)\n", terminal)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).strip(" \n\0")
+    assert shown == "what it costs (batchchat guide budgets), budgets, the job"
 
 
 def test_every_field_of_a_job_and_a_suite_has_a_page() -> None:
