@@ -60,7 +60,7 @@ def cli() -> None:
     """Run one prompt over many rows, and never lose or pay twice for an answer.
 
     Start with `batchchat init`, which writes a job to try, then `batchchat run` it. `batchchat plan` shows what a run
-    would send and cost before anything is sent.
+    would send and cost before anything is sent. `batchchat guide` is the documentation.
     """
 
 

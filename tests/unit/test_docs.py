@@ -63,6 +63,15 @@ def test_the_readme_is_one_page() -> None:
     assert len(README.read_text(encoding="utf-8")) <= 6_000
 
 
+def test_pictures_are_small_and_need_no_network() -> None:
+    terminal, report = (ROOT / ".github" / "pictures" / name for name in ("terminal.svg", "report.png"))
+    svg = terminal.read_text(encoding="utf-8")
+    assert "batchchat&#160;run&#160;jobs/label-tickets.yaml" in svg
+    assert set(re.findall(r"https?://[^\"' ]+", svg)) == {"http://www.w3.org/2000/svg"}
+    assert report.read_bytes().startswith(b"\x89PNG")
+    assert max(terminal.stat().st_size, report.stat().st_size) < 150_000
+
+
 def _anchors(path: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
