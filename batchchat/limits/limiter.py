@@ -325,7 +325,7 @@ class Limiter:
             now,
             permit.granted_at,
             permit if permit.key is None else permit.key,
-            suspicious=status is not None or (kind is ErrorKind.TIMEOUT and reply.sent),
+            suspicious=reply.sent,
             under_way=self._in_use,
         ):
             self._gated = True
