@@ -373,7 +373,7 @@ def init(name: str, force: bool) -> None:
 
 @cli.command("guide")
 @click.argument("topic", required=False, metavar="[TOPIC]")
-@click.option("--search", "word", metavar="WORD", help="List the lines of all pages that hold this word.")
+@click.option("--search", "word", metavar="WORD", help="List the places of all pages that hold this word.")
 def guide_(topic: str | None, word: str | None) -> None:
     """Read the documentation: the list of topics, or the page of one."""
     from batchchat.cli.guide import guide_command

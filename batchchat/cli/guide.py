@@ -20,6 +20,8 @@ _OTHER_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]+\)")
 _IMAGE = re.compile(r"^!\[[^\]]*\]\([^)]*\)\n", re.MULTILINE)
 _WIDEST = 100
 _LAST_COLUMN = 24
+_SHOWN = 160
+"""Characters of one place that a search shows: two lines of most terminals."""
 
 
 def guide_command(topic: str | None, *, word: str | None) -> int:
@@ -91,16 +93,26 @@ def _for_terminal(text: str) -> str:
     return _OTHER_LINK.sub(r"\1", _LINK.sub(command, _IMAGE.sub("", text)))
 
 
-def _search(word: str) -> int:
-    """Print where the word stands, page by page. Raises UsageError if it stands nowhere."""
+def _search(words: str) -> int:
+    """Print the places that hold all the words, page by page. Raises UsageError if there is none."""
+    if not words.strip():
+        raise UsageError("--search needs a word", remedy="batchchat guide --search budget")
     terminal = results()
     shown = None
-    for hit in guide.search(word):
+    for hit in guide.search(words):
         if hit.topic != shown:
             terminal.write_line(f"{'' if shown is None else chr(10)}batchchat guide {hit.topic}")
             shown = hit.topic
-        line = hit.line if len(hit.line) <= _WIDEST * 2 else f"{hit.line[: _WIDEST * 2]}…"
-        terminal.write_line(f"  {hit.heading}: {line}")
+        terminal.write_line(f"  {hit.heading}: {_around(hit.text, words.split(maxsplit=1)[0])}")
     if shown is None:
-        raise UsageError(f"the guide does not speak of {word!r}", remedy="`batchchat guide` lists the topics.")
+        raise UsageError(f"the guide does not speak of {words!r}", remedy="`batchchat guide` lists the topics.")
     return 0
+
+
+def _around(text: str, word: str) -> str:
+    """Return a long text cut to what stands around a word."""
+    if len(text) <= _SHOWN:
+        return text
+    start = max(0, min(text.casefold().find(word.casefold()) - _SHOWN // 3, len(text) - _SHOWN))
+    end = start + _SHOWN
+    return f"{'…' * (start > 0)}{text[start:end].strip()}{'…' * (end < len(text))}"

@@ -59,11 +59,14 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A line that holds the word that was searched for: its page, the heading above it, and the line."""
+    """A place that holds the words that were searched for: its page, the heading above it, and its text.
+
+    The text is a paragraph, an entry of a list, a row of a table, or a line of code.
+    """
 
     topic: str
     heading: str
-    line: str
+    text: str
 
 
 def topics() -> list[Topic]:
@@ -100,18 +103,33 @@ def contents() -> str:
 
 
 def search(words: str) -> Iterator[Hit]:
-    """Yield each line of the guide that holds all these words; upper and lower case are the same."""
+    """Yield each place of the guide that holds all these words; upper and lower case are the same."""
     wanted = words.casefold().split()
     for topic in topics():
-        heading, fenced = topic.name, False
-        for line in page(topic.name).splitlines():
-            if line.startswith(_FENCE):
-                fenced = not fenced
-            # In a block of code, a line that begins with # is a comment.
-            elif found := None if fenced else _HEADING.fullmatch(line):
-                heading = found[1]
-            if all(word in line.casefold() for word in wanted):
-                yield Hit(topic.name, heading, line.strip())
+        for heading, text in _places(topic.name):
+            if wanted and all(word in text.casefold() for word in wanted):
+                yield Hit(topic.name, heading, text)
+
+
+def _places(name: str) -> Iterator[tuple[str, str]]:
+    """Yield the paragraphs, entries, rows and lines of code of a page, each with the heading above it."""
+    heading, fenced = name, False
+    paragraph: list[str] = []
+    for line in [*page(name).splitlines(), ""]:
+        ends = fenced or not line.strip() or line.startswith(("#", "|", "- ", _FENCE))
+        if ends and paragraph:
+            yield heading, " ".join(paragraph)
+            paragraph = []
+        if line.startswith(_FENCE):
+            fenced = not fenced
+        # In a block of code, a line that begins with # is a comment.
+        elif found := None if fenced else _HEADING.fullmatch(line):
+            heading = found[1]
+            yield heading, heading
+        elif fenced or line.startswith("|"):
+            yield heading, line.strip()
+        elif line.strip():
+            paragraph.append(line.strip())
 
 
 def _source(name: str) -> str:
