@@ -362,6 +362,19 @@ def verify(directory: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@_output_argument
+@click.option("--yes", is_flag=True, help="Remove them without a question.")
+def clean(directory: Path, yes: bool) -> None:
+    """List the old outputs that `run --fresh` set aside beside DIR, and remove them.
+
+    Asks before it removes anything; where there is no terminal to ask at, only `--yes` removes. DIR itself stays.
+    """
+    from batchchat.cli.reading import clean_command
+
+    sys.exit(clean_command(directory, yes=yes))
+
+
+@cli.command()
 @click.argument("name", default="demo")
 @click.option("--force", is_flag=True, help="Write over existing files.")
 def init(name: str, force: bool) -> None:
