@@ -291,5 +291,5 @@ def _key_warning(job: Job, provider: Provider) -> list[str]:
     try:
         api_key(job, provider, load_keys(job))
     except JobError as error:
-        return [f"{error.message} A run needs it."]
+        return [f"{error.message}. A run needs it."]
     return []

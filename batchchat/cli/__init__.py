@@ -322,11 +322,18 @@ def show(directory: Path, row: int | None, failed: bool, limit: int, as_json: bo
     "--input", "input_path", metavar="PATH", help="Take positions and columns from this input, not the job's own."
 )
 @click.option("--force", is_flag=True, help="Write over an existing file.")
-def export(directory: Path, target: Path, format_: str | None, input_path: str | None, force: bool) -> None:
+@click.option(
+    "--safe-csv",
+    is_flag=True,
+    help="Put ' before each text of a .csv file that a spreadsheet would run as a formula (= + - @).",
+)
+def export(
+    directory: Path, target: Path, format_: str | None, *, input_path: str | None, force: bool, safe_csv: bool
+) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
     from batchchat.cli.reading import export_command
 
-    sys.exit(export_command(directory, target, format_, input_path=input_path, force=force))
+    sys.exit(export_command(directory, target, format_, input_path=input_path, force=force, safe_csv=safe_csv))
 
 
 @cli.command()

@@ -76,12 +76,14 @@ def show_command(directory: Path, *, row: int | None, failed: bool, limit: int, 
     return 0
 
 
-def export_command(directory: Path, target: Path, format_: str | None, *, input_path: str | None, force: bool) -> int:
+def export_command(
+    directory: Path, target: Path, format_: str | None, *, input_path: str | None, force: bool, safe_csv: bool
+) -> int:
     """Write one file in input order."""
     from batchchat.export import export
     from batchchat.format import asked
 
-    done = export(directory, target, format=format_, input_path=input_path, force=force)
+    done = export(directory, target, format=format_, input_path=input_path, force=force, safe_csv=safe_csv)
     text = f"{done.rows:,} rows written to {target}"
     if len(done.files) > 1:
         text = f"{done.rows - done.failed:,} lines written to {target}, {done.failed:,} of errors to {done.files[1]}"
