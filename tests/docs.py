@@ -14,6 +14,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from batchchat.job.syntax import parse_yaml
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "batchchat" / "guide"
@@ -76,6 +79,11 @@ def blocks(path: Path) -> list[Block]:
         if block.file is None and named is not None and block.not_run is None:
             block.file = named[1]
     return found
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML as batchchat reads its files."""
+    return parse_yaml(text, Path("block.yaml")).data
 
 
 def prose(path: Path) -> str:

@@ -23,7 +23,7 @@ from batchchat.providers import PROFILES
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _ROW = re.compile(r"^\| `([a-z_.]+)` \|(.*)\| ([^|]+) \|$", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
-_NUMBER = {"type": "string", "pattern": r"^\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*$"}
+_NUMBER = {"type": "string", "pattern": r"^\s*[+-]?\d[\d_]*(\.\d*)?([eE][+-]?\d+)?\s*$"}
 _FORMS: Mapping[Any, JsonSchemaValue] = {
     get_args(Duration)[1].func: {"type": "string", "pattern": r"^\s*(\d+(\.\d*)?[hms]?\s*)+$", "examples": ["15m"]},
     get_args(Size)[1].func: {"type": "string", "pattern": r"^\s*\d+(\.\d*)?\s*([kKmMgG]?[iI]?[bB])?\s*$"},

@@ -22,7 +22,7 @@ from batchchat.cli.running import guarded
 from batchchat.demo import DemoOptions
 from batchchat.evaluation.suite.suite import SuiteFields
 from batchchat.job import Job
-from tests.docs import ALL, README, ROOT, Block, blocks
+from tests.docs import ALL, README, ROOT, Block, blocks, read_yaml
 from tests.integration.processes import environment
 
 LANGUAGES = {"console", "yaml", "python", "text", "json"}
@@ -83,7 +83,7 @@ class Reader:
 
     def load(self, block: Block) -> None:
         """Plan the job or the suite that a block is, or becomes together with a sample."""
-        data = yaml.safe_load(block.text)
+        data = read_yaml(block.text)
         if not isinstance(data, dict):
             assert block.file is not None, "a list is the content of a file of messages"
             return
@@ -93,7 +93,7 @@ class Reader:
         path = self.folder / block.file if block.file is not None else None
         if path is None:
             sample = self.folder / (SUITE if suite else BASE)
-            base = yaml.safe_load(sample.read_text(encoding="utf-8"))
+            base = read_yaml(sample.read_text(encoding="utf-8"))
             path = sample.with_name("part-of-a-page.yaml")
             whole = {**base, **data}
             path.write_text(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True), encoding="utf-8")
