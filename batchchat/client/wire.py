@@ -92,6 +92,10 @@ def _load(body: bytes) -> Any:
         return None
 
 
+MAX_TOKENS = 100_000_000
+"""The most tokens that an answer's usage is believed to have: ten times the longest context that is on offer today."""
+
+
 def _dump(value: object) -> str:
     """JSON text of a parsed value. Raises ValueError where it is nested too deeply."""
     try:
@@ -120,7 +124,8 @@ def read_usage(data: object) -> Usage:
 
 
 def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value < 2**53 else None
+    """Return a number of tokens; None of what is no believable one, so that no sum or budget is built on it."""
+    return value if type(value) is int and 0 <= value <= MAX_TOKENS else None
 
 
 def protocol_failure(status: int, problem: str, body: bytes, mask: Mask) -> Failure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -124,11 +124,34 @@ def _values(array: pa.Array) -> list[Any]:
     try:
         viewed = array.cast(_view_type(array.type), safe=False) if _view_type(array.type) != array.type else array
         values: list[Any] = viewed.to_pylist()
+        if _holds_map(array.type):
+            values = list(map(_mapped(array.type), values))
     except (pa.ArrowException, ValueError, OverflowError, TypeError):
         return [_value(scalar) for scalar in array]
-    if pa.types.is_map(array.type):
-        return [None if value is None else dict(value) for value in values]
     return values
+
+
+def _holds_map(kind: pa.DataType) -> bool:
+    """Whether values of a type hold a map at any depth: Python reads it as a list of pairs."""
+    if pa.types.is_map(kind):
+        return True
+    return any(_holds_map(kind.field(number).type) for number in range(kind.num_fields))
+
+
+def _mapped(kind: pa.DataType) -> Callable[[Any], Any]:
+    """Return what makes dicts of the maps inside a value of this type. A time keeps its type, a null stays null."""
+    if not _holds_map(kind):
+        return lambda value: value
+    if pa.types.is_map(kind):
+        item = _mapped(kind.item_type)
+        return lambda value: None if value is None else {name: item(inner) for name, inner in value}
+    if pa.types.is_struct(kind):
+        inside = [(field.name, _mapped(field.type)) for field in kind.fields]
+        return lambda value: None if value is None else {name: read(value[name]) for name, read in inside}
+    if pa.types.is_union(kind):
+        return lambda value: value
+    one = _mapped(kind.value_type)
+    return lambda value: None if value is None else [one(inner) for inner in value]
 
 
 def _view_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one return for each type

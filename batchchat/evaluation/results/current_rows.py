@@ -289,6 +289,8 @@ class _Reader:
 def _prompted(prepared: Sequence[Prepared]) -> tuple[str, ...]:
     """The input's columns that the prompts speak of by name, in the input's order; all where none is named so."""
     named = frozenset[str]().union(*(one.template.names for one in prepared))
+    if any(one.template.uses_row for one in prepared):
+        named |= {"row"}
     columns = prepared[0].source.columns
     return tuple(name for name in columns if name in named) or tuple(columns)
 
@@ -301,6 +303,8 @@ def _reads_alike(one: Prepared, other: Prepared) -> bool:
 
 def _prepare(job: Job, choice: Choice) -> Prepared:
     frozen = frozen_schema(Path(job.output.path))
+    # The answers are here already: a prompt that uses no column may be scored.
+    job = job.model_copy(update={"constant": True})
     return prepare(job, frozen=frozen, limit=choice.limit, sample=choice.sample, seed=choice.seed)
 
 

@@ -40,7 +40,7 @@ from batchchat.errors import UsageError
 from batchchat.evaluation.results.variant_scores import PAIRWISE_SCHEMA, SCORES_SCHEMA
 from batchchat.evaluation.statistics.classification import ClassReport, ClassScore
 from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary
-from batchchat.store.files import storage_errors, synchronize, synchronize_folder
+from batchchat.store.files import json_bytes, storage_errors, synchronize, synchronize_folder
 
 VERSION = 1
 SUMMARY_NAME, SCORES_NAME, PAIRWISE_NAME = "summary.json", "scores.parquet", "pairwise.parquet"
@@ -169,8 +169,7 @@ def read_summary(directory: Path) -> SuiteSummary:
 
 def write_summary(directory: Path, summary: SuiteSummary) -> None:
     """Write `summary.json`, whole or not at all. Raises StorageError."""
-    option = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-    data = orjson.dumps(summary.as_json(), option=option, default=str)
+    data = json_bytes(summary.as_json(), indent=True, default=str)
     with whole_file(directory / SUMMARY_NAME) as draft:
         draft.write_bytes(data)
 

@@ -52,7 +52,11 @@ AnyScorer = TypeVar("AnyScorer", bound=BaseModel)
 
 
 class Exact(Comparing):
-    """Right where the answer is the expected value to the letter; numbers compare as numbers."""
+    """Right where the answer is the expected value to the letter.
+
+    Numbers compare as numbers, also beside a text in plain digits: 1.0 of a column with missing values equals `1`. A
+    boolean equals the texts `true` and `false` in any case, and no other words.
+    """
 
     kind: Literal["exact"] = "exact"
 
@@ -69,7 +73,7 @@ class Normalized(Comparing):
     def _judge(self) -> Judge:
         ignore = self.ignore
         return lambda answer, wanted: (
-            float(normalize(text_of(answer), ignore) == normalize(text_of(wanted), ignore)),
+            float(same(answer, wanted) or normalize(text_of(answer), ignore) == normalize(text_of(wanted), ignore)),
             None,
         )
 

@@ -21,12 +21,18 @@ DIFFERENCES: tuple[Difference, ...] = ("case", "space", "punctuation", "unicode"
 # mark between digits, and a minus sign before a digit that does not follow a word.
 _JOINING = regex.compile(r"(?<=[\w\s])[\p{Pd}\p{Pc}/](?=\w)(?<!\s[\p{Pd}](?=\d))")
 _PUNCTUATION = regex.compile(r"(?!(?<=\d)[.,:](?=\d))(?!(?<!\w)\p{Pd}(?=\d))\p{P}")
+_PLAIN_NUMBER = regex.compile(r"-?(?:0|[1-9][0-9]{0,300})(?:\.[0-9]{1,300})?")
 _SPACE = regex.compile(r"\s+")
 _CONTEXT = decimal.Context(prec=60, Emax=9_999, Emin=-9_999, traps=[])
 
 
 def text_of(value: Any) -> str:
-    """A value as text: a text as it is, everything else as JSON writes it (`true`, `3`, `["a"]`)."""
+    """Return a value as text: a text as it is, everything else as JSON writes it (`true`, `3`, `["a"]`).
+
+    A whole float is written as an integer: a column of integers with missing values is often read as floats.
+    """
+    if type(value) is float and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
     return value if isinstance(value, str) else quoted(value)
 
 
@@ -72,9 +78,21 @@ def normalize(text: str, ignore: frozenset[Difference] = frozenset(DIFFERENCES))
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are equal: beside a text the other is a text as well, the rest compares as JSON does."""
+    """Return whether two values are equal; the rest than what follows compares as JSON does.
+
+    Two texts must be the same to the letter. A number equals a text that is this number in plain digits (`1`, `1.0`,
+    `-0.5`). A boolean equals the texts `true` and `false`, in any case. Else the other value is compared as JSON text.
+    """
+    if isinstance(a, str) and isinstance(b, str):
+        return a == b
     if isinstance(a, str) or isinstance(b, str):
-        return text_of(a) == text_of(b)
+        text, value = (a, b) if isinstance(a, str) else (b, a)
+        if isinstance(value, bool):
+            return bool(text.lower() == text_of(value))
+        number = number_of(value)
+        if number is not None and _PLAIN_NUMBER.fullmatch(text):
+            return Decimal(text) == number
+        return bool(text == text_of(value))
     return json_difference(a, b) is None
 
 
@@ -129,6 +147,7 @@ def number_of(value: Any) -> Decimal | None:
     return number if number.is_finite() else None
 
 
+_LATEX_MARK = regex.compile(r"(?<=\d)\{([.,])\}(?=\d)")
 Mark = Literal[".", ","]
 
 
@@ -145,8 +164,13 @@ def _number_pattern(mark: Mark) -> regex.Pattern[str]:
 
 
 def numbers_in(text: str, mark: Mark = ".") -> list[Decimal]:
-    """The numbers of a text, exactly. `mark` is the decimal mark; the other one groups thousands."""
+    """Return the numbers of a text, exactly. `mark` is the decimal mark; the other one groups thousands.
+
+    LaTeX writes a mark in braces and a thin space as `\\,`: `9{,}500` and `9\\,500` are 9500.
+    """
     found = []
+    if "{" in text or "\\" in text:
+        text = _LATEX_MARK.sub(r"\1", text).replace("\\,", "\u2009")
     for match in _number_pattern(mark).finditer(text):
         whole = "".join(filter(str.isdecimal, match["whole"] or "0"))
         sign = "-" if match["sign"] and match["sign"] != "+" else ""

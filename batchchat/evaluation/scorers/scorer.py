@@ -153,7 +153,8 @@ class Comparing(AnswerScorer):
         if self.expected is None:
             return [self.value] * len(batch)
         missing = Absent(f"the input has no {self.expected} here")
-        return [missing if value is None else value for value in batch.expected(self.expected)]
+        # NaN is how a column of numbers writes that there is none.
+        return [missing if value is None or value != value else value for value in batch.expected(self.expected)]  # noqa: PLR0124
 
 
 class Measure(Scorer):

@@ -213,7 +213,7 @@ class _Reading:
     def suite(self, input: str | None) -> Suite:
         """Validate the suite, then its scorers and variants, each as far as the rest allows."""
         draft = self.draft
-        errors = list(draft.repeated)
+        errors = list(draft.faults)
         try:
             fields = SuiteFields.model_validate(draft.data)
         except ValidationError as error:
