@@ -46,12 +46,20 @@ class Hints:
             (Axis.TOKENS, limits.limit_tokens, limits.remaining_tokens),
         ):
             rate = self._pacing.rates[axis]
-            if limit is not None and limit != rate.told and self._hear_limit(axis, rate, limit, remaining, now, in_use, refused):
+            if (
+                limit is not None
+                and limit != rate.told
+                and self._hear_limit(axis, rate, limit, remaining, now, in_use, refused)
+            ):
                 changed.append(axis)
         newest = granted_at >= self._newest
         if newest:
             self._newest = granted_at
-        if newest and not refused and (self._paused_by is not None or not limits.remaining_requests or not limits.remaining_tokens):
+        if (
+            newest
+            and not refused
+            and (self._paused_by is not None or not limits.remaining_requests or not limits.remaining_tokens)
+        ):
             self._hear_remaining(Axis.REQUESTS, limits.remaining_requests, limits.reset_requests, granted_at, now)
             self._hear_remaining(Axis.TOKENS, limits.remaining_tokens, limits.reset_tokens, granted_at, now)
         return changed

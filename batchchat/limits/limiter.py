@@ -289,7 +289,11 @@ class Limiter:
     def unreachable_s(self) -> float:
         """Seconds since the first failed connection, while nothing has ever answered; 0 otherwise."""
         controller = self._controller
-        return 0.0 if controller.answered or controller.failing_since is None else current_time() - controller.failing_since
+        return (
+            0.0
+            if controller.answered or controller.failing_since is None
+            else current_time() - controller.failing_since
+        )
 
     def _tell(self, name: str, message: str, level: Level, fields: Mapping[str, Any]) -> None:
         if self._listener is not None:

@@ -75,7 +75,7 @@ class Learned:
 class Rate:
     """One axis: requests or tokens a minute. `accepted` counts all that was ever accepted."""
 
-    __slots__ = ("accepted", "ceiling", "cycle", "learned", "mark", "stated", "told", "told_at", "schedule", "marks")
+    __slots__ = ("accepted", "ceiling", "cycle", "learned", "mark", "marks", "schedule", "stated", "told", "told_at")
 
     def __init__(self, ceiling: float | None, advertised: float | None) -> None:
         self.ceiling = ceiling
@@ -359,7 +359,12 @@ class Pacing:
                 self._try(now, Trial(factor, now, needed, (1 - BELOW) * MINUTE / (factor - 1)))
             return
         evidence = self.evidence
-        if not self.learned and now >= self._doubt_at and evidence.known and evidence.share > max(DOUBT_SHARE, 1.5 * self._doubted):
+        if (
+            not self.learned
+            and now >= self._doubt_at
+            and evidence.known
+            and evidence.share > max(DOUBT_SHARE, 1.5 * self._doubted)
+        ):
             needed = math.ceil(DOUBTS / evidence.share)
             minute = self.requests.schedule.minute
             minute.advance(int(now * 10))

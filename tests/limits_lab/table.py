@@ -56,7 +56,7 @@ def _steady(
     start: float = 60.0,
     tokens: bool = False,
     sizes: Callable[[random.Random], int] = lambda _rng: 100,
-    options: Mapping[str, Any] = {"concurrency": CLIENT},  # noqa: B006 - never changed
+    options: Mapping[str, Any] = {"concurrency": CLIENT},
 ) -> Row:
     def run(seed: int, make: Callable[..., Limiter]) -> Found:
         (log,) = simulate(server(seed), [limiter(seed, make, **options)], seconds, sizes=sizes)
@@ -297,7 +297,9 @@ def _several() -> Iterator[Row]:
             least = min(works) / (possible / number)
             merged = Log([x for log in logs for x in log.accepted], [x for log in logs for x in log.refused])
             return Found(
-                sum(works) / possible if least >= 0.5 else 0.0, merged.waste(60.0, seconds), f"least {least:.2f} of fair"
+                sum(works) / possible if least >= 0.5 else 0.0,
+                merged.waste(60.0, seconds),
+                f"least {least:.2f} of fair",
             )
 
         yield Row(f"{number} runs under one untold limit", run, 0.85, 0.05, 900.0)
@@ -364,4 +366,6 @@ class Worst:
 def worst(row: Row, seeds: range, make: Callable[..., Limiter] = Limiter) -> Worst:
     """Run a row with each seed and return the least share and the largest waste."""
     found = [row.run(seed, make) for seed in seeds]
-    return Worst(row, min(one.share for one in found), max(one.waste for one in found), tuple(one.note for one in found))
+    return Worst(
+        row, min(one.share for one in found), max(one.waste for one in found), tuple(one.note for one in found)
+    )
