@@ -33,6 +33,8 @@ _STAGE_ROUNDS = 2
 """Answers in a stage: at least 24, and 2 for each slot. Latencies that vary by 60 % then leave 12 % of doubt."""
 _WORTH = 0.2
 """The least share of what a step promises that it must bring; below, the server is busy."""
+_BETWEEN = 1.25
+"""Where to stay, relative to the last size that was worth it: what the server can do lies between two stages."""
 _PLATEAU_S = 10.0
 _PLATEAU_MAX_S = 480.0
 _SCORE = 2.0
@@ -158,7 +160,7 @@ class Concurrency:
                 self._plateau_until = now + self._plateau_s
                 self._plateau_s = min(_PLATEAU_MAX_S, 2 * self._plateau_s)
                 self._shrunk_at = now
-                size, self._last = self._last[0], None
+                size, self._last = self._last[0] * _BETWEEN, None
                 self._proven = int(size)
                 self._target = 0.0
                 return size

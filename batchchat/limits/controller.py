@@ -1,7 +1,7 @@
 """The decisions of the limiter: may this request go now, and what does this reply say about the next ones.
 
-No clock, no waiting, no tasks: times are passed in, and what a person should know is handed to `tell`. The parts, each a
-small state of its own:
+No clock, no waiting, no tasks: times are passed in, and what a person should know is handed to `tell`. The parts,
+each a small state of its own:
 
     pacing       requests and tokens a minute: beliefs, learning, trials
     evidence     whether a refusal is noise or a limit
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from batchchat.limits.circuit import Breaker, RateLimitHold
 from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.hints import HINT_MAX_S, Hints
-from batchchat.limits.pacing import Pacing, Rate
+from batchchat.limits.pacing import Pacing
+from batchchat.limits.rates import Rate
 from batchchat.limits.schedule import MINUTE, TICKS_PER_S
 from batchchat.records import Axis, ErrorKind, Verdict
 
@@ -257,11 +258,10 @@ class Controller:
         axis = _axis(reply)
         hint = self._believe(reply.retry_after)
         if hold.active and grant.probe:
-            self.pacing.still_refused(now)
+            self.pacing.probe_refused(now)
             self._undecided = False
             if not hold.probe_refused(now, axis, hint):
                 self.concurrency.undo()
-            self.pacing.owe()
         elif axis is Axis.CONCURRENCY and self.in_use > 0:
             self.concurrency.refused(now, grant.at, grant.level)
         elif hold.active:

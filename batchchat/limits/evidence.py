@@ -2,12 +2,11 @@
 
 Two questions are told apart by the answers alone:
 
-- *Has a limit been met?* Then nearly everything is refused from one moment on. A cumulative sum of log-likelihood ratios
-  (CUSUM; Page 1954, Biometrika 41:100-115) of "half of all or more are refused" against "as many as usual" finds that
-  after three refusals in a row at a quiet server, and later at a noisy one.
-- *How many are refused usually?* `share`, the mean over about 300 answers. Refusals that a limit explains are taken out
-  again.
-"""
+- *Has a limit been met?* Then nearly everything is refused from one moment on. A cumulative sum of log-likelihood
+  ratios (CUSUM; Page 1954, Biometrika 41:100-115) of "half of all or more are refused" against "as many as usual"
+  finds that after three refusals in a row at a quiet server, and later at a noisy one.
+- *How many are refused usually?* `share`, the mean over about 300 answers. Refusals that a limit explains are taken
+  out again."""
 
 from __future__ import annotations
 
@@ -81,11 +80,6 @@ class RefusalEvidence:
         self.share = (_PRIOR * _PRIOR_WEIGHT + refused) / self._weight
         self._score = 0.0
         self._expect()
-
-    def allowed(self, answers: int) -> float:
-        """Return how many refusals among so many answers are still as usual (two standard deviations)."""
-        expected = self.share * answers
-        return expected + 2.0 * math.sqrt(expected) if expected >= 0.5 else 0.0
 
     @property
     def known(self) -> bool:

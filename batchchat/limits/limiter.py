@@ -13,7 +13,7 @@ from anyio import current_time
 from batchchat.events import Event, Pace
 from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.controller import Controller, Grant
-from batchchat.limits.pacing import Rate
+from batchchat.limits.rates import Rate
 from batchchat.limits.schedule import TICKS_PER_S
 
 if TYPE_CHECKING:

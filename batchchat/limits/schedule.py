@@ -1,11 +1,12 @@
 """A smooth schedule under a known rate, and a count of the last minute.
 
 A limit of N a minute is kept by a schedule (GCRA, the leaky bucket of ATM traffic control): each unit pushes the
-schedule on by `T = (60 + CATCH_UP + jitter) / N` seconds, and a request may go when the schedule is at most `CATCH_UP`
-seconds ahead of now. Why that T: unit k+N goes at least `N*T - CATCH_UP = 60 + jitter` seconds after unit k, so a server
-that counts a sliding window of 60 seconds never sees N+1 in one, as long as the second of the two is on its way at most
-`jitter` seconds less than the first. `CATCH_UP` is what a late timer or a busy loop may make good, and the only burst.
-With both at 0.1 s the pace is 60/60.2 = 99.67 % of the limit, the same share at 6,000 a minute as at 10.
+schedule on by `T = (60 + CATCH_UP + jitter) / N` seconds, and a request may go when the schedule is at most
+`CATCH_UP` seconds ahead of now. Why that T: unit k+N goes at least `N*T - CATCH_UP = 60 + jitter` seconds after unit
+k, so a server that counts a sliding window of 60 seconds never sees N+1 in one, as long as the second of the two is
+on its way at most `jitter` seconds less than the first. `CATCH_UP` is what a late timer or a busy loop may make good,
+and the only burst. With both at 0.1 s the pace is 60/60.2 = 99.67 % of the limit, the same share at 6,000 a minute as
+at 10.
 
 A request of many tokens is paid for after it went. That alone lets a window exceed N by one request, so a count of the
 last minute is kept too, and what does not fit into it waits. What is larger than the whole allowance goes alone.

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchchat.limits.pacing import BELOW, Learned, Pacing, Rate
+from batchchat.limits.pacing import Pacing
+from batchchat.limits.rates import Learned, Rate
 from batchchat.limits.schedule import TICKS_PER_S, Minute
+from batchchat.limits.trials import BELOW
 from batchchat.records import Axis
 
 GAPS = st.lists(st.one_of(st.just(0.0), st.floats(0.0, 0.5), st.floats(0.0, 90.0)), min_size=1, max_size=150)
@@ -151,7 +153,7 @@ def send_and_accept(pacing: Pacing, start: float, seconds: float, per_second: fl
 def refuse_all(pacing: Pacing, now: float, until: float) -> float:
     """Refuse everybody from now on, with a probe just before the end."""
     pacing.hold(now)
-    pacing.still_refused(until - 0.1)
+    pacing.probe_refused(until - 0.1)
     return until
 
 
