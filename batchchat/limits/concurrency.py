@@ -266,11 +266,22 @@ class Concurrency:
         self._threshold = max(self._threshold, self._size)
         self._set(min(self._size, float(under_way + fresh)))
 
+    @property
+    def word(self) -> str:
+        """Say whose number the window is."""
+        if self._failed_at < math.inf:
+            return "found by refusals"
+        if self.slots >= self.cap:
+            return "the most that the provider or this process allows" if self._unknown else "set by the job"
+        return "tried upwards while it brings more answers" if self._unknown else "lowered after timeouts or 503"
+
     def limit(self, given: int | None, cap: int) -> None:
         """Take another number from the job, or None for an unset one, while a run is going."""
         self.cap = max(1, given if given is not None else cap)
         self._unknown = given is None
         self._threshold = float(self.cap)
+        self._failed_at = math.inf
+        self._last, self._counted, self._target = None, 0, 0.0
         self._set(float(given) if given is not None else min(self._size, float(self.cap)))
 
     def _set(self, size: float) -> None:

@@ -38,6 +38,8 @@ _TELL_AGAIN_S = 10.0
 _RARE = 0.06
 """A first refusal alone makes the usual share 0.05."""
 _REVIEW_S = 0.25
+_LATELY_S = 2.0
+"""A limit that made a request wait within this time holds the run back now."""
 _DOWN = frozenset({ErrorKind.CONNECTION, ErrorKind.TIMEOUT, ErrorKind.SERVER, ErrorKind.PROTOCOL})
 
 Tell = Callable[[str, str, "Level", Mapping[str, Any]], None]
@@ -335,6 +337,21 @@ class Controller:
             return retry_after
         return min(HINT_MAX_S, _LONG_S * 2.0 ** (self.hold.tries if self.hold.active else 0))
 
+    def held_by(self, now: float) -> str | None:
+        """Say in words what holds requests back now, and whose word that is; None if nothing does."""
+        if self.breaker.active:
+            return "the provider does not answer: waiting for it"
+        if self.hold.active:
+            return "the provider refuses everything: asking again now and then"
+        if self.hints.paused_until > now:
+            return f"the provider asked to wait {self.hints.paused_until - now:.0f} s more"
+        for axis, rate in self.pacing.rates.items():
+            if rate.schedule.rate is not None and now - rate.schedule.bound_at < _LATELY_S:
+                return f"{_number(rate.schedule.rate)} {axis}/min, {_word(rate, now)}"
+        if now - self.concurrency.full_at < _LATELY_S:
+            return f"{self.concurrency.slots} at once, {self.concurrency.word}"
+        return None
+
     # -- telling ------------------------------------------------------------------------------------------------------
 
     def _tell_paces(self, now: float) -> None:
@@ -354,6 +371,25 @@ class Controller:
         self._told[axis] = (rate, now)
         fields = {"axis": str(axis), "per_minute": round(rate, 1)}
         self._tell(name, f"going on at {rate:.0f} {axis} a minute", "info", fields)
+
+
+def _number(per_minute: float) -> str:
+    return f"{per_minute:,.0f}" if per_minute >= 10 else f"{per_minute:.2g}"
+
+
+def _word(rate: Rate, now: float) -> str:
+    """Say whose word a limit is, and since when."""
+    source, learned = rate.source(), rate.learned
+    if source == "job":
+        return "set by the job"
+    if learned is not None and source in {"refusal", "learned"}:
+        how = "told by the provider in a refusal" if source == "refusal" else "found by refusals"
+        return f"{how} {_ago(now - learned.since)} ago"
+    return "known of the provider" if rate.told_at is None else f"told by the provider {_ago(now - rate.told_at)} ago"
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _axis(reply: Reply) -> Axis:

@@ -121,10 +121,11 @@ class Limiter:
         rng: random.Random | None = None,
     ) -> None:
         self._listener = listener
+        self._most_at_once = advertised_concurrency or max_concurrency
         self._controller = Controller(
             Rate(requests_per_minute, advertised_requests_per_minute),
             Rate(tokens_per_minute, advertised_tokens_per_minute),
-            Concurrency(concurrency, advertised_concurrency or max_concurrency),
+            Concurrency(concurrency, self._most_at_once),
             rng or random.Random(),  # noqa: S311 - spreads waits, protects nothing
             self._tell,
         )
@@ -151,6 +152,25 @@ class Limiter:
     def wait(self, now: float, tokens: int) -> float:
         """Return the seconds until a request may go if nothing else happens; infinite if only an event can help."""
         return self._controller.wait(now, tokens)
+
+    def retune(
+        self,
+        *,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        concurrency: int | None = None,
+    ) -> None:
+        """Take other ceilings from the job while a run is going; None means that the job sets none.
+
+        A lower ceiling counts what went in the last minute. Requests that are under way may end.
+        """
+        now = current_time()
+        controller = self._controller
+        for rate, ceiling in ((controller.requests, requests_per_minute), (controller.tokens, tokens_per_minute)):
+            rate.ceiling = ceiling
+            rate.apply(now)
+        controller.concurrency.limit(concurrency, concurrency or self._most_at_once)
+        self._wake()
 
     def suspect(self, key: object) -> None:
         """Say that this request failed for good in an earlier run: if it does so again, the provider is not down."""
@@ -255,6 +275,7 @@ class Limiter:
             in_use=controller.in_use,
             paused_s=until - now,
             breaker=state,  # type: ignore[arg-type] # one of the three literals
+            held_by=controller.held_by(now),
         )
 
     @property

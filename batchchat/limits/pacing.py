@@ -24,8 +24,8 @@ _SETTLED_S = 10.0
 _VARIED = 0.2
 """Requests whose sizes have a standard deviation below this share of their mean are all alike."""
 _ASIDE = 1.5
-"""If it is not told which of two axes was refused, tokens are paced and requests held to a wider bound: two schedules of
-the same tightness in a row, with rows of 60 to 6,000 tokens, let only 70 % through."""
+"""If it is not told which of two axes was refused, tokens are paced and requests held to a wider bound: two schedules
+of the same tightness in a row, with rows of 60 to 6,000 tokens, let only 70 % through."""
 _SHORT_S = 3.0
 """A hold that lasts longer was a window that had to empty; a bucket gives something sooner."""
 _LEAST_ACCEPTED = 5
@@ -180,7 +180,7 @@ class Pacing:
         if stated is not None and stated >= 0.9 * rate.full:
             return stated, True
         if since - self._cycle_at >= MINUTE:
-            # The newest minute says more than a long cycle. A window had no room at the last refused probe, and has now.
+            # The newest minute says more than a long cycle. A window had no room at the last refused probe: now it has.
             return ((rate.full + rate.last_minute(now)) / 2 if whole else rate.full), False
         # There was room again somewhere between the last probe that was refused and the one that was not.
         ended = (now + self._probe_refused_at) / 2 if self._probe_refused_at > since else now

@@ -95,13 +95,14 @@ class Schedule:
     the schedule made somebody wait; who asks sets it back.
     """
 
-    __slots__ = ("_at", "_interval", "_jitter", "binding", "minute", "most", "rate")
+    __slots__ = ("_at", "_interval", "_jitter", "binding", "bound_at", "minute", "most", "rate")
 
     def __init__(self) -> None:
         self.rate: float | None = None
         self.most: float | None = None
         self.minute = Minute()
         self.binding = False
+        self.bound_at = -math.inf
         self._interval = 0.0
         self._jitter = JITTER
         self._at = -math.inf
@@ -122,6 +123,7 @@ class Schedule:
             if wait <= _EPSILON:
                 return 0.0
         self.binding = True
+        self.bound_at = now
         return wait
 
     def take(self, now: float, tick: int, amount: float) -> None:

@@ -24,9 +24,9 @@ _FIRST_FACTOR = 1.3
 _LEAST_FACTOR, _MOST_FACTOR = 1.12, 1.5
 """Smaller steps take longer than they are worth (15 s at 1.12), larger ones overshoot by more than half."""
 _GROWN_MAX = 2.5
-"""How much a pace may grow in one go. What lies ahead is a window that is not full yet: it shows nothing until it is."""
+"""How much a pace may grow in one go: a window that is not full yet shows nothing until it is."""
 _PAUSE_S, _PAUSE_MAX_S = 5.0, 20.0
-"""Seconds until the first trial, and at most until the next: a limit that doubled is then found within half a minute."""
+"""Seconds until the first trial, and at most until the next: so a limit that doubled is found within half a minute."""
 _PAID_BY = 50
 """Accepted requests that pay for one refusal before the next trial: so trials waste 2 % at most."""
 _DEBT_MAX = 1_000.0
@@ -36,7 +36,7 @@ _DOWN = 0.93
 """A trial downwards goes this far below what is accepted now: a limit then refuses next to nothing."""
 _DOWN_MOST = 0.85
 _DOWN_REFUSALS = 10
-"""Refusals that noise would show during a trial downwards: so few as 15 % of them come by chance once in 2,000 times."""
+"""Refusals that noise would show during a trial downwards: 15 % of them or fewer come by chance once in 2,000 times."""
 _DOWN_SHARE = 0.15
 _DOUBTFUL = 0.02
 """Fewer refusals than this share cost less than finding out."""
@@ -84,7 +84,7 @@ def judge(trial: Trial, now: float, evidence: RefusalEvidence, *, slow: bool) ->
     if slow and usual < _NOISY:
         over = trial.refused > 0
     else:
-        # At the limit itself a share of excess / factor would be refused. Half of that, beside what is usual, is enough.
+        # At the limit itself a share of excess / factor would be refused: half of that, beside what is usual, decides.
         over = trial.lately > (trial.factor - 1) / trial.factor / 2 + 2 * usual
     if over:
         return "back"

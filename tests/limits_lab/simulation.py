@@ -64,7 +64,7 @@ def simulate(
     logs = [Log() for _ in limiters]
     rng = random.Random(server.seed + 1)
     order = count()
-    events: list[tuple[float, int, int, Permit | None, Reply | None, float]] = []
+    events: list[tuple[float, int, int, Permit | None, Reply | None]] = []
     begun = starts or [0.0] * len(limiters)
     wants = [sizes(rng) for _ in limiters]
     wakes = list(begun)
@@ -79,7 +79,7 @@ def simulate(
         if now >= duration_s:
             return logs
         if events and events[0][0] <= wakes[who]:
-            _, _, client, permit, reply, arrived = heapq.heappop(events)
+            _, _, client, permit, reply = heapq.heappop(events)
             if permit is None:
                 server.leave()
                 continue
@@ -89,12 +89,12 @@ def simulate(
                 if reply.verdict is Verdict.OK:
                     log.accepted.append((now, permit.tokens))
                     log.latencies.append((now, after))
-                    heapq.heappush(events, (now + after, next(order), client, None, None, 0.0))
+                    heapq.heappush(events, (now + after, next(order), client, None, None))
                 elif reply.verdict is Verdict.RATE_LIMIT or server.under_way >= server.overloaded_from:
                     log.refused.append(now)
                 else:
                     log.failed.append(now)
-                heapq.heappush(events, (awake(now + after), next(order), client, permit, reply, now))
+                heapq.heappush(events, (awake(now + after), next(order), client, permit, reply))
                 continue
             permit.settle(reply, now)
             who = client
@@ -103,5 +103,5 @@ def simulate(
             continue
         while (granted := limiter.try_acquire(wants[who], key=next(order), now=now)) is not None:
             wants[who] = sizes(rng)
-            heapq.heappush(events, (now + rng.uniform(*TRANSIT_S), next(order), who, granted, None, 0.0))
+            heapq.heappush(events, (now + rng.uniform(*TRANSIT_S), next(order), who, granted, None))
         wakes[who] = awake(max(now + 1e-6, now + min(_LONG_S, limiter.wait(now, wants[who]))))
