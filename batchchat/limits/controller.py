@@ -268,7 +268,7 @@ class Controller:
             self.concurrency.refused(now, grant.at, grant.level)
         elif hold.active:
             hold.heard(now, hint)
-        elif grant.at > self._calm_at:
+        elif grant.at >= self._calm_at:
             alarm = self.pacing.refused(now, grant.at)
             if alarm or self._just_held or self._alone(hint):
                 self._begin_hold(grant, axis, hint, now)
@@ -321,6 +321,8 @@ class Controller:
         self.concurrency.undo()
         for axis in self.pacing.learn(now, since, self._concerned(hold.axis)):
             self._tell_pace(axis, now)
+        if not self.pacing.learned:
+            self.concurrency.restart(0, fresh=1)  # no pace holds anybody back yet: not all at once
 
     def _concerned(self, axis: Axis) -> list[Axis]:
         """The rates that a refusal on `axis` speaks about; for an unknown one those that were near their limit."""
