@@ -60,7 +60,7 @@ def cli() -> None:
     """Run one prompt over many rows, and never lose or pay twice for an answer.
 
     Start with `batchchat init`, which writes a job to try, then `batchchat run` it. `batchchat plan` shows what a run
-    would send and cost before anything is sent.
+    would send and cost before anything is sent. `batchchat guide` is the documentation.
     """
 
 
@@ -389,6 +389,28 @@ def init(name: str, force: bool) -> None:
     from batchchat.cli.starting import init_command
 
     sys.exit(init_command(name, force=force))
+
+
+@cli.command("guide")
+@click.argument("topic", required=False, metavar="[TOPIC]")
+@click.option("--search", "word", metavar="WORD", help="List the places of all pages that hold this word.")
+def guide_(topic: str | None, word: str | None) -> None:
+    """Read the documentation: the list of topics, or the page of one."""
+    from batchchat.cli.guide import guide_command
+
+    sys.exit(guide_command(topic, word=word))
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(["job", "suite"]), default="job")
+def schema(kind: str) -> None:
+    """Print the JSON Schema of a job file, or of a suite file, for editors.
+
+    That of a suite needs the extra batchchat[eval].
+    """
+    from batchchat.cli.guide import schema_command
+
+    sys.exit(schema_command(kind))
 
 
 @cli.command("demo-server", epilog=_FAULTS)

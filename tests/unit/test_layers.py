@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"report"}),
     frozenset({"evaluation"}),
     frozenset({"export"}),
-    frozenset({"starter"}),
+    frozenset({"starter", "guide"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

@@ -1,6 +1,7 @@
-"""When nobody may go but one probe: the provider is down (`Breaker`), or refuses everybody (`Siege`).
+"""When only one request at a time may go, to see whether the provider answers: a probe.
 
-Both let one request through at a time, after growing waits, until one of them comes back well.
+`Breaker` is for a provider that is down, `RateLimitHold` for one that refuses everybody. Both let one request through
+after growing waits, until one comes back well.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from batchchat.records import Axis
 _OPEN_AFTER = 5
 _SUSPECTS = 4096
 _QUICK_S = 3.0
+_LONGEST_S = 16.0
+"""The longest wait between probes. Spread by a fifth it is 19 s: so soon after its end even a long outage is over."""
+_FIRST_S = 0.25
+"""The first wait after refusals: a limit per second, or a bucket that refills quickly, costs no more than that."""
 
 
-class Gate:
+class ProbeGate:
     """Closed to all but probes while `since` is set. `probing` while one is under way; the next may go at `next_at`."""
 
     __slots__ = ("_random", "next_at", "probing", "since", "tries")
@@ -42,15 +47,16 @@ class Gate:
         """Spread a wait by a fifth either way, so that processes that failed together do not return together."""
         return base * self._random.uniform(0.8, 1.2)
 
-    def _back_off(self, now: float) -> None:
-        """Wait 2, 4, 8 seconds; in the long run an eighth of the time since it began, at most 30 seconds.
+    def _back_off(self, now: float, first: float = 2.0) -> None:
+        """Wait `first` seconds, then twice as long each time; in the long run an eighth of the time since it began.
 
-        So a minute's outage costs ten probes and is over at most ten seconds after its end.
+        At least up to 8 and at most up to `_LONGEST_S` seconds.
         """
         self.probing = False
         self.tries += 1
         age = now - self.since if self.since is not None else 0.0
-        self.next_at = now + self._wait(min(2.0 ** min(self.tries, 10), max(8.0, age / 8), 30.0))
+        wait = first * 2.0 ** min(self.tries - 1, 10)
+        self.next_at = now + self._wait(min(wait, max(8.0, age / 8), _LONGEST_S))
 
     def _shut(self, since: float) -> None:
         self.since = since
@@ -68,7 +74,7 @@ class Gate:
         self.probing = False
 
 
-class Breaker(Gate):
+class Breaker(ProbeGate):
     """Opens when distinct requests fail one after the other (5xx, no connection, timeouts) and none succeeds.
 
     At least five, and a quarter of what is under way, so that one lost connection with many requests on it
@@ -146,7 +152,7 @@ class Breaker(Gate):
         self._back_off(now)
 
 
-class Siege(Gate):
+class RateLimitHold(ProbeGate):
     """From a refusal (429) until something is accepted again. `is_rate`: it cannot be a limit of requests at once."""
 
     __slots__ = ("_asked", "axis", "is_rate", "over_at")
@@ -169,7 +175,7 @@ class Siege(Gate):
         self.axis = axis
         self.is_rate = is_rate
         self._asked = hint or 0.0
-        self.next_at = now + (hint if hint is not None else self._wait(1.0))
+        self.next_at = now + (hint if hint is not None else self._wait(_FIRST_S))
 
     def heard(self, now: float, hint: float | None) -> None:
         """Another request of the same round trip was refused: the longest hint counts."""
@@ -188,7 +194,7 @@ class Siege(Gate):
 
     def probe_failed(self, now: float, hint: float | None = None) -> None:
         """Wait for the next probe; a longer hint is obeyed."""
-        self._back_off(now)
+        self._back_off(now, 2 * _FIRST_S)
         self.next_at = max(self.next_at, now + (hint or 0.0))
 
     def end(self, now: float) -> None:
