@@ -10,10 +10,10 @@ send the same request share it whatever their rows and keys are. What is no whol
 sees to that.
 
 It is one SQLite file in WAL mode: any number of processes of one machine read while one writes, a writer waits for
-another one, and a process that is killed at any instant leaves what it committed and nothing else (a loss of power may
-cost the last moments, never the rest). WAL needs shared memory: the folder must not lie on a network file system. Each
-answer carries a checksum over its id and content; one that does not fit is treated as absent, and replaced by the next
-answer. File and folder are for their owner alone: they hold what the models were told to say.
+another one, and what `add` has put in stays: a process that is killed, or a loss of power, costs nothing of it. WAL
+needs shared memory: the folder must not lie on a network file system. Each answer carries a checksum over its id and
+content; one that does not fit is treated as absent, and replaced by the next answer. File and folder are for their
+owner alone: they hold what the models were told to say.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ def _marks(connection: sqlite3.Connection) -> tuple[int, int]:
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Make a new file a cache, or check that an old one is one."""
     _begin_wal(connection)
-    connection.execute("PRAGMA synchronous = NORMAL")
+    # An answer must be as durable here as in the journal, which counts it: each `add` synchronizes.
+    connection.execute("PRAGMA synchronous = FULL")
     # Ids are spread evenly, so that each answer touches a page of the index of its own: let them come together.
     connection.execute("PRAGMA cache_size = -65536")
     connection.execute("PRAGMA wal_autocheckpoint = 16384")

@@ -52,7 +52,10 @@ class InFlight:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What the limiter allows and what is used. A limit of None is not set; rates are over the last minute."""
+    """What the limiter allows and what is used. A limit of None is not set; rates are over the last minute.
+
+    `held_by` says in words what holds the run back now, and where that is known from; None if nothing does.
+    """
 
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
@@ -62,6 +65,7 @@ class Pace:
     in_use: int = 0
     paused_s: float = 0.0
     breaker: Literal["closed", "open", "probing"] = "closed"
+    held_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 from batchchat.errors import BatchchatError
 from batchchat.events import BudgetUse, FailureGroup, Forecast, InFlight, Pace, Snapshot
 from batchchat.images import placeholders
-from batchchat.job import Job, validate_job
+from batchchat.job import Job, load_job, validate_job
 from batchchat.records import PARSED, RECORD_COLUMNS, Spend
 from batchchat.runner.questions import compile_questions
 from batchchat.runner.tally import StreamPace
@@ -37,23 +38,39 @@ def status_of(directory: Path) -> StatusView:
     counts: dict[str | None, int] = {}
     examples: dict[str, tuple[str, int]] = {}
     pace = StreamPace()
-    for batch in output.records(["status", "error_kind", "error_message", "row_index", *_STREAMED]):
+    live = _snapshot(output.live) if output.live and output.holder is not None else None
+    new = [0, 0]
+    for batch in output.records(["status", "error_kind", "error_message", "row_index", "run_id", *_STREAMED]):
         _count(batch, counts, examples)
         _time(batch, pace)
+        if live is not None:
+            mine = batch.filter(pc.equal(batch.column("run_id"), live.run_id)).column("status")
+            failed = pc.equal(mine, "failed").true_count
+            new = [new[0] + len(mine) - failed, new[1] + failed]
+    if live is not None:
+        # The file of the run's progress is up to a second old; the records are newer, and all counts are theirs.
+        live = replace(live, ok=max(live.ok, new[0]), failed=max(live.failed, new[1]))
     ok = counts.pop(None, 0)
     groups = [
         FailureGroup(kind or "", number, *examples.get(kind or "", ("", 0)))
         for kind, number in sorted(counts.items(), key=lambda item: -item[1])
     ]
-    running, last, live = None, None, None
+    running, last = None, None
     if output.holder is not None:
         holder = output.holder
-        since = str(holder.get("started_at", ""))
-        running = Running(int(holder.get("pid", 0)), str(holder.get("host", "")), _local(since))
-        live = _snapshot(output.live) if output.live else None
+        pid = holder.get("pid")
+        running = Running(
+            pid if type(pid) is int else 0, str(holder.get("host", "")), _utc(holder.get("started_at")) or ""
+        )
     if output.runs:
         ended = output.runs[-1]
-        last = LastRun(ended["run_id"], ended.get("exit_code"), ended.get("reason"), _local(ended.get("ended_at")))
+        code = ended.get("exit_code")
+        last = LastRun(
+            _text(ended.get("run_id")) or "",
+            code if type(code) is int else None,
+            _text(ended.get("reason")),
+            _utc(ended.get("ended_at")),
+        )
     if running is None and output.live and (last is None or output.live.get("run_id") != last.run_id):
         last = LastRun(
             str(output.live.get("run_id")), None, "it ended without a word: killed, or the machine went down", None
@@ -70,19 +87,28 @@ def status_of(directory: Path) -> StatusView:
         open=_open_rows(output, ok + sum(counts.values()), live),
         failures=groups,
         spent=output.spend,
-        currency=output.state.get("currency") or (output.live or {}).get("currency"),
+        currency=_text(output.state.get("currency")) or _text((output.live or {}).get("currency")),
         live=live,
-        command=_command(output.job) if unfinished else None,
+        command=_command(output.job, directory) if unfinished else None,
         samples=samples if isinstance(samples, int) else 1,
         streamed=pace.streamed,
     )
 
 
-def _command(snapshot: Mapping[str, Any]) -> str | None:
-    """The command that goes on with an output; None where its job was made in Python."""
-    if snapshot.get("suite"):
-        return f"batchchat eval {shlex.quote(snapshot['suite'])}"
-    return f"batchchat run {shlex.quote(snapshot['file'])}" if snapshot.get("file") else None
+def _command(snapshot: Mapping[str, Any], directory: Path) -> str | None:
+    """The command that goes on with this output; None where its job was made in Python."""
+    suite, file = _text(snapshot.get("suite")), _text(snapshot.get("file"))
+    if suite:
+        return f"batchchat eval {shlex.quote(suite)}"
+    if not file:
+        return None
+    command = f"batchchat run {shlex.quote(file)}"
+    try:
+        usual = Path(load_job(file).output.path).absolute() == directory.absolute()
+    except (BatchchatError, OSError):
+        usual = True  # the command itself will say what is wrong with the job
+    # The run was given another output than the one that its job names.
+    return command if usual else f"{command} --output {shlex.quote(str(directory))}"
 
 
 def _count(batch: pa.RecordBatch, counts: dict[str | None, int], examples: dict[str, tuple[str, int]]) -> None:
@@ -115,13 +141,16 @@ def _open_rows(output: Output, settled: int, live: Snapshot | None) -> int | Non
     return None
 
 
-def _local(stamp: str | None) -> str:
-    if not stamp:
-        return ""
+def _utc(stamp: object) -> str | None:
+    """A moment as ISO 8601 in UTC with its offset; None of what is none."""
     try:
-        return datetime.fromisoformat(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except ValueError:
-        return stamp
+        return datetime.fromisoformat(str(stamp)).astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _snapshot(data: Mapping[str, Any]) -> Snapshot | None:
@@ -135,7 +164,7 @@ def _snapshot(data: Mapping[str, Any]) -> Snapshot | None:
         fields["forecast"] = Forecast(**fields["forecast"]) if fields.get("forecast") else None
         fields["oldest"] = tuple(InFlight(**request) for request in fields["oldest"])
         return Snapshot(**fields)
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, AttributeError):
         return None
 
 
@@ -214,4 +243,5 @@ class Templates:
 def job_of(snapshot: Mapping[str, Any]) -> Job:
     """The job that a snapshot was made from."""
     data = {name: value for name, value in snapshot.items() if name not in {"file", "suite"}}
-    return validate_job(data, file=Path(snapshot["file"]) if snapshot.get("file") else None)
+    file = _text(snapshot.get("file"))
+    return validate_job(data, file=Path(file) if file else None)

@@ -101,7 +101,7 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         deadline_s=job.deadline,
         cache=job.cache,
         cached=sharing.cached,
-        dedupe=job.dedupe,
+        dedupe=job.dedupe or job.cache is not None,
         equal=sharing.equal,
     )
 
@@ -132,6 +132,7 @@ class _Sharing:
     """
 
     def __init__(self, job: Job) -> None:
+        self._once = job.dedupe or job.cache is not None
         self.cached = 0
         self.equal = 0
         self._job = job
@@ -150,7 +151,7 @@ class _Sharing:
     @property
     def saved(self) -> int:
         """Requests that will not be sent."""
-        return self.cached + (self.equal if self._job.dedupe else 0)
+        return self.cached + (self.equal if self._once else 0)
 
     def left(self, requests: Sequence[Request]) -> list[Request]:
         """The requests that will be sent."""
@@ -165,7 +166,7 @@ class _Sharing:
             self.equal += again
             if not again:
                 self._met.mark_seen(name)
-            if not (again and self._job.dedupe):
+            if not (again and self._once):
                 left.append(request)
         return left
 
@@ -290,5 +291,5 @@ def _key_warning(job: Job, provider: Provider) -> list[str]:
     try:
         api_key(job, provider, load_keys(job))
     except JobError as error:
-        return [f"{error.message} A run needs it."]
+        return [f"{error.message}. A run needs it."]
     return []

@@ -362,3 +362,19 @@ class Reply:
     ttft_s: float | None = None
     output_tokens_per_s: float | None = None
     doubted: bool = False
+
+    @property
+    def may_be_own_fault(self) -> bool:
+        """Whether the request itself may have caused this failure.
+
+        So it is if the provider took the request and failed at it: a plain error (500, 504), an answer that holds none,
+        a connection that was closed without a whole answer. A provider that is down may look the same.
+        """
+        failure = self.failure
+        if failure is None or not self.sent:
+            return False
+        status = failure.http_status
+        own = {ErrorKind.CONNECTION, ErrorKind.PROTOCOL, ErrorKind.INVALID_OUTPUT}
+        if self.doubted or status in {500, 504} or failure.kind in own:
+            return True
+        return failure.kind is ErrorKind.SERVER and status is not None and status < 300

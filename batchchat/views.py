@@ -89,7 +89,7 @@ class PlanView:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The run that holds the output now: process, machine, and when it began (local time, as text)."""
+    """The run that holds the output now: process, machine, and when it began (UTC, ISO 8601; empty if not known)."""
 
     pid: int
     host: str
@@ -98,7 +98,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class LastRun:
-    """How the last run ended; an `exit_code` of None: it was killed, and could not say."""
+    """How the last run ended, and when (UTC, ISO 8601); an `exit_code` of None: it was killed, and could not say."""
 
     run_id: str
     exit_code: int | None

@@ -60,7 +60,7 @@ def cli() -> None:
     """Run one prompt over many rows, and never lose or pay twice for an answer.
 
     Start with `batchchat init`, which writes a job to try, then `batchchat run` it. `batchchat plan` shows what a run
-    would send and cost before anything is sent.
+    would send and cost before anything is sent. `batchchat guide` is the documentation.
     """
 
 
@@ -322,11 +322,18 @@ def show(directory: Path, row: int | None, failed: bool, limit: int, as_json: bo
     "--input", "input_path", metavar="PATH", help="Take positions and columns from this input, not the job's own."
 )
 @click.option("--force", is_flag=True, help="Write over an existing file.")
-def export(directory: Path, target: Path, format_: str | None, input_path: str | None, force: bool) -> None:
+@click.option(
+    "--safe-csv",
+    is_flag=True,
+    help="Put ' before each text of a .csv file that a spreadsheet would run as a formula (= + - @).",
+)
+def export(
+    directory: Path, target: Path, format_: str | None, *, input_path: str | None, force: bool, safe_csv: bool
+) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
     from batchchat.cli.reading import export_command
 
-    sys.exit(export_command(directory, target, format_, input_path=input_path, force=force))
+    sys.exit(export_command(directory, target, format_, input_path=input_path, force=force, safe_csv=safe_csv))
 
 
 @cli.command()
@@ -362,6 +369,19 @@ def verify(directory: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@_output_argument
+@click.option("--yes", is_flag=True, help="Remove them without a question.")
+def clean(directory: Path, yes: bool) -> None:
+    """List the old outputs that `run --fresh` set aside beside DIR, and remove them.
+
+    Asks before it removes anything; where there is no terminal to ask at, only `--yes` removes. DIR itself stays.
+    """
+    from batchchat.cli.reading import clean_command
+
+    sys.exit(clean_command(directory, yes=yes))
+
+
+@cli.command()
 @click.argument("name", default="demo")
 @click.option("--force", is_flag=True, help="Write over existing files.")
 def init(name: str, force: bool) -> None:
@@ -369,6 +389,28 @@ def init(name: str, force: bool) -> None:
     from batchchat.cli.starting import init_command
 
     sys.exit(init_command(name, force=force))
+
+
+@cli.command("guide")
+@click.argument("topic", required=False, metavar="[TOPIC]")
+@click.option("--search", "word", metavar="WORD", help="List the places of all pages that hold this word.")
+def guide_(topic: str | None, word: str | None) -> None:
+    """Read the documentation: the list of topics, or the page of one."""
+    from batchchat.cli.guide import guide_command
+
+    sys.exit(guide_command(topic, word=word))
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(["job", "suite"]), default="job")
+def schema(kind: str) -> None:
+    """Print the JSON Schema of a job file, or of a suite file, for editors.
+
+    That of a suite needs the extra batchchat[eval].
+    """
+    from batchchat.cli.guide import schema_command
+
+    sys.exit(schema_command(kind))
 
 
 @cli.command("demo-server", epilog=_FAULTS)

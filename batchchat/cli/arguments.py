@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from batchchat.errors import UsageError
 
 if TYPE_CHECKING:
-    from batchchat.evaluation.suite import Suite
+    from batchchat.evaluation.suite.suite import Suite
     from batchchat.job import Change, Job
     from batchchat.records import ErrorKind
     from batchchat.runner import RunOptions
@@ -51,7 +51,7 @@ class JobArguments:
         from batchchat.evaluation import require_extra
 
         require_extra()
-        from batchchat.evaluation.suite import load_suite
+        from batchchat.evaluation.suite.suite import load_suite
 
         return load_suite(
             self.job,

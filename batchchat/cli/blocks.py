@@ -78,3 +78,13 @@ def guess(text: str) -> str:
 def cost(amount: float, currency: str | None) -> str:
     """Return an amount; zero without a currency means that no price is known, not that it was free."""
     return money(amount, currency) if currency or amount else UNKNOWN
+
+
+def local_time(moment: str) -> str:
+    """Write a moment, given as ISO 8601 with its offset, in the time of this machine; as it is where it is none."""
+    from datetime import datetime
+
+    try:
+        return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError):
+        return line(moment)

@@ -221,6 +221,8 @@ def _limit_figures(pace: Pace) -> list[Figure]:
         _used(pace.tokens_used, pace.tokens_per_minute, "tok/min", 3),
         Figure(f"{pace.in_use}/{pace.concurrency} at once", "", 4),
     ]
+    if pace.held_by is not None:
+        figures.append(Figure(f"held by {pace.held_by}", "dim", 5))
     if pace.paused_s > 0:
         figures.append(Figure(f"paused {about(max(1.0, pace.paused_s))}", "yellow", 1))
     if pace.breaker != "closed":
@@ -230,7 +232,8 @@ def _limit_figures(pace: Pace) -> list[Figure]:
 
 def _used(used: float, limit: float | None, unit: str, rank: int) -> Figure:
     if limit is None:
-        return Figure(f"{short(used)} {unit}", "", rank)
+        # No limit is known: this is what went, and must not read as one.
+        return Figure(f"{short(used)} {unit.removesuffix('/min')} in 60 s", "", rank)
     near = "yellow" if used >= limit * _NEAR_LIMIT else ""
     return Figure(f"{short(used)}/{short(limit)} {unit}", near, rank)
 
@@ -356,4 +359,5 @@ def _fields(snapshot: Snapshot) -> dict[str, object]:
         "concurrency": pace.concurrency,
         "paused_s": round(pace.paused_s, 3),
         "breaker": pace.breaker,
+        "held_by": pace.held_by,
     }

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batchchat.evaluation.evaluate import Evaluation
-    from batchchat.evaluation.gates import GateResult
-    from batchchat.evaluation.suite import Suite
-    from batchchat.evaluation.summary import SuiteSummary
+    from batchchat.evaluation.results.gates import GateResult
+    from batchchat.evaluation.results.summary import SuiteSummary
+    from batchchat.evaluation.suite.suite import Suite
     from batchchat.events import Snapshot
     from batchchat.runner import StopRequest
 
@@ -44,7 +44,7 @@ def eval_command(
     if plan_only:
         return plan_suite_command(suite, arguments, command=command, as_json=as_json)
     from batchchat.evaluation.evaluate import evaluate
-    from batchchat.evaluation.running import Setting
+    from batchchat.evaluation.suite_runs import SuiteRunOptions
     from batchchat.report import PAGE_NAME, check_page
 
     gates = Gates(suite, fail_under, fail_over, baseline, junit)
@@ -55,7 +55,7 @@ def eval_command(
     options = arguments.options(grace=read_duration("--grace", grace), command=command)
 
     async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> Evaluation:
-        setting = Setting(
+        setting = SuiteRunOptions(
             suite.name,
             options,
             caps=suite.budget,
@@ -113,9 +113,9 @@ def score_command(
 
     require_extra()
     from batchchat.evaluation.checking import check_suite
-    from batchchat.evaluation.rows import Choice
-    from batchchat.evaluation.scoring import score_suite
-    from batchchat.evaluation.suite import load_suite
+    from batchchat.evaluation.results.current_rows import Choice
+    from batchchat.evaluation.results.scoring import score_suite
+    from batchchat.evaluation.suite.suite import load_suite
     from batchchat.report import PAGE_NAME, check_page
 
     loaded = load_suite(suite, overrides=overrides, output=output_path)
@@ -143,8 +143,8 @@ def compare_command(
     require_extra()
     from batchchat.cli.evaluation_tables import render_output_comparison
     from batchchat.cli.report import as_json as to_json
-    from batchchat.evaluation.comparing import compare_outputs, read_scorer_text
-    from batchchat.evaluation.suite import load_suite
+    from batchchat.evaluation.results.comparing import compare_outputs, read_scorer_text
+    from batchchat.evaluation.suite.suite import load_suite
 
     wanted = [read_scorer_text(text) for text in scorers]
     if suite is not None:
@@ -185,7 +185,7 @@ class Gates:
         baseline: Path | None,
         junit: Path | None,
     ) -> None:
-        from batchchat.evaluation.gates import Baseline, read_gate
+        from batchchat.evaluation.results.gates import Baseline, read_gate
 
         self._gates = [read_gate("--fail-under", text, suite) for text in under]
         self._gates += [read_gate("--fail-over", text, suite, over=True) for text in over]
@@ -195,7 +195,7 @@ class Gates:
 
     def check(self, summary: SuiteSummary) -> list[GateResult]:
         """Hold an evaluation against the gates, and write the JUnit file where one is wanted."""
-        from batchchat.evaluation.gates import check_gates, write_junit
+        from batchchat.evaluation.results.gates import check_gates, write_junit
 
         found = check_gates(self._gates, summary)
         if self._baseline is not None:

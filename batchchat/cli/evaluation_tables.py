@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchchat.cli.blocks import alarm, blank, guess, line, pair, plain_text, remarks, styled, title
-from batchchat.evaluation.statistics import Comparison, ScoreSummary, leader
-from batchchat.evaluation.summary import JudgeSummary, ScorerSummary, SuiteSummary, VariantSummary
+from batchchat.evaluation.results.summary import JudgeSummary, ScorerSummary, SuiteSummary, VariantSummary
+from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary, leader
 from batchchat.format import UNKNOWN, about, count, duration, money, percent, plural
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from batchchat.evaluation.comparing import OutputComparison
     from batchchat.evaluation.evaluate import Evaluation
-    from batchchat.evaluation.gates import GateResult
     from batchchat.evaluation.planning import SuitePlan
+    from batchchat.evaluation.results.comparing import OutputComparison
+    from batchchat.evaluation.results.gates import GateResult
 
 _SHARES = {"yes/no", "share", "net wins"}
 _NAME_WIDTH = 30

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING
 
-from batchchat.cli.blocks import alarm, blank, cost, line, styled, title
+from batchchat.cli.blocks import alarm, blank, cost, line, local_time, styled, title
 from batchchat.format import count, duration, plural
 from batchchat.views import HistoryView, PastRun
 
@@ -54,7 +53,7 @@ def render_history(view: HistoryView) -> RenderableType:
 def _when(run: PastRun) -> str:
     if run.started is None:
         return line(run.run_id, 24)
-    return datetime.fromisoformat(run.started).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return local_time(run.started)
 
 
 def _end(run: PastRun) -> Text:

@@ -1,8 +1,9 @@
-"""The commands that only look: plan, status, history, show, export, report, verify."""
+"""The commands that look at outputs: plan, status, history, show, export, report, verify; and clean."""
 
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from batchchat.cli.running import errors, print_json, results
 
 def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
     """Print what a run would do."""
-    import sys
     from dataclasses import replace
 
     from batchchat.cli.report import as_json as to_json
@@ -76,12 +76,14 @@ def show_command(directory: Path, *, row: int | None, failed: bool, limit: int, 
     return 0
 
 
-def export_command(directory: Path, target: Path, format_: str | None, *, input_path: str | None, force: bool) -> int:
+def export_command(
+    directory: Path, target: Path, format_: str | None, *, input_path: str | None, force: bool, safe_csv: bool
+) -> int:
     """Write one file in input order."""
     from batchchat.export import export
     from batchchat.format import asked
 
-    done = export(directory, target, format=format_, input_path=input_path, force=force)
+    done = export(directory, target, format=format_, input_path=input_path, force=force, safe_csv=safe_csv)
     text = f"{done.rows:,} rows written to {target}"
     if len(done.files) > 1:
         text = f"{done.rows - done.failed:,} lines written to {target}, {done.failed:,} of errors to {done.files[1]}"
@@ -120,6 +122,34 @@ def verify_command(directory: Path, *, as_json: bool) -> int:
         verdict = f"{len(report.problems)} problems" if report.problems else "no problem found"
         terminal.write_line(f"{found}: {verdict}")
     return 74 if report.problems else 0
+
+
+def clean_command(directory: Path, *, yes: bool) -> int:
+    """List old outputs, and remove them where a person says so."""
+    import click
+
+    from batchchat.cli.blocks import line
+    from batchchat.format import plural
+    from batchchat.store import old_outputs, remove_output
+
+    found = old_outputs(directory)
+    for old in found:
+        results().write_line(f"{line(str(old.path))}  {old.nbytes:,} bytes")
+    if not found:
+        errors().write_line(f"no old outputs beside {directory}")
+        return 0
+    which = f"{plural(len(found), 'old output')} of {sum(old.nbytes for old in found):,} bytes"
+    if not yes:
+        if not sys.stdin.isatty():
+            errors().write_line(f"{which}; nothing was removed: --yes removes them")
+            return 0
+        if not click.confirm(f"Remove {which} for good?", err=True):
+            errors().write_line("nothing was removed")
+            return 0
+    for old in found:
+        remove_output(old)
+    errors().write_line(f"{which} removed")
+    return 0
 
 
 def _show(view: Any, render: Any, to_json: Any, *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from batchchat.cli.blocks import alarm as _alarm
@@ -19,6 +20,7 @@ from batchchat.cli.blocks import blank as _blank
 from batchchat.cli.blocks import cost as _cost
 from batchchat.cli.blocks import guess as _guess
 from batchchat.cli.blocks import line as _line
+from batchchat.cli.blocks import local_time
 from batchchat.cli.blocks import pair as _pair
 from batchchat.cli.blocks import plain_text as _plain_text
 from batchchat.cli.blocks import remarks as _remarks
@@ -313,10 +315,10 @@ def _status_table(view: StatusView) -> Table:
 def _state(view: StatusView) -> str:
     running, last = view.running, view.last
     if running is not None:
-        return f"running since {running.since} (process {running.pid} on {running.host})"
+        return f"running since {local_time(running.since)} (process {running.pid} on {running.host})"
     if last is None:
         return "never run"
-    when = f" {last.ended}" if last.ended else ""
+    when = f" {local_time(last.ended)}" if last.ended else ""
     if last.exit_code is None:
         return f"the last run was killed{when}"
     reason = f": {last.reason}" if last.reason else ""
@@ -473,6 +475,13 @@ def _as_text(value: object) -> str:
     return str(_plain(value))
 
 
+def _told(value: bytes | bytearray | memoryview | datetime) -> str:
+    """Return the number of some bytes; a moment as ISO 8601, in UTC where it has an offset."""
+    if isinstance(value, datetime):
+        return (value.astimezone(UTC) if value.tzinfo is not None else value).isoformat()
+    return f"({len(value):,} bytes)"
+
+
 def _plain(value: object) -> Any:
     """Return dataclasses and named tuples as objects, other sequences as arrays, bytes as their number, else text."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -483,8 +492,8 @@ def _plain(value: object) -> Any:
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
-    if isinstance(value, bytes | bytearray | memoryview):
-        return f"({len(value):,} bytes)"
+    if isinstance(value, bytes | bytearray | memoryview | datetime):
+        return _told(value)
     # JSON has no form for NaN and the infinities: they become text too.
     is_json = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
     return value if is_json else str(value)

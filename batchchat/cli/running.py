@@ -18,7 +18,7 @@ import click
 from batchchat.cli.arguments import JobArguments, read_duration
 from batchchat.cli.logs import LogListener, library_logs
 from batchchat.cli.terminal import Terminal, mask
-from batchchat.errors import BatchchatError, StorageError
+from batchchat.errors import BatchchatError, JobError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -102,6 +102,11 @@ def tell_error(error: BatchchatError) -> None:
         terminal.write_line(line if number else f"error: {line}")
     if error.remedy:
         terminal.write_line(error.remedy)
+    if isinstance(error, JobError) and error.field is not None:
+        from batchchat.guide import topic_of
+
+        if (topic := topic_of(error.field)) is not None:
+            terminal.write_line(f"See: batchchat guide {topic}")
 
 
 def _click_text(error: click.ClickException) -> str:

@@ -12,10 +12,19 @@ from batchchat.cli.running import errors, results
 from batchchat.errors import StorageError, UsageError
 
 _STARTER = {"{name}.yaml": "job.yaml", "{name}-rows.jsonl": "rows.jsonl"}
+_SCHEMA = ".batchchat.schema.json"
+"""What the first line of the starter job names, for editors; hidden, so that no folder of rows takes it for one."""
 
 
 def init_command(name: str, *, force: bool) -> int:
-    """Write a job and a few rows that it runs on."""
+    """Write a job, a few rows that it runs on, and the schema by which an editor checks it.
+
+    The schema is written over if it is there: it is this version's, and nobody writes into it.
+    """
+    import json
+
+    from batchchat.guide.schema import job_schema
+
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
         path = path.with_suffix("")
@@ -30,8 +39,12 @@ def init_command(name: str, *, force: bool) -> int:
             raise UsageError(
                 f"{target} exists already", remedy="Choose another name, or give --force to write over it."
             )
-    for target, source in targets.items():
-        text = (folder / source).read_text(encoding="utf-8").replace("NAME", job_name)
+    texts = {
+        target: (folder / source).read_text(encoding="utf-8").replace("NAME", job_name)
+        for target, source in targets.items()
+    }
+    texts[path.parent / _SCHEMA] = json.dumps(job_schema(), indent=1, ensure_ascii=False) + "\n"
+    for target, text in texts.items():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")

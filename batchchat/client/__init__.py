@@ -24,7 +24,7 @@ from batchchat.client.wire import read_reply
 from batchchat.clock import running_clock
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, Failure, Reply, Verdict
-from batchchat.transport import Exchange, request_sent
+from batchchat.transport import Exchange, UntrustedServer, request_sent
 from batchchat.transport.decoding import decoder_for
 
 CONNECT_TIMEOUT_S = 30.0
@@ -276,7 +276,9 @@ def _failed(error: httpx.HTTPError, mask: KeyMask) -> Reply:
         kind = ErrorKind.TIMEOUT
         text = f"no answer in time: {text}"
     elif isinstance(error, httpx.ConnectError):
-        if "CERTIFICATE" in text.upper():
+        if isinstance(error, UntrustedServer) or "CERTIFICATE_VERIFY_FAILED" in text.upper():
+            # The next row meets the same certificate, and so does the next minute.
+            verdict = Verdict.FATAL
             text += " (the server's certificate is not trusted; provider.ca_file names your own authority's)"
     elif isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
         # What this side cannot say will not be sayable at the next row either.

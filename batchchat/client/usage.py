@@ -27,6 +27,8 @@ _PROMPT_DETAILS: Final = ("prompt_tokens_details", "input_tokens_details")
 _COMPLETION_DETAILS: Final = ("completion_tokens_details", "output_tokens_details")
 _VENDORS: Final = ("usage", "usage_metadata", "usageMetadata", "amazon-bedrock-invocationMetrics", "tokens")
 _MAX_FIELDS: Final = 50
+MAX_TOKENS: Final = 100_000_000
+"""The most tokens that an answer's usage is believed to have: ten times the longest context that is on offer today."""
 
 
 def find_usage(data: dict[str, Any]) -> dict[str, Any] | None:
@@ -88,4 +90,5 @@ def _first(data: dict[str, Any], names: tuple[str, ...]) -> int | None:
 
 
 def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value < 2**53 else None
+    """Return a number of tokens; None of what is no believable one, so that no sum or budget is built on it."""
+    return value if type(value) is int and 0 <= value <= MAX_TOKENS else None

@@ -7,7 +7,7 @@ What it does follows from its options and the requests alone.
 from __future__ import annotations
 
 from batchchat.demo.app import Demo, DemoStats, create_app
-from batchchat.demo.options import FAULTS, DemoOptions
 from batchchat.demo.server import DemoServer, serve
+from batchchat.demo.server_options import FAULTS, DemoOptions
 
 __all__ = ["FAULTS", "Demo", "DemoOptions", "DemoServer", "DemoStats", "create_app", "serve"]

@@ -27,14 +27,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from batchchat.demo.draws import FaultPlan, draw, pick
-from batchchat.demo.limits import Gate
-from batchchat.demo.model import answer, corrects
-from batchchat.demo.options import DemoOptions
+from batchchat.demo.limits import RateGate
+from batchchat.demo.model.answering import answer, corrects
 from batchchat.demo.request import ApiError, ChatRequest, parse_request
 from batchchat.demo.response import (
     ERROR_SHAPES,
     HTML_PAGE,
-    Completion,
+    WireCompletion,
     complete,
     completion_body,
     completion_events,
@@ -43,6 +42,7 @@ from batchchat.demo.response import (
     fault_error,
     plain_error,
 )
+from batchchat.demo.server_options import DemoOptions
 from batchchat.records import Axis
 
 ABORT_EXTENSION = "batchchat.demo.abort"
@@ -109,7 +109,7 @@ class Demo:
 
     def __init__(self, options: DemoOptions) -> None:
         self.options = options
-        self._gate = Gate(options)
+        self._gate = RateGate(options)
         self._faults = FaultPlan(options)
         self._failures: Counter[bytes] = Counter()
         self._bodies: dict[bytes, _Body] = {}
@@ -203,7 +203,7 @@ class Demo:
         if not hmac.compare_digest(given, self._key):
             raise plain_error(403)
 
-    def _completion(self, request: ChatRequest, exchange: _Exchange, fault: str | None) -> Completion:
+    def _completion(self, request: ChatRequest, exchange: _Exchange, fault: str | None) -> WireCompletion:
         seed = self.options.seed
         said = answer(request, seed, exchange.digest, wrong=fault == "wrong_label")
         named = blake2b(b"%d:%d:" % (seed, exchange.attempt) + exchange.digest, digest_size=12).hexdigest()
@@ -224,7 +224,7 @@ class Demo:
             headers = ((b"retry-after", b"%d" % max(1, math.ceil(min(wait, options.window_s)))),)
         return ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
-    def _latency(self, exchange: _Exchange, completion: Completion, fault: str | None) -> float:
+    def _latency(self, exchange: _Exchange, completion: WireCompletion, fault: str | None) -> float:
         """Seconds from request to complete answer: median, jitter of the body, longer for a longer answer."""
         if self.options.latency_s == 0:
             return 0.0
@@ -235,7 +235,7 @@ class Demo:
         return jitter * _SLOW if fault == "slow" else jitter
 
     def _stream_times(
-        self, exchange: _Exchange, completion: Completion, fault: str | None, latency: float
+        self, exchange: _Exchange, completion: WireCompletion, fault: str | None, latency: float
     ) -> tuple[float, float]:
         """Seconds to the first token of a streamed answer, and from there to its end."""
         first, rest = latency * _FIRST_TOKEN_SHARE, latency * (1 - _FIRST_TOKEN_SHARE)
@@ -246,7 +246,7 @@ class Demo:
         return first, rest
 
     async def _respond(
-        self, exchange: _Exchange, request: ChatRequest, completion: Completion, fault: str | None
+        self, exchange: _Exchange, request: ChatRequest, completion: WireCompletion, fault: str | None
     ) -> None:
         if fault == "hang":
             await _wait(exchange, _HANG_S)
@@ -281,7 +281,7 @@ class Demo:
             return plain_error(500)
         return fault_error(fault)
 
-    async def _whole(self, exchange: _Exchange, completion: Completion, fault: str | None) -> None:
+    async def _whole(self, exchange: _Exchange, completion: WireCompletion, fault: str | None) -> None:
         body = completion_body(completion, fault=fault)
         if fault == "truncated_json":
             await self._send(exchange, 200, body[: len(body) // 2])
@@ -295,7 +295,7 @@ class Demo:
                 self._count_answer(exchange, completion)
 
     async def _stream(
-        self, exchange: _Exchange, request: ChatRequest, completion: Completion, fault: str | None, latency: float
+        self, exchange: _Exchange, request: ChatRequest, completion: WireCompletion, fault: str | None, latency: float
     ) -> None:
         events = list(
             completion_events(
@@ -324,7 +324,7 @@ class Demo:
         if cut_at == len(events) and fault != "no_choices":
             self._count_answer(exchange, completion)
 
-    def _count_answer(self, exchange: _Exchange, completion: Completion) -> None:
+    def _count_answer(self, exchange: _Exchange, completion: WireCompletion) -> None:
         self._answered += 1
         self._prompt_tokens += completion.prompt_tokens
         self._completion_tokens += completion.completion_tokens

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TypeVar
 
-from batchchat.demo.options import COUNTS, DemoOptions, is_sticky
+from batchchat.demo.server_options import COUNTS, DemoOptions, is_sticky
 
 T = TypeVar("T")
 

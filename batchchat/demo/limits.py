@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from batchchat.demo.options import DemoOptions
+from batchchat.demo.server_options import DemoOptions
 from batchchat.records import Axis
 
 
@@ -46,7 +46,7 @@ class Window:
         return max(0.0, self._entries[0][0] + self.length_s - now) if self._entries else 0.0
 
 
-class Gate:
+class RateGate:
     """Admits requests under all three limits at once, or says which one refuses and for how long.
 
     A request is charged its real tokens on admission: the demo model knows its answer beforehand.

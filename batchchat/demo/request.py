@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import orjson
 
-from batchchat.demo.options import DemoOptions
+from batchchat.demo.server_options import DemoOptions
 from batchchat.demo.tokens import IMAGE_TOKENS, MESSAGE_TOKENS, count_tokens
 
 UNSUPPORTED = ("frequency_penalty", "n", "top_logprobs", "logit_bias", "user")

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import orjson
 
 from batchchat.demo.draws import draw
-from batchchat.demo.model import Answer
-from batchchat.demo.options import DemoOptions
+from batchchat.demo.model.answering import ModelAnswer
 from batchchat.demo.request import ApiError, ChatRequest
+from batchchat.demo.server_options import DemoOptions
 from batchchat.demo.tokens import count_tokens, cut_to_tokens
 
 ErrorShape = Literal["gateway", "nested", "flat"]
@@ -52,7 +52,7 @@ def plain_error(status: Literal[401, 403, 500, 503, 504]) -> ApiError:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class WireCompletion:
     """One finished answer with its tokens, ready to be written whole or in chunks."""
 
     id: str
@@ -85,8 +85,8 @@ class Completion:
 
 
 def complete(
-    request: ChatRequest, answer: Answer, options: DemoOptions, *, answer_id: str, fault: str | None = None
-) -> Completion:
+    request: ChatRequest, answer: ModelAnswer, options: DemoOptions, *, answer_id: str, fault: str | None = None
+) -> WireCompletion:
     """Bring an answer under the request's limits: stop texts, token limit, logprobs; or spoil it as `fault` says."""
     answer, finish = _spoiled(answer, request, fault)
     if options.inline_reasoning and answer.reasoning is not None and answer.text is not None:
@@ -107,7 +107,7 @@ def complete(
         function = {"name": answer.tool_name, "arguments": arguments}
         call = {"id": f"call_{answer_id[-12:]}", "type": "function", "function": function}
     refusal = "I cannot help with that." if fault == "refusal" else None
-    return Completion(
+    return WireCompletion(
         id=answer_id,
         model=options.answer_as or request.model,
         content=content,
@@ -122,13 +122,13 @@ def complete(
     )
 
 
-def _spoiled(answer: Answer, request: ChatRequest, fault: str | None) -> tuple[Answer, str]:
+def _spoiled(answer: ModelAnswer, request: ChatRequest, fault: str | None) -> tuple[ModelAnswer, str]:
     """Return the answer as a fault leaves it, and its finish_reason so far."""
     if fault in {"null_content", "refusal", "content_filter"}:
-        return Answer(), "content_filter" if fault == "content_filter" else "stop"
+        return ModelAnswer(), "content_filter" if fault == "content_filter" else "stop"
     if fault == "empty_whitespace":
         length = 4 * min(request.max_tokens, _WHITESPACE_TOKENS)
-        return Answer(text=(" \n\t\n" * length)[:length]), "length"
+        return ModelAnswer(text=(" \n\t\n" * length)[:length]), "length"
     if fault == "fenced" and answer.text is not None:
         language = "json" if answer.text.startswith(("{", "[")) else ""
         answer = replace(answer, text=f"Here is the answer:\n```{language}\n{answer.text}\n```")
@@ -179,7 +179,7 @@ def _logprobs(content: str, seed: int) -> dict[str, Any]:
     return {"content": entries, "refusal": None}
 
 
-def completion_body(completion: Completion, *, fault: str | None = None) -> bytes:
+def completion_body(completion: WireCompletion, *, fault: str | None = None) -> bytes:
     """Write a completion as one JSON body."""
     message: dict[str, Any] = {
         "role": "assistant",
@@ -209,7 +209,7 @@ def completion_body(completion: Completion, *, fault: str | None = None) -> byte
 
 
 def completion_events(
-    completion: Completion, *, chunk_chars: int, include_usage: bool, fault: str | None = None
+    completion: WireCompletion, *, chunk_chars: int, include_usage: bool, fault: str | None = None
 ) -> Iterator[bytes]:
     """Write a completion as server-sent events: role, pieces, finish_reason, usage if asked for, `[DONE]`."""
     head: dict[str, Any] = {

@@ -21,7 +21,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from batchchat.demo.app import ABORT_EXTENSION, Demo, DemoStats, create_app
-from batchchat.demo.options import DemoOptions
+from batchchat.demo.server_options import DemoOptions
 
 _START_S = 10.0
 _STOP_S = 10.0

@@ -29,12 +29,12 @@ from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.clock import running_clock
 from batchchat.engines import Answered, Feed, Settled, Sink
-from batchchat.engines.blame import PATIENCE_S, Blame
+from batchchat.engines.causes import PATIENCE_S, Causes
 from batchchat.engines.refusals import Refusal, Refusals
 from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly
 from batchchat.events import Event, InFlight, Level, Listener
 from batchchat.limits import Limiter, Permit, TokenEstimator
-from batchchat.records import Failure, Reply, Request, Usage, Verdict
+from batchchat.records import ErrorKind, Failure, Reply, Request, Usage, Verdict
 from batchchat.retry import RetryAction, RetryPolicy, decide
 from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled, left_with
 
@@ -108,7 +108,7 @@ class LocalEngine:
         self._reviewer = reviewer
         self._offload = offload
         self._succeeded = False
-        self._blame = Blame()
+        self._causes = Causes()
         self._last_unreached = "no connection"
         self._ready: deque[Request] = deque()
         self._ready_bytes = self._delayed_bytes = self._given = 0
@@ -233,7 +233,8 @@ class LocalEngine:
     def _reach(self) -> int:
         """How many requests are read ahead now."""
         supply = self._supply()
-        return max(supply, _READY_FAR) if self._refusals.reading else supply
+        # What stands together in the input may be bad together: a probe is to come from far beyond it.
+        return max(supply, _READY_FAR) if self._refusals.reading or self._limiter.down else supply
 
     def _staff(self, sink: Sink) -> None:
         """Give what is ready to workers that wait, or start some, no more of them than the window is wide.
@@ -257,12 +258,24 @@ class LocalEngine:
             self._in_hand += 1
             return self._due.popleft()
         if self._ready and self._may_take:
-            request = self._try_another() if self._refusals.trying else self._ready.popleft()
+            request = self._try_another() if self._refusals.trying else self._draw()
             if request is not None:
                 self._in_hand += 1
                 self._make_room(request)
             return request
         return None
+
+    def _draw(self) -> Request:
+        """Take the next request, or one from anywhere in the supply while some that failed may be the cause themselves.
+
+        So a block of bad rows is mixed with others, whose answers show that the provider is up.
+        """
+        if not self._causes.suspects or len(self._ready) == 1:
+            return self._ready.popleft()
+        place = self._rng.randrange(len(self._ready))
+        request = self._ready[place]
+        del self._ready[place]
+        return request
 
     def _try_another(self) -> Request | None:
         """A row to try while refusals are held, if one is to be tried now."""
@@ -379,11 +392,13 @@ class LocalEngine:
         return permit
 
     def _prober(self, request: Request, permit: Permit) -> Request:
-        """The request to probe with: every other time one from anywhere in the supply, no larger than this one.
+        """The request to probe with: this one, or one from anywhere in the supply that is no larger.
 
-        What stands together in the input may be bad together.
+        What stands together in the input may be bad together. So every other probe is another one, and each is if this
+        request has failed before and may be the cause itself.
         """
-        if self._limiter.failed_probes % 2 or not self._ready or not self._may_take:
+        keeps = self._limiter.failed_probes % 2 and request not in self._causes.suspects
+        if keeps or not self._ready or not self._may_take:
             return request
         most = self._estimator.at_most(request.prompt_tokens, request.max_tokens)
         for _ in range(_TRIES_FOR_ANOTHER):
@@ -445,8 +460,8 @@ class LocalEngine:
     def _answered(self, request: Request, reply: Reply, sink: Sink, *, sent_at: float) -> None:
         """Take what an answer tells beyond itself: also one that was cut off, filtered or a refusal of the model's."""
         self._succeeded = True
-        if self._blame.accused:
-            self._blame.settled(request)
+        if self._causes.suspects:
+            self._causes.settled(request)
         refused = self._refusals.answered(sent_at)
         if refused:
             self._fail_all(refused, sink)
@@ -501,20 +516,25 @@ class LocalEngine:
                 request.active_s += decision.delay_s
             if decision.counts:
                 request.counted = counted
-            self._blame.failed(request, reply)
+            self._causes.failed(request, reply)
             self._tell_billed(request, reply.usage, sink)
             self._delay(request, decision.delay_s)
+            if probe and self._asks_the_rest():
+                self._limiter.hurry()
         elif decision.action is RetryAction.FATAL:
             self._tell_billed(request, reply.usage, sink)
-            self.halt_for(NeedsHuman(reply.failure.message, remedy=_FATAL_REMEDY))
+            # What is fatal without an answer is a server that cannot prove who it is.
+            untrusted = reply.failure.kind is ErrorKind.CONNECTION
+            remedy = _CERTIFICATE_REMEDY if untrusted else _FATAL_REMEDY
+            self.halt_for(NeedsHuman(reply.failure.message, remedy=remedy))
         elif decision.action is RetryAction.REFUSED or self._refusals.may_concern_all(reply):
-            self._blame.settled(request)
+            self._causes.settled(request)
             others = self._refusals.add(request, reply, now=anyio.current_time(), under_way=self._sending)
             self._fail_all(others, sink)
             if not self._halt_for_refusals():
                 self._staff(sink)
         else:
-            self._blame.settled(request)
+            self._causes.settled(request)
             self._refusals.excused(request)
             self._fail(request, reply, decision.reason, sink)
             if self._refusals and not self._halt_for_refusals():
@@ -580,41 +600,63 @@ class LocalEngine:
         given = -1
         while not (self._draining or self._exhausted()):
             outage = self._limiter.outage_s
-            if outage > self._policy.outage:
-                self._end_for_outage(outage, sink)
-            elif outage > PATIENCE_S and self._succeeded and self._feed_done:
-                self._judge_the_rest()
-            elif not self._limiter.answered and self._limiter.unreachable_s > UNREACHABLE_S:
+            if outage and self._asks_the_rest() and self._all_suspected():
+                self._take_for_causes()
+            elif outage > self._policy.outage:
+                self._end_for_outage(outage)
+            elif outage and self._asks_the_rest():
+                self._limiter.hurry()
+            elif (
+                not self._limiter.answered
+                and self._limiter.unreachable_s > UNREACHABLE_S
+                # A host that takes requests, and has answered in an earlier run, can be reached.
+                and not (self._refusals.model_answered and self._causes.suspects)
+            ):
                 message = f"the provider cannot be reached: {self._last_unreached}"
                 self.halt_for(ProviderUnavailable(message, remedy=_ADDRESS_REMEDY))
+            if self._limiter.down:
+                self._feed_room.set()  # `_reach` is further now
             if given == self._given and self._refusals.reading:
                 self._refusals.read_on()
                 self._staff(sink)
             given = self._given if self._refusals.reading else -1
             await self._idle(lambda: anyio.sleep(_MONITOR_S))
 
-    def _all_accused(self) -> bool:
-        """Whether every request that is left has had a plain error itself."""
+    def _asks_the_rest(self) -> bool:
+        """Whether it is time to ask every request that is left once, one after the other.
+
+        The provider is down for long enough, no further request will come that could tell whether it is up, and nothing
+        that waits has a failure that only the provider can have caused.
+        """
+        patience = min(PATIENCE_S, self._policy.outage / 2)
+        return (
+            self._feed_done
+            and self._refusals.model_answered
+            and self._limiter.outage_s > patience
+            and all(request in self._causes.suspects for _, _, request in self._delayed)
+        )
+
+    def _all_suspected(self) -> bool:
+        """Whether every request that is left may have caused its last failure itself."""
         left = len(self._ready) + len(self._due) + len(self._delayed) + self._in_hand
-        return self._feed_done and 0 < left == len(self._blame.accused)
+        return 0 < left == len(self._causes.suspects)
 
-    def _judge_the_rest(self) -> None:
-        """Find out, at the end of a run, whether requests or the provider are to blame for nothing but plain errors."""
-        if self._all_accused():
-            message = f"{len(self._blame.accused)} requests are left, and each gets a plain error: their own, it seems"
-            self._listener(Event("blamed", message, "warning"))
-            self._limiter.blame([request.custom_id for request in self._blame.accused])
-        elif all(request in self._blame.accused for _, _, request in self._delayed):
-            self._limiter.hurry()
+    def _take_for_causes(self) -> None:
+        """Let the requests that are left go on, each with its own attempts: no other request can show more."""
+        suspects = self._causes.suspects
+        message = f"{len(suspects)} requests are left and each fails: they are taken for the cause, not the provider"
+        self._listener(Event("requests_suspected", message, "warning"))
+        self._limiter.blame([request.custom_id for request in suspects])
 
-    def _end_for_outage(self, outage: float, sink: Sink) -> None:
-        message = f"the provider has been unavailable for {outage:.0f} s"
-        if self._refusals.model_answered and self._all_accused():
-            # It may be their own fault. A failed record is tried again by the next run, which then knows them as such.
-            for request, reply in self._blame.accused.items():
-                if request not in self._sending:
-                    self._fail(request, reply, message, sink)
-        self.halt_for(ProviderUnavailable(message, remedy=_LATER_REMEDY))
+    def _end_for_outage(self, outage: float) -> None:
+        message, remedy = f"the provider has been unavailable for {outage:.0f} s", _LATER_REMEDY
+        if self._causes.last is not None:
+            message += f"; the last error: {self._causes.last.message}"
+        field = self._causes.field if not self._succeeded else None
+        if field is not None:
+            which = f"{field} {_MODES}" if field == "response.mode" else field
+            remedy = f"Every request failed with the same words, which are about the request: change {which}. {remedy}"
+        self.halt_for(ProviderUnavailable(message, remedy=remedy))
 
 
 def _size(reply: Reply) -> int:
@@ -624,4 +666,9 @@ def _size(reply: Reply) -> int:
 
 _FATAL_REMEDY = "Check the key, the account's credit and its permissions, then run the same command again."
 _LATER_REMEDY = "Run the same command again later: nothing that was answered is lost."
+_CERTIFICATE_REMEDY = (
+    "Check the host in provider.base_url. If the server's certificate is signed by an authority of your own, name that "
+    "authority's file in provider.ca_file (PEM). Then run the same command again."
+)
+_MODES = "(json_object or prompt, if the server does not take json_schema)"
 _ADDRESS_REMEDY = "Check the provider's base_url and your network, then run the same command again."

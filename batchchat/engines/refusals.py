@@ -18,10 +18,10 @@ held ones were about their rows, and enough of them in a row that no request can
 from __future__ import annotations
 
 import random
-import re
 from collections import deque
 from collections.abc import Iterable
 
+from batchchat.engines.causes import NUMBERED
 from batchchat.records import ErrorKind, Reply, Request, Verdict
 
 _NEVER_ANSWERED = 3
@@ -30,8 +30,6 @@ _ALIKE = 10
 JURY = 24
 """Rows that are tried before a refusal that is mostly about its row is taken for everybody's."""
 _NEAR = JURY // 2
-_ID = re.compile(r"[\w-]*\d[\w-]*")
-"""A number, or a word with one in it: what an error message may tell of its own row or request."""
 
 Refusal = tuple[Request, Reply]
 
@@ -82,7 +80,7 @@ class Refusals:
         """Hold a refusal back; return those that turn out to be about their own rows, since this one is another."""
         failure = reply.failure
         assert failure is not None  # noqa: S101 - what a refusal is
-        said = _ID.sub("0", failure.message) if reply.verdict is Verdict.NO else ""
+        said = NUMBERED.sub("0", failure.message) if reply.verdict is Verdict.NO else ""
         about = (failure.http_status, said)
         others = self.let_go() if about != self._about else []
         if not self._held:

@@ -1,11 +1,16 @@
 """Evaluation: run variants of a job, score what they answered, and say which differences are real.
 
-    suite ─> variants ─> running ─> rows, sheet ─> scoring ─> summary ─> gates
-    a file    jobs        answers    scores         means, tests  files     for CI
+The rooms, each importing only from those below it:
 
-`scorers` judge single answers, `statistics` and `classification` judge the scores. numpy, scipy and the other
-libraries of the extra `batchchat[eval]` are imported by this package alone: import its modules late, after
-`require_extra`.
+    evaluate, planning     the order of an evaluation; what it would ask and cost
+    checking, suite_runs   jobs fit together; every variant runs under shared limits
+    results                scores of today's rows, judges' cases, summary files, gates for CI
+    suite                  the suite file: variants, scorers, judges
+    scorers                one answer becomes a number
+    statistics             intervals, tests, comparisons, classes
+
+numpy, scipy and the other libraries of the extra `batchchat[eval]` are imported by this package alone: import its
+modules late, after `require_extra`.
 """
 
 from __future__ import annotations

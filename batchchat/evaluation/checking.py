@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from batchchat.errors import JobError, UsageError
-from batchchat.evaluation.batch import check_column, check_path
-from batchchat.evaluation.scorer import AnswerScorer
-from batchchat.evaluation.scoring import same_requests
-from batchchat.evaluation.suite import Suite
+from batchchat.evaluation.results.scoring import same_requests
+from batchchat.evaluation.scorers.score_batch import check_column, check_path
+from batchchat.evaluation.scorers.scorer import AnswerScorer
+from batchchat.evaluation.suite.suite import Suite
 from batchchat.job import api_key, load_keys
 from batchchat.job.origin import combined
 from batchchat.records import RECORD_COLUMNS

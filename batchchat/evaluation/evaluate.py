@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from batchchat.evaluation.checking import check_keys, check_suite
-from batchchat.evaluation.rows import Choice
-from batchchat.evaluation.running import NamedRun, Runs, Setting, Task, exit_code
-from batchchat.evaluation.scoring import Scoring
-from batchchat.evaluation.suite import Suite
-from batchchat.evaluation.summary import SuiteSummary
+from batchchat.evaluation.results.current_rows import Choice
+from batchchat.evaluation.results.scoring import Scoring
+from batchchat.evaluation.results.summary import SuiteSummary
+from batchchat.evaluation.suite.suite import Suite
+from batchchat.evaluation.suite_runs import NamedRun, Runs, SuiteRunOptions, Task, exit_code
 from batchchat.events import Event
 
 _SCORED = (0, 1, 4, 69)
@@ -32,7 +32,7 @@ class Evaluation:
     note: str = ""
 
 
-async def evaluate(suite: Suite, setting: Setting) -> Evaluation:
+async def evaluate(suite: Suite, setting: SuiteRunOptions) -> Evaluation:
     """Run what is open of every variant, ask the judges what is open, and score what is there.
 
     Raises UsageError before anything is sent, StorageError and OutputLocked as `run_job` does.

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchchat.evaluation.checking import check_suite
-from batchchat.evaluation.rows import Choice
-from batchchat.evaluation.scoring import Scoring
-from batchchat.evaluation.suite import Suite, Variant
+from batchchat.evaluation.results.current_rows import Choice
+from batchchat.evaluation.results.scoring import Scoring
+from batchchat.evaluation.suite.suite import Suite, Variant
 from batchchat.plan import plan_job
 from batchchat.runner import RunOptions
 from batchchat.views import PlanCap, PlanView

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import csv
 import os
+import re
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,9 @@ BATCH = "openai-batch"
 FORMATS = ("parquet", "jsonl", "csv", BATCH)
 _BLOCKS_KEPT = 4
 _SLICE = 512
+# Some spreadsheets pass over white space, and take the wide forms of the signs too.
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +60,24 @@ class Exported:
 
 
 def export(
-    directory: Path, target: Path, *, format: str | None = None, input_path: str | None = None, force: bool = False
+    directory: Path,
+    target: Path,
+    *,
+    format: str | None = None,
+    input_path: str | None = None,
+    force: bool = False,
+    safe_csv: bool = False,
 ) -> Exported:
     """Write the records of the current input's rows in the order of the input, whole or not at all.
 
     `format` is one of FORMATS; None takes the one that the file's extension names. `openai-batch` writes the lines of a
-    batch's output, and those of its errors to `….errors.jsonl` beside it.
+    batch's output, and those of its errors to `….errors.jsonl` beside it. With `safe_csv` an apostrophe stands before
+    each text of a CSV file that a spreadsheet would run as a formula; without it, texts are written as they are.
 
     Raises UsageError for a target that cannot be written, StorageError where the disk fails.
     """
     kind = _format_of(target) if format is None else format
+    _check_safe(kind, safe_csv=safe_csv)
     targets = (target, errors_file(target)) if kind == BATCH else (target,)
     for path in targets:
         if path.exists() and not force:
@@ -82,7 +94,8 @@ def export(
     if input_path is not None:
         path_of_input = input_path if input_path == "-" else str(Path(input_path).absolute())
         job = job.model_copy(update={"input": job.input.model_copy(update={"path": path_of_input})})
-    prepared = prepare(job, frozen=output.frozen)
+    # What was sent is sent: a prompt that uses no column may be exported.
+    prepared = prepare(job.model_copy(update={"constant": True}), frozen=output.frozen)
     intake = Intake(
         prepared.template,
         prepared.identity,
@@ -96,7 +109,7 @@ def export(
     drafts = [path.with_name(f".{path.name}.{os.getpid()}.draft") for path in targets]
     rows = failed = 0
     try:
-        with _opened(drafts, output.schema, kind) as sink:
+        with _opened(drafts, output.schema, kind, safe_csv=safe_csv) as sink:
             for batch in _joined(prepared.batches(), intake, _Records(output), output.schema):
                 sink(batch)
                 rows += batch.num_rows
@@ -116,6 +129,11 @@ def export(
         for draft in drafts:
             draft.unlink(missing_ok=True)
     return Exported(rows, intake.counts.samples - rows, written, failed, job.samples)
+
+
+def _check_safe(kind: str, *, safe_csv: bool) -> None:
+    if safe_csv and kind != "csv":
+        raise UsageError("--safe-csv is for CSV files alone", remedy="Leave it out, or export to a .csv file.")
 
 
 def _format_of(target: Path) -> str:
@@ -199,7 +217,9 @@ class _Records:
 
 
 @contextmanager
-def _opened(paths: Sequence[Path], schema: pa.Schema, kind: str) -> Iterator[Callable[[pa.RecordBatch], None]]:
+def _opened(
+    paths: Sequence[Path], schema: pa.Schema, kind: str, *, safe_csv: bool
+) -> Iterator[Callable[[pa.RecordBatch], None]]:
     path = paths[0]
     if kind == "parquet":
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
@@ -213,8 +233,9 @@ def _opened(paths: Sequence[Path], schema: pa.Schema, kind: str) -> Iterator[Cal
     else:
         with path.open("w", encoding="utf-8", newline="") as text:
             table = csv.writer(text)
-            table.writerow(schema.names)
-            yield partial(_write_cells, table)
+            write = _harmless if safe_csv else _cell
+            table.writerow(map(write, schema.names))
+            yield partial(_write_cells, table, write)
 
 
 def _write_lines(file: IO[bytes], batch: pa.RecordBatch) -> None:
@@ -222,9 +243,17 @@ def _write_lines(file: IO[bytes], batch: pa.RecordBatch) -> None:
         file.write(orjson.dumps(row, default=_plain, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z))
 
 
-def _write_cells(table: Any, batch: pa.RecordBatch) -> None:
+def _write_cells(table: Any, write: Callable[[Any], Any], batch: pa.RecordBatch) -> None:
     for row in python_rows(batch):
-        table.writerow([_cell(value) for value in row.values()])
+        table.writerow([write(value) for value in row.values()])
+
+
+def _harmless(value: Any) -> Any:
+    """Return a cell that no spreadsheet runs as a formula; a number, also one in a text, stays a number."""
+    cell = _cell(value)
+    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
+        return f"'{cell}"
+    return cell
 
 
 def _cell(value: Any) -> Any:

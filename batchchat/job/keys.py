@@ -48,9 +48,11 @@ def api_key(
     if key and found and warn is not None:
         warn(f"the key in {name} stands with {' and '.join(found)} around it, which were taken off: give the key alone")
     if not key:
+        # An own address has no name that the job's author knows.
+        who = provider.base_url if provider.name == "custom" else provider.name
         state = "empty" if name in environ else "not set"
         raise job.error(
-            f"{provider.name} needs a key, and the environment variable {name} is {state}",
+            f"{who} needs a key, and the environment variable {name} is {state}",
             "provider",
             remedy=f"Set it with `export {name}=…`, or write it into a .env beside the job.",
         )

@@ -43,6 +43,12 @@ _SECRET_NAME = re.compile(
 _LIKE_A_KEY = re.compile(r"(?=.*[a-z])(?=.*\d).{20,}")
 
 
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:_\d{3})+(?:\.\d*)?", re.ASCII)
+_BASED = re.compile(r"[+-]?0(?:x[0-9a-f]+|b[01]+|o[0-7]+)", re.ASCII | re.IGNORECASE)
+_CLOCK = re.compile(r"\d{1,9}(?::[0-5]?\d){1,2}", re.ASCII)
+_TRUE, _FALSE = frozenset({"true", "yes", "on", "y"}), frozenset({"false", "no", "off", "n"})
+
+
 def is_secret_name(name: str, *, bare_key: bool = False) -> bool:
     """Whether a value under this name is likely a secret; with `bare_key` also under a plain `key` or `…-key`."""
     return bool(_SECRET_NAME.search(name)) or (bare_key and bool(re.search(r"(?i)(?:^|[-_])key$", name)))
@@ -54,13 +60,18 @@ def parse_duration(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value) if -_YEAR_S < value < _YEAR_S else math.inf
     elif isinstance(value, str):
-        text = value.strip()
+        text = _ungrouped(value.strip())
         found = _DURATION.fullmatch(text)
         if _NUMBER.fullmatch(text):
             seconds = float(text)
         elif text and found and any(found.groups()):
             hours, minutes, rest = (float(part or 0) for part in found.groups())
             seconds = hours * 3600 + minutes * 60 + rest
+        elif _CLOCK.fullmatch(text):
+            # `1:30` is a minute and a half, as YAML 1.1 reads it.
+            seconds = 0.0
+            for part in text.split(":"):
+                seconds = seconds * 60 + int(part)
     if math.isnan(seconds):
         raise ValueError(f"must be a duration such as 30s, 15m, 1h or 1h30m{_not(value)}")
     if not 0 <= seconds < _YEAR_S:
@@ -79,7 +90,7 @@ def write_duration(seconds: float) -> str:
 def _parse_size(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    found = _SIZE.fullmatch(_ungrouped(value.strip())) if isinstance(value, str) else None
     if not found:
         raise ValueError(f"must be a size such as 64MB{_not(value)}")
     size = float(found[1]) * _SIZES[(found[2] or "B").lower()]
@@ -103,12 +114,25 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) if value in range(-(2**63), 2**63) else "that much"
 
 
+def _ungrouped(text: str) -> str:
+    """Return a number without the marks between its digits: `1_000` is 1000."""
+    return text.replace("_", "") if _GROUPED.fullmatch(text) else text
+
+
 def _parse_number(value: object) -> object:
-    """Texts such as `1e3`, which YAML does not take for a number, as numbers; a boolean is none."""
+    """Read texts such as `1e3`, `1_000` and `0x10` as numbers; a boolean is none. Raises ValueError."""
     if isinstance(value, bool):
         raise ValueError(f"must be a number{_not(value)}")
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        number = float(value)
+    if not isinstance(value, str):
+        return value
+    text = _ungrouped(value.strip())
+    if _BASED.fullmatch(text):
+        return int(text, 0)
+    if re.fullmatch(r"[+-]?0\d+", text, re.ASCII):
+        # YAML 1.1 reads it in base eight, people in base ten.
+        raise ValueError(f"must be a number without a leading zero{_not(value)}")
+    if _NUMBER.fullmatch(text):
+        number = float(text)
         return int(number) if number.is_integer() and abs(number) < 2**53 else number
     return value
 
@@ -129,8 +153,22 @@ class Input(_Section):
 
     path: str = Field(min_length=1)
     key: str | None = None
-    format: Literal["jsonl", "csv", "parquet", "openai-batch"] | None = None
+    format: Literal["jsonl", "csv", "tsv", "parquet", "openai-batch"] | None = None
     types: dict[str, str] = Field(default_factory=dict)
+    encoding: str | None = None
+    header: bool | list[Name] = True
+    quoting: bool | None = None
+
+    @field_validator("header")
+    @classmethod
+    def _names(cls, value: bool | list[str]) -> bool | list[str]:
+        if isinstance(value, list):
+            if not value:
+                raise ValueError("must be true, false, or the names of the columns in their order")
+            twice = next((name for name in value if value.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"names {twice!r} twice: give each column a name of its own")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -141,7 +179,12 @@ class Input(_Section):
             raise ValueError(f"the key of a batch file is its {BATCH_KEY}: leave key out")
         if data.get("types"):
             raise ValueError("the fields of a batch file have their own types: leave types out")
+        if not {"header", "quoting"}.isdisjoint(data):
+            raise ValueError("a batch file is JSON Lines: leave header and quoting out")
         return {**data, "key": BATCH_KEY}
+
+
+_FILE_SUFFIXES = frozenset({".parquet", ".jsonl", ".json", ".csv", ".xlsx"})
 
 
 class Output(_Section):
@@ -151,6 +194,17 @@ class Output(_Section):
     part_rows: Whole = Field(50_000, ge=1, le=10_000_000)
     part_bytes: Size = Field(128_000_000, ge=1_000, le=100_000_000_000)
     part_seconds: Duration = Field(60.0, gt=0)
+
+    @field_validator("path")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        # A folder that an earlier version made goes on working.
+        if Path(value).suffix.lower() in _FILE_SUFFIXES and not Path(value).is_dir():
+            raise ValueError(
+                f"is a folder, and {Path(value).name} looks like a file: name a folder; "
+                f"`batchchat export DIR -o {Path(value).name}` writes one file"
+            )
+        return value
 
 
 BATCH_FORMAT = "openai-batch"
@@ -243,8 +297,15 @@ def _number_or_template(low: float, high: float, *, whole: bool = False) -> Befo
     return BeforeValidator(check)
 
 
+def _parse_boolean(value: object) -> object:
+    """Read `yes`, `no`, `on` and `off`, which older versions of YAML call booleans; leave anything else as it is."""
+    word = value.strip().lower() if isinstance(value, str) else ""
+    return True if word in _TRUE else False if word in _FALSE else value
+
+
 def _or_template(kind: type, noun: str) -> BeforeValidator:
     def check(value: object) -> object:
+        value = _parse_boolean(value) if kind is bool else value
         if value is None or isinstance(value, kind) or (isinstance(value, str) and _MARKUP.search(value)):
             return value
         raise ValueError(f"must be {noun}, or a template that gives one{_not(value)}")
@@ -253,6 +314,7 @@ def _or_template(kind: type, noun: str) -> BeforeValidator:
 
 
 def _true_or_false(value: object) -> object:
+    value = _parse_boolean(value)
     if value is not None and not isinstance(value, bool):
         raise ValueError(f"must be true or false, the same for all rows{_not(value)}")
     return value
@@ -444,7 +506,11 @@ def nearest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
 
 
 class Job(_Section):
-    """One prompt over many rows: what a job file says, validated, with all paths absolute."""
+    """One prompt over many rows: what a job file says, validated, with all paths absolute.
+
+    `constant: true` says that no message or param is meant to use a column, so that every row asks the same. Without it
+    such a job is refused before anything is sent.
+    """
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     input: Input
@@ -452,6 +518,7 @@ class Job(_Section):
     provider: str | ProviderFields
     model: Name
     messages: list[dict[str, Any]] | dict[str, Any]
+    constant: bool = False
     samples: Whole = Field(1, ge=1, le=1_000)
     images: ImageFields = ImageFields()
     params: Params = Params()

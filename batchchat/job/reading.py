@@ -67,7 +67,7 @@ def load_job(
     for name, value in (("input", input), ("output", output)):
         if value is not None:
             draft.set_path(name, value, Origin(option=f"--{name}"), Path.cwd())
-    return validate_job(draft.data, file=file, origins=draft.origins, repeated=draft.repeated)
+    return validate_job(draft.data, file=file, origins=draft.origins, faults=draft.faults)
 
 
 def validate_job(
@@ -75,14 +75,14 @@ def validate_job(
     *,
     file: Path | None = None,
     origins: Origins | None = None,
-    repeated: Sequence[JobError] = (),
+    faults: Sequence[JobError] = (),
 ) -> Job:
     """Validate a job given as plain data. Raises JobError that lists everything that is wrong.
 
-    `repeated` are errors found before, which are told with the others.
+    `faults` are errors found before, which are told with the others.
     """
     origins = origins or {}
-    errors = list(repeated)
+    errors = list(faults)
     try:
         job = (BatchFileJob if _is_batch(data) else Job).model_validate(data)
     except ValidationError as error:
@@ -103,7 +103,8 @@ def read_override(text: str, option: str | None = None) -> Change:
     path = name.strip()
     if not equals or not all(path.split(".")):
         raise UsageError(f"{f'--set {name[:60]}'.rstrip()}: is not of the form field.path=value", remedy=_EXAMPLE)
-    return Change(path, _read_value(given), Origin(option=option or f"--set {path}"), Path.cwd(), {})
+    origin = Origin(option=option or f"--set {path}")
+    return Change(path, _read_value(given, path, origin), origin, Path.cwd(), {})
 
 
 def _is_batch(data: Mapping[str, Any]) -> bool:
@@ -114,10 +115,11 @@ def _is_batch(data: Mapping[str, Any]) -> bool:
 def nearest_file(file: Path) -> str | None:
     """The file beside this one whose name is nearest, where the file itself is not there."""
     try:
-        names = [entry.name for entry in file.parent.iterdir()]
+        names = {entry.stem: entry.name for entry in file.parent.iterdir() if entry.suffix in {".yaml", ".yml"}}
     except OSError:
         return None
-    near = difflib.get_close_matches(file.name, names, n=1)
+    # Names alone: with their extensions, short ones would all be near.
+    near = [names[stem] for stem in difflib.get_close_matches(file.stem, names, n=1, cutoff=0.7)]
     return str(file.parent / near[0]) if near else None
 
 
@@ -127,7 +129,7 @@ class Draft:
     def __init__(self, document: Document, file: Path) -> None:
         self.data: dict[str, Any] = document.data
         self.origins = document.origins
-        self.repeated = document.repeated
+        self.faults = document.faults
         self.file = file
         self._schema_named = False
 
@@ -177,7 +179,7 @@ class Draft:
         if isinstance(document.data, str):
             raise JobError("holds a text, not a list of messages", file=path, line=1)
         self.origins.update(document.origins)
-        self.repeated.extend(document.repeated)
+        self.faults.extend(document.faults)
         return document.data
 
     def _load_schema(self, base: Path) -> None:
@@ -265,13 +267,18 @@ def absolute_path(base: Path, path: str) -> str:
     return os.path.normpath(base / Path(path).expanduser())
 
 
-def _read_value(text: str) -> Any:
+def _read_value(text: str, path: str, origin: Origin) -> Any:
     """The YAML value of a `--set`. Lists and mappings are written in brackets; any other `a: b` or `# c` is text."""
     text = text.strip()
+    if not text:
+        return text
     try:
-        value = parse_yaml(text, Path("--set")).data if text else ""
+        document = parse_yaml(text, Path("--set"), tuple(path.split(".")))
     except JobError:
         return text
+    value = document.data
+    for fault in document.faults:
+        raise UsageError(f"{origin.option}: {fault.message}", remedy=fault.remedy)
     if isinstance(value, str):
         return value if text.startswith(("'", '"')) else text
     if isinstance(value, dict | list):

@@ -1,11 +1,17 @@
 """YAML as a job file uses it: JSON's types, names that are texts, and bounds on what a few lines can unfold to.
 
-Dates stay the text they were written as, since JSON has none. A field that stands twice, which YAML would silently
-drop, is an error. Aliases are followed, but no document may unfold to more than 100,000 values or 100 levels.
+Plain words are texts, unless both YAML 1.1 and YAML 1.2 call them a number, `true`, `false` or `null`. So a label `no`,
+`on`, `12:30`, `010`, `1_000` or `2024-01-01` stays the text that was written; YAML 1.1 would make a boolean, a number
+or a date of it without a word. Typed fields of a job still read `yes`, `1_000` and `0x10`. `extra_body` has no types of
+its own, so such a word is refused there as the value of a name: nobody can tell which one was meant.
+
+A field that stands twice, which YAML would silently drop, is an error. Aliases are followed, but no document may unfold
+to more than 100,000 values or 100 levels.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,15 +27,43 @@ _MAX_TEXT = 40_000_000
 _MAX_DEPTH = 100
 _TAG = "tag:yaml.org,2002:"
 _KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
+_DATA_SUFFIXES = frozenset({".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst"})
 _QUOTES = "A text that holds `{{`, `: ` or `#`, or begins with - @ % or `, must stand in quotes."
 
 
+_PLAIN_WORDS = {
+    "bool": (re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), "tTfF"),
+    "null": (re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""]),
+    "int": (re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z"), "-+0123456789"),
+    "float": (
+        re.compile(
+            r"[-+]?(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?\Z"
+            r"|[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z"
+        ),
+        "-+0123456789.",
+    ),
+    "merge": (re.compile(r"<<\Z"), "<"),
+}
+"""What a plain word must look like to be more than a text, and the characters that it may begin with."""
+_TWO_READINGS = [
+    (re.compile(r"(?:yes|on)\Z", re.IGNORECASE), "true"),
+    (re.compile(r"(?:no|off)\Z", re.IGNORECASE), "false"),
+    (re.compile(r"[-+]?0[0-9_]+\Z|[-+]?0[box][0-9a-fA-F_]+\Z", re.ASCII), "a number without a leading zero"),
+    (re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?\Z", re.ASCII), "a number of digits alone"),
+    (re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?\Z", re.ASCII), "a number of digits alone"),
+]
+"""Plain words that are texts here and something else in another reading of YAML, with what to write for the latter."""
+
+
 class Document(NamedTuple):
-    """What a YAML text says, where each of its fields stands, and the fields that stand there twice."""
+    """What a YAML text says, and where each of its fields stands.
+
+    `faults` are fields that stand there twice, and values without a type that can be read in two ways.
+    """
 
     data: Any
     origins: dict[Place, Origin]
-    repeated: list[JobError]
+    faults: list[JobError]
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,10 +91,11 @@ _Loader.yaml_constructors = {
     for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
     if tag is not None and tag.removeprefix(_TAG) in _KINDS
 } | {None: _Loader.refuse}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+# `<<` is a text where it is a value; as a name it puts another mapping in its place.
+_Loader.yaml_constructors[f"{_TAG}merge"] = yaml.SafeLoader.construct_yaml_str
+_Loader.yaml_implicit_resolvers = {}
+for _kind, (_pattern, _first) in _PLAIN_WORDS.items():
+    _Loader.add_implicit_resolver(f"{_TAG}{_kind}", _pattern, list(_first))
 
 
 def _name(key: yaml.Node) -> str:
@@ -85,20 +120,22 @@ def read_text(file: Path) -> str:
 def parse_yaml(text: str, file: Path, place: Place = ()) -> Document:
     """Read YAML. `place` is where its content belongs in the job. Raises JobError with the line."""
     origins: dict[Place, Origin] = {}
-    repeated: list[JobError] = []
+    faults: list[JobError] = []
     loader: _Loader | None = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            return Document(None, origins, repeated)
-        for field, line, first in _walk(node, place, _Budget(file)):
+            return Document(None, origins, faults)
+        faults += _doubt(node, place, file)
+        for field, line, first, value in _walk(node, place, _Budget(file)):
             if first is None:
                 origins[field] = Origin(file, line)
+                faults += _doubt(value, field, file)
             else:
                 message = f"stands twice (first in line {first}): keep one of the two"
-                repeated.append(JobError(message, file=file, line=line, field=dotted(field)))
-        return Document(loader.construct_document(node), origins, repeated)
+                faults.append(JobError(message, file=file, line=line, field=dotted(field)))
+        return Document(loader.construct_document(node), origins, faults)
     except yaml.YAMLError as error:
         raise _yaml_error(error, text, file) from None
     except RecursionError:
@@ -125,19 +162,39 @@ class _Budget:
             raise JobError(f"{what} (do its aliases repeat each other?)", file=self.file, line=node.start_mark.line + 1)
 
 
-def _walk(node: yaml.Node, place: Place, budget: _Budget, depth: int = 0) -> Iterator[tuple[Place, int, int | None]]:
-    """Yield each field's place and line; of one that stands there twice, also the line where it stood first."""
+def _doubt(node: yaml.Node, field: Place, file: Path) -> list[JobError]:
+    """Return an error for a value of `extra_body` that can be read in two ways.
+
+    The entries of a list are choices, and so is a `const`: they are texts.
+    """
+    if "extra_body" not in field[:-1] or not isinstance(field[-1], str) or field[-1] == "const":
+        return []
+    if not isinstance(node, yaml.ScalarNode) or node.style is not None or node.tag != f"{_TAG}str":
+        return []
+    instead = next((instead for pattern, instead in _TWO_READINGS if pattern.match(node.value)), None)
+    if instead is None:
+        return []
+    remedy = f'Write {instead}, or "{node.value}" in quotes for a text.'
+    line = node.start_mark.line + 1
+    message = f"{node.value} can be read in two ways"
+    return [JobError(message, file=file, line=line, field=dotted(field), remedy=remedy)]
+
+
+def _walk(
+    node: yaml.Node, place: Place, budget: _Budget, depth: int = 0
+) -> Iterator[tuple[Place, int, int | None, yaml.Node]]:
+    """Yield each field's place, line and value; of one that stands there twice, also the line where it stood first."""
     budget.spend(node, depth)
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
             name, line = _name(key), key.start_mark.line + 1
-            yield (*place, name), line, seen.get(name) if name != "<<" else None
+            yield (*place, name), line, seen.get(name) if name != "<<" else None, value
             seen.setdefault(name, line)
             yield from _walk(value, (*place, name), budget, depth + 1)
     elif isinstance(node, yaml.SequenceNode):
         for position, value in enumerate(node.value):
-            yield (*place, position), value.start_mark.line + 1, None
+            yield (*place, position), value.start_mark.line + 1, None, value
             yield from _walk(value, (*place, position), budget, depth + 1)
 
 
@@ -147,13 +204,24 @@ def _yaml_error(error: yaml.YAMLError, text: str, file: Path) -> JobError:
         return JobError("holds a control character that YAML does not allow", file=file, line=line)
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
-    remedy = "Indent with spaces, not with tabs." if "\\t" in problem else _QUOTES
+    remedy = _remedy(problem, text, file)
     return JobError(
         f"is not valid YAML: {problem}",
         file=file,
         line=mark.line + 1 if mark is not None else None,
         remedy=remedy,
     )
+
+
+def _remedy(problem: str, text: str, file: Path) -> str:
+    """Say how to mend what the parser met."""
+    if file.suffix.lower() in _DATA_SUFFIXES:
+        return f"{file.name} is data, not a job: name a job file, and let its `input` name the data."
+    if "\\t" in problem:
+        return "Indent with spaces, not with tabs."
+    if "<block" in problem or "mapping values are not allowed" in problem:
+        return f"Check the indentation here and in the line before: fields side by side start in one column. {_QUOTES}"
+    return _QUOTES
 
 
 def read_job_text(file: Path, near: str | None) -> str:

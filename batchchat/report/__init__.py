@@ -12,7 +12,7 @@ from pathlib import Path
 
 from batchchat.report.page import check_page
 from batchchat.report.run_report import write_run_report
-from batchchat.report.suite import is_scored
+from batchchat.report.suite_folder import is_scored
 from batchchat.report.suite_report import write_suite_report
 
 __all__ = ["PAGE_NAME", "check_page", "write_report", "write_run_report", "write_suite_report"]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.inspection import Templates
-from batchchat.report.texts import LONGEST_TEXT, Messages, Room
+from batchchat.report.texts import LONGEST_TEXT, Messages, TextAllowance
 from batchchat.sources import python_rows
 from batchchat.store import Output
 
@@ -47,7 +47,13 @@ class Records:
     """
 
     def __init__(
-        self, output: Output | None, ids: pa.Array, room: Room, *, samples: int = 1, scored: pa.Table | None = None
+        self,
+        output: Output | None,
+        ids: pa.Array,
+        room: TextAllowance,
+        *,
+        samples: int = 1,
+        scored: pa.Table | None = None,
     ) -> None:
         self._samples = samples
         self._room = room

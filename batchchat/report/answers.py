@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 
 from batchchat.report.alignment import Records, choose_rows, row_ids, rows_of
 from batchchat.report.charting import pack
-from batchchat.report.suite import Suite
-from batchchat.report.texts import Messages, Room
+from batchchat.report.suite_folder import SuiteFolder
+from batchchat.report.texts import Messages, TextAllowance
 
 MOST_ROWS = 20_000
 MOST_CELLS = 4_000_000
@@ -69,10 +69,10 @@ class _Labels:
     given: list[list[int | None]]
 
 
-class Answers:
+class AnswerBrowser:
     """Everything that the row browser of a page shows. Read `blocks` to their end before `index`."""
 
-    def __init__(self, suite: Suite) -> None:
+    def __init__(self, suite: SuiteFolder) -> None:
         self.suite = suite
         self.names = [str(variant.get("name")) for variant in suite.variants]
         values, verdicts = suite.values(), suite.verdicts()
@@ -94,7 +94,7 @@ class Answers:
         self._scores = [[self._scored(of_variant[name], scorer) for scorer in self.scorers] for name in self.names]
         self._labels = self._labels_of(of_variant)
         self._pairs = self._pairs_of(self._placed(verdicts.append_column("id", row_ids(verdicts))), pairs)
-        self._room = Room(len(self) * self.samples * len(self.names))
+        self._room = TextAllowance(len(self) * self.samples * len(self.names))
         self._records = [
             Records(output, self._ids, self._room, samples=self.samples, scored=of_variant[name])
             for name, output in zip(self.names, outputs, strict=True)

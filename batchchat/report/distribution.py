@@ -81,7 +81,7 @@ class Distribution:
         return [Bar(*bar) for bar in zip(edges, edges[1:], counts, strict=False)]
 
 
-class Tally:
+class ValueCounts:
     """How often each of a few values occurs. Where there are more than `most`, it gives up and is `spread`."""
 
     def __init__(self, most: int = 40, *, longest: int = 80) -> None:

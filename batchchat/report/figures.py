@@ -20,7 +20,7 @@ QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 _MARK_ROOM = 0.07
 
 
-class Figure(TypedDict):
+class PlotlyFigure(TypedDict):
     """One chart. `paint` maps paths in each trace to names of colours; `marks` are named lines across the x axis."""
 
     data: list[dict[str, Any]]
@@ -34,7 +34,7 @@ def plain(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def rate_over_time(course: Course) -> Figure:
+def rate_over_time(course: Course) -> PlotlyFigure:
     """Rows per second, ended well and failed."""
     ok = [moment.ok / course.width for moment in course.moments]
     failed = [moment.failed / course.width for moment in course.moments]
@@ -44,7 +44,7 @@ def rate_over_time(course: Course) -> Figure:
     return _bars_over_time(course, traces, "%{y:,.3~r} rows/s")
 
 
-def tokens_over_time(course: Course) -> Figure:
+def tokens_over_time(course: Course) -> PlotlyFigure:
     """Prompt and completion tokens."""
     traces = [
         ("prompt", "series-1", [moment.prompt_tokens for moment in course.moments]),
@@ -53,7 +53,7 @@ def tokens_over_time(course: Course) -> Figure:
     return _bars_over_time(course, traces, "%{y:,.3~s} tokens")
 
 
-def cost_over_time(course: Course, currency: str) -> Figure:
+def cost_over_time(course: Course, currency: str) -> PlotlyFigure:
     """What was spent until each moment."""
     total, spent = 0.0, []
     for moment in course.moments:
@@ -75,7 +75,7 @@ def cost_over_time(course: Course, currency: str) -> Figure:
     return {"data": [trace], "layout": layout, "paint": [{"line.color": "series-3", "fillcolor": "series-3-soft"}]}
 
 
-def _bars_over_time(course: Course, traces: Sequence[tuple[str, str, list[Any]]], value: str) -> Figure:
+def _bars_over_time(course: Course, traces: Sequence[tuple[str, str, list[Any]]], value: str) -> PlotlyFigure:
     middle = [_milliseconds(moment.start) + course.width * 500 for moment in course.moments]
     return {
         "data": [
@@ -109,7 +109,7 @@ def _milliseconds(seconds: int) -> int:
     return seconds * 1_000
 
 
-def spread(distribution: Distribution, color: str, *, seconds: bool) -> Figure:
+def spread(distribution: Distribution, color: str, *, seconds: bool) -> PlotlyFigure:
     """A histogram on a logarithmic axis, with the quantiles p50, p95 and p99 marked."""
     bars = distribution.bars()
     write = seconds_text if seconds else _number

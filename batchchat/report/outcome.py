@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.format import one_line
-from batchchat.report.distribution import Distribution, Tally
-from batchchat.report.labels import LabelCounts, Labels
+from batchchat.report.distribution import Distribution, ValueCounts
+from batchchat.report.label_counts import LabelCounter, LabelCounts
 from batchchat.report.timeline import Timeline
 from batchchat.store import Output
 
@@ -51,7 +51,7 @@ class Outcome:
     failed: int = 0
     sums: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(_SUMMED))
     measured: dict[str, Distribution] = field(default_factory=dict)
-    tallied: dict[str, Tally] = field(default_factory=dict)
+    tallied: dict[str, ValueCounts] = field(default_factory=dict)
     kinds: dict[str, FailureKind] = field(default_factory=dict)
     timeline: Timeline = field(default_factory=Timeline)
     labels: list[LabelCounts] = field(default_factory=list)
@@ -115,11 +115,11 @@ def outcome_of(output: Output) -> Outcome:
     if schema is None:
         return found
     found.measured = {name: Distribution() for name in _MEASURED if name in schema.names}
-    found.tallied = {name: Tally() for name in _TALLIED if name in schema.names}
+    found.tallied = {name: ValueCounts() for name in _TALLIED if name in schema.names}
     columns = dict.fromkeys([*_ALWAYS, *_FAILURE, *_SUMMED, *found.measured, *found.tallied])
     for batch in output.records(list(columns)):
         found.add(batch)
-    labels = Labels(schema)
+    labels = LabelCounter(schema)
     for batch in output.records(["status", *labels.columns]):
         labels.add(batch.filter(pc.equal(batch.column("status"), "ok")))
         if not labels.columns:

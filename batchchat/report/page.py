@@ -7,6 +7,7 @@ scripts put it on the page as text, never as markup.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -140,7 +141,10 @@ def _environment() -> jinja2.Environment:
 
 def embedded(value: object) -> Markup:
     """Return JSON for a script element: nothing in it can end the element or open a comment."""
-    text = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+    try:
+        text = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # an integer beyond 64 bits
+        text = json.dumps(value, ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)  # noqa: S704 - made safe above

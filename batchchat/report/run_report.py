@@ -18,7 +18,7 @@ from batchchat.inspection import status_of
 from batchchat.report.distribution import Distribution
 from batchchat.report.figures import (
     QUANTILES,
-    Figure,
+    PlotlyFigure,
     cost_over_time,
     rate_over_time,
     seconds_text,
@@ -56,7 +56,7 @@ class Chart:
     title: str
     note: str
     summary: str
-    figure: Figure
+    figure: PlotlyFigure
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchchat.report.distribution import Distribution
-from batchchat.report.figures import Figure, linear_ticks, plain, seconds_text
+from batchchat.report.figures import PlotlyFigure, linear_ticks, plain, seconds_text
 
 _NAME_LETTERS = 24
 
@@ -40,7 +40,7 @@ def pareto(points: Sequence[Point], *, higher_is_better: bool) -> list[bool]:
     return [not any(beats(other, point) for other in points) for point in points]
 
 
-def quality_against_cost(points: Sequence[Point], *, cost: str, value: str, share: bool) -> Figure:
+def quality_against_cost(points: Sequence[Point], *, cost: str, value: str, share: bool) -> PlotlyFigure:
     """Each variant as a point with its interval; those that no other beats are joined by a line."""
     best = sorted((point for point in points if point.best), key=lambda point: (point.cost, point.value))
     front = {
@@ -98,7 +98,7 @@ def _cloud(points: Sequence[Point]) -> dict[str, Any]:
     }
 
 
-def latencies(spreads: Sequence[tuple[str, Distribution]]) -> Figure:
+def latencies(spreads: Sequence[tuple[str, Distribution]]) -> PlotlyFigure:
     """For each variant a box from the first to the third quartile, its median, and whiskers from p5 to p95."""
     numbered = [(number, name, spread) for number, (name, spread) in enumerate(spreads, 1) if spread.count]
     numbered.reverse()

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow.compute as pc
 
 from batchchat.format import UNKNOWN, count, money, plural
-from batchchat.report.answers import Answers
+from batchchat.report.answers import AnswerBrowser
 from batchchat.report.distribution import Distribution
-from batchchat.report.figures import Figure, seconds_text
+from batchchat.report.figures import PlotlyFigure, seconds_text
 from batchchat.report.page import check_page, write_page, written
-from batchchat.report.suite import Score, Suite, better, read_suite, settled
 from batchchat.report.suite_figures import Point, latencies, latency_text, pareto, quality_against_cost
+from batchchat.report.suite_folder import ScoreMeaning, SuiteFolder, better, read_suite, settled
 
 _SHARES = {"yes/no", "share"}
 _MOST_CLASSES = 40
@@ -85,9 +85,11 @@ def write_suite_report(directory: Path, target: Path) -> None:
     """
     check_page(target)
     suite = read_suite(directory)
-    answers = Answers(suite)
+    answers = AnswerBrowser(suite)
     spreads = _latencies(suite)
-    figures: dict[str, Figure] = {f"quality-{at}": figure for at, figure in enumerate(_qualities(suite)) if figure}
+    figures: dict[str, PlotlyFigure] = {
+        f"quality-{at}": figure for at, figure in enumerate(_qualities(suite)) if figure
+    }
     if any(spread.count for _, spread in spreads):
         figures["latency"] = latencies(spreads)
     write_page(
@@ -107,7 +109,7 @@ def write_suite_report(directory: Path, target: Path) -> None:
     )
 
 
-def _data(suite: Suite, answers: Answers, figures: Mapping[str, Figure]) -> dict[str, Any]:
+def _data(suite: SuiteFolder, answers: AnswerBrowser, figures: Mapping[str, PlotlyFigure]) -> dict[str, Any]:
     """What the page's scripts read."""
     names = [str(variant.get("name")) for variant in suite.variants]
     scores = [
@@ -133,7 +135,7 @@ def _data(suite: Suite, answers: Answers, figures: Mapping[str, Figure]) -> dict
 # ---- the variants' table ----------------------------------------------------------------------------------------
 
 
-def _lines(suite: Suite) -> list[Line]:
+def _lines(suite: SuiteFolder) -> list[Line]:
     columns = [_column(suite, score) for score in suite.scores]
     return [
         Line(
@@ -154,7 +156,7 @@ def _lines(suite: Suite) -> list[Line]:
     ]
 
 
-def _column(suite: Suite, score: Score) -> list[Cell]:
+def _column(suite: SuiteFolder, score: ScoreMeaning) -> list[Cell]:
     """One score of all variants, on one scale."""
     found = [(variant.get("scores") or {}).get(score.name) or {} for variant in suite.variants]
     ends = [
@@ -214,7 +216,7 @@ def _per_thousand(variant: Mapping[str, Any], amount: float | None) -> float | N
 # ---- charts -----------------------------------------------------------------------------------------------------
 
 
-def _qualities(suite: Suite) -> list[Figure | None]:
+def _qualities(suite: SuiteFolder) -> list[PlotlyFigure | None]:
     """For each score the chart of cost against it, None where the score has no better direction or no values."""
     currencies = {variant.get("currency") for variant in suite.variants if variant.get("cost") is not None}
     priced = len(currencies) == 1 and all(variant.get("cost") is not None for variant in suite.variants)
@@ -222,7 +224,7 @@ def _qualities(suite: Suite) -> list[Figure | None]:
     return [_quality(suite, score, currency, priced=priced) for score in suite.scores]
 
 
-def _quality(suite: Suite, score: Score, currency: str | None, *, priced: bool) -> Figure | None:
+def _quality(suite: SuiteFolder, score: ScoreMeaning, currency: str | None, *, priced: bool) -> PlotlyFigure | None:
     if score.higher_is_better is None:
         return None
     points = []
@@ -258,7 +260,7 @@ def _quality(suite: Suite, score: Score, currency: str | None, *, priced: bool) 
     )
 
 
-def _latencies(suite: Suite) -> list[tuple[str, Distribution]]:
+def _latencies(suite: SuiteFolder) -> list[tuple[str, Distribution]]:
     spreads = []
     for variant in suite.variants:
         spread = Distribution()
@@ -272,7 +274,7 @@ def _latencies(suite: Suite) -> list[tuple[str, Distribution]]:
 # ---- comparisons and classes ------------------------------------------------------------------------------------
 
 
-def _differences(suite: Suite, names: Sequence[str]) -> list[Difference]:
+def _differences(suite: SuiteFolder, names: Sequence[str]) -> list[Difference]:
     scores = {score.name: score for score in suite.scores}
     currencies = {str(variant.get("name")): variant.get("currency") for variant in suite.variants}
     return [
@@ -282,7 +284,7 @@ def _differences(suite: Suite, names: Sequence[str]) -> list[Difference]:
     ]
 
 
-def _difference(one: Mapping[str, Any], score: Score, names: Sequence[str], currency: str | None) -> Difference:
+def _difference(one: Mapping[str, Any], score: ScoreMeaning, names: Sequence[str], currency: str | None) -> Difference:
     difference, low, high = one.get("difference"), one.get("ci_low"), one.get("ci_high")
     adjusted = one.get("p_adjusted", one.get("p_value"))
     winner = better(one, score)
@@ -333,7 +335,7 @@ def _p_text(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def _matrices(suite: Suite) -> list[dict[str, Any]]:
+def _matrices(suite: SuiteFolder) -> list[dict[str, Any]]:
     """The confusion matrices and class scores, the most frequent classes of each scorer."""
     found = []
     for number, variant in enumerate(suite.variants):

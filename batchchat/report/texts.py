@@ -18,7 +18,7 @@ Messages = list[list[str]]
 """The messages of a request as [role, text]."""
 
 
-class Room:
+class TextAllowance:
     """Keeps the texts of a page, and finds how long one may be so that all of them are bearable.
 
     `records` is how many there may be. `longest` shrinks while texts come in, as soon as those so far, and as many more

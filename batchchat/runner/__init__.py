@@ -237,7 +237,6 @@ class _Run:
             cache,
             self.writer,
             self.prepared.reviewer,
-            dedupe=self.job.dedupe,
             own=self.job.cache is None,
             offload=self.offload,
             listener=self.tell,
@@ -262,6 +261,10 @@ class _Run:
         )
         if store.known is not None:
             store.known.look_up(store.index, store.keys)
+        renamed = store.recovery.renamed
+        if renamed is not None:
+            message = f"the old output is kept as {renamed}; `batchchat clean {job.output.path}` removes old ones"
+            self.tell(Event("set_aside", message, "info", {"path": str(renamed)}))
         for message in store.recovery.messages:
             self.warnings.append(message)
             self.tell(Event("recovered", message, "warning"))
@@ -348,8 +351,6 @@ class _Run:
         self.tell(Event("run_started", f"run {self.run_id} into {job.output.path}", "debug", fields))
         async with anyio.create_task_group() as group:
             group.start_soon(self.writer.run)
-            if self.reuse is not None:
-                group.start_soon(self.reuse.run)
             try:
                 async with anyio.create_task_group() as inner:
                     self._watch_stop(inner)
@@ -360,8 +361,6 @@ class _Run:
                     self.phase = "ending"
                     inner.cancel_scope.cancel()
             finally:
-                if self.reuse is not None:
-                    self.reuse.finish()
                 self.writer.finish()
 
     @property
@@ -407,8 +406,22 @@ class _Run:
             if rows.full:
                 await self.offload(rows.flush)
         yield await self._revive(archived.requests)
-        rows.finish()
-        self.read_all = True
+        self.failed = self._cut_short()
+        if self.failed is None:
+            rows.finish()
+            self.read_all = True
+
+    def _cut_short(self) -> StorageError | None:
+        """Why a pass that came to its end is not whole: the input promised more rows, or others, than it gave."""
+        source = self.prepared.source
+        promised, read = source.known_rows(), self.intake.counts.rows
+        if promised is None or promised == read or not self.prepared.selection.whole:
+            return None
+        return StorageError(
+            f"the input {self.job.input.path} promised {promised:,} rows and gave {read:,}: it was cut or changed "
+            "while it was read",
+            remedy="Restore it, then run the same command again: it goes on where it stopped. Nothing was archived.",
+        )
 
     def _resumed(self, requests: list[Request]) -> list[Request]:
         """Go on from the answers that an earlier run kept; return what is still to be sent."""

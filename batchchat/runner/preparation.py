@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -31,6 +32,8 @@ _KEYS_CHECKED = 1_000
 _HEAD_BYTES = 32 * 2**20
 _NOT_FROZEN = Frozen()
 _ROWS_TRIED = 100
+_SINGLE_BRACES = re.compile(r"(?<!\{)\{ *([^{}%#\n]{1,200}?) *\}(?!\})")
+_COMMENT = re.compile(r"\{#(.*?)#\}", re.DOTALL)
 _KEYS_DIFFER = "A key must be there and different in every row: name another column, or leave input.key out."
 _LINES_DIFFER = "Each line of a batch file needs a custom_id of its own."
 
@@ -111,6 +114,7 @@ def prepare(
         provider, questions = job.resolved_provider(), compile_questions(job)
         job.check_budget(provider)
     _try_template(job, questions.template, rows[:_ROWS_TRIED], source.columns, images)
+    _check_columns_used(job, questions.template, source.columns)
     chosen = None
     if sample is not None:
         total = source.known_rows()
@@ -125,7 +129,11 @@ def prepare(
         parsed,
         Identity(provider.identity),
         Selection(limit, chosen),
-        [*_sample_warnings(job, questions.template), *schema_warnings(job, questions, provider)],
+        [
+            *_text_warnings(job, questions.template, rows),
+            *_sample_warnings(job, questions.template),
+            *schema_warnings(job, questions, provider),
+        ],
         head,
         batches,
         images,
@@ -133,10 +141,21 @@ def prepare(
 
 
 def _open_source(job: Job, frozen: Frozen) -> Source:
-    given = job.input
+    given, output = job.input, Path(job.output.path)
     if isinstance(job, BatchFileJob):
-        return open_source(given.path, format="jsonl", types=COLUMNS, frozen=frozen.input)
-    return open_source(given.path, format=given.format, types=given.types, frozen=frozen.input)
+        return open_source(
+            given.path, format="jsonl", types=COLUMNS, frozen=frozen.input, output=output, encoding=given.encoding
+        )
+    return open_source(
+        given.path,
+        format=given.format,
+        types=given.types,
+        frozen=frozen.input,
+        output=output,
+        encoding=given.encoding,
+        header=given.header if isinstance(given.header, bool) else tuple(given.header),
+        quoting=given.quoting,
+    )
 
 
 def _with_model(job: BatchFileJob, rows: list[tuple[RowBatch, int]]) -> BatchFileJob:
@@ -164,6 +183,65 @@ def _image_reader(job: Job, template: Template, source: Source) -> ImageReader |
     return ImageReader(template.image_columns, source.folder_of, root=root, max_bytes=job.images.max_bytes)
 
 
+def _check_columns_used(job: Job, template: Template, columns: tuple[str, ...]) -> None:
+    """Refuse a job that asks every row the same, unless it says that this is meant."""
+    if job.constant or isinstance(job, BatchFileJob) or template.uses(columns):
+        return
+    written = [text for text in _texts_of(job.messages) for text in _SINGLE_BRACES.findall(text)]
+    name = next((text for text in written if text in columns), None)
+    hint = (
+        f"Write {{{{ {name} }}}} for {{{name}}}" if name else f"Put a column into a message, such as {_hole(columns)}"
+    )
+    raise job.error(
+        "no message and no param uses a column of the input, so every row would ask the same",
+        "messages",
+        remedy=f"{hint}; or write `constant: true` into the job if this is meant. "
+        f"The input's columns are {', '.join(columns)}.",
+    )
+
+
+def _hole(columns: tuple[str, ...]) -> str:
+    """Write how a template shows one of the columns."""
+    plain = next((name for name in columns if name.isidentifier()), None)
+    return f"{{{{ {plain or 'text'} }}}}"
+
+
+def _texts_of(value: object) -> Iterator[str]:
+    """Yield the texts inside of a value, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from chain.from_iterable(map(_texts_of, value.values()))
+    elif isinstance(value, list | tuple):
+        yield from chain.from_iterable(map(_texts_of, value))
+
+
+def _text_warnings(job: Job, template: Template, rows: list[tuple[RowBatch, int]]) -> list[str]:
+    """Say what the model will not see: columns without a text, and text inside of comments."""
+    warnings = []
+    lost = [text for source in _texts_of(job.messages) for text in _COMMENT.findall(source)]
+    lost = [text.strip() for text in lost if "\n" in text.strip() or "{{" in text]
+    if lost:
+        short = lost[0] if len(lost[0]) <= 60 else lost[0][:59] + "…"
+        warnings.append(
+            f"messages: {{# … #}} is a comment, so {sum(map(len, lost)):,} characters are not sent: {short!r}"
+        )
+    read = [values for batch, offset in rows if (values := batch.values[offset]) is not None]
+    names = [name for name in sorted(template.names) if any(name in values for values in read)]
+    if names and not template.uses_row:
+        empty = sum(all(_is_empty(values.get(name)) for name in names) for values in read)
+        if empty:
+            warnings.append(
+                f"{empty:,} of the first {len(read):,} rows {'has' if empty == 1 else 'have'} nothing in "
+                f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}: the request is sent all the same"
+            )
+    return warnings
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value)
+
+
 def _sample_warnings(job: Job, template: Template) -> list[str]:
     """What makes the samples of a row alike, so that more of them tell no more."""
     if job.samples == 1 or template.sampled:
@@ -184,7 +262,7 @@ def _rows(batches: list[RowBatch]) -> Iterator[tuple[RowBatch, int]]:
 
 def _check_key_column(job: Job, source: Source) -> None:
     key = job.input.key
-    if key is not None and key not in source.columns:
+    if key is not None and key not in source.columns and key.partition(".")[0] not in source.columns:
         near = difflib.get_close_matches(key, source.columns, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise job.error(

@@ -3,10 +3,13 @@
 `Reuse` stands between the feed and the engine (`sift` keeps back what need not be sent) and between the engine and the
 writer (as the engine's sink it sees every answer). A job without `cache` and `dedupe` has none.
 
-An answer is looked for in memory, where it stays until it is written behind to the cache, then in the cache. With
-`dedupe` a request whose equal is under way is parked until that one is settled, and takes over what becomes of it, a
-failure too: equal requests of a run are sent once. If the run stops before, both stay open. The parked are bounded in
-number and bytes; beyond that the input waits.
+An answer is put into the cache in the same step that commits its record to the journal, and before it: whatever a
+record is counted for, equal requests find too, also after a kill or a loss of power. Until then it is looked for in
+memory.
+
+A request whose equal is under way is parked until that one is settled, and takes over what becomes of it, a failure
+too: equal requests of a run are sent once. If the run stops before, both stay open. The parked are bounded in number
+and bytes; beyond that the input waits.
 
 An answer that is taken over is judged again by the job's own demands; one that they do not accept is asked for.
 """
@@ -20,17 +23,16 @@ import anyio
 
 from batchchat.cache import AnswerCache
 from batchchat.engines import Outcome, Settled
-from batchchat.errors import StorageError
+from batchchat.errors import StorageError, UsageError
 from batchchat.events import Event, Listener
 from batchchat.records import Completion, Failure, Reply, Request, Verdict, answer_bytes
 from batchchat.review import Accept, Reviewer
 from batchchat.runner.writer import Offload, Writer
 
-_FLUSH_S = 0.25
-_FRESH_BYTES = 32 * 2**20
 _PARKED_MAX = 10_000
 _PARKED_BYTES = 64 * 2**20
 _FAILURES_MAX = 10_000
+_LOCAL_BYTES = 16 * 2**20
 
 
 @dataclass(slots=True)
@@ -44,8 +46,8 @@ class _Line:
 class Reuse:
     """Answers of a cache, and of the run itself, for requests that ask the same. See the module.
 
-    `cache` is where answers go and come from; it is the run's `own`, or shared with other jobs. With `dedupe` equal
-    requests are sent once. `reviewer` judges an answer that is taken over. `offload` runs blocking code.
+    `cache` is where answers go and come from; it is the run's `own`, or shared with other jobs. `reviewer` judges an
+    answer that is taken over. `offload` runs blocking code. It is the `writer`'s shelf: see `Shelf`.
     """
 
     def __init__(
@@ -54,7 +56,6 @@ class Reuse:
         writer: Writer,
         reviewer: Reviewer,
         *,
-        dedupe: bool,
         own: bool,
         offload: Offload,
         listener: Listener,
@@ -63,23 +64,22 @@ class Reuse:
         self._cache = cache
         self._writer = writer
         self._reviewer = reviewer
-        self._dedupe = dedupe
         self._own = own
         self._offload = offload
         self._listener = listener
         self._fresh: dict[bytes, Completion] = {}
         self._flushing: dict[bytes, Completion] = {}
         self._flushed: dict[bytes, Completion] = {}
-        self._fresh_bytes = 0
         self._looking = False
+        self._error: StorageError | None = None
         self._lines: dict[bytes, _Line] = {}
         self._parked = 0
         self._parked_bytes = 0
         self._failures: dict[bytes, Failure] = {}
+        self._local: dict[bytes, Completion] = {}
+        self._local_bytes = 0
         self._moved = anyio.Event()
-        self._wake = anyio.Event()
-        self._hurry = anyio.Event()
-        self._finished = False
+        writer.shelf = self
 
     # --- before the engine
 
@@ -101,7 +101,7 @@ class Reuse:
             outcome = found.get(request.custom_id) or self._remembered(request)
             if outcome is not None:
                 self._writer.add_shared(request, outcome)
-            elif not (self._dedupe and self._park(request)):
+            elif not self._park(request):
                 left.append(request)
         self._flushed = {}
         return left
@@ -126,7 +126,8 @@ class Reuse:
     def _remembered(self, request: Request) -> Settled | None:
         """The outcome of a request whose equal was settled while the cache was looked up, or failed before."""
         key = request.answer_id
-        answer = self._fresh.get(key) or self._flushing.get(key) or self._flushed.get(key)
+        places = (self._fresh, self._flushing, self._flushed, self._local)
+        answer = next((place[key] for place in places if key in place), None)
         if answer is not None:
             return self._judge(request, answer)
         failure = self._failures.get(key)
@@ -167,13 +168,23 @@ class Reuse:
         key, reply = outcome.request.answer_id, outcome.reply
         if self._is_answer(outcome) and reply.completion is not None:
             self._fresh[key] = _answer(reply, reply.completion)
-            self._fresh_bytes += _size(reply.completion)
-            self._wake.set()
-        elif self._dedupe and outcome.failure is not None and len(self._failures) < _FAILURES_MAX:
+        elif outcome.failure is not None and len(self._failures) < _FAILURES_MAX:
             self._failures[key] = outcome.failure
+        elif reply.completion is not None:
+            self._keep_local(key, _answer(reply, reply.completion))
         line = self._lines.pop(key, None)
         if line is not None and line.requests:
             self._share(outcome, line)
+
+    def _keep_local(self, key: bytes, answer: Completion) -> None:
+        """Remember an answer that this job took and other jobs may not: for its equals in this run, as far as they fit.
+
+        Beyond the bound, equal rows that come later are asked for themselves.
+        """
+        nbytes = answer_bytes(answer.text, answer.reasoning, answer.tool_calls, answer.logprobs)
+        if key not in self._local and self._local_bytes + nbytes <= _LOCAL_BYTES:
+            self._local[key] = answer
+            self._local_bytes += nbytes
 
     def _is_answer(self, outcome: Settled) -> bool:
         """Whether an outcome is a whole answer to its request: not failed, cut off, or given a longer bound.
@@ -199,43 +210,35 @@ class Reuse:
 
     @property
     def full(self) -> bool:
-        """Whether more waits to be written, to the journal or to the cache, than should."""
-        return self._writer.full or self._fresh_bytes > _FRESH_BYTES
+        """Whether more waits to be written than should."""
+        return self._writer.full
 
     async def room(self) -> None:
         """Wait until there is room again."""
         await self._writer.room()
-        while self._fresh_bytes > _FRESH_BYTES:
-            self._hurry.set()
-            self._moved = anyio.Event()
-            await self._moved.wait()
 
-    # --- writing behind
+    # --- beside the commits: the writer's shelf
 
-    async def run(self) -> None:
-        """Write answers to the cache until `finish`, several times a second, and what is left then."""
-        with anyio.CancelScope(shield=True):
-            while not self._finished or self._fresh:
-                if not self._fresh:
-                    self._wake = anyio.Event()
-                    await self._wake.wait()
-                with anyio.move_on_after(_FLUSH_S):
-                    await self._hurry.wait()
-                if not self._finished:
-                    self._hurry = anyio.Event()
-                await self._flush()
+    def take(self) -> dict[bytes, Completion]:
+        """Return the answers of the records that the writer commits next."""
+        self._flushing, self._fresh = self._fresh, {}
+        return self._flushing
 
-    async def _flush(self) -> None:
-        answers, self._flushing, self._fresh = self._fresh, self._fresh, {}
-        try:
-            await self._offload(self._cache.add, list(answers.items()))
-        except StorageError as error:
-            self._give_up(error)
+    def keep(self, answers: dict[bytes, Completion]) -> None:
+        """Put answers into the cache, durably. Blocking code. A cache that refuses is left alone from then on."""
+        if answers and self._error is None:
+            try:
+                self._cache.add(list(answers.items()))
+            except (StorageError, UsageError) as error:
+                self._error = error if isinstance(error, StorageError) else StorageError(error.message)
+
+    def kept(self) -> None:
+        """Let go of the answers that were kept; on the event loop."""
         if self._looking:  # who looks the cache up now may have looked before these were in it
-            self._flushed.update(answers)
+            self._flushed.update(self._flushing)
         self._flushing = {}
-        self._fresh_bytes = 0 if not self._fresh else sum(map(_size, self._fresh.values()))
-        self._moved.set()
+        if self._error is not None:
+            self._give_up(self._error)
 
     def _give_up(self, error: StorageError) -> None:
         """Tell once that the cache takes no more. The run goes on: its own output is not concerned."""
@@ -243,12 +246,6 @@ class Reuse:
             message = f"{error.message}: answers of this run are missing in the cache"
             self._warnings.append(message)
             self._listener(Event("cache", message, "warning"))
-
-    def finish(self) -> None:
-        """Let `run` end once everything is written."""
-        self._finished = True
-        self._hurry.set()
-        self._wake.set()
 
     def remarks(self) -> list[str]:
         """What was wrong with the cache, for the summary."""
@@ -260,10 +257,6 @@ class Reuse:
 def _answer(reply: Reply, completion: Completion) -> Completion:
     """An answer as it is kept: under the identity that its own record has."""
     return completion if reply.request_id is None else replace(completion, request_id=reply.request_id)
-
-
-def _size(answer: Completion) -> int:
-    return answer_bytes(answer.text, answer.reasoning, answer.tool_calls, answer.logprobs)
 
 
 def _reply(answer: Completion) -> Reply:

@@ -32,8 +32,8 @@ class Wording:
         """Note that records of this text may come into the output; `known` is whether only they, or answers, did."""
         state = self._store.read_state()
         held = state.get(_HELD)
-        self.known = self._digest in {held, state.get(_ANSWERED)}
-        if held not in {self._digest, _SEVERAL}:
+        self.known = self._digest in (held, state.get(_ANSWERED))
+        if held not in (self._digest, _SEVERAL):
             self._store.save_state({**state, _HELD: self._digest if held is None else _SEVERAL})
 
     def answered(self) -> None:

@@ -19,7 +19,7 @@ from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
 from batchchat.providers import Price
-from batchchat.records import Record, Request, Spend, Usage, answer_bytes
+from batchchat.records import Completion, Record, Request, Spend, Usage, answer_bytes
 from batchchat.runner.tally import Tally
 from batchchat.store import Answer, Change, Entry, Sealing, Settled, SpendOnly, Store
 
@@ -40,10 +40,24 @@ async def in_thread(function: Callable[..., Any], *args: Any, abandon: bool = Fa
     return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=abandon)
 
 
+class Shelf(Protocol):
+    """Where answers lie that equal requests share. They are kept before the records that they came with count."""
+
+    def take(self) -> dict[bytes, Completion]:
+        """Return the answers of the records that are committed next."""
+
+    def keep(self, answers: dict[bytes, Completion]) -> None:
+        """Make answers durable. Blocking code. Raises nothing: a shelf that fails does not end the run."""
+
+    def kept(self) -> None:
+        """Take note, on the event loop, that they are kept."""
+
+
 class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
-    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept.
+    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `shelf` is
+    where answers are shared; None where the job shares none.
     """
 
     def __init__(
@@ -59,6 +73,7 @@ class Writer:
         on_error: Callable[[], None],
     ) -> None:
         self.error: StorageError | None = None
+        self.shelf: Shelf | None = None
         self._store = store
         self._tally = tally
         self._run_id = run_id
@@ -248,7 +263,10 @@ class Writer:
                     await self._begin_seal()
                 continue
             entries, self._entries, self._bytes = self._entries, [], 0
-            change: Change = await self._offload(self._store.commit, entries)
+            answers = {} if self.shelf is None else self.shelf.take()
+            change: Change = await self._offload(self._commit, entries, answers)
+            if self.shelf is not None:
+                self.shelf.kept()
             self._store.apply(change)
             self._count(change)
             self._caught_up.set()
@@ -261,6 +279,12 @@ class Writer:
         if self.error is None and self._store.pending_rows:
             await self._begin_seal()
             await self._sealed()
+
+    def _commit(self, entries: list[Entry], answers: dict[bytes, Completion]) -> Change:
+        """Keep the answers that are shared, then the records: no kill leaves a counted answer that is not shared."""
+        if self.shelf is not None:
+            self.shelf.keep(answers)
+        return self._store.commit(entries)
 
     def _count(self, change: Change) -> None:
         """From now on these count."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from batchchat.store.cleaning import OldOutput, old_outputs, remove_output
 from batchchat.store.directory import Frozen, lock_holder
 from batchchat.store.index import (
     ARCHIVED,
@@ -31,6 +32,7 @@ __all__ = [
     "Entry",
     "Frozen",
     "KeyIndex",
+    "OldOutput",
     "Output",
     "RecordIndex",
     "Recovery",
@@ -47,8 +49,10 @@ __all__ = [
     "key_digest",
     "kind_of",
     "lock_holder",
+    "old_outputs",
     "output_schema",
     "read_output",
     "read_state",
+    "remove_output",
     "verify",
 ]

@@ -38,6 +38,11 @@ from batchchat.store.parts import (
 Point = Callable[[str], None]
 """Called with the name of a step that is just done; tests stop the process there."""
 
+
+def _nothing(_: str) -> None:
+    return None
+
+
 INDEXED = ("custom_id", "status", "error_kind", "row_index", "sample_index")
 _LOADED_AT_ONCE = 150_000
 _IDENTITY = ("custom_id", "run_id", "finished_at")
@@ -61,9 +66,20 @@ class Dataset:
 
     `schema` is the output's, None before the first freeze, when there is no part. Parts that an earlier version wrote,
     or an earlier run without `parsed`, are completed before the next part is published: all have the same columns.
+    `before_removal` is called with the name of a file that is going to be removed or set aside.
     """
 
-    def __init__(self, parts: PartFiles, archive: PartFiles, *, part_rows: int, part_bytes: int, point: Point) -> None:
+    def __init__(
+        self,
+        parts: PartFiles,
+        archive: PartFiles,
+        *,
+        part_rows: int,
+        part_bytes: int,
+        point: Point,
+        before_removal: Point = _nothing,
+    ) -> None:
+        self._before_removal = before_removal
         self.parts = parts
         self.archive = archive
         self._part_rows = part_rows
@@ -120,7 +136,7 @@ class Dataset:
                 with self.archived(name) as reader:
                     table = reader.read(["custom_id", "status"])
             except DamagedPartError as error:
-                moved.messages.append(f"{error}. It is kept as {self.archive.set_aside(name)}.")
+                moved.messages.append(self._archive_aside(error))
                 continue
             for custom_id in table.filter(pc.equal(table.column("status"), "ok")).column("custom_id").to_pylist():
                 index.add_archived(custom_id)
@@ -140,7 +156,7 @@ class Dataset:
                     if files is self.parts:
                         self._set_aside(error, moved)
                     else:
-                        moved.messages.append(f"{error}. It is kept as {files.set_aside(name)}.")
+                        moved.messages.append(self._archive_aside(error))
                 files.forget(name)
 
     def published(self, custom_ids: Sequence[str]) -> set[tuple[str, str, int | None]]:
@@ -270,7 +286,7 @@ class Dataset:
                 self.archive.publish(name, write)
             except DamagedPartError as error:
                 if error.part == name:
-                    moved.messages.append(f"{error}. It is kept as {self.archive.set_aside(name)}.")
+                    moved.messages.append(self._archive_aside(error))
                 else:
                     del leaving[error.part]
                     self._set_aside(error, moved)
@@ -293,6 +309,7 @@ class Dataset:
     def _rewrite(self, name: str, mask: pa.Array, moved: Moved) -> None:
         """Publish a part again without the records of the mask; remove it where none is left."""
         if mask.true_count == len(mask):
+            self._before_removal(name)
             self.parts.remove(name)
             return
         try:
@@ -379,9 +396,16 @@ class Dataset:
         except DamagedPartError:
             moved.lost += rows
         moved.removed += [(custom_id, False) for custom_id in custom_ids]
+        self._before_removal(error.part)
         kept = self.parts.set_aside(error.part)
         known = f"Its {rows} records are" if rows else "Its records are"
         moved.messages.append(f"{error}. {known} taken out, and their rows run again. The file is kept as {kept}.")
+
+    def _archive_aside(self, error: DamagedPartError) -> str:
+        """Take a damaged file out of the archive, and say so."""
+        self._before_removal(error.part)
+        kept = self.archive.set_aside(error.part)
+        return f"{error}. What it gave back is asked for again when it is wanted. The file is kept as {kept}."
 
     # ---- the archive ------------------------------------------------------------------------------------------------
 

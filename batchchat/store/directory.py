@@ -12,6 +12,7 @@ DIR/_batchchat/runs.jsonl              one line a run
 DIR/_batchchat/archive/                records that left the dataset; Parquet content in *.arc files
 DIR/_batchchat/answers/                answers that equal requests of the pass under way share (`dedupe`)
 DIR/_batchchat/damaged/                parts and journals that could not be read
+DIR/_batchchat/manifest.json           which of these files are there, so that a deleted one is noticed
 DIR/_batchchat/lock, live.json, tmp/   who is at work, what it is doing, its drafts
 """
 
@@ -22,6 +23,7 @@ import errno
 import fcntl
 import os
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,11 +34,12 @@ import orjson
 import pyarrow as pa
 
 from batchchat.errors import OutputLocked, StorageError, UsageError
-from batchchat.records import Spend
+from batchchat.records import PARSED, RECORD_COLUMNS, Spend
 from batchchat.store.files import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
     append_line,
+    free_name,
     publish_bytes,
     publish_json,
     read_json,
@@ -45,8 +48,10 @@ from batchchat.store.files import (
     storage_errors,
     synchronize_folder,
 )
-from batchchat.store.journal import journals
-from batchchat.store.parts import FORMAT, LocalFiles, output_schema
+from batchchat.store.journal import journals, rows_schema
+from batchchat.store.manifest import NAME as MANIFEST
+from batchchat.store.manifest import Contents, losses, read_manifest, size_of
+from batchchat.store.parts import FORMAT, DamagedPartError, LocalFiles, PartReader, output_schema
 
 _EFFECTIVE = os.access in os.supports_effective_ids
 
@@ -57,6 +62,12 @@ _CARD = b"""configs:
   - split: train
     path: data/*.parquet
 """
+
+_LOST = {
+    "state.json": ": which texts of the job the records are of is not known any more, and nothing is archived for it",
+    "manifest.json": ": whether files were deleted before is not known",
+}
+"""What is lost with a damaged file of the state."""
 
 _LOOKS = 3
 """How often a folder is looked at before it is something else: another run may be creating its output just then."""
@@ -134,6 +145,63 @@ class Layout:
         """Read a JSON file of the state folder; None where it does not exist."""
         return read_json(self.state / name)
 
+    def object(self, name: str) -> dict[str, Any]:
+        """Read a JSON object of the state folder; an empty one where there is none, or where the file is damaged.
+
+        Nothing of it is needed to read the output. `damaged_files` tells which are damaged. Raises StorageError where
+        the system refuses.
+        """
+        try:
+            found = self.read(name)
+        except StorageError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def damaged_files(self) -> list[str]:
+        """Return the names of the state's files that are there and hold no JSON object. Raises as `object`."""
+        names = ("format.json", "job.json", "schema.json", "state.json", MANIFEST, "live.json")
+        found = [name for name in names if (self.state / name).exists() and not self.object(name)]
+        if "format.json" not in found and (self.state / "format.json").exists():
+            found += ["format.json"] if type(self.object("format.json").get("format")) is not int else []
+        if MANIFEST not in found:
+            try:
+                read_manifest(self.state)
+            except StorageError:
+                found.append(MANIFEST)
+        return found
+
+    def job(self) -> dict[str, Any]:
+        """Return the job of the last run as JSON values: that of the newest snapshot where `job.json` is lost."""
+        found = self.object("job.json")
+        if isinstance(found.get("name"), str):
+            return found
+        folder = self.state / "snapshots"
+        names = sorted(path.name for path in folder.glob("*.json")) if folder.is_dir() else []
+        return next((job for name in reversed(names) if (job := self.object(f"snapshots/{name}"))), {})
+
+    def contents(self) -> Contents:
+        """Return what the folders hold now, as the manifest names it."""
+        return Contents(
+            parts=self.parts().names(),
+            archive=self.archive().names(),
+            journals=[path.name for path in journals(self.state).values()],
+            ledger=size_of(self.ledger),
+            runs=size_of(self.runs),
+        )
+
+    def missing(self) -> list[str]:
+        """Say in sentences which files of the output are gone that no run removed. Raises StorageError."""
+        known = read_manifest(self.state)
+        if known is None:
+            return []
+        lost = known.lost(self.contents())
+        if lost != Contents():  # a run at work may have sealed meanwhile: only what is still named is missing
+            again = read_manifest(self.state) or Contents()
+            lost = again.common(known).lost(self.contents())
+        return losses(lost, self.root)
+
     def save(self, name: str, value: Any, *, durable: bool = True) -> None:
         """Publish a JSON file of the state folder."""
         publish_json(self.state / name, value, temporary=self.temporary, durable=durable)
@@ -161,7 +229,7 @@ class Layout:
                 return False
             if not self.root.is_dir():
                 raise UsageError(f"the output {self.root} is a file", remedy="Choose a folder, or a path that is free.")
-            if (self.state / "format.json").exists():
+            if any(self._marks()):
                 return True
             others = [path for path in self.root.iterdir() if path != self.state]
             begun = self.state.is_dir() and any(path.name not in {"tmp", "lock"} for path in self.state.iterdir())
@@ -171,11 +239,21 @@ class Layout:
             raise _unusable(self.root, error) from error
         return None if others or begun else False
 
+    def _marks(self) -> Iterator[bool]:
+        """Tell of each file that only an output has whether it is there: `format.json` alone may be lost."""
+        yield (self.state / "format.json").exists()
+        if self.state.is_dir():
+            yield from ((self.state / name).is_file() for name in ("job.json", "schema.json", "runs.jsonl"))
+            yield bool(journals(self.state))
+
     def check_format(self) -> None:
-        """Raise UsageError where the output has a layout that this version does not know."""
-        found = self.read("format.json")
-        version = found.get("format") if isinstance(found, dict) else None
-        if version != FORMAT:
+        """Raise UsageError where the output has a layout that this version does not know.
+
+        Where the file is lost or damaged, it is the first layout: there is no other one, and a later version would
+        have left files that this one cannot read, and says so.
+        """
+        version = self.object("format.json").get("format")
+        if type(version) is int and version != FORMAT:
             raise UsageError(
                 f"{self.root} has the output format {version}, and this version of batchchat knows {FORMAT} only",
                 remedy="Go on with the version that wrote it, or set the output aside with --fresh.",
@@ -183,9 +261,8 @@ class Layout:
 
     def check_name(self, job_name: str) -> None:
         """Raise UsageError where the output belongs to a job of another name."""
-        job = self.read("job.json")
-        other = job.get("name") if isinstance(job, dict) else None
-        if other is not None and other != job_name:
+        other = self.job().get("name")
+        if isinstance(other, str) and other != job_name:
             raise UsageError(
                 f"the output {self.root} belongs to the job {other!r}, and this one is {job_name!r}",
                 remedy="Choose another output, or set the old one aside with --fresh (renamed, never deleted).",
@@ -196,9 +273,8 @@ class Layout:
 
         Raises UsageError where it is another one than `currency`: sums of two currencies would mean nothing.
         """
-        state = self.read("state.json")
-        kept = state.get("currency") if isinstance(state, dict) else None
-        if kept is not None and currency is not None and kept != currency:
+        kept = self.object("state.json").get("currency")
+        if isinstance(kept, str) and currency is not None and kept != currency:
             raise UsageError(
                 f"the costs of the output {self.root} are in {kept}, and the price of this job is in {currency}: "
                 "currencies are never added",
@@ -211,9 +287,11 @@ class Layout:
         missing = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         existing = missing[-1].parent if missing else self.root
         for folder in (existing, self.state, self.data, self.temporary):
+            if folder.exists() and not folder.is_dir():
+                raise _unusable(folder, _refusal(errno.ENOTDIR, folder))
             if folder.exists() and not os.access(folder, os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
-                reason = "permission denied, or a read-only file system"
-                raise _unusable(folder, PermissionError(errno.EACCES, reason, str(folder)))
+                read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+                raise _unusable(folder, _refusal(errno.EROFS if read_only else errno.EACCES, folder))
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             for folder in (self.state, self.temporary):
@@ -234,9 +312,29 @@ class Layout:
             if not self.card.exists():
                 publish_bytes(self.card, _CARD, temporary=self.temporary)
             for draft in self.temporary.iterdir():
-                draft.unlink()
+                if not draft.is_dir():
+                    draft.unlink()
             for folder in (self.state, self.root):
                 synchronize_folder(folder)
+
+    def mend(self) -> list[str]:
+        """Set damaged state files aside and write `format.json` where it is lost; say in sentences what was done.
+
+        Only while the output is held. `schema.json` is left to whoever knows the types.
+        """
+        told = []
+        for name in self.damaged_files():
+            path = self.state / name
+            with storage_errors(path):
+                if name == "live.json":  # a loss of power may leave it empty
+                    path.unlink()
+                    continue
+                kept = free_name(self.damaged, name)
+                path.rename(kept)
+            told.append(f"{path} was damaged, and is written anew{_LOST.get(name, '')}. It is kept as {kept}.")
+        if not (self.state / "format.json").exists():
+            self.save("format.json", {"format": FORMAT})
+        return told
 
     def set_aside(self) -> Path:
         """Rename the whole output to a free name beside it, and return that name."""
@@ -259,12 +357,13 @@ class Layout:
         by_run: dict[str, Spend] = {}
         generations: set[int] = set()
         for line in lines:
-            try:
-                spend = Spend(*(line[name] for name in Spend._fields))
-                generation, run_id = line["generation"], line["run_id"]
-            except KeyError:
+            amounts: list[Any] = [line.get(name) for name in Spend._fields]
+            generation, run_id = line.get("generation"), line.get("run_id")
+            sound = all(type(amount) in {int, float} for amount in amounts)
+            if not (sound and type(generation) is int and isinstance(run_id, str)):
                 damaged += 1
                 continue
+            spend = Spend(*amounts)
             if generation not in generations:
                 generations.add(generation)
                 by_run[run_id] = by_run.get(run_id, Spend()).plus(spend)
@@ -278,19 +377,42 @@ class Layout:
 
     def read_schema(self) -> Frozen:
         """Read the frozen types; nothing is frozen before the first run."""
-        found = self.read("schema.json")
-        if found is None:
-            return Frozen()
+        found = self.object("schema.json")
         try:
             schema = _schema_of(found["arrow"])
             parsed = _schema_of(found["parsed"]).field(0) if found.get("parsed") else None
-        except (ValueError, KeyError, TypeError, pa.ArrowException, OSError) as error:
-            raise StorageError(
-                f"{self.state / 'schema.json'}: damaged: it holds no Arrow schema",
-                remedy="Restore it from a copy, or start anew with --fresh.",
-            ) from error
+        except (ValueError, KeyError, TypeError, IndexError, pa.ArrowException, OSError):
+            return self._recovered_schema()
         # A type that no record has may still be another one.
         return Frozen(schema, parsed if self.holds_records() else None)
+
+    def _recovered_schema(self) -> Frozen:
+        """Return the types that the records themselves have, where `schema.json` is lost; nothing where none is there.
+
+        Raises StorageError where there are parts and none of them can be read.
+        """
+        files = self.parts()
+        names = files.names()
+        for name in names:
+            try:
+                with PartReader(files, name) as reader:
+                    fields = list(reader.schema)
+            except (FileNotFoundError, DamagedPartError):
+                continue
+            own = {*RECORD_COLUMNS, PARSED}
+            parsed = next((field for field in fields if field.name == PARSED), None)
+            return Frozen(pa.schema([field for field in fields if field.name not in own]), parsed, recovered=True)
+        for path in journals(self.state).values():
+            with suppress(FileNotFoundError):
+                schema = rows_schema(path)
+                if schema is not None:
+                    return Frozen(schema, recovered=True)
+        if names:
+            raise StorageError(
+                f"{self.state / 'schema.json'} is missing or damaged, and no part can be read that tells the types",
+                remedy="Restore it from a copy, or start anew with --fresh: the old output is renamed, never deleted.",
+            )
+        return Frozen()
 
     def save_schema(self, schema: pa.Schema, parsed: pa.Field | None) -> None:
         """Freeze the types of the input's columns, and of `parsed`."""
@@ -306,10 +428,14 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """The types that an output was made with: the input's columns, and `parsed` where answers have a schema."""
+    """The types that an output was made with: the input's columns, and `parsed` where answers have a schema.
+
+    `recovered` where they were told by the records, since the file that holds them is lost.
+    """
 
     input: pa.Schema | None = None
     parsed: pa.Field | None = None
+    recovered: bool = False
 
     def output(self, metadata: dict[str, str] | None = None) -> pa.Schema | None:
         """Return the schema of every part, None where nothing is frozen.
@@ -414,11 +540,20 @@ def _locked(root: Path, holder: dict[str, Any] | None) -> OutputLocked:
     )
 
 
+def _refusal(code: int, path: Path) -> OSError:
+    """What the system would say if it were asked for more than it was."""
+    return OSError(code, os.strerror(code), str(path))
+
+
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EFBIG})
+"""Refusals that another folder would not change: the disk or the machine is at its end."""
+
+
 def _unusable(path: Path, error: OSError) -> UsageError | StorageError:
-    """What is wrong with an output before a run: a wrong choice of folder, or a disk that fails."""
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
-        return UsageError(
-            f"the output {error.filename or path} cannot be written: {error.strerror}",
-            remedy="Choose a folder that you may write to, or change its permissions.",
-        )
-    return storage_error(error.filename or path, error)
+    """What is wrong with an output before a run, in the system's own words: a wrong folder, or a disk that fails."""
+    if error.errno in _DISK:
+        return storage_error(error.filename or path, error)
+    remedy = "Choose a folder that you may write to, or change its permissions."
+    if error.errno in {errno.ENOTDIR, errno.EEXIST}:
+        remedy = "It is a file, and an output is a folder: choose another path, or move the file away."
+    return UsageError(f"the output {error.filename or path} cannot be written: {error.strerror}", remedy=remedy)

@@ -125,17 +125,30 @@ def publish_bytes(path: Path, data: bytes, *, temporary: Path, durable: bool = T
         draft.replace(path)
 
 
+def json_bytes(value: Any, *, indent: bool = False, default: Callable[[Any], Any] | None = None) -> bytes:
+    """Return a JSON value as bytes with a line break at the end.
+
+    Integers beyond 64 bits keep their digits: a job's schema, or the sums of an older output, may hold some.
+    Raises TypeError for a value that has no form in JSON and that `default` does not turn into one.
+    """
+    option = orjson.OPT_APPEND_NEWLINE | (orjson.OPT_INDENT_2 if indent else 0)
+    try:
+        return orjson.dumps(value, option=option, default=default)
+    except TypeError:
+        text = json.dumps(value, indent=2 if indent else None, ensure_ascii=False, default=default)
+        return text.encode("utf-8", "replace") + b"\n"
+
+
 def publish_json(path: Path, value: Any, *, temporary: Path, durable: bool = True) -> None:
     """Publish a JSON value as a small private file."""
-    try:
-        data = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    except TypeError:  # an integer beyond 64 bits, as a job's schema may hold one
-        data = json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
-    publish_bytes(path, data, temporary=temporary, durable=durable)
+    publish_bytes(path, json_bytes(value, indent=True), temporary=temporary, durable=durable)
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None where it does not exist. Raises StorageError where it cannot be read."""
+    """Read a JSON file; None where it does not exist.
+
+    Raises StorageError where it cannot be read, with a cause that is an OSError where the system refused.
+    """
     with storage_errors(path):
         try:
             data = path.read_bytes()
@@ -145,13 +158,13 @@ def read_json(path: Path) -> Any:
         return json.loads(data)  # which keeps every digit of a number
     except (ValueError, RecursionError) as error:
         raise StorageError(
-            f"{path}: damaged: it holds no JSON", remedy="Restore it from a copy, or start anew with --fresh."
+            f"{path}: damaged: it holds no JSON", remedy="Restore it from a copy if there is one."
         ) from error
 
 
 def append_line(path: Path, value: Any) -> None:
     """Append a JSON value as one line, durable on return."""
-    line = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+    line = json_bytes(value)
     with storage_errors(path):
         new = not path.exists()
         with open_private(path, "ab", PRIVATE_FILE) as sink:
@@ -189,8 +202,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     damaged = 0
     for line in data[: data.rfind(b"\n") + 1].splitlines():
         try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError:
+            value = json.loads(line)  # which keeps every digit of a number
+        except (ValueError, RecursionError):
             value = None
         if isinstance(value, dict):
             values.append(value)

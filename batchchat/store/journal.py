@@ -33,7 +33,7 @@ import pyarrow as pa
 
 from batchchat.errors import StorageError
 from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS, Record, Spend
-from batchchat.store.files import PRIVATE_FILE, storage_errors, synchronize, synchronize_folder, write_all
+from batchchat.store.files import PRIVATE_FILE, json_bytes, storage_errors, synchronize, synchronize_folder, write_all
 from batchchat.store.frames import Damage, Frame, FrameReader, encode
 from batchchat.store.parts import FORMAT, Unsealed, kept_columns, kept_type, same_types, storable
 
@@ -185,7 +185,7 @@ class Journal:
             if isinstance(entry, Answer):
                 self._answer(entry, entry.spend)
             elif isinstance(entry, SpendOnly):
-                self._frame(SPEND, orjson.dumps(tuple(entry.spend)))
+                self._frame(SPEND, json_bytes(tuple(entry.spend)))
 
     def write(self) -> None:
         """Write what was encoded."""
@@ -299,6 +299,18 @@ def replay(
         result.spend = sum_spends(intake.add(frame) for frame in reader)
         result.damage = reader.damage
     return result
+
+
+def rows_schema(path: Path) -> pa.Schema | None:
+    """Return the types of the first input rows in a journal; None where it has none.
+
+    Raises FileNotFoundError where it is gone, StorageError where the disk refuses.
+    """
+    with path.open("rb") as source, storage_errors(path):
+        for frame in FrameReader(source):
+            if frame.kind == ROWS:
+                return pa.ipc.open_stream(frame.payload).schema
+    return None
 
 
 class _Intake:

@@ -79,8 +79,7 @@ class Output:
 
     def snapshot(self, run_id: str) -> dict[str, Any] | None:
         """Return the job as a run had it, None where that run left none."""
-        found = self._layout.read(f"snapshots/{run_id}.json")
-        return found if isinstance(found, dict) else None
+        return self._layout.object(f"snapshots/{run_id}.json") or None
 
     def records(
         self, columns: Sequence[str] | None = None, *, batch_rows: int = ROW_GROUP_ROWS
@@ -229,11 +228,11 @@ def read_state(directory: Path | str) -> Output:
         answers.settle(found.settled)
     return Output(
         directory=layout.root,
-        job=layout.read("job.json") or {},
-        state=layout.read("state.json") or {},
+        job=layout.job(),
+        state=layout.object("state.json"),
         frozen=frozen,
         runs=read_lines(layout.runs)[0],
-        live=layout.read("live.json"),
+        live=layout.object("live.json") or None,
         holder=holder,
         spend_by_run=by_run,
         answers=dict(answers.by_request()),

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ from batchchat.store.journal import (
     sum_spends,
 )
 from batchchat.store.known import KnownRows, Pass
-from batchchat.store.parts import Pending, Unsealed, output_schema, same_types, unkept
+from batchchat.store.manifest import Manifest, losses, size_of
+from batchchat.store.parts import Pending, Unsealed, kept_type, output_schema, same_types, unkept
 
 PART_ROWS = 50_000
 PART_BYTES = 128 * 2**20
@@ -127,6 +128,17 @@ def joined_parsed(frozen: pa.Field | None, wanted: pa.Field | None) -> pa.Field 
     return frozen
 
 
+def _mended(layout: Layout, recovered: Frozen, wanted: pa.Schema | None) -> Frozen:
+    """Freeze again the types that the records tell: those of the input itself where the output keeps them so."""
+    schema = recovered.input
+    if wanted is not None and schema is not None:
+        kept = pa.schema([pa.field(column.name, kept_type(column.type)) for column in wanted])
+        if same_types(kept, schema):
+            schema = pa.schema([pa.field(column.name, column.type, metadata=column.metadata) for column in wanted])
+    layout.save_schema(schema, recovered.parsed)
+    return Frozen(schema, recovered.parsed)
+
+
 def _nowhere(_: str) -> None:
     return None
 
@@ -162,8 +174,14 @@ class Store:
         self._part_bytes = part_bytes
         self._part_seconds = part_seconds
         self._point = point
+        self._manifest = Manifest(layout.state, layout.temporary)
         self._dataset = Dataset(
-            layout.parts(), layout.archive(), part_rows=part_rows, part_bytes=part_bytes, point=point
+            layout.parts(),
+            layout.archive(),
+            part_rows=part_rows,
+            part_bytes=part_bytes,
+            point=point,
+            before_removal=self._manifest.forget,
         )
         self._schema = self._dataset.schema = frozen.output(metadata)
         self._journal: Journal | None = None
@@ -263,17 +281,28 @@ class Store:
         lock = Lock(layout, run_id)
         store: Store | None = None
         try:
+            lost_format = False
             if layout.is_output():  # again: another run may have made it something else before the lock was ours
                 layout.check_format()
                 layout.check_name(job_name)
+                lost_format = not (layout.state / "format.json").exists()
             layout.create_rest()
-            if layout.check_currency(currency) is None and currency is not None:
-                layout.save("state.json", {**(layout.read("state.json") or {}), "currency": currency})
             before = layout.read_schema()
+            mended = layout.mend()
+            if lost_format:
+                mended.append(f"{layout.state / 'format.json'} was missing, and is written anew.")
+            if layout.check_currency(currency) is None and currency is not None:
+                layout.save("state.json", {**layout.object("state.json"), "currency": currency})
+            if before.recovered and before.input is not None:
+                before = _mended(layout, before, input_schema)
+                mended.append(
+                    f"{layout.state / 'schema.json'} was lost, and is written anew from what the records are."
+                )
             frozen = Frozen(before.input, joined_parsed(before.parsed, parsed))
             metadata = {"batchchat.job": job_name} | ({"batchchat.currency": currency} if currency else {})
             store = cls(layout, lock, frozen=frozen, metadata=metadata, **settings)
             store.recovery.renamed = renamed
+            store.recovery.messages += mended
             if following is not None:
                 store.known = following.known(layout.state)
             store._recover()
@@ -333,6 +362,11 @@ class Store:
 
     def _recover(self) -> None:
         self._point("recover.begin")
+        known = self._manifest.begin()
+        if known is not None:
+            now = self._layout.contents()
+            self.recovery.messages += losses(known.lost(now), self._layout.root)
+            self._manifest.note(**asdict(known.common(now)))
         cut_torn_line(self._layout.runs)
         cut_torn_line(self._layout.ledger)
         self._spend_by_run, self._counted, damaged_lines = self._layout.read_ledger()
@@ -353,6 +387,7 @@ class Store:
             self._open_journal()
         for each in found:
             self._reseal(each)
+        self._manifest.note(**asdict(self._layout.contents()))
         self._point("recover.end")
 
     def _reseal(self, found: Replay) -> None:
@@ -552,6 +587,7 @@ class Store:
         if sealing.generation not in self._counted and any(sealing.spend):
             self._layout.add_to_ledger(sealing.generation, sealing.run_id, sealing.spend)
         self._point("seal.ledger")
+        self._note_files(sealing.path.name)
         with storage_errors(sealing.path):
             if sealing.damaged:
                 target = free_name(self._layout.damaged, sealing.path.name)
@@ -564,6 +600,16 @@ class Store:
         self._point("seal.trimmed")
         return moved
 
+    def _note_files(self, sealed: str = "") -> None:
+        """Note in the manifest what a sealing or a pruning has left in the folders."""
+        layout = self._layout
+        self._manifest.sealed(
+            sealed,
+            parts=layout.parts().names(),
+            archive=layout.archive().names(),
+            ledger=size_of(layout.ledger),
+        )
+
     def _open_journal(self) -> Journal:
         self._generation += 1
         self._journal = Journal.create(
@@ -574,6 +620,7 @@ class Store:
             columns=self._own_columns,
             carried=self._answers,
         )
+        self._manifest.add_journal(self._journal.path.name)
         return self._journal
 
     @property
@@ -622,6 +669,7 @@ class Store:
         """
         with self._unbroken():
             moved = self._dataset.prune(lambda custom_id: not self.index.is_seen(custom_id))
+            self._note_files()
             return Change(removed=moved.removed, lost=moved.lost, messages=moved.messages)
 
     def archive_surplus(self, samples: int) -> Change:
@@ -631,6 +679,7 @@ class Store:
         """
         with self._unbroken():
             moved = self._dataset.prune_samples(samples)
+            self._note_files()
             return Change(removed=moved.removed, lost=moved.lost, messages=moved.messages)
 
     def drop_answers(self) -> None:
@@ -657,8 +706,7 @@ class Store:
 
     def read_state(self) -> dict[str, Any]:
         """Return what the last run left for this one; empty at the first."""
-        found = self._layout.read("state.json")
-        return found if isinstance(found, dict) else {}
+        return self._layout.object("state.json")
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace what the next run will find in `read_state`, durably."""
@@ -671,6 +719,7 @@ class Store:
     def append_run(self, run: Mapping[str, Any]) -> None:
         """Add a line about an ended run, durably."""
         append_line(self._layout.runs, dict(run))
+        self._manifest.note(runs=size_of(self._layout.runs))
 
     def close(self) -> None:
         """Let go of the output. What was committed and not sealed is recovered by the next `open`."""

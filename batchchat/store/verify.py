@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import ErrorKind
@@ -17,6 +19,7 @@ from batchchat.store.index import OK, RecordIndex
 from batchchat.store.journal import journals, replay
 from batchchat.store.parts import DamagedPartError, LocalFiles, PartReader, same_types
 
+_ANEW = "The next run writes it anew."
 _KINDS = pa.array([kind.value for kind in ErrorKind], pa.string())
 
 
@@ -64,14 +67,25 @@ def verify(directory: Path | str) -> VerifyReport:
 def _check_state(layout: Layout, report: VerifyReport) -> pa.Schema | None:
     schema = None
     try:
-        schema = layout.read_schema().output()
-        for name in ("job.json", "state.json"):
-            layout.read(name)
+        frozen = layout.read_schema()
+        schema = frozen.output()
+        damaged = layout.damaged_files()
+        if frozen.recovered and "schema.json" not in damaged:
+            report.problems.append(f"{layout.state / 'schema.json'}: missing, or no schema. {_ANEW}")
+        for name in damaged:
+            if name == "live.json":  # nobody needs it
+                report.notes.append(f"{layout.state / name}: damaged; it tells about the last run's progress only")
+            else:
+                report.problems.append(f"{layout.state / name}: damaged: it holds no JSON object. {_ANEW}")
+        if not (layout.state / "format.json").exists():
+            report.problems.append(f"{layout.state / 'format.json'}: missing. {_ANEW}")
+        if "manifest.json" not in damaged:
+            report.problems += layout.missing()
     except StorageError as error:
         report.problems.append(error.message)
-    for path, damaged in ((layout.ledger, layout.read_ledger()[2]), (layout.runs, read_lines(layout.runs)[1])):
-        if damaged:
-            report.problems.append(f"{path}: {damaged} lines are damaged")
+    for path, number in ((layout.ledger, layout.read_ledger()[2]), (layout.runs, read_lines(layout.runs)[1])):
+        if number:
+            report.problems.append(f"{path}: {number} lines are damaged")
     return schema
 
 
@@ -127,6 +141,7 @@ def _check_file(
                 return True
             for batch in reader.batches():
                 check(name, batch)
+        _read_as_others_do(files.path(name), name)
     except FileNotFoundError:
         return False
     except DamagedPartError as error:
@@ -135,6 +150,40 @@ def _check_file(
     except StorageError as error:
         report.problems.append(f"{files.path(name)}: {error}")
     return True
+
+
+def _read_as_others_do(path: Path, name: str) -> None:
+    """Read a file as its users do, since they check other things: page checksums cover neither headers nor the footer.
+
+    With DuckDB only where it is installed. Raises DamagedPartError; FileNotFoundError where the file is gone.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            rows = file.metadata.num_rows
+            read = sum(batch.num_rows for batch in file.iter_batches())
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DamagedPartError(name, f"a plain Parquet reader refuses it: {error}") from error
+    if read != rows:
+        raise DamagedPartError(name, f"it promises {rows} records, and a plain Parquet reader finds {read}")
+    if find_spec("duckdb") is None:
+        return
+    import duckdb
+
+    try:
+        with duckdb.connect() as connection:
+            # A checksum of each column, so that every value is read and none becomes a Python object. One thread, so
+            # that a run at work is not held up.
+            connection.execute("SET threads = 1")
+            query = "SELECT count(*), bit_xor(hash(COLUMNS(*))) FROM read_parquet($1)"
+            (read, *_), *_ = connection.execute(query, [str(path)]).fetchall()
+    except duckdb.Error as error:
+        if not path.exists():
+            raise FileNotFoundError(path) from error
+        raise DamagedPartError(name, f"DuckDB refuses it: {error}") from error
+    if read != rows:
+        raise DamagedPartError(name, f"it promises {rows} records, and DuckDB finds {read}")
 
 
 def _inconsistencies(batch: pa.RecordBatch) -> dict[str, int]:

@@ -70,7 +70,8 @@ def _form_warnings(schema: Mapping[str, Any], mode: Mode) -> list[str]:
     if open_objects:
         warnings.append(
             f"additionalProperties is not false at {_told(open_objects)}: models may add properties, which `parsed` "
-            "has no field for, and the schema is sent without `strict`"
+            "has no field for, and the schema is sent without `strict`; set it to false "
+            '(in a Pydantic model: `model_config = ConfigDict(extra="forbid")`)'
         )
     if optional:
         warnings.append(

@@ -125,6 +125,9 @@ def nearest_keyword(word: str) -> str | None:
     return near[0] if near else None
 
 
+_TYPE_NAMES = ("object", "array", "string", "integer", "number", "boolean", "null")
+
+
 def compile_schema(schema: Schema) -> jsonschema_rs.Validator:
     """Compile a schema once for many values; SchemaError where it is none, or where a reference leads outside.
 
@@ -137,9 +140,20 @@ def compile_schema(schema: Schema) -> jsonschema_rs.Validator:
     try:
         return jsonschema_rs.validator_for(dict(schema), **_OPTIONS)
     except jsonschema_rs.ValidationError as error:
-        raise SchemaError(f"is not a JSON Schema: {shorten(error.message)}", tuple(error.instance_path)) from None
+        place = tuple(error.instance_path)
+        if place[-1:] == ("type",) or place[-2:-1] == ("type",):
+            raise SchemaError(_wrong_type(error.instance), place) from None
+        raise SchemaError(f"is not a JSON Schema: {shorten(error.message)}", place) from None
     except (ValueError, RecursionError) as error:
         raise SchemaError(f"is not a JSON Schema: {shorten(str(error))}") from None
+
+
+def _wrong_type(given: object) -> str:
+    names = given if isinstance(given, list) else [given]
+    wrong = next((name for name in names if name not in _TYPE_NAMES), given)
+    near = difflib.get_close_matches(str(wrong), _TYPE_NAMES, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"is not a JSON Schema: {shorten(str(wrong))!r} is no type{hint}; the types are {', '.join(_TYPE_NAMES)}"
 
 
 def compile_map(schema: Schema) -> jsonschema_rs.ValidatorMap:

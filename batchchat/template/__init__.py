@@ -12,7 +12,7 @@ Data is never template text: a row's values go in as values, and `{from: column}
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ __all__ = ["Rendered", "RowTemplateError", "Template", "compile_lines", "compile
 
 _DIGEST_VERSION = b"batchchat request 1\n"
 _SAMPLE = "sample_index"
+_ROW = "row"
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of one request with all that its row brings along: images, and messages from a column."""
 
@@ -48,14 +49,15 @@ class Template:
     """A job's compiled messages and params.
 
     `text_digest` tells the job's own text that shapes requests (messages, params, model) as 32 hexadecimal digits.
-    `names` are the columns that the templates speak of, also where they ask whether one is there. `sampled` tells
+    `names` are the columns that the templates speak of, also where they ask whether one is there. `uses_row` tells
+    whether they speak of `row`: the whole row, or the column of that name. `sampled` tells
     whether they speak of `sample_index`, so that the samples of a row may be different requests; a column of that name
     goes before it. `image_columns` are those that the job calls images.
     """
 
     __slots__ = (
         *("_instructions", "_messages", "_messages_sampled", "_params", "_prefix"),
-        *("image_columns", "names", "sampled", "text_digest"),
+        *("image_columns", "names", "sampled", "text_digest", "uses_row"),
     )
 
     def __init__(
@@ -69,7 +71,9 @@ class Template:
         self._messages = messages
         self._params = params
         self._instructions = instructions
-        self.names = messages.names | params.names
+        names = messages.names | params.names
+        self.names = names - {_ROW}
+        self.uses_row = _ROW in names
         self.image_columns = messages.image_columns
         self.sampled = _SAMPLE in self.names
         self._messages_sampled = _SAMPLE in messages.names
@@ -103,6 +107,10 @@ class Template:
             limit = MAX_BODY if len(body) > MAX_BODY else MAX_TEXT
             raise RowTemplateError(f"a request of {len(body):,} bytes is over the limit of {limit:,}")
         return Rendered(body, hasher.digest(), tokens + extra, max_tokens)
+
+    def uses(self, columns: Iterable[str]) -> bool:
+        """Return whether any of these columns can change a request."""
+        return self.uses_row or not self.names.isdisjoint(columns)
 
     def constant(self, name: str) -> tuple[bool, Any]:
         """Whether a param is the same for every row, and then its value (None where it is not sent)."""

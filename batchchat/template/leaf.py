@@ -33,7 +33,8 @@ class RowTemplateError(Exception):
 class Leaf:
     """A compiled template text.
 
-    `constant` is its text if no row can change it, else None. `names` are the columns it speaks of. A text that only
+    `constant` is its text if no row can change it, else None. `names` are the columns it speaks of; `row` among them is
+    the whole row, if no column has that name. A text that only
     puts columns between fixed pieces, as most prompts do, is rendered without Jinja2's machinery.
     """
 
@@ -57,7 +58,9 @@ class Leaf:
                 if kind is not str:
                     if value is None:
                         value = ""
-                    elif kind is float or kind is bool or (kind is int and -_SMALL < value < _SMALL):
+                    elif kind is bool:
+                        value = "true" if value else "false"
+                    elif kind is float or (kind is int and -_SMALL < value < _SMALL):
                         value = str(value)
                     else:
                         break
@@ -111,16 +114,16 @@ def parse(environment: Environment, source: str, place: str) -> nodes.Template:
     try:
         return environment.parse_text(source)
     except TemplateSyntaxError as error:
-        raise _syntax_error(error, place) from None
+        raise _syntax_error(error, place, environment) from None
 
 
 def _compile(environment: Environment, parsed: nodes.Template, place: str) -> tuple[Template, frozenset[str]]:
     """Compile what was parsed, and tell the columns it speaks of; JobError for an unknown filter or test."""
     try:
-        names = meta.find_undeclared_variables(parsed) - set(environment.globals) - {"row"}
+        names = meta.find_undeclared_variables(parsed) - set(environment.globals)
         return environment.from_string(parsed), frozenset(names)
     except TemplateSyntaxError as error:
-        raise _syntax_error(error, place) from None
+        raise _syntax_error(error, place, environment) from None
 
 
 def single_expression(parsed: nodes.Template) -> nodes.Expr | None:
@@ -148,8 +151,17 @@ def guarded(environment: Environment, values: Values, place: str, render: Callab
         raise RowTemplateError(f"{place}: {type(error).__name__}: {error}") from None
 
 
-def _syntax_error(error: TemplateSyntaxError, place: str) -> JobError:
-    return JobError(f"{error.message} (line {error.lineno} of the template)", field=place)
+def _syntax_error(error: TemplateSyntaxError, place: str, environment: Environment) -> JobError:
+    message = str(error.message).rstrip(".")
+    unknown = re.fullmatch(r"No (filter|test) named '(.*)'", message)
+    remedy = None
+    if unknown is not None:
+        kind = unknown[1]
+        offered = environment.filters if kind == "filter" else environment.tests
+        known = sorted(name for name in offered if name.isidentifier() and not name.startswith("__"))
+        message = f"there is no {kind} {unknown[2]!r}{suggestion(unknown[2], known)}"
+        remedy = f"The {kind}s are {', '.join(known)}."
+    return JobError(f"{message} (line {error.lineno} of the template)", field=place, remedy=remedy)
 
 
 def _undefined(message: str, values: Values) -> str:

@@ -14,7 +14,14 @@ from batchchat.template.plain import to_json
 from batchchat.template.sandbox import MAX_TEXT, Environment, listed
 
 _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal")
-ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_SHORT_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+"""Roles of messages that may be whole with a role and a content alone; `function` needs a name."""
+_SHAREGPT_ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot"), "assistant"),
+    **{role: role for role in ("system", "developer")},
+}
 _MESSAGE_WEIGHT = 4 * 8
 _MEDIA_WEIGHT = 1_000 * 8
 """A picture, sound or file costs tokens by its own rules, not by the length of its address or its base64 text."""
@@ -142,6 +149,10 @@ class _ColumnSlot:
                 value = orjson.loads(value)
             except orjson.JSONDecodeError as error:
                 raise RowTemplateError(f"{self._place}: the text is not JSON: {error}") from None
+        if isinstance(value, Mapping):
+            name = next((name for name in ("messages", "conversations") if isinstance(value.get(name), list)), None)
+            # Many data sets wrap the list once more.
+            value = value[name] if name is not None else value
         if not isinstance(value, list | tuple) or not value:
             raise RowTemplateError(f"{self._place}: needs a list of at least one message")
         total = shown = 0
@@ -149,7 +160,7 @@ class _ColumnSlot:
         for index, item in enumerate(value):
             try:
                 message, added, more = measured(item)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise RowTemplateError(f"{self._place}, message {index}: {error}") from None
             total += added
             shown += more
@@ -169,7 +180,12 @@ def _check_column(column: str, values: Values, place: str) -> None:
 
 def measured(item: Any) -> tuple[dict[str, Any], int, int]:
     """Return a message as `check_message` does, its weight and the number of its images. Raises ValueError."""
-    if type(item) is dict and len(item) == 2 and type(text := item.get("content")) is str and item.get("role") in ROLES:
+    if (
+        type(item) is dict
+        and len(item) == 2
+        and type(text := item.get("content")) is str
+        and item.get("role") in _SHORT_ROLES
+    ):
         return item, _MESSAGE_WEIGHT + weight(text), 0  # as most are, and nothing in it is null
     try:
         message = check_message(item)
@@ -195,12 +211,14 @@ def check_message(item: Any) -> dict[str, Any]:
     """Return a message without its null fields; ValueError where it is none that a server would take."""
     if not isinstance(item, Mapping):
         raise ValueError(f"is {_kind(item)}, not a message such as {{role: user, content: …}}")
-    message: dict[str, Any] = _without_nulls(item)
+    message: dict[str, Any] = _with_arguments_as_text(_without_nulls(_of_sharegpt(item)))
     role = message.get("role")
     if role not in ROLES:
         raise ValueError(
             f"has the role {str(role)[:100]!r}, not one of {', '.join(ROLES)}" if role is not None else "has no role"
         )
+    if role == "function" and not isinstance(message.get("name"), str):
+        raise ValueError("has the role 'function' and no name: give the function's name, or use the role tool")
     content = message.get("content")
     if content is None:
         if role != "assistant" or not (
@@ -213,6 +231,44 @@ def check_message(item: Any) -> dict[str, Any]:
     elif not isinstance(content, str):
         raise ValueError(f"has content that is {_kind(content)}, not text or a list of parts")
     return message
+
+
+def _of_sharegpt(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message of ShareGPT's form (`from`, `value`) as one of the Chat API; any other as it is.
+
+    Raises ValueError for the turns of tools: they lack the id of their call, which servers ask for.
+    """
+    if item.get("role") is not None or "from" not in item or "value" not in item:
+        return item
+    speaker = item["from"]
+    role = _SHAREGPT_ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
+    if role is None:
+        known = ", ".join(_SHAREGPT_ROLES)
+        raise ValueError(
+            f"has from: {str(speaker)[:100]!r}, and from/value messages are read only from {known}: "
+            "write it as a message with a role, and a tool's turn with its tool_call_id"
+        )
+    return {"role": role, "content": item["value"]}
+
+
+def _with_arguments_as_text(message: dict[str, Any]) -> dict[str, Any]:
+    """Write the arguments of tool calls as JSON text, as the Chat API has them; datasets hold them as objects too."""
+    calls = message.get("tool_calls")
+    if isinstance(calls, list) and any(map(_has_object, calls)):
+        calls = [{**call, "function": _as_text(call["function"])} if _has_object(call) else call for call in calls]
+        message = {**message, "tool_calls": calls}
+    if _has_object({"function": message.get("function_call")}):
+        message = {**message, "function_call": _as_text(message["function_call"])}
+    return message
+
+
+def _has_object(call: Any) -> bool:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    return isinstance(function, Mapping) and isinstance(function.get("arguments"), Mapping | list | tuple)
+
+
+def _as_text(function: Mapping[str, Any]) -> dict[str, Any]:
+    return {**function, "arguments": to_json(function["arguments"], sort=True).decode()}
 
 
 def _kind(value: Any) -> str:
@@ -319,9 +375,15 @@ class Messages:
             return
         try:
             message = check_message(self._checkable(item))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise JobError(str(error), field=place) from None
-        del message
+        written = _with_arguments_as_text(dict(item))
+        if written != item and any(mark in str(written) for mark in ("{{", "{%", "{#")):
+            raise JobError(
+                "the arguments of a tool call are JSON text: write them as a text, each value as {{ column|tojson }}",
+                field=place,
+            )
+        item = written if "role" in item else message
         self._weight += _MESSAGE_WEIGHT
         self._add_value({name: value for name, value in item.items() if value is not None}, place)
 

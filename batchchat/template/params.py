@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from types import MappingProxyType
@@ -17,6 +18,12 @@ from batchchat.template.sandbox import Environment
 _RESERVED = frozenset({"model", "messages"})
 _IN_PROMPT = frozenset({"tools", "functions", "response_format"})
 """Params that a server writes into the prompt, so that they count as prompt tokens."""
+_NUMBERS = frozenset(
+    {"temperature", "top_p", "max_tokens", "max_completion_tokens", "presence_penalty", "frequency_penalty"}
+    | {"n", "top_logprobs", "seed"}
+)
+_FLAGS = frozenset({"logprobs", "parallel_tool_calls"})
+_NUMBER_TEXT = re.compile(r"[+-]?(?:\d{1,300}(?:\.\d{0,300})?|\.\d{1,300})(?:[eE][+-]?\d{1,2})?", re.ASCII)
 LENGTHS = ("max_completion_tokens", "max_tokens")
 
 
@@ -75,7 +82,7 @@ class Params:
         if self._varying:
             written = written.copy()
             for name, value in self._varying:
-                written[name] = write(name, _fill(value, values))
+                written[name] = write(name, _typed(name, _fill(value, values)))
         return written
 
     def joined(self, written: Mapping[str, Written | None]) -> tuple[bytes, bytes, int | None, int]:
@@ -165,6 +172,28 @@ def _fill(value: Any, values: Values) -> Any:
     if isinstance(value, list):
         return [_fill(item, values) for item in value]
     return value
+
+
+def _typed(name: str, value: Any) -> Any:
+    """Return what a param is on the wire: a CSV holds `0.5` as a text. An empty text leaves the param out."""
+    if not isinstance(value, str) or (name not in _NUMBERS and name not in _FLAGS):
+        return value
+    text = value.strip()
+    if not text:
+        return None
+    if name in _FLAGS:
+        if text.lower() not in {"true", "false"}:
+            raise RowTemplateError(f"params.{name}: must be true or false, not {text[:100]!r}")
+        return text.lower() == "true"
+    if not _NUMBER_TEXT.fullmatch(text):
+        raise RowTemplateError(f"params.{name}: must be a number, not {text[:100]!r}")
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+    if not math.isfinite(number):
+        raise RowTemplateError(f"params.{name}: must be a finite number, not {text[:100]!r}")
+    return number
 
 
 def _number(value: Any, place: str) -> Any:

@@ -12,13 +12,14 @@ or a generator, which would show an address): a rendered request is its own iden
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, cast
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, nodes, pass_eval_context
-from jinja2.filters import do_batch, do_indent, do_join, do_round, do_slice, do_wordwrap
+from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, nodes
+from jinja2.filters import do_batch, do_indent, do_round, do_wordwrap, make_attrgetter, sync_do_slice
 from jinja2.nodes import EvalContext
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
@@ -33,6 +34,7 @@ MAX_WORK = 64 * 1024 * 1024
 STEP = 256
 """What one step of a loop or one filter counts for: 262,144 of them use up a rendering."""
 _CALL = 4 * STEP
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _MAX_WIDTH = 100_000
 _MAX_BITS = 65_536
 _MAX_DIGITS = 300
@@ -159,7 +161,12 @@ class _Charged(NodeTransformer):
         self.generic_visit(node)
         return _checked(node, "__made__")
 
-    visit_Add = visit_Call = visit_Concat = visit_Dict = visit_List = _maker  # noqa: N815
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.nodes = [cast("nodes.Expr", _checked(part, "__shown__")) for part in node.nodes]
+        return _checked(node, "__made__")
+
+    visit_Add = visit_Call = visit_Dict = visit_List = _maker  # noqa: N815
 
 
 def _checked(node: nodes.Node, check: str) -> nodes.Filter:
@@ -251,6 +258,7 @@ class Environment(ImmutableSandboxedEnvironment):
             __steps__=budget.steps,
             __operand__=budget.operand,
             __made__=budget.made,
+            __shown__=self.shown,
             batch=self._batch,
             center=self._center,
             format=self._format,
@@ -259,6 +267,7 @@ class Environment(ImmutableSandboxedEnvironment):
             replace=self._replace,
             round=self._round,
             slice=self._slice,
+            string=self._string,
             tojson=self._tojson,
             wordwrap=self._wordwrap,
         )
@@ -283,7 +292,10 @@ class Environment(ImmutableSandboxedEnvironment):
     # Rendering
 
     def as_text(self, value: Any) -> str:
-        """Write a value as `{{ }}` shows it: None is nothing, a function or a generator is an error."""
+        """Write a value as `{{ }}` shows it: None is nothing, a function or a generator is an error.
+
+        Lists, mappings and booleans are JSON, as `tojson` writes them.
+        """
         if type(value) is str:
             return value
         if value is None:
@@ -294,10 +306,18 @@ class Environment(ImmutableSandboxedEnvironment):
             raise TypeError("a generator cannot be shown: add |list, or |join(', ')")
         if callable(value) and not isinstance(value, Macro):
             raise TypeError(f"{getattr(value, '__name__', 'this')} is a function: call it with ()")
-        self.budget.made(value)
-        text = str(value)
+        text = str(self.shown(value))
         self.budget.charge(STEP + len(text))
         return text
+
+    def shown(self, value: Any) -> Any:
+        """Write a list, a mapping or a boolean as JSON, and return anything else as it is."""
+        if value is True or value is False:
+            return "true" if value else "false"
+        if isinstance(value, list | tuple | dict):
+            # The budget knows the size of the text before it is written.
+            return to_json(self.budget.made(value), sort=True).decode()
+        return value
 
     def _concat(self, parts: Iterable[str]) -> str:
         texts = list(parts)
@@ -363,9 +383,15 @@ class Environment(ImmutableSandboxedEnvironment):
 
     # Filters that need a bound
 
-    def _tojson(self, value: Any, indent: int | None = None) -> str:
+    def _tojson(self, value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
         """Keys are sorted, as Jinja2 does: a row whose fields come in another order renders to the same text."""
-        return to_json(list(value) if isinstance(value, Iterator) else value, sort=True, indent=indent).decode()
+        data = to_json(list(value) if isinstance(value, Iterator) else value, sort=True, indent=indent)
+        text = data.decode()
+        # Characters outside of ASCII stand only inside of texts.
+        return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text) if ensure_ascii else text
+
+    def _string(self, value: Any) -> str:
+        return str(self.shown(value))
 
     def _center(self, value: str, width: int = 80) -> str:
         self.budget.text(_padded(text := str(value), width))
@@ -382,11 +408,12 @@ class Environment(ImmutableSandboxedEnvironment):
         self.budget.text(_replaced(text, old, new, times))
         return text.replace(old, new, times)
 
-    @pass_eval_context
-    def _join(self, eval_ctx: EvalContext, value: Any, d: str = "", attribute: str | int | None = None) -> str:
-        values = list(value)
-        self.budget.text(_joined(str(d), values))
-        return str(do_join(eval_ctx, values, d, attribute))
+    def _join(self, value: Any, d: str = "", attribute: str | int | None = None) -> str:
+        values = value if attribute is None else map(make_attrgetter(self, attribute), value)
+        # A list within the list counts with all that it holds.
+        texts = [str(self.shown(item)) for item in values]
+        self.budget.text(_joined(str(d), texts))
+        return str(d).join(texts)
 
     def _format(self, value: str, *args: Any, **kwargs: Any) -> str:
         text, values = str(value), kwargs or args
@@ -401,11 +428,11 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def _batch(self, value: Any, linecount: int, fill_with: Any = None) -> Iterator[list[Any]]:
         _check_width(linecount)
-        yield from do_batch(value, linecount, fill_with)
+        yield from map(self.budget.made, do_batch(value, linecount, fill_with))
 
     def _slice(self, value: Any, slices: int, fill_with: Any = None) -> Iterator[list[Any]]:
         _check_width(slices)
-        yield from do_slice(value, slices, fill_with)
+        yield from map(self.budget.made, sync_do_slice(value, slices, fill_with))
 
     def _wordwrap(
         self,

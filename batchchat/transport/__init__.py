@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from batchchat.transport.choose import choose_transport
 from batchchat.transport.connection import BodySink
-from batchchat.transport.faults import ResponseTooLarge, request_sent
+from batchchat.transport.faults import ResponseTooLarge, UntrustedServer, request_sent
 from batchchat.transport.lean import Answer, Exchange, LeanTransport, Route
 from batchchat.transport.room import allow_many_files, connection_room
 from batchchat.transport.stock import StockTransport
@@ -22,6 +22,7 @@ __all__ = [
     "ResponseTooLarge",
     "Route",
     "StockTransport",
+    "UntrustedServer",
     "allow_many_files",
     "choose_transport",
     "connection_room",

@@ -9,7 +9,11 @@ of them ends those that are silent for too long.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import os
+import select
+import socket
 from typing import Final, Protocol
 
 import httptools
@@ -22,6 +26,13 @@ from batchchat.transport.faults import ResponseTooLarge, tell_sent
 ONE_WRITE_BYTES: Final = 64 * 1024
 """Head and body up to this size go out in one write; a larger body follows in pieces, as fast as it is taken."""
 
+STALE_END_S: Final = 2.0
+"""A kept connection that ends unanswered within this time was closed as the request was written.
+
+That is one way to the server and back. A request that is worked on for longer may cost, and is not sent again unasked.
+"""
+EARLY_END_S: Final = 1.0
+"""An idle connection that ends within this time was closed on purpose: no server waits so short for a request."""
 _PIECE_BYTES: Final = 256 * 1024
 _READ_AHEAD_BYTES: Final = 256 * 1024
 _WHOLE_BYTES: Final = 256 * 1024
@@ -56,6 +67,15 @@ class Home(Protocol):
 
     def forget(self, connection: Connection) -> None:
         """Drop a connection that is closed or closing. Called at least once for each."""
+
+    def keeps(self, *, streamed: bool) -> bool:
+        """Whether a connection may be kept after an answer; `streamed` says that this was an event stream."""
+
+    def unasked(self) -> None:
+        """Note that the server sent an answer that nobody asked for."""
+
+    def closes_after_streams(self) -> None:
+        """Note that the server closed a connection after a stream, though it had not said so."""
 
 
 class Incoming:
@@ -141,7 +161,9 @@ class Connection(asyncio.Protocol):
         "_max_body_bytes",
         "_max_head_bytes",
         "_parser",
+        "_poll",
         "_reading_paused",
+        "_streamed",
         "_transport",
         "_undelivered",
         "_writing",
@@ -174,11 +196,40 @@ class Connection(asyncio.Protocol):
         self._reading_paused = False
         self._ended = False
         self._undelivered = False
+        self._streamed = False
+        self._poll: select.poll | None = None
         self._written = 0
         self.quiet_since = 0.0
         self.closed = loop.create_future()
 
     # The pool's side
+
+    @property
+    def usable(self) -> bool:
+        """Whether an idle connection can carry a request: it is open, and nothing has come that is not yet read.
+
+        The loop reads what comes between two of its turns. What came since is seen by asking the system (0.8 us): the
+        end of the connection, or bytes that would be taken for the answer to the next request.
+        """
+        return not self.closing and (self._poll is None or not self._poll.poll(0))
+
+    def look_at_end(self) -> None:
+        """Tell the pool why this idle connection is not usable: the server ended it, or said something unasked."""
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if sock is None or sock.fileno() < 0:
+            return
+        unread = b""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as twin:
+            unread = twin.recv(64, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        if not unread:
+            self._tell_early_end()
+        elif unread.strip(b"\r\n") and self._transport.get_extra_info("ssl_object") is None:  # type: ignore[union-attr]
+            self._home.unasked()
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its last answer was an event stream."""
+        return self._streamed
 
     def begin(self, incoming: Incoming, now: float) -> None:
         """Make this connection the one that brings `incoming`."""
@@ -266,12 +317,18 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = transport  # type: ignore[assignment]  # a stream transport, as asked for
+        sock = transport.get_extra_info("socket")
+        if sock is not None and hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(sock.fileno(), select.POLLIN)
         self.quiet_since = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; wake the task if it has something to do."""
         incoming = self._incoming
         if incoming is None:
+            if data.strip(b"\r\n"):
+                self._home.unasked()
             self.abort()  # nobody asked: what it says cannot be matched with a request
             return
         self.quiet_since = self.loop.time()
@@ -284,7 +341,9 @@ class Connection(asyncio.Protocol):
             incoming.fault = incoming.fault or httpx.RemoteProtocolError("the server switched to another protocol")
         except httptools.HttpParserError as error:
             self._keep = False
-            if not incoming.complete and incoming.fault is None:
+            if incoming.complete:
+                self._home.unasked()
+            elif incoming.fault is None:
                 incoming.fault = httpx.RemoteProtocolError(f"this is no valid HTTP response: {error}")
         if incoming.fault is not None:
             self._fail(incoming.fault)
@@ -299,11 +358,15 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         """The peer ended its side: look, while the socket is open, at what it had received by then."""
         self._ended = True
+        self._tell_early_end()
         self._home.forget(self)
         self._look_back()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Settle an exchange that the end of the connection cuts short, or completes."""
+        self._poll = None  # the number of the socket's file may be another's soon
+        if not self._ended and error is not None:
+            self._tell_early_end()
         self._home.forget(self)
         if not self._ended:
             self._look_back()
@@ -423,7 +486,8 @@ class Connection(asyncio.Protocol):
         self._incoming = None
         if self._reading_paused:
             self._resume_reading()
-        if self._keep and not self._writing:
+        self._streamed = incoming.sink is not None or (incoming.live and _is_event_stream(incoming.fields))
+        if self._keep and not self._writing and self._home.keeps(streamed=self._streamed):
             self._home.release(self)
         else:
             self.abort()
@@ -462,6 +526,11 @@ class Connection(asyncio.Protocol):
         if drained is not None and not drained.done():
             drained.set_result(None)
 
+    def _tell_early_end(self) -> None:
+        """Note an idle connection that ends right after a stream: no timeout of the server's is that short."""
+        if self._incoming is None and self._streamed and self.loop.time() - self.quiet_since < EARLY_END_S:
+            self._home.closes_after_streams()
+
     def _look_back(self) -> None:
         incoming = self._incoming
         if incoming is not None and not incoming.began and self._transport is not None:
@@ -486,10 +555,16 @@ class Connection(asyncio.Protocol):
             of = f" of {length}" if length is not None else ""
             where = f"in the response's body, after {incoming.size}{of} bytes"
         sent = not self._undelivered
+        fault: httpx.RequestError
         if error is None:
-            return tell_sent(httpx.RemoteProtocolError(f"the server disconnected {where}"), sent)
-        kind = httpx.WriteError if self._writing else httpx.ReadError
-        return tell_sent(kind(f"the connection broke {where}: {error}"), sent)
+            fault = httpx.RemoteProtocolError(f"the server disconnected {where}")
+        else:
+            kind = httpx.WriteError if self._writing else httpx.ReadError
+            fault = kind(f"the connection broke {where}: {error}")
+        # An answer that takes long is no race between the server's close and our request.
+        if not incoming.began and self.loop.time() - self.quiet_since < STALE_END_S:
+            fault.__dict__["ended_unanswered"] = True
+        return tell_sent(fault, sent)
 
 
 def _is_event_stream(fields: dict[bytes, bytes]) -> bool:

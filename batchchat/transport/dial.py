@@ -15,7 +15,7 @@ import anyio
 import httpx
 
 from batchchat.errors import StorageError
-from batchchat.transport.faults import tell_sent
+from batchchat.transport.faults import UntrustedServer, tell_sent
 
 HEAD_START_S: Final = 0.25
 """How long an address may take before the next is tried beside it (RFC 8305, 5)."""
@@ -120,6 +120,8 @@ def connect_error(error: OSError | EOFError, where: str) -> httpx.RequestError |
     """What a failure to connect to `where` is called; the text of TLS errors is kept as it is."""
     if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
         return _too_many_files(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return tell_sent(UntrustedServer(f"TLS with {where} failed: {error}"), sent=False)
     if isinstance(error, ssl.SSLError):
         return tell_sent(httpx.ConnectError(f"TLS with {where} failed: {error}"), sent=False)
     if isinstance(error, TimeoutError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TypeVar
 
 import httpx
@@ -20,6 +21,28 @@ _NEVER_SENT = (
 
 class ResponseTooLarge(httpx.RemoteProtocolError):
     """A response passed the bound on its head or on its decoded body. It was dropped, never held in memory."""
+
+
+class UntrustedServer(httpx.ConnectError):
+    """The server's certificate is not trusted, or is for another host. Nothing was sent; waiting does not help."""
+
+
+def untrusted(error: BaseException) -> bool:
+    """Whether an error, or what led to it, is a certificate that was not accepted."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def ended_unanswered(error: BaseException) -> bool:
+    """Whether a connection ended soon, before any byte of an answer.
+
+    So ends a kept connection that the server had closed as the request was written.
+    """
+    return bool(getattr(error, "ended_unanswered", False))
 
 
 def request_sent(error: BaseException) -> bool:

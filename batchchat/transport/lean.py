@@ -18,7 +18,7 @@ import httpx
 from batchchat.transport.connection import ONE_WRITE_BYTES, BodySink, Connection, Incoming
 from batchchat.transport.decoding import ACCEPT_ENCODING
 from batchchat.transport.dial import AddressBook, Resolver, connect_error, dial, resolve
-from batchchat.transport.faults import request_sent
+from batchchat.transport.faults import ended_unanswered, request_sent
 
 MAX_RESPONSE_BYTES: Final = 64 * 2**20
 MAX_HEAD_BYTES: Final = 64 * 2**10
@@ -100,14 +100,31 @@ class Origin:
         self.where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.book = AddressBook(host, port, resolver)
         self.idle: dict[Connection, None] = {}
+        self._keeps = self._keeps_streams = True
 
     def take(self) -> Connection | None:
-        """An idle connection, if there is one."""
+        """Take an idle connection that is fit for a request, if there is one; close those that are not."""
         while self.idle:
             connection, _ = self.idle.popitem()
-            if not connection.closing:
+            if connection.usable:
                 return connection
+            connection.look_at_end()
+            connection.abort()
         return None
+
+    def keeps(self, *, streamed: bool) -> bool:
+        """See `Home.keeps`."""
+        return self._keeps and (self._keeps_streams or not streamed)
+
+    def unasked(self) -> None:
+        """Keep no connection any longer: on a new one there is nothing to be taken for another request's answer."""
+        self._keeps = False
+        for connection in list(self.idle):
+            connection.abort()
+
+    def closes_after_streams(self) -> None:
+        """Keep no connection after a stream any longer."""
+        self._keeps_streams = False
 
     def release(self, connection: Connection) -> None:
         """Keep a connection for the next request."""
@@ -128,8 +145,8 @@ class LeanTransport(httpx.AsyncBaseTransport):
     """An HTTP/1.1 transport for asyncio and uvloop; it belongs to the event loop that first uses it.
 
     `verify` is the context for https, None to refuse https. Connections are opened as needed (how many requests run at
-    once is the caller's to limit) and kept for `idle_timeout` seconds. A request that a kept connection certainly did
-    not deliver, because the server had closed it, is sent again once on a new one. Redirects are returned, never
+    once is the caller's to limit) and kept for `idle_timeout` seconds. A request on a kept connection that ends before
+    any byte of an answer is sent again once on a new one: the server had closed it. Redirects are returned, never
     followed. `max_response_bytes` bounds a decoded body, `max_head_bytes` the status line with the header fields.
     """
 
@@ -289,8 +306,11 @@ class LeanTransport(httpx.AsyncBaseTransport):
                 raise
             if incoming.fault is None or (sink is not None and sink.done):
                 return finish(incoming)
-            if not kept or request_sent(incoming.fault):
-                raise incoming.fault
+            fault = incoming.fault
+            if not kept or (request_sent(fault) and not ended_unanswered(fault)):
+                raise fault
+            if connection.streamed:
+                route.origin.closes_after_streams()
             connection, kept = await self._open(route.origin, connect_timeout, ends_at, fresh=True)
 
     async def _open(

@@ -8,17 +8,45 @@ from __future__ import annotations
 
 import importlib.util
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
+import anyio
 import httpx
 
+from batchchat.transport.connection import EARLY_END_S, STALE_END_S
 from batchchat.transport.decoding import ACCEPT_ENCODING, BodyDecoder, decoder_for
-from batchchat.transport.faults import ResponseTooLarge, request_sent, tell_sent
+from batchchat.transport.faults import ResponseTooLarge, UntrustedServer, request_sent, tell_sent, untrusted
 from batchchat.transport.lean import MAX_RESPONSE_BYTES
 
 _LANE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=60.0)
 _SHARED: Final = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=60.0)
+
+
+class _Lane:
+    """A pool of one connection. `kept` tells that it has carried an answer, `streamed` that the last was a stream."""
+
+    __slots__ = ("free_at", "kept", "streamed", "transport")
+
+    def __init__(self, transport: httpx.AsyncHTTPTransport) -> None:
+        self.transport = transport
+        self.kept = self.streamed = False
+        self.free_at = 0.0
+
+    @property
+    def unread(self) -> bytes:
+        """What came behind the end of the last answer, without the line breaks that some servers send.
+
+        httpx does not tell, and its parser would take these bytes for the answer to the next request. So this looks
+        into it; a version of httpx that is built otherwise tells nothing.
+        """
+        pool = getattr(self.transport, "_pool", None)
+        for connection in getattr(pool, "connections", ()):
+            parser = getattr(getattr(connection, "_connection", None), "_h11_state", None)
+            if parser is not None:
+                data: bytes = parser.trailing_data[0]
+                return data.strip(b"\r\n")
+        return b""
 
 
 class StockTransport(httpx.AsyncBaseTransport):
@@ -43,8 +71,9 @@ class StockTransport(httpx.AsyncBaseTransport):
         self._proxy = proxy
         self._http2 = http2
         self._max_response_bytes = max_response_bytes
-        self._lanes: list[httpx.AsyncHTTPTransport] = []
-        self._idle: list[httpx.AsyncHTTPTransport] = [self._lane()]
+        self._keeps = self._keeps_streams = True
+        self._lanes: list[_Lane] = []
+        self._idle: list[_Lane] = [self._lane()]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request and return its response as soon as its head is there."""
@@ -52,10 +81,13 @@ class StockTransport(httpx.AsyncBaseTransport):
             request.headers["accept-encoding"] = ACCEPT_ENCODING.decode()
         lane = self._idle[-1] if self._http2 else self._idle.pop() if self._idle else self._lane()
         try:
-            response = await _carried(lane, request)
+            response = await self._sent(lane, request)
             decoder = decoder_for(response.headers.get("content-encoding", "").encode("latin-1"))
         except BaseException as error:
+            lane.kept = False  # httpx closes what failed
             self._give_back(lane)
+            if isinstance(error, httpx.ConnectError) and untrusted(error):
+                raise tell_sent(UntrustedServer(str(error), request=request), sent=False) from error
             if isinstance(error, httpx.RequestError):
                 error.request = request
                 tell_sent(error, request_sent(error))
@@ -63,7 +95,8 @@ class StockTransport(httpx.AsyncBaseTransport):
         headers = response.headers.raw
         if decoder is not None:
             headers = [field for field in headers if field[0].lower() not in {b"content-encoding", b"content-length"}]
-        body = _BoundedBody(response, decoder, self._max_response_bytes, lambda: self._give_back(lane))
+        lane.streamed = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+        body = _BoundedBody(response, decoder, self._max_response_bytes, lambda: self._finish(lane))
         return httpx.Response(
             response.status_code, headers=headers, stream=body, extensions=response.extensions, request=request
         )
@@ -71,20 +104,59 @@ class StockTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close every connection."""
         for lane in self._lanes:
-            await lane.aclose()
+            await lane.transport.aclose()
 
-    def _lane(self) -> httpx.AsyncHTTPTransport:
-        lane = httpx.AsyncHTTPTransport(
-            verify=self._verify,
-            proxy=self._proxy,
-            http2=self._http2,
-            limits=_SHARED if self._http2 else _LANE,
-            trust_env=False,
+    async def _sent(self, lane: _Lane, request: httpx.Request) -> httpx.Response:
+        """Send a request; again, once, if a kept connection ends before it is answered: the server had closed it."""
+        if self._http2 or not lane.kept:
+            return await _carried(lane.transport, request)
+        opened, started, outer = False, anyio.current_time(), request.extensions.get("trace")
+
+        async def trace(event: str, details: object) -> None:
+            nonlocal opened
+            opened = opened or event == "connection.connect_tcp.started"
+            if outer is not None:
+                await outer(event, details)
+
+        request.extensions = {**request.extensions, "trace": trace}
+        soon = started - lane.free_at < EARLY_END_S
+        try:
+            response = await _carried(lane.transport, request)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if opened or anyio.current_time() - started > STALE_END_S:
+                raise
+            self._keeps_streams = self._keeps_streams and not lane.streamed
+            return await _carried(lane.transport, request)
+        if opened and soon:  # httpx has seen the end of the kept connection itself
+            self._keeps_streams = self._keeps_streams and not lane.streamed
+        return response
+
+    async def _finish(self, lane: _Lane) -> None:
+        """Take a lane back whose answer is read, or given up. Its connection is closed if it cannot be trusted."""
+        if not self._http2:
+            if lane.unread:
+                self._keeps = False
+            lane.kept = self._keeps and (self._keeps_streams or not lane.streamed)
+            lane.free_at = anyio.current_time()
+            if not lane.kept:
+                with anyio.CancelScope(shield=True):
+                    await lane.transport.aclose()
+        self._give_back(lane)
+
+    def _lane(self) -> _Lane:
+        lane = _Lane(
+            httpx.AsyncHTTPTransport(
+                verify=self._verify,
+                proxy=self._proxy,
+                http2=self._http2,
+                limits=_SHARED if self._http2 else _LANE,
+                trust_env=False,
+            )
         )
         self._lanes.append(lane)
         return lane
 
-    def _give_back(self, lane: httpx.AsyncHTTPTransport) -> None:
+    def _give_back(self, lane: _Lane) -> None:
         if not self._http2:
             self._idle.append(lane)
 
@@ -107,12 +179,12 @@ class _BoundedBody(httpx.AsyncByteStream):
         response: httpx.Response,
         decoder: BodyDecoder | None,
         room: int,
-        release: Callable[[], None],
+        release: Callable[[], Awaitable[None]],
     ) -> None:
         self._response = response
         self._decoder = decoder
         self._room = room
-        self._release: Callable[[], None] | None = release
+        self._release: Callable[[], Awaitable[None]] | None = release
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for raw in self._response.stream:  # type: ignore[union-attr]  # it comes from an async transport
@@ -131,4 +203,4 @@ class _BoundedBody(httpx.AsyncByteStream):
             try:
                 await self._response.aclose()
             finally:
-                release()
+                await release()

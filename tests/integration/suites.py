@@ -15,8 +15,8 @@ import trio.testing
 import yaml
 
 from batchchat.evaluation.evaluate import Evaluation, evaluate
-from batchchat.evaluation.running import Setting
-from batchchat.evaluation.suite import Suite, load_suite
+from batchchat.evaluation.suite.suite import Suite, load_suite
+from batchchat.evaluation.suite_runs import SuiteRunOptions
 from batchchat.events import Event, Snapshot
 from batchchat.runner import RunOptions
 from tests.integration.jobs import write_rows
@@ -101,8 +101,8 @@ class Bench:
 
     def setting(
         self, suite: Suite, *, on_snapshot: Callable[[Snapshot], None] | None = None, **options: Any
-    ) -> Setting:
-        return Setting(
+    ) -> SuiteRunOptions:
+        return SuiteRunOptions(
             suite.name,
             RunOptions(**options),
             caps=suite.budget,

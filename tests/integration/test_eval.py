@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchchat.demo import DemoOptions, DemoServer
-from batchchat.evaluation.summary import read_summary
+from batchchat.evaluation.results.summary import read_summary
 from tests.integration.jobs import ROOT
 from tests.integration.test_cli import Command, command
 

@@ -21,6 +21,7 @@ from batchchat.inspection import status_of
 from batchchat.job import Job
 from batchchat.plan import plan_job
 from batchchat.store import verify
+from tests.docs import names, table
 from tests.integration.jobs import make_job, query, run, texts, write_rows
 from tests.integration.processes import batchchat as command
 from tests.integration.processes import start, wait_for
@@ -219,25 +220,18 @@ def test_the_fields_of_status_as_json_stay(tmp_path: Path, demo: DemoServer) -> 
 # --- log lines for programs
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 ALWAYS = {"time", "level", "event", "message"}
 
 
 def documented() -> dict[str, tuple[str, set[str]]]:
-    """The events that the README lists: their level and fields."""
-    rows = re.findall(r"^\| `(\w+)` \| (debug|info|warning|error)\b[^|]*\|(.*?)\|", README, re.MULTILINE)
-    return {name: (level, set(re.findall(r"`(\w+)`", cells))) for name, level, cells in rows}
+    """The events that the guide lists: their level and fields."""
+    rows = table("logs", "Log lines as JSON")
+    return {name: (level.split(",")[0], names(cells)) for name, (level, cells, _) in rows.items()}
 
 
 def summary_fields() -> set[str]:
-    """The fields of a summary that the README lists."""
-    found = re.search(r"`run --json`,\s+has:\s(.*?)\n\n", README, re.DOTALL)
-    assert found is not None
-    return set(re.findall(r"`(\w+)`", found[1]))
-
-
-def test_the_summary_has_the_documented_fields() -> None:
-    assert summary_fields() == {field.name for field in fields(RunSummary)}
+    """The fields of a summary that the guide lists."""
+    return set(table("logs", "The summary"))
 
 
 @pytest.fixture

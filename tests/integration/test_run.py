@@ -298,7 +298,7 @@ def test_a_later_run_carries_renamed_and_json_columns_as_the_first_did(tmp_path:
     ]
     view = next(find_records(tmp_path / "out", row=7))
     assert view.messages is not None
-    assert view.messages[0]["content"] == "yes s7 {'a': 1}"
+    assert view.messages[0]["content"] == 'yes s7 {"a":1}'
 
 
 def test_times_finer_than_pythons_are_carried_shown_and_exported(tmp_path: Path, demo: DemoServer) -> None:

@@ -27,7 +27,7 @@ from batchchat.records import Completion, Reply, Request, RowBatch, Usage, Verdi
 from batchchat.review import Reviewer
 from batchchat.runner import RunOptions, StopRequest, run_job
 from batchchat.runner.reuse import Reuse
-from batchchat.store import verify
+from batchchat.store import read_output, verify
 from tests.integration.jobs import make_job, query, run, texts, write_rows
 from tests.integration.processes import start, wait_for
 from tests.unit.test_run_clock import Provider, inline
@@ -381,7 +381,7 @@ def test_the_input_waits_when_too_many_wait(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_equal_rows_that_come_while_answers_are_written_behind_are_not_sent(tmp_path: Path) -> None:
-    """Answers go to the cache a quarter of a second late: until then they are found in memory."""
+    """Answers go to the cache with the next commit: until then they are found in memory."""
 
     async def handler(_request: httpx.Request) -> httpx.Response:
         await anyio.sleep(0.001)
@@ -401,32 +401,50 @@ def test_a_budget_is_not_touched_by_what_is_not_sent(tmp_path: Path) -> None:
     job = make_job(where, None, dedupe=True, cache=str(tmp_path / "cache"), budget={"max_requests": 5})
     summary, _, _ = simulate(job, handler)
     assert (summary.exit_code, summary.ok, summary.sent) == (0, 100, 5)
-    where = folder(tmp_path, "b", equal_rows(100, 6))
+    where = folder(tmp_path, "b", equal_rows(100, 7))
     summary, _, _ = simulate(make_job(where, None, cache=str(tmp_path / "cache"), budget={"max_requests": 1}), handler)
-    assert (summary.exit_code, summary.cache_hits, summary.sent) == (4, 84, 1)
+    assert (summary.exit_code, summary.cache_hits, summary.sent) == (4, 85, 1)
     view = plan_job(make_job(where, None, cache=str(tmp_path / "cache")), RunOptions(fresh=True))
-    assert (view.cached, view.requests) == (100, 0)
+    assert (view.cached, view.equal, view.requests) == (86, 13, 1)
 
 
-def test_a_run_killed_with_dedupe_on_goes_on_without_asking_again(tmp_path: Path) -> None:
-    with DemoServer(DemoOptions(latency_s=0.1)) as demo:
-        where = folder(tmp_path, "a", equal_rows(300, 100))
-        data = make_job(where, demo.base_url, dedupe=True, limits={"concurrency": 8}).snapshot()
+@pytest.mark.parametrize("shared", ["dedupe", "cache", "both"])
+def test_what_a_killed_run_counted_is_paid_for_by_nobody_again(tmp_path: Path, shared: str) -> None:
+    """Not by its other rows, not by the next run, and not by another output, also before the first one goes on."""
+    with DemoServer(DemoOptions(latency_s=0.05)) as demo:
+        where, other = folder(tmp_path, "a", equal_rows(300, 100)), folder(tmp_path, "b", equal_rows(100, 100))
+        fields: dict[str, Any] = {} if shared == "cache" else {"dedupe": True}
+        fields |= {} if shared == "dedupe" else {"cache": str(tmp_path / "cache")}
+        data = make_job(where, demo.base_url, limits={"concurrency": 8}, **fields).snapshot()
         data.pop("file")
         (where / "job.yaml").write_text(json.dumps(data), encoding="utf-8")
         killed = start("run", where / "job.yaml", "-q", cwd=tmp_path)
         wait_for(lambda: demo.stats().answered >= 60)
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
-        ended = start("run", where / "job.yaml", "-q", cwd=tmp_path)
-        ended.communicate()
-        assert ended.returncode == 0
+        paid = demo.stats().requests
+        counted = read_output(where / "out", columns=["text"]).column("text").unique()
+        assert len(counted) >= 40
+        if shared != "dedupe":
+            second = run(make_job(other, demo.base_url, **fields))
+            assert (second.ok, second.sent) == (100, 100 - second.cache_hits)
+            assert second.cache_hits >= len(counted)
+            paid += second.sent
+        ended = run(make_job(where, demo.base_url, **fields))
+        assert (ended.exit_code, ended.ok, demo.stats().requests) == (0, 300, paid + ended.sent)
+        assert ended.sent <= (100 - len(counted) if shared == "dedupe" else 0)
         assert query(where, "select count(*), count(distinct custom_id), count(distinct text) from data") == [
             (300, 300, 100)
         ]
-        # At most what was in flight, and what was answered in the last quarter of a second, was asked again.
-        assert 100 <= demo.stats().requests <= 100 + 8 + 30
         assert verify(where / "out").problems == []
+
+
+def test_a_cache_alone_asks_equal_rows_of_one_run_once(tmp_path: Path, demo: DemoServer) -> None:
+    where = folder(tmp_path, "a", equal_rows(1200, 400))
+    job = make_job(where, demo.base_url, cache=str(tmp_path / "cache"))
+    view = plan_job(job)
+    assert (view.dedupe, view.equal, view.requests) == (True, 800, 400)
+    assert (run(job).cache_hits, demo.stats().requests) == (800, 400)
 
 
 def test_an_answer_that_is_written_behind_while_the_cache_is_looked_up_is_found(tmp_path: Path) -> None:
@@ -455,11 +473,10 @@ def test_an_answer_that_is_written_behind_while_the_cache_is_looked_up_is_found(
     async def main() -> None:
         cache = AnswerCache.open(tmp_path / "cache")
         writer: Any = Notes()
-        reuse = Reuse(cache, writer, Reviewer(), dedupe=True, own=True, offload=slow_look, listener=lambda _: None)
+        reuse = Reuse(cache, writer, Reviewer(), own=True, offload=slow_look, listener=lambda _: None)
         leader, late, last = request(0), request(1), request(2)
         assert await reuse.sift([leader]) == [leader]
         async with anyio.create_task_group() as group:
-            group.start_soon(reuse.run)
 
             async def look() -> None:
                 assert await reuse.sift([late]) == []
@@ -468,10 +485,11 @@ def test_an_answer_that_is_written_behind_while_the_cache_is_looked_up_is_found(
             await anyio.sleep(0.1)
             completion = Completion("yes", "stop", "m", Usage(1, 1, 2))
             reuse.put(Settled(leader, Reply(Verdict.OK, completion=completion, text="yes"), None))
+            reuse.keep(reuse.take())
+            reuse.kept()
             await anyio.sleep(2)
             assert shared == [late]
             assert await reuse.sift([last]) == []
-            reuse.finish()
         assert shared == [late, last]
         assert cache.fetch([bytes(16)]) == {bytes(16): completion}
         cache.close()
@@ -479,7 +497,8 @@ def test_an_answer_that_is_written_behind_while_the_cache_is_looked_up_is_found(
     anyio.run(main, backend="trio", backend_options={"clock": trio.testing.MockClock(autojump_threshold=0)})
 
 
-def test_what_the_job_took_is_given_to_equal_rows_also_late_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", ["dedupe", "cache"])
+def test_what_the_job_took_is_given_to_equal_rows_also_late_ones(tmp_path: Path, shared: str) -> None:
     """An answer that was corrected, given a longer bound or kept though it was cut off: one request each, whenever."""
     schema = {"type": "object", "properties": {"label": {"type": "string"}}, "required": ["label"]}
     asked_for: dict[str, int] = {}
@@ -501,7 +520,7 @@ def test_what_the_job_took_is_given_to_equal_rows_also_late_ones(tmp_path: Path)
     job = make_job(
         folder(tmp_path, "a", rows),
         None,
-        dedupe=True,
+        **({"dedupe": True} if shared == "dedupe" else {"cache": str(tmp_path / "cache")}),
         limits={"concurrency": 100},
         params={"max_tokens": 5},
         response={"schema": schema, "truncated": {"retry_with_max_tokens": 50}},

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from batchchat.errors import StorageError
-from batchchat.transport import LeanTransport, request_sent
+from batchchat.transport import LeanTransport, StockTransport, request_sent
 from tests.integration.raw_server import COMPLETION, Peer, RawServer, always, forever, response, then_silence
 from tests.integration.transport_cases import BACKENDS, Names, ask, ask_seam, refusing_port, until
 
@@ -268,11 +268,16 @@ async def test_a_request_that_a_stale_connection_did_not_deliver_is_sent_once_mo
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-async def test_a_request_that_was_received_is_never_sent_again(reset: bool) -> None:
+@pytest.mark.parametrize("part", [b"", b"HTTP/1.1 2"], ids=["no byte", "a part of the head"])
+async def test_a_request_that_was_received_is_sent_once_more_only_if_a_kept_connection_said_nothing(
+    reset: bool, part: bytes
+) -> None:
     async def script(peer: Peer) -> None:
+        if peer.number == 0:
+            await peer.request()
+            await peer.send(response())
         await peer.request()
-        await peer.send(response())
-        await peer.request()
+        await peer.send(part)
         if reset:
             await asyncio.sleep(0.02)
             await peer.reset()
@@ -283,8 +288,63 @@ async def test_a_request_that_was_received_is_never_sent_again(reset: bool) -> N
             with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)) as caught:
                 await ask(transport, server.url, b"pay me")
             assert request_sent(caught.value)
-        assert len(server.received) == 2
-        assert server.connections == 1
+        sent = 1 if part else 2
+        assert len(server.received) == 1 + sent
+        assert server.connections == sent
+
+
+def _transport(kind: str) -> LeanTransport | StockTransport:
+    return LeanTransport() if kind == "lean" else StockTransport()
+
+
+def _naming(request: bytes) -> bytes:
+    return response(body=request.rpartition(b"\r\n\r\n")[2])
+
+
+@pytest.mark.parametrize("kind", ["lean", "httpx"])
+@pytest.mark.parametrize("apart", [False, True], ids=["in one write", "later"])
+async def test_an_answer_that_nobody_asked_for_is_not_given_to_the_next_request(kind: str, apart: bool) -> None:
+    more = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            if apart:
+                await peer.send(_naming(request))
+                await more.wait()
+                await peer.send(response(body=b"unasked"))
+            else:
+                await peer.send(_naming(request) + response(body=b"unasked"))
+
+    with RawServer(script) as server:
+        async with _transport(kind) as transport:
+            for number in range(4):
+                body = b"row %d" % number
+                assert (await ask_seam(transport, server.url, body)).body == body
+                if apart:
+                    server.call(more.set)
+                    time.sleep(0.05)  # noqa: ASYNC251  # the loop does not look meanwhile
+        assert server.connections == 4
+
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("kind", ["lean", "httpx"])
+@pytest.mark.parametrize("after_s", [0.0, 0.01])
+async def test_a_server_that_closes_after_each_stream_costs_no_failure(kind: str, after_s: float) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(STREAM_HEAD + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+        await asyncio.sleep(after_s)
+
+    with RawServer(script) as server:
+        async with _transport(kind) as transport:
+            for _ in range(20):
+                reply = await ask_seam(transport, server.url)
+                assert reply.body == b"data: [DONE]\n\n"
+        # After the first end that was seen, no connection is kept after a stream, so none dies in use.
+        assert server.connections == 20
 
 
 @LINUX

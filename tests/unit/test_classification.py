@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchchat.errors import UsageError
-from batchchat.evaluation.classification import (
+from batchchat.evaluation.statistics.classification import (
     NO_ANSWER,
     OTHER,
-    Answers,
+    LabelledAnswers,
     classification_report,
     compare_macro_f1,
     summarize_macro_f1,
 )
 
 
-def answers(expected: Any, given_labels: Any) -> Answers:
-    return Answers(range(len(expected)), list(expected), list(given_labels))
+def answers(expected: Any, given_labels: Any) -> LabelledAnswers:
+    return LabelledAnswers(range(len(expected)), list(expected), list(given_labels))
 
 
 def test_the_report_of_the_scikit_learn_manual() -> None:
@@ -84,7 +84,7 @@ def test_a_column_of_free_text_is_no_set_of_classes() -> None:
         classification_report(answers(texts, texts))
 
 
-def drawn(rows: int, shares: tuple[float, ...], seed: int = 1) -> dict[str, Answers]:
+def drawn(rows: int, shares: tuple[float, ...], seed: int = 1) -> dict[str, LabelledAnswers]:
     generator = np.random.default_rng(seed)
     expected = generator.choice(list("abcd"), rows, p=[0.4, 0.3, 0.2, 0.1])
     made = {}
@@ -94,9 +94,9 @@ def drawn(rows: int, shares: tuple[float, ...], seed: int = 1) -> dict[str, Answ
     return made
 
 
-def macro_f1(made: Answers, chosen: Any) -> float:
+def macro_f1(made: LabelledAnswers, chosen: Any) -> float:
     report = classification_report(
-        Answers(range(len(chosen)), [made.expected[at] for at in chosen], [made.given[at] for at in chosen])
+        LabelledAnswers(range(len(chosen)), [made.expected[at] for at in chosen], [made.given[at] for at in chosen])
     )
     assert report.macro_f1 is not None
     return report.macro_f1
@@ -146,7 +146,7 @@ def test_pairs_are_adjusted_and_better_is_told() -> None:
 def test_samples_of_a_row_are_one_cluster() -> None:
     once = drawn(200, (0.7,))["x"]
     rows = [row for row in range(200) for _ in range(5)]
-    five = Answers(rows, [once.expected[row] for row in rows], [once.given[row] for row in rows])
+    five = LabelledAnswers(rows, [once.expected[row] for row in rows], [once.given[row] for row in rows])
     assert summarize_macro_f1(five) == summarize_macro_f1(once)
 
 
@@ -163,8 +163,12 @@ LINE = st.tuples(st.integers(0, 6), st.none() | LABEL, st.none() | LABEL | st.ju
 @settings(max_examples=40, deadline=None)
 @given(st.lists(LINE, max_size=20), st.lists(LINE, max_size=20), st.randoms(use_true_random=False))
 def test_all_answers_keep_the_rules(left: list[Any], right: list[Any], random: Any) -> None:
-    def variant(lines: list[Any]) -> Answers:
-        return Answers(*(list(column) for column in zip(*lines, strict=True))) if lines else Answers([], [], [])
+    def variant(lines: list[Any]) -> LabelledAnswers:
+        return (
+            LabelledAnswers(*(list(column) for column in zip(*lines, strict=True)))
+            if lines
+            else LabelledAnswers([], [], [])
+        )
 
     summary = summarize_macro_f1(variant(left))
     (compared,) = compare_macro_f1({"a": variant(left), "b": variant(right)}, scorer="s")

@@ -326,8 +326,10 @@ def test_a_failure_without_words_is_named() -> None:
 
 
 def test_an_untrusted_certificate_says_what_to_set() -> None:
-    failure = send(Transport(httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"))).failure
+    reply = send(Transport(httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")))
+    failure = reply.failure
     assert failure is not None
+    assert (reply.verdict, reply.sent) == (Verdict.FATAL, False)
     assert "provider.ca_file" in failure.message
 
 

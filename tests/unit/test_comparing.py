@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batchchat.errors import UsageError
-from batchchat.evaluation.comparing import OutputComparison, compare_outputs, read_scorer_text
+from batchchat.evaluation.results.comparing import OutputComparison, compare_outputs, read_scorer_text
 from tests.integration.suites import Bench, Provider
 
 ROWS = [{"id": f"r{at}", "name": f"n{at}", "text": f"row {at}", "gold": "yes"} for at in range(10)]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.demo.draws import FaultPlan, draw, pick
-from batchchat.demo.limits import Gate, Window, format_duration
-from batchchat.demo.options import FAULTS, DemoOptions
+from batchchat.demo.limits import RateGate, Window, format_duration
+from batchchat.demo.server_options import FAULTS, DemoOptions
 from batchchat.demo.tokens import count_tokens, cut_to_tokens
 from batchchat.records import Axis
 
@@ -53,7 +53,7 @@ def test_the_wait_is_exact(limit: int, arrivals: list[tuple[int, int]]) -> None:
 
 
 def test_a_gate_names_the_axis_and_charges_nothing_for_a_refusal() -> None:
-    gate = Gate(DemoOptions(requests_per_minute=2, tokens_per_minute=100, concurrency=1))
+    gate = RateGate(DemoOptions(requests_per_minute=2, tokens_per_minute=100, concurrency=1))
     assert gate.admit(60, 0.0) is None
     assert gate.admit(60, 1.0) == (Axis.TOKENS, 59.0)
     assert gate.admit(10, 1.0) == (Axis.CONCURRENCY, 0.0)

@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchchat.demo.instances import Filler, guess_language
-from batchchat.demo.labels import find_labels, make_labels, rank
-from batchchat.demo.model import Answer, answer
-from batchchat.demo.options import LLAMA, MISTRAL, DemoOptions
+from batchchat.demo.model.answering import ModelAnswer, answer
+from batchchat.demo.model.label_ranking import find_labels, make_labels, rank
+from batchchat.demo.model.schema_filler import Filler, guess_language
 from batchchat.demo.request import ApiError, parse_request
+from batchchat.demo.server_options import LLAMA, MISTRAL, DemoOptions
 
 TICKETS = Path(__file__).parents[2] / "sample_data" / "tickets.jsonl"
 
 
-def asked(*messages: tuple[str, str], model: str = MISTRAL, seed: int = 0, **fields: Any) -> Answer:
+def asked(*messages: tuple[str, str], model: str = MISTRAL, seed: int = 0, **fields: Any) -> ModelAnswer:
     turns = [{"role": role, "content": content} for role, content in messages]
     body = orjson.dumps({"model": model, "temperature": 0, "messages": turns, **fields})
     return answer(parse_request(body, DemoOptions()), seed, blake2b(body, digest_size=16).digest())

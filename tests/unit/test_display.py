@@ -94,7 +94,7 @@ def test_trouble_is_named_and_stays_on_a_narrow_terminal() -> None:
 
 def test_limits_that_are_not_set_show_what_is_used() -> None:
     line = drawn(replace(SNAPSHOT, pace=Pace(concurrency=8, requests_used=12, tokens_used=1500, in_use=3)))[3]
-    assert line.strip() == "limits  12 req/min · 1.5k tok/min · 3/8 at once"
+    assert line.strip() == "limits  12 req in 60 s · 1.5k tok in 60 s · 3/8 at once"
 
 
 def test_an_unknown_eta_total_or_price_is_not_made_up() -> None:

@@ -200,8 +200,8 @@ def test_aliases_and_merges_work(folder: Path) -> None:
         ("params: {stop: 3}", "params.stop: must be a text or a list, not 3"),
         ("params: {stop: [a, 3]}", "params.stop.1: must be a text, not 3: put it in quotes"),
         (
-            "params: {logprobs: 'yes'}",
-            "params.logprobs: must be true or false, or a template that gives one, not 'yes'",
+            "params: {logprobs: 'maybe'}",
+            "params.logprobs: must be true or false, or a template that gives one, not 'maybe'",
         ),
         ("params: {response_format: json}", "params.response_format: must be a mapping, or a template that gives one"),
         ("params: {tools: [hammer]}", 'params.tools.0: must be a mapping of names to values, not "hammer"'),
@@ -258,7 +258,7 @@ def test_a_wrong_field_is_told_with_its_line_and_remedy(folder: Path, line: str,
     [
         ("name: a b", "job.yaml:1: name: must begin with a letter or digit"),
         ("name: 2024", "job.yaml:1: name: must be a text, not 2024: put it in quotes"),
-        ("name: no", "job.yaml:1: name: must be a text, not false: put it in quotes"),
+        ("name: true", "job.yaml:1: name: must be a text, not true: put it in quotes"),
         ("input:", "job.yaml:2: input: must be a path, or a mapping with a path, and it is empty"),
         ("input: [a, b]", "job.yaml:2: input: must be a path, or a mapping with a path, not a list"),
         ("input: ''", "job.yaml:2: input: must not be empty"),
@@ -266,7 +266,7 @@ def test_a_wrong_field_is_told_with_its_line_and_remedy(folder: Path, line: str,
         ("input: {path: a, kye: id}", "job.yaml:2: input.kye: is not a field (did you mean 'key'?)"),
         (
             "input: {path: a, format: xml}",
-            "job.yaml:2: input.format: must be 'jsonl', 'csv', 'parquet' or 'openai-batch', not \"xml\"",
+            "job.yaml:2: input.format: must be 'jsonl', 'csv', 'tsv', 'parquet' or 'openai-batch', not \"xml\"",
         ),
         ("input: {path: a, types: {n: 3}}", "job.yaml:2: input.types.n: must be a text, not 3: put it in quotes"),
         (

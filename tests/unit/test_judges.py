@@ -11,8 +11,8 @@ import pytest
 
 from batchchat.errors import JobError
 from batchchat.evaluation.planning import plan_suite
-from batchchat.evaluation.scoring import score_suite
-from batchchat.evaluation.summary import SuiteSummary
+from batchchat.evaluation.results.scoring import score_suite
+from batchchat.evaluation.results.summary import SuiteSummary
 from batchchat.runner import RunOptions
 from tests.integration.suites import Bench, Provider
 

@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"report"}),
     frozenset({"evaluation"}),
     frozenset({"export"}),
-    frozenset({"starter"}),
+    frozenset({"starter", "guide"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
@@ -58,6 +58,19 @@ def test_imports_point_down() -> None:
         for target in _imports(path)
         if target != room and LEVEL[target] >= LEVEL[room]
     ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_rooms_of_an_evaluation_import_downwards() -> None:
+    rooms = ["statistics", "scorers", "suite", "results"]
+    wrong = []
+    for level, room in enumerate(rooms):
+        for path in (ROOT / "evaluation" / room).glob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            above = [name for name in rooms[level + 1 :] if f"batchchat.evaluation.{name}" in text]
+            at_top = [name.stem for name in (ROOT / "evaluation").glob("[a-z]*.py")]
+            above += [name for name in at_top if f"from batchchat.evaluation.{name} " in text]
+            wrong += [f"{path.relative_to(ROOT)} imports batchchat.evaluation.{name}" for name in above]
     assert not wrong, "\n".join(wrong)
 
 

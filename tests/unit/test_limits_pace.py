@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import random
 from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchchat.limits.pace import TICKS_PER_S, Minute, RatePace
+from batchchat.limits.pacing import Pacing
+from batchchat.limits.rates import Learned, Rate
+from batchchat.limits.schedule import TICKS_PER_S, Minute
+from batchchat.limits.trials import BELOW
+from batchchat.records import Axis
 
 GAPS = st.lists(st.one_of(st.just(0.0), st.floats(0.0, 0.5), st.floats(0.0, 90.0)), min_size=1, max_size=150)
 
 
-def send_all(pace: RatePace, requests: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def send_all(pace: Rate, requests: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Offer (gap, amount) one after the other, each as soon as it may go; return (time, amount) as sent."""
     now, sent = 0.0, []
     for gap, amount in requests:
         now += gap
-        while (wait := pace.delay(now, amount)) > 0:
+        while (wait := pace.schedule.delay(now, amount)) > 0:
             now += wait
-        pace.take(now, int(now * TICKS_PER_S), amount)
+        pace.schedule.take(now, int(now * TICKS_PER_S), amount)
         sent.append((now, amount))
     return sent
+
+
+def tell(pace: Rate, now: float, limit: float) -> None:
+    """Let the provider tell a limit."""
+    pace.told = limit
+    pace.apply(now)
 
 
 def most_in_a_minute(sent: list[tuple[float, float]]) -> float:
@@ -39,7 +50,7 @@ def most_in_a_minute(sent: list[tuple[float, float]]) -> float:
 
 @given(limit=st.integers(1, 200), gaps=GAPS)
 def test_requests_in_any_minute_stay_under_the_limit(limit: int, gaps: list[float]) -> None:
-    sent = send_all(RatePace(limit, None), [(gap, 1.0) for gap in gaps])
+    sent = send_all(Rate(limit, None), [(gap, 1.0) for gap in gaps])
     assert most_in_a_minute(sent) <= max(1, limit)
 
 
@@ -50,7 +61,7 @@ def test_requests_in_any_minute_stay_under_the_limit(limit: int, gaps: list[floa
 def test_tokens_in_any_minute_stay_under_the_limit_and_an_oversized_request_goes_alone(
     limit: int, requests: list[tuple[float, float]]
 ) -> None:
-    sent = send_all(RatePace(limit, None), requests)
+    sent = send_all(Rate(limit, None), requests)
     assert len(sent) == len(requests)
     alone = [(at, amount) for at, amount in sent if amount > limit]
     for at, _ in alone:
@@ -66,23 +77,23 @@ def test_tokens_in_any_minute_stay_under_the_limit_and_an_oversized_request_goes
 def test_the_jobs_ceiling_holds_whatever_the_provider_tells(
     limit: int, advertised: list[int], gaps: list[float]
 ) -> None:
-    pace = RatePace(limit, None)
+    pace = Rate(limit, None)
     sent: list[tuple[float, float]] = []
     now = 0.0
     for index, gap in enumerate(gaps):
         now += gap
         if index % 20 == 10:
-            pace.told(now, advertised[index // 20 % len(advertised)])
-        while (wait := pace.delay(now, 1.0)) > 0:
+            tell(pace, now, advertised[index // 20 % len(advertised)])
+        while (wait := pace.schedule.delay(now, 1.0)) > 0:
             now += wait
-        pace.take(now, int(now * TICKS_PER_S), 1.0)
+        pace.schedule.take(now, int(now * TICKS_PER_S), 1.0)
         sent.append((now, 1.0))
     assert most_in_a_minute(sent) <= limit
 
 
 @pytest.mark.parametrize("limit", [10, 300, 6000])
 def test_a_busy_minute_uses_nearly_all_of_the_limit_and_starts_without_a_burst(limit: int) -> None:
-    sent = send_all(RatePace(limit, None), [(0.0, 1.0)] * (limit * 3 + 1))
+    sent = send_all(Rate(limit, None), [(0.0, 1.0)] * (limit * 3 + 1))
     assert 60.0 * 3 / sent[-1][0] >= 0.995
     assert sum(at < 1.0 for at, _ in sent) <= max(1, limit / 60 * 1.2)
     # The last of any N+1 is on its way 0.1 s later than a minute after the first: room for an uneven network.
@@ -90,7 +101,7 @@ def test_a_busy_minute_uses_nearly_all_of_the_limit_and_starts_without_a_burst(l
 
 
 def test_a_late_wake_up_is_made_good_but_a_pause_is_not() -> None:
-    pace = RatePace(6000, None)
+    pace = Rate(6000, None)
     late = send_all(pace, [(0.0, 1.0)] + [(0.0, 1.0)] * 99)
     pause = late[-1][0] + 30.0
     after = send_all_from(pace, pause, 50)
@@ -98,102 +109,183 @@ def test_a_late_wake_up_is_made_good_but_a_pause_is_not() -> None:
     assert after[-1] - pause >= 0.35
 
 
-def send_all_from(pace: RatePace, now: float, count: int) -> list[float]:
+def send_all_from(pace: Rate, now: float, count: int) -> list[float]:
     sent = []
     for _ in range(count):
-        while (wait := pace.delay(now, 1.0)) > 0:
+        while (wait := pace.schedule.delay(now, 1.0)) > 0:
             now += wait
-        pace.take(now, int(now * TICKS_PER_S), 1.0)
+        pace.schedule.take(now, int(now * TICKS_PER_S), 1.0)
         sent.append(now)
     return sent
 
 
 def test_a_limit_told_late_counts_what_went_before() -> None:
-    pace = RatePace(None, None)
+    pace = Rate(None, None)
     before = [(index * 0.1, 1.0) for index in range(100)]
     for at, amount in before:
-        pace.take(at, int(at * TICKS_PER_S), amount)
-    pace.told(10.0, 120)
+        pace.schedule.take(at, int(at * TICKS_PER_S), amount)
+    tell(pace, 10.0, 120)
     after = [(at, 1.0) for at in send_all_from(pace, 10.0, 200)]
     assert most_in_a_minute(before + after) <= 120
     assert after[0][0] >= 49.0
 
 
 def test_real_usage_moves_the_schedule_both_ways() -> None:
-    cheap, dear = RatePace(6000, None), RatePace(6000, None)
+    cheap, dear = Rate(6000, None), Rate(6000, None)
     for pace, real in ((cheap, 100.0), (dear, 2000.0)):
-        pace.take(0.0, 0, 1000.0)
-        assert pace.delay(0.0, 1.0) == pytest.approx(1000 * 60.2 / 6000 - 0.1)
-        pace.settle(0.0, real - 1000.0)
-    assert cheap.delay(0.0, 1.0) == pytest.approx(100 * 60.2 / 6000 - 0.1)
-    assert dear.delay(0.0, 1.0) == pytest.approx(2000 * 60.2 / 6000 - 0.1)
-    assert cheap.minute.total == pytest.approx(100.0)
+        pace.schedule.take(0.0, 0, 1000.0)
+        assert pace.schedule.delay(0.0, 1.0) == pytest.approx(1000 * 60.2 / 6000 - 0.1)
+        pace.schedule.settle(0.0, real - 1000.0)
+    assert cheap.schedule.delay(0.0, 1.0) == pytest.approx(100 * 60.2 / 6000 - 0.1)
+    assert dear.schedule.delay(0.0, 1.0) == pytest.approx(2000 * 60.2 / 6000 - 0.1)
+    assert cheap.schedule.minute.total == pytest.approx(100.0)
+
+
+def send_and_accept(pacing: Pacing, start: float, seconds: float, per_second: float) -> float:
+    """Send evenly and let everything be accepted at once; return when it ends."""
+    for number in range(int(seconds * per_second)):
+        at = start + number / per_second
+        pacing.requests.schedule.take(at, int(at * TICKS_PER_S), 1)
+        pacing.accepted(at, at, 100)
+    return start + seconds
+
+
+def refuse_all(pacing: Pacing, now: float, until: float) -> float:
+    """Refuse everybody from now on, with a probe just before the end."""
+    pacing.hold(now)
+    pacing.probe_refused(until - 0.1)
+    return until
+
+
+def make_pacing() -> Pacing:
+    return Pacing(Rate(None, None), Rate(None, None))
+
+
+BOTH = [Axis.REQUESTS, Axis.TOKENS]
 
 
 def test_a_refusal_at_full_pace_widens_the_margin_instead_of_doubting_the_limit() -> None:
-    pace = RatePace(300, None)
-    last = send_all_from(pace, 0.0, 301)[-1]
-    for expected in (0.2, 0.4):
-        pace.mark(last)
-        pace.learn(last, last)
-        assert pace.rate == 300
-        sent = send_all_from(pace, last, 302)
-        assert sent[301] - sent[1] >= 60.0 + expected - 1e-6
-        last = sent[-1]
+    rate = Rate(300, None)
+    pacing = Pacing(rate, Rate(None, None))
+    now = 0.0
+    for number in range(301):
+        while (wait := rate.schedule.delay(now, 1.0)) > 0:
+            now += wait
+        rate.schedule.take(now, int(now * TICKS_PER_S), 1.0)
+        pacing.accepted(now, now, 10)
+        assert number < 301
+    pacing.hold(now)
+    assert pacing.learn(now + 0.3, now, [Axis.REQUESTS]) == []
+    assert rate.learned is None
+    assert rate.schedule.rate == 300
 
 
-def test_an_unknown_limit_is_what_the_minute_before_the_refusal_held() -> None:
-    pace = RatePace(None, None)
-    for index in range(240):
-        pace.take(index / 8, int(index / 8 * TICKS_PER_S), 1.0)
-    pace.mark(30.0)
-    pace.learn(66.0, 30.0)
-    assert pace.rate == pytest.approx(240 * 0.97)
+def test_a_full_window_is_learned_from_one_whole_cycle() -> None:
+    pacing = make_pacing()
+    now = refuse_all(pacing, send_and_accept(pacing, 0.0, 30.0, 8.0), 60.0)
+    assert pacing.learn(now, 30.0, BOTH) == [Axis.REQUESTS]  # all rows are alike: one axis says all
+    assert pacing.requests.schedule.rate == pytest.approx(BELOW * 240, rel=0.01)
 
 
-def test_a_learned_pace_waits_then_tries_more_in_doubling_steps_and_never_passes_the_ceiling() -> None:
-    pace = RatePace(200, None)
-    for index in range(100):
-        pace.take(index / 8, int(index / 8 * TICKS_PER_S), 1.0)
-    pace.mark(13.0)
-    pace.learn(70.0, 13.0)
-    assert pace.rate == pytest.approx(97.0)
-    rates, now = [97.0], 70.0
-    while pace.learned is not None and now < 600.0:
-        now += 1.0
-        pace.binding = True
-        if pace.grow(now):
-            if len(rates) == 1:
-                assert now >= 100.0
-            assert pace.rate is not None
-            rates.append(pace.rate)
-    steps = [later / sooner - 1 for sooner, later in pairwise(rates[:-1])]
-    assert steps == pytest.approx([0.02, 0.04, 0.08, 0.16, 0.25])
-    assert pace.rate == 200
+def test_a_bucket_is_learned_from_what_it_gave_while_it_refused() -> None:
+    pacing = make_pacing()
+    now = send_and_accept(pacing, 0.0, 1.0, 100.0)
+    pacing.hold(now)
+    pacing.learn(now + 0.3, now, BOTH)
+    first = pacing.requests.learned
+    assert first is not None
+    now = send_and_accept(pacing, now + 0.3, 1.6, 5.0)
+    pacing.hold(now)
+    pacing.learn(now + 0.4, now, BOTH)
+    assert pacing.requests.learned is not None
+    assert pacing.requests.learned.limit == pytest.approx(BELOW * 8 / 2.0 * 60, rel=0.01)
 
 
-def test_a_learned_pace_that_nobody_needs_does_not_grow() -> None:
-    pace = RatePace(None, None)
-    pace.take(0.0, 0, 50.0)
-    pace.mark(1.0)
-    pace.learn(2.0, 1.0)
-    learned = pace.rate
-    assert not any(pace.grow(float(now)) for now in range(100, 1000))
-    assert pace.rate == learned
+def test_too_few_answers_teach_nothing() -> None:
+    pacing = make_pacing()
+    now = send_and_accept(pacing, 0.0, 1.0, 3.0)
+    pacing.hold(now)
+    assert pacing.learn(now + 0.3, now, BOTH) == []
+    assert not pacing.learned
+
+
+def learned_at(limit: float) -> Pacing:
+    pacing = make_pacing()
+    pacing.accepted(0.0, 0.0, 100)
+    pacing.requests.learned = Learned(limit, 0.0)
+    pacing.requests.apply(0.0)
+    return pacing
+
+
+def step(pacing: Pacing, now: float, *, refused: bool = False) -> None:
+    """One request that was sent and answered now, at a pace that binds."""
+    if refused:
+        pacing.refused(now, now)
+    else:
+        pacing.accepted(now, now, 100)
+    pacing.requests.schedule.binding = True
+    pacing.review(now)
+
+
+def test_a_learned_pace_is_raised_by_trials_that_grow_bolder_while_nothing_is_refused() -> None:
+    pacing, rates = learned_at(600.0), [600.0]
+    for number in range(60_000):
+        step(pacing, number / 100)
+        assert pacing.requests.learned is not None
+        if pacing.requests.learned.limit != rates[-1]:
+            rates.append(pacing.requests.learned.limit)
+    steps = [later / sooner for sooner, later in pairwise(rates[:6])]
+    assert steps[:3] == pytest.approx([1.3, 1.45, 1.5])
+
+
+def test_a_trial_that_is_refused_goes_back_and_the_next_one_waits_until_it_is_paid_for() -> None:
+    pacing = learned_at(600.0)
+    now, refusals, trials = 0.0, 0, 0
+    before = pacing.trial
+    for _ in range(6_000):
+        now += 0.1
+        refused = pacing.trial is not None and pacing.trial.answered >= 5
+        refusals += refused
+        step(pacing, now, refused=refused)
+        trials += pacing.trial is not None and before is None
+        before = pacing.trial
+        assert pacing.requests.learned is not None
+        assert pacing.requests.learned.limit <= 600.0 + 1e-6
+    assert trials >= 10
+    assert refusals <= 0.03 * 6_000
+
+
+def test_a_learned_pace_that_holds_nobody_back_is_forgotten() -> None:
+    pacing = learned_at(600.0)
+    for number in range(30):
+        pacing.accepted(float(number), float(number), 100)
+        pacing.review(float(number))
+    assert not pacing.learned
+
+
+def test_noise_at_a_learned_pace_is_no_reason_to_go_ever_slower() -> None:
+    rng = random.Random(5)
+    pacing = learned_at(600.0)
+    lowest = 600.0
+    for number in range(20_000):
+        step(pacing, number / 10, refused=rng.random() < 0.02)
+        if pacing.requests.learned is not None:
+            lowest = min(lowest, pacing.requests.learned.limit)
+    assert lowest >= 0.85 * 600.0
 
 
 @settings(max_examples=50)
 @given(entries=st.lists(st.tuples(st.floats(0.0, 30.0), st.integers(1, 9)), min_size=1, max_size=60))
 def test_the_minute_holds_what_was_added_in_the_last_minute(entries: list[tuple[float, int]]) -> None:
-    pace, now, added = RatePace(None, None), 0.0, []
+    pace, now, added = Rate(None, None), 0.0, []
     for gap, amount in entries:
         now += gap
         tick = int(now * TICKS_PER_S)
-        pace.take(now, tick, amount)
+        pace.schedule.take(now, tick, amount)
         added.append((tick, amount))
-        assert pace.minute.total == pytest.approx(sum(size for at, size in added if at > tick - 602))
-    pace.minute.advance(int(now * TICKS_PER_S) + 602)
-    assert pace.minute.total == 0.0
+        assert pace.schedule.minute.total == pytest.approx(sum(size for at, size in added if at > tick - 602))
+    pace.schedule.minute.advance(int(now * TICKS_PER_S) + 602)
+    assert pace.schedule.minute.total == 0.0
 
 
 def test_a_correction_of_what_has_left_the_minute_is_ignored() -> None:

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from batchchat.format import UNKNOWN
 from batchchat.report.charting import charting_library, pack
-from batchchat.report.distribution import Distribution, Tally
+from batchchat.report.distribution import Distribution, ValueCounts
 from batchchat.report.figures import plain, seconds_text, spread
-from batchchat.report.labels import Labels
+from batchchat.report.label_counts import LabelCounter
 from batchchat.report.page import embedded
 from batchchat.report.timeline import Timeline
 from batchchat.store import RECORD_SCHEMA
@@ -151,7 +151,7 @@ def labels_of(parsed: pa.DataType | pa.Field | None, answers: list[dict[str, Any
     schema = RECORD_SCHEMA
     if parsed is not None:
         schema = schema.append(parsed if isinstance(parsed, pa.Field) else pa.field("parsed", parsed))
-    labels = Labels(schema)
+    labels = LabelCounter(schema)
     half = len(answers) // 2
     for part in (answers[:half], answers[half:]):
         labels.add(pa.RecordBatch.from_pylist(part, schema).select(labels.columns))
@@ -208,12 +208,12 @@ def test_short_answers_and_tools_are_labels_too() -> None:
 
 
 def test_a_tally_gives_up_where_there_is_no_end_of_values() -> None:
-    tally = Tally(most=3)
+    tally = ValueCounts(most=3)
     tally.add(pa.array(["a", "b", None]))
     assert (dict(tally.counts), tally.nulls, tally.total) == ({"a": 1, "b": 1}, 1, 2)
     tally.add(pa.array(["c", "d"]))
     assert tally.spread
-    long = Tally(longest=5)
+    long = ValueCounts(longest=5)
     long.add(pa.array(["a long sentence"]))
     assert long.spread
 

@@ -189,19 +189,114 @@ def test_a_minute_of_plain_errors_fails_no_row_however_few_are_left(tmp_path: Pa
     assert elapsed < 65 + 12 + left / 16 + 20
 
 
-def test_bad_rows_that_alone_are_left_end_the_run_and_are_known_to_the_next(tmp_path: Path) -> None:
+def broken(how: str) -> httpx.Response:
+    """What a healthy provider may do with a row that breaks it."""
+    if how == "dropped":
+        raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+    if how == "empty choices":
+        return httpx.Response(200, json={"choices": [], "model": "m"})
+    return httpx.Response(500, json={"error": {"message": "cannot"}})
+
+
+HOWS = ["500", "empty choices", "dropped"]
+BLOCKS = {
+    "last": (52, range(40, 52), 16),
+    "last, one at a time": (52, range(40, 52), 1),
+    "first": (52, range(12), 16),
+    "middle": (52, range(20, 32), 4),
+    "more than are under way at once": (164, range(100, 164), 8),
+    "one row": (1, range(1), 8),
+}
+LARGE = {
+    "more than are read ahead": (2000, range(300, 900), 32),
+    "last, more than are read ahead": (1000, range(400, 1000), 64),
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "rows", "bad", "concurrency"),
+    [pytest.param(how, *block, id=f"{name}-{how}") for how in HOWS for name, block in BLOCKS.items()]
+    + [pytest.param("500", *block, id=name) for name, block in LARGE.items()],
+)
+def test_a_block_of_rows_that_break_a_healthy_provider_pays_its_own_attempts(
+    tmp_path: Path, how: str, rows: int, bad: range, concurrency: int
+) -> None:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.05)
+        return broken(how) if row_of(request) in bad else answer()
+
+    provider = Provider(handler)
+    retry = {"attempts": 2, "outage": "4m"}
+    summary, elapsed, _ = simulate(tmp_path, provider, rows, limits={"concurrency": concurrency}, retry=retry)
+    assert (summary.exit_code, summary.ok, summary.failed, summary.open) == (1, rows - len(bad), len(bad), 0)
+    assert elapsed < 400
+    assert len(provider.times) <= rows + len(bad) * 3 + 100
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_bad_rows_that_an_earlier_run_left_open_end_with_the_next(tmp_path: Path, how: str) -> None:
     async def handler(request: httpx.Request) -> httpx.Response:
         await anyio.sleep(0.5)
-        return httpx.Response(500, json={"error": "cannot"}) if row_of(request) >= 100 else answer()
+        return broken(how) if row_of(request) >= 100 else answer()
 
     simulate(tmp_path, Provider(handler), 100)
-    again, elapsed, _ = simulate(tmp_path, Provider(handler), 112)
-    assert (again.exit_code, again.ok, again.failed, again.open) == (69, 100, 12, 0)
-    assert 600 < elapsed < 640
-    assert "unavailable" in again.failures[0].example
-    last, elapsed, _ = simulate(tmp_path, Provider(handler), 112)
-    assert (last.exit_code, last.ok, last.failed) == (1, 100, 12)
-    assert elapsed < 60
+    again, elapsed, events = simulate(tmp_path, Provider(handler), 112, retry={"outage": "20s"})
+    assert (again.exit_code, again.ok, again.failed, again.open) == (1, 100, 12, 0)
+    assert "6 attempts failed" in again.failures[0].example
+    assert elapsed < 80
+    assert "requests_suspected" in {event.name for event in events}
+
+
+@pytest.mark.parametrize("how", ["refused", "503", "500, then refused", "dropped, then 503"])
+def test_a_provider_that_dies_near_the_end_leaves_the_rows_open(tmp_path: Path, how: str) -> None:
+    first, _, then = how.partition(", then ")
+
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.5)
+        since = anyio.current_time() - provider.times[0] - 4
+        if since < 0:
+            return answer()
+        now = first if since < 30 else then or first
+        if now == "refused":
+            raise httpx.ConnectError("[Errno 111] Connection refused")
+        return httpx.Response(503, json={"error": "loading"}) if now == "503" else broken(now)
+
+    provider = Provider(handler)
+    summary, elapsed, _ = simulate(tmp_path, provider, 70, limits={"concurrency": 8}, retry={"outage": "5m"})
+    assert (summary.exit_code, summary.failed, summary.ok + summary.open) == (69, 0, 70)
+    assert summary.open > 0
+    assert 300 < elapsed < 340
+    said = "refused" if "refused" in how else "loading"
+    _, found, last = (summary.reason or "").partition("the last error: ")
+    assert found
+    assert said in last
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        (
+            "[{'loc': ('body', 'response_format', 'type'), 'msg': \"Input should be 'text'\"}] (row {row})",
+            "response.mode",
+        ),
+        ("logprobs are not supported", "params.logprobs"),
+        ("1 validation error for ChatRequest", "params, messages or response.mode"),
+        ("out of memory", None),
+    ],
+)
+def test_a_request_that_a_server_cannot_take_but_calls_its_own_error_is_told_with_the_field(
+    tmp_path: Path, message: str, named: str | None
+) -> None:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        told = message.replace("{row}", str(row_of(request)))
+        return httpx.Response(500, json={"error": {"message": told}})
+
+    summary, _, _ = simulate(tmp_path, Provider(handler), 40, retry={"outage": "20s"})
+    assert (summary.exit_code, summary.open) == (69, 40)
+    assert message.partition(" (row")[0] in (summary.reason or "")
+    remedy = summary.remedy or ""
+    assert ("same words" in remedy) == (named is not None)
+    assert named is None or f"change {named}" in remedy
 
 
 @pytest.mark.parametrize(

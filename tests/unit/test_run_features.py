@@ -74,7 +74,7 @@ def test_equal_rows_behind_a_refusal_do_not_wait_for_ever(tmp_path: Path, monkey
 
     provider = Provider(handler)
     messages = [{"role": "user", "content": "Say yes or no"}]
-    summary, elapsed, _ = simulate(tmp_path, provider, 100, dedupe=True, messages=messages)
+    summary, elapsed, _ = simulate(tmp_path, provider, 100, dedupe=True, messages=messages, constant=True)
     assert (summary.exit_code, summary.failed, summary.sent) == (1, 100, 1)
     assert elapsed < 5
 

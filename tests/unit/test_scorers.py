@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchchat.errors import UsageError
-from batchchat.evaluation.batch import ScoreBatch, Scores
-from batchchat.evaluation.matching import json_difference, normalize, numbers_in
-from batchchat.evaluation.scale import SHARE, YES_NO, Scale
-from batchchat.evaluation.scorers import KINDS, Regex, read_scorer
+from batchchat.evaluation.scorers.answer_scorers import KINDS, Regex, read_scorer
+from batchchat.evaluation.scorers.matching import json_difference, normalize, numbers_in
+from batchchat.evaluation.scorers.score_batch import ScoreBatch, Scores
+from batchchat.evaluation.statistics.unit import SHARE, YES_NO, ScoreUnit
 
 Result = tuple[float | None, str | None]
 
@@ -248,7 +248,7 @@ def test_measures() -> None:
     assert by_kind["length"] == [(7.0, None), (1.0, None)]
     words = read_scorer({"name": "s", "kind": "length", "unit": "words", "higher_is_better": False})
     assert results(words.score(records)) == [(2.0, None), (1.0, None)]
-    assert words.scale == Scale("words", False, 0.0)
+    assert words.scale == ScoreUnit("words", False, 0.0)
     tokens = read_scorer({"name": "s", "kind": "length", "unit": "tokens"})
     assert results(tokens.score(records)) == [(7.0, None), (1.0, None)]
     assert "completion_tokens" in (tokens.columns or ())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchchat.evaluation.spill import Spill
+from batchchat.evaluation.results.disk_list import DiskList
 
 _OFFSETS = st.integers(-23, 23).map(lambda hours: timezone(timedelta(hours=hours)))
 PLAIN = (
@@ -31,7 +31,7 @@ VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.
 
 @given(st.lists(VALUES, max_size=8))
 def test_values_come_back_in_any_order(values: list[Any]) -> None:
-    spill = Spill()
+    spill = DiskList()
     try:
         places = [spill.add(value) for value in values]
         for place, value in reversed(list(zip(places, values, strict=True))):
@@ -41,7 +41,7 @@ def test_values_come_back_in_any_order(values: list[Any]) -> None:
 
 
 def test_kinds_stay_apart_and_data_cannot_pose_as_one() -> None:
-    spill = Spill()
+    spill = DiskList()
     values = [
         datetime(2026, 11, 24, 1, 2, 3, 4, UTC),
         date(2026, 11, 24),

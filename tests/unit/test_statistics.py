@@ -14,28 +14,28 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from batchchat.evaluation import statistics
-from batchchat.evaluation.scale import SHARE, YES_NO, Scale
-from batchchat.evaluation.statistics import (
+from batchchat.evaluation.statistics import comparison as statistics
+from batchchat.evaluation.statistics.comparison import (
     Comparison,
     adjust,
     compare,
     compare_outcomes,
-    enough_draws,
     flips,
-    holm,
     leader,
+    summarize,
+)
+from batchchat.evaluation.statistics.intervals import mean_interval, newcombe_paired_interval, wilson_interval
+from batchchat.evaluation.statistics.significance import (
+    enough_draws,
+    holm,
     mcnemar_exact,
-    mean_interval,
     needed_pairs,
     needed_rows,
-    newcombe_paired_interval,
     sign_flip_test,
-    summarize,
-    wilson_interval,
 )
+from batchchat.evaluation.statistics.unit import SHARE, YES_NO, ScoreUnit
 
-SECONDS = Scale("seconds", False, 0.0)
+SECONDS = ScoreUnit("seconds", False, 0.0)
 NAN = math.nan
 
 
@@ -46,7 +46,7 @@ def yes_no(both: int, only_a: int, only_b: int, neither: int) -> tuple[list[floa
     return a, b
 
 
-def one(a: Any, b: Any, scale: Scale = SHARE) -> Comparison:
+def one(a: Any, b: Any, scale: ScoreUnit = SHARE) -> Comparison:
     (made,) = compare({"a": a, "b": b}, scale, scorer="s")
     return made
 
@@ -129,7 +129,7 @@ def test_the_sign_test_of_the_couples() -> None:
     # Siegel, Nonparametric Statistics for the Behavioral Sciences (1956), the sign test for small samples: of 17
     # couples 11 differ in one direction, 3 in the other, 3 do not; p = 0.029 on one side, 470 / 16384 exactly.
     outcomes = [1.0] * 11 + [-1.0] * 3 + [0.0] * 3
-    (made,) = compare_outcomes({("a", "b"): outcomes}, Scale("net wins", True, -1.0, 1.0), scorer="better")
+    (made,) = compare_outcomes({("a", "b"): outcomes}, ScoreUnit("net wins", True, -1.0, 1.0), scorer="better")
     assert made.test == "sign_exact"
     assert made.p_value == pytest.approx(2 * 470 / 16384)
     assert round((made.p_value or 0.0) / 2, 3) == 0.029
@@ -150,7 +150,7 @@ MAIZE = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48], d
 
 def test_permutation_of_darwins_maize() -> None:
     assert sign_flip_test(MAIZE) == (1726 / 32768, "sign_flip_exact")
-    made = one(MAIZE, np.zeros(15), Scale("eighths of an inch", True))
+    made = one(MAIZE, np.zeros(15), ScoreUnit("eighths of an inch", True))
     assert made.p_value == pytest.approx(0.05267, abs=5e-6)
     assert made.difference == pytest.approx(20.93, abs=5e-3)
 
@@ -159,7 +159,7 @@ def test_few_rows_get_the_t_interval() -> None:
     # Eight of the pairs; 2.3646 is the tabled 97.5 % point of Student's t with seven degrees of freedom.
     few = MAIZE[:8]
     mean, error = few.mean(), few.std(ddof=1) / math.sqrt(8)
-    interval = mean_interval(few, Scale("", None))
+    interval = mean_interval(few, ScoreUnit("", None))
     assert interval.method == "student_t"
     assert interval.low == pytest.approx(mean - 2.3646 * error, rel=1e-4)
     assert interval.high == pytest.approx(mean + 2.3646 * error, rel=1e-4)
@@ -235,7 +235,7 @@ def test_many_pairs_get_enough_draws_to_be_settled(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(statistics, "FLIPS", 99)
     generator = np.random.default_rng(13)
     rows = {str(at): np.round(generator.normal(at, 0.1, 20), 1) for at in range(4)}
-    made = compare(rows, Scale("points", True), scorer="s")
+    made = compare(rows, ScoreUnit("points", True), scorer="s")
     assert {one.test for one in made} == {"sign_flip_monte_carlo"}
     # Six pairs: the least p of 99 draws, 0.01, would be 0.06 after Holm's adjustment.
     assert {one.p_value for one in made} == {1 / 240}
@@ -277,7 +277,7 @@ def test_lower_is_better_turns_wins_and_better_around() -> None:
     assert made.difference < 0
     assert (made.wins_a, made.wins_b, made.ties) == (40, 0, 0)
     assert made.better == "a"
-    neutral = one(fast, fast + 1.0 + np.linspace(0, 0.1, 40), Scale("characters", None, 0.0))
+    neutral = one(fast, fast + 1.0 + np.linspace(0, 0.1, 40), ScoreUnit("characters", None, 0.0))
     assert neutral.settled
     assert neutral.better is None
     assert (neutral.wins_a, neutral.wins_b) == (0, 40)
@@ -375,8 +375,8 @@ FEW = st.sampled_from([0.0, 0.25, 0.5, 1.0])
 
 
 @st.composite
-def pairs(draw: st.DrawFn) -> tuple[Any, Any, Scale]:
-    scale = draw(st.sampled_from([YES_NO, SHARE, Scale("seconds", False), Scale("", None)]))
+def pairs(draw: st.DrawFn) -> tuple[Any, Any, ScoreUnit]:
+    scale = draw(st.sampled_from([YES_NO, SHARE, ScoreUnit("seconds", False), ScoreUnit("", None)]))
     values = BINARY if scale is YES_NO else draw(st.sampled_from([FEW, ANY_VALUE]))
     rows, samples = draw(st.integers(1, 24)), draw(st.integers(1, 3))
     grid = hnp.arrays(np.float64, (rows, samples), elements=values)
@@ -385,7 +385,7 @@ def pairs(draw: st.DrawFn) -> tuple[Any, Any, Scale]:
 
 @settings(max_examples=60, deadline=None)
 @given(pairs(), st.randoms(use_true_random=False))
-def test_every_pair_keeps_the_rules(drawn: tuple[Any, Any, Scale], random: Any) -> None:
+def test_every_pair_keeps_the_rules(drawn: tuple[Any, Any, ScoreUnit], random: Any) -> None:
     a, b, scale = drawn
     made, mirrored = one(a, b, scale), one(b, a, scale)
     # Nothing is NaN, all of it is JSON.
@@ -414,7 +414,7 @@ def test_every_pair_keeps_the_rules(drawn: tuple[Any, Any, Scale], random: Any) 
 @settings(max_examples=60, deadline=None)
 @given(hnp.arrays(np.float64, st.integers(0, 30), elements=ANY_VALUE), st.randoms(use_true_random=False))
 def test_every_summary_keeps_the_rules(values: Any, random: Any) -> None:
-    scale = Scale("", None)
+    scale = ScoreUnit("", None)
     made = summarize(values, scale)
     json.dumps(dataclasses.asdict(made), allow_nan=False)
     assert made.n + made.nulls == values.size
@@ -429,7 +429,7 @@ def test_every_summary_keeps_the_rules(values: Any, random: Any) -> None:
 @pytest.mark.parametrize("values", [[0.1, 0.2, 0.3], [0.1, 0.7, 1 / 3, 0.9, 0.15], [0.1] * 7 + [0.3]])
 def test_differences_that_mirror_themselves_have_a_mean_of_exactly_nothing(values: list[float]) -> None:
     a, b = np.array([*values, *[0.0] * len(values)]), np.array([*[0.0] * len(values), *values])
-    (made,) = compare({"a": a, "b": b}, Scale("s", True, 0.0, 1.0), scorer="s")
+    (made,) = compare({"a": a, "b": b}, ScoreUnit("s", True, 0.0, 1.0), scorer="s")
     assert made.difference == 0.0
     assert made.needed_n is None
 
@@ -448,7 +448,7 @@ def test_holm_never_lowers_and_keeps_the_order(p_values: list[float | None]) -> 
     hnp.arrays(np.float64, st.tuples(st.integers(0, 30), st.integers(1, 3)), elements=st.sampled_from([1, 0, -1, NAN]))
 )
 def test_outcomes_of_pairs_keep_the_rules(outcomes: Any) -> None:
-    scale = Scale("net wins", True, -1.0, 1.0)
+    scale = ScoreUnit("net wins", True, -1.0, 1.0)
     (made,) = compare_outcomes({("a", "b"): outcomes}, scale, scorer="s")
     (mirrored,) = compare_outcomes({("b", "a"): -outcomes}, scale, scorer="s")
     json.dumps(dataclasses.asdict(made), allow_nan=False)

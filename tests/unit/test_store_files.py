@@ -66,7 +66,8 @@ def test_a_commit_returns_when_it_is_on_the_disk_and_a_journal_before_its_first_
         commit(store, settled(0, 3))
         journal = "journal-0000000001"
         first = [f"write {journal}", f"sync {journal}", "sync folder _batchchat"]
-        assert steps == [*first, f"write {journal}", f"sync {journal}"]
+        noted = ["sync manifest", "rename manifest", "sync folder _batchchat"]
+        assert steps == [*first, *noted, f"write {journal}", f"sync {journal}"]
         steps.clear()
         commit(store, [*settled(3, 3), answer(9, 0)])
         assert steps == [f"write {journal}", f"sync {journal}"]
@@ -83,6 +84,8 @@ def test_a_seal_publishes_and_counts_before_it_deletes(tmp_path: Path, steps: li
     assert [step for step in steps if "folder" not in step] == [
         "write journal-0000000003",  # the open answer is in the next generation first
         "sync journal-0000000003",
+        "sync manifest",  # which names a journal that is there
+        "rename manifest",
         "sync archive-00000",
         "rename archive-00000",
         "sync part-00000",
@@ -90,6 +93,8 @@ def test_a_seal_publishes_and_counts_before_it_deletes(tmp_path: Path, steps: li
         "sync part-00002",
         "rename part-00002",
         "sync ledger",
+        "sync manifest",  # which names the journal no more before it goes
+        "rename manifest",
         "delete journal-0000000002",
     ]
     for name, folder in (("archive-00000", "archive"), ("part-00000", "data"), ("part-00002", "data")):

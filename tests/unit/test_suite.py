@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from batchchat.errors import UsageError
-from batchchat.evaluation.suite import Suite, load_suite
-from batchchat.evaluation.variants import MAX_VARIANTS, slug
+from batchchat.evaluation.suite.suite import Suite, load_suite
+from batchchat.evaluation.suite.variants import MAX_VARIANTS, slug
 
 JOB = """\
 name: label

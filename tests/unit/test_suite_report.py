@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from batchchat.report import answers as module
 from batchchat.report import texts as texts_module
 from batchchat.report.alignment import choose_rows, row_ids
-from batchchat.report.answers import Answers
-from batchchat.report.suite import NO_VALUES, Score, Suite, better, read_suite
+from batchchat.report.answers import AnswerBrowser
 from batchchat.report.suite_figures import Point, pareto
+from batchchat.report.suite_folder import NO_VALUES, ScoreMeaning, SuiteFolder, better, read_suite
 from batchchat.report.suite_report import score_text
-from batchchat.report.texts import Room, cut_text, message_text
+from batchchat.report.texts import TextAllowance, cut_text, message_text
 
 
 def point(cost: float, value: float) -> Point:
@@ -75,17 +75,17 @@ def compared(a: str, b: str, difference: float, p: float | None) -> dict[str, An
 
 
 def test_best_is_only_what_the_tests_find_better_than_every_other() -> None:
-    score = Score("s", "yes/no", True)
+    score = ScoreMeaning("s", "yes/no", True)
     assert better(compared("a", "b", 0.1, 0.01), score) == "a"
     assert better(compared("a", "b", -0.1, 0.01), score) == "b"
-    assert better(compared("a", "b", 0.1, 0.01), Score("s", "seconds", False)) == "b"
+    assert better(compared("a", "b", 0.1, 0.01), ScoreMeaning("s", "seconds", False)) == "b"
     assert better(compared("a", "b", 0.1, 0.05), score) is None
     assert better(compared("a", "b", 0.1, None), score) is None
-    assert better(compared("a", "b", 0.1, 0.01), Score("s")) is None
+    assert better(compared("a", "b", 0.1, 0.01), ScoreMeaning("s")) is None
     variants = [{"name": name, "scores": {}} for name in "abc"]
     won = [compared("a", "b", 0.1, 0.01), compared("a", "c", 0.1, 0.04), compared("b", "c", 0.1, 0.9)]
-    assert Suite(Path(), {"variants": variants, "comparisons": won}).leader(score) == "a"
-    assert Suite(Path(), {"variants": variants, "comparisons": won[:1]}).leader(score) is None
+    assert SuiteFolder(Path(), {"variants": variants, "comparisons": won}).leader(score) == "a"
+    assert SuiteFolder(Path(), {"variants": variants, "comparisons": won[:1]}).leader(score) is None
 
 
 def scores(*lines: tuple[str, int, str | None, float | None]) -> pa.Table:
@@ -146,7 +146,7 @@ def test_a_text_is_cut_once() -> None:
 
 def test_texts_grow_shorter_where_all_of_them_would_be_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts_module, "MOST_LETTERS", 1_000_000)
-    small, large = Room(1_000), Room(1_000)
+    small, large = TextAllowance(1_000), TextAllowance(1_000)
     kept = []
     for number in range(1_000):
         small.take("a" * 100)
@@ -164,7 +164,7 @@ def unpacked(text: str) -> Any:
     return json.loads(gzip.decompress(b64decode(text)))
 
 
-def suite_of(folder: Path, values: pa.Table, names: str = "ab") -> Suite:
+def suite_of(folder: Path, values: pa.Table, names: str = "ab") -> SuiteFolder:
     folder.mkdir(exist_ok=True)
     pq.write_table(values, folder / "scores.parquet")
     (folder / "summary.json").write_text(json.dumps({"variants": [{"name": name} for name in names]}))
@@ -174,7 +174,7 @@ def suite_of(folder: Path, values: pa.Table, names: str = "ab") -> Suite:
 def test_blocks_hold_every_row_once_and_the_index_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK_LETTERS", 200)
     lines = [(variant, row, f"key {row}", row / 7 if row % 3 else None) for variant in "ab" for row in range(50)]
-    answers = Answers(suite_of(tmp_path, scores(*lines)))
+    answers = AnswerBrowser(suite_of(tmp_path, scores(*lines)))
     blocks = [unpacked(block) for block in answers.blocks()]
     index = unpacked(answers.index())
     assert sum(len(block) for block in blocks) == 50
@@ -190,5 +190,5 @@ def test_blocks_hold_every_row_once_and_the_index_says_where(tmp_path: Path, mon
 def test_many_variants_leave_room_for_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_CELLS", 300)
     lines = [(variant, row, None, 1.0) for variant in "ab" for row in range(500)]
-    answers = Answers(suite_of(tmp_path, scores(*lines)))
+    answers = AnswerBrowser(suite_of(tmp_path, scores(*lines)))
     assert (len(answers), answers.total) == (150, 500)

@@ -191,7 +191,8 @@ class Shelf:
     def __init__(self) -> None:
         self.released = 0
         self.forgotten = 0
-        self.awaited = 0
+        self.awaited = self.unasked_for = 0
+        self.keeps_streams = True
 
     def awaits(self, connection: Connection) -> None:
         self.awaited += 1
@@ -201,6 +202,15 @@ class Shelf:
 
     def forget(self, connection: Connection) -> None:
         self.forgotten += 1
+
+    def keeps(self, *, streamed: bool) -> bool:
+        return not streamed or self.keeps_streams
+
+    def unasked(self) -> None:
+        self.unasked_for += 1
+
+    def closes_after_streams(self) -> None:
+        self.keeps_streams = False
 
 
 def connected() -> tuple[Connection, Wire, Shelf]:

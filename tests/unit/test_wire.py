@@ -140,6 +140,7 @@ def test_half_an_emoji_or_a_nan_does_not_cost_the_answer() -> None:
         ),
         ({**USAGE, "prompt_tokens_details": None, "completion_tokens_details": 3}, Usage(10, 5, 15)),
         ({"prompt_tokens": True, "completion_tokens": "5", "total_tokens": -1}, Usage()),
+        ({"prompt_tokens": 10**8, "completion_tokens": 10**8 + 1, "total_tokens": 2**53 - 1}, Usage(10**8)),
         ({"prompt_tokens": 1.5, "completion_tokens": 10**18, "total_tokens": float("nan")}, Usage()),
     ],
 )

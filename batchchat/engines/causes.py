@@ -1,0 +1,69 @@
+"""Who causes a failure: the provider, or the request itself. `DESIGN.md` beside this file has the rules."""
+
+from __future__ import annotations
+
+import re
+
+from batchchat.records import Failure, Reply, Request, Verdict
+
+PATIENCE_S = 120.0
+"""How long a provider may fail at every request that is left before these are taken for the cause.
+
+Most outages are over by then. A shorter `retry.outage` makes it half of that, so that the requests can still end.
+"""
+NUMBERED = re.compile(r"[\w-]*\d[\w-]*")
+"""A number, or a word with one in it: what an error message may tell of its own row or request."""
+
+_FIELDS = (
+    (re.compile(r"response_format|json.?schema|json_object|grammar|guided", re.IGNORECASE), "response.mode"),
+    (re.compile(r"max_(completion_)?tokens|context.(length|window|size)", re.IGNORECASE), "params.max_tokens"),
+    (re.compile(r"logprobs", re.IGNORECASE), "params.logprobs"),
+    (re.compile(r"tool_choice|\btools\b", re.IGNORECASE), "params.tools"),
+    (re.compile(r"stream_options", re.IGNORECASE), "params.stream"),
+)
+"""Words of an error about the request, with the job's field that they are about; the first that is found counts."""
+_ABOUT_REQUEST = re.compile(
+    r"validation|literal_error|extra_forbidden|unsupported|not supported|unexpected keyword|unknown (field|param)",
+    re.IGNORECASE,
+)
+
+
+class Causes:
+    """The open requests that may have caused their last failure themselves, and what the failures of a run said."""
+
+    def __init__(self) -> None:
+        self.suspects: set[Request] = set()
+        self.last: Failure | None = None
+        self._words: str | None = None
+        self._alike = True
+
+    def failed(self, request: Request, reply: Reply) -> None:
+        """Note an attempt that failed and will be made again.
+
+        A failure that only the provider can have caused clears every suspect: what came before may have been an outage.
+        """
+        assert reply.failure is not None  # noqa: S101 - what a failed attempt has
+        self.last = reply.failure
+        words = NUMBERED.sub("0", reply.failure.message)
+        self._alike = self._alike and self._words in {None, words}
+        self._words = words
+        if reply.may_be_own_fault:
+            self.suspects.add(request)
+        elif reply.verdict is Verdict.RATE_LIMIT:  # it tells nothing of the request
+            self.suspects.discard(request)
+        else:
+            self.suspects.clear()
+
+    def settled(self, request: Request) -> None:
+        """Let go of a request that has its record, or an answer of another kind."""
+        self.suspects.discard(request)
+
+    @property
+    def field(self) -> str | None:
+        """The job's field that every failure of the run is about, if all had the same words and these name one."""
+        if not self._alike or self._words is None:
+            return None
+        for words, field in _FIELDS:
+            if words.search(self._words):
+                return field
+        return "params, messages or response.mode" if _ABOUT_REQUEST.search(self._words) else None

@@ -1,0 +1,321 @@
+"""The rows of the current input, and for each job the identities of the requests that it makes of them.
+
+Records are matched to rows by `custom_id`, as everywhere: a record belongs to a row if it answers the request that the
+job as it is now makes of the row as it is now. So a corrected expected value counts at once, and the answer to an
+earlier prompt never does. What scorers read of the input is kept here, in memory by column, or row by row in a file
+where a scorer wants whole rows. Blocking code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from batchchat.evaluation.results.disk_list import DiskList
+from batchchat.evaluation.scorers.score_batch import Lists
+from batchchat.intake import Intake
+from batchchat.job import Job
+from batchchat.records import RowBatch
+from batchchat.runner.preparation import Prepared, prepare
+from batchchat.store import Output, frozen_schema
+from batchchat.store.index import KeyIndex, RecordIndex
+
+_ID_BYTES = 16
+_INTERNED = 100_000
+_LONGEST_INTERNED = 200
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which rows of the input count: all, the first `limit`, or a `sample` drawn with `seed`."""
+
+    limit: int | None = None
+    sample: int | None = None
+    seed: int = 0
+
+
+EVERY_ROW = Choice()
+
+
+class Identities:
+    """The `custom_id` of each sample of each row, in their order; finds the positions of records' identities.
+
+    `digest` tells all of them from those of another job.
+    """
+
+    def __init__(self, digests: bytes | bytearray) -> None:
+        self.columns = frozenset({"custom_id"})
+        self.digest = blake2b(digests, digest_size=16).digest()
+        halves = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
+        self._order = np.argsort(halves[:, 0], kind="stable").astype(np.int64)
+        self._first, self._second = halves[self._order, 0], halves[self._order, 1]
+
+    def locate(self, batch: pa.RecordBatch) -> Positions:
+        """The position of each record of a batch, -1 for one that answers no row as it is now."""
+        return self.find(batch.column("custom_id"))
+
+    def find(self, custom_ids: pa.Array) -> Positions:
+        """The position of each identity, -1 where it is none of these."""
+        halves = as_halves(custom_ids)
+        found = np.full(len(halves), -1, dtype=np.int64)
+        if not len(self._order):
+            return found
+        place = np.searchsorted(self._first, halves[:, 0])
+        # Halves of 64 bits practically never repeat; where they do, the next ones are looked at.
+        open_ = np.arange(len(halves))
+        while open_.size:
+            open_ = open_[place[open_] < self._first.size]
+            open_ = open_[self._first[place[open_]] == halves[open_, 0]]
+            same = self._second[place[open_]] == halves[open_, 1]
+            found[open_[same]] = self._order[place[open_[same]]]
+            open_ = open_[~same]
+            place[open_] += 1
+        return found
+
+
+_NIBBLES = np.zeros(256, dtype=np.uint8)
+for _value, _digit in enumerate(b"0123456789abcdef"):
+    _NIBBLES[_digit] = _value
+
+
+def as_halves(custom_ids: pa.Array) -> NDArray[np.uint64]:
+    """Identities of 32 hexadecimal digits as pairs of 64 bits."""
+    text = "".join(custom_ids.to_pylist()).encode()
+    digits = _NIBBLES[np.frombuffer(text, dtype=np.uint8)].reshape(-1, 2)
+    return (digits[:, 0] << 4 | digits[:, 1]).reshape(-1, _ID_BYTES).view(np.uint64)
+
+
+class Finder(Protocol):
+    """Finds the positions of records, by the columns that it names; -1 for one that has none."""
+
+    columns: frozenset[str]
+
+    def locate(self, batch: pa.RecordBatch) -> Positions:
+        """The position of each record of a batch."""
+        ...
+
+
+def current_records(
+    output: Output, finder: Finder, columns: frozenset[str] | None
+) -> Iterator[tuple[Positions, pa.RecordBatch, int]]:
+    """Yield the records that have a position, with it, and how many of their batch have none.
+
+    `columns` are those wanted, None for all; one that the output does not have is left out. Raises StorageError where a
+    part is damaged.
+    """
+    names: list[str] | None = None
+    if output.schema is not None and columns is not None:
+        names = [name for name in output.schema.names if name in columns or name in finder.columns]
+    for batch in output.records(names):
+        positions = finder.locate(batch)
+        current = positions >= 0
+        stale = len(current) - int(current.sum())
+        if not stale:
+            yield positions, batch, 0
+        else:
+            yield positions[current], batch.filter(pa.array(current)), stale
+
+
+class WholeRows:
+    """Rows as the template sees them, in a temporary file that vanishes with this object."""
+
+    def __init__(self) -> None:
+        self._spill = DiskList()
+        self._places: list[int] = []
+
+    def add(self, row: dict[str, Any] | None) -> None:
+        """Keep one more row."""
+        self._places.append(self._spill.add(row or {}))
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        row: dict[str, Any] = self._spill.get(self._places[position])
+        return row
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._spill.close()
+
+
+@dataclass(slots=True)
+class CurrentRows:
+    """The rows that count, in input order. Row `i` is the input's row `row_index[i]`; position `i * samples + s` is
+    the sample `s` of it.
+
+    `identities` has one entry for each job. `keys` is None where the job names no key. `all_of_input` tells whether
+    every row of the input counts. `prompted` are the columns that the prompts speak of.
+    """
+
+    samples: int
+    all_of_input: bool
+    row_index: NDArray[np.int64]
+    keys: pa.StringArray | None
+    identities: list[Identities]
+    prompted: tuple[str, ...] = ()
+    _columns: dict[str, list[Any]] = field(default_factory=dict)
+    _whole: WholeRows | None = None
+
+    def __len__(self) -> int:
+        return len(self.row_index)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file of whole rows, where there is one."""
+        if self._whole is not None:
+            self._whole.close()
+
+    def take(self, numbers: Sequence[int], columns: frozenset[str] | None) -> Lists | list[dict[str, Any]]:
+        """What is kept of these rows: the columns named, or whole rows where that is None."""
+        if columns is None:
+            assert self._whole is not None  # noqa: S101 - `read_rows` was told so
+            return [self._whole[number] for number in numbers]
+        kept = {name: self._columns[name] for name in columns}
+        return Lists({name: [values[number] for number in numbers] for name, values in kept.items()}, len(numbers))
+
+
+def read_rows(
+    jobs: Sequence[Job],
+    columns: frozenset[str],
+    *,
+    whole: bool = False,
+    prompted: bool = False,
+    choice: Choice = EVERY_ROW,
+) -> CurrentRows:
+    """Read the input of jobs that share it, and identify every sample of its rows for each of them.
+
+    Keeps the `columns` named, with `prompted` also those that the prompts speak of, and with `whole` all of each row.
+    Raises UsageError as a run does.
+    """
+    reader = _Reader(jobs, columns, whole=whole, prompted=prompted, choice=choice)
+    return reader.read()
+
+
+class _Reader:
+    def __init__(
+        self, jobs: Sequence[Job], columns: frozenset[str], *, whole: bool, prompted: bool, choice: Choice
+    ) -> None:
+        self.samples = jobs[0].samples
+        self.prepared = [_prepare(job, choice) for job in jobs]
+        self.intakes = [_intake(prepared) for prepared in self.prepared]
+        self.digests = [bytearray() for _ in jobs]
+        self.numbers: list[int] = []
+        self.keys: list[str | None] = []
+        self.prompted = _prompted(self.prepared) if prompted else ()
+        self.columns: dict[str, list[Any]] = {name: [] for name in (*columns, *self.prompted)}
+        self.whole = WholeRows() if whole else None
+        self.interned: dict[str, str] = {}
+
+    def read(self) -> CurrentRows:
+        try:
+            for number, group in enumerate(self._groups()):
+                for batch in self.prepared[group[0]].batches():
+                    if self.prepared[group[0]].selection.past(batch.first_index):
+                        break
+                    self._identify(batch, group)
+                    if number == 0:
+                        self._keep(batch)
+        except BaseException:
+            if self.whole is not None:
+                self.whole.close()
+            raise
+        has_key = self.prepared[0].job.input.key is not None
+        return CurrentRows(
+            samples=self.samples,
+            all_of_input=self.prepared[0].selection.whole,
+            row_index=np.array(self.numbers, dtype=np.int64),
+            keys=pa.array(self.keys, pa.string()) if has_key else None,
+            identities=[Identities(self.digests.pop(0)) for _ in self.prepared],
+            prompted=self.prompted,
+            _columns=self.columns,
+            _whole=self.whole,
+        )
+
+    def _groups(self) -> list[list[int]]:
+        """Jobs that read their rows with the same types, which are frozen at each output's first run, and images."""
+        groups: list[list[int]] = []
+        for at, prepared in enumerate(self.prepared):
+            found = next((group for group in groups if _reads_alike(self.prepared[group[0]], prepared)), None)
+            if found is None:
+                groups.append([at])
+            else:
+                found.append(at)
+        return groups
+
+    def _identify(self, batch: RowBatch, group: Sequence[int]) -> None:
+        keys = self.intakes[group[0]].keys(batch)
+        for at in group:
+            ids = "".join([custom_id for _, _, custom_id in self.intakes[at].identify(batch, keys)])
+            self.digests[at] += bytes.fromhex(ids)
+
+    def _keep(self, batch: RowBatch) -> None:
+        selection, key = self.prepared[0].selection, self.prepared[0].job.input.key
+        everything = selection.whole
+        for offset, values in enumerate(batch.values):
+            index = batch.first_index + offset
+            if not everything and not selection.takes(index):
+                continue
+            self.numbers.append(index)
+            row = values or {}
+            if key is not None:
+                value = row.get(key)
+                self.keys.append(None if value is None else str(value))
+            for name, column in self.columns.items():
+                column.append(self._intern(row.get(name)))
+            if self.whole is not None:
+                self.whole.add(values)
+
+    def _intern(self, value: Any) -> Any:
+        """One object for equal short texts: a label then costs a pointer a row."""
+        if type(value) is not str or len(value) > _LONGEST_INTERNED or len(self.interned) > _INTERNED:
+            return value
+        return self.interned.setdefault(value, value)
+
+
+def _prompted(prepared: Sequence[Prepared]) -> tuple[str, ...]:
+    """The input's columns that the prompts speak of by name, in the input's order; all where none is named so."""
+    named = frozenset[str]().union(*(one.template.names for one in prepared))
+    if any(one.template.uses_row for one in prepared):
+        named |= {"row"}
+    columns = prepared[0].source.columns
+    return tuple(name for name in columns if name in named) or tuple(columns)
+
+
+def _reads_alike(one: Prepared, other: Prepared) -> bool:
+    return bool(one.source.schema.equals(other.source.schema)) and (
+        one.template.image_columns == other.template.image_columns and one.job.images == other.job.images
+    )
+
+
+def _prepare(job: Job, choice: Choice) -> Prepared:
+    frozen = frozen_schema(Path(job.output.path))
+    # The answers are here already: a prompt that uses no column may be scored.
+    job = job.model_copy(update={"constant": True})
+    return prepare(job, frozen=frozen, limit=choice.limit, sample=choice.sample, seed=choice.seed)
+
+
+def _intake(prepared: Prepared) -> Intake:
+    return Intake(
+        prepared.template,
+        prepared.identity,
+        index=RecordIndex(),
+        keys=KeyIndex() if prepared.job.input.key is not None else None,
+        key_column=prepared.job.input.key,
+        reopens=frozenset(),
+        selection=prepared.selection,
+        samples=prepared.job.samples,
+    )

@@ -1,0 +1,83 @@
+"""What scores mean: means with intervals of every variant, and comparisons of every pair of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from batchchat.evaluation.results.summary import ScorerSummary, VariantSummary
+from batchchat.evaluation.results.variant_scores import ScoreColumn, VariantScores, row_metric
+from batchchat.evaluation.scorers.answer_scorers import Classes
+from batchchat.evaluation.scorers.judging import Judge, Pairwise
+from batchchat.evaluation.scorers.scorer import Scorer
+from batchchat.evaluation.statistics.classification import (
+    LabelledAnswers,
+    classes_of,
+    classification_report,
+    compare_macro_f1,
+    summarize_macro_f1,
+)
+from batchchat.evaluation.statistics.comparison import Comparison, compare, compare_outcomes, summarize
+from batchchat.evaluation.statistics.unit import SHARE
+
+
+class SuiteResults:
+    """Adds up what the sheets of variants hold, one scorer after another.
+
+    `variants` are the variants' summaries, to which their scores are added. All sheets have the same rows.
+    """
+
+    def __init__(self, sheets: Sequence[VariantScores], variants: Sequence[VariantSummary], *, seed: int) -> None:
+        self.variants = list(variants)
+        self.comparisons: list[Comparison] = []
+        self.scorers: list[ScorerSummary] = []
+        self._sheets = sheets
+        self._seed = seed
+
+    def add(self, scorer: Scorer | Judge) -> None:
+        """Add the values that a scorer gave each answer."""
+        name = scorer.name if isinstance(scorer, Judge) else row_metric(scorer)
+        grids = {sheet.name: sheet.grid(name) for sheet in self._sheets}
+        for at, sheet in enumerate(self._sheets):
+            summary = summarize(grids[sheet.name], scorer.scale, seed=self._seed)
+            self.variants[at] = replace(self.variants[at], scores={**self.variants[at].scores, name: summary})
+        self.comparisons += compare(grids, scorer.scale, scorer=name, seed=self._seed)
+        self.scorers.append(_scorer(scorer, name))
+        if isinstance(scorer, Classes):
+            self._add_classes(scorer)
+
+    def _add_classes(self, scorer: Classes) -> None:
+        """Add a scorer's reports over classes; its classes are the same for all variants."""
+        name = f"{scorer.name}.macro_f1"
+        answers: dict[str, LabelledAnswers] = {
+            sheet.name: sheet.labels[scorer.name].answers(sheet.rows.samples) for sheet in self._sheets
+        }
+        labels = classes_of(list(answers.values()), scorer.labels)
+        for at, variant in enumerate(self.variants):
+            own = answers[variant.name]
+            summary = summarize_macro_f1(own, labels, seed=self._seed)
+            report = classification_report(own, labels)
+            scores, classes = {**variant.scores, name: summary}, {**variant.classes, scorer.name: report}
+            self.variants[at] = replace(variant, scores=scores, classes=classes)
+        self.comparisons += compare_macro_f1(answers, labels, scorer=name, seed=self._seed)
+        self.scorers.append(replace(self.scorers[-1], name=name, unit=SHARE.unit))
+
+    def add_pairs(self, scorer: Pairwise, pairs: Mapping[tuple[str, str], ScoreColumn]) -> None:
+        """Add what a pairwise judge said."""
+        samples = self._sheets[0].rows.samples
+        grids = {pair: column.values.reshape(-1, samples) for pair, column in pairs.items()}
+        self.comparisons += compare_outcomes(grids, scorer.scale, scorer=scorer.name, seed=self._seed)
+        self.scorers.append(_scorer(scorer, scorer.name))
+
+
+def _scorer(scorer: Any, name: str) -> ScorerSummary:
+    scale = scorer.scale
+    return ScorerSummary(
+        name=name,
+        kind=str(getattr(scorer, "kind", "")),
+        unit=scale.unit,
+        higher_is_better=scale.higher_is_better,
+        field=getattr(scorer, "field", None),
+        expected=getattr(scorer, "expected", None),
+    )

@@ -1,0 +1,1 @@
+"""The statistics of scores: intervals, tests, comparisons of variants, and reports of classes."""

@@ -1,0 +1,359 @@
+"""Many classes at once: accuracy, macro-F1, precision and recall of each class, and the confusion matrix.
+
+Answers are given as flat lists: the row of each, the expected label, the given label (None: no answer). An answer whose
+expected label is None does not count. The classes are those named, or else the expected labels that occur: an answer
+that is none of them is wrong, and stands in the confusion matrix's column for others, but makes no class of its own.
+
+The samples of a row are its cluster, as in `statistics`. Rows that look alike (the same expected and given labels) are
+counted once, so that resampling is quick and does not depend on the order of the rows. Up to 1,000 rows are resampled.
+Beyond, macro-F1 is linearized: each row has an influence on it, to first order, and the influences are treated as the
+row values of a mean (the delta method; Takahashi et al. 2022, Applied Intelligence 52:4961-4972, for macro-F1).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse, stats
+
+from batchchat.errors import UsageError
+from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary, adjust
+from batchchat.evaluation.statistics.intervals import BOOTSTRAP_ROWS, CONFIDENCE, SEED, Array, Interval
+from batchchat.evaluation.statistics.significance import ALPHA, FLIPS, enough_draws, sign_flip_test
+from batchchat.evaluation.statistics.unit import SHARE
+
+OTHER = "(other)"
+NO_ANSWER = "(no answer)"
+MAX_CLASSES = 1_000
+RESAMPLES = 1_999
+_BLOCK = 1 << 22
+_ALIKE = "all rows look the same: they say nothing about the spread"
+_Codes = NDArray[np.int64]
+
+
+class LabelledAnswers(NamedTuple):
+    """The answers of one variant: row position, expected label and given label of each."""
+
+    rows: Sequence[int] | NDArray[np.int64]
+    expected: Sequence[str | None]
+    given: Sequence[str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One class. `support` counts answers that should be it; precision is None where no answer was it."""
+
+    label: str
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassReport:
+    """All classes of one variant.
+
+    `macro_f1` is the unweighted mean of F1 over the classes that occur, expected or given. `confusion` has a line for
+    each class as expected, and a column for each entry of `given`: the classes, `(other)` and `(no answer)`.
+    """
+
+    accuracy: float | None
+    macro_f1: float | None
+    n: int
+    classes: tuple[ClassScore, ...]
+    given: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+def classes_of(variants: Sequence[LabelledAnswers], labels: Sequence[str] | None = None) -> list[str]:
+    """The classes named, or the expected labels that occur, sorted. Raises UsageError where they are too many."""
+    expected = {label for answers in variants for label in answers.expected if label is not None}
+    found = list(labels) if labels else sorted(expected)
+    if len(found) > MAX_CLASSES:
+        raise UsageError(
+            f"the expected column holds {len(found):,} different values: that is no set of classes",
+            remedy="Use `exact`, or name the classes in `labels`.",
+        )
+    return found
+
+
+def classification_report(answers: LabelledAnswers, labels: Sequence[str] | None = None) -> ClassReport:
+    """The report of one variant over all its answers."""
+    classes = classes_of([answers], labels)
+    size = len(classes)
+    table = np.zeros((size, size + 2), dtype=np.int64)
+    _, expected, chosen = _codes(answers, classes)
+    np.add.at(table, (expected, chosen), 1)
+    hits, given, support = np.diag(table), table[:, :size].sum(axis=0), table.sum(axis=1)
+    scores = tuple(
+        ClassScore(
+            label=label,
+            precision=float(hits[at] / given[at]) if given[at] else None,
+            recall=float(hits[at] / support[at]) if support[at] else None,
+            f1=float(2 * hits[at] / (given[at] + support[at])) if given[at] + support[at] else None,
+            support=int(support[at]),
+        )
+        for at, label in enumerate(classes)
+    )
+    known = [score.f1 for score in scores if score.f1 is not None]
+    n = int(table.sum())
+    return ClassReport(
+        accuracy=float(hits.sum() / n) if n else None,
+        macro_f1=float(np.mean(known)) if known else None,
+        n=n,
+        classes=scores,
+        given=(*classes, OTHER, NO_ANSWER),
+        confusion=tuple(tuple(int(count) for count in line) for line in table),
+    )
+
+
+def summarize_macro_f1(
+    answers: LabelledAnswers, labels: Sequence[str] | None = None, *, seed: int = SEED
+) -> ScoreSummary:
+    """Macro-F1 with its 95 % interval: percentiles of 1,999 resamples, or linearized. `n` counts rows."""
+    classes = classes_of([answers], labels)
+    patterns = _patterns([_side(answers, classes)])
+    made = ScoreSummary(None, None, None, patterns.rows, SHARE.unit, True, None, reason="no row has an expected class")
+    if patterns.rows == 0:
+        return made
+    (tallies,) = patterns.tallies
+    estimate = float(_macro_f1(patterns.sums(0))[0])
+    if patterns.rows > BOOTSTRAP_ROWS[-1]:
+        interval = _linear_interval(patterns, _influence(patterns, 0), estimate, 0.0, 1.0)
+    else:
+        interval = _bootstrap_interval(patterns, lambda weights: _macro_f1(weights @ tallies), estimate, seed)
+    return replace(
+        made,
+        mean=estimate,
+        ci_low=interval.low,
+        ci_high=interval.high,
+        ci_method=interval.method,
+        seed=seed if interval.method == "bootstrap_percentile" else None,
+        reason=interval.reason,
+    )
+
+
+def compare_macro_f1(
+    variants: Mapping[str, LabelledAnswers], labels: Sequence[str] | None = None, *, scorer: str, seed: int = SEED
+) -> list[Comparison]:
+    """Compare macro-F1 of every pair of variants on the rows that both answered.
+
+    If the variants were alike, swapping their answers to a row would change nothing. The test is by m such draws, 1,999
+    or more where many pairs ask for them, p = (b + 1) / (m + 1); beyond 1,000 rows it flips the signs of the rows'
+    linearized differences. Wins are rows with more right answers.
+    """
+    classes = classes_of(list(variants.values()), labels)
+    sides = {name: _side(answers, classes) for name, answers in variants.items()}
+    pairs = list(itertools.combinations(sides, 2))
+    draws = enough_draws(ALPHA / max(1, len(pairs)), RESAMPLES)
+    made = [_compare_pair((a, sides[a]), (b, sides[b]), scorer=scorer, seed=seed, draws=draws) for a, b in pairs]
+    return adjust(made)
+
+
+class _Side(NamedTuple):
+    """One variant by rows: row positions, ascending; which look each row has; tally and right share of each look.
+
+    A look is what rows share whose answers have the same expected and given labels. A tally line holds, for each class:
+    right answers, answers that are it, answers that should be it.
+    """
+
+    rows: _Codes
+    looks: _Codes
+    tallies: sparse.csr_array
+    right: Array
+
+
+class _Patterns(NamedTuple):
+    """Rows that look alike on every side: how many there are, and for each side their tallies and right shares."""
+
+    counts: _Codes
+    tallies: list[sparse.csr_array]
+    right: list[Array]
+    rows: int
+
+    def sums(self, side: int) -> Array:
+        """The tallies of all rows of one side, as one line."""
+        made: Array = self.counts[np.newaxis].astype(np.float64) @ self.tallies[side]
+        return made
+
+
+def _codes(answers: LabelledAnswers, classes: Sequence[str]) -> tuple[_Codes, _Codes, _Codes]:
+    """Row, expected and given class of the answers that count. Others are one past the last class, no answer two."""
+    size = len(classes)
+    known: dict[str | None, int] = {label: at for at, label in enumerate(classes)}
+    expected = np.fromiter((known.get(label, -1) for label in answers.expected), np.int64, len(answers.expected))
+    known[None] = size + 1
+    given = np.fromiter((known.get(label, size) for label in answers.given), np.int64, len(answers.given))
+    counts = expected >= 0
+    return np.asarray(answers.rows, dtype=np.int64)[counts], expected[counts], given[counts]
+
+
+def _side(answers: LabelledAnswers, classes: Sequence[str]) -> _Side:
+    size = len(classes)
+    row, expected, given = _codes(answers, classes)
+    code = expected * (size + 2) + given
+    order = np.lexsort((code, row))
+    row, code = row[order], code[order]
+    rows, first, line = np.unique(row, return_index=True, return_inverse=True)
+    place = np.arange(row.size) - first[line]
+    # One line per row: its sorted codes, -1 where other rows have more answers.
+    grid = np.full((rows.size, int(place.max(initial=0)) + 1), -1, dtype=np.int64)
+    grid[line, place] = code
+    flat = grid.shape[1] == 1
+    lines, looks = np.unique(grid[:, 0] if flat else grid, axis=None if flat else 0, return_inverse=True)
+    tallies, right = _tally(lines.reshape(-1, grid.shape[1]), size)
+    return _Side(rows, looks.reshape(-1), tallies, right)
+
+
+def _patterns(sides: Sequence[_Side]) -> _Patterns:
+    """Group the rows that every side answered by how they look on all sides."""
+    shared = functools.reduce(lambda a, b: np.intersect1d(a, b, assume_unique=True), [side.rows for side in sides])
+    looks = [side.looks[np.searchsorted(side.rows, shared)] for side in sides]
+    shape = tuple(side.right.size for side in sides)
+    if shared.size == 0:
+        return _Patterns(np.zeros(0, dtype=np.int64), [], [np.zeros(0)] * len(sides), 0)
+    together, counts = np.unique(np.ravel_multi_index(looks, shape), return_counts=True)
+    apart = np.unravel_index(together, shape)
+    return _Patterns(
+        counts.astype(np.int64),
+        [side.tallies[chosen] for side, chosen in zip(sides, apart, strict=True)],
+        [side.right[chosen] for side, chosen in zip(sides, apart, strict=True)],
+        int(shared.size),
+    )
+
+
+def _tally(looks: _Codes, size: int) -> tuple[sparse.csr_array, Array]:
+    """The tallies of each look, and the share of its answers that are right."""
+    at, place = np.nonzero(looks >= 0)
+    expected, given = np.divmod(looks[at, place], size + 2)
+    hit, inside = expected == given, given < size
+    line = np.concatenate([at[hit], at[inside], at])
+    column = np.concatenate([expected[hit], size + given[inside], 2 * size + expected])
+    shape = (looks.shape[0], 3 * size)
+    tally = sparse.csr_array((np.ones(line.size), (line, column)), shape=shape)
+    hits, answers = (np.bincount(lines, minlength=shape[0]) for lines in (at[hit], at))
+    return tally, hits / np.maximum(answers, 1)
+
+
+def _macro_f1(tallies: Array) -> Array:
+    """Macro-F1 of each line of summed tallies, over the classes that occur in it; 0 where none does."""
+    hits, given, support = np.split(tallies, 3, axis=1)
+    total = given + support
+    f1 = np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0)
+    made: Array = f1.sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1)
+    return made
+
+
+def _influence(patterns: _Patterns, side: int, sums: Array | None = None) -> Array:
+    """What a row of each pattern adds to macro-F1, to first order around these sums; over all rows it adds up to 0."""
+    tallies = patterns.tallies[side]
+    hits, given, support = np.split((patterns.sums(side) if sums is None else sums)[0], 3)
+    total = given + support
+    occurring = max(1, int(np.sum(total > 0)))
+    # F1 = 2 h / t, so its derivatives are 2 / t by h, and -F1 / t by what is given or expected.
+    slope = np.divide(2.0, total, out=np.zeros_like(total), where=total > 0) / occurring
+    fall = -slope * np.divide(hits, total, out=np.zeros_like(total), where=total > 0)
+    made: Array = tallies @ np.concatenate([slope, fall, fall])
+    return made
+
+
+def _linear_interval(patterns: _Patterns, influence: Array, estimate: float, low: float, high: float) -> Interval:
+    rows = patterns.rows
+    spread = float(np.sum(patterns.counts * influence**2)) * rows / (rows - 1)
+    if spread == 0:
+        return Interval(None, None, None, _ALIKE)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, rows - 1)) * math.sqrt(spread)
+    return Interval(max(estimate - half, low), min(estimate + half, high), "delta_method")
+
+
+def _bootstrap_interval(
+    patterns: _Patterns, statistic: Callable[[Array], Array], estimate: float, seed: int
+) -> Interval:
+    """Percentiles of the statistic over resampled rows: each draw weighs the patterns anew."""
+    if patterns.counts.size == 1:
+        return Interval(None, None, None, _ALIKE)
+    generator = np.random.default_rng(seed)
+    weights = generator.multinomial(patterns.rows, patterns.counts / patterns.rows, size=RESAMPLES)
+    drawn = statistic(weights.astype(np.float64))
+    low, high = (float(limit) for limit in np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
+    return Interval(min(low, estimate), max(high, estimate), "bootstrap_percentile")
+
+
+def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], *, scorer: str, seed: int, draws: int) -> Comparison:
+    either = np.union1d(a[1].rows, b[1].rows).size
+    patterns = _patterns([a[1], b[1]])
+    left, right = patterns.right
+    above, below = int(patterns.counts[left > right].sum()), int(patterns.counts[left < right].sum())
+    made = Comparison(
+        a=a[0],
+        b=b[0],
+        scorer=scorer,
+        difference=None,
+        ci_low=None,
+        ci_high=None,
+        p_value=None,
+        p_adjusted=None,
+        test=None,
+        wins_a=above,
+        wins_b=below,
+        ties=patterns.rows - above - below,
+        n=patterns.rows,
+        nulls=int(either - patterns.rows),
+        unit=SHARE.unit,
+        higher_is_better=True,
+    )
+    if patterns.rows == 0:
+        return replace(made, reason="no row has a value on both sides")
+    ours, theirs = patterns.tallies
+    difference = float(_macro_f1(patterns.sums(0))[0] - _macro_f1(patterns.sums(1))[0])
+    if patterns.rows > BOOTSTRAP_ROWS[-1]:
+        influence = _influence(patterns, 0) - _influence(patterns, 1)
+        interval = _linear_interval(patterns, influence, difference, -1.0, 1.0)
+        middle = (patterns.sums(0) + patterns.sums(1)) / 2
+        changes = _influence(patterns, 0, middle) - _influence(patterns, 1, middle)
+        flipped = np.repeat(changes, patterns.counts)
+        p_value, method = sign_flip_test(flipped, seed=seed, draws=max(draws, FLIPS))
+        test = f"{method}_linearized"
+    else:
+        interval = _bootstrap_interval(
+            patterns, lambda weights: _macro_f1(weights @ ours) - _macro_f1(weights @ theirs), difference, seed
+        )
+        p_value, test = _swap_p(patterns, difference, seed, draws), "swap_monte_carlo"
+    return replace(
+        made,
+        difference=difference,
+        ci_low=interval.low,
+        ci_high=interval.high,
+        ci_method=interval.method,
+        p_value=p_value,
+        test=test,
+        seed=seed if "monte_carlo" in test or interval.method == "bootstrap_percentile" else None,
+        reason=interval.reason,
+    )
+
+
+def _swap_p(patterns: _Patterns, difference: float, seed: int, draws: int) -> float:
+    """The share of draws, each swapping the sides of about half of the rows, that differ at least as much."""
+    change = patterns.tallies[1] - patterns.tallies[0]
+    # Rows that tally alike on both sides stay as they are under any swap.
+    uneven = np.flatnonzero(abs(change).sum(axis=1))
+    if uneven.size == 0:
+        return 1.0
+    generator = np.random.default_rng(seed)
+    counts = patterns.counts[uneven]
+    change, hits = change[uneven], 0
+    block = max(1, _BLOCK // max(counts.size, change.shape[1]))
+    for start in range(0, draws, block):
+        swapped = generator.binomial(counts, 0.5, size=(min(block, draws - start), counts.size)) @ change
+        drawn = _macro_f1(patterns.sums(0) + swapped) - _macro_f1(patterns.sums(1) - swapped)
+        # Differences that are equal on paper may differ in the last bits.
+        hits += int(np.sum(np.abs(drawn) >= abs(difference) - 1e-12))
+    return (hits + 1) / (draws + 1)

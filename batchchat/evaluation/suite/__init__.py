@@ -1,0 +1,1 @@
+"""A suite file: its variants, scorers and judges, read and checked."""

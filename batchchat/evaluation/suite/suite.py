@@ -1,0 +1,415 @@
+"""A suite: a base job, variants of it, and the scorers that judge their answers, as a suite file says.
+
+`load_suite` validates all of it as job files are validated: whatever is wrong is told with file, line and remedy, all
+at once. Every variant becomes a `Job` of its own, whose output lies in `DIR/variants`. Nothing here touches the network
+or the output.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from batchchat.errors import JobError, UsageError
+from batchchat.evaluation.scorers.answer_scorers import MODELS, model_of, read_one
+from batchchat.evaluation.scorers.judging import JUDGES, Judge, JudgeSettings, Pairwise, judge_job
+from batchchat.evaluation.scorers.scorer import Scorer
+from batchchat.evaluation.statistics.intervals import SEED
+from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
+from batchchat.evaluation.suite.variants import VariantText, read_variants
+from batchchat.job import Change, Job, load_job
+from batchchat.job.model import BudgetCaps, Duration, Whole, nearest
+from batchchat.job.origin import Origin, Origins, Place, combined, job_error, origin_of
+from batchchat.job.reading import Draft, absolute_path, nearest_file, read_override
+from batchchat.job.syntax import parse_yaml, read_job_text
+from batchchat.job.wording import Grammar, validation_errors
+
+_AnyScorer = Scorer | Judge | Pairwise
+_KINDS: Mapping[str, type[Any]] = {**MODELS, **JUDGES}
+_SHARED = ("name", "samples", "budget", "deadline")
+_REMEDY = "jobs/eval-tickets.yaml of the project is a commented suite to start from."
+
+
+class SuiteFields(BaseModel):
+    """What stands in a suite file. `variants` and `scorers` are read by themselves: they know more than types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=10_000_000, allow_inf_nan=False)
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    job: str = Field(min_length=1)
+    variants: list[Any] | dict[str, Any]
+    scorers: list[Any] = Field(min_length=1)
+    output: str = Field(min_length=1)
+    samples: Whole | None = Field(None, ge=1, le=1_000)
+    judge: JudgeSettings | None = None
+    failed: Literal["wrong", "skip"] | None = None
+    budget: BudgetCaps | None = None
+    deadline: Duration | None = Field(None, gt=0)
+    seed: Whole = Field(SEED, ge=0, lt=2**63)
+
+
+_GRAMMAR = Grammar(
+    {(): SuiteFields, ("budget",): BudgetCaps, ("judge",): JudgeSettings},
+    examples={
+        ("name",): "name: ticket-prompts",
+        ("job",): "job: label-tickets.yaml",
+        ("variants",): "variants: {matrix: {messages: [short.yaml, long.yaml]}}",
+        ("scorers",): "scorers: [{name: accuracy, kind: exact, expected: label}]",
+        ("output",): "output: out/ticket-prompts",
+    },
+    patterns={("name",): "must begin with a letter or digit and go on with up to 99 letters, digits, dots, _ or -"},
+    hints={
+        **dict.fromkeys(
+            ("input", "provider", "model", "messages", "params", "limits", "retry", "prices"),
+            "it belongs into the base job, or into a variant",
+        ),
+        "matrix": "it belongs into `variants`",
+    },
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A score that the suite has. `of_rows`: it has a value for each answer, not only for all of them together."""
+
+    scale: ScoreUnit
+    of_rows: bool
+
+    @property
+    def higher_is_better(self) -> bool | None:
+        """Which direction is better, None where neither is."""
+        return self.scale.higher_is_better
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One variant: what it changes, by dotted path, and the job that comes of it. `folder` is its name on disk."""
+
+    name: str
+    overrides: Mapping[str, Any]
+    folder: str
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeTask:
+    """A judge, the job that asks it, and its place in the suite file."""
+
+    scorer: Judge | Pairwise
+    job: Job
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A validated suite file. All paths are absolute. `budget` and `deadline` hold for all runs together.
+
+    `scorers` look at records alone, `judges` ask models; `order` has the names of both as the file has them.
+    """
+
+    name: str
+    file: Path
+    output: Path
+    variants: tuple[Variant, ...]
+    scorers: tuple[Scorer, ...]
+    judges: tuple[JudgeTask, ...]
+    order: tuple[str, ...]
+    budget: BudgetCaps
+    deadline: float | None
+    seed: int
+    origins: Origins
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs of all variants and judges."""
+        return [*(variant.job for variant in self.variants), *(task.job for task in self.judges)]
+
+    def scores(self) -> dict[str, Score]:
+        """Every score that variants have, by its full name, in the order of the file."""
+        found: dict[str, Score] = {}
+        every: dict[str, Scorer | Judge] = {scorer.name: scorer for scorer in self.scorers}
+        every |= {task.scorer.name: task.scorer for task in self.judges if isinstance(task.scorer, Judge)}
+        for scorer in (every[name] for name in self.order if name in every):
+            scale = scorer.scale
+            if not scorer.METRICS:
+                found[scorer.name] = Score(scale, of_rows=True)
+            for number, metric in enumerate(scorer.METRICS):
+                found[f"{scorer.name}.{metric}"] = Score(scale if number == 0 else SHARE, of_rows=number == 0)
+        return found
+
+    def error(self, message: str, *place: Hashable, remedy: str | None = None) -> JobError:
+        """Make an error that points to a field of the suite by its place in the file."""
+        return job_error(message, place, self.origins, self.file, remedy)
+
+
+def load_suite(
+    path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    changes: Sequence[Change] = (),
+    input: str | None = None,
+    output: str | None = None,
+) -> Suite:
+    """Read and validate a suite file and its base job.
+
+    `overrides` are `--set` texts, and `changes` go over them: a field of the suite, or else one of the base job, under
+    what the variants change. `input` takes the place of the base job's input, `output` that of the suite's output.
+    Raises UsageError where there is no such file, JobError for what a suite cannot be.
+    """
+    file = Path(path)
+    document = parse_yaml(read_job_text(file, nearest_file(file)), file)
+    if not isinstance(document.data, dict):
+        what = "is empty" if document.data is None else "is not a mapping of fields"
+        raise JobError(what, file=file, remedy=_REMEDY)
+    if "job" not in document.data and "messages" in document.data:
+        raise UsageError(
+            f"{file} is a job, not a suite", remedy=f"Run it with `batchchat run {shlex.quote(str(file))}`."
+        )
+    reading = _Reading(Draft(document, file), file)
+    reading.apply([*map(read_override, overrides), *changes], output)
+    return reading.suite(input)
+
+
+class _Reading:
+    """A suite on its way from the file to validation."""
+
+    def __init__(self, draft: Draft, file: Path) -> None:
+        self.draft = draft
+        self.file = file
+        self.base = file.absolute().parent
+        self.job_changes: list[Change] = []
+
+    def apply(self, changes: Sequence[Change], output: str | None) -> None:
+        """Make paths absolute, and take what the command line says of the suite itself."""
+        data = self.draft.data
+        self._absolute(self.base)
+        for change in changes:
+            if change.path.split(".")[0] in SuiteFields.model_fields:
+                self.draft.change(change)
+            else:
+                self.job_changes.append(change)
+        if output is not None:
+            self.draft.set_path("output", output, Origin(option="--output"), Path.cwd())
+        if isinstance(data.get("output"), dict) and set(data["output"]) == {"path"}:
+            data["output"] = data["output"]["path"]
+        self._absolute(Path.cwd())
+
+    def _absolute(self, base: Path) -> None:
+        data = self.draft.data
+        for name in ("job", "output"):
+            if isinstance(data.get(name), str) and data[name]:
+                data[name] = absolute_path(base, data[name])
+
+    def fail(self, message: str, *place: Hashable, remedy: str | None = None) -> JobError:
+        """The error of one field."""
+        return job_error(message, place, self.draft.origins, self.file, remedy)
+
+    def suite(self, input: str | None) -> Suite:
+        """Validate the suite, then its scorers and variants, each as far as the rest allows."""
+        draft = self.draft
+        errors = list(draft.faults)
+        try:
+            fields = SuiteFields.model_validate(draft.data)
+        except ValidationError as error:
+            raise combined(
+                [*errors, *validation_errors(error, draft.data, draft.origins, self.file, grammar=_GRAMMAR)]
+            ) from None
+        scorers: list[tuple[Place, _AnyScorer]] = []
+        variants: tuple[Variant, ...] = ()
+        judges: list[JudgeTask] = []
+        try:
+            scorers = self._scorers(fields)
+        except JobError as error:
+            errors.append(error)
+        try:
+            texts = read_variants(fields.variants, ("variants",), self.fail)
+            self._check_overrides(texts)
+            variants = self._variants(texts, fields, input)
+            judges = self._judges(scorers, variants, fields)
+        except JobError as error:
+            errors.append(error)
+        if errors:
+            raise combined(errors)
+        return Suite(
+            name=fields.name,
+            file=self.file,
+            output=Path(fields.output),
+            variants=variants,
+            scorers=tuple(scorer for _, scorer in scorers if isinstance(scorer, Scorer)),
+            judges=tuple(judges),
+            order=tuple(scorer.name for _, scorer in scorers),
+            budget=variants[0].job.budget,
+            deadline=variants[0].job.deadline,
+            seed=fields.seed,
+            origins=dict(draft.origins),
+        )
+
+    # --- scorers
+
+    def _scorers(self, fields: SuiteFields) -> list[tuple[Place, _AnyScorer]]:
+        made: list[tuple[Place, _AnyScorer]] = []
+        errors: list[JobError] = []
+        names: set[str] = set()
+        for at, data in enumerate(fields.scorers):
+            place: Place = ("scorers", at)
+            try:
+                scorer: _AnyScorer = read_one(
+                    self._with_policy(data, fields.failed),
+                    _KINDS,
+                    base=self.base,
+                    at=place,
+                    origins=self.draft.origins,
+                    file=self.file,
+                )
+            except JobError as error:
+                errors.append(error)
+                continue
+            if scorer.name in names:
+                errors.append(self.fail(f"two scorers are called {scorer.name!r}", *place, "name"))
+            names.add(scorer.name)
+            made.append((place, scorer))
+        if errors:
+            raise combined(errors)
+        return made
+
+    def _with_policy(self, data: Any, failed: str | None) -> Any:
+        """A scorer's data with the suite's policy for failed rows, where it has none of its own."""
+        if failed is None or not isinstance(data, dict) or "failed" in data:
+            return data
+        try:
+            model = model_of(data, _KINDS)
+        except ValueError:
+            return data
+        return {**data, "failed": failed} if "failed" in model.model_fields else data
+
+    def _judges(
+        self, scorers: Sequence[tuple[Place, _AnyScorer]], variants: Sequence[Variant], fields: SuiteFields
+    ) -> list[JudgeTask]:
+        made: list[JudgeTask] = []
+        errors: list[JobError] = []
+        for place, scorer in scorers:
+            if isinstance(scorer, Scorer):
+                continue
+            try:
+                self._check_pairs(scorer, place, variants)
+                job = judge_job(
+                    scorer,
+                    fields.judge or JudgeSettings(),
+                    variants[0].job,
+                    suite=fields.name,
+                    output=Path(fields.output),
+                    folder=self.base,
+                    place=place,
+                    origins=self.draft.origins,
+                    fail=self.fail,
+                )
+            except JobError as error:
+                errors.append(error)
+            else:
+                made.append(JudgeTask(scorer, job.in_suite(self.file), place))
+        if errors:
+            raise combined(errors)
+        return made
+
+    def _check_pairs(self, scorer: Judge | Pairwise, place: Place, variants: Sequence[Variant]) -> None:
+        if not isinstance(scorer, Pairwise):
+            return
+        names = [variant.name for variant in variants]
+        if len(names) < 2:
+            raise self.fail("compares variants, and there is one only", *place)
+        if scorer.against is not None and scorer.against not in names:
+            near = nearest(scorer.against, names)
+            raise self.fail(f"no variant is called {scorer.against!r}{near}", *place, "against")
+
+    # --- variants
+
+    def _check_overrides(self, texts: Sequence[VariantText]) -> None:
+        """Refuse a --set that no variant would feel."""
+        for path in [change.path for change in self.job_changes]:
+            if all(any(f"{path}.".startswith(f"{own}.") for own in variant.changes) for variant in texts):
+                raise UsageError(
+                    f"--set {path}: every variant sets it, so this would change nothing",
+                    remedy="Change the variants in the suite file.",
+                )
+
+    def _variants(self, texts: Sequence[VariantText], fields: SuiteFields, input: str | None) -> tuple[Variant, ...]:
+        file = Path(fields.job)
+        if not file.is_file():
+            near = difflib.get_close_matches(file.name, [entry.name for entry in _entries(file.parent)], n=1)
+            hint = f" (did you mean {str(near[0])!r}?)" if near else ""
+            raise self.fail(f"there is no job file {file}{hint}", "job", remedy="Paths are relative to the suite file.")
+        made: list[Variant] = []
+        errors: dict[str, JobError] = {}
+        folders = _folders(Path(fields.output) / "variants", texts)
+        for text, folder in zip(texts, folders, strict=True):
+            try:
+                job = load_job(
+                    file,
+                    changes=[*self.job_changes, *self._changes(text), *self._own(fields)],
+                    input=input,
+                    output=str(folder),
+                )
+            except JobError as error:
+                # What is wrong in the base job is wrong in every variant, and told once.
+                errors.setdefault(error.message, error)
+            else:
+                made.append(Variant(text.name, text.changes, folder.name, job.in_suite(self.file)))
+        if errors:
+            raise combined(list(errors.values()))
+        if made[0].job.input.path == "-":
+            raise UsageError(
+                "a suite cannot read standard input: every variant reads the rows anew",
+                remedy="Save the rows to a file first.",
+            )
+        return tuple(made)
+
+    def _changes(self, text: VariantText) -> list[Change]:
+        origins = self.draft.origins
+        return [
+            Change(
+                override.path,
+                override.value,
+                origin_of(origins, override.place, self.file),
+                self.base,
+                {
+                    place[len(override.place) :]: origin
+                    for place, origin in origins.items()
+                    if len(place) > len(override.place) and place[: len(override.place)] == override.place
+                },
+            )
+            for override in text.overrides
+        ]
+
+    def _own(self, fields: SuiteFields) -> list[Change]:
+        """What every variant has from the suite."""
+        data = self.draft.data
+        names = [name for name in _SHARED if name == "name" or getattr(fields, name) is not None]
+        return [
+            Change(name, data[name], origin_of(self.draft.origins, (name,), self.file), self.base, {}) for name in names
+        ]
+
+
+def _folders(base: Path, texts: Sequence[VariantText]) -> list[Path]:
+    """The folder of each variant: its own, or the one that it had under another name."""
+    names = {entry.name for entry in _entries(base)} if base.is_dir() else set()
+    own = {text.folder for text in texts}
+    found = []
+    for text in texts:
+        earlier = sorted(name for name in names - own if name.endswith(f"-{text.digest}"))
+        known = text.folder in names or len(earlier) != 1
+        found.append(base / (text.folder if known else earlier[0]))
+        names -= {found[-1].name}
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []

@@ -1,0 +1,206 @@
+"""Running a suite: every variant through the same engine, side by side, under shared limits and one budget.
+
+Variants with the same provider, model and limits share one limiter, so that together they are never faster than one
+run may be, and no variant's last slow answers hold up the next one. Each keeps an output of its own, and resumes by
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.abc
+
+from batchchat.budget import Budget
+from batchchat.errors import BatchchatError
+from batchchat.evaluation.progress import Merged
+from batchchat.events import Event, Listener, RunSummary, Snapshot
+from batchchat.job import Job, load_keys, write_duration
+from batchchat.job.model import BudgetCaps
+from batchchat.limits import Limiter
+from batchchat.providers import DEMO
+from batchchat.runner import RunOptions, StopRequest, make_limiter, run_job
+from batchchat.runner.writer import Offload, in_thread
+
+if TYPE_CHECKING:
+    import httpx
+
+_AT_ONCE = 16
+_WORST_FIRST = (70, 74, 75, 3, 69, 4, 129, 130, 143, 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRun:
+    """How the run of one variant, or of one judge, ended. None: it was not begun."""
+
+    name: str
+    summary: RunSummary | None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A job to run, under the name that the person knows it by."""
+
+    name: str
+    job: Job
+
+
+def _no_listener(_event: Event) -> None:
+    pass
+
+
+@dataclass(slots=True)
+class SuiteRunOptions:
+    """What all runs of an evaluation share. `transport` makes what takes the place of the network, for each run."""
+
+    name: str
+    options: RunOptions
+    caps: BudgetCaps = BudgetCaps()
+    deadline: float | None = None
+    listener: Listener = _no_listener
+    on_snapshot: Callable[[Snapshot], None] | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+    environ: Mapping[str, str] | None = None
+    offload: Offload = in_thread
+    transport: Callable[[], httpx.AsyncBaseTransport] | None = None
+
+
+class Runs:
+    """Runs jobs side by side: first the variants, then the judges, under the same limits, budget and deadline.
+
+    To be entered as an async context manager, which holds the demo provider where a job uses it.
+    """
+
+    def __init__(self, setting: SuiteRunOptions) -> None:
+        self.setting = setting
+        caps = setting.caps
+        self._budget: Budget | None = None
+        if caps.capped:
+            self._budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
+        self._limiters: dict[object, Limiter] = {}
+        self._demo_url: str | None = None
+        self._stack = AsyncExitStack()
+        self._started = 0.0
+        self._active: list[StopRequest] = []
+
+    async def __aenter__(self) -> Runs:
+        self._started = anyio.current_time()
+        self.setting.stop.watch(self._on_stop)
+        await self._stack.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    def _on_stop(self, _times: int) -> None:
+        for stop in self._active:
+            stop.stop(reason=self.setting.stop.reason or "", exit_code=self.setting.stop.exit_code or 1)
+
+    async def run(self, tasks: Sequence[Task], options: RunOptions) -> list[NamedRun]:
+        """Run all of these with the same options, and tell how each ended.
+
+        Raises what `run_job` raises before anything is sent; the others are drained first, and keep what they have.
+        """
+        await self._start_demo(tasks)
+        merged = Merged(self.setting.name, len(tasks), self.setting.on_snapshot)
+        ended: dict[str, RunSummary] = {}
+        errors: list[BatchchatError] = []
+        room = anyio.Semaphore(_AT_ONCE)
+
+        async def run_one(at: int, task: Task) -> None:
+            async with room:
+                stop = StopRequest()
+                job = self._with_time_left(task.job)
+                if self.setting.stop.asked or errors or job is None:
+                    return
+                self._active.append(stop)
+                try:
+                    ended[task.name] = await self._run_job(
+                        task, job, options, stop, merged.listener(at, self._limiter(job))
+                    )
+                except BatchchatError as error:
+                    errors.append(error)
+                    for other in self._active:
+                        if other is not stop:
+                            other.stop(reason=error.message, exit_code=error.exit_code)
+                finally:
+                    self._active.remove(stop)
+
+        async with anyio.create_task_group() as group:
+            for at, task in enumerate(tasks):
+                group.start_soon(run_one, at, task)
+        if errors:
+            raise errors[0]
+        return [NamedRun(task.name, ended.get(task.name)) for task in tasks]
+
+    async def _run_job(
+        self,
+        task: Task,
+        job: Job,
+        options: RunOptions,
+        stop: StopRequest,
+        on_snapshot: Callable[[Snapshot], None],
+    ) -> RunSummary:
+        setting = self.setting
+
+        def tell(event: Event) -> None:
+            setting.listener(replace(event, message=f"{task.name}: {event.message}"))
+
+        return await run_job(
+            job,
+            options=options,
+            transport=setting.transport() if setting.transport is not None else None,
+            limiter=self._limiter(job),
+            budget=self._budget,
+            listener=tell,
+            on_snapshot=on_snapshot,
+            stop=stop,
+            environ=load_keys(job, setting.environ),
+            offload=setting.offload,
+            demo_url=self._demo_url,
+        )
+
+    def _limiter(self, job: Job) -> Limiter:
+        provider = job.resolved_provider()
+        shared = (provider.identity, provider.base_url, provider.api_key_env, job.model, job.limits.model_dump_json())
+        if shared not in self._limiters:
+            self._limiters[shared] = make_limiter(job, provider, self.setting.listener)
+        return self._limiters[shared]
+
+    def _with_time_left(self, job: Job) -> Job | None:
+        """The job with what is left of the evaluation's deadline; None where nothing is."""
+        if self.setting.deadline is None:
+            return job
+        left = self._started + self.setting.deadline - anyio.current_time()
+        return job.model_copy(update={"deadline": left}) if left > 0 else None
+
+    async def _start_demo(self, tasks: Sequence[Task]) -> None:
+        """One demo provider for all runs."""
+        providers = (task.job.resolved_provider() for task in tasks)
+        needed = any(provider.name == DEMO and provider.base_url is None for provider in providers)
+        if not needed or self.setting.transport is not None or self._demo_url is not None:
+            return
+        from batchchat.demo import DemoOptions, DemoServer
+
+        server = DemoServer(DemoOptions(track_bodies=False))
+        await self.setting.offload(server.start)
+        self._stack.push_async_callback(self.setting.offload, server.stop)
+        self._demo_url = server.base_url
+
+
+def exit_code(runs: Sequence[NamedRun], stop: StopRequest, deadline: float | None) -> tuple[int, str | None]:
+    """The exit code of several runs together, and why it is not 0 or 1: the most serious of theirs."""
+    summaries = [run.summary for run in runs if run.summary is not None]
+    found = {summary.exit_code: summary.reason for summary in summaries}
+    if stop.asked:
+        return stop.exit_code or 1, stop.reason
+    if len(summaries) < len(runs) and deadline is not None:
+        found.setdefault(4, f"the deadline of {write_duration(deadline)} is over")
+    for code in _WORST_FIRST:
+        if code in found:
+            return code, found[code]
+    return 0, None

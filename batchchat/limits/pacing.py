@@ -1,0 +1,326 @@
+"""How many requests and tokens a minute: what refusals teach about both rates.
+
+A cycle is the time from the end of one refusal of everybody to the end of the next. What was accepted in it, over its
+whole length, is what the server gives, whatever its rule is: a window lets a whole allowance through and then
+nothing, a bucket refuses what comes too early. If a minute of answers lies before the refusal, that minute counts.
+
+A learned pace is never believed for good. Trials raise it (`batchchat.limits.trials`), a refusal now and then lowers
+it to what is delivered, and a pace that holds nobody back is forgotten."""
+
+from __future__ import annotations
+
+import math
+
+from batchchat.limits.evidence import RefusalEvidence
+from batchchat.limits.rates import Learned, Rate
+from batchchat.limits.schedule import MINUTE
+from batchchat.limits.trials import BELOW, Trial, TrialPlan, judge
+from batchchat.records import Axis
+
+_STEP_DOWN = 0.95
+"""A refusal now and then lowers a learned pace by so much, down to what was delivered: five percent over take one."""
+_SETTLED_S = 10.0
+"""Seconds after which a new pace has delivered enough to be compared with."""
+_VARIED = 0.2
+"""Requests whose sizes have a standard deviation below this share of their mean are all alike."""
+_ASIDE = 1.5
+"""If it is not told which of two axes was refused, tokens are paced and requests held to a wider bound: two schedules
+of the same tightness in a row, with rows of 60 to 6,000 tokens, let only 70 % through."""
+_SHORT_S = 3.0
+"""A hold that lasts longer was a window that had to empty; a bucket gives something sooner."""
+_LEAST_ACCEPTED = 5
+"""Fewer answers in a cycle do not make a rate."""
+_MEMORY_S = 300.0
+"""How long it is remembered that the server counts windows."""
+_UNBOUND_S = 15.0
+"""A learned limit that held nobody back for this long is none."""
+_SLOW = 2 * MINUTE
+"""Requests a minute below which each refusal is a large share of what is sent."""
+
+
+class Pacing:
+    """Both rates, and the one trial that may be under way. All times are passed in; nothing waits here."""
+
+    def __init__(self, requests: Rate, tokens: Rate) -> None:
+        self.requests = requests
+        self.tokens = tokens
+        self.rates = {Axis.REQUESTS: requests, Axis.TOKENS: tokens}
+        self.evidence = RefusalEvidence()
+        self.trial: Trial | None = None
+        self._plan = TrialPlan()
+        self._sizes = _Sizes()
+        self._first_at = self._cycle_at = math.inf
+        self._memory = 0.0
+        self._memory_until = -math.inf
+        self._marked_at = -math.inf
+        self._back_at = -math.inf
+        self._probe_refused_at = -math.inf
+
+    @property
+    def learned(self) -> bool:
+        """Tell whether refusals taught a limit that is kept."""
+        return self.requests.learned is not None or self.tokens.learned is not None
+
+    @property
+    def answered(self) -> bool:
+        """Tell whether anything was ever accepted."""
+        return self._sizes.number > 0
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def accepted(self, now: float, granted_at: float, tokens: int) -> bool:
+        """Count an answer; return whether a pace changed."""
+        if not self._sizes.number:
+            self._first_at = self._cycle_at = granted_at
+        self._sizes.add(tokens)
+        self.requests.accepted += 1
+        self.tokens.accepted += tokens
+        self._plan.pay(self.evidence.share)
+        trial = self.trial
+        if trial is None:
+            self.evidence.accepted()
+            return False
+        if granted_at < trial.began:
+            return False
+        trial.count(refused=False)
+        return self._decide(now, trial)
+
+    def refused(self, now: float, granted_at: float) -> bool:
+        """Count a refusal; return whether a limit must have been met."""
+        if self.learned:
+            self._plan.owe()
+        trial = self.trial
+        if trial is not None:
+            if granted_at >= trial.began:
+                trial.count(refused=True)
+                self._decide(now, trial)
+            return False
+        if granted_at < self._back_at:
+            return False  # it was sent at the pace of a trial that is over
+        if self.evidence.refused():
+            return True
+        self._lower(now)
+        return False
+
+    def probe_refused(self, now: float) -> None:
+        """Note a refused probe: the server still counts what was accepted in the last minute."""
+        for rate in self.rates.values():
+            rate.full = rate.last_minute(now)
+        self._probe_refused_at = now
+        if self.learned:
+            self._plan.owe()
+
+    def _lower(self, now: float) -> None:
+        """Lower a learned pace that is refused now and then, at most to what the last minutes delivered.
+
+        A pace a little over a limit goes below it after a few refusals. If they are noise, no more than their share is
+        lost, and the next trial brings that back.
+        """
+        began = self._cycle_at
+        # A window that was full still holds what was sent before: it says nothing until that has left.
+        if now < began + (_SETTLED_S if self._memory < _SHORT_S else MINUTE):
+            return
+        lowered = False
+        for rate in self.rates.values():
+            learned = rate.learned
+            if learned is None:
+                continue
+            since, before = (began, rate.cycle) if now < began + MINUTE else rate.marks[0]
+            least = BELOW * (rate.accepted - before) * MINUTE / (now - since)
+            if learned.limit > least:
+                learned.limit = max(_STEP_DOWN * learned.limit, least)
+                rate.apply(now)
+                lowered = True
+        if lowered:
+            self.evidence.forgive()
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def hold(self, now: float) -> None:
+        """Note that everybody is refused from now on. A trial that was under way is over."""
+        if self.trial is not None:
+            self._go_back(now, self.trial)
+        self.evidence.explained()
+        for rate in self.rates.values():
+            rate.full = rate.last_minute(now)
+
+    def learn(self, now: float, since: float, axes: list[Axis]) -> list[Axis]:
+        """Draw the conclusion of a hold that began at `since` and is over; return the axes whose limit changed.
+
+        `axes` are those that the refusals may have been about.
+        """
+        held = now - since
+        self._memory = max(min(MINUTE, held), self._memory if now < self._memory_until else 0.0)
+        self._memory_until = now + _MEMORY_S
+        window = self._memory >= _SHORT_S
+        whole = window and since >= self._first_at + MINUTE
+        if window and not whole and self.learned:
+            return []  # part of a window was accepted: that says nothing before a minute is over
+        if not whole and self.requests.accepted - self.requests.cycle < _LEAST_ACCEPTED:
+            return []  # the cycle goes on
+        unknown = len(axes) > 1
+        if unknown and not self._sizes.vary:
+            axes = [Axis.REQUESTS]  # the other axis would say the same
+        changed = []
+        for axis in axes:
+            rate = self.rates[axis]
+            estimate, stated = self._estimate(rate, now, since, whole=whole)
+            if unknown and len(axes) > 1 and axis is Axis.REQUESTS:
+                estimate *= _ASIDE
+            if self._conclude(now, rate, max(estimate, 1.0), stated=stated):
+                changed.append(axis)
+        self._begin_cycle(now)
+        self._plan.learned(now, self._memory, rough=now < self._first_at + MINUTE)
+        return changed
+
+    def _estimate(self, rate: Rate, now: float, since: float, *, whole: bool) -> tuple[float, bool]:
+        """Return what the server gives a minute by the cycle that ends now, and if a refusal said so itself."""
+        stated, rate.stated = rate.stated, None
+        # A number below what was accepted in the last minute is wrong.
+        if stated is not None and stated >= 0.9 * rate.full:
+            return stated, True
+        if since - self._cycle_at >= MINUTE:
+            # The newest minute says more than a long cycle. A window had no room at the last refused probe: now it has.
+            return ((rate.full + rate.last_minute(now)) / 2 if whole else rate.full), False
+        # There was room again somewhere between the last probe that was refused and the one that was not.
+        ended = (now + self._probe_refused_at) / 2 if self._probe_refused_at > since else now
+        estimate = (rate.accepted - rate.cycle) * MINUTE / max(0.5, ended - self._cycle_at)
+        return (max(estimate, rate.full) if whole else estimate), False
+
+    def _conclude(self, now: float, rate: Rate, estimate: float, *, stated: bool) -> bool:
+        learned = rate.learned
+        if learned is None and rate.known is not None and estimate >= 0.95 * rate.known:
+            rate.schedule.widen()  # the limit is right, and the way to the server less even than was thought
+            return False
+        limit = estimate if stated else BELOW * estimate
+        if learned is not None and limit >= 0.98 * learned.limit:
+            return False  # it was refused below what it gave before: the pace is not the cause
+        rate.learned = Learned(limit, now, stated, now)
+        rate.apply(now)
+        self._plan.changed(now)
+        return True
+
+    def _begin_cycle(self, now: float) -> None:
+        self._cycle_at = self._marked_at = now
+        for rate in self.rates.values():
+            rate.cycle = rate.accepted
+            rate.marks = ((now, rate.accepted), (now, rate.accepted))
+
+    # -- trials -------------------------------------------------------------------------------------------------------
+
+    def review(self, now: float) -> list[Axis]:
+        """Begin a trial that is due, forget limits that hold nobody; return the axes whose limit changed.
+
+        To be called a few times a second while answers come.
+        """
+        changed = []
+        marks = now >= self._marked_at + MINUTE
+        if marks:
+            self._marked_at = now
+        bound = False
+        for axis, rate in self.rates.items():
+            if marks:
+                rate.marks = (rate.marks[1], (now, rate.accepted))
+            learned = rate.learned
+            if learned is None:
+                continue
+            if rate.schedule.binding:
+                rate.schedule.binding = False
+                learned.bound_at = now
+                bound = True
+            elif now > learned.bound_at + _UNBOUND_S and self.trial is None:
+                rate.learned = None
+                rate.apply(now)
+                changed.append(axis)
+        if self.trial is not None:
+            return list(self.rates) if self._decide(now, self.trial) else changed
+        if not self.learned and now >= self._first_at + _SETTLED_S:
+            self._begin(now, self._plan.down(now, self.evidence, self._recent_per_minute(now)))
+        elif bound:
+            self._begin(now, self._plan.up(now))
+        return changed
+
+    def _recent_per_minute(self, now: float) -> float:
+        self.requests.last_minute(now)
+        return self.requests.schedule.minute.recent(5.0) * 12
+
+    def _begin(self, now: float, trial: Trial | None) -> None:
+        if trial is None:
+            return
+        self.trial = trial
+        if trial.base is not None:
+            self.requests.learned = Learned(trial.base, now, bound_at=now)
+        for rate in self.rates.values():
+            rate.apply(now, trial.factor)
+
+    def _decide(self, now: float, trial: Trial) -> bool:
+        """Act on what a trial shows; return whether a pace changed."""
+        rate = self.requests.schedule.rate
+        verdict = judge(trial, now, self.evidence, slow=rate is not None and rate < _SLOW)
+        if verdict == "wait":
+            return False
+        usual = self.evidence.share
+        if verdict == "keep":
+            self._keep(now, trial)
+            if trial.factor > 1:
+                self._plan.kept(trial, now, self._memory)
+            else:
+                self.evidence.settled(trial.refused, trial.answered)
+                self._begin_cycle(now)
+                self._plan.learned(now, self._memory, rough=False)
+                self._plan.was_limit(now)
+            return True
+        self._go_back(now, trial)
+        if trial.factor > 1:
+            self._pay_back(now, trial)
+            self._plan.failed(trial, now, usual)
+        else:
+            self._plan.was_noise(now, usual)
+        return True
+
+    def _keep(self, now: float, trial: Trial) -> None:
+        """Make the pace of the trial the usual one."""
+        self.trial = None
+        for rate in self.rates.values():
+            if rate.learned is not None:
+                rate.learned.limit *= trial.factor
+                rate.learned.stated = False
+                if rate.known is not None and rate.learned.limit >= rate.known:
+                    rate.learned = None
+            rate.apply(now)
+
+    def _go_back(self, now: float, trial: Trial) -> None:
+        """Take the pace from before the trial."""
+        self.trial = None
+        self._back_at = now
+        if trial.base is not None:
+            self.requests.learned = None
+        for rate in self.rates.values():
+            rate.apply(now)
+
+    def _pay_back(self, now: float, trial: Trial) -> None:
+        """Wait for what was sent too early: a window is full of it."""
+        for rate in self.rates.values():
+            if rate.learned is not None:
+                early = (trial.factor - 1) * rate.learned.limit * (now - trial.began) / MINUTE
+                rate.schedule.pay_back(now, early)
+
+
+class _Sizes:
+    """Mean and spread of the tokens of accepted requests."""
+
+    __slots__ = ("_squares", "_sum", "number")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._sum = self._squares = 0.0
+
+    def add(self, tokens: float) -> None:
+        self.number += 1
+        self._sum += tokens
+        self._squares += tokens * tokens
+
+    @property
+    def vary(self) -> bool:
+        """Tell whether requests differ so much that a limit on tokens is another one than on requests."""
+        return self.number > 0 and self._squares * self.number > (1 + _VARIED**2) * self._sum**2

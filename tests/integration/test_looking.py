@@ -1,0 +1,94 @@
+"""What status, show, run --fresh and clean tell about an output, as their users see it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from batchchat.demo import DemoOptions, DemoServer
+from tests.integration.jobs import texts, write_rows
+from tests.integration.processes import batchchat as command
+from tests.integration.processes import start, wait_for
+
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
+
+
+@pytest.fixture
+def demo() -> Iterator[DemoServer]:
+    with DemoServer(DemoOptions(latency_s=0.2)) as server:
+        yield server
+
+
+def write_job(folder: Path, base_url: str) -> None:
+    write_rows(folder / "rows.jsonl", texts(40))
+    job = {
+        "name": "test",
+        "input": {"path": "rows.jsonl", "key": "id"},
+        "output": "out",
+        "provider": {"profile": "demo", "base_url": base_url},
+        "model": "llama-3.1-8b-instruct",
+        "messages": [{"role": "user", "content": "{{ text }}"}],
+        "limits": {"concurrency": 20},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+
+
+def test_times_are_utc_with_their_offset_and_the_command_goes_on_with_this_output(
+    tmp_path: Path, demo: DemoServer
+) -> None:
+    write_job(tmp_path, demo.base_url)
+    zone = {"TZ": "Asia/Kolkata"}
+    running = start("run", "job.yaml", "--output", "other place", "-q", cwd=tmp_path, env=zone)
+    wait_for(lambda: demo.stats().answered >= 20)
+    told = json.loads(command("status", "other place", "--json", cwd=tmp_path, env=zone).stdout)
+    assert MOMENT.fullmatch(told["running"]["since"])
+    live = told["live"]
+    # All from one source: what is done, and what the live counts say.
+    assert (live["ok"] + live["done_before"], live["failed"]) == (told["ok"], told["failed"])
+    running.kill()
+    running.communicate()
+    told = json.loads(command("status", "other place", "--json", cwd=tmp_path, env=zone).stdout)
+    words = shlex.split(told["command"])
+    assert words[1] == "run"
+    assert words[-2:] == ["--output", "other place"]
+    assert command(*words[1:], "-q", cwd=tmp_path, env=zone).returncode == 0
+    assert not (tmp_path / "out").exists()
+    told = json.loads(command("status", "other place", "--json", cwd=tmp_path, env=zone).stdout)
+    assert MOMENT.fullmatch(told["last"]["ended"])
+    shown = json.loads(command("show", "other place", "--row", "0", "--json", cwd=tmp_path, env=zone).stdout)
+    assert MOMENT.fullmatch(shown["record"]["started_at"])
+
+
+def test_fresh_says_where_the_old_output_is_and_clean_removes_it_when_told(tmp_path: Path, demo: DemoServer) -> None:
+    write_job(tmp_path, demo.base_url)
+    assert command("run", "job.yaml", "--limit", "3", "-q", cwd=tmp_path).returncode == 0
+    done = command("run", "job.yaml", "--limit", "3", "--fresh", cwd=tmp_path)
+    (old,) = tmp_path.glob("out.old-*")
+    assert old.name in done.stderr.replace("\n", "")
+    (tmp_path / "out.old-20200101-000000").mkdir()  # of such a name, and no output
+    (tmp_path / "out.old-20200101-000000" / "mine.txt").write_text("mine", encoding="utf-8")
+    listed = command("clean", "out", cwd=tmp_path)
+    assert (listed.returncode, listed.stdout.count("out.old-")) == (0, 1)
+    assert old.exists()
+    assert "--yes" in listed.stderr
+    assert command("clean", "out", "--yes", cwd=tmp_path).returncode == 0
+    assert not old.exists()
+    assert (tmp_path / "out.old-20200101-000000" / "mine.txt").exists()
+    assert (tmp_path / "out" / "data").exists()
+    assert "no old outputs" in command("clean", "out", cwd=tmp_path).stderr
+
+
+def test_an_output_that_cannot_be_is_refused_in_the_systems_own_words(tmp_path: Path, demo: DemoServer) -> None:
+    write_job(tmp_path, demo.base_url)
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    for output, reason in (("file/out", "Not a directory"), ("/proc/out", "No such file or directory")):
+        refused = command("run", "job.yaml", "--output", output, "-q", cwd=tmp_path)
+        assert refused.returncode == 2
+        assert reason in refused.stderr
+    assert demo.stats().requests == 0
