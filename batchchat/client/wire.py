@@ -111,7 +111,8 @@ def _read_success(status: int, headers: Headers, data: Any, body: bytes, mask: M
     if error is not None:
         reply = _read_error(status, headers, error, b"", mask)
         reply.usage = usage if found else None
-        reply.text = _partial_text(data)
+        if reply.completion is None:
+            reply.text = _partial_text(data)
         return reply
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -314,7 +315,7 @@ def judge(completion: Completion, *, mask: Mask = str) -> Reply:
     elif finish is Finish.CUT:
         tokens = completion.usage.completion_tokens
         after = f" after {tokens} tokens" if tokens is not None else ""
-        failure = Failure(ErrorKind.TRUNCATED, f"the answer was cut off{after}: raise params.max_tokens", 200)
+        failure = Failure(ErrorKind.TRUNCATED, f"the answer was cut off{after}: {_remedy(word)}", 200)
     elif finish is Finish.BROKEN:
         verdict, failure = (
             Verdict.TRANSIENT,
@@ -334,6 +335,12 @@ def judge(completion: Completion, *, mask: Mask = str) -> Reply:
         request_id=completion.request_id,
         model=completion.model,
     )
+
+
+def _remedy(word: str | None) -> str:
+    """What helps against an answer that was cut off, by the bound that its word names."""
+    full = re.search(r"(?i)context|model.?length|error.?limit", word or "")
+    return "the model's context was full: shorten the prompt" if full else "raise params.max_tokens"
 
 
 def _told(word: str | None) -> str:
