@@ -374,7 +374,7 @@ def _read_error(outer: int, headers: Headers, data: Any, body: bytes, mask: Mask
         verdict = Verdict.TRANSIENT
     elif should == b"false" and verdict in {Verdict.TRANSIENT, Verdict.RATE_LIMIT}:
         verdict = Verdict.NO
-    begins = f"HTTP {outer} with an error inside" if wrapped else f"HTTP {outer}"
+    begins = f"HTTP {outer} with an error inside: HTTP {status}" if wrapped else f"HTTP {outer}"
     return Reply(
         verdict,
         completion=completion,
