@@ -26,6 +26,9 @@ RETRY_AFTER_MAX_S = 120.0
 """The longest wait that a server's Retry-After is believed; what asks for more is treated as if it said nothing."""
 GATEWAY_TIMEOUT_ATTEMPTS = 3
 """A 504 may come from the request itself (an answer without end): it is tried twice more at most."""
+DOUBTED_ATTEMPTS = 3
+"""A refusal that cannot be true of the request is believed when it has come this often: a body that was lost or cut on
+its way arrives whole at the next try, and a server that cannot read any body says so each time."""
 UNSENT_MAX = 5
 """How many attempts of a request may fail before they reach the server and cost nothing."""
 _BACKOFF = wait_exponential(multiplier=1, exp_base=2, max=60)
@@ -94,6 +97,8 @@ def decide(
     match reply.verdict:
         case Verdict.OK:
             raise ValueError("a reply that succeeded needs no decision")
+        case Verdict.NO | Verdict.REFUSED if reply.doubted and attempts < DOUBTED_ATTEMPTS:
+            return _decide_transient(reply, attempts=attempts, active_s=active_s, policy=policy, rng=rng, unsent=unsent)
         case Verdict.NO:
             return RetryDecision(RetryAction.NO)
         case Verdict.FATAL:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from batchchat.reasoning import is_blank
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, Steps, Usage, Verdict
 
 if TYPE_CHECKING:
@@ -84,20 +85,26 @@ class Reviewer:
         """Whether every answer is taken as it is, so that there is nothing to review."""
         return self._schema is None and self._tools is None and not self._tools_vary and self._truncated == "fail"
 
-    def concerns(self, reply: Reply) -> bool:
-        """Whether a reply holds an answer to decide about; any other is a matter of retry."""
-        cut_off = reply.failure is not None and reply.failure.kind is ErrorKind.TRUNCATED
-        return reply.completion is not None and (reply.verdict is Verdict.OK or cut_off)
+    def concerns(self, request: Request, reply: Reply) -> bool:
+        """Whether a reply holds an answer to decide about; any other is a matter of retry.
+
+        What the model wrote and the server itself could not use is corrected as long as corrections are left; after
+        that it is tried again.
+        """
+        if reply.completion is None or reply.verdict is Verdict.OK or reply.failure is None:
+            return reply.completion is not None and reply.verdict is Verdict.OK
+        if reply.failure.kind is ErrorKind.INVALID_OUTPUT:
+            return self._checks(request) and _made(request) < self._corrections
+        return reply.failure.kind is ErrorKind.TRUNCATED
 
     def review(self, request: Request, reply: Reply) -> Decision:
         """Decide about an answer that `concerns` the reviewer. Takes time linear in its length."""
         completion = reply.completion
         assert completion is not None  # noqa: S101 - what `concerns` says
         if reply.failure is not None:
-            if isinstance(self._truncated, int):
-                return self._with_more_room(request, reply.failure, self._truncated)
-            if self._truncated == "fail" or not (completion.tool_calls or (completion.text or "").strip()):
-                return Fail(reply.failure)
+            decision = self._review_failure(request, completion, reply.failure)
+            if decision is not None:
+                return decision
         tools = self._tools_of(request)
         if tools is not None:
             decision = self._review_calls(request, completion, tools)
@@ -112,6 +119,31 @@ class Reviewer:
 
         messages = answer_correction(completion.text, answer.errors, schema=self._repeated, made=_made(request))
         return self._corrected(request, messages, answer.errors, "the answer does not fit the schema")
+
+    def _review_failure(self, request: Request, completion: Completion, failure: Failure) -> Decision | None:
+        """Decide about an answer that was cut off or that the server could not use; None if it may be whole enough."""
+        if failure.kind is ErrorKind.INVALID_OUTPUT:
+            return self._unusable(request, completion, failure)
+        if isinstance(self._truncated, int):
+            return self._with_more_room(request, failure, self._truncated)
+        if self._truncated == "fail" or (not completion.tool_calls and is_blank(completion.text)):
+            return Fail(failure)
+        return None
+
+    def _checks(self, request: Request) -> bool:
+        """Whether there is something that a correction can ask for."""
+        return self._schema is not None or self._tools_of(request) is not None
+
+    def _unusable(self, request: Request, completion: Completion, failure: Failure) -> Decision:
+        """Ask again for what the server could not use of what the model wrote."""
+        from batchchat.structured import answer_correction, missing_call_correction
+
+        problem = (failure.message,)
+        if self._schema is not None:
+            messages = answer_correction(completion.text, problem, schema=self._repeated, made=_made(request))
+        else:
+            messages = missing_call_correction(completion.text, failure.message, made=_made(request))
+        return self._corrected(request, messages, problem, "the server cannot use the answer")
 
     def _review_calls(self, request: Request, completion: Completion, tools: Tools) -> Decision | None:
         """Decide about an answer of tool calls; None where there are none and none are needed."""
@@ -224,10 +256,10 @@ def left_with(request: Request, reply: Reply, failure: Failure) -> tuple[Reply, 
     Where an earlier answer was asked for again, that answer is kept, and the failure tells of both.
     """
     steps = request.steps
-    if steps is None or steps.last is None or reply.completion is not None:
+    if steps is None or steps.last is None or (reply.completion is not None and not is_blank(reply.text)):
         return reply, failure
     message = f"{failure.message}; the answer before it was not taken: {steps.problem}"
-    if not reply.text:
+    if is_blank(reply.text):
         reply = replace(reply, completion=steps.last, text=steps.last.text, model=steps.last.model)
     return reply, Failure(failure.kind, message, failure.http_status)
 

@@ -30,6 +30,10 @@ from batchchat.transport.decoding import decoder_for
 CONNECT_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 64 * 2**20
 
+_ENDPOINT = "/chat/completions"
+_WRONG_ADDRESS = frozenset({404, 405})
+_VERSION = re.compile(r"/v\d[\w.]*(?=/|\Z)|/openai\b|/api/paas\b|/compatible-mode\b")
+"""What the paths of known services hold, whose base URLs need no `/v1` more."""
 _ENDED_EARLY = re.compile(r"(?i)disconnect|peer closed connection")
 _TAIL_S = 0.25
 _TAIL_BYTES = 16 * 1024
@@ -64,6 +68,7 @@ class ChatClient:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._url = _address(provider)
+        self._asked = str(self._url.copy_with(query=None))
         self._headers = _header_fields(provider, self._url, user_agent, api_key, stream=stream)
         self._name = provider.name
         self._mask = KeyMask(api_key)
@@ -80,7 +85,7 @@ class ChatClient:
         self._route = self._exchange.route("POST", self._url, self._headers.raw) if self._exchange else None
 
     def __repr__(self) -> str:
-        return f"ChatClient({self._name!r}, {str(self._url.copy_with(query=None))!r})"
+        return f"ChatClient({self._name!r}, {self._asked!r})"
 
     async def __aenter__(self) -> ChatClient:
         self._clock = running_clock()
@@ -140,6 +145,8 @@ class ChatClient:
             mask.cover(reply)
         if reply.completion is None and 200 <= status < 300 and holds_events(headers, content):
             reply = read_whole_stream(status, headers, content, now=self._wall_clock(), mask=mask)
+        if status in _WRONG_ADDRESS or (200 <= status < 300 and content[:32].lstrip()[:1] == b"<"):
+            _name_address(reply, self._url, self._asked)
         return reply
 
     async def _answer(self, body: bytes, reader: StreamReader | None) -> tuple[int, dict[bytes, bytes], bytes]:
@@ -165,6 +172,20 @@ class ChatClient:
             await response.aclose()
 
 
+def _name_address(reply: Reply, url: httpx.URL, asked: str) -> None:
+    """Tell in a failure which address was asked, and what is probably wrong with it."""
+    failure = reply.failure
+    if failure is None or failure.kind in {ErrorKind.CONTENT_FILTER, ErrorKind.INVALID_OUTPUT}:
+        return
+    told = f"{failure.message} (asked: {asked}"
+    base = url.path.removesuffix(_ENDPOINT)
+    if base.endswith((_ENDPOINT, "/completions", "/responses")):
+        told += f"; provider.base_url ends before {_ENDPOINT}"
+    elif not _VERSION.search(base):
+        told += "; provider.base_url has no /v1 at its end, which most servers want"
+    reply.failure = Failure(failure.kind, f"{told})", failure.http_status)
+
+
 async def _tell_sent(reader: StreamReader, event: str, _details: object) -> None:
     """Note when a request went out: httpcore tells this of each step of an exchange (its `trace` extension)."""
     if event.endswith(".send_request_headers.started"):
@@ -177,7 +198,7 @@ def _address(provider: Provider) -> httpx.URL:
         raise ValueError(f"{provider.name} has no base_url")
     base = httpx.URL(provider.base_url)
     query = {**dict(base.params.multi_items()), **provider.extra_query}
-    url = base.copy_with(path=base.path.rstrip("/") + "/chat/completions", query=None)
+    url = base.copy_with(path=base.path.rstrip("/") + _ENDPOINT, query=None)
     return url.copy_with(query=urlencode(query).encode("ascii")) if query else url
 
 

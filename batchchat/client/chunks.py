@@ -14,7 +14,9 @@ from typing import Any, Final
 
 import orjson
 
+from batchchat.client.finish import read_finish
 from batchchat.client.sse import ServerEvent
+from batchchat.client.usage import find_usage
 
 _DONE: Final = b"[DONE]"
 _TEXTS: Final = ("content", "refusal", "reasoning_content", "reasoning")
@@ -90,7 +92,7 @@ class ChunkAssembler:
             self._fail(chunk, data)
         elif not isinstance(chunk, dict):
             self._refuse("with an event that is no JSON object", event.data)
-        elif chunk.get("error") or chunk.get("object") == "error":
+        elif chunk.get("error") or chunk.get("object") == "error" or (chunk.get("errors") and not chunk.get("choices")):
             self._fail(chunk, data)
         else:
             try:
@@ -133,7 +135,7 @@ class ChunkAssembler:
         """Note an error: an object as it came, anything else as the message that it is."""
         if not isinstance(chunk, dict):
             chunk = {"error": {"message": data.decode("utf-8", "replace")}}
-        elif not chunk.get("error") and chunk.get("object") != "error":
+        elif not chunk.get("error") and not chunk.get("errors") and chunk.get("object") != "error":
             chunk = {"error": chunk}
         self.error = chunk
         self._take_usage(chunk)
@@ -159,17 +161,18 @@ class ChunkAssembler:
                 raise _UnknownForm("with a choice that is no object")
             if choice.get("index") in (0, None):
                 wrote = self._take_choice(choice) or wrote
+                if error := choice.get("error"):
+                    self._fail({"error": error}, b"")
         return wrote
 
     def _take_usage(self, chunk: dict[str, Any]) -> None:
-        usage = chunk.get("usage")
-        if isinstance(usage, dict) and usage:
+        usage = find_usage(chunk)
+        if usage is not None:
             self._usage = usage
 
     def _take_choice(self, choice: dict[str, Any]) -> bool:
         self._seen = True
-        reason = choice.get("finish_reason")
-        if isinstance(reason, str) and reason:
+        if (reason := read_finish(choice)) is not None:
             self._finish = reason
         if isinstance(logprobs := choice.get("logprobs"), dict):
             self._take_logprobs(logprobs)

@@ -90,7 +90,7 @@ class StreamReader:
         reply = read_reply(self._status, self._headers, clean, now=now, mask=mask)
         if clean is not content or mask.may_hide(clean):
             mask.cover(reply)
-        if assembler.error is not None and reply.failure is not None:
+        if assembler.error is not None and reply.failure is not None and reply.completion is None:
             reply.text = self._partial(reply.failure, mask).text
         self._tell_times(reply)
         return reply

@@ -10,25 +10,28 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
 import orjson
 
+from batchchat.client.finish import Finish, judge_finish, read_finish
 from batchchat.client.headers import Headers, parse_limits, parse_retry_after
+from batchchat.client.problems import MESSAGE_LIMIT, READ_LIMIT, Mask, Problem, dump, read_problem
+from batchchat.client.usage import find_usage, read_usage
+from batchchat.reasoning import is_blank, split
 from batchchat.records import Axis, Completion, ErrorKind, Failure, Reply, Usage, Verdict
 
-_MESSAGE_LIMIT = 1000
 _EXCERPT = 160
-_READ_LIMIT = 16_000
 _QUOTA = re.compile(
     r"insufficient_quota|credit_balance_exhausted|spend_limit_exceeded|billing_hard_limit|payment_required"
 )
 _TRANSIENT = {
     408: ErrorKind.TIMEOUT,
     409: ErrorKind.SERVER,
+    424: ErrorKind.SERVER,  # TGI's generation failed
     425: ErrorKind.SERVER,
+    499: ErrorKind.SERVER,  # a gateway gave up on the server behind it
     500: ErrorKind.SERVER,
     502: ErrorKind.SERVER,
     503: ErrorKind.SERVER,
@@ -38,19 +41,14 @@ _TRANSIENT = {
 _RATE = {429, 498}
 _FATAL = {401, 402}
 _REFUSED = {403, 404, 405, 422}
-_STATUS_OF_WORDS = (
-    (re.compile(r"rate_?limit|too_many_requests|quota|spend_limit|credit_balance"), 429),
-    (re.compile(r"overload"), 529),
-    (re.compile(r"authentication|invalid_api_key|unauthori[sz]ed"), 401),
-    (re.compile(r"permission"), 403),
-    (re.compile(r"model_not_found"), 404),
-    (re.compile(r"content_filter|content_policy|context_length|invalid_request|bad_?request"), 400),
-)
-_FILTERED = re.compile(r"content_filter|content_policy_violation")
+_LEGAL = 451
+_MODERATING = frozenset({400, 403, 406, 422, _LEGAL})
+"""Statuses with which one input is refused for what it says."""
+_NEVER_MODERATED = frozenset({*_FATAL, *_RATE})
+_UNREADABLE = frozenset({400, 411, 422})
 _NEVER_FITS = re.compile(r"request too large|exceeds? the (?:maximum )?limit of tokens per request")
 _GENERIC = re.compile(r"too many requests|try again|requested \d+|http[ _]?429")
-Mask = Callable[[str], str]
-_THINK = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
+_EMPTY = "HTTP 200 with an empty answer: neither text nor a tool call"
 
 
 def read_reply(status: int, headers: Headers, body: bytes, *, now: float, mask: Mask = str) -> Reply:
@@ -92,45 +90,9 @@ def _load(body: bytes) -> Any:
         return None
 
 
-MAX_TOKENS = 100_000_000
-"""The most tokens that an answer's usage is believed to have: ten times the longest context that is on offer today."""
-
-
-def _dump(value: object) -> str:
-    """JSON text of a parsed value. Raises ValueError where it is nested too deeply."""
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError as error:
-        raise ValueError(str(error)) from None
-
-
-def read_usage(data: object) -> Usage:
-    """Read a `usage` object; any of it may be missing or null."""
-    if not isinstance(data, dict):
-        return Usage()
-    prompt = data.get("prompt_tokens_details")
-    output = data.get("completion_tokens_details")
-    prompt_tokens, completion_tokens = _count(data.get("prompt_tokens")), _count(data.get("completion_tokens"))
-    total = _count(data.get("total_tokens"))
-    if total is None and prompt_tokens is not None and completion_tokens is not None:
-        total = prompt_tokens + completion_tokens
-    return Usage(
-        prompt_tokens,
-        completion_tokens,
-        total,
-        _count(prompt.get("cached_tokens")) if isinstance(prompt, dict) else None,
-        _count(output.get("reasoning_tokens")) if isinstance(output, dict) else None,
-    )
-
-
-def _count(value: object) -> int | None:
-    """Return a number of tokens; None of what is no believable one, so that no sum or budget is built on it."""
-    return value if type(value) is int and 0 <= value <= MAX_TOKENS else None
-
-
 def protocol_failure(status: int, problem: str, body: bytes, mask: Mask) -> Failure:
     """The failure of an answer that is none of Chat Completions', told with its beginning."""
-    start = " ".join(mask(body[:_READ_LIMIT].decode("utf-8", "replace")).split())[:_EXCERPT]
+    start = " ".join(mask(body[:READ_LIMIT].decode("utf-8", "replace")).split())[:_EXCERPT]
     return Failure(
         ErrorKind.PROTOCOL, f"HTTP {status} {problem}: {start}" if start else f"HTTP {status} {problem}", status
     )
@@ -143,13 +105,13 @@ def _protocol(status: int, problem: str, body: bytes, mask: Mask, *, usage: Usag
 def _read_success(status: int, headers: Headers, data: Any, body: bytes, mask: Mask) -> Reply:
     if not isinstance(data, dict):
         return _protocol(status, "with a body that is no JSON object" if body else "with no body", body, mask)
-    usage = read_usage(data.get("usage"))
-    if data.get("error") or data.get("object") == "error":
-        reply = _read_error(_status_inside(data), headers, data, b"", mask)
-        if reply.failure is not None:
-            told = f"HTTP {status} with an error inside: {reply.failure.message}"
-            reply.failure = Failure(reply.failure.kind, told, reply.failure.http_status)
-        reply.usage = usage if data.get("usage") else None
+    found = find_usage(data)
+    usage = read_usage(found)
+    error = _error_inside(data)
+    if error is not None:
+        reply = _read_error(status, headers, error, b"", mask)
+        reply.usage = usage if found else None
+        reply.text = _partial_text(data)
         return reply
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -173,7 +135,8 @@ def read_cut(body: bytes, failure: Failure) -> Reply:
     data = _load(body)
     if not isinstance(data, dict):
         return Reply(Verdict.TRANSIENT, failure=failure)
-    usage = read_usage(data["usage"]) if data.get("usage") else None
+    found = find_usage(data)
+    usage = read_usage(found) if found else None
     completion = None
     if data.get("choices"):
         choice = data["choices"][0]
@@ -192,29 +155,40 @@ def read_cut(body: bytes, failure: Failure) -> Reply:
     )
 
 
-def _status_inside(data: dict[str, Any]) -> int:
-    """The status that an error inside an HTTP 200 means: a number it names, else what its words mean, else 500."""
-    error = data.get("error")
-    inner = error if isinstance(error, dict) else {}
-    for value in (inner.get("code"), inner.get("status"), data.get("code"), data.get("status")):
-        number = int(value) if isinstance(value, str) and re.fullmatch(r"[45]\d\d", value) else value
-        if type(number) is int and 400 <= number < 600:
-            return number
-    words = " ".join(str(value) for value in (*_codes(data), inner.get("status")) if isinstance(value, str)).lower()
-    return next((status for pattern, status in _STATUS_OF_WORDS if pattern.search(words)), 500)
+def _error_inside(data: dict[str, Any]) -> dict[str, Any] | None:
+    """The error in an answer of HTTP 200: beside its choices, in place of them, or in its first choice."""
+    if data.get("error") or data.get("object") == "error":
+        return data
+    choices = data.get("choices")
+    if isinstance(choices, list) and choices:
+        choice = choices[0]
+        return {"error": choice["error"]} if isinstance(choice, dict) and choice.get("error") else None
+    if data.get("errors"):
+        return data
+    told = data.get("base_resp")  # MiniMax
+    return data if isinstance(told, dict) and told.get("status_code") else None
+
+
+def _partial_text(data: dict[str, Any]) -> str | None:
+    """What the model had written before an error in its choice."""
+    try:
+        choice = data["choices"][0]
+        return read_completion(data, choice, choice["message"], Usage()).text
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        return None
 
 
 def read_completion(data: dict[str, Any], choice: dict[str, Any], message: dict[str, Any], usage: Usage) -> Completion:
     """Read the parts of an answer. Raises ValueError for a message of unknown form."""
     text, thoughts = _read_content(message.get("content"))
     reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning")) or thoughts
-    if text is not None and reasoning is None and "<think>" in text[:64]:
-        inline = _THINK.match(text)
-        if inline:
-            reasoning, text = inline[1].strip(), text[inline.end() :]
+    if text is not None:
+        inline, text = split(text)
+        if inline is not None:
+            reasoning = inline if not reasoning else _joined(reasoning, inline)
     return Completion(
         text=text,
-        finish_reason=_text(choice.get("finish_reason")),
+        finish_reason=read_finish(choice),
         model=_text(data.get("model")),
         usage=usage,
         request_id=_text(data.get("id")),
@@ -223,6 +197,11 @@ def read_completion(data: dict[str, Any], choice: dict[str, Any], message: dict[
         tool_calls=_read_tool_calls(message),
         logprobs=_read_logprobs(choice.get("logprobs")),
     )
+
+
+def _joined(reasoning: str, inline: str) -> str:
+    """Reasoning of a field and that of the text; a gateway may give the same twice."""
+    return reasoning if inline in reasoning else f"{reasoning}\n\n{inline}"
 
 
 def _read_content(content: object) -> tuple[str | None, str | None]:
@@ -264,7 +243,7 @@ def _read_tool_calls(message: dict[str, Any]) -> tuple[dict[str, str | None], ..
         function: dict[str, Any] = called if isinstance(called, dict) else {}
         arguments = function.get("arguments")
         if arguments is not None and not isinstance(arguments, str):
-            arguments = _dump(arguments)
+            arguments = dump(arguments)
         read.append(
             {
                 "id": _text(call.get("id")),
@@ -318,26 +297,31 @@ def _text(value: object) -> str | None:
 
 
 def judge(completion: Completion, *, mask: Mask = str) -> Reply:
-    """Tell a usable completion from an answer that is none: refused, filtered, cut off, empty."""
+    """Tell a usable completion from an answer that is none: filtered, refused, cut off, broken off, empty."""
     failure: Failure | None = None
     verdict = Verdict.NO
-    reason = completion.finish_reason
-    if reason == "content_filter":
-        failure = Failure(ErrorKind.CONTENT_FILTER, "the provider's content filter stopped the answer", 200)
+    word = completion.finish_reason
+    finish = judge_finish(word)
+    if finish is Finish.FILTERED:
+        message = f"the provider's content filter stopped the answer{_told(word)}"
+        failure = Failure(ErrorKind.CONTENT_FILTER, message, 200)
     elif completion.refusal is not None:
-        said = mask(completion.refusal[:_READ_LIMIT])[:_MESSAGE_LIMIT]
+        said = mask(completion.refusal[:READ_LIMIT])[:MESSAGE_LIMIT]
         failure = Failure(ErrorKind.REFUSAL, f"the model refused: {said}", 200)
-    elif reason == "length":
+    elif finish is Finish.REFUSED:
+        failure = Failure(ErrorKind.REFUSAL, "the model refused to answer", 200)
+    elif finish is Finish.CUT:
         tokens = completion.usage.completion_tokens
         after = f" after {tokens} tokens" if tokens is not None else ""
         failure = Failure(ErrorKind.TRUNCATED, f"the answer was cut off{after}: raise params.max_tokens", 200)
-    elif reason == "error":
-        verdict, failure = Verdict.TRANSIENT, Failure(ErrorKind.SERVER, "the answer ended with an error", 200)
-    elif completion.text is None and completion.tool_calls is None:
-        verdict, failure = (
-            Verdict.TRANSIENT,
-            Failure(ErrorKind.PROTOCOL, "HTTP 200 with neither text nor tool calls", 200),
-        )
+    elif finish is Finish.BROKEN:
+        verdict = Verdict.TRANSIENT
+        failure = Failure(ErrorKind.SERVER, f"the answer ended with an error{_told(word)}", 200)
+    elif finish is Finish.MISSAMPLED:
+        told = f"the model wrote what the server cannot use{_told(word)}"
+        verdict, failure = Verdict.TRANSIENT, Failure(ErrorKind.INVALID_OUTPUT, told, 200)
+    elif not completion.tool_calls and is_blank(completion.text):
+        verdict, failure = Verdict.TRANSIENT, Failure(ErrorKind.PROTOCOL, _EMPTY, 200)
     return Reply(
         Verdict.OK if failure is None else verdict,
         completion=completion,
@@ -349,52 +333,29 @@ def judge(completion: Completion, *, mask: Mask = str) -> Reply:
     )
 
 
-def _codes(data: dict[str, Any]) -> list[str]:
-    """The machine-readable words of an error body: type and code, and an error that is a text itself."""
-    error = data.get("error")
-    source = error if isinstance(error, dict) else data
-    return [value for value in (source.get("type"), source.get("code"), error) if isinstance(value, str)]
+def _told(word: str | None) -> str:
+    """The server's own word for an end, where it is not the Chat API's."""
+    return "" if word in {None, "content_filter", "error"} else f" (finish_reason {(word or '')[:60]!r})"
 
 
-def _error_message(data: Any, body: bytes, mask: Mask) -> str:
-    """What an error body says to a person, in any of its known shapes."""
-    if not isinstance(data, dict):
-        text = mask(body[:_READ_LIMIT].decode("utf-8", "replace"))
-        if "<" in text[:200]:
-            text = re.sub(r"(?is)<(script|style)\b.{0,4000}?</\1>|<[^>]*>", " ", text)
-        return " ".join(text.split())[:_MESSAGE_LIMIT]
-    error = data.get("error")
-    source = error if isinstance(error, dict) else data
-    message = source.get("message") or source.get("detail")
-    text = message if isinstance(message, str) else _details(message) if isinstance(message, list) else ""
-    if not text and not isinstance(error, str):
-        try:
-            text = _dump(message or data)
-        except ValueError:
-            text = "an error of unknown form"
-    if isinstance(error, str) and error not in text:
-        text = f"{error}: {text}" if text else error
-    return mask(text[:_READ_LIMIT])[:_MESSAGE_LIMIT]
-
-
-def _details(items: list[Any]) -> str:
-    """FastAPI's list of what is wrong as `body.messages: field required`, without the input that it repeats."""
-    told = []
-    for item in items:
-        if isinstance(item, dict) and isinstance(item.get("msg"), str):
-            place = item.get("loc")
-            where = ".".join(str(part)[:80] for part in place) if isinstance(place, list) else ""
-            told.append(f"{where}: {item['msg']}" if where else item["msg"])
-    return "; ".join(told)
-
-
-def _read_error(status: int, headers: Headers, data: Any, body: bytes, mask: Mask) -> Reply:
-    message = _error_message(data, body, mask)
-    codes = " ".join(_codes(data)).lower() if isinstance(data, dict) else ""
-    verdict, kind = _judge_status(status, codes, message.lower())
+def _read_error(outer: int, headers: Headers, data: Any, body: bytes, mask: Mask) -> Reply:
+    """Judge an answer that tells of an error; `outer` is its HTTP status, which may be 200."""
+    wrapped = 200 <= outer < 300
+    problem = read_problem(data, body, mask, bare=wrapped)
+    status, message = _true_status(outer, problem), problem.message
+    verdict, kind = _judge_status(status, problem.codes, message.lower())
+    if verdict is Verdict.FATAL and not wrapped and status != outer:
+        # The key or the credit of a service behind this one: it may be another one at the next request.
+        verdict = Verdict.REFUSED
     axis = Axis.UNKNOWN
-    if status in _RATE:
-        axis = Axis.CONCURRENCY if status == 498 else _axis(f"{message} {codes}".lower())
+    completion: Completion | None = None
+    if problem.moderated and status not in _NEVER_MODERATED and (status in _MODERATING or status >= 500):
+        verdict, kind = Verdict.NO, ErrorKind.CONTENT_FILTER
+    elif problem.sampled and status not in _NEVER_MODERATED:
+        verdict, kind = Verdict.TRANSIENT, ErrorKind.INVALID_OUTPUT
+        completion = Completion(problem.generation, None, None, Usage())
+    elif status in _RATE:
+        axis = Axis.CONCURRENCY if status == 498 else _axis(f"{message} {problem.codes}".lower())
     elif 300 <= status < 400:
         to = mask(headers.get(b"location", b"").decode("latin-1"))[:200]
         message = f"a redirect{' to ' + to if to else ''}, which is not followed: the key belongs to this address only"
@@ -403,21 +364,39 @@ def _read_error(status: int, headers: Headers, data: Any, body: bytes, mask: Mas
         verdict = Verdict.TRANSIENT
     elif should == b"false" and verdict in {Verdict.TRANSIENT, Verdict.RATE_LIMIT}:
         verdict = Verdict.NO
-    text = f"HTTP {status}: {message}" if message else f"HTTP {status}"
-    return Reply(verdict, failure=Failure(kind, text, status), axis=axis)
+    begins = f"HTTP {outer} with an error inside" if wrapped else f"HTTP {outer}"
+    return Reply(
+        verdict,
+        completion=completion,
+        failure=Failure(kind, f"{begins}: {message}" if message else begins, status),
+        text=completion.text if completion is not None else None,
+        axis=axis,
+        doubted=problem.unread and status in _UNREADABLE and kind is ErrorKind.INVALID_REQUEST,
+    )
+
+
+def _true_status(outer: int, problem: Problem) -> int:
+    """The status that decides: the innermost, unless the address itself refuses the key or asks for a pause."""
+    if outer in _FATAL or outer in _RATE or 300 <= outer < 400 or outer == _LEGAL:
+        return outer
+    if problem.status is not None:
+        return problem.status
+    return 500 if 200 <= outer < 300 else outer
 
 
 def _judge_status(status: int, codes: str, message: str) -> tuple[Verdict, ErrorKind]:
     """What an error's status means for the row, with its words where the status alone does not tell."""
     if status in _RATE:
         return _judge_rate(codes, message)
+    if status == _LEGAL:
+        return Verdict.NO, ErrorKind.CONTENT_FILTER
     if status in _TRANSIENT or status >= 500:
         return Verdict.TRANSIENT, _TRANSIENT.get(status, ErrorKind.SERVER)
     if status < 400:
         return Verdict.REFUSED if status >= 300 else Verdict.TRANSIENT, ErrorKind.PROTOCOL
     if status in _FATAL or status in _REFUSED:
         return Verdict.FATAL if status in _FATAL else Verdict.REFUSED, ErrorKind.INVALID_REQUEST
-    return Verdict.NO, ErrorKind.CONTENT_FILTER if _FILTERED.search(codes) else ErrorKind.INVALID_REQUEST
+    return Verdict.NO, ErrorKind.INVALID_REQUEST
 
 
 def _judge_rate(codes: str, message: str) -> tuple[Verdict, ErrorKind]:

@@ -445,7 +445,7 @@ class LocalEngine:
         if hold is not None:
             hold.settle(reply)
         request.active_s += reply.latency_s
-        reviewer = self._reviewer if self._reviewer is not None and self._reviewer.concerns(reply) else None
+        reviewer = self._reviewer if self._reviewer is not None and self._reviewer.concerns(request, reply) else None
         if reply.completion is not None and reply.verdict is not Verdict.TRANSIENT:
             self._answered(request, reply, sink, sent_at=now)
         if reviewer is None and reply.verdict is Verdict.OK:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 
 from batchchat.errors import UsageError
 from batchchat.job.model import Job
 from batchchat.providers import Provider
+
+_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "”": "”", "„": "“"}  # noqa: RUF001 - typographic quotes are meant
+_BEARER = re.compile(r"bearer\s+", re.IGNORECASE)
+_WHITE = "\ufeff\u200b"
+"""Marks without width that copied texts bring; `str.strip` leaves them."""
 
 
 def load_keys(job: Job, environ: Mapping[str, str] | None = None) -> Mapping[str, str]:
@@ -26,12 +32,21 @@ def load_keys(job: Job, environ: Mapping[str, str] | None = None) -> Mapping[str
     return {**{name: value for name, value in values.items() if value is not None}, **environ}
 
 
-def api_key(job: Job, provider: Provider, environ: Mapping[str, str]) -> str | None:
-    """The provider's key from the environment. Raises JobError (exit 2) where it is needed and missing."""
+def api_key(
+    job: Job, provider: Provider, environ: Mapping[str, str], *, warn: Callable[[str], object] | None = None
+) -> str | None:
+    """Return the provider's key from the environment; None if it needs none.
+
+    White space, quotes and the word Bearer around a key are taken off, and `warn` is told of it without the key. Raises
+    JobError (exit 2) if the key is needed and missing, or is none.
+    """
     if provider.api_key_env is None:
         return None
     name = provider.api_key_env
-    key = environ.get(name, "").strip()
+    given = environ.get(name, "")
+    key, found = _cleaned(given)
+    if key and found and warn is not None:
+        warn(f"the key in {name} stands with {' and '.join(found)} around it, which were taken off: give the key alone")
     if not key:
         # An own address has no name that the job's author knows.
         who = provider.base_url if provider.name == "custom" else provider.name
@@ -45,6 +60,23 @@ def api_key(job: Job, provider: Provider, environ: Mapping[str, str]) -> str | N
         raise job.error(
             f"the key in {name} holds characters that no key has, such as a space or a line break",
             "provider",
-            remedy="Give the key alone, without the word Bearer, quotes or other keys around it.",
+            remedy="Give the key alone, without other words, quotes or keys around it.",
         )
     return key
+
+
+def _cleaned(text: str) -> tuple[str, list[str]]:
+    """Return a key without what stands around it, and names of what that was."""
+    found: dict[str, None] = {}
+    while True:
+        bare = text.strip().strip(_WHITE).strip()
+        if bare != text:
+            found["white space"] = None
+        if len(bare) > 1 and _QUOTES.get(bare[0]) == bare[-1]:
+            found["quotes"] = None
+            text = bare[1:-1]
+        elif begun := _BEARER.match(bare):
+            found["the word Bearer"] = None
+            text = bare[begun.end() :]
+        else:
+            return bare, list(found)

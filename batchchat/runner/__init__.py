@@ -196,7 +196,7 @@ class _Run:
     ) -> RunSummary:
         self.started = anyio.current_time()
         options, job = self.options, self.job
-        key = api_key(job, job.resolved_provider(), load_keys(job, environ))
+        key = api_key(job, job.resolved_provider(), load_keys(job, environ), warn=self._warn)
         frozen = Frozen() if options.fresh else await self.offload(frozen_schema, Path(job.output.path))
         self.prepared = await self.offload(
             functools.partial(
@@ -222,6 +222,11 @@ class _Run:
             finally:
                 with anyio.CancelScope(shield=True):
                     await self.offload(self.store.close)
+
+    def _warn(self, message: str) -> None:
+        """Tell a person at once, and again in the summary."""
+        self.warnings.append(message)
+        self.tell(Event("warning", message, "warning"))
 
     async def _open_cache(self, stack: AsyncExitStack, folder: Path) -> AnswerCache:
         from batchchat.cache import AnswerCache
@@ -603,6 +608,7 @@ class _Run:
                 f"{self.budget.unmetered} answers came without usage: their tokens and cost are not known, and the "
                 "budget was charged what was reserved for them"
             )
+        self.warnings += self.tally.remarks()
         if self.reuse is not None:
             self.warnings += self.reuse.remarks()
         self.phase = "ended"

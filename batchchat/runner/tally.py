@@ -7,10 +7,13 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from batchchat.client.finish import Finish, judge_finish
 from batchchat.events import FailureGroup, Streamed
 from batchchat.records import ErrorKind, Record, Spend
 
 _WINDOW_S = 20.0
+_MAX_WORDS = 20
+"""How many unknown words are told apart; a server that gives a new one each time is told of by these."""
 
 
 class Rate:
@@ -108,6 +111,7 @@ class Tally:
         self.tokens = Rate()
         self._pace = StreamPace()
         self._groups: dict[str, _Group] = {}
+        self._unknown: dict[str, int] = {}
 
     def add_record(self, record: Record, *, revived: bool = False) -> None:
         """Count one record."""
@@ -120,9 +124,25 @@ class Tally:
             self.ok += 1
             if record.ttft_s is not None:
                 self._pace.add((record.ttft_s,), (record.output_tokens_per_s,))
+            if judge_finish(record.finish_reason) is Finish.UNKNOWN:
+                self._meet(record.finish_reason or "")
         else:
             self.failed += 1
             self._group(record.error_kind or ErrorKind.PROTOCOL.value, record.error_message or "", record.row_index)
+
+    def _meet(self, word: str) -> None:
+        """Count an answer that ended with a word that nobody knows."""
+        word = word[:60]
+        if word in self._unknown or len(self._unknown) < _MAX_WORDS:
+            self._unknown[word] = self._unknown.get(word, 0) + 1
+
+    def remarks(self) -> list[str]:
+        """What a person should know of this run's answers."""
+        return [
+            f"{count} answer{'s' * (count != 1)} ended with finish_reason {word!r}, which is not known: each was taken "
+            "for a whole answer. Look at some of them."
+            for word, count in self._unknown.items()
+        ]
 
     @property
     def streamed(self) -> Streamed | None:

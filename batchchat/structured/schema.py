@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ from batchchat.structured.validation import AnswerValidator
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pydantic import BaseModel
 
 Mode = Literal["json_schema", "json_object", "prompt"]
 """How the schema reaches the model: by `response_format`, or written into the prompt with or without `json_object`."""
@@ -42,7 +44,7 @@ class ResponseSchema:
     """A usable schema: plain JSON with its properties in the author's order, in which models write their answers.
 
     `name` is what `response_format.json_schema.name` takes, `source` where the schema came from, for messages.
-    `column` is the typed column of its answers, `validator` their judge.
+    `column` is the typed column of its answers, `validator` their judge. `from_model`: a Pydantic model judges, too.
     """
 
     schema: Mapping[str, Any]
@@ -50,6 +52,7 @@ class ResponseSchema:
     source: str
     column: ParsedColumn
     validator: AnswerValidator
+    from_model: bool = False
 
     @property
     def field(self) -> pa.Field:
@@ -81,16 +84,21 @@ class ResponseSchema:
         )
 
 
-def load_schema(spec: object, *, folder: Path, name: str | None = None) -> ResponseSchema:
+def load_schema(
+    spec: object, *, folder: Path, name: str | None = None, model: tuple[str, Path] | None = None
+) -> ResponseSchema:
     """Load `response.schema`; a path is relative to `folder`, a model's module is looked for there first.
 
-    `name` is what requests call the schema (default: its title, or the name of its file or model). Raises SchemaError
-    with the place inside the schema for whatever cannot be used.
+    `name` is what requests call the schema (default: its title, or the name of its file or model). `model` names the
+    model that a schema given as a mapping was made from, and its folder: its validators then run, too. Raises
+    SchemaError with the place inside the schema for whatever cannot be used.
     """
+    found = None if model is None else _model(*model)
     if isinstance(spec, Mapping):
         raw, known_as, source = spec, "answer", "the job's schema"
     elif isinstance(spec, str) and _MODEL.fullmatch(spec):
-        raw, known_as, source = _model_schema(spec, folder), spec.rpartition(":")[2].rpartition(".")[2], spec
+        found = _model(spec, folder)
+        raw, known_as, source = _model_schema(found, spec), spec.rpartition(":")[2].rpartition(".")[2], spec
     elif isinstance(spec, str) and spec:
         path = folder / Path(spec).expanduser()
         raw, known_as, source = _read(path), path.name.partition(".")[0], str(path)
@@ -113,7 +121,13 @@ def load_schema(spec: object, *, folder: Path, name: str | None = None) -> Respo
     except SchemaError as error:
         where = "" if isinstance(spec, Mapping) else f" (in {source})"
         raise SchemaError(error.reason + where, error.place, remedy=error.remedy) from None
-    return ResponseSchema(schema, _wire_name(known_as), source, column, AnswerValidator(checker, column))
+    further = None
+    if found is not None:
+        from batchchat.structured.model import model_errors
+
+        further = partial(model_errors, found)
+    validator = AnswerValidator(checker, column, further)
+    return ResponseSchema(schema, _wire_name(known_as), source, column, validator, from_model=found is not None)
 
 
 def is_strict(schema: Mapping[str, Any]) -> bool:
@@ -203,7 +217,8 @@ def _read(path: Path) -> Any:
         raise SchemaError(f"the schema {path} is not JSON: {problem}") from None
 
 
-def _model_schema(spec: str, folder: Path) -> Any:
+def _model(spec: str, folder: Path) -> type[BaseModel]:
+    """Import the Pydantic model that `package.module:Model` names."""
     from pydantic import BaseModel
 
     module_name, _, attributes = spec.partition(":")
@@ -221,8 +236,12 @@ def _model_schema(spec: str, folder: Path) -> Any:
             raise SchemaError(f"{module_name} has no {attributes}")
     if not (inspect.isclass(found) and issubclass(found, BaseModel)):
         raise SchemaError(f"{spec} is not a Pydantic model (a subclass of pydantic.BaseModel)")
+    return found
+
+
+def _model_schema(model: type[BaseModel], spec: str) -> Any:
     try:
-        return found.model_json_schema()
+        return model.model_json_schema()
     except Exception as error:  # noqa: BLE001  Pydantic's own errors, and those of a model's hooks
         raise SchemaError(f"{spec} has no JSON Schema: {type(error).__name__}: {shorten(str(error))}") from None
 

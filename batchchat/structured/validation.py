@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from batchchat.reasoning import is_blank, unmarked
 from batchchat.structured.arrow import Misfit, ParsedColumn
 from batchchat.structured.checker import Checker
 from batchchat.structured.dialect import path_text, shorten
@@ -31,20 +33,26 @@ class Answer:
 
 
 class AnswerValidator:
-    """One schema, compiled once, against many answers. Holds no state between them; threads may share it."""
+    """One schema, compiled once, against many answers. Holds no state between them; threads may share it.
 
-    def __init__(self, checker: Checker, column: ParsedColumn) -> None:
+    `further` takes a value that fits the schema and returns what else is wrong with it: the validators of a model.
+    """
+
+    def __init__(
+        self, checker: Checker, column: ParsedColumn, further: Callable[[Any], tuple[str, ...]] | None = None
+    ) -> None:
         self._checker = checker
         self._column = column
+        self._further = further
 
     def read(self, text: str | None) -> Answer:
         """Judge an answer's text. Never raises, and takes time linear in the text's length to find JSON in it.
 
-        The text as a whole is tried first, then what stands in code fences, then what stands among other text. Where
-        several different values fit, or one fits beside one that is broken, none is taken: which of them was meant is
-        not ours to say.
+        The text as a whole is tried first, then what stands in code fences, then what stands among other text, but
+        never what is marked as reasoning. If several different values fit, or one fits beside one that is broken, none
+        is taken: which of them was meant is not ours to say.
         """
-        if text is None or not text.strip():
+        if text is None or is_blank(text):
             return Answer(errors=("the answer is empty",))
         try:
             value = parse(text)
@@ -53,6 +61,9 @@ class AnswerValidator:
         return self._judged(value, tolerated=False)
 
     def _tolerant(self, text: str, problem: NotJSON) -> Answer:
+        text = unmarked(text)
+        if is_blank(text):
+            return Answer(errors=("the answer holds reasoning and nothing else",))
         first: Answer | None = None
         for find in (fenced, embedded):
             items = list(find(text))
@@ -77,6 +88,8 @@ class AnswerValidator:
 
     def _judged(self, value: Any, *, tolerated: bool) -> Answer:
         errors = self._checker.errors(value)
+        if not errors and self._further is not None:
+            errors = self._further(value)
         if errors:
             return Answer(errors=errors, tolerated=tolerated)
         try:

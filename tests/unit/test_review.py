@@ -48,12 +48,12 @@ def test_a_job_that_asks_for_nothing_has_nothing_to_review() -> None:
 def test_what_is_no_answer_is_left_to_retry() -> None:
     reviewer = Reviewer(schema=SCHEMA)
     failed = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.SERVER, "500", 500))
-    assert not reviewer.concerns(failed)
+    assert not reviewer.concerns(request(), failed)
     refused = reply("no")
     refused.verdict, refused.failure = Verdict.NO, Failure(ErrorKind.REFUSAL, "no", 200)
-    assert not reviewer.concerns(refused)
-    assert reviewer.concerns(reply("{}"))
-    assert reviewer.concerns(reply("{", cut=True))
+    assert not reviewer.concerns(request(), refused)
+    assert reviewer.concerns(request(), reply("{}"))
+    assert reviewer.concerns(request(), reply("{", cut=True))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,107 @@
+"""Why an answer ended: the words of all servers in one table.
+
+The Chat API knows `stop`, `length`, `tool_calls` and `content_filter`. Servers and gateways pass on the words of the
+engine behind them: Gemini's `MAX_TOKENS`, Mistral's `model_length`, Zhipu's `sensitive`, Cohere's `ERROR_TOXIC`,
+vLLM's `abort`. Case and separators are ignored. A word that is not in the table ends an answer like `stop` does, and
+the run tells that it was met.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, Final
+
+
+class Finish(StrEnum):
+    """What a word says of an answer.
+
+    It is whole; it was cut off; a filter stopped it; the model refused; the server broke off; the model wrote
+    something that the server cannot read; or nobody knows the word.
+    """
+
+    WHOLE = "whole"
+    CUT = "cut"
+    FILTERED = "filtered"
+    REFUSED = "refused"
+    BROKEN = "broken"
+    MISSAMPLED = "missampled"
+    UNKNOWN = "unknown"
+
+
+_WHOLE: Final = re.compile(
+    r"stop(?:ped|sequences?|strings?|words?|tokens?|str|stringfound|limitsequence)?"
+    r"|end(?:ed|turn|ofturn|oftext|ofsentence|ofsequence|id|token)?|eo[st](?:token|tokenid|id|found|tokenfound)?"
+    r"|complete[d]?|finish(?:ed)?|done|normal|success(?:ful)?|succeeded|ok"
+    r"|toolcalls?|tooluse|functioncalls?"
+    r"|unspecified|notspecified"
+)
+"""These words alone, not as a part of another."""
+_PARTS: Final = (
+    # In this order: `error_toxic` is a filter, `error_limit` a bound, and any other error one of the server.
+    (Finish.MISSAMPLED, r"malformed|functioncallfilter|unexpectedtoolcall|toomanytoolcalls|missingthoughtsignature"),
+    (
+        Finish.FILTERED,
+        (
+            r"filter|safety|unsafe|sensitive|recitation|prohibited|block(?!size)|guardrail|toxic|moderat|flagged|policy|"
+            r"inspection|copyright|spii|harm|violat|censor|modelarmor|inappropriate|contentrisk|highrisk|^language$"
+        ),
+    ),
+    (Finish.REFUSED, r"^refus(?:al|ed)$"),
+    (
+        Finish.CUT,
+        (
+            r"length|maxtok|maxout|maxlen|maxnew|maxcompletion|maxpredict|maxcontext|maxgen|contextwindow|context|"
+            r"tokenlimit|outputlimit|limittokens|errorlimit|^limit$|truncat|incomplete|tokenbudget|numpredict"
+        ),
+    ),
+    (
+        Finish.BROKEN,
+        (
+            r"error|abort|cancel|fail|time(?:d)?out|timelimit|network|disconnect|unavailable|overload|insufficient|"
+            r"interrupt|preempt|exception|crash|unload|userstopped|notfinished|unfinished|evicted|shutdown|killed"
+        ),
+    ),
+)
+_TABLE: Final = tuple((finish, re.compile(pattern)) for finish, pattern in _PARTS)
+_PREFIX: Final = re.compile(r"^(?:finish|stop|end)?reason(?=.)")
+_NONE: Final = frozenset({"", "null", "none", "undefined"})
+_LONGEST: Final = 100
+
+
+def read_finish(choice: dict[str, Any]) -> str | None:
+    """Return the word that a choice gives for its end; None if it gives none.
+
+    A gateway's `native_finish_reason` is taken if the gateway itself has no word, or if it alone tells that the answer
+    is no whole one. TGI has the word in `details`, older OpenAI models in `finish_details`.
+    """
+    own = _word(choice.get("finish_reason"))
+    native = _word(choice.get("native_finish_reason"))
+    if own is None:
+        return native or _word(choice.get("finish_details")) or _word(choice.get("details"))
+    if native is not None and judge_finish(own) in _GOOD and judge_finish(native) not in _GOOD:
+        return native
+    return own
+
+
+def _word(value: object) -> str | None:
+    """A word as a text or, as SGLang has it, as the type of an object. Some servers write the text "null" for none."""
+    if isinstance(value, dict):
+        value = next((value[name] for name in ("finish_reason", "type", "reason") if name in value), None)
+    return value if isinstance(value, str) and value.strip().lower() not in _NONE else None
+
+
+@lru_cache(maxsize=1024)
+def judge_finish(word: str | None) -> Finish:
+    """Return what a word says of its answer. No word at all says that it is whole."""
+    if word is None:
+        return Finish.WHOLE
+    plain = re.sub(r"[^a-z0-9]", "", word[:_LONGEST].lower())
+    plain = _PREFIX.sub("", plain)
+    if plain in _NONE or _WHOLE.fullmatch(plain):
+        return Finish.WHOLE
+    return next((finish for finish, pattern in _TABLE if pattern.search(plain)), Finish.UNKNOWN)
+
+
+_GOOD: Final = frozenset({Finish.WHOLE, Finish.UNKNOWN})

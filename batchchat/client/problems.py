@@ -1,0 +1,290 @@
+"""Reading what an error body says, in whatever form and however deep it says it.
+
+A gateway wraps what the provider behind it said: in `error.metadata.raw` as JSON text, in an error inside the error, in
+a list of errors, in a message that holds JSON. The innermost status tells what happened, and the innermost words tell a
+person why. So a body is read as levels, from the outermost to the innermost.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+Mask = Callable[[str], str]
+
+MESSAGE_LIMIT: Final = 1000
+READ_LIMIT: Final = 16_000
+_OUTER_LIMIT: Final = 300
+"""How much of an outer message is kept where an inner one follows: the inner one is what matters."""
+_MAX_DEPTH: Final = 8
+_MAX_LEVELS: Final = 40
+
+_INSIDE: Final = (
+    *("error", "errors", "detail", "message", "metadata", "raw", "innererror", "inner_error", "cause"),
+    *("fault", "base_resp", "response", "body", "details"),
+)
+"""Fields that may hold another level, in the order in which they are read."""
+_SAYINGS: Final = (
+    *("message", "Message", "msg", "detail", "error_message", "errorMessage", "error_msg", "status_msg"),
+    *("faultstring", "error_description", "description", "title"),
+)
+_WORDS: Final = ("type", "code", "status", "error_type", "errorType", "__type", "error_code", "error", "reason")
+_NUMBERS: Final = ("code", "status", "status_code", "statusCode", "http_status", "error_code")
+
+_STATUS_OF_WORDS: Final = (
+    (re.compile(r"rate_?limit|too_many_requests|throttl|resource_exhausted|quota|spend_limit|credit_balance"), 429),
+    (re.compile(r"overload"), 529),
+    (re.compile(r"authentication|invalid_api_key|unauthori[sz]ed|unauthenticated"), 401),
+    (re.compile(r"insufficient_balance|payment_required"), 402),
+    (re.compile(r"permission"), 403),
+    (re.compile(r"model_not_found"), 404),
+    (re.compile(r"unavailable"), 503),
+    (re.compile(r"deadline_exceeded|gateway_timeout|timeout"), 504),
+    (
+        re.compile(r"content_filter|content_policy|context_length|invalid_request|invalid_argument|bad_?request"),
+        400,
+    ),
+    (re.compile(r"server_error|internal"), 500),
+)
+_ERROR_CODE: Final = re.compile(r"Error code: ([45]\d\d)\b")
+"""How OpenAI's own client begins a message, which gateways that are built on it pass on."""
+
+_FILTER_CODES: Final = re.compile(
+    r"content_?(?:filter|policy|moderation|safety|violation|blocked)|moderation|data_inspection|sensitive|"
+    r"responsible_?ai|guardrail|censor|safety|flagged|prohibited_content|harmful|inappropriate"
+)
+_FILTER_WORDS: Final = re.compile(
+    r"\bflagged\b|content[ _-](?:filter|polic|moderat|management polic|safety|violat)|content exists risk|"
+    r"\bmoderation\b|inappropriate|safety (?:check|system|filter|polic|guideline|setting|reason|violat)|safety_check|"
+    r"usage (?:guideline|polic)|responsible ai|\bguardrails?\b(?!_)|sensitive (?:word|content|information|material)|"
+    r"high[ -]risk|prohibited (?:content|use)|harmful|data_inspection|violat\w* .{0,60}(?:polic|guideline)|"
+    r"blocked .{0,60}(?:safety|content|polic|filter)|敏感|违规|不合规|不安全"
+)
+_ACCOUNT: Final = re.compile(
+    r"\b(?:your|this|the) (?:\w+ )?(?:account|organi[sz]ation|workspace|project|api[ -]?key|key|ip(?: address)?)\b|"
+    r"\baccounts? (?:has|have|is|was)\b"
+)
+"""What is flagged or blocked as a whole is no matter of one input."""
+_SAMPLED: Final = re.compile(
+    r"json_validate_failed|tool_use_failed|output_parse_failed|json_generation|"
+    r"malformed_(?:model_output|tool_use|function_call|response)"
+)
+_UNREAD: Final = re.compile(
+    r"(?:could not|couldn't|cannot|can't|unable to|failed to|failure to|error|fail(?:ed)?|invalid)"
+    r"(?: while| when| in)? "
+    r"(?:be )?(?:pars\w+|decod\w+|deserial\w+|read\w*|unmarshal\w*) (?:the |your )*"
+    r"(?:json|http|request|body|payload|input)\b(?! schema)|"
+    r"(?:invalid|malformed|bad|incomplete|truncated) (?:json|request body|body)\b(?! schema)|"
+    r"not (?:a )?valid json\b(?! schema)|json ?(?:decode|decoding|parse|parsing|syntax) ?error|json_invalid|"
+    r"unexpected end of|unexpected eof|eof while parsing|(?:expecting|expected) value:? (?:at )?line|"
+    r"body (?:is |was |must not be |cannot be |can't be )?(?:empty|missing|required|incomplete|truncated|blank|null)|"
+    r"(?:empty|missing|no) (?:http )?(?:request )?body|(?:^|\W)body: field required|must provide a (?:model|messages)|"
+    r"missing required (?:parameter|field)s?:? [`'\"]?(?:messages|model)\b|sent an invalid request"
+)
+
+
+@dataclass(slots=True)
+class Problem:
+    """What an error body says.
+
+    `message` is for a person, `codes` are its machine-readable words in lower case. `status` is what the innermost
+    level says that it is, None if none says it. `moderated` tells that the input or the output was stopped for what it
+    says, `unread` that the server could not read the request's body. `sampled` tells that the model wrote something
+    that the server cannot use, and `generation` is that text, if it is there.
+    """
+
+    message: str
+    codes: str
+    status: int | None = None
+    moderated: bool = False
+    unread: bool = False
+    sampled: bool = False
+    generation: str | None = None
+
+
+@dataclass(slots=True)
+class _Level:
+    """One level of a body: an object or a text, and how deep it stands."""
+
+    value: dict[str, Any] | str
+    depth: int
+
+
+def read_problem(data: Any, body: bytes, mask: Mask, *, bare: bool) -> Problem:
+    """Read an error body; `data` is its JSON, None if it is none. Never raises.
+
+    With `bare`, no HTTP status tells what happened: then also words of the outermost levels may tell it.
+    """
+    if isinstance(data, list) and not any(isinstance(item, dict) for item in data):
+        data = None
+    if not isinstance(data, dict | list):
+        message = _page(body, mask)
+        empty = not message or body.lstrip()[:1] == b"<"
+        return Problem(message, "", moderated=_says_moderated(message), unread=empty or _says_unread(message))
+    levels = list(_levels(data, 0, [_MAX_LEVELS]))
+    objects = [(level.value, level.depth) for level in levels if isinstance(level.value, dict)]
+    codes = " ".join(_snake(word) for value, _ in objects for word in _words(value))
+    message = _message(levels, data, mask)
+    said = f"{message} {codes}".lower()
+    generation = next((value["failed_generation"] for value, _ in objects if "failed_generation" in value), None)
+    marked = any(value.get("reasons") or "flagged_input" in value for value, _ in objects)
+    return Problem(
+        message,
+        codes,
+        status=_status(levels, bare=bare),
+        moderated=marked or _has_filter_code(objects) or _says_moderated(message),
+        unread=_says_unread(said),
+        sampled=generation is not None or _SAMPLED.search(codes) is not None,
+        generation=generation if isinstance(generation, str) or generation is None else dump(generation),
+    )
+
+
+def dump(value: object) -> str:
+    """Return a parsed value as JSON text. Raises ValueError if it is nested too deeply."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _levels(value: Any, depth: int, left: list[int]) -> Iterator[_Level]:
+    """The levels of a body from outside to inside. `left` bounds how many there are."""
+    if depth > _MAX_DEPTH or left[0] <= 0:
+        return
+    left[0] -= 1
+    if isinstance(value, str):
+        inner, whole = _json_in(value)
+        if not whole:
+            yield _Level(value, depth)
+        if inner is not None:
+            yield from _levels(inner, depth + 1, left)
+    elif isinstance(value, dict):
+        yield _Level(value, depth)
+        for name in _INSIDE:
+            inside = value.get(name)
+            if isinstance(inside, dict | list) or (isinstance(inside, str) and (name == "raw" or "{" in inside)):
+                yield from _levels(inside, depth + 1, left)
+    elif isinstance(value, list):
+        for item in value[:20]:
+            yield from _levels(item, depth, left)
+
+
+def _json_in(text: str) -> tuple[Any, bool]:
+    """The JSON object inside a text, and whether the text is nothing else."""
+    start = text.find("{")
+    if start < 0 or len(text) > READ_LIMIT:
+        return None, False
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return None, False
+    return value, not text[:start].strip(" \t\r\n[") and not text[end:].strip(" \t\r\n]")
+
+
+_DECODER: Final = json.JSONDecoder()
+
+
+def _words(value: dict[str, Any]) -> list[str]:
+    return [word for name in _WORDS if isinstance(word := value.get(name), str) and len(word) <= 100]
+
+
+def _has_filter_code(objects: list[tuple[dict[str, Any], int]]) -> bool:
+    """Whether a code names a filter. A code is one word; a sentence is a message."""
+    words = (_snake(word) for value, _ in objects for word in _words(value) if " " not in word)
+    return any(_FILTER_CODES.search(word) for word in words)
+
+
+def _snake(word: str) -> str:
+    """`DataInspectionFailed` and `data-inspection failed` as `data_inspection_failed`."""
+    return re.sub(r"[\s-]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word)).lower()
+
+
+def _status(levels: list[_Level], *, bare: bool) -> int | None:
+    """The status that the innermost level gives: a number, or what its words mean.
+
+    Words beside the HTTP status of the same level say the same as it does, or less.
+    """
+    found: tuple[int, int] | None = None
+    for level in levels:
+        number = _number(level.value)
+        if number is None and (bare or level.depth > 1) and isinstance(level.value, dict):
+            words = " ".join(map(_snake, _words(level.value)))
+            number = next((status for pattern, status in _STATUS_OF_WORDS if pattern.search(words)), None)
+        if number is not None and (found is None or level.depth >= found[0]):
+            found = level.depth, number
+    return found[1] if found is not None else None
+
+
+def _number(value: dict[str, Any] | str) -> int | None:
+    if isinstance(value, str):
+        told = _ERROR_CODE.search(value)
+        return int(told[1]) if told else None
+    for name in _NUMBERS:
+        number = value.get(name)
+        if isinstance(number, str) and re.fullmatch(r"[45]\d\d", number):
+            number = int(number)
+        if type(number) is int and 400 <= number < 600:
+            return number
+    said = value.get("message")
+    return _number(said) if isinstance(said, str) else None
+
+
+def _message(levels: list[_Level], data: dict[str, Any] | list[Any], mask: Mask) -> str:
+    """What all levels say to a person, each thing once."""
+    told: list[str] = []
+    for level in levels:
+        for saying in _sayings(level.value):
+            text = mask(saying[:READ_LIMIT]).strip()
+            lower = text.lower()
+            if text and not any(lower in other.lower() for other in told):
+                told = [other for other in told if other.lower() not in lower]
+                told.append(text)
+    if not told:
+        try:
+            told = [mask(dump(data)[:READ_LIMIT])]
+        except ValueError:
+            told = ["an error of unknown form"]
+    if len(told) > 1:
+        told = [*(text[:_OUTER_LIMIT] for text in told[:-1]), told[-1]]
+    return ": ".join(told)[:MESSAGE_LIMIT]
+
+
+def _sayings(value: dict[str, Any] | str) -> Iterator[str]:
+    """What one level says itself. FastAPI's `{loc, msg}` is told as `body.messages: field required`."""
+    if isinstance(value, str):
+        yield value
+        return
+    error = value.get("error")
+    if isinstance(error, str) and not _json_in(error)[1]:
+        yield error
+    place = value.get("loc")
+    where = ".".join(str(part)[:80] for part in place[:20]) if isinstance(place, list) else ""
+    for name in _SAYINGS:
+        said = value.get(name)
+        if isinstance(said, int | float) and not isinstance(said, bool):
+            said = str(said)
+        if isinstance(said, str) and said.strip() and not _json_in(said)[1]:
+            yield f"{where}: {said}" if where else said
+            return
+
+
+def _page(body: bytes, mask: Mask) -> str:
+    """The text of a body that is no JSON object, without the markup of a page."""
+    text = mask(body[:READ_LIMIT].decode("utf-8", "replace"))
+    if "<" in text[:200]:
+        text = re.sub(r"(?is)<(script|style)\b.{0,4000}?</\1>|<[^>]*>", " ", text)
+    return " ".join(text.split())[:MESSAGE_LIMIT]
+
+
+def _says_moderated(message: str) -> bool:
+    lower = message.lower()
+    return _FILTER_WORDS.search(lower) is not None and _ACCOUNT.search(lower) is None
+
+
+def _says_unread(text: str) -> bool:
+    return _UNREAD.search(text.lower()) is not None

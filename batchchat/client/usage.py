@@ -1,0 +1,90 @@
+"""Token counts of an answer, wherever a server puts them and whatever it calls them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from batchchat.records import Usage
+
+MAX_TOKENS: Final = 100_000_000
+"""The most tokens that an answer's usage is believed to have: ten times the longest context that is on offer today."""
+_PROMPT: Final = (
+    *("prompt_tokens", "input_tokens", "promptTokenCount", "inputTokenCount", "inputTokens"),
+    "prompt_eval_count",
+)
+_COMPLETION: Final = (
+    *("completion_tokens", "output_tokens", "candidatesTokenCount", "outputTokenCount", "outputTokens", "eval_count"),
+)
+_TOTAL: Final = ("total_tokens", "totalTokenCount", "totalTokens")
+_CACHED: Final = (
+    *("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens", "cachedContentTokenCount"),
+    "cacheReadInputTokenCount",
+)
+_REASONING: Final = ("reasoning_tokens", "thoughtsTokenCount")
+_PROMPT_DETAILS: Final = ("prompt_tokens_details", "input_tokens_details")
+_COMPLETION_DETAILS: Final = ("completion_tokens_details", "output_tokens_details")
+_VENDORS: Final = ("usage", "usage_metadata", "usageMetadata", "amazon-bedrock-invocationMetrics", "tokens")
+_MAX_FIELDS: Final = 50
+
+
+def find_usage(data: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the usage object of an answer or a chunk; None if it has none.
+
+    It stands at the top, in the first choice (Moonshot), or in a vendor's own field (`x_groq.usage`).
+    """
+    usage = data.get("usage")
+    if isinstance(usage, dict) and usage:
+        return usage
+    choices = data.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if isinstance(choice, dict):
+        for place in (choice, choice.get("message"), choice.get("delta")):
+            if isinstance(place, dict) and _counts(usage := place.get("usage")):
+                return usage
+    if len(data) > _MAX_FIELDS:
+        return None
+    for name, value in data.items():
+        if not isinstance(value, dict) or name in {"error", "choices"}:
+            continue
+        if name in _VENDORS and _counts(value):
+            return value
+        for inner in _VENDORS:
+            if _counts(found := value.get(inner)):
+                return found
+    return None
+
+
+def read_usage(data: object) -> Usage:
+    """Read a usage object; any of it may be missing or null."""
+    if not isinstance(data, dict):
+        return Usage()
+    prompt_tokens, completion_tokens = _first(data, _PROMPT), _first(data, _COMPLETION)
+    total = _first(data, _TOTAL)
+    if total is None and prompt_tokens is not None and completion_tokens is not None:
+        total = prompt_tokens + completion_tokens
+    cached, reasoning = _first(data, _CACHED), _first(data, _REASONING)
+    for name in _PROMPT_DETAILS:
+        if isinstance(details := data.get(name), dict) and (count := _count(details.get("cached_tokens"))) is not None:
+            cached = count
+    for name in _COMPLETION_DETAILS:
+        if isinstance(details := data.get(name), dict) and (count := _first(details, _REASONING)) is not None:
+            reasoning = count
+    return Usage(prompt_tokens, completion_tokens, total, cached, reasoning)
+
+
+def _counts(value: object) -> bool:
+    """Whether a value is an object with a count of tokens in it."""
+    return isinstance(value, dict) and any(_first(value, names) is not None for names in (_PROMPT, _COMPLETION, _TOTAL))
+
+
+def _first(data: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    for name in names:
+        count = _count(data.get(name))
+        if count is not None:
+            return count
+    return None
+
+
+def _count(value: object) -> int | None:
+    """A number of tokens; None of what is no believable one, so that no sum or budget is built on it."""
+    return value if type(value) is int and 0 <= value <= MAX_TOKENS else None
