@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchchat.store.cleaning import OldOutput, old_outputs, remove_output
-from batchchat.store.directory import Frozen, lock_holder
+from batchchat.store.state import Frozen, lock_holder
 from batchchat.store.index import (
     ARCHIVED,
     NONE,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchchat.errors import BatchchatError, OutputLocked
-from batchchat.store.directory import Layout, lock_holder
+from batchchat.store.state import Layout, lock_holder
 from batchchat.store.files import storage_errors
 
 _OLD = r"\.old-\d{8}-\d{6}(\.\d+)?"

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Spend
 from batchchat.store.dataset import INDEXED, IndexLoader, latest
-from batchchat.store.directory import Frozen, Layout, lock_holder
+from batchchat.store.state import Frozen, Layout, lock_holder
 from batchchat.store.files import read_lines, storage_errors
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.journal import Answer, OpenAnswers, Replay, journals, replay

@@ -32,7 +32,7 @@ import pyarrow as pa
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import PARSED, RECORD_COLUMNS, Spend
 from batchchat.store.dataset import Dataset, Moved, Point
-from batchchat.store.directory import Frozen, Layout, Lock
+from batchchat.store.state import Frozen, Layout, Lock
 from batchchat.store.files import append_line, cut_torn_line, free_name, storage_errors, synchronize_folder
 from batchchat.store.index import Counts, KeyIndex, RecordIndex, is_live, key_digest, state_of
 from batchchat.store.journal import (

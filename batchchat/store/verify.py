@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import ErrorKind
-from batchchat.store.directory import Layout, lock_holder
+from batchchat.store.state import Layout, lock_holder
 from batchchat.store.files import read_lines
 from batchchat.store.index import OK, RecordIndex
 from batchchat.store.journal import journals, replay

@@ -178,7 +178,7 @@ def test_an_input_column_with_the_name_of_a_later_one_is_said_plainly(tmp_path: 
     with open_store(tmp_path):
         pass
     path = tmp_path / "_batchchat" / "schema.json"
-    from batchchat.store.directory import Layout
+    from batchchat.store.state import Layout
 
     Layout(tmp_path).save_schema(pa.schema([("corrections", pa.string())]), None)
     assert path.exists()

@@ -274,7 +274,7 @@ class Failing(LocalFiles):
 
 
 def test_another_port_may_fail_in_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchchat.store.directory.LocalFiles", Failing)
+    monkeypatch.setattr("batchchat.store.state.LocalFiles", Failing)
     with open_store(tmp_path) as store:
         commit(store, settled(0, 3))
         with pytest.raises(StorageError, match=r"part-00000\.parquet: the disk quota is used up"):
