@@ -35,7 +35,8 @@ from batchchat.errors import StorageError
 from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS, Record, Spend
 from batchchat.store.files import PRIVATE_FILE, json_bytes, storage_errors, synchronize, synchronize_folder, write_all
 from batchchat.store.frames import Damage, Frame, FrameReader, encode
-from batchchat.store.parts import FORMAT, Unsealed, kept_columns, kept_type, same_types, storable
+from batchchat.store.pending import Unsealed, storable
+from batchchat.store.schema import FORMAT, kept_columns, kept_type, same_types
 
 HEADER, ROWS, RECORD, ANSWER, SPEND, RECORDS = range(1, 7)
 WHOLE_BATCH_SHARE = 16

@@ -32,7 +32,6 @@ import pyarrow as pa
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import PARSED, RECORD_COLUMNS, Spend
 from batchchat.store.dataset import Dataset, Moved, Point
-from batchchat.store.state import Frozen, Layout, Lock
 from batchchat.store.files import append_line, cut_torn_line, free_name, storage_errors, synchronize_folder
 from batchchat.store.index import Counts, KeyIndex, RecordIndex, is_live, key_digest, state_of
 from batchchat.store.journal import (
@@ -48,8 +47,12 @@ from batchchat.store.journal import (
     sum_spends,
 )
 from batchchat.store.known import KnownRows, Pass
+from batchchat.store.location.lock import Lock
 from batchchat.store.manifest import Manifest, losses, size_of
-from batchchat.store.parts import Pending, Unsealed, kept_type, output_schema, same_types, unkept
+from batchchat.store.parts import unkept
+from batchchat.store.pending import Pending, Unsealed
+from batchchat.store.schema import Frozen, kept_type, output_schema, same_types
+from batchchat.store.state import Layout
 
 PART_ROWS = 50_000
 PART_BYTES = 128 * 2**20
@@ -269,7 +272,7 @@ class Store:
         run_id = settings["run_id"]
         renamed: Path | None = None
         if layout.is_output() and fresh:
-            old = Lock(layout, run_id)
+            old = layout.hold(run_id)
             try:
                 renamed = layout.set_aside()
             finally:
@@ -278,7 +281,7 @@ class Store:
             layout.check_format()
             layout.check_name(job_name)
         layout.create_base()
-        lock = Lock(layout, run_id)
+        lock = layout.hold(run_id)
         store: Store | None = None
         try:
             lost_format = False

@@ -18,7 +18,7 @@ import pytest
 from batchchat.errors import OutputLocked, StorageError, UsageError
 from batchchat.store import Entry, Store, is_output, lock_holder, read_output, read_state, verify
 from batchchat.store.files import storage_error
-from batchchat.store.parts import LocalFiles
+from batchchat.store.location.local import LocalFiles
 from tests.store_cases import commit, live, open_store, seal, settled
 
 HOLD = """
