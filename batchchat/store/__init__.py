@@ -16,9 +16,10 @@ from batchchat.store.index import (
 )
 from batchchat.store.journal import Answer, Entry, Settled, SpendOnly
 from batchchat.store.output import Output, frozen_schema, is_output, iter_output, read_output, read_state
-from batchchat.store.schema import RECORD_SCHEMA, Frozen, output_schema
+from batchchat.store.recovery import Recovery
+from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
 from batchchat.store.state import lock_holder
-from batchchat.store.store import Change, Recovery, Sealing, Store, joined_parsed
+from batchchat.store.store import Change, Sealing, Store
 from batchchat.store.verify import VerifyReport, verify
 
 __all__ = [

@@ -162,3 +162,18 @@ class Frozen:
                 f"{error}: this version of batchchat has columns that the version which made the output had not",
                 remedy="Go on with the version that wrote it, or set the output aside with --fresh.",
             ) from error
+
+
+def joined_parsed(frozen: pa.Field | None, wanted: pa.Field | None) -> pa.Field | None:
+    """Return the field of `parsed` that an output has from now on: the frozen one, or the first that is wanted.
+
+    Raises UsageError where the two are of different types.
+    """
+    if frozen is None or wanted is None:
+        return frozen if wanted is None else wanted
+    from batchchat.structured import type_change_message
+
+    message = type_change_message(frozen, wanted)
+    if message is not None:
+        raise UsageError(message, remedy="--fresh sets the old output aside: renamed, never deleted.")
+    return frozen

@@ -43,7 +43,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             done.append(f"delete {path.name.split('.')[0]}")
         unlink(path, missing_ok)
 
-    for module in ("files", "journal", "parts", "directory", "store"):
+    for module in ("files", "journal", "parts", "state", "store", "location.local", "location.lock"):
         for name, noted in (
             ("synchronize", noted_synchronize),
             ("synchronize_folder", noted_folder),
