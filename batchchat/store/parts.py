@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchchat.store.files import storage_errors
+from batchchat.store.location.disk import storage_errors
 from batchchat.store.location.port import PartFiles
 from batchchat.store.schema import kept_columns, kept_type, older, same_types
 

@@ -32,7 +32,8 @@ import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import PARSED, RECORD_COLUMNS, Spend
-from batchchat.store.files import (
+from batchchat.store.journal import rows_schema
+from batchchat.store.location.disk import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
     append_line,
@@ -44,7 +45,7 @@ from batchchat.store.files import (
     storage_errors,
     synchronize_folder,
 )
-from batchchat.store.journal import journals, rows_schema
+from batchchat.store.location.journals import journals
 from batchchat.store.location.local import LocalFiles
 from batchchat.store.location.lock import Lock, holder_of, refusal, unusable
 from batchchat.store.manifest import NAME as MANIFEST

@@ -32,21 +32,11 @@ import pyarrow as pa
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import PARSED, RECORD_COLUMNS, Spend
 from batchchat.store.dataset import Dataset, Moved, Point
-from batchchat.store.files import append_line, cut_torn_line, free_name, storage_errors, synchronize_folder
 from batchchat.store.index import Counts, KeyIndex, RecordIndex, is_live, key_digest, state_of
-from batchchat.store.journal import (
-    Answer,
-    Entry,
-    Journal,
-    OpenAnswers,
-    Replay,
-    Settled,
-    journal_path,
-    journals,
-    replay,
-    sum_spends,
-)
+from batchchat.store.journal import Answer, Entry, Journal, OpenAnswers, Replay, Settled, replay, sum_spends
 from batchchat.store.known import KnownRows, Pass
+from batchchat.store.location.disk import append_line, cut_torn_line
+from batchchat.store.location.journals import journal_path, journals, remove_journal, set_journal_aside
 from batchchat.store.location.lock import Lock
 from batchchat.store.manifest import Manifest, losses, size_of
 from batchchat.store.parts import unkept
@@ -522,15 +512,10 @@ class Store:
             self._layout.add_to_ledger(sealing.generation, sealing.run_id, sealing.spend)
         self._point("seal.ledger")
         self._note_files(sealing.path.name)
-        with storage_errors(sealing.path):
-            if sealing.damaged:
-                target = free_name(self._layout.damaged, sealing.path.name)
-                sealing.path.rename(target)
-                self.recovery.set_aside.append(str(target))
-                synchronize_folder(self._layout.damaged)
-            else:
-                sealing.path.unlink()
-            synchronize_folder(self._layout.state)
+        if sealing.damaged:
+            self.recovery.set_aside.append(str(set_journal_aside(sealing.path, self._layout.damaged)))
+        else:
+            remove_journal(sealing.path)
         self._point("seal.trimmed")
         return moved
 

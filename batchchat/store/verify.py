@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import ErrorKind
-from batchchat.store.files import read_lines
 from batchchat.store.index import OK, RecordIndex
-from batchchat.store.journal import journals, replay
+from batchchat.store.journal import replay
+from batchchat.store.location.disk import read_lines
+from batchchat.store.location.journals import journals
 from batchchat.store.location.local import LocalFiles
 from batchchat.store.parts import DamagedPartError, PartReader
 from batchchat.store.schema import same_types

@@ -15,7 +15,8 @@ from batchchat.errors import UsageError
 from batchchat.records import FIRST_COLUMNS, RECORD_COLUMNS
 from batchchat.store import Store, read_output, verify
 from batchchat.store.frames import encode
-from batchchat.store.journal import HEADER, RECORD, journal_path, journals
+from batchchat.store.journal import HEADER, RECORD
+from batchchat.store.location.journals import journal_path, journals
 from batchchat.structured import parsed_field
 from tests.store_cases import SCHEMA, commit, live, open_store, seal, settled
 

@@ -17,7 +17,7 @@ import pytest
 
 from batchchat.errors import OutputLocked, StorageError, UsageError
 from batchchat.store import Entry, Store, is_output, lock_holder, read_output, read_state, verify
-from batchchat.store.files import storage_error
+from batchchat.store.location.disk import storage_error
 from batchchat.store.location.local import LocalFiles
 from tests.store_cases import commit, live, open_store, seal, settled
 
@@ -249,7 +249,7 @@ def test_a_disk_that_fills_up_in_any_publication_is_told_plainly(
 
     for failing in ("write_all", "synchronize", "synchronize_folder"):
         with monkeypatch.context() as patch, open_store(tmp_path, "run-2", part_rows=4) as store:
-            patch.setattr("batchchat.store.files." + failing, full)
+            patch.setattr("batchchat.store.location.disk." + failing, full)
             patch.setattr("batchchat.store.journal." + failing, full)
             with pytest.raises(StorageError, match="the disk is full") as refused:
                 seal_after(store, settled(1, 1, prompt=failing))

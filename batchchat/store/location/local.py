@@ -8,7 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from batchchat.store.files import PRIVATE_FILE, free_name, open_private, publish, storage_errors, synchronize_folder
+from batchchat.store.location.disk import (
+    PRIVATE_FILE,
+    free_name,
+    open_private,
+    publish,
+    storage_errors,
+    synchronize_folder,
+)
 from batchchat.store.location.port import part_number
 
 _REPORT = ".reported"

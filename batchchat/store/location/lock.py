@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from batchchat.errors import OutputLocked, StorageError, UsageError
-from batchchat.store.files import (
+from batchchat.store.location.disk import (
     PRIVATE_FILE,
     storage_error,
     storage_errors,
