@@ -45,7 +45,7 @@ from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer, in_thread
 from batchchat.store import Answer, Change, Frozen, Store, frozen_schema
-from batchchat.store.directory import Layout
+from batchchat.store.state import Layout
 
 if TYPE_CHECKING:
     import httpx
