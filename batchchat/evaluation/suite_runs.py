@@ -23,7 +23,9 @@ from batchchat.job import Job, load_keys, write_duration
 from batchchat.job.model import BudgetCaps
 from batchchat.limits import Limiter
 from batchchat.providers import DEMO
-from batchchat.runner import RunOptions, StopRequest, make_limiter, run_job
+from batchchat.runner.options import RunOptions
+from batchchat.runner.run import make_limiter, run_job
+from batchchat.runner.stopping import StopRequest
 from batchchat.runner.writer import Offload, in_thread
 
 if TYPE_CHECKING:

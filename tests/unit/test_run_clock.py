@@ -16,7 +16,9 @@ from batchchat.demo import DemoOptions
 from batchchat.demo.app import create_app
 from batchchat.engines.refusals import JURY
 from batchchat.events import Event, RunSummary
-from batchchat.runner import RunOptions, StopRequest, run_job
+from batchchat.runner.options import RunOptions
+from batchchat.runner.run import run_job
+from batchchat.runner.stopping import StopRequest
 from tests.integration.jobs import make_job, texts, write_rows
 
 Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]

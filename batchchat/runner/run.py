@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from batchchat.cache import AnswerCache
     from batchchat.runner.reuse import Reuse
 
-__all__ = ["RunOptions", "RunSummary", "StopRequest", "make_limiter", "run", "run_job"]
+__all__ = ["make_limiter", "run", "run_job"]
 
 _DEFAULTS = RunOptions()
 _SLICE = 64
