@@ -1,0 +1,1 @@
+"""Runs: preparing a job, feeding an engine, making what it tells durable, and saying how it ended."""
