@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from batchchat.errors import BatchchatError, UsageError
     from batchchat.events import Event, RunSummary, Snapshot
     from batchchat.job import Job, load_job
+    from batchchat.runner.control import StopRequest
     from batchchat.runner.options import RunOptions
     from batchchat.runner.run import run, run_job
-    from batchchat.runner.stopping import StopRequest
     from batchchat.store import iter_output, read_output
 
 __version__ = "0.1.0"
@@ -51,7 +51,7 @@ _HOMES = {
     "Job": "batchchat.job",
     "load_job": "batchchat.job",
     "RunOptions": "batchchat.runner.options",
-    "StopRequest": "batchchat.runner.stopping",
+    "StopRequest": "batchchat.runner.control",
     "run": "batchchat.runner.run",
     "run_job": "batchchat.runner.run",
     "iter_output": "batchchat.store",

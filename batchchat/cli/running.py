@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batchchat.events import Event, Level, RunSummary, Snapshot
-    from batchchat.runner.stopping import StopRequest
+    from batchchat.runner.control import StopRequest
 
 _LAST_WORDS_S = 1.0
 _M_MMAP_THRESHOLD = -3
@@ -179,7 +179,7 @@ def attended(
     import anyio
 
     from batchchat.cli.display import progress
-    from batchchat.runner.stopping import StopRequest
+    from batchchat.runner.control import StopRequest
 
     stop = StopRequest()
     with library_logs(log), progress(log.terminal, log) as display:

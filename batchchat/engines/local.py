@@ -13,6 +13,7 @@ Stopping has two steps. `drain` takes no more work: workers that wait go home, a
 from __future__ import annotations
 
 import heapq
+import math
 import random
 import time
 from collections import deque
@@ -28,8 +29,8 @@ from anyio.abc import TaskGroup
 from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.clock import running_clock
-from batchchat.engines import Answered, Feed, Settled, Sink
 from batchchat.engines.causes import PATIENCE_S, Causes
+from batchchat.engines.port import Answered, Feed, Progress, Settled, Sink
 from batchchat.engines.refusals import Refusal, Refusals
 from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly
 from batchchat.events import Event, InFlight, Level, Listener
@@ -122,11 +123,14 @@ class LocalEngine:
         self._feed_room = anyio.Event()
         self._alarm: anyio.CancelScope | None = None
         self._draining = False
+        self._paused = False
+        self._resumed_at = -math.inf
         self._workers = 0
         self._in_hand = 0
         self._idle_scopes: set[anyio.CancelScope] = set()
         self._scope: anyio.CancelScope | None = None
         self._group: TaskGroup | None = None
+        self._sink: Sink | None = None
 
     # --- what the run asks and tells
 
@@ -135,18 +139,21 @@ class LocalEngine:
         """Whether the model has answered in this run."""
         return self._succeeded
 
-    @property
-    def sending(self) -> int:
-        """Attempts that are under way."""
-        return len(self._sending)
+    def progress(self, oldest: int = 0) -> Progress:
+        """Return what is under way and what was done, with the `oldest` requests that have been in flight longest."""
+        return Progress(
+            sending=len(self._sending),
+            waiting=len(self._delayed) + len(self._due) + len(self._refusals),
+            attempts=self.attempts,
+            retries=self.retries,
+            rate_limited=self.rate_limited,
+            corrections=self.corrections,
+            pace=self._limiter.pace(),
+            oldest=self._oldest(oldest) if oldest else (),
+        )
 
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for their next attempt."""
-        return len(self._delayed) + len(self._due) + len(self._refusals)
-
-    def oldest(self, limit: int) -> tuple[InFlight, ...]:
-        """The attempts that have been under way longest, then those that wait to be tried again."""
+    def _oldest(self, limit: int) -> tuple[InFlight, ...]:
+        """Return the attempts that have been under way longest, then those that wait to be tried again."""
         now = anyio.current_time()
         found = []
         for request, since in self._sending.items():
@@ -157,6 +164,34 @@ class LocalEngine:
             age = (self._wall_clock_us() - request.started_at) / 1e6
             found.append(InFlight(request.row_index, request.custom_id, request.attempts, age, "waiting"))
         return tuple(found)
+
+    def retune(
+        self, *, requests_per_minute: float | None, tokens_per_minute: float | None, concurrency: int | None
+    ) -> None:
+        """Take other ceilings for what is launched from now on; None means no ceiling."""
+        self._limiter.retune(
+            requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, concurrency=concurrency
+        )
+        # A wider window has room for more workers than there are.
+        if self._sink is not None:
+            self._staff(self._sink)
+
+    def failed_before(self, custom_id: str) -> None:
+        """Note that this request failed for good in an earlier run: if it fails again, that is no outage."""
+        self._limiter.suspect(custom_id)
+
+    def pause(self) -> None:
+        """Launch nothing until `resume`. Attempts that are under way may end."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        if not self._paused:
+            return
+        self._paused = False
+        self._resumed_at = anyio.current_time()
+        if self._sink is not None:
+            self._staff(self._sink)
 
     def drain(self) -> None:
         """Take no more work; attempts that are under way may end."""
@@ -189,12 +224,12 @@ class LocalEngine:
         try:
             with anyio.CancelScope() as self._scope:
                 async with anyio.create_task_group() as group:
-                    self._group = group
+                    self._group, self._sink = group, sink
                     group.start_soon(self._pump, feed, sink)
                     group.start_soon(self._monitor, sink)
                     group.start_soon(self._ring, sink)
         finally:
-            self._group = None
+            self._group = self._sink = None
         if not self._draining and not self._halt_for_refusals(ended=True):
             self._fail_all(self._refusals.let_go(), sink)
 
@@ -253,7 +288,9 @@ class LocalEngine:
             wanted -= 1
 
     def _next(self) -> Request | None:
-        """Take a request in hand, if there is one."""
+        """Take a request in hand, if there is one and the run is not paused."""
+        if self._paused:
+            return None
         if self._due:
             self._in_hand += 1
             return self._due.popleft()
@@ -329,9 +366,12 @@ class LocalEngine:
                         if permit is None:
                             break
                         now = self._clock()
-                    if self._draining:  # which began just as a wait for the budget, or for the permit, ended
+                    # A stop or a pause may begin just as a wait for the budget, or for the permit, ends. After a
+                    # pause the request is launched first; after a stop it stays open.
+                    if self._draining or self._paused:
                         permit.give_back(now)
-                        break
+                        self._due.appendleft(request)
+                        continue
                     if permit.probe and self._limiter.down:
                         request = self._prober(request, permit)
                     await self._attempt(request, permit, hold, sink, now)
@@ -582,8 +622,8 @@ class LocalEngine:
             self.halt_for(NeedsHuman(message, remedy=self._refusals.remedy))
         return message is not None
 
-    def let_go(self, sink: Sink) -> None:
-        """Settle refusals that are held back, where nothing is left that could tell whose they are.
+    def release_held(self, sink: Sink) -> None:
+        """Settle refusals that are held back, if nothing is left that could tell whose they are.
 
         To be called when the feed itself waits for what is under way.
         """
@@ -599,8 +639,10 @@ class LocalEngine:
         """Watch for an outage that lasts too long, a host that never answers, and a feed that gives nothing."""
         given = -1
         while not (self._draining or self._exhausted()):
-            outage = self._limiter.outage_s
-            if outage and self._asks_the_rest() and self._all_suspected():
+            outage = self._outage_s()
+            if self._paused:
+                pass  # nobody asks the provider now, so nothing can tell whether it is back
+            elif outage and self._asks_the_rest() and self._all_suspected():
                 self._take_for_causes()
             elif outage > self._policy.outage:
                 self._end_for_outage(outage)
@@ -608,7 +650,7 @@ class LocalEngine:
                 self._limiter.hurry()
             elif (
                 not self._limiter.answered
-                and self._limiter.unreachable_s > UNREACHABLE_S
+                and self._since_resume(self._limiter.unreachable_s) > UNREACHABLE_S
                 # A host that takes requests, and has answered in an earlier run, can be reached.
                 and not (self._refusals.model_answered and self._causes.suspects)
             ):
@@ -622,6 +664,17 @@ class LocalEngine:
             given = self._given if self._refusals.reading else -1
             await self._idle(lambda: anyio.sleep(_MONITOR_S))
 
+    def _since_resume(self, seconds: float) -> float:
+        """Return a time span of the limiter, counted from the end of the last pause at the earliest.
+
+        During a pause nothing is sent, so its length tells nothing of the provider.
+        """
+        return min(seconds, anyio.current_time() - self._resumed_at)
+
+    def _outage_s(self) -> float:
+        """Return for how many seconds the provider has been down, 0 if it is up."""
+        return self._since_resume(self._limiter.outage_s)
+
     def _asks_the_rest(self) -> bool:
         """Whether it is time to ask every request that is left once, one after the other.
 
@@ -632,7 +685,7 @@ class LocalEngine:
         return (
             self._feed_done
             and self._refusals.model_answered
-            and self._limiter.outage_s > patience
+            and self._outage_s() > patience
             and all(request in self._causes.suspects for _, _, request in self._delayed)
         )
 

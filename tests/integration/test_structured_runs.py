@@ -17,9 +17,9 @@ from batchchat.events import RunSummary
 from batchchat.export import export
 from batchchat.inspection import find_records
 from batchchat.records import ErrorKind
+from batchchat.runner.control import StopRequest
 from batchchat.runner.options import RunOptions
 from batchchat.runner.run import run_job
-from batchchat.runner.stopping import StopRequest
 from batchchat.store import read_state, verify
 from tests.integration.jobs import make_job, query, texts, write_rows
 

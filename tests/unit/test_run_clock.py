@@ -15,10 +15,10 @@ import trio.testing
 from batchchat.demo import DemoOptions
 from batchchat.demo.app import create_app
 from batchchat.engines.refusals import JURY
-from batchchat.events import Event, RunSummary
+from batchchat.events import Event, RunSummary, Snapshot
+from batchchat.runner.control import StopRequest
 from batchchat.runner.options import RunOptions
 from batchchat.runner.run import run_job
-from batchchat.runner.stopping import StopRequest
 from tests.integration.jobs import make_job, texts, write_rows
 
 Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
@@ -56,6 +56,7 @@ def simulate(
     stop: StopRequest | None = None,
     options: RunOptions | None = None,
     lines: list[dict[str, Any]] | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
     **fields: Any,
 ) -> tuple[RunSummary, float, list[Event]]:
     """Run a job of so many rows, or of these; returns the summary, the virtual seconds it took and its events."""
@@ -67,7 +68,7 @@ def simulate(
         started = anyio.current_time()
         summary = await run_job(
             job, transport=provider, offload=inline, environ={}, seed=1, listener=events.append, stop=stop,
-            options=options or RunOptions(),
+            options=options or RunOptions(), on_snapshot=on_snapshot,
         )  # fmt: skip
         return summary, anyio.current_time() - started
 

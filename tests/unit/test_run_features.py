@@ -11,7 +11,7 @@ import pytest
 
 from batchchat.records import answer_bytes
 from batchchat.runner import reuse, rows
-from batchchat.runner.stopping import StopRequest
+from batchchat.runner.control import StopRequest
 from batchchat.store import Store, read_state
 from tests.integration.jobs import query
 from tests.unit.test_run_clock import Provider, answer, simulate
