@@ -363,13 +363,28 @@ def _mark_first(index: RecordIndex, identify: Callable[[int], str]) -> tuple[str
 
 
 def read_key(values: dict[str, Any], column: str) -> tuple[str | None, str | None]:
-    """A row's key as text, or what is wrong with it."""
-    value = values.get(column)
+    """A row's key as text, or what is wrong with it.
+
+    `session.id` is the field `id` of the column `session`, unless a column has that very name.
+    """
+    value, there = _field(values, column)
     if value is None:
-        return None, f"the key {column} is {'null' if column in values else 'missing'}"
+        return None, f"the key {column} is {'null' if there else 'missing'}"
     if isinstance(value, list | dict | bytes):
         return None, f"the key {column} is no plain value"
     text = str(value)
     if not text:
         return None, f"the key {column} is empty"
     return text, None
+
+
+def _field(values: dict[str, Any], column: str) -> tuple[Any, bool]:
+    """A column's value, or that of a field inside one, and whether it is there."""
+    if column in values or "." not in column:
+        return values.get(column), column in values
+    value: Any = values
+    for name in column.split("."):
+        if not isinstance(value, dict) or name not in value:
+            return None, False
+        value = value[name]
+    return value, True

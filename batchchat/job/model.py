@@ -153,8 +153,22 @@ class Input(_Section):
 
     path: str = Field(min_length=1)
     key: str | None = None
-    format: Literal["jsonl", "csv", "parquet", "openai-batch"] | None = None
+    format: Literal["jsonl", "csv", "tsv", "parquet", "openai-batch"] | None = None
     types: dict[str, str] = Field(default_factory=dict)
+    encoding: str | None = None
+    header: bool | list[Name] = True
+    quoting: bool | None = None
+
+    @field_validator("header")
+    @classmethod
+    def _names(cls, value: bool | list[str]) -> bool | list[str]:
+        if isinstance(value, list):
+            if not value:
+                raise ValueError("must be true, false, or the names of the columns in their order")
+            twice = next((name for name in value if value.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"names {twice!r} twice: give each column a name of its own")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -165,6 +179,8 @@ class Input(_Section):
             raise ValueError(f"the key of a batch file is its {BATCH_KEY}: leave key out")
         if data.get("types"):
             raise ValueError("the fields of a batch file have their own types: leave types out")
+        if not {"header", "quoting"}.isdisjoint(data):
+            raise ValueError("a batch file is JSON Lines: leave header and quoting out")
         return {**data, "key": BATCH_KEY}
 
 

@@ -141,10 +141,21 @@ def prepare(
 
 
 def _open_source(job: Job, frozen: Frozen) -> Source:
-    given = job.input
+    given, output = job.input, Path(job.output.path)
     if isinstance(job, BatchFileJob):
-        return open_source(given.path, format="jsonl", types=COLUMNS, frozen=frozen.input)
-    return open_source(given.path, format=given.format, types=given.types, frozen=frozen.input)
+        return open_source(
+            given.path, format="jsonl", types=COLUMNS, frozen=frozen.input, output=output, encoding=given.encoding
+        )
+    return open_source(
+        given.path,
+        format=given.format,
+        types=given.types,
+        frozen=frozen.input,
+        output=output,
+        encoding=given.encoding,
+        header=given.header if isinstance(given.header, bool) else tuple(given.header),
+        quoting=given.quoting,
+    )
 
 
 def _with_model(job: BatchFileJob, rows: list[tuple[RowBatch, int]]) -> BatchFileJob:
@@ -251,7 +262,7 @@ def _rows(batches: list[RowBatch]) -> Iterator[tuple[RowBatch, int]]:
 
 def _check_key_column(job: Job, source: Source) -> None:
     key = job.input.key
-    if key is not None and key not in source.columns:
+    if key is not None and key not in source.columns and key.partition(".")[0] not in source.columns:
         near = difflib.get_close_matches(key, source.columns, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise job.error(

@@ -7,15 +7,17 @@ blocking code, made to be called from a worker thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
-from batchchat.sources.chunk import Limits
+from batchchat.sources.chunk import Dialect, Limits
 from batchchat.sources.columns import as_seen
-from batchchat.sources.files import STDIN, Stamp, find_files
+from batchchat.sources.files import STDIN, Found, InputFile, Stamp, find_files, text_encoding
 from batchchat.sources.parquet import python_rows
 from batchchat.sources.source import CsvSource, JsonlSource, ParquetSource, Source
 
@@ -29,6 +31,10 @@ def open_source(
     format: str | None = None,
     types: Mapping[str, str] | None = None,
     frozen: pa.Schema | None = None,
+    output: Path | None = None,
+    encoding: str | None = None,
+    header: bool | tuple[str, ...] = True,
+    quoting: bool | None = None,
     batch_rows: int = 512,
     batch_bytes: int = 4 * 1024 * 1024,
     max_line_bytes: int = 64 * 1024 * 1024,
@@ -38,21 +44,47 @@ def open_source(
     `path` is a file, a folder, a glob, or `-` for standard input (JSON Lines unless `format` says otherwise); a
     relative one begins at `base`. `format` is `jsonl`, `csv`, `tsv` or `parquet`, for files whose extension does not
     tell. `types` gives columns a type of their own: string, int64, float64, bool, timestamp, date, decimal(p,s), json.
-    `frozen` is the schema of an earlier run, which is then kept as it is.
+    `frozen` is the schema of an earlier run, which is then kept as it is. `output` is the folder of the
+    records: an input that would read it is refused. `encoding` is that of the text if it is not UTF-8. `header` and
+    `quoting` tell how CSV and TSV are written, as in `Dialect`.
 
     Raises UsageError with the file's name and what to do, for an input that has no rows or cannot be used.
     """
+    dialect = Dialect(header, quoting)
+    if encoding is not None:
+        encoding = text_encoding(encoding)
     limits = Limits(batch_rows, batch_bytes, max_line_bytes)
+    listing: Callable[[], Found] | None = None
+    files: list[InputFile] | None = None
+    notes: list[str] = []
     if path == STDIN:
-        files = None
         kind = format or "jsonl"
         if kind == "parquet":
             raise UsageError("Parquet cannot be read from standard input", remedy="Save it to a file first.")
     else:
-        files = find_files(path, base, format)
+        listing = partial(find_files, path, base, format, output)
+        files, notes = listing()
         kind = files[0].format
+    if kind not in {"csv", "tsv"} and dialect != Dialect():
+        raise UsageError(
+            f"input.header and input.quoting are for CSV and TSV, and the input is {kind}", remedy="Leave them out."
+        )
+    if kind == "parquet" and encoding is not None:
+        raise UsageError("input.encoding is for texts, and the input is Parquet", remedy="Leave it out.")
+    if files is not None and encoding is not None:
+        files = [replace(file, encoding=encoding) for file in files]
     sources: dict[str, type[Source]] = {"jsonl": JsonlSource, "parquet": ParquetSource}
     try:
-        return sources.get(kind, CsvSource)(kind, files, dict(types or {}), frozen, limits)
+        return sources.get(kind, CsvSource)(
+            kind,
+            files,
+            dict(types or {}),
+            frozen,
+            limits,
+            listing=listing,
+            notes=notes,
+            dialect=dialect,
+            encoding=encoding,
+        )
     except StorageError as error:
         raise UsageError(error.message, remedy="Mend or replace the file.") from None

@@ -23,6 +23,21 @@ class Limits:
     max_line_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How delimited text is written, if not as usual.
+
+    `header`: False if there is no header line, or the names that take its place. `quoting`: whether a field may stand
+    in double quotes; None is the format's own rule: yes in CSV, no in TSV.
+    """
+
+    header: bool | tuple[str, ...] = True
+    quoting: bool | None = None
+
+
+USUAL = Dialect()
+
+
 @dataclass(slots=True)
 class Chunk:
     """Rows by column name, None for an unreadable one; Parquet also gives its own columns in `arrow`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import glob
 import os
@@ -9,13 +10,15 @@ import stat
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -36,18 +39,56 @@ _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 KNOWN = f"{', '.join(_EXTENSIONS)}; all but .parquet also with {', '.join(_COMPRESSIONS)}"
 BLOCK = 1 << 20
 BOM = b"\xef\xbb\xbf"
+STATE = "_batchchat"
+"""The folder that each output of batchchat has."""
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+"""What Hive and Spark write into the name of a folder for rows without a value."""
+_OTHER_DATA = frozenset(
+    {".xlsx", ".xls", ".ods", ".avro", ".orc", ".arrow", ".feather", ".xml", ".zip", ".tar", ".xz", ".7z", ".lz4"}
+    | {".db", ".sqlite", ".duckdb", *_COMPRESSIONS}
+)
 _QUIET_NS = 3_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One file of an input. `name` is what records call it: its path relative to the input's folder."""
+    """One file of an input, as it was when the input was opened.
+
+    `name` is what records call it: its path relative to the input's folder.
+    """
 
     path: Path
     name: str
     format: str
     compression: str | None
     size: int
+    inode: int
+    mtime_ns: int
+    encoding: str | None = None
+
+    @property
+    def partition(self) -> dict[str, str | None]:
+        """The columns that the folders above the file name, as in `date=2024-01-01/`; None stands for no value."""
+        found: dict[str, str | None] = {}
+        for part in Path(self.name).parts[:-1]:
+            name, equals, value = part.partition("=")
+            if name and equals:
+                found[unquote(name)] = None if value == _NO_VALUE else unquote(value)
+        return found
+
+    def check_unchanged(self) -> None:
+        """Compare the file with what it was when the input was opened.
+
+        Raises StorageError if it is another file, was written to, or is gone: rows of two versions are no input. The
+        time of the last change of its permissions and links does not count.
+        """
+        about = self.path.stat()
+        if (about.st_size, about.st_ino, about.st_mtime_ns) != (self.size, self.inode, self.mtime_ns):
+            raise StorageError(
+                f"{self.path}: the input changed while it was read",
+                remedy="Wait until nothing writes to it, then run the same command again: it goes on where it stopped.",
+            )
 
 
 class Stamp(NamedTuple):
@@ -90,40 +131,138 @@ class Progress:
         return min(1.0, self.done / self.total) if self.total > 0 else 0.0
 
 
-def find_files(path: str, base: Path | None, chosen: str | None) -> list[InputFile]:
+class Found(NamedTuple):
+    """The files of an input in the order they are read, and what was left out, each with its reason."""
+
+    files: list[InputFile]
+    left_out: list[str]
+
+
+def find_files(path: str, base: Path | None, chosen: str | None, output: Path | None = None) -> Found:
     """List the files that an input path means, in the order they are read.
 
     A folder gives all files in it with a known extension, by relative path, without names that begin with `.` or
-    `_`; a path with `*?[` that is no file itself is a glob. UsageError where there is nothing to read.
+    `_`. Linked folders are followed, each folder once. A path with `*?[` that is no file itself is a glob.
+
+    An output or an evaluation of batchchat below the path is no input, unless the path names it. `output` is the folder
+    that the rows' records are written to.
+
+    Raises UsageError if there is nothing to read, or if the output would be read as input.
     """
     if chosen is not None and chosen not in FORMATS:
         raise UsageError(f"input format {chosen!r} is not known", remedy=f"Known are {', '.join(FORMATS)}.")
     place = (base or Path()) / Path(path).expanduser()
+    left_out: list[str] = []
     if place.is_dir():
-        found = [_input_file(file, place, chosen) for file in _walk(place) if chosen or _format_of(file)]
+        _check_output(output, place, place, hidden=True)
+        walk = _Walk(place)
+        found = [_input_file(file, place, chosen) for file in walk.files if chosen or _format_of(file)]
+        left_out = walk.left_out + _other_data(walk.files if chosen is None else [])
         if not found:
-            raise UsageError(f"{place}: the folder holds no input file", remedy=f"Known extensions are {KNOWN}.")
+            more = f"; {left_out[0]}" if left_out else ""
+            raise UsageError(f"{place}: the folder holds no input file{more}", remedy=f"Known extensions are {KNOWN}.")
     elif place.exists():
         found = [_input_file(place, place.parent, chosen)]
     elif glob.has_magic(path):
-        found = _match(place, chosen)
+        found = _match(place, chosen, output, left_out)
     else:
         _missing(place)
+    for part in (output / "data", output / STATE) if output is not None else ():
+        for file in found:
+            if file.path.resolve().is_relative_to(part.resolve()):
+                raise UsageError(
+                    f"{file.path}: this file of the input is part of the output {output}",
+                    remedy="Choose another folder for the output: a job never reads what it writes.",
+                )
     kinds = {file.format for file in found}
     if len(kinds) > 1:
         raise UsageError(
             f"{place}: the input mixes {' and '.join(sorted(kinds))} files",
             remedy="Choose one kind with a glob, for instance input: data/*.parquet",
         )
-    return found
+    return Found(found, left_out)
 
 
-def _walk(folder: Path) -> list[Path]:
-    found: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=_unlisted):
-        folders[:] = [name for name in folders if name[0] not in "._"]
-        found += [Path(root) / name for name in names if name[0] not in "._"]
-    return sorted(found, key=lambda file: file.relative_to(folder).parts)
+def is_product(folder: Path) -> bool:
+    """Tell whether a folder is an output or an evaluation of batchchat."""
+    if (folder / STATE).is_dir():
+        return True
+    try:
+        return any((variant / STATE).is_dir() for variant in (folder / "variants").iterdir())
+    except OSError:
+        return False
+
+
+def _check_output(output: Path | None, folder: Path, place: Path, *, hidden: bool) -> None:
+    """Refuse an output that lies in the folder of the input; `hidden`: names with `.` or `_` in front are not read."""
+    if output is None or not output.resolve().is_relative_to(folder.resolve()):
+        return
+    inside = output.resolve().relative_to(folder.resolve()).parts
+    if hidden and any(part[0] in "._" for part in inside):
+        return
+    raise UsageError(
+        f"the output {output} lies inside the input {place}: its records would be read as rows",
+        remedy="Choose an output beside the input's folder, or name the input's files, for instance data/*.jsonl",
+    )
+
+
+def _other_data(files: list[Path]) -> list[str]:
+    """Say which files of a folder look like data of a kind that is not read."""
+    names = [file.name for file in files if _format_of(file) is None and file.suffix.lower() in _OTHER_DATA]
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return [f"left out, since files of their kind are not read: {', '.join(names[:3])}{more}"] if names else []
+
+
+class _Walk:
+    """The files below a folder, sorted, and what was left out.
+
+    Linked folders come after all others: a folder that stands in the input itself keeps its own name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.files: list[Path] = []
+        self.left_out: list[str] = []
+        self._seen: set[tuple[int, int]] = set()
+        self._links: list[Path] = []
+        self._visit(folder)
+        while self._links:
+            self._follow(self._links.pop(0))
+        self.files.sort(key=lambda file: file.relative_to(folder).parts)
+
+    def _visit(self, top: Path) -> None:
+        for root, folders, names in os.walk(top, onerror=_unlisted):
+            here = Path(root)
+            about = here.stat()
+            self._seen.add((about.st_dev, about.st_ino))
+            kept = []
+            for name in sorted(folders):
+                inside = here / name
+                if name[0] in "._":
+                    continue
+                if inside.is_symlink():
+                    self._links.append(inside)
+                elif is_product(inside):
+                    self._leave_product(inside)
+                else:
+                    kept.append(name)
+            folders[:] = kept
+            for file in (here / name for name in names if name[0] not in "._"):
+                if file.is_symlink() and not file.exists() and _format_of(file) is None:
+                    self.left_out.append(f"{file}: left out, since the link leads nowhere")
+                else:
+                    self.files.append(file)
+
+    def _follow(self, link: Path) -> None:
+        about = link.stat()
+        if (about.st_dev, about.st_ino) in self._seen:
+            self.left_out.append(f"{link}: the link was not followed: its folder is part of the input already")
+        elif is_product(link):
+            self._leave_product(link)
+        else:
+            self._visit(link)
+
+    def _leave_product(self, folder: Path) -> None:
+        self.left_out.append(f"{folder}: left out, since it is an output of batchchat; name it to read it")
 
 
 def _unlisted(error: OSError) -> NoReturn:
@@ -131,15 +270,35 @@ def _unlisted(error: OSError) -> NoReturn:
     raise UsageError(f"{error.filename}: the folder cannot be listed: {error.strerror}") from None
 
 
-def _match(pattern: Path, chosen: str | None) -> list[InputFile]:
+def _match(pattern: Path, chosen: str | None, output: Path | None, left_out: list[str]) -> list[InputFile]:
     parts = pattern.parts
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     folder = Path(*parts[:fixed])
+    walks = "**" in parts
+    if walks:
+        _check_output(output, folder, pattern, hidden=False)
     matches = sorted(Path(match) for match in glob.glob(str(pattern), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    files = [match for match in matches if match.is_file()]
+    products: dict[Path, bool] = {}
+    files = []
+    for match in matches:
+        if not match.is_file():
+            continue
+        # `**` walks through folders that nobody named; any other pattern names what it finds.
+        above = match.relative_to(folder).parents if walks else ()
+        inside = next((folder / part for part in above if part.parts and _known_product(folder / part, products)), None)
+        if inside is None:
+            files.append(match)
+        elif (told := f"{inside}: left out, since it is an output of batchchat; name it to read it") not in left_out:
+            left_out.append(told)
     if not files:
         raise UsageError(f"{pattern}: no file matches", remedy=f"Looked in {folder.absolute()}.")
     return [_input_file(file, folder, chosen) for file in files]
+
+
+def _known_product(folder: Path, products: dict[Path, bool]) -> bool:
+    if folder not in products:
+        products[folder] = is_product(folder)
+    return products[folder]
 
 
 def _missing(place: Path) -> NoReturn:
@@ -187,7 +346,8 @@ def _input_file(file: Path, folder: Path, chosen: str | None) -> InputFile:
             f"{file}: is not a regular file, and an input is read more than once",
             remedy="Pipe it in instead, with --input -",
         )
-    return InputFile(file, file.relative_to(folder).as_posix(), kind, _split(file)[1], about.st_size)
+    name = file.relative_to(folder).as_posix()
+    return InputFile(file, name, kind, _split(file)[1], about.st_size, about.st_ino, about.st_mtime_ns)
 
 
 @contextmanager
@@ -203,6 +363,53 @@ def reading(name: str) -> Iterator[None]:
         ) from error
 
 
+def _mark_bad(error: UnicodeError) -> tuple[str, int]:
+    """Stand for bytes that a text in some encoding cannot hold: it becomes a byte that UTF-8 cannot hold."""
+    return "\udcff", error.end if isinstance(error, UnicodeDecodeError) else 0
+
+
+codecs.register_error("batchchat-mark", _mark_bad)
+
+
+def text_encoding(name: str) -> str | None:
+    """Return an encoding's name as Python's codecs know it; None for UTF-8. UsageError if there is no such encoding."""
+    try:
+        found = codecs.lookup(name)
+        "".encode(name)  # refused by codecs that are no encodings of texts
+        codecs.getincrementaldecoder(name)
+    except (LookupError, ValueError):
+        near = difflib.get_close_matches(name.lower(), ("utf-8", "utf-16", "cp1252", "latin-1", "shift_jis", "gb18030"))
+        raise UsageError(
+            f"input.encoding: {name!r} is no encoding of texts",
+            remedy=f"Did you mean {near[0]}?"
+            if near
+            else "Usual are utf-8, utf-16, cp1252, latin-1, shift_jis, gb18030.",
+        ) from None
+    return None if found.name in {"utf-8", "utf-8-sig"} else found.name
+
+
+class _Decoder:
+    """Reads text of some encoding as UTF-8, block by block.
+
+    Bytes that are no such text become bytes that are no UTF-8.
+    """
+
+    def __init__(self, encoding: str) -> None:
+        self._decoder = codecs.getincrementaldecoder(encoding)("batchchat-mark")
+        self._ready = b""
+        self._ended = False
+
+    def read(self, source: Callable[[int], bytes], size: int) -> bytes:
+        """Return at most `size` bytes of UTF-8; empty at the end."""
+        while not self._ready and not self._ended:
+            block = source(size)
+            self._ended = not block
+            text = self._decoder.decode(block, final=self._ended)
+            self._ready = text.encode("utf-8", "surrogateescape")
+        found, self._ready = self._ready[:size], self._ready[size:]
+        return found
+
+
 class ByteStream:
     """The bytes of one file, decompressed, in blocks, from the first one or from behind a place.
 
@@ -214,12 +421,16 @@ class ByteStream:
     tail = b""
     position = 0
     end: Place | None = None
+    encoding = "UTF-8"
+    encoding_remedy = "Save the file as UTF-8, or name its encoding: `encoding: cp1252` under input (Excel on Windows)."
+    encoding_hint = "`encoding: cp1252` under input reads what Excel on Windows writes"
 
     def __init__(self, file: InputFile, progress: Progress, after: Place | None = None) -> None:
         self._progress = progress
         self._hash = sha256()
         self._digest: tuple[int, bytes] = (-1, b"")
         self._before = progress.done
+        self._file = file
         self._raw: Any
         self._stream: Any
         if file.compression is None:
@@ -227,6 +438,9 @@ class ByteStream:
         else:
             self._raw = pa.OSFile(str(file.path), "rb")
             self._stream = pa.CompressedInputStream(self._raw, file.compression)
+        self._decode = None if file.encoding is None else _Decoder(file.encoding)
+        if file.encoding is not None:
+            self._name_encoding(file.encoding)
         self._base = 0 if after is None else after.offset
         try:
             self._skip(self._base)
@@ -234,17 +448,38 @@ class ByteStream:
             self.close()
             raise
 
+    def _name_encoding(self, encoding: str) -> None:
+        self.encoding = encoding
+        self.encoding_hint = "check `encoding` under input"
+        self.encoding_remedy = "Check `encoding` under input."
+
     def _skip(self, count: int) -> None:
-        if self._stream is self._raw:
+        if self._stream is self._raw and self._decode is None:
             self._raw.seek(count)
             self.position = count
             return
-        while self.position < count and (block := self._stream.read(min(BLOCK, count - self.position))):
+        while self.position < count and (block := self._take(min(BLOCK, count - self.position))):
             self.position += len(block)
 
+    def _take(self, size: int) -> bytes:
+        """The next bytes as UTF-8; empty at the end."""
+        if self._decode is None:
+            block: bytes = self._stream.read(size)
+            return block
+        return self._decode.read(self._stream.read, size)
+
     def read(self, size: int = BLOCK) -> bytes:
-        """Read the next block of at most `size` bytes; empty at the end."""
-        block: bytes = self._stream.read(size)
+        """Read the next block of at most `size` bytes; empty at the end.
+
+        Raises StorageError if the file is no longer what it was when the input was opened, or ends early. One look at
+        the file for each block costs microseconds, and no row of a file that is being rewritten is sent.
+        """
+        block = self._take(size)
+        self._file.check_unchanged()
+        if self.position == 0 and self._decode is None and block[:2] in _UTF16_MARKS:
+            raise EOFError("its text is UTF-16: set `encoding: utf-16` under input")
+        if not block and self._file.compression is not None and not self._file.size:
+            raise EOFError("it is empty, and a compressed file never is")
         self.position += len(block)
         self._hash.update(block)
         self._progress.done = self._before + self._raw.tell()
@@ -265,7 +500,10 @@ class ByteStream:
 class StdinStream(ByteStream):
     """Standard input, as it comes. What is read before `replay` comes again after it, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoding: str | None = None) -> None:
+        if encoding is not None:
+            self._name_encoding(encoding)
+        self._decode = None if encoding is None else _Decoder(encoding)
         if sys.stdin is None:
             raise UsageError("standard input is closed", remedy="Pipe the rows in, or name a file.")
         self._head: list[bytes] = []
@@ -276,9 +514,10 @@ class StdinStream(ByteStream):
         if self._replayed:
             return self._replayed.popleft()
         stdin = cast("BufferedReader", sys.stdin.buffer)
-        block = stdin.read1(size)
+        read = stdin.read1 if self._decode is None else partial(self._decode.read, stdin.read1)
+        block = read(size)
         if self._replayed is None:
-            while 0 < len(block) < 3 and (more := stdin.read1(size)):  # room for a byte order mark
+            while 0 < len(block) < 3 and (more := read(size)):  # room for a byte order mark
                 block += more
             self._head.append(block)
         return block

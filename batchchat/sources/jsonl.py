@@ -26,6 +26,14 @@ class _Overlong(bytes):
     __slots__ = ()
 
 
+class _Blank(list[bytes]):
+    """Stands for a block of blank lines, of which only the number matters."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 def read_jsonl(
     stream: ByteStream, name: str, limits: Limits, warn: Callable[[str], None], *, line: int = 1
 ) -> Iterator[Chunk]:
@@ -36,10 +44,13 @@ def read_jsonl(
     """
     number = line
     for lines, end in _lines(stream, limits):
+        if isinstance(lines, _Blank):
+            number += lines.number
+            continue
         ends = _ends(lines, end, limits.batch_rows) if end is not None else []
         for start in range(0, len(lines), limits.batch_rows):
             part = lines[start : start + limits.batch_rows]
-            chunk = _parse(part, name, number)
+            chunk = _parse(part, name, number, stream.encoding_hint)
             number += len(part)
             chunk.place = stream.place(ends.pop(), number) if ends else None
             if chunk.rows:
@@ -56,7 +67,7 @@ def read_jsonl(
 
 def count_jsonl(stream: ByteStream, limits: Limits) -> int:
     """Count the rows that `read_jsonl` would yield, without parsing them."""
-    rows = sum(sum(map(bool, map(bytes.strip, lines))) for lines, _ in _lines(stream, limits))
+    rows = sum(sum(map(bool, map(bytes.strip, lines))) for lines, _ in _lines(stream, limits) if lines)
     return rows + (_whole_object(stream.tail) is not None)
 
 
@@ -74,6 +85,11 @@ def _lines(stream: ByteStream, limits: Limits) -> Iterator[tuple[list[bytes], in
     if first:
         block = block.removeprefix(BOM)
     while block:
+        if not length and overlong is None and block[-1:] == b"\n" and not block.strip():
+            # A small compressed file may hold billions of line ends: a block of them must cost no line of its own.
+            yield _Blank(block.count(b"\n")), None
+            block = stream.read(size)
+            continue
         lines = block.split(b"\n")
         held.append(lines[0])
         length += len(lines[0])
@@ -103,8 +119,11 @@ def _ends(lines: list[bytes], end: int, step: int) -> list[int]:
     return ends
 
 
-def _parse(lines: list[bytes], name: str, number: int) -> Chunk:
-    """Parse lines into rows; `number` is the first one's number in its file."""
+def _parse(lines: list[bytes], name: str, number: int, encoding_hint: str) -> Chunk:
+    """Parse lines into rows; `number` is the first one's number in its file.
+
+    `encoding_hint` is what helps against a line that is not UTF-8.
+    """
     together = b"\n".join(lines)
     zeroed = together.translate(_ZEROS)
     # Digits enough to pass 64 bits: orjson would make a float of such an integer, and lose the digits.
@@ -124,7 +143,8 @@ def _parse(lines: list[bytes], name: str, number: int) -> Chunk:
         try:
             chunk.rows.append(_parse_line(line, exact=wide))
         except ValueError as error:
-            chunk.fail(f"{name}:{number + offset}: {error}", line)
+            hint = f"; {encoding_hint}" if isinstance(error.__cause__, UnicodeDecodeError) else ""
+            chunk.fail(f"{name}:{number + offset}: {error}{hint}", line)
     return chunk
 
 
@@ -140,7 +160,7 @@ def _parse_line(line: bytes, *, exact: bool) -> dict[str, Any]:
         try:
             text = line.decode()
         except UnicodeDecodeError as invalid:
-            raise ValueError(f"the line is not valid UTF-8 (byte {invalid.start + 1})") from None
+            raise ValueError(f"the line is not valid UTF-8 (byte {invalid.start + 1})") from invalid
         row = _with_nan(text)
         if row is None:
             raise ValueError(f"the line is not valid JSON: {error.msg} (column {error.colno})") from None

@@ -8,10 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchchat.errors import UsageError
+from batchchat.errors import StorageError, UsageError
 from batchchat.records import Place
 from batchchat.sources.chunk import Chunk, Limits
+from batchchat.sources.convert import json_text
 from batchchat.sources.files import InputFile, Progress
+
+_PROBED = 4
+"""How many rows are decoded to see their size: few, since each may take hundreds of megabytes."""
 
 
 class ParquetFile:
@@ -42,17 +46,37 @@ class ParquetFile:
         before = progress.done
         with pq.ParquetFile(str(self._file.path), pre_buffer=False, buffer_size=1 << 20) as opened:
             groups, read = _groups_from(opened.metadata, first)
+            # The footer counts a value of a dictionary once, however many rows have it: see what rows really take.
+            for probe in opened.iter_batches(batch_size=_PROBED, row_groups=groups[:1]):
+                a_row = max(a_row, probe.nbytes // probe.num_rows)
+                size = max(1, min(size, limits.batch_bytes // max(1, a_row)))
+                break
             for batch in opened.iter_batches(batch_size=size, row_groups=groups):
                 there = batch.slice(max(0, first - read))
                 read += batch.num_rows
+                # A batch of a file that was replaced or cut meanwhile may hold anything.
+                self._file.check_unchanged()
                 progress.done = before + read
                 place = read - there.num_rows
                 for part in _split(there, limits.batch_bytes):
                     place += part.num_rows
-                    arrays = [_plain(column) for column in part.columns]
-                    carried = pa.RecordBatch.from_arrays(arrays, names=part.schema.names)
-                    rows: list[dict[str, Any] | None] = [*python_rows(part)]
+                    found, broken = _rows(part)
+                    rows: list[dict[str, Any] | None] = [*found]
+                    # Other programs cannot read a column of broken texts: it is carried as the values say it.
+                    plain = {
+                        name: _plain(column)
+                        for name, column in zip(part.schema.names, part.columns, strict=True)
+                        if name not in broken
+                    }
+                    carried = pa.RecordBatch.from_arrays(list(plain.values()), names=list(plain))
                     yield Chunk(rows, carried.nbytes, arrow=carried, place=Place(0, place))
+            self._file.check_unchanged()
+            # Arrow says nothing of a file that ends before the first page of a row group.
+            if read != self.rows:
+                raise StorageError(
+                    f"{self._file.path}: the file promises {self.rows:,} rows and gave {read:,}: it was cut or changed",
+                    remedy="Restore the file, then run the same command again: what is done stays done.",
+                )
 
 
 def _groups_from(metadata: pq.FileMetaData, first: int) -> tuple[list[int], int]:
@@ -111,24 +135,49 @@ def _plain(array: pa.Array) -> pa.Array:
 
 
 def python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """A batch's rows as Python values by column name: times to the microsecond, maps as dicts. It never raises."""
-    columns = [_values(column) for column in batch.columns]
+    """Return a batch's rows as Python values by column name.
+
+    Times are to the microsecond, and texts if Python has no such time. Maps are dicts whose keys are texts. A text that
+    is not UTF-8 has its wrong bytes as escapes. It never raises.
+    """
+    return _rows(batch)[0]
+
+
+def _rows(batch: pa.RecordBatch) -> tuple[list[dict[str, Any]], set[str]]:
+    """Return a batch's rows, and the names of the columns with texts that are not UTF-8."""
     names = batch.schema.names
+    broken: set[str] = set()
+    columns = []
+    for name, column in zip(names, batch.columns, strict=True):
+        values, whole = _values(column)
+        columns.append(values)
+        if not whole:
+            broken.add(name)
     if not columns:
-        return [{} for _ in range(batch.num_rows)]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return [{} for _ in range(batch.num_rows)], broken
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)], broken
 
 
-def _values(array: pa.Array) -> list[Any]:
-    """Python values of a column for the template: times to the microsecond, a map as a dict. It never raises."""
+def _values(array: pa.Array) -> tuple[list[Any], bool]:
+    """Return the Python values of a column, and whether all its texts are UTF-8."""
     try:
-        viewed = array.cast(_view_type(array.type), safe=False) if _view_type(array.type) != array.type else array
-        values: list[Any] = viewed.to_pylist()
-        if _holds_map(array.type):
-            values = list(map(_mapped(array.type), values))
-    except (pa.ArrowException, ValueError, OverflowError, TypeError):
-        return [_value(scalar) for scalar in array]
-    return values
+        kind = _view_type(array.type)
+        values: list[Any] = (array.cast(kind, safe=False) if kind != array.type else array).to_pylist()
+        if _holds_map(kind):
+            values = list(map(_mapped(kind), values))
+    except UnicodeDecodeError:
+        return list(map(_value, array)), False
+    except _UNKNOWN_TO_PYTHON:
+        try:
+            array.validate(full=True)
+        except pa.ArrowException:
+            return list(map(_value, array)), False
+        return list(map(_value, array)), True
+    return values, True
+
+
+_UNKNOWN_TO_PYTHON = (pa.ArrowException, ValueError, OverflowError, TypeError, ImportError, LookupError, OSError)
+"""What Arrow raises for values that Python does not have: a time before year 1, an unknown time zone, equal names."""
 
 
 def _holds_map(kind: pa.DataType) -> bool:
@@ -143,8 +192,8 @@ def _mapped(kind: pa.DataType) -> Callable[[Any], Any]:
     if not _holds_map(kind):
         return lambda value: value
     if pa.types.is_map(kind):
-        item = _mapped(kind.item_type)
-        return lambda value: None if value is None else {name: item(inner) for name, inner in value}
+        key, item = _mapped(kind.key_type), _mapped(kind.item_type)
+        return lambda value: None if value is None else {_key_text(key(name)): item(inner) for name, inner in value}
     if pa.types.is_struct(kind):
         inside = [(field.name, _mapped(field.type)) for field in kind.fields]
         return lambda value: None if value is None else {name: read(value[name]) for name, read in inside}
@@ -152,6 +201,14 @@ def _mapped(kind: pa.DataType) -> Callable[[Any], Any]:
         return lambda value: value
     one = _mapped(kind.value_type)
     return lambda value: None if value is None else [one(inner) for inner in value]
+
+
+def _key_text(key: Any) -> str:
+    """Write a map's key as text: JSON and templates have no other."""
+    if isinstance(key, str):
+        return key
+    text = json_text(key)
+    return text[1:-1] if text.startswith('"') else text
 
 
 def _view_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one return for each type
@@ -172,12 +229,48 @@ def _view_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one return 
     return kind
 
 
-def _value(scalar: pa.Scalar) -> Any:
-    """One value; its text where Python has no such value (a time before year 1, an unknown time zone)."""
+def _value(scalar: pa.Scalar) -> Any:  # noqa: PLR0911 - one return for each type
+    """One value, at any depth: its text if Python has no such value."""
+    kind = scalar.type
+    if not scalar.is_valid:
+        return None
+    if isinstance(kind, pa.BaseExtensionType):
+        return _value(scalar.value)
+    if pa.types.is_dictionary(kind) or pa.types.is_union(kind) or pa.types.is_run_end_encoded(kind):
+        return _value(scalar.value) if isinstance(scalar.value, pa.Scalar) else _leaf(scalar)
+    if pa.types.is_map(kind):
+        pairs = scalar.values
+        return {_key_text(_value(key)): _value(item) for key, item in zip(pairs.field(0), pairs.field(1), strict=True)}
+    if pa.types.is_struct(kind):
+        # By number, since two fields may have one name: the first one keeps it.
+        found: dict[str, Any] = {}
+        for number, field in enumerate(kind.fields):
+            found.setdefault(field.name, _value(scalar[number]))
+        return found
+    if _is_list(kind):
+        return list(map(_value, scalar.values))
+    return _leaf(scalar)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(
+        types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or _is_list_view(kind)
+    )
+
+
+def _leaf(scalar: pa.Scalar) -> Any:
+    wanted = _view_type(scalar.type)
     try:
-        return scalar.as_py()
-    except (ValueError, OverflowError, TypeError, ImportError):
-        try:
-            return scalar.cast(pa.string()).as_py()
-        except pa.ArrowException:
-            return str(scalar)
+        return (scalar if wanted == scalar.type else scalar.cast(wanted, safe=False)).as_py()
+    except UnicodeDecodeError:
+        return scalar.as_buffer().to_pybytes().decode(errors="backslashreplace")
+    except _UNKNOWN_TO_PYTHON:
+        pass
+    if pa.types.is_timestamp(scalar.type) and scalar.type.tz:
+        scalar = scalar.cast(pa.timestamp(scalar.type.unit, "UTC"))
+    try:
+        return scalar.cast(pa.string()).as_py()
+    except _UNKNOWN_TO_PYTHON:
+        # A number of units, for instance, in a time of day that is over 24 hours.
+        return str(getattr(scalar, "value", "")) or "?"

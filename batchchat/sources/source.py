@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import groupby
 from pathlib import Path
@@ -13,13 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchchat.errors import UsageError
+from batchchat.errors import StorageError, UsageError
 from batchchat.records import ErrorKind, Failure, Place, RowBatch
-from batchchat.sources.chunk import Chunk, Limits
+from batchchat.sources.chunk import USUAL, Chunk, Dialect, Limits
 from batchchat.sources.columns import Column, Columns, freeze
 from batchchat.sources.convert import DECLARED, JSON, MISFIT, Convert, converter, declared_type
 from batchchat.sources.delimited import DelimitedReader
-from batchchat.sources.files import BLOCK, STDIN, ByteStream, InputFile, Progress, Stamp, StdinStream, reading
+from batchchat.sources.files import BLOCK, STDIN, ByteStream, Found, InputFile, Progress, Stamp, StdinStream, reading
 from batchchat.sources.infer import Shape
 from batchchat.sources.jsonl import count_jsonl, read_jsonl
 from batchchat.sources.parquet import ParquetFile, plain_type
@@ -48,20 +48,28 @@ class Source(ABC):
         types: dict[str, str],
         frozen: pa.Schema | None,
         limits: Limits,
+        *,
+        listing: Callable[[], Found] | None = None,
+        notes: Iterable[str] = (),
+        dialect: Dialect = USUAL,
+        encoding: str | None = None,
     ) -> None:
         self.files = tuple(file.name for file in files) if files is not None else (STDIN,)
-        self.warnings: list[str] = []
+        self.warnings: list[str] = [*notes]
         self.stamps: dict[int, Stamp] = {}
         self.ends: list[Place] = []
-        self._lasting_warnings: list[str] = []
+        self._lasting_warnings: list[str] = [*notes]
         self._kind = kind
         self._limits = limits
+        self._listing = listing
+        self._dialect = dialect
         self._inputs: list[InputFile | None] = list(files) if files is not None else [None]
         self._folders = {file.name: file.path.absolute().parent for file in files or ()}
-        self._stdin = StdinStream() if files is None else None
+        self._stdin = StdinStream(encoding) if files is None else None
         self._begun = False
         self._end: Place | None = None
         self._progress = Progress(0)
+        self._partitions = [file.partition if file is not None else {} for file in self._inputs]
         self._types = {name: declared_type(name, text) for name, text in types.items()}
         self._learn(frozen)
 
@@ -148,7 +156,7 @@ class Source(ABC):
     @property
     def seekable(self) -> bool:
         """Whether reading can begin behind a place without reading what stands before it."""
-        return all(file is not None and file.compression is None for file in self._inputs)
+        return all(file is not None and file.compression is None and file.encoding is None for file in self._inputs)
 
     def known_rows(self) -> int | None:
         """The number of rows, where the files say it; else None."""
@@ -176,11 +184,26 @@ class Source(ABC):
 
     def _freeze(self, columns: Iterable[Column], frozen: pa.Schema | None) -> None:
         found = list(columns)
+        known = {column.name for column in found}
+        folders = dict.fromkeys(name for partition in self._partitions for name in partition if name not in known)
+        found += [Column(name, *self._types.get(name, (pa.string(), ""))) for name in folders]
         self._carrier = Columns(freeze(found) if frozen is None else frozen)
         self.columns = tuple(dict.fromkeys((*(column.name for column in found), *self._carrier.names)))
+        self._partitions = [self._typed(partition) for partition in self._partitions]
+
+    def _typed(self, partition: Mapping[str, str | None]) -> dict[str, Any]:
+        """Give the values of a partition the types that the job declares."""
+        typed: dict[str, Any] = {}
+        for name, text in partition.items():
+            value: Any = text
+            if text is not None and name in self._types and self._types[name][1] in {JSON, DECLARED}:
+                kind, mode = self._types[name]
+                value = _read_json(text) if mode == JSON else converter(kind, mode)(text)
+            typed[name] = text if value is MISFIT else value
+        return typed
 
     def _check_types(self, known: Iterable[str]) -> None:
-        names = list(known)
+        names = [*known, *(name for partition in self._partitions for name in partition)]
         for name in self._types:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
@@ -202,6 +225,10 @@ class Source(ABC):
                     self.stamps[number] = Stamp.of(file)
                 begin = after if after is not None and after.file == number else None
                 for chunk in self._chunks(file, progress, begin):
+                    for column, value in self._partitions[number].items():
+                        for row in chunk.rows:
+                            if row is not None:
+                                row.setdefault(column, value)
                     if chunk.place is not None:
                         chunk.place = chunk.place._replace(file=number)
                     yield name, chunk
@@ -209,6 +236,29 @@ class Source(ABC):
                 self.ends.append(self._end._replace(file=number))
             done += self._size_of(file)
             progress.done = done
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        """Raise StorageError if the input is no longer what it was when it was opened.
+
+        A pass over some of the files, or over a mix of old and new ones, must not be taken for a whole one.
+        """
+        for file in self._inputs:
+            if file is not None:
+                with reading(str(file.path)):
+                    file.check_unchanged()
+        if self._listing is None:
+            return
+        try:
+            now = {file.name for file in self._listing().files}
+        except UsageError as error:
+            raise StorageError(error.message, remedy=error.remedy) from None
+        if others := sorted(now.symmetric_difference(self.files)):
+            more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+            raise StorageError(
+                f"the files of the input changed while it was read: {', '.join(others[:3])}{more}",
+                remedy="Run the same command again when all files are there: it goes on where it stopped.",
+            )
 
     def _carried(self, chunk: Chunk) -> pa.RecordBatch:
         try:
@@ -239,6 +289,12 @@ class Source(ABC):
         if message not in self.warnings:
             self.warnings.append(message)
 
+    def _warn_always(self, message: str) -> None:
+        """Warn now and in each later pass."""
+        if message not in self._lasting_warnings:
+            self._lasting_warnings.append(message)
+        self._warn(message)
+
     def _no_rows(self, reason: str = "", remedy: str = "Check input.path.") -> UsageError:
         places = self._inputs[0]
         where = (
@@ -262,7 +318,7 @@ class JsonlSource(Source):
             good = [row for row in chunk.rows if row is not None]
             for column in dict.fromkeys(column for row in good for column in row):
                 if column not in shapes and len(shapes) >= _MAX_COLUMNS:
-                    self._lasting_warnings = [f"more than {_MAX_COLUMNS:,} columns: the rest goes to input_extra"]
+                    self._warn_always(f"more than {_MAX_COLUMNS:,} columns: the rest goes to input_extra")
                     continue
                 shapes.setdefault(column, Shape()).see([row[column] for row in good if column in row])
             if problem is None and chunk.failures:
@@ -270,8 +326,8 @@ class JsonlSource(Source):
             if rows >= _SAMPLE_ROWS or read >= _SAMPLE_BYTES or (frozen is not None and shapes):
                 break
         if rows == 0:
-            if self.warnings:
-                raise self._no_rows(f": {self.warnings[0]}", _ONE_OBJECT_A_LINE)
+            if len(self.warnings) > len(self._lasting_warnings):
+                raise self._no_rows(f": {self.warnings[-1]}", _ONE_OBJECT_A_LINE)
             raise self._no_rows()
         if not shapes and problem is not None:
             raise UsageError(
@@ -314,8 +370,10 @@ class CsvSource(Source):
             stream = self._stream(file, Progress(0))
             name = str(file.path) if file is not None else "standard input"
             with reading(name), closing(stream):
-                reader = DelimitedReader(stream, name, self._kind, self._limits)
+                reader = DelimitedReader(stream, name, self._kind, self._limits, self._dialect)
                 names.update(dict.fromkeys(reader.header))
+                if reader.warning:
+                    self._warn_always(reader.warning)
                 empty = empty and next(reader.chunks({}), None) is None
         if not names:
             raise self._no_rows()
@@ -334,7 +392,7 @@ class CsvSource(Source):
             beginning = progress if after is None else Progress(0)
             stream = stack.enter_context(closing(self._stream(file, beginning)))
             name = file.name if file is not None else STDIN
-            reader = DelimitedReader(stream, name, self._kind, self._limits)
+            reader = DelimitedReader(stream, name, self._kind, self._limits, self._dialect)
             if after is not None:  # the header was needed all the same
                 stream = stack.enter_context(closing(self._stream(file, progress, after)))
                 reader.go_on(stream, after.line)
@@ -343,7 +401,7 @@ class CsvSource(Source):
 
     def _count(self, file: InputFile) -> int:
         with reading(str(file.path)), closing(ByteStream(file, Progress(0))) as stream:
-            return DelimitedReader(stream, file.name, self._kind, self._limits).count()
+            return DelimitedReader(stream, file.name, self._kind, self._limits, self._dialect).count()
 
 
 class ParquetSource(Source):

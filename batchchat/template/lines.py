@@ -2,6 +2,9 @@
 
     {"custom_id": "r-1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": …, "messages": […], …}}
 
+`method` and `url` may be left out, as Mistral's and Together's files do, and `url` may be that of Azure,
+`/chat/completions`.
+
 A line's body is sent as it is, save what the job itself says: its model and its params go over those of the lines, and
 a param that it sets to null is left out. A line that no batch API would take is a bad row of the input.
 
@@ -24,7 +27,8 @@ from batchchat.template.plain import to_json
 KEY = "custom_id"
 COLUMNS = {KEY: "string", "method": "string", "url": "string", "body": "json"}
 """The fields of a line, as types of input columns."""
-METHOD, URL = "POST", "/v1/chat/completions"
+METHOD = "POST"
+URLS = ("/v1/chat/completions", "/chat/completions")
 _TRAVEL = frozenset({"stream", "stream_options", "n"})
 
 
@@ -151,10 +155,10 @@ def model_of(values: Mapping[str, Any]) -> str | None:
 def _body(values: Values) -> dict[str, Any]:
     """A line's body. RowTemplateError where the line is none of a chat completion."""
     method, url, body = values.get("method"), values.get("url"), values.get("body")
-    if method != METHOD:
-        raise _bad(f"method must be {METHOD}{_not(method)}")
-    if url != URL:
-        raise _bad(f"url must be {URL}{_not(url)}")
+    if method not in (None, METHOD):
+        raise _bad(f"method must be {METHOD}, or left out{_not(method)}")
+    if url not in (None, *URLS):
+        raise _bad(f"url must be {URLS[0]}, or left out{_not(url)}")
     if not isinstance(body, dict):
         raise _bad("body must be an object" + (", and is missing" if body is None else ""))
     return body

@@ -293,7 +293,10 @@ def test_a_refused_request_is_told_as_the_response_that_it_had(tmp_path: Path) -
     [
         ([request(1), request(1)], "'request-1' in row 0 and again in row 1"),
         ([{"method": "POST"}], "the key custom_id is missing in row 0"),
-        ([{**request(1), "url": "/v1/embeddings"}], "url must be /v1/chat/completions, not '/v1/embeddings'"),
+        (
+            [{**request(1), "url": "/v1/embeddings"}],
+            "url must be /v1/chat/completions, or left out, not '/v1/embeddings'",
+        ),
         ([request(1, stream=True)], "body.stream must be false"),
         ([request(1, model=None)], "none of the first 1 lines of the input names one"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,12 +25,18 @@ from tests.integration.jobs import make_job
 ROWS = 3000
 
 
-def test_an_input_that_is_cut_while_it_is_read_archives_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "rows.parquet"
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.csv", "rows.jsonl"])
+def test_an_input_that_is_cut_while_it_is_read_archives_nothing(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     table = pa.table({"id": range(ROWS), "text": [f"row number {n}" for n in range(ROWS)]})
 
     def write() -> None:
-        pq.write_table(table, path, row_group_size=200)
+        if name.endswith("parquet"):
+            pq.write_table(table, path, row_group_size=200)
+        elif name.endswith("csv"):
+            pa.csv.write_csv(table, path)
+        else:
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
 
     cut = False
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchchat.identity import Identity
-from batchchat.intake import Intake, PassCounts, Selection, Sorted
+from batchchat.intake import Intake, PassCounts, Selection, Sorted, read_key
 from batchchat.records import ErrorKind, Failure, RowBatch
 from batchchat.store.index import OK, KeyIndex, RecordIndex, key_digest, state_of
 from batchchat.template import compile_template
@@ -131,3 +132,18 @@ def test_identifying_tells_what_sorting_makes(
     # Of another variant over the same rows the keys may be known already.
     other = intake()
     assert sorted(intake().identify(batch, other.keys(batch))) == sorted(told)
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "problem"),
+    [
+        ({"session": {"id": 7}}, "7", None),
+        ({"session": {"id": 7}, "session.id": "own"}, "own", None),
+        ({"session": {"id": None}}, None, "the key session.id is null"),
+        ({"session": {}}, None, "the key session.id is missing"),
+        ({"session": "x"}, None, "the key session.id is missing"),
+        ({"session": {"id": {}}}, None, "the key session.id is no plain value"),
+    ],
+)
+def test_a_key_may_be_a_field_inside_a_column(values: dict[str, Any], key: str | None, problem: str | None) -> None:
+    assert read_key(values, "session.id") == (key, problem)

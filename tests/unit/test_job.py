@@ -266,7 +266,7 @@ def test_a_wrong_field_is_told_with_its_line_and_remedy(folder: Path, line: str,
         ("input: {path: a, kye: id}", "job.yaml:2: input.kye: is not a field (did you mean 'key'?)"),
         (
             "input: {path: a, format: xml}",
-            "job.yaml:2: input.format: must be 'jsonl', 'csv', 'parquet' or 'openai-batch', not \"xml\"",
+            "job.yaml:2: input.format: must be 'jsonl', 'csv', 'tsv', 'parquet' or 'openai-batch', not \"xml\"",
         ),
         ("input: {path: a, types: {n: 3}}", "job.yaml:2: input.types.n: must be a text, not 3: put it in quotes"),
         (

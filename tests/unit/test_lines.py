@@ -56,6 +56,13 @@ def test_a_body_is_sent_as_it_is() -> None:
     assert rendered.max_tokens == 7
 
 
+@pytest.mark.parametrize("fields", [{"method": None, "url": None}, {"url": "/chat/completions"}])
+def test_lines_of_other_providers_ask_the_same(fields: dict[str, Any]) -> None:
+    assert AS_IT_IS.render({**line(), **fields}).digest == AS_IT_IS.render(line()).digest
+    bare = {name: value for name, value in {**line(), **fields}.items() if value is not None}
+    assert sent(AS_IT_IS, bare) == line()["body"]
+
+
 def test_messages_keep_their_nulls_and_every_kind_of_part() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [
@@ -109,10 +116,10 @@ def test_fields_that_the_job_sets_to_null_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ({**line(), "method": "GET"}, "method must be POST, not 'GET'"),
-        ({**line(), "url": "/v1/embeddings"}, "url must be /v1/chat/completions, not '/v1/embeddings'"),
-        ({"custom_id": "x", "body": {}}, "method must be POST, and is missing"),
-        ({**line(), "url": 3}, "url must be /v1/chat/completions, not int"),
+        ({**line(), "method": "GET"}, "method must be POST, or left out, not 'GET'"),
+        ({**line(), "url": "/v1/embeddings"}, "url must be /v1/chat/completions, or left out, not '/v1/embeddings'"),
+        ({"custom_id": "x", "body": {}}, "body.messages must be a list"),
+        ({**line(), "url": 3}, "url must be /v1/chat/completions, or left out, not int"),
         ({**line(), "body": None}, "body must be an object, and is missing"),
         ({**line(), "body": "{}"}, "body must be an object"),
         (line(messages=[]), "body.messages must be a list of at least one message"),

@@ -121,6 +121,7 @@ class TestJsonLines:
         assert source.warnings
         with path.open("ab") as file:
             file.write(b"2}\n")
+        source = open_source(str(path))
         assert rows_of(source) == [{"a": 1}, {"a": 2}]
         assert source.warnings == []
 
@@ -192,7 +193,7 @@ class TestJsonLines:
             (b'[{"a": 1},\n {"a": 2}]', "jq -c"),
             (b'{\n  "a": 1\n}\n', "none of the first 3 lines is a row"),
             (b"a,b\n1,2\n", "input.format"),
-            ('{"a": 1}\n'.encode("utf-16"), "not valid UTF-8"),
+            ('{"a": 1}\n'.encode("utf-16"), "encoding: utf-16"),
             (b"", "no rows"),
             (b"\n \n", "no rows"),
             (b'{"a":', "left open"),
@@ -490,3 +491,11 @@ class TestParquet:
         assert [row["more"] for row in carried(source)] == [None, None, True]
         assert [row["input_extra"] for row in carried(source)] == [None, '{"t":7}', None]
         assert [row and row.get("t") for row in rows_of(source)] == ["x", 7, None]
+
+
+def test_a_block_of_blank_lines_costs_no_line_of_its_own(tmp_path: Path) -> None:
+    data = b'{"a":1}\n' + b"\n" * 3_000_000 + b'{"a":2}\nwrong\n'
+    source = open_source(str(write(tmp_path / "a.jsonl", data)))
+    assert rows_of(source) == [{"a": 1}, {"a": 2}, None]
+    assert failures(source)[0].startswith("a.jsonl:3000003: ")
+    assert source.count_rows() == 3
