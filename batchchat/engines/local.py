@@ -13,7 +13,6 @@ Stopping has two steps. `drain` takes no more work: workers that wait go home, a
 from __future__ import annotations
 
 import heapq
-import math
 import random
 import time
 from collections import deque
@@ -29,18 +28,16 @@ from anyio.abc import TaskGroup
 from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.clock import running_clock
-from batchchat.engines.causes import PATIENCE_S, Causes
-from batchchat.engines.port import Answered, Feed, Progress, Settled, Sink
+from batchchat.engines.causes import Causes
+from batchchat.engines.halting import Outage, fatal_error
+from batchchat.engines.port import Answered, EngineProgress, Feed, Settled, Sink
 from batchchat.engines.refusals import Refusal, Refusals
-from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly
+from batchchat.errors import BatchchatError, NeedsHuman, StoppedEarly
 from batchchat.events import Event, InFlight, Level, Listener
 from batchchat.limits import Limiter, Permit, TokenEstimator
-from batchchat.records import ErrorKind, Failure, Reply, Request, Usage, Verdict
+from batchchat.records import Failure, Reply, Request, Usage, Verdict
 from batchchat.retry import RetryAction, RetryPolicy, decide
 from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled, left_with
-
-UNREACHABLE_S = 30.0
-"""A host that refuses connections for this long, and has never answered anything, is not worth `retry.outage`."""
 
 _TRIES_FOR_ANOTHER = 32
 _DELAYED_MAX = 10_000
@@ -110,7 +107,6 @@ class LocalEngine:
         self._offload = offload
         self._succeeded = False
         self._causes = Causes()
-        self._last_unreached = "no connection"
         self._ready: deque[Request] = deque()
         self._ready_bytes = self._delayed_bytes = self._given = 0
         self._due: deque[Request] = deque()
@@ -118,13 +114,13 @@ class LocalEngine:
         self._order = count()
         self._sending: dict[Request, float] = {}
         self._refusals = Refusals(model_answered=answered_before, job_answered=job_answered)
+        self._outage = Outage(limiter, policy, self._causes, self._refusals)
         self._parked: list[_Seat] = []
         self._feed_done = False
         self._feed_room = anyio.Event()
         self._alarm: anyio.CancelScope | None = None
         self._draining = False
         self._paused = False
-        self._resumed_at = -math.inf
         self._workers = 0
         self._in_hand = 0
         self._idle_scopes: set[anyio.CancelScope] = set()
@@ -139,9 +135,9 @@ class LocalEngine:
         """Whether the model has answered in this run."""
         return self._succeeded
 
-    def progress(self, oldest: int = 0) -> Progress:
+    def progress(self, oldest: int = 0) -> EngineProgress:
         """Return what is under way and what was done, with the `oldest` requests that have been in flight longest."""
-        return Progress(
+        return EngineProgress(
             sending=len(self._sending),
             waiting=len(self._delayed) + len(self._due) + len(self._refusals),
             attempts=self.attempts,
@@ -189,7 +185,7 @@ class LocalEngine:
         if not self._paused:
             return
         self._paused = False
-        self._resumed_at = anyio.current_time()
+        self._outage.resumed_at = anyio.current_time()
         if self._sink is not None:
             self._staff(self._sink)
 
@@ -536,7 +532,7 @@ class LocalEngine:
     def _unsuccessful(self, request: Request, reply: Reply, sink: Sink, *, probe: bool) -> None:
         assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
         if not reply.sent:
-            self._last_unreached = reply.failure.message
+            self._outage.last_unreached = reply.failure.message
             request.unsent += 1
         # A probe of a provider that is down is the run's own question: its failure costs the row nothing.
         counted = request.counted + (not probe)
@@ -559,14 +555,11 @@ class LocalEngine:
             self._causes.failed(request, reply)
             self._tell_billed(request, reply.usage, sink)
             self._delay(request, decision.delay_s)
-            if probe and self._asks_the_rest():
+            if probe and self._outage.asks_the_rest(self._feed_done, self._delayed):
                 self._limiter.hurry()
         elif decision.action is RetryAction.FATAL:
             self._tell_billed(request, reply.usage, sink)
-            # What is fatal without an answer is a server that cannot prove who it is.
-            untrusted = reply.failure.kind is ErrorKind.CONNECTION
-            remedy = _CERTIFICATE_REMEDY if untrusted else _FATAL_REMEDY
-            self.halt_for(NeedsHuman(reply.failure.message, remedy=remedy))
+            self.halt_for(fatal_error(reply.failure))
         elif decision.action is RetryAction.REFUSED or self._refusals.may_concern_all(reply):
             self._causes.settled(request)
             others = self._refusals.add(request, reply, now=anyio.current_time(), under_way=self._sending)
@@ -639,23 +632,17 @@ class LocalEngine:
         """Watch for an outage that lasts too long, a host that never answers, and a feed that gives nothing."""
         given = -1
         while not (self._draining or self._exhausted()):
-            outage = self._outage_s()
+            outage = self._outage.seconds()
             if self._paused:
                 pass  # nobody asks the provider now, so nothing can tell whether it is back
-            elif outage and self._asks_the_rest() and self._all_suspected():
+            elif outage and self._outage.asks_the_rest(self._feed_done, self._delayed) and self._all_suspected():
                 self._take_for_causes()
             elif outage > self._policy.outage:
-                self._end_for_outage(outage)
-            elif outage and self._asks_the_rest():
+                self.halt_for(self._outage.error(outage, answered=self._succeeded))
+            elif outage and self._outage.asks_the_rest(self._feed_done, self._delayed):
                 self._limiter.hurry()
-            elif (
-                not self._limiter.answered
-                and self._since_resume(self._limiter.unreachable_s) > UNREACHABLE_S
-                # A host that takes requests, and has answered in an earlier run, can be reached.
-                and not (self._refusals.model_answered and self._causes.suspects)
-            ):
-                message = f"the provider cannot be reached: {self._last_unreached}"
-                self.halt_for(ProviderUnavailable(message, remedy=_ADDRESS_REMEDY))
+            elif self._outage.unreachable:
+                self.halt_for(self._outage.unreachable_error())
             if self._limiter.down:
                 self._feed_room.set()  # `_reach` is further now
             if given == self._given and self._refusals.reading:
@@ -663,31 +650,6 @@ class LocalEngine:
                 self._staff(sink)
             given = self._given if self._refusals.reading else -1
             await self._idle(lambda: anyio.sleep(_MONITOR_S))
-
-    def _since_resume(self, seconds: float) -> float:
-        """Return a time span of the limiter, counted from the end of the last pause at the earliest.
-
-        During a pause nothing is sent, so its length tells nothing of the provider.
-        """
-        return min(seconds, anyio.current_time() - self._resumed_at)
-
-    def _outage_s(self) -> float:
-        """Return for how many seconds the provider has been down, 0 if it is up."""
-        return self._since_resume(self._limiter.outage_s)
-
-    def _asks_the_rest(self) -> bool:
-        """Whether it is time to ask every request that is left once, one after the other.
-
-        The provider is down for long enough, no further request will come that could tell whether it is up, and nothing
-        that waits has a failure that only the provider can have caused.
-        """
-        patience = min(PATIENCE_S, self._policy.outage / 2)
-        return (
-            self._feed_done
-            and self._refusals.model_answered
-            and self._outage_s() > patience
-            and all(request in self._causes.suspects for _, _, request in self._delayed)
-        )
 
     def _all_suspected(self) -> bool:
         """Whether every request that is left may have caused its last failure itself."""
@@ -701,27 +663,7 @@ class LocalEngine:
         self._listener(Event("requests_suspected", message, "warning"))
         self._limiter.blame([request.custom_id for request in suspects])
 
-    def _end_for_outage(self, outage: float) -> None:
-        message, remedy = f"the provider has been unavailable for {outage:.0f} s", _LATER_REMEDY
-        if self._causes.last is not None:
-            message += f"; the last error: {self._causes.last.message}"
-        field = self._causes.field if not self._succeeded else None
-        if field is not None:
-            which = f"{field} {_MODES}" if field == "response.mode" else field
-            remedy = f"Every request failed with the same words, which are about the request: change {which}. {remedy}"
-        self.halt_for(ProviderUnavailable(message, remedy=remedy))
-
 
 def _size(reply: Reply) -> int:
     calls = (reply.completion.tool_calls if reply.completion is not None else None) or ()
     return len(reply.text or "") + sum(len(call.get("arguments") or "") for call in calls)
-
-
-_FATAL_REMEDY = "Check the key, the account's credit and its permissions, then run the same command again."
-_LATER_REMEDY = "Run the same command again later: nothing that was answered is lost."
-_CERTIFICATE_REMEDY = (
-    "Check the host in provider.base_url. If the server's certificate is signed by an authority of your own, name that "
-    "authority's file in provider.ca_file (PEM). Then run the same command again."
-)
-_MODES = "(json_object or prompt, if the server does not take json_schema)"
-_ADDRESS_REMEDY = "Check the provider's base_url and your network, then run the same command again."

@@ -6,7 +6,7 @@ Batch API) fits behind it:
 
 - a `Feed` is an async generator of lists of requests; nothing is taken from it before there is room;
 - a `Sink` takes `Answered` (an answer that was billed but does not settle its request) and `Settled` (it does);
-- an `Engine` can be paused, drained and cancelled, and tells its `Progress`.
+- an `Engine` can be paused, drained and cancelled, and tells its `EngineProgress`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ Feed = AsyncGenerator[list[Request], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class EngineProgress:
     """What an engine has under way, and what it did since it began.
 
     `sending` counts attempts that are under way, `waiting` requests that wait for their next one. `attempts`,
@@ -129,5 +129,5 @@ class Engine(Protocol):
         To be called when the feed itself waits for what is under way.
         """
 
-    def progress(self, oldest: int = 0) -> Progress:
+    def progress(self, oldest: int = 0) -> EngineProgress:
         """Return the progress now, with the `oldest` requests that have been in flight longest."""

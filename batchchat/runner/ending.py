@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from batchchat.errors import BatchchatError, StoppedEarly, StorageError
 from batchchat.events import Event, RunSummary
+from batchchat.runner.run_summary import Figures, plain
 from batchchat.runner.state import RunState
-from batchchat.runner.summary import Figures, plain
 from batchchat.store import Change
 from batchchat.store.directory import Layout
 

@@ -39,8 +39,8 @@ from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import pass_of
+from batchchat.runner.run_summary import Figures, correction_event, plain
 from batchchat.runner.state import RunState
-from batchchat.runner.summary import Figures, correction_event, plain
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer, in_thread

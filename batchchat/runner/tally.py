@@ -13,7 +13,7 @@ from batchchat.records import ErrorKind, Record, Spend
 _WINDOW_S = 20.0
 
 
-class Rate:
+class MovingRate:
     """Amounts per second over the last twenty seconds, sampled about once a second."""
 
     def __init__(self) -> None:
@@ -104,8 +104,8 @@ class Tally:
         self.asked = 0
         self.shared = 0
         self.spend = Spend()
-        self.rows = Rate()
-        self.tokens = Rate()
+        self.rows = MovingRate()
+        self.tokens = MovingRate()
         self._pace = StreamPace()
         self._groups: dict[str, _Group] = {}
 
