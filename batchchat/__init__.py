@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from batchchat.errors import BatchchatError, UsageError
     from batchchat.events import Event, RunSummary, Snapshot
     from batchchat.job import Job, load_job
-    from batchchat.runner.control import StopRequest
+    from batchchat.runner.control import Ceilings, Control, StopRequest
     from batchchat.runner.options import RunOptions
     from batchchat.runner.run import run, run_job
     from batchchat.store import iter_output, read_output
@@ -27,6 +27,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchchatError",
+    "Ceilings",
+    "Control",
     "Event",
     "Job",
     "RunOptions",
@@ -51,6 +53,8 @@ _HOMES = {
     "Job": "batchchat.job",
     "load_job": "batchchat.job",
     "RunOptions": "batchchat.runner.options",
+    "Ceilings": "batchchat.runner.control",
+    "Control": "batchchat.runner.control",
     "StopRequest": "batchchat.runner.control",
     "run": "batchchat.runner.run",
     "run_job": "batchchat.runner.run",
