@@ -6,7 +6,7 @@ neither a permit nor a worker: it lies in a heap until it is due, and due reques
 many workers as the limiter's window is wide, and they are started as the window opens, so that nothing is created
 ahead of a free slot.
 
-Stopping has two steps. `drain` takes no more work: workers that wait go home, attempts that are under way may end.
+Stopping has two steps. `drain` takes no more work: workers that wait return, attempts that are under way may end.
 `cancel` ends those too. Whatever was answered has reached the sink by then; everything else simply stays open.
 """
 
@@ -40,14 +40,21 @@ from batchchat.retry import RetryAction, RetryPolicy, decide
 from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled, left_with
 
 _TRIES_FOR_ANOTHER = 32
+"""Random looks for a request to probe with that is no larger: enough if one in ten is. Chosen, not measured."""
 _DELAYED_MAX = 10_000
+"""Requests that may wait for another attempt before no new one is begun: it bounds memory in a long outage."""
 _READY_MIN = 512
+"""Requests that are read ahead at least, so that a slow read of the input leaves no worker idle."""
 _READY_BYTES = 32 * 2**20
+"""Bytes that are read ahead at most: eight requests of 4 MiB, with an image each. Chosen, not measured."""
 _READY_FAR = 16_384
-"""Requests that are read ahead, within the same bytes, where rows near by may all be bad."""
+"""Requests that are read ahead, within the same bytes, if rows that stand together may all be bad."""
 _DELAYED_BYTES = 256 * 2**20
+"""Bytes that may wait for another attempt: like `_DELAYED_MAX`, for large requests."""
 _MONITOR_S = 1.0
+"""Seconds between two looks at an outage. `retry.outage` is in minutes, so a second more does not matter."""
 _LONG_S = 3600.0
+"""How long to sleep if nothing is delayed. An alarm ends the sleep; it has no meaning of its own."""
 _LONG_ANSWER = 50_000
 """Characters from which on an answer is judged in a thread: up to there it takes about a millisecond."""
 _LONG_BODY = 500_000
@@ -55,7 +62,7 @@ _LONG_BODY = 500_000
 
 
 class _Seat:
-    """Where a worker waits, and finds the request that woke it; none at the end."""
+    """Where a worker waits. `request` is what it is woken for, None if there is no more work."""
 
     __slots__ = ("event", "request")
 
@@ -128,11 +135,11 @@ class LocalEngine:
         self._group: TaskGroup | None = None
         self._sink: Sink | None = None
 
-    # --- what the run asks and tells
+    # --- what the run sees
 
     @property
     def answered(self) -> bool:
-        """Whether the model has answered in this run."""
+        """Return true once the model has answered in this run."""
         return self._succeeded
 
     def progress(self, oldest: int = 0) -> EngineProgress:
@@ -262,7 +269,7 @@ class LocalEngine:
         return max(_READY_MIN, 2 * self._limiter.window)
 
     def _reach(self) -> int:
-        """How many requests are read ahead now."""
+        """Return how many requests are read ahead now."""
         supply = self._supply()
         # What stands together in the input may be bad together: a probe is to come from far beyond it.
         return max(supply, _READY_FAR) if self._refusals.reading or self._limiter.down else supply
@@ -270,8 +277,8 @@ class LocalEngine:
     def _staff(self, sink: Sink) -> None:
         """Give what is ready to workers that wait, or start some, no more of them than the window is wide.
 
-        Each gets its request as it is woken, so that none wakes in vain. The last to come is the first to go: what
-        belongs to it is still in the processor's cache.
+        Each gets its request before it is woken, so that no worker wakes without work. The worker that waits
+        shortest is taken first: its data are most likely still in the processor's cache.
         """
         while self._parked and (request := self._next()) is not None:
             seat = self._parked.pop()
@@ -311,7 +318,7 @@ class LocalEngine:
         return request
 
     def _try_another(self) -> Request | None:
-        """A row to try while refusals are held, if one is to be tried now."""
+        """Return a row to try while refusals are held, None if none is to be tried now."""
         if self._refusals.reading:
             if not (self._feed_done or len(self._ready) >= _READY_FAR or self._ready_bytes >= _READY_BYTES):
                 self._feed_room.set()
@@ -321,7 +328,7 @@ class LocalEngine:
 
     @property
     def _may_take(self) -> bool:
-        """Whether a new request may come to those that wait for another attempt."""
+        """Return true if a new request may be begun, although it may come to those that wait for another attempt."""
         return len(self._delayed) < _DELAYED_MAX and self._delayed_bytes < _DELAYED_BYTES
 
     def _make_room(self, taken: Request) -> None:
@@ -333,7 +340,7 @@ class LocalEngine:
         return self._feed_done and not (self._ready or self._due or self._delayed or self._in_hand)
 
     def _wake_for_end(self) -> None:
-        """Wake everybody once there is nothing left to do, so that each can see it and go home."""
+        """Wake every task that waits, once there is nothing left to do, so that each can return."""
         if self._draining or self._exhausted():
             for scope in list(self._idle_scopes):
                 scope.cancel()
@@ -384,7 +391,7 @@ class LocalEngine:
             self._wake_for_end()
 
     async def _take(self) -> Request | None:
-        """The next request, in hand, as soon as there is one; None at the end."""
+        """Wait for the next request and return it, counted as in hand. Return None at the end."""
         request: Request | None = None
         while not self._draining:
             if request is None:
@@ -400,7 +407,7 @@ class LocalEngine:
         return None
 
     async def _reserve(self, account: Account, request: Request) -> Hold | None:
-        """Wait for room in the budget; None when it is used up, or the wait was ended by `drain`."""
+        """Wait for room in the budget. Return None if it is used up, or `drain` ended the wait."""
         prompt, completion = self._estimator.at_most(request.prompt_tokens, request.max_tokens)
         hold: Hold | None = None
         try:
@@ -417,7 +424,7 @@ class LocalEngine:
         return hold
 
     async def _permit(self, request: Request, tokens: int) -> Permit | None:
-        """Wait for a permit; None when the wait was ended by `drain`, and the request stays open."""
+        """Wait for a permit. Return None if `drain` ended the wait: the request stays open."""
         permit: Permit | None = None
         with anyio.CancelScope() as scope:
             self._idle_scopes.add(scope)
@@ -428,7 +435,7 @@ class LocalEngine:
         return permit
 
     def _prober(self, request: Request, permit: Permit) -> Request:
-        """The request to probe with: this one, or one from anywhere in the supply that is no larger.
+        """Return the request to probe with: this one, or one from anywhere in the supply that is no larger.
 
         What stands together in the input may be bad together. So every other probe is another one, and each is if this
         request has failed before and may be the cause itself.
@@ -553,12 +560,12 @@ class LocalEngine:
             if decision.counts:
                 request.counted = counted
             self._causes.failed(request, reply)
-            self._tell_billed(request, reply.usage, sink)
+            self._put_billed(request, reply.usage, sink)
             self._delay(request, decision.delay_s)
             if probe and self._outage.asks_the_rest(self._feed_done, self._delayed):
                 self._limiter.hurry()
         elif decision.action is RetryAction.FATAL:
-            self._tell_billed(request, reply.usage, sink)
+            self._put_billed(request, reply.usage, sink)
             self.halt_for(fatal_error(reply.failure))
         elif decision.action is RetryAction.REFUSED or self._refusals.may_concern_all(reply):
             self._causes.settled(request)
@@ -579,7 +586,7 @@ class LocalEngine:
         failure = Failure(reply.failure.kind, message, reply.failure.http_status)
         sink.put(Settled(request, *left_with(request, reply, failure)))
 
-    def _tell_billed(self, request: Request, usage: Usage | None, sink: Sink) -> None:
+    def _put_billed(self, request: Request, usage: Usage | None, sink: Sink) -> None:
         if usage is not None:
             request.usage = request.usage.plus(usage)
             sink.put(Answered(request, usage))
@@ -616,7 +623,7 @@ class LocalEngine:
         return message is not None
 
     def release_held(self, sink: Sink) -> None:
-        """Settle refusals that are held back, if nothing is left that could tell whose they are.
+        """Settle refusals that are held back, if nothing is left that could tell whether they are about their own rows.
 
         To be called when the feed itself waits for what is under way.
         """
@@ -652,7 +659,7 @@ class LocalEngine:
             await self._idle(lambda: anyio.sleep(_MONITOR_S))
 
     def _all_suspected(self) -> bool:
-        """Whether every request that is left may have caused its last failure itself."""
+        """Return true if every request that is left may have caused its last failure itself."""
         left = len(self._ready) + len(self._due) + len(self._delayed) + self._in_hand
         return 0 < left == len(self._causes.suspects)
 
