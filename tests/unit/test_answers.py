@@ -16,7 +16,7 @@ from pydantic import BaseModel, field_validator, model_validator
 from batchchat.client.finish import Finish, judge_finish
 from batchchat.events import RunSummary
 from batchchat.job import load_job
-from batchchat.runner import run_job
+from batchchat.runner.run import run_job
 
 SCHEMA = {
     "type": "object",
