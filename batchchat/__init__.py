@@ -18,13 +18,17 @@ if TYPE_CHECKING:
     from batchchat.errors import BatchchatError, UsageError
     from batchchat.events import Event, RunSummary, Snapshot
     from batchchat.job import Job, load_job
-    from batchchat.runner import RunOptions, StopRequest, run, run_job
+    from batchchat.runner.control import Ceilings, Control, StopRequest
+    from batchchat.runner.options import RunOptions
+    from batchchat.runner.run import run, run_job
     from batchchat.store import iter_output, read_output
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BatchchatError",
+    "Ceilings",
+    "Control",
     "Event",
     "Job",
     "RunOptions",
@@ -48,10 +52,12 @@ _HOMES = {
     "Snapshot": "batchchat.events",
     "Job": "batchchat.job",
     "load_job": "batchchat.job",
-    "RunOptions": "batchchat.runner",
-    "StopRequest": "batchchat.runner",
-    "run": "batchchat.runner",
-    "run_job": "batchchat.runner",
+    "RunOptions": "batchchat.runner.options",
+    "Ceilings": "batchchat.runner.control",
+    "Control": "batchchat.runner.control",
+    "StopRequest": "batchchat.runner.control",
+    "run": "batchchat.runner.run",
+    "run_job": "batchchat.runner.run",
     "iter_output": "batchchat.store",
     "read_output": "batchchat.store",
 }

@@ -13,6 +13,7 @@ from typing import Literal
 from batchchat.records import Spend
 
 Level = Literal["debug", "info", "warning", "error"]
+Phase = Literal["starting", "running", "paused", "draining", "ending", "ended"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Snapshot:
 
     run_id: str
     job: str
-    phase: Literal["starting", "running", "draining", "ending", "ended"]
+    phase: Phase
     elapsed_s: float
     total: int | None = None
     total_exact: bool = False

@@ -22,9 +22,9 @@ from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import Rows, pass_of
 from batchchat.store import Frozen, frozen_schema, is_output, read_state
-from batchchat.store.directory import Layout
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.known import KnownRows, Pass
+from batchchat.store.state import Layout
 from batchchat.views import PlanCap, PlanView, RequestPreview
 
 if TYPE_CHECKING:

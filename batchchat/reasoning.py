@@ -170,7 +170,8 @@ def _harmony(text: str) -> tuple[str | None, str]:
     found = list(_CHANNEL.finditer(text))
     if not found:
         return None, text
-    thoughts, answers = [text[: found[0].start()]], list[str]()
+    thoughts = [text[: found[0].start()]]
+    answers: list[str] = []
     for index, channel in enumerate(found):
         end = found[index + 1].start() if index + 1 < len(found) else len(text)
         (answers if channel[1] == "final" else thoughts).append(text[channel.end() : end])

@@ -342,8 +342,8 @@ class Reply:
 
     `text` and `usage` may be there beside a failure: something was received, and billed. `retry_after` is in seconds,
     as the server asked, not yet bounded. `sent` is False where the request certainly never reached the server.
-    `doubted` tells that a refusal says what cannot be true of the request (such as that its JSON cannot be read), so
-    that it is to be believed only if it comes again.
+    `doubted` tells that a refusal says something that cannot be true of the request (such as that its JSON cannot be
+    read), so that it is to be believed only if it comes again.
     `ttft_s` and `output_tokens_per_s` are there where the answer was streamed (see `Record`).
     """
 

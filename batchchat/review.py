@@ -102,7 +102,7 @@ class Reviewer:
         completion = reply.completion
         assert completion is not None  # noqa: S101 - what `concerns` says
         if reply.failure is not None:
-            decision = self._review_failed(request, completion, reply.failure)
+            decision = self._review_failure(request, completion, reply.failure)
             if decision is not None:
                 return decision
         tools = self._tools_of(request)
@@ -120,8 +120,8 @@ class Reviewer:
         messages = answer_correction(completion.text, answer.errors, schema=self._repeated, made=_made(request))
         return self._corrected(request, messages, answer.errors, "the answer does not fit the schema")
 
-    def _review_failed(self, request: Request, completion: Completion, failure: Failure) -> Decision | None:
-        """Decide about an answer that was cut off or that the server cannot use; None if it is judged like others."""
+    def _review_failure(self, request: Request, completion: Completion, failure: Failure) -> Decision | None:
+        """Decide about an answer that was cut off or that the server could not use; None if it may be whole enough."""
         if failure.kind is ErrorKind.INVALID_OUTPUT:
             return self._unusable(request, completion, failure)
         if isinstance(self._truncated, int):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from batchchat.evaluation.suite.suite import Suite
     from batchchat.job import Change, Job
     from batchchat.records import ErrorKind
-    from batchchat.runner import RunOptions
+    from batchchat.runner.options import RunOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class JobArguments:
 
     def options(self, *, grace: float = 20.0, command: str | None = None) -> RunOptions:
         """What the command line adds to the job. Raises UsageError."""
-        from batchchat.runner import RunOptions
+        from batchchat.runner.options import RunOptions
 
         return RunOptions(
             limit=self.limit,

@@ -33,6 +33,7 @@ _INDENT = 2
 _NEAR_LIMIT = 0.95
 _PHASES = {
     "starting": "starting…",
+    "paused": "paused",
     "draining": "draining…",
     "ending": "sealing…",
     "ended": "ended",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from batchchat.evaluation.results.summary import SuiteSummary
     from batchchat.evaluation.suite.suite import Suite
     from batchchat.events import Snapshot
-    from batchchat.runner import StopRequest
+    from batchchat.runner.control import StopRequest
 
 GATE_FAILED = 5
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batchchat.events import Event, Level, RunSummary, Snapshot
-    from batchchat.runner import StopRequest
+    from batchchat.runner.control import StopRequest
 
 _LAST_WORDS_S = 1.0
 _M_MMAP_THRESHOLD = -3
@@ -179,7 +179,7 @@ def attended(
     import anyio
 
     from batchchat.cli.display import progress
-    from batchchat.runner import StopRequest
+    from batchchat.runner.control import StopRequest
 
     stop = StopRequest()
     with library_logs(log), progress(log.terminal, log) as display:
@@ -246,7 +246,7 @@ def _error_event(error: Exception, code: int) -> Event:
 
 def _run_job(arguments: JobArguments, log: LogListener, *, grace: str, command: str, html: Path | None) -> RunSummary:
     """Run the job; return its summary."""
-    from batchchat.runner import run_job
+    from batchchat.runner.run import run_job
     from batchchat.transport import allow_many_files
 
     loaded = arguments.load()

@@ -75,9 +75,11 @@ _SAMPLED: Final = re.compile(
     r"malformed_(?:model_output|tool_use|function_call|response)"
 )
 _UNREAD: Final = re.compile(
-    r"(?:could not|couldn't|cannot|can't|unable to|failed to|failure to|error|failed|invalid)(?: while| when| in)? "
-    r"(?:be )?(?:pars\w+|decod\w+|deserial\w+|read\w*|unmarshal\w*) (?:the |your )*(?:json|http|request|body|payload|"
-    r"input)\b(?! schema)|(?:invalid|malformed|bad|incomplete|truncated) (?:json|request body|body)\b(?! schema)|"
+    r"(?:could not|couldn't|cannot|can't|unable to|failed to|failure to|error|fail(?:ed)?|invalid)"
+    r"(?: while| when| in)? "
+    r"(?:be )?(?:pars\w+|decod\w+|deserial\w+|read\w*|unmarshal\w*) (?:the |your )*"
+    r"(?:json|http|request|body|payload|input)\b(?! schema)|"
+    r"(?:invalid|malformed|bad|incomplete|truncated) (?:json|request body|body)\b(?! schema)|"
     r"not (?:a )?valid json\b(?! schema)|json ?(?:decode|decoding|parse|parsing|syntax) ?error|json_invalid|"
     r"unexpected end of|unexpected eof|eof while parsing|(?:expecting|expected) value:? (?:at )?line|"
     r"body (?:is |was |must not be |cannot be |can't be )?(?:empty|missing|required|incomplete|truncated|blank|null)|"

@@ -6,12 +6,10 @@ from typing import Any, Final
 
 from batchchat.records import Usage
 
+MAX_TOKENS: Final = 100_000_000
+"""The most tokens that an answer's usage is believed to have: ten times the longest context that is on offer today."""
 _PROMPT: Final = (
-    "prompt_tokens",
-    "input_tokens",
-    "promptTokenCount",
-    "inputTokenCount",
-    "inputTokens",
+    *("prompt_tokens", "input_tokens", "promptTokenCount", "inputTokenCount", "inputTokens"),
     "prompt_eval_count",
 )
 _COMPLETION: Final = (
@@ -27,8 +25,6 @@ _PROMPT_DETAILS: Final = ("prompt_tokens_details", "input_tokens_details")
 _COMPLETION_DETAILS: Final = ("completion_tokens_details", "output_tokens_details")
 _VENDORS: Final = ("usage", "usage_metadata", "usageMetadata", "amazon-bedrock-invocationMetrics", "tokens")
 _MAX_FIELDS: Final = 50
-MAX_TOKENS: Final = 100_000_000
-"""The most tokens that an answer's usage is believed to have: ten times the longest context that is on offer today."""
 
 
 def find_usage(data: dict[str, Any]) -> dict[str, Any] | None:
@@ -90,5 +86,5 @@ def _first(data: dict[str, Any], names: tuple[str, ...]) -> int | None:
 
 
 def _count(value: object) -> int | None:
-    """Return a number of tokens; None of what is no believable one, so that no sum or budget is built on it."""
+    """A number of tokens; None of what is no believable one, so that no sum or budget is built on it."""
     return value if type(value) is int and 0 <= value <= MAX_TOKENS else None

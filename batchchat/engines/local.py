@@ -6,7 +6,7 @@ neither a permit nor a worker: it lies in a heap until it is due, and due reques
 many workers as the limiter's window is wide, and they are started as the window opens, so that nothing is created
 ahead of a free slot.
 
-Stopping has two steps. `drain` takes no more work: workers that wait go home, attempts that are under way may end.
+Stopping has two steps. `drain` takes no more work: workers that wait return, attempts that are under way may end.
 `cancel` ends those too. Whatever was answered has reached the sink by then; everything else simply stays open.
 """
 
@@ -28,28 +28,33 @@ from anyio.abc import TaskGroup
 from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.clock import running_clock
-from batchchat.engines import Answered, Feed, Settled, Sink
-from batchchat.engines.causes import PATIENCE_S, Causes
+from batchchat.engines.causes import Causes
+from batchchat.engines.halting import Outage, fatal_error
+from batchchat.engines.port import Answered, EngineProgress, Feed, Settled, Sink
 from batchchat.engines.refusals import Refusal, Refusals
-from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly
+from batchchat.errors import BatchchatError, NeedsHuman, StoppedEarly
 from batchchat.events import Event, InFlight, Level, Listener
 from batchchat.limits import Limiter, Permit, TokenEstimator
-from batchchat.records import ErrorKind, Failure, Reply, Request, Usage, Verdict
+from batchchat.records import Failure, Reply, Request, Usage, Verdict
 from batchchat.retry import RetryAction, RetryPolicy, decide
 from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled, left_with
 
-UNREACHABLE_S = 30.0
-"""A host that refuses connections for this long, and has never answered anything, is not worth `retry.outage`."""
-
 _TRIES_FOR_ANOTHER = 32
+"""Random looks for a request to probe with that is no larger: enough if one in ten is. Chosen, not measured."""
 _DELAYED_MAX = 10_000
+"""Requests that may wait for another attempt before no new one is begun: it bounds memory in a long outage."""
 _READY_MIN = 512
+"""Requests that are read ahead at least, so that a slow read of the input leaves no worker idle."""
 _READY_BYTES = 32 * 2**20
+"""Bytes that are read ahead at most: eight requests of 4 MiB, with an image each. Chosen, not measured."""
 _READY_FAR = 16_384
-"""Requests that are read ahead, within the same bytes, where rows near by may all be bad."""
+"""Requests that are read ahead, within the same bytes, if rows that stand together may all be bad."""
 _DELAYED_BYTES = 256 * 2**20
+"""Bytes that may wait for another attempt: like `_DELAYED_MAX`, for large requests."""
 _MONITOR_S = 1.0
+"""Seconds between two looks at an outage. `retry.outage` is in minutes, so a second more does not matter."""
 _LONG_S = 3600.0
+"""How long to sleep if nothing is delayed. An alarm ends the sleep; it has no meaning of its own."""
 _LONG_ANSWER = 50_000
 """Characters from which on an answer is judged in a thread: up to there it takes about a millisecond."""
 _LONG_BODY = 500_000
@@ -57,7 +62,7 @@ _LONG_BODY = 500_000
 
 
 class _Seat:
-    """Where a worker waits, and finds the request that woke it; none at the end."""
+    """Where a worker waits. `request` is what it is woken for, None if there is no more work."""
 
     __slots__ = ("event", "request")
 
@@ -109,7 +114,6 @@ class LocalEngine:
         self._offload = offload
         self._succeeded = False
         self._causes = Causes()
-        self._last_unreached = "no connection"
         self._ready: deque[Request] = deque()
         self._ready_bytes = self._delayed_bytes = self._given = 0
         self._due: deque[Request] = deque()
@@ -117,36 +121,42 @@ class LocalEngine:
         self._order = count()
         self._sending: dict[Request, float] = {}
         self._refusals = Refusals(model_answered=answered_before, job_answered=job_answered)
+        self._outage = Outage(limiter, policy, self._causes, self._refusals)
         self._parked: list[_Seat] = []
         self._feed_done = False
         self._feed_room = anyio.Event()
         self._alarm: anyio.CancelScope | None = None
         self._draining = False
+        self._paused = False
         self._workers = 0
         self._in_hand = 0
         self._idle_scopes: set[anyio.CancelScope] = set()
         self._scope: anyio.CancelScope | None = None
         self._group: TaskGroup | None = None
+        self._sink: Sink | None = None
 
-    # --- what the run asks and tells
+    # --- what the run sees
 
     @property
     def answered(self) -> bool:
-        """Whether the model has answered in this run."""
+        """Return true once the model has answered in this run."""
         return self._succeeded
 
-    @property
-    def sending(self) -> int:
-        """Attempts that are under way."""
-        return len(self._sending)
+    def progress(self, oldest: int = 0) -> EngineProgress:
+        """Return what is under way and what was done, with the `oldest` requests that have been in flight longest."""
+        return EngineProgress(
+            sending=len(self._sending),
+            waiting=len(self._delayed) + len(self._due) + len(self._refusals),
+            attempts=self.attempts,
+            retries=self.retries,
+            rate_limited=self.rate_limited,
+            corrections=self.corrections,
+            pace=self._limiter.pace(),
+            oldest=self._oldest(oldest) if oldest else (),
+        )
 
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for their next attempt."""
-        return len(self._delayed) + len(self._due) + len(self._refusals)
-
-    def oldest(self, limit: int) -> tuple[InFlight, ...]:
-        """The attempts that have been under way longest, then those that wait to be tried again."""
+    def _oldest(self, limit: int) -> tuple[InFlight, ...]:
+        """Return the attempts that have been under way longest, then those that wait to be tried again."""
         now = anyio.current_time()
         found = []
         for request, since in self._sending.items():
@@ -157,6 +167,34 @@ class LocalEngine:
             age = (self._wall_clock_us() - request.started_at) / 1e6
             found.append(InFlight(request.row_index, request.custom_id, request.attempts, age, "waiting"))
         return tuple(found)
+
+    def retune(
+        self, *, requests_per_minute: float | None, tokens_per_minute: float | None, concurrency: int | None
+    ) -> None:
+        """Take other ceilings for what is launched from now on; None means no ceiling."""
+        self._limiter.retune(
+            requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, concurrency=concurrency
+        )
+        # A wider window has room for more workers than there are.
+        if self._sink is not None:
+            self._staff(self._sink)
+
+    def failed_before(self, custom_id: str) -> None:
+        """Note that this request failed for good in an earlier run: if it fails again, that is no outage."""
+        self._limiter.suspect(custom_id)
+
+    def pause(self) -> None:
+        """Launch nothing until `resume`. Attempts that are under way may end."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        if not self._paused:
+            return
+        self._paused = False
+        self._outage.resumed_at = anyio.current_time()
+        if self._sink is not None:
+            self._staff(self._sink)
 
     def drain(self) -> None:
         """Take no more work; attempts that are under way may end."""
@@ -189,12 +227,12 @@ class LocalEngine:
         try:
             with anyio.CancelScope() as self._scope:
                 async with anyio.create_task_group() as group:
-                    self._group = group
+                    self._group, self._sink = group, sink
                     group.start_soon(self._pump, feed, sink)
                     group.start_soon(self._monitor, sink)
                     group.start_soon(self._ring, sink)
         finally:
-            self._group = None
+            self._group = self._sink = None
         if not self._draining and not self._halt_for_refusals(ended=True):
             self._fail_all(self._refusals.let_go(), sink)
 
@@ -231,7 +269,7 @@ class LocalEngine:
         return max(_READY_MIN, 2 * self._limiter.window)
 
     def _reach(self) -> int:
-        """How many requests are read ahead now."""
+        """Return how many requests are read ahead now."""
         supply = self._supply()
         # What stands together in the input may be bad together: a probe is to come from far beyond it.
         return max(supply, _READY_FAR) if self._refusals.reading or self._limiter.down else supply
@@ -239,8 +277,8 @@ class LocalEngine:
     def _staff(self, sink: Sink) -> None:
         """Give what is ready to workers that wait, or start some, no more of them than the window is wide.
 
-        Each gets its request as it is woken, so that none wakes in vain. The last to come is the first to go: what
-        belongs to it is still in the processor's cache.
+        Each gets its request before it is woken, so that no worker wakes without work. The worker that waits
+        shortest is taken first: its data are most likely still in the processor's cache.
         """
         while self._parked and (request := self._next()) is not None:
             seat = self._parked.pop()
@@ -253,7 +291,9 @@ class LocalEngine:
             wanted -= 1
 
     def _next(self) -> Request | None:
-        """Take a request in hand, if there is one."""
+        """Take a request in hand, if there is one and the run is not paused."""
+        if self._paused:
+            return None
         if self._due:
             self._in_hand += 1
             return self._due.popleft()
@@ -278,7 +318,7 @@ class LocalEngine:
         return request
 
     def _try_another(self) -> Request | None:
-        """A row to try while refusals are held, if one is to be tried now."""
+        """Return a row to try while refusals are held, None if none is to be tried now."""
         if self._refusals.reading:
             if not (self._feed_done or len(self._ready) >= _READY_FAR or self._ready_bytes >= _READY_BYTES):
                 self._feed_room.set()
@@ -288,7 +328,7 @@ class LocalEngine:
 
     @property
     def _may_take(self) -> bool:
-        """Whether a new request may come to those that wait for another attempt."""
+        """Return true if a new request may be begun, although it may come to those that wait for another attempt."""
         return len(self._delayed) < _DELAYED_MAX and self._delayed_bytes < _DELAYED_BYTES
 
     def _make_room(self, taken: Request) -> None:
@@ -300,7 +340,7 @@ class LocalEngine:
         return self._feed_done and not (self._ready or self._due or self._delayed or self._in_hand)
 
     def _wake_for_end(self) -> None:
-        """Wake everybody once there is nothing left to do, so that each can see it and go home."""
+        """Wake every task that waits, once there is nothing left to do, so that each can return."""
         if self._draining or self._exhausted():
             for scope in list(self._idle_scopes):
                 scope.cancel()
@@ -329,9 +369,12 @@ class LocalEngine:
                         if permit is None:
                             break
                         now = self._clock()
-                    if self._draining:  # which began just as a wait for the budget, or for the permit, ended
+                    # A stop or a pause may begin just as a wait for the budget, or for the permit, ends. After a
+                    # pause the request is launched first; after a stop it stays open.
+                    if self._draining or self._paused:
                         permit.give_back(now)
-                        break
+                        self._due.appendleft(request)
+                        continue
                     if permit.probe and self._limiter.down:
                         request = self._prober(request, permit)
                     await self._attempt(request, permit, hold, sink, now)
@@ -348,7 +391,7 @@ class LocalEngine:
             self._wake_for_end()
 
     async def _take(self) -> Request | None:
-        """The next request, in hand, as soon as there is one; None at the end."""
+        """Wait for the next request and return it, counted as in hand. Return None at the end."""
         request: Request | None = None
         while not self._draining:
             if request is None:
@@ -364,7 +407,7 @@ class LocalEngine:
         return None
 
     async def _reserve(self, account: Account, request: Request) -> Hold | None:
-        """Wait for room in the budget; None when it is used up, or the wait was ended by `drain`."""
+        """Wait for room in the budget. Return None if it is used up, or `drain` ended the wait."""
         prompt, completion = self._estimator.at_most(request.prompt_tokens, request.max_tokens)
         hold: Hold | None = None
         try:
@@ -381,7 +424,7 @@ class LocalEngine:
         return hold
 
     async def _permit(self, request: Request, tokens: int) -> Permit | None:
-        """Wait for a permit; None when the wait was ended by `drain`, and the request stays open."""
+        """Wait for a permit. Return None if `drain` ended the wait: the request stays open."""
         permit: Permit | None = None
         with anyio.CancelScope() as scope:
             self._idle_scopes.add(scope)
@@ -392,7 +435,7 @@ class LocalEngine:
         return permit
 
     def _prober(self, request: Request, permit: Permit) -> Request:
-        """The request to probe with: this one, or one from anywhere in the supply that is no larger.
+        """Return the request to probe with: this one, or one from anywhere in the supply that is no larger.
 
         What stands together in the input may be bad together. So every other probe is another one, and each is if this
         request has failed before and may be the cause itself.
@@ -496,7 +539,7 @@ class LocalEngine:
     def _unsuccessful(self, request: Request, reply: Reply, sink: Sink, *, probe: bool) -> None:
         assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
         if not reply.sent:
-            self._last_unreached = reply.failure.message
+            self._outage.last_unreached = reply.failure.message
             request.unsent += 1
         # A probe of a provider that is down is the run's own question: its failure costs the row nothing.
         counted = request.counted + (not probe)
@@ -517,16 +560,13 @@ class LocalEngine:
             if decision.counts:
                 request.counted = counted
             self._causes.failed(request, reply)
-            self._tell_billed(request, reply.usage, sink)
+            self._put_billed(request, reply.usage, sink)
             self._delay(request, decision.delay_s)
-            if probe and self._asks_the_rest():
+            if probe and self._outage.asks_the_rest(self._feed_done, self._delayed):
                 self._limiter.hurry()
         elif decision.action is RetryAction.FATAL:
-            self._tell_billed(request, reply.usage, sink)
-            # What is fatal without an answer is a server that cannot prove who it is.
-            untrusted = reply.failure.kind is ErrorKind.CONNECTION
-            remedy = _CERTIFICATE_REMEDY if untrusted else _FATAL_REMEDY
-            self.halt_for(NeedsHuman(reply.failure.message, remedy=remedy))
+            self._put_billed(request, reply.usage, sink)
+            self.halt_for(fatal_error(reply.failure))
         elif decision.action is RetryAction.REFUSED or self._refusals.may_concern_all(reply):
             self._causes.settled(request)
             others = self._refusals.add(request, reply, now=anyio.current_time(), under_way=self._sending)
@@ -546,7 +586,7 @@ class LocalEngine:
         failure = Failure(reply.failure.kind, message, reply.failure.http_status)
         sink.put(Settled(request, *left_with(request, reply, failure)))
 
-    def _tell_billed(self, request: Request, usage: Usage | None, sink: Sink) -> None:
+    def _put_billed(self, request: Request, usage: Usage | None, sink: Sink) -> None:
         if usage is not None:
             request.usage = request.usage.plus(usage)
             sink.put(Answered(request, usage))
@@ -582,8 +622,8 @@ class LocalEngine:
             self.halt_for(NeedsHuman(message, remedy=self._refusals.remedy))
         return message is not None
 
-    def let_go(self, sink: Sink) -> None:
-        """Settle refusals that are held back, where nothing is left that could tell whose they are.
+    def release_held(self, sink: Sink) -> None:
+        """Settle refusals that are held back, if nothing is left that could tell whether they are about their own rows.
 
         To be called when the feed itself waits for what is under way.
         """
@@ -599,21 +639,17 @@ class LocalEngine:
         """Watch for an outage that lasts too long, a host that never answers, and a feed that gives nothing."""
         given = -1
         while not (self._draining or self._exhausted()):
-            outage = self._limiter.outage_s
-            if outage and self._asks_the_rest() and self._all_suspected():
+            outage = self._outage.seconds()
+            if self._paused:
+                pass  # nobody asks the provider now, so nothing can tell whether it is back
+            elif outage and self._outage.asks_the_rest(self._feed_done, self._delayed) and self._all_suspected():
                 self._take_for_causes()
             elif outage > self._policy.outage:
-                self._end_for_outage(outage)
-            elif outage and self._asks_the_rest():
+                self.halt_for(self._outage.error(outage, answered=self._succeeded))
+            elif outage and self._outage.asks_the_rest(self._feed_done, self._delayed):
                 self._limiter.hurry()
-            elif (
-                not self._limiter.answered
-                and self._limiter.unreachable_s > UNREACHABLE_S
-                # A host that takes requests, and has answered in an earlier run, can be reached.
-                and not (self._refusals.model_answered and self._causes.suspects)
-            ):
-                message = f"the provider cannot be reached: {self._last_unreached}"
-                self.halt_for(ProviderUnavailable(message, remedy=_ADDRESS_REMEDY))
+            elif self._outage.unreachable:
+                self.halt_for(self._outage.unreachable_error())
             if self._limiter.down:
                 self._feed_room.set()  # `_reach` is further now
             if given == self._given and self._refusals.reading:
@@ -622,22 +658,8 @@ class LocalEngine:
             given = self._given if self._refusals.reading else -1
             await self._idle(lambda: anyio.sleep(_MONITOR_S))
 
-    def _asks_the_rest(self) -> bool:
-        """Whether it is time to ask every request that is left once, one after the other.
-
-        The provider is down for long enough, no further request will come that could tell whether it is up, and nothing
-        that waits has a failure that only the provider can have caused.
-        """
-        patience = min(PATIENCE_S, self._policy.outage / 2)
-        return (
-            self._feed_done
-            and self._refusals.model_answered
-            and self._limiter.outage_s > patience
-            and all(request in self._causes.suspects for _, _, request in self._delayed)
-        )
-
     def _all_suspected(self) -> bool:
-        """Whether every request that is left may have caused its last failure itself."""
+        """Return true if every request that is left may have caused its last failure itself."""
         left = len(self._ready) + len(self._due) + len(self._delayed) + self._in_hand
         return 0 < left == len(self._causes.suspects)
 
@@ -648,27 +670,7 @@ class LocalEngine:
         self._listener(Event("requests_suspected", message, "warning"))
         self._limiter.blame([request.custom_id for request in suspects])
 
-    def _end_for_outage(self, outage: float) -> None:
-        message, remedy = f"the provider has been unavailable for {outage:.0f} s", _LATER_REMEDY
-        if self._causes.last is not None:
-            message += f"; the last error: {self._causes.last.message}"
-        field = self._causes.field if not self._succeeded else None
-        if field is not None:
-            which = f"{field} {_MODES}" if field == "response.mode" else field
-            remedy = f"Every request failed with the same words, which are about the request: change {which}. {remedy}"
-        self.halt_for(ProviderUnavailable(message, remedy=remedy))
-
 
 def _size(reply: Reply) -> int:
     calls = (reply.completion.tool_calls if reply.completion is not None else None) or ()
     return len(reply.text or "") + sum(len(call.get("arguments") or "") for call in calls)
-
-
-_FATAL_REMEDY = "Check the key, the account's credit and its permissions, then run the same command again."
-_LATER_REMEDY = "Run the same command again later: nothing that was answered is lost."
-_CERTIFICATE_REMEDY = (
-    "Check the host in provider.base_url. If the server's certificate is signed by an authority of your own, name that "
-    "authority's file in provider.ca_file (PEM). Then run the same command again."
-)
-_MODES = "(json_object or prompt, if the server does not take json_schema)"
-_ADDRESS_REMEDY = "Check the provider's base_url and your network, then run the same command again."

@@ -13,7 +13,7 @@ from batchchat.evaluation.results.current_rows import Choice
 from batchchat.evaluation.results.scoring import Scoring
 from batchchat.evaluation.suite.suite import Suite, Variant
 from batchchat.plan import plan_job
-from batchchat.runner import RunOptions
+from batchchat.runner.options import RunOptions
 from batchchat.views import PlanCap, PlanView
 
 _CHARACTERS_A_TOKEN = 4

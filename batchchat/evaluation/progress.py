@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
-from typing import Literal
 
-from batchchat.events import FailureGroup, Forecast, Pace, Snapshot
+from batchchat.events import FailureGroup, Forecast, Pace, Phase, Snapshot
 
 _OLDEST = 8
 _SUMS = (
     *("ok", "failed", "done_before", "failed_before", "sending", "waiting", "attempts", "retries", "rate_limited"),
     *("rows_per_s", "tokens_per_s", "cache_hits"),
 )
-Phase = Literal["starting", "running", "draining", "ending", "ended"]
-_PHASES: tuple[Phase, ...] = ("draining", "running", "starting", "ending", "ended")
+_PHASES: tuple[Phase, ...] = ("draining", "running", "paused", "starting", "ending", "ended")
 
 
 class Merged:

@@ -23,7 +23,9 @@ from batchchat.job import Job, load_keys, write_duration
 from batchchat.job.model import BudgetCaps
 from batchchat.limits import Limiter
 from batchchat.providers import DEMO
-from batchchat.runner import RunOptions, StopRequest, make_limiter, run_job
+from batchchat.runner.control import Ceilings, StopRequest
+from batchchat.runner.options import RunOptions
+from batchchat.runner.run import make_limiter, run_job
 from batchchat.runner.writer import Offload, in_thread
 
 if TYPE_CHECKING:
@@ -89,14 +91,30 @@ class Runs:
 
     async def __aenter__(self) -> Runs:
         self._started = anyio.current_time()
-        self.setting.stop.watch(self._on_stop)
         await self._stack.__aenter__()
+        self._stack.enter_context(self.setting.stop.watch(self))
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
 
-    def _on_stop(self, _times: int) -> None:
+    def on_pause(self) -> None:
+        """Pause the runs that are going on."""
+        for control in self._active:
+            control.pause()
+
+    def on_resume(self) -> None:
+        """Let the runs that are going on launch again."""
+        for control in self._active:
+            control.resume()
+
+    def on_retune(self, ceilings: Ceilings) -> None:
+        """Give the limits to the runs that are going on: those of one model share a limiter."""
+        for control in self._active:
+            control.retune(ceilings)
+
+    def on_stop(self, _times: int) -> None:
+        """Stop the runs that are going on."""
         for stop in self._active:
             stop.stop(reason=self.setting.stop.reason or "", exit_code=self.setting.stop.exit_code or 1)
 
@@ -114,6 +132,10 @@ class Runs:
         async def run_one(at: int, task: Task) -> None:
             async with room:
                 stop = StopRequest()
+                if self.setting.stop.ceilings is not None:
+                    stop.retune(self.setting.stop.ceilings)
+                if self.setting.stop.paused:
+                    stop.pause()
                 job = self._with_time_left(task.job)
                 if self.setting.stop.asked or errors or job is None:
                     return

@@ -34,7 +34,7 @@ from batchchat.runner.preparation import prepare
 from batchchat.sources import python_rows
 from batchchat.store import Output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
-from batchchat.store.parts import own_columns
+from batchchat.store.schema import own_columns
 
 BATCH = "openai-batch"
 FORMATS = ("parquet", "jsonl", "csv", BATCH)

@@ -533,6 +533,7 @@ class Job(_Section):
 
     _file: Path | None = PrivateAttr(None)
     _suite: Path | None = PrivateAttr(None)
+    _answer_model: tuple[str, Path] | None = PrivateAttr(None)
     _origins: dict[Place, Origin] = PrivateAttr(default_factory=dict)
 
     @field_validator("input", "output", mode="before")
@@ -583,6 +584,14 @@ class Job(_Section):
     def file(self) -> Path | None:
         """The job file, None for a job that was made in Python."""
         return self._file
+
+    @property
+    def answer_model(self) -> tuple[str, Path] | None:
+        """The Pydantic model that the schema was made from, as `package.module:Model`, and the folder to look in first.
+
+        None if the schema is no model's. Its own validators run on answers that fit the schema.
+        """
+        return self._answer_model
 
     def error(self, message: str, *path: Hashable, remedy: str | None = None) -> JobError:
         """Make an error that points to a field of this job by its place in the file."""

@@ -67,7 +67,9 @@ def load_job(
     for name, value in (("input", input), ("output", output)):
         if value is not None:
             draft.set_path(name, value, Origin(option=f"--{name}"), Path.cwd())
-    return validate_job(draft.data, file=file, origins=draft.origins, faults=draft.faults)
+    job = validate_job(draft.data, file=file, origins=draft.origins, faults=draft.faults)
+    job._answer_model = draft.answer_model  # noqa: SLF001 - pydantic's private attributes are set after validation
+    return job
 
 
 def validate_job(
@@ -132,6 +134,7 @@ class Draft:
         self.faults = document.faults
         self.file = file
         self._schema_named = False
+        self.answer_model: tuple[str, Path] | None = None
 
     # --- what the file says
 
@@ -186,6 +189,8 @@ class Draft:
         """Put a schema that is named (a file, a model) in the place of its name, so that the job is whole by itself."""
         response = self.data.get("response")
         spec = response.get("schema") if isinstance(response, dict) else None
+        if isinstance(spec, dict):
+            self.answer_model = None  # an override gave the schema itself
         if not isinstance(response, dict) or not isinstance(spec, str) or not spec:
             return
         from batchchat.structured import SchemaError, load_schema
@@ -195,6 +200,8 @@ class Draft:
         except SchemaError as error:
             raise self._error(error.message, ("response", "schema"), error.remedy) from None
         response["schema"] = dict(loaded.schema)
+        # A schema does not hold what a model's own validators check: they are asked as well.
+        self.answer_model = (spec, base) if loaded.from_model else None
         if self._schema_named or response.get("name") is None:
             response["name"] = loaded.name
             self._schema_named = True

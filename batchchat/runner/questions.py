@@ -108,7 +108,7 @@ def _load_schema(job: Job) -> ResponseSchema:
 
     folder = job.file.absolute().parent if job.file is not None else Path.cwd()
     try:
-        return load_schema(job.response.spec, folder=folder, name=job.response.name)
+        return load_schema(job.response.spec, folder=folder, name=job.response.name, model=job.answer_model)
     except SchemaError as error:
         raise job.error(error.reason, "response", "schema", *error.place, remedy=error.remedy) from None
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from batchchat.cache import AnswerCache
-from batchchat.engines import Outcome, Settled
+from batchchat.engines.port import Outcome, Settled
 from batchchat.errors import StorageError, UsageError
 from batchchat.events import Event, Listener
 from batchchat.records import Completion, Failure, Reply, Request, Verdict, answer_bytes

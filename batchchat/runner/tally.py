@@ -16,7 +16,7 @@ _MAX_WORDS = 20
 """How many unknown words are told apart; a server that gives a new one each time is told of by these."""
 
 
-class Rate:
+class MovingRate:
     """Amounts per second over the last twenty seconds, sampled about once a second."""
 
     def __init__(self) -> None:
@@ -107,8 +107,8 @@ class Tally:
         self.asked = 0
         self.shared = 0
         self.spend = Spend()
-        self.rows = Rate()
-        self.tokens = Rate()
+        self.rows = MovingRate()
+        self.tokens = MovingRate()
         self._pace = StreamPace()
         self._groups: dict[str, _Group] = {}
         self._unknown: dict[str, int] = {}

@@ -13,8 +13,8 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from batchchat.engines import Answered, Outcome
-from batchchat.engines import Settled as EngineSettled
+from batchchat.engines.port import Answered, Outcome
+from batchchat.engines.port import Settled as EngineSettled
 from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid

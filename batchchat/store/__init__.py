@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from batchchat.store.cleaning import OldOutput, old_outputs, remove_output
-from batchchat.store.directory import Frozen, lock_holder
 from batchchat.store.index import (
     ARCHIVED,
     NONE,
@@ -17,8 +16,10 @@ from batchchat.store.index import (
 )
 from batchchat.store.journal import Answer, Entry, Settled, SpendOnly
 from batchchat.store.output import Output, frozen_schema, is_output, iter_output, read_output, read_state
-from batchchat.store.parts import RECORD_SCHEMA, output_schema
-from batchchat.store.store import Change, Recovery, Sealing, Store, joined_parsed
+from batchchat.store.recovery import Recovery
+from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
+from batchchat.store.state import lock_holder
+from batchchat.store.store import Change, Sealing, Store
 from batchchat.store.verify import VerifyReport, verify
 
 __all__ = [

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchchat.errors import BatchchatError, OutputLocked
-from batchchat.store.directory import Layout, lock_holder
-from batchchat.store.files import storage_errors
+from batchchat.store.location.disk import storage_errors
+from batchchat.store.state import Layout, lock_holder
 
 _OLD = r"\.old-\d{8}-\d{6}(\.\d+)?"
 

@@ -7,7 +7,6 @@ archive first, and what appears is still in the journal.
 
 from __future__ import annotations
 
-from binascii import unhexlify
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,24 +15,22 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchchat.records import ErrorKind
-from batchchat.store.index import ID_BYTES, KEY_LIVE, OK, SEEN, KeyIndex, RecordIndex, key_digest, state_of
+from batchchat.store.archive import ArchiveReader
+from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.known import KnownRows
+from batchchat.store.loading import INDEXED, IndexLoader, combined, identities, latest
+from batchchat.store.location.port import PartFiles, part_number
 from batchchat.store.parts import (
-    RECORD_SCHEMA,
     ROW_GROUP_ROWS,
     SORT_KEYS,
     DamagedPartError,
-    PartFiles,
     PartReader,
     in_order,
-    own_columns,
-    part_number,
-    same_types,
     sample_keys,
     sort_order,
     write_part,
 )
+from batchchat.store.schema import RECORD_SCHEMA, same_types
 
 Point = Callable[[str], None]
 """Called with the name of a step that is just done; tests stop the process there."""
@@ -43,8 +40,6 @@ def _nothing(_: str) -> None:
     return None
 
 
-INDEXED = ("custom_id", "status", "error_kind", "row_index", "sample_index")
-_LOADED_AT_ONCE = 150_000
 _IDENTITY = ("custom_id", "run_id", "finished_at")
 
 
@@ -86,7 +81,7 @@ class Dataset:
         self._part_bytes = part_bytes
         self._point = point
         self._older: set[str] = set()
-        self._revival = _Revival(self)
+        self._archive_reader = ArchiveReader(archive, self.archived)
         self.schema: pa.Schema | None = None
 
     def part(self, name: str) -> PartReader:
@@ -219,7 +214,7 @@ class Dataset:
         """Move every live record with a `sample_index` of `samples` or more to the archive."""
 
         def mask(reader: PartReader) -> pa.Array:
-            return _combined(pc.greater_equal(reader.read(["sample_index"]).column("sample_index"), samples))
+            return combined(pc.greater_equal(reader.read(["sample_index"]).column("sample_index"), samples))
 
         return self._take_out(mask)
 
@@ -246,7 +241,7 @@ class Dataset:
     def _superseded(self, table: pa.Table, moved: Moved, *, by_key: bool) -> dict[str, pa.Array]:
         """Return, for each part that holds superseded records, a mask of them; note those leaving for good."""
         new_ids = table.column("custom_id").combine_chunks()
-        new_keys = _combined(sample_keys(table)).drop_null() if by_key else None
+        new_keys = combined(sample_keys(table)).drop_null() if by_key else None
         columns = ["custom_id", "status"] + (["key", "sample_index"] if by_key else [])
         leaving: dict[str, pa.Array] = {}
         for name in self.parts.names():
@@ -263,7 +258,7 @@ class Dataset:
                 mask = pc.or_(same_id, same_key)
                 gone = old.filter(pc.and_not(same_key, same_id))
                 moved.removed += _with_status(gone)
-            mask = _combined(mask)
+            mask = combined(mask)
             if mask.true_count:
                 leaving[name] = mask
         return leaving
@@ -411,82 +406,7 @@ class Dataset:
 
     def fetch_archived(self, custom_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return the output's own columns of archived completions, by `custom_id`."""
-        return self._revival.fetch(custom_ids)
-
-
-class _Revival:
-    """Finds archived completions. Rows come back in about the order they left in, so one file is kept at hand."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
-        self._file: tuple[str, int] | None = None
-        self._places: dict[str, int] = {}
-        self._table: pa.Table | None = None
-
-    def fetch(self, custom_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-        missing = set(custom_ids)
-        self._collect(missing, found)
-        for name in reversed(self._dataset.archive.names()):
-            if not missing:
-                break
-            file = (name, self._dataset.archive.size(name))  # a file that has grown holds more than what is at hand
-            if file != self._file and self._holds(name, missing):
-                self._load(file)
-                self._collect(missing, found)
-        return found
-
-    def _holds(self, name: str, custom_ids: set[str]) -> bool:
-        try:
-            with self._dataset.archived(name) as reader:
-                column = reader.read(["custom_id"]).column("custom_id")
-        except DamagedPartError:
-            return False
-        return bool(pc.any(pc.is_in(column, value_set=pa.array(list(custom_ids), pa.string()))).as_py())
-
-    def _load(self, file: tuple[str, int]) -> None:
-        self._file, self._places, self._table = None, {}, None
-        try:
-            with self._dataset.archived(file[0]) as reader:
-                table = reader.read(own_columns(reader.schema))
-        except DamagedPartError:
-            return
-        table = table.filter(pc.equal(table.column("status"), "ok"))
-        self._places = {custom_id: n for n, custom_id in enumerate(table.column("custom_id").to_pylist())}
-        self._file, self._table = file, table
-
-    def _collect(self, missing: set[str], found: dict[str, dict[str, Any]]) -> None:
-        if self._table is None:
-            return
-        here = [custom_id for custom_id in missing if custom_id in self._places]
-        if not here:
-            return
-        places = pa.array([self._places[custom_id] for custom_id in here], pa.int64())
-        table = self._table.take(places)
-        for name in ("started_at", "finished_at"):
-            number = table.schema.get_field_index(name)
-            table = table.set_column(number, name, pc.cast(table.column(name), pa.int64()))
-        found.update(zip(here, table.to_pylist(), strict=True))
-        missing.difference_update(here)
-
-
-def latest(table: pa.Table) -> pa.Table:
-    """Return a table with the last record of each identity."""
-    custom_ids = table.column("custom_id")
-    if pc.count_distinct(custom_ids).as_py() == table.num_rows:
-        return table
-    places = {custom_id: place for place, custom_id in enumerate(custom_ids.to_pylist())}
-    return table.take(pa.array(sorted(places.values()), pa.int64()))
-
-
-def identities(table: pa.Table) -> Iterator[tuple[str, str, int | None]]:
-    """Yield what tells one record from another of the same request: identity, run, end in microseconds."""
-    return zip(
-        table.column("custom_id").to_pylist(),
-        table.column("run_id").to_pylist(),
-        pc.cast(table.column("finished_at"), pa.int64()).to_pylist(),
-        strict=True,
-    )
+        return self._archive_reader.fetch(custom_ids)
 
 
 def _with_status(table: pa.Table) -> list[tuple[str, bool]]:
@@ -504,85 +424,8 @@ def _chosen(reader: PartReader, mask: pa.Array) -> Iterator[pa.RecordBatch]:
             yield chosen
 
 
-def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
 def _expect(name: str, table: pa.Table) -> None:
     """Check that columns have the output's types: a file that somebody else wrote is no part."""
     for field_ in table.schema:
         if field_.type != RECORD_SCHEMA.field(field_.name).type:
             raise DamagedPartError(name, f"its column {field_.name} is of type {field_.type}")
-
-
-_KIND_NAMES = pa.array([kind.value for kind in ErrorKind], pa.string())
-_KIND_STATES = pa.array([state_of("failed", kind.value) for kind in ErrorKind], pa.uint8())
-
-
-class IndexLoader:
-    """Loads live records into the indexes: many at once, since what is sorted together costs less.
-
-    Final records of `known` rows are loaded as seen by this pass. Nothing is in the indexes for sure before `finish`.
-    """
-
-    def __init__(self, index: RecordIndex, keys: KeyIndex | None, known: KnownRows | None = None) -> None:
-        self._index = index
-        self._keys = keys
-        self._known = known
-        self._waiting: list[tuple[bytes, bytes]] = []
-        self._waiting_keys: list[tuple[bytes, bytes]] = []
-        self._rows = 0
-
-    def add(self, table: pa.Table | pa.RecordBatch, texts: pa.ChunkedArray | pa.Array | None) -> None:
-        """Take records; `texts` are their keys. Raises ValueError, with none taken, on a bad `custom_id`."""
-        identities, states = identity_states(table)
-        match = None if self._known is None else self._known.match(table, identities, states)
-        self._waiting.append((identities, states if match is None else match.states))
-        self._rows += len(states)
-        if self._keys is not None and texts is not None:
-            samples = table.column("sample_index")
-            if match is not None:
-                self._waiting_keys.append((match.keys, bytes((KEY_LIVE | SEEN,)) * (len(match.keys) // ID_BYTES)))
-                rest = pc.invert(pc.fill_null(pc.and_(match.mask, pc.equal(_combined(samples), 0)), False))
-                texts, samples = texts.filter(rest), samples.filter(rest)
-            digests = [
-                key_digest(key, sample)
-                for key, sample in zip(texts.to_pylist(), samples.to_pylist(), strict=True)
-                if key is not None
-            ]
-            self._waiting_keys.append((b"".join(digests), bytes((KEY_LIVE,)) * len(digests)))
-        if self._rows >= _LOADED_AT_ONCE:
-            self.finish()
-
-    def finish(self) -> None:
-        """Load what was taken."""
-        for index, waiting in ((self._index, self._waiting), (self._keys, self._waiting_keys)):
-            if index is not None and waiting:
-                identities, states = (b"".join(pieces) for pieces in zip(*waiting, strict=True))
-                index.load(identities, states)
-            waiting.clear()
-        self._rows = 0
-
-
-def identity_states(table: pa.Table | pa.RecordBatch) -> tuple[bytes, bytes]:
-    """Return the identities of records, 16 bytes each, and one state byte each. Raises ValueError on others."""
-    column = _combined(table.column("custom_id"))
-    try:
-        digits = bytes(_fixed_size(column, 2 * ID_BYTES))
-    except pa.ArrowInvalid:
-        digits = b"?"
-    if column.null_count or digits.translate(None, b"0123456789abcdef"):
-        raise ValueError("it holds records without a proper custom_id")
-    unknown = state_of("failed", None)
-    kinds = pc.index_in(_combined(table.column("error_kind")), value_set=_KIND_NAMES)
-    failed = pc.fill_null(pc.take(_KIND_STATES, kinds), pa.scalar(unknown, pa.uint8()))
-    is_ok = pc.fill_null(pc.equal(_combined(table.column("status")), "ok"), False)
-    states = pc.if_else(is_ok, pa.scalar(OK, pa.uint8()), failed)
-    return unhexlify(digits), bytes(_fixed_size(states.view(pa.binary(1)), 1))
-
-
-def _fixed_size(array: pa.Array, size: int) -> memoryview:
-    """The values of an array, `size` bytes each, in one piece. ArrowInvalid where one has another size."""
-    values = array if array.type == pa.binary(size) else array.cast(pa.binary(size))
-    start = values.offset * size
-    return memoryview(values.buffers()[1] or b"")[start : start + len(values) * size]

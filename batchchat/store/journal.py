@@ -19,7 +19,6 @@ sparse one (a retry of few failed rows) at most sixteen times what it needs.
 from __future__ import annotations
 
 import os
-import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -33,16 +32,24 @@ import pyarrow as pa
 
 from batchchat.errors import StorageError
 from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS, Record, Spend
-from batchchat.store.files import PRIVATE_FILE, json_bytes, storage_errors, synchronize, synchronize_folder, write_all
 from batchchat.store.frames import Damage, Frame, FrameReader, encode
-from batchchat.store.parts import FORMAT, Unsealed, kept_columns, kept_type, same_types, storable
+from batchchat.store.location.disk import (
+    PRIVATE_FILE,
+    json_bytes,
+    storage_errors,
+    synchronize,
+    synchronize_folder,
+    write_all,
+)
+from batchchat.store.location.journals import generation_of
+from batchchat.store.pending import Unsealed, storable
+from batchchat.store.schema import FORMAT, kept_columns, kept_type, same_types
 
 HEADER, ROWS, RECORD, ANSWER, SPEND, RECORDS = range(1, 7)
 WHOLE_BATCH_SHARE = 16
 FRAME_RECORDS = 256
 FRAME_BYTES = 4 * 2**20
 
-_NAME = re.compile(r"journal-(\d{10,})\.log")
 _CUSTOM_ID = RECORD_COLUMNS.index("custom_id")
 _RECORD_BYTES = 400
 """About what a record takes beside its completion."""
@@ -77,19 +84,6 @@ class SpendOnly:
 
 
 Entry = Settled | Answer | SpendOnly
-
-
-def journal_path(folder: Path, generation: int) -> Path:
-    """Return the path of a generation's journal."""
-    return folder / f"journal-{generation:010d}.log"
-
-
-def journals(folder: Path) -> dict[int, Path]:
-    """Return the journals of a folder by generation, the oldest first."""
-    with storage_errors(folder):
-        names = sorted(path.name for path in folder.iterdir())
-    found = ((_NAME.fullmatch(name), name) for name in names)
-    return dict(sorted((int(match[1]), folder / name) for match, name in found if match))
 
 
 @dataclass(slots=True)
@@ -282,8 +276,7 @@ def replay(
     Raises FileNotFoundError where it is gone (sealed meanwhile), StorageError where the disk refuses or where a later
     version of batchchat wrote it.
     """
-    name = _NAME.fullmatch(path.name)
-    result = Replay(path, int(name[1]) if name else 0, "")
+    result = Replay(path, generation_of(path), "")
     with storage_errors(path):
         try:
             source = path.open("rb")

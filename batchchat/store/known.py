@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.records import Place
-from batchchat.store.files import storage_errors
 from batchchat.store.index import ID_BYTES, SEEN, KeyIndex, RecordIndex
+from batchchat.store.location.disk import storage_errors
 from batchchat.store.trail import NO_KEY, Subject, Tracked, Trail
 
 _WINDOW = 4096

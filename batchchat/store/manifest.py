@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any
 
 from batchchat.errors import StorageError
-from batchchat.store.files import publish_json, read_json, storage_errors
+from batchchat.store.location.disk import publish_json, read_json, storage_errors
 
 NAME = "manifest.json"
 _NAMED = 3

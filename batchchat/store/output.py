@@ -17,21 +17,17 @@ import pyarrow.compute as pc
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Spend
-from batchchat.store.dataset import INDEXED, IndexLoader, latest
-from batchchat.store.directory import Frozen, Layout, lock_holder
-from batchchat.store.files import read_lines, storage_errors
 from batchchat.store.index import KeyIndex, RecordIndex
-from batchchat.store.journal import Answer, OpenAnswers, Replay, journals, replay
+from batchchat.store.journal import Answer, OpenAnswers, Replay, replay
 from batchchat.store.known import KnownRows, Pass
-from batchchat.store.parts import (
-    ROW_GROUP_ROWS,
-    DamagedPartError,
-    LocalFiles,
-    PartReader,
-    Pending,
-    own_columns,
-    sample_keys,
-)
+from batchchat.store.loading import INDEXED, IndexLoader, latest
+from batchchat.store.location.disk import read_lines, storage_errors
+from batchchat.store.location.journals import journals
+from batchchat.store.location.local import LocalFiles
+from batchchat.store.parts import ROW_GROUP_ROWS, DamagedPartError, PartReader, sample_keys
+from batchchat.store.pending import Pending
+from batchchat.store.schema import Frozen, own_columns
+from batchchat.store.state import Layout, lock_holder
 
 _NEEDED = ("custom_id", "key", "sample_index")
 

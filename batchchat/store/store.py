@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,18 @@ import pyarrow as pa
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import PARSED, RECORD_COLUMNS, Spend
 from batchchat.store.dataset import Dataset, Moved, Point
-from batchchat.store.directory import Frozen, Layout, Lock
-from batchchat.store.files import append_line, cut_torn_line, free_name, storage_errors, synchronize_folder
 from batchchat.store.index import Counts, KeyIndex, RecordIndex, is_live, key_digest, state_of
-from batchchat.store.journal import (
-    Answer,
-    Entry,
-    Journal,
-    OpenAnswers,
-    Replay,
-    Settled,
-    journal_path,
-    journals,
-    replay,
-    sum_spends,
-)
+from batchchat.store.journal import Answer, Entry, Journal, OpenAnswers, Replay, Settled, replay, sum_spends
 from batchchat.store.known import KnownRows, Pass
+from batchchat.store.location.disk import append_line, cut_torn_line
+from batchchat.store.location.journals import journal_path, journals, remove_journal, set_journal_aside
+from batchchat.store.location.lock import Lock
 from batchchat.store.manifest import Manifest, losses, size_of
-from batchchat.store.parts import Pending, Unsealed, kept_type, output_schema, same_types, unkept
+from batchchat.store.parts import unkept
+from batchchat.store.pending import Pending, Unsealed
+from batchchat.store.recovery import Recovery, mend_state
+from batchchat.store.schema import Frozen, joined_parsed, output_schema, same_types
+from batchchat.store.state import Layout
 
 PART_ROWS = 50_000
 PART_BYTES = 128 * 2**20
@@ -65,21 +59,6 @@ _RUN_ID = RECORD_COLUMNS.index("run_id")
 _STATUS = RECORD_COLUMNS.index("status")
 _ERROR_KIND = RECORD_COLUMNS.index("error_kind")
 _FINISHED_AT = RECORD_COLUMNS.index("finished_at")
-
-
-@dataclass(slots=True)
-class Recovery:
-    """What opening an output found and mended. `messages` are sentences for the user, empty when all was well.
-
-    `records` were committed and not yet published; `dropped_bytes` are unfinished or damaged ends of journals;
-    `set_aside` are files in the folder for damaged ones; `renamed` is where `fresh` put the old output.
-    """
-
-    records: int = 0
-    dropped_bytes: int = 0
-    set_aside: list[str] = field(default_factory=list)
-    renamed: Path | None = None
-    messages: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -111,32 +90,6 @@ class Sealing:
     def rows(self) -> int:
         """How many records are to be published."""
         return sum(batch.num_rows for batch in self.batches)
-
-
-def joined_parsed(frozen: pa.Field | None, wanted: pa.Field | None) -> pa.Field | None:
-    """Return the field of `parsed` that an output has from now on: the frozen one, or the first that is wanted.
-
-    Raises UsageError where the two are of different types.
-    """
-    if frozen is None or wanted is None:
-        return frozen if wanted is None else wanted
-    from batchchat.structured import type_change_message
-
-    message = type_change_message(frozen, wanted)
-    if message is not None:
-        raise UsageError(message, remedy="--fresh sets the old output aside: renamed, never deleted.")
-    return frozen
-
-
-def _mended(layout: Layout, recovered: Frozen, wanted: pa.Schema | None) -> Frozen:
-    """Freeze again the types that the records tell: those of the input itself where the output keeps them so."""
-    schema = recovered.input
-    if wanted is not None and schema is not None:
-        kept = pa.schema([pa.field(column.name, kept_type(column.type)) for column in wanted])
-        if same_types(kept, schema):
-            schema = pa.schema([pa.field(column.name, column.type, metadata=column.metadata) for column in wanted])
-    layout.save_schema(schema, recovered.parsed)
-    return Frozen(schema, recovered.parsed)
 
 
 def _nowhere(_: str) -> None:
@@ -269,7 +222,7 @@ class Store:
         run_id = settings["run_id"]
         renamed: Path | None = None
         if layout.is_output() and fresh:
-            old = Lock(layout, run_id)
+            old = layout.hold(run_id)
             try:
                 renamed = layout.set_aside()
             finally:
@@ -278,26 +231,13 @@ class Store:
             layout.check_format()
             layout.check_name(job_name)
         layout.create_base()
-        lock = Lock(layout, run_id)
+        lock = layout.hold(run_id)
         store: Store | None = None
         try:
-            lost_format = False
             if layout.is_output():  # again: another run may have made it something else before the lock was ours
                 layout.check_format()
                 layout.check_name(job_name)
-                lost_format = not (layout.state / "format.json").exists()
-            layout.create_rest()
-            before = layout.read_schema()
-            mended = layout.mend()
-            if lost_format:
-                mended.append(f"{layout.state / 'format.json'} was missing, and is written anew.")
-            if layout.check_currency(currency) is None and currency is not None:
-                layout.save("state.json", {**layout.object("state.json"), "currency": currency})
-            if before.recovered and before.input is not None:
-                before = _mended(layout, before, input_schema)
-                mended.append(
-                    f"{layout.state / 'schema.json'} was lost, and is written anew from what the records are."
-                )
+            before, mended = mend_state(layout, input_schema, currency)
             frozen = Frozen(before.input, joined_parsed(before.parsed, parsed))
             metadata = {"batchchat.job": job_name} | ({"batchchat.currency": currency} if currency else {})
             store = cls(layout, lock, frozen=frozen, metadata=metadata, **settings)
@@ -379,7 +319,7 @@ class Store:
         self._generation = max([*self._counted, *(each.generation for each in found), 0])
         for each in found:
             self._answers.add(each.answers)
-            self._tell_damage(each)
+            self.recovery.add_damage(each)
         for each in found:
             self._answers.settle(each.settled)
         if len(self._answers):
@@ -437,22 +377,6 @@ class Store:
         if moved.removed and self.known is not None:
             self.known.forget()
         self.recovery.messages += moved.messages
-
-    def _tell_damage(self, found: Replay) -> None:
-        damage = found.damage
-        if damage is None:
-            return
-        self.recovery.dropped_bytes += damage.dropped
-        if damage.torn:
-            self.recovery.messages.append(
-                f"{found.path.name} ends in an unfinished write: {damage.dropped} bytes after byte {damage.offset} "
-                "were never counted and are dropped."
-            )
-        else:
-            self.recovery.messages.append(
-                f"{found.path.name} is damaged at byte {damage.offset}: what was committed before is kept, the "
-                f"{damage.dropped} bytes from there on are not believed, and their rows run again."
-            )
 
     # ---- committing -------------------------------------------------------------------------------------------------
 
@@ -588,15 +512,10 @@ class Store:
             self._layout.add_to_ledger(sealing.generation, sealing.run_id, sealing.spend)
         self._point("seal.ledger")
         self._note_files(sealing.path.name)
-        with storage_errors(sealing.path):
-            if sealing.damaged:
-                target = free_name(self._layout.damaged, sealing.path.name)
-                sealing.path.rename(target)
-                self.recovery.set_aside.append(str(target))
-                synchronize_folder(self._layout.damaged)
-            else:
-                sealing.path.unlink()
-            synchronize_folder(self._layout.state)
+        if sealing.damaged:
+            self.recovery.set_aside.append(str(set_journal_aside(sealing.path, self._layout.damaged)))
+        else:
+            remove_journal(sealing.path)
         self._point("seal.trimmed")
         return moved
 

@@ -26,9 +26,9 @@ import orjson
 from batchchat.errors import StorageError
 from batchchat.records import Place
 from batchchat.sources import Stamp
-from batchchat.store.files import PRIVATE_FILE, write_all
 from batchchat.store.frames import HEADER_BYTES, Frame, FrameReader, encode
 from batchchat.store.index import ID_BYTES
+from batchchat.store.location.disk import PRIVATE_FILE, write_all
 
 FORMAT = 1
 NO_KEY = bytes(ID_BYTES)

@@ -13,11 +13,14 @@ import pyarrow.parquet as pq
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import ErrorKind
-from batchchat.store.directory import Layout, lock_holder
-from batchchat.store.files import read_lines
 from batchchat.store.index import OK, RecordIndex
-from batchchat.store.journal import journals, replay
-from batchchat.store.parts import DamagedPartError, LocalFiles, PartReader, same_types
+from batchchat.store.journal import replay
+from batchchat.store.location.disk import read_lines
+from batchchat.store.location.journals import journals
+from batchchat.store.location.local import LocalFiles
+from batchchat.store.parts import DamagedPartError, PartReader
+from batchchat.store.schema import same_types
+from batchchat.store.state import Layout, lock_holder
 
 _ANEW = "The next run writes it anew."
 _KINDS = pa.array([kind.value for kind in ErrorKind], pa.string())

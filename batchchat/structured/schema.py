@@ -44,7 +44,7 @@ class ResponseSchema:
     """A usable schema: plain JSON with its properties in the author's order, in which models write their answers.
 
     `name` is what `response_format.json_schema.name` takes, `source` where the schema came from, for messages.
-    `column` is the typed column of its answers, `validator` their judge.
+    `column` is the typed column of its answers, `validator` their judge. `from_model`: a Pydantic model judges, too.
     """
 
     schema: Mapping[str, Any]
@@ -52,6 +52,7 @@ class ResponseSchema:
     source: str
     column: ParsedColumn
     validator: AnswerValidator
+    from_model: bool = False
 
     @property
     def field(self) -> pa.Field:
@@ -83,18 +84,21 @@ class ResponseSchema:
         )
 
 
-def load_schema(spec: object, *, folder: Path, name: str | None = None) -> ResponseSchema:
+def load_schema(
+    spec: object, *, folder: Path, name: str | None = None, model: tuple[str, Path] | None = None
+) -> ResponseSchema:
     """Load `response.schema`; a path is relative to `folder`, a model's module is looked for there first.
 
-    `name` is what requests call the schema (default: its title, or the name of its file or model). Raises SchemaError
-    with the place inside the schema for whatever cannot be used.
+    `name` is what requests call the schema (default: its title, or the name of its file or model). `model` names the
+    model that a schema given as a mapping was made from, and its folder: its validators then run, too. Raises
+    SchemaError with the place inside the schema for whatever cannot be used.
     """
-    model: type[BaseModel] | None = None
+    found = None if model is None else _model(*model)
     if isinstance(spec, Mapping):
         raw, known_as, source = spec, "answer", "the job's schema"
     elif isinstance(spec, str) and _MODEL.fullmatch(spec):
-        model = _model(spec, folder)
-        raw, known_as, source = _model_schema(model, spec), spec.rpartition(":")[2].rpartition(".")[2], spec
+        found = _model(spec, folder)
+        raw, known_as, source = _model_schema(found, spec), spec.rpartition(":")[2].rpartition(".")[2], spec
     elif isinstance(spec, str) and spec:
         path = folder / Path(spec).expanduser()
         raw, known_as, source = _read(path), path.name.partition(".")[0], str(path)
@@ -118,11 +122,12 @@ def load_schema(spec: object, *, folder: Path, name: str | None = None) -> Respo
         where = "" if isinstance(spec, Mapping) else f" (in {source})"
         raise SchemaError(error.reason + where, error.place, remedy=error.remedy) from None
     further = None
-    if model is not None:
+    if found is not None:
         from batchchat.structured.model import model_errors
 
-        further = partial(model_errors, model)
-    return ResponseSchema(schema, _wire_name(known_as), source, column, AnswerValidator(checker, column, further))
+        further = partial(model_errors, found)
+    validator = AnswerValidator(checker, column, further)
+    return ResponseSchema(schema, _wire_name(known_as), source, column, validator, from_model=found is not None)
 
 
 def is_strict(schema: Mapping[str, Any]) -> bool:

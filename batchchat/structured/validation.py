@@ -48,9 +48,9 @@ class AnswerValidator:
     def read(self, text: str | None) -> Answer:
         """Judge an answer's text. Never raises, and takes time linear in the text's length to find JSON in it.
 
-        The text as a whole is tried first, then what stands in code fences, then what stands among other text. What is
-        marked as reasoning is left out. If several different values fit, or one fits beside one that is broken, none is
-        taken: which of them was meant is not ours to say.
+        The text as a whole is tried first, then what stands in code fences, then what stands among other text, but
+        never what is marked as reasoning. If several different values fit, or one fits beside one that is broken, none
+        is taken: which of them was meant is not ours to say.
         """
         if text is None or is_blank(text):
             return Answer(errors=("the answer is empty",))

@@ -148,7 +148,7 @@ def run_discarding(job_path: Path) -> float:
 
     from batchchat.cli.running import event_loop_options
     from batchchat.job import load_job
-    from batchchat.runner import run_job
+    from batchchat.runner.run import run_job
     from batchchat.store import Change, Entry, Store
 
     def commit(_: Store, entries: Sequence[Entry]) -> Change:

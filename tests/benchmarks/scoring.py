@@ -61,7 +61,7 @@ class _Instant(httpx.AsyncBaseTransport):
 def make(folder: Path, rows: int) -> None:
     """Write rows, job and suite, run every variant, and give each one's answers mistakes of its own."""
     from batchchat.evaluation.suite.suite import load_suite
-    from batchchat.runner import run_job
+    from batchchat.runner.run import run_job
 
     draw = random.Random(rows)
     with (folder / "rows.jsonl").open("wb") as file:

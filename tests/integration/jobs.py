@@ -11,7 +11,7 @@ import duckdb
 
 import batchchat
 from batchchat.job import Job, validate_job
-from batchchat.runner import RunOptions
+from batchchat.runner.options import RunOptions
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = [{"role": "user", "content": "Labels: yes, no\n{{ text }}"}]

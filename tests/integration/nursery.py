@@ -23,7 +23,7 @@ from typing import Any
 STATUS = struct.Struct("=i")
 ORDER_BYTES = 2**18
 _IMPORTED = (
-    "batchchat.runner",
+    "batchchat.runner.run",
     "batchchat.plan",
     "batchchat.export",
     "batchchat.inspection",

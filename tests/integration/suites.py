@@ -18,7 +18,7 @@ from batchchat.evaluation.evaluate import Evaluation, evaluate
 from batchchat.evaluation.suite.suite import Suite, load_suite
 from batchchat.evaluation.suite_runs import SuiteRunOptions
 from batchchat.events import Event, Snapshot
-from batchchat.runner import RunOptions
+from batchchat.runner.options import RunOptions
 from tests.integration.jobs import write_rows
 
 Answer = Callable[[str, str], str | int]

@@ -23,7 +23,7 @@ from batchchat.history import history_of
 from batchchat.inspection import find_records, status_of
 from batchchat.job import Job
 from batchchat.plan import plan_job
-from batchchat.runner import RunOptions
+from batchchat.runner.options import RunOptions
 from batchchat.store import Store, read_output, verify
 from tests.integration.jobs import make_job, texts, write_rows
 from tests.store_cases import commit, open_store, seal, settled

@@ -17,7 +17,7 @@ import trustme
 import batchchat
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.job import Job
-from batchchat.runner import run_job
+from batchchat.runner.run import run_job
 from batchchat.transport import StockTransport, choose_transport
 from tests.integration import raw_server
 from tests.integration.jobs import make_job, query, run, texts, write_rows

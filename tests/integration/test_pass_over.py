@@ -24,7 +24,9 @@ from batchchat.errors import StorageError
 from batchchat.events import RunSummary
 from batchchat.plan import plan_job
 from batchchat.records import ErrorKind
-from batchchat.runner import RunOptions, preparation, run_job
+from batchchat.runner import preparation
+from batchchat.runner.options import RunOptions
+from batchchat.runner.run import run_job
 from batchchat.sources import open_source
 from batchchat.store import Store, read_output
 from batchchat.template import Template

@@ -17,7 +17,7 @@ import batchchat
 from batchchat.cli import cli, running
 from batchchat.cli.running import guarded
 from batchchat.report import charting, write_run_report
-from batchchat.runner import RunOptions
+from batchchat.runner.options import RunOptions
 from tests.integration.browser import Browser, Page
 from tests.integration.jobs import make_job, write_rows
 from tests.integration.processes import batchchat as batchchat_process

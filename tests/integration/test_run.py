@@ -17,7 +17,9 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.export import export
 from batchchat.inspection import find_records, status_of
 from batchchat.plan import plan_job
-from batchchat.runner import RunOptions, StopRequest, run_job
+from batchchat.runner.control import StopRequest
+from batchchat.runner.options import RunOptions
+from batchchat.runner.run import run_job
 from batchchat.store import Store
 from tests.integration.jobs import TEMPLATE, make_job, query, run, texts, write_rows
 

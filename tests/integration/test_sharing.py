@@ -18,15 +18,17 @@ import trio.testing
 import batchchat
 from batchchat.cache import AnswerCache
 from batchchat.demo import DemoOptions, DemoServer
-from batchchat.engines import Settled
+from batchchat.engines.port import Settled
 from batchchat.errors import StorageError, UsageError
 from batchchat.events import RunSummary
 from batchchat.job import Job
 from batchchat.plan import plan_job
 from batchchat.records import Completion, Reply, Request, RowBatch, Usage, Verdict
 from batchchat.review import Reviewer
-from batchchat.runner import RunOptions, StopRequest, run_job
+from batchchat.runner.control import StopRequest
+from batchchat.runner.options import RunOptions
 from batchchat.runner.reuse import Reuse
+from batchchat.runner.run import run_job
 from batchchat.store import read_output, verify
 from tests.integration.jobs import make_job, query, run, texts, write_rows
 from tests.integration.processes import start, wait_for

@@ -15,7 +15,8 @@ from batchchat.errors import UsageError
 from batchchat.records import FIRST_COLUMNS, RECORD_COLUMNS
 from batchchat.store import Store, read_output, verify
 from batchchat.store.frames import encode
-from batchchat.store.journal import HEADER, RECORD, journal_path, journals
+from batchchat.store.journal import HEADER, RECORD
+from batchchat.store.location.journals import journal_path, journals
 from batchchat.structured import parsed_field
 from tests.store_cases import SCHEMA, commit, live, open_store, seal, settled
 
@@ -178,7 +179,7 @@ def test_an_input_column_with_the_name_of_a_later_one_is_said_plainly(tmp_path: 
     with open_store(tmp_path):
         pass
     path = tmp_path / "_batchchat" / "schema.json"
-    from batchchat.store.directory import Layout
+    from batchchat.store.state import Layout
 
     Layout(tmp_path).save_schema(pa.schema([("corrections", pa.string())]), None)
     assert path.exists()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from batchchat.records import Spend
 from batchchat.store import Answer, Entry, Settled, Store, read_state, verify
-from batchchat.store.journal import journal_path
+from batchchat.store.location.journals import journal_path
 from tests.store_cases import (
     POINTS,
     SPEND,

@@ -17,8 +17,8 @@ import pytest
 
 from batchchat.errors import OutputLocked, StorageError, UsageError
 from batchchat.store import Entry, Store, is_output, lock_holder, read_output, read_state, verify
-from batchchat.store.files import storage_error
-from batchchat.store.parts import LocalFiles
+from batchchat.store.location.disk import storage_error
+from batchchat.store.location.local import LocalFiles
 from tests.store_cases import commit, live, open_store, seal, settled
 
 HOLD = """
@@ -249,7 +249,7 @@ def test_a_disk_that_fills_up_in_any_publication_is_told_plainly(
 
     for failing in ("write_all", "synchronize", "synchronize_folder"):
         with monkeypatch.context() as patch, open_store(tmp_path, "run-2", part_rows=4) as store:
-            patch.setattr("batchchat.store.files." + failing, full)
+            patch.setattr("batchchat.store.location.disk." + failing, full)
             patch.setattr("batchchat.store.journal." + failing, full)
             with pytest.raises(StorageError, match="the disk is full") as refused:
                 seal_after(store, settled(1, 1, prompt=failing))
@@ -274,7 +274,7 @@ class Failing(LocalFiles):
 
 
 def test_another_port_may_fail_in_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchchat.store.directory.LocalFiles", Failing)
+    monkeypatch.setattr("batchchat.store.state.LocalFiles", Failing)
     with open_store(tmp_path) as store:
         commit(store, settled(0, 3))
         with pytest.raises(StorageError, match=r"part-00000\.parquet: the disk quota is used up"):

@@ -15,7 +15,7 @@ from batchchat.cli.report import as_json, render_record, render_status, render_s
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.events import RunSummary
 from batchchat.inspection import find_records, status_of
-from batchchat.runner import RunOptions
+from batchchat.runner.options import RunOptions
 from batchchat.store import verify
 from tests.integration.jobs import ROOT, make_job, query, run, texts, write_rows
 

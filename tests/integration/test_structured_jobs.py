@@ -15,7 +15,7 @@ from batchchat.cli.report import render_plan, render_record
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.inspection import find_records
 from batchchat.plan import plan_job
-from batchchat.runner import RunOptions
+from batchchat.runner.options import RunOptions
 from batchchat.store import verify
 from tests.integration.jobs import ROOT
 

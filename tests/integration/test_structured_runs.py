@@ -13,10 +13,13 @@ import pytest
 
 import batchchat
 from batchchat.errors import JobError, UsageError
+from batchchat.events import RunSummary
 from batchchat.export import export
 from batchchat.inspection import find_records
 from batchchat.records import ErrorKind
-from batchchat.runner import RunOptions, RunSummary, StopRequest, run_job
+from batchchat.runner.control import StopRequest
+from batchchat.runner.options import RunOptions
+from batchchat.runner.run import run_job
 from batchchat.store import read_state, verify
 from tests.integration.jobs import make_job, query, texts, write_rows
 

@@ -13,8 +13,8 @@ import trio.testing
 
 from batchchat.budget import Account, Budget
 from batchchat.client import ChatClient
-from batchchat.engines import Outcome, Settled
 from batchchat.engines.local import LocalEngine
+from batchchat.engines.port import Outcome, Settled
 from batchchat.limits import Limiter, TokenEstimator
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, RowBatch, Usage, Verdict
 from batchchat.retry import RetryPolicy

@@ -13,7 +13,7 @@ from batchchat.errors import JobError
 from batchchat.evaluation.planning import plan_suite
 from batchchat.evaluation.results.scoring import score_suite
 from batchchat.evaluation.results.summary import SuiteSummary
-from batchchat.runner import RunOptions
+from batchchat.runner.options import RunOptions
 from tests.integration.suites import Bench, Provider
 
 ROWS = [{"id": f"r{at}", "text": f"question {at}", "gold": f"gold {at}", "private": "hidden"} for at in range(8)]

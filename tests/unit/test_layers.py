@@ -81,3 +81,35 @@ def test_only_the_command_line_prints() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"print", "input"}, f"{path} line {node.lineno}"
+
+
+def test_only_the_store_knows_where_the_files_of_an_output_lie() -> None:
+    """Nobody else names the state folder, or takes a carrier, a journal or a lock into its hands."""
+    inside = ("batchchat.store.location.local", "batchchat.store.location.lock", "batchchat.store.journal")
+    wrong = []
+    for room, path in _modules():
+        # A source leaves out the state folder of an output that is its input, and lies below the store.
+        if room in {"store", "sources"}:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+        docstrings = {id(text) for text in texts if isinstance(text, ast.Constant)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module in inside:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {node.module}")
+            elif isinstance(node, ast.Constant) and id(node) not in docstrings and "_batchchat" in str(node.value):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} names the state folder")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_carriers_of_a_location_know_nothing_of_records() -> None:
+    for path in (ROOT / "store" / "location").glob("*.py"):
+        above = {name for name in _imports_of_store(path) if not name.startswith("location")}
+        assert not above, f"{path.relative_to(ROOT)} imports batchchat.store.{above}"
+        assert "pyarrow" not in path.read_text(encoding="utf-8")
+
+
+def _imports_of_store(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {name.removeprefix("batchchat.store.") for name in modules if name.startswith("batchchat.store.")}

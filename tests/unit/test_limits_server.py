@@ -287,7 +287,7 @@ def test_unusual_servers_are_found_out_too(
 ) -> None:
     outcome = drive(Server(hints=hints, **server), rows=rows, workers=100)  # type: ignore[arg-type]
     assert outcome.done == rows
-    # The first minute is what it takes to find a limit that nobody tells: a round trip of what is under way, and probes.
+    # The first minute is what it takes to find a limit that nobody tells: a round trip of all under way, and probes.
     first = sum(at < 60.0 for at, _ in outcome.server.refused_at)
     assert first <= 60
     assert len(outcome.server.refused_at) - first <= wasted * rows

@@ -13,7 +13,8 @@ import trio.testing
 from batchchat.budget import Budget
 from batchchat.errors import JobError
 from batchchat.events import RunSummary
-from batchchat.runner import StopRequest, run_job
+from batchchat.runner.control import StopRequest
+from batchchat.runner.run import run_job
 from tests.integration.jobs import make_job, texts, write_rows
 from tests.unit.test_run_clock import Provider, answer, inline, row_of, simulate
 

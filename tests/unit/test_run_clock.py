@@ -14,9 +14,11 @@ import trio.testing
 
 from batchchat.demo import DemoOptions
 from batchchat.demo.app import create_app
-from batchchat.engines.refusals import JURY
-from batchchat.events import Event, RunSummary
-from batchchat.runner import RunOptions, StopRequest, run_job
+from batchchat.engines.refusals import TRIAL_REQUESTS
+from batchchat.events import Event, RunSummary, Snapshot
+from batchchat.runner.control import StopRequest
+from batchchat.runner.options import RunOptions
+from batchchat.runner.run import run_job
 from tests.integration.jobs import make_job, texts, write_rows
 
 Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
@@ -54,6 +56,7 @@ def simulate(
     stop: StopRequest | None = None,
     options: RunOptions | None = None,
     lines: list[dict[str, Any]] | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
     **fields: Any,
 ) -> tuple[RunSummary, float, list[Event]]:
     """Run a job of so many rows, or of these; returns the summary, the virtual seconds it took and its events."""
@@ -65,7 +68,7 @@ def simulate(
         started = anyio.current_time()
         summary = await run_job(
             job, transport=provider, offload=inline, environ={}, seed=1, listener=events.append, stop=stop,
-            options=options or RunOptions(),
+            options=options or RunOptions(), on_snapshot=on_snapshot,
         )  # fmt: skip
         return summary, anyio.current_time() - started
 
@@ -470,7 +473,7 @@ def test_a_param_that_every_request_is_refused_for_stops_the_run(tmp_path: Path,
     assert (summary.exit_code, summary.failed, summary.open) == (3, 0, 5000)
     assert "unknown field top_q" in (summary.reason or "")
     assert "params" in (summary.remedy or "")
-    assert JURY <= summary.sent <= JURY + concurrency
+    assert TRIAL_REQUESTS <= summary.sent <= TRIAL_REQUESTS + concurrency
 
 
 def test_a_small_job_of_nothing_but_refused_rows_is_stopped_at_its_end(tmp_path: Path) -> None:
@@ -558,7 +561,7 @@ def test_a_row_that_never_ends_does_not_keep_refused_ones_waiting(tmp_path: Path
     summary, elapsed, _ = simulate(tmp_path, provider, 700, lines=rows, retry=retry)
     assert (summary.exit_code, summary.failed, summary.open) == (3, 1, 699)
     assert "unknown field" in (summary.reason or "")
-    assert len(provider.times) <= 8 + JURY + 3
+    assert len(provider.times) <= 8 + TRIAL_REQUESTS + 3
     assert elapsed < 150
 
 
@@ -573,7 +576,7 @@ def test_samples_of_rows_that_are_all_refused_are_not_tried_one_by_one(tmp_path:
     provider = Provider(refusing(lambda row: True))
     summary, _, _ = simulate(tmp_path, provider, 40, samples=10)
     assert (summary.exit_code, summary.failed) == (3, 0)
-    assert len(provider.times) <= 8 + JURY
+    assert len(provider.times) <= 8 + TRIAL_REQUESTS
 
 
 def test_a_stop_ends_the_wait_for_rows_that_are_tried(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from batchchat.records import answer_bytes
-from batchchat.runner import StopRequest, reuse, rows
+from batchchat.runner import reuse, rows
+from batchchat.runner.control import StopRequest
 from batchchat.store import Store, read_state
 from tests.integration.jobs import query
 from tests.unit.test_run_clock import Provider, answer, simulate

@@ -25,7 +25,9 @@ import batchchat
 from batchchat.errors import UsageError
 from batchchat.events import RunSummary
 from batchchat.records import ErrorKind
-from batchchat.runner import RunOptions, StopRequest, run_job
+from batchchat.runner.control import StopRequest
+from batchchat.runner.options import RunOptions
+from batchchat.runner.run import run_job
 from batchchat.store import Store, read_state
 from batchchat.store.verify import verify
 from tests.integration.jobs import make_job, write_rows

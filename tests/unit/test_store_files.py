@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batchchat.errors import StorageError
-from batchchat.store import files
+from batchchat.store.location import disk as files
 from tests.store_cases import answer, commit, open_store, seal, settled
 
 
@@ -43,7 +43,16 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             done.append(f"delete {path.name.split('.')[0]}")
         unlink(path, missing_ok)
 
-    for module in ("files", "journal", "parts", "directory", "store"):
+    for module in (
+        "location.disk",
+        "journal",
+        "parts",
+        "state",
+        "store",
+        "location.local",
+        "location.lock",
+        "location.journals",
+    ):
         for name, noted in (
             ("synchronize", noted_synchronize),
             ("synchronize_folder", noted_folder),

@@ -15,8 +15,10 @@ from batchchat.errors import StorageError
 from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.store import Answer, Entry, Settled, SpendOnly
 from batchchat.store.frames import encode
-from batchchat.store.journal import HEADER, Journal, journal_path, journals, replay
-from batchchat.store.parts import Pending, output_schema, to_batch
+from batchchat.store.journal import HEADER, Journal, replay
+from batchchat.store.location.journals import journal_path, journals
+from batchchat.store.pending import Pending, to_batch
+from batchchat.store.schema import output_schema
 from tests.store_cases import RICH, SCHEMA, SPEND, answer, identity, record, rich_rows, row_batch, settled
 
 

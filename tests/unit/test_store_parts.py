@@ -15,8 +15,9 @@ import pytest
 from batchchat.errors import UsageError
 from batchchat.records import RECORD_COLUMNS
 from batchchat.store import RECORD_SCHEMA, Settled, output_schema, read_output, verify
-from batchchat.store.directory import Layout
-from batchchat.store.parts import DamagedPartError, LocalFiles, PartReader, write_part
+from batchchat.store.location.local import LocalFiles
+from batchchat.store.parts import DamagedPartError, PartReader, write_part
+from batchchat.store.state import Layout
 from tests.store_cases import RICH, SCHEMA, commit, open_store, record, rich_rows, row_batch, seal, settled
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from batchchat.records import Place
 from batchchat.sources import Stamp
-from batchchat.store.files import write_all
+from batchchat.store.location.disk import write_all
 from batchchat.store.trail import NO_KEY, Subject, Trail
 
 SUBJECT = Subject("text", 2, keyed=True)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 import batchchat
-from batchchat.runner import StopRequest
+from batchchat.runner.control import StopRequest
 from batchchat.store import read_state
 from tests.integration.jobs import query
 from tests.unit.test_run_clock import Provider, answer, simulate

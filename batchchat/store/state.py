@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import base64
 import errno
-import fcntl
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,12 +28,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
 
-from batchchat.errors import OutputLocked, StorageError, UsageError
+from batchchat.errors import StorageError, UsageError
 from batchchat.records import PARSED, RECORD_COLUMNS, Spend
-from batchchat.store.files import (
+from batchchat.store.journal import rows_schema
+from batchchat.store.location.disk import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
     append_line,
@@ -44,14 +42,16 @@ from batchchat.store.files import (
     publish_json,
     read_json,
     read_lines,
-    storage_error,
     storage_errors,
     synchronize_folder,
 )
-from batchchat.store.journal import journals, rows_schema
+from batchchat.store.location.journals import journals
+from batchchat.store.location.local import LocalFiles
+from batchchat.store.location.lock import Lock, holder_of, refusal, unusable
 from batchchat.store.manifest import NAME as MANIFEST
 from batchchat.store.manifest import Contents, losses, read_manifest, size_of
-from batchchat.store.parts import FORMAT, DamagedPartError, LocalFiles, PartReader, output_schema
+from batchchat.store.parts import DamagedPartError, PartReader
+from batchchat.store.schema import FORMAT, Frozen
 
 _EFFECTIVE = os.access in os.supports_effective_ids
 
@@ -118,6 +118,14 @@ class Layout:
     def answers(self) -> Path:
         """The cache of a pass that sends equal requests once; gone when the pass is complete."""
         return self.state / "answers"
+
+    def hold(self, run_id: str) -> Lock:
+        """Take the exclusive hold on the output. Raises OutputLocked, UsageError, StorageError."""
+        return Lock(self.root, self.state, run_id)
+
+    def holder(self) -> dict[str, Any] | None:
+        """Return who holds the output now (`pid`, `host`, `run_id`, `started_at`), None if nobody does."""
+        return holder_of(self.state)
 
     def parts(self) -> LocalFiles:
         """Return the dataset's parts."""
@@ -236,7 +244,7 @@ class Layout:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _unusable(self.root, error) from error
+            raise unusable(self.root, error) from error
         return None if others or begun else False
 
     def _marks(self) -> Iterator[bool]:
@@ -288,10 +296,10 @@ class Layout:
         existing = missing[-1].parent if missing else self.root
         for folder in (existing, self.state, self.data, self.temporary):
             if folder.exists() and not folder.is_dir():
-                raise _unusable(folder, _refusal(errno.ENOTDIR, folder))
+                raise unusable(folder, refusal(errno.ENOTDIR, folder))
             if folder.exists() and not os.access(folder, os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
                 read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
-                raise _unusable(folder, _refusal(errno.EROFS if read_only else errno.EACCES, folder))
+                raise unusable(folder, refusal(errno.EROFS if read_only else errno.EACCES, folder))
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             for folder in (self.state, self.temporary):
@@ -299,7 +307,7 @@ class Layout:
             for folder in missing:
                 synchronize_folder(folder.parent)
         except OSError as error:
-            raise _unusable(self.root, error) from error
+            raise unusable(self.root, error) from error
 
     def create_rest(self) -> None:
         """Make the folder an output by its format file, create the other folders and clear drafts."""
@@ -426,33 +434,6 @@ class Layout:
         return bool(self.parts().names() or self.archive().names() or journals(self.state))
 
 
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """The types that an output was made with: the input's columns, and `parsed` where answers have a schema.
-
-    `recovered` where they were told by the records, since the file that holds them is lost.
-    """
-
-    input: pa.Schema | None = None
-    parsed: pa.Field | None = None
-    recovered: bool = False
-
-    def output(self, metadata: dict[str, str] | None = None) -> pa.Schema | None:
-        """Return the schema of every part, None where nothing is frozen.
-
-        Raises UsageError where a column of the input has the name of one that batchchat got later.
-        """
-        if self.input is None:
-            return None
-        try:
-            return output_schema(self.input, self.parsed, metadata)
-        except ValueError as error:
-            raise UsageError(
-                f"{error}: this version of batchchat has columns that the version which made the output had not",
-                remedy="Go on with the version that wrote it, or set the output aside with --fresh.",
-            ) from error
-
-
 def _schema_text(schema: pa.Schema) -> str:
     return base64.b64encode(schema.serialize().to_pybytes()).decode("ascii")
 
@@ -461,99 +442,6 @@ def _schema_of(text: str) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))
 
 
-class Lock:
-    """The exclusive hold on an output, for as long as the process lives or until `release`."""
-
-    def __init__(self, layout: Layout, run_id: str) -> None:
-        self._path = layout.state / "lock"
-        try:
-            self._descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE)
-        except OSError as error:
-            raise _unusable(self._path, error) from error
-        try:
-            with storage_errors(self._path):
-                self._take(layout, run_id)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-
-    def _take(self, layout: Layout, run_id: str) -> None:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise _locked(layout.root, _holder(self._descriptor)) from error
-        # The folder may have been renamed (--fresh of another process) between opening the file and locking it.
-        try:
-            current = self._path.stat()
-        except FileNotFoundError:
-            current = None
-        mine = os.fstat(self._descriptor)
-        if current is None or (current.st_ino, current.st_dev) != (mine.st_ino, mine.st_dev):
-            raise _locked(layout.root, None)
-        holder = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "run_id": run_id,
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, orjson.dumps(holder), 0)
-
-    def release(self) -> None:
-        """Let go of the output."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
 def lock_holder(directory: Path | str) -> dict[str, Any] | None:
-    """Return who holds an output now (`pid`, `host`, `run_id`, `started_at`), None where nobody does."""
-    path = Layout(Path(directory)).state / "lock"
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _holder(descriptor) or {}
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-    return None
-
-
-def _holder(descriptor: int) -> dict[str, Any]:
-    with suppress(OSError, orjson.JSONDecodeError):
-        found = orjson.loads(os.pread(descriptor, 4096, 0))
-        if isinstance(found, dict):
-            return found
-    return {}
-
-
-def _locked(root: Path, holder: dict[str, Any] | None) -> OutputLocked:
-    who = f" (pid {holder.get('pid')} on {holder.get('host')})" if holder else ""
-    return OutputLocked(
-        f"another run{who} holds the output {root}",
-        remedy="Wait for it to end, or choose another output. `batchchat status` shows what it is doing.",
-    )
-
-
-def _refusal(code: int, path: Path) -> OSError:
-    """What the system would say if it were asked for more than it was."""
-    return OSError(code, os.strerror(code), str(path))
-
-
-_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EFBIG})
-"""Refusals that another folder would not change: the disk or the machine is at its end."""
-
-
-def _unusable(path: Path, error: OSError) -> UsageError | StorageError:
-    """What is wrong with an output before a run, in the system's own words: a wrong folder, or a disk that fails."""
-    if error.errno in _DISK:
-        return storage_error(error.filename or path, error)
-    remedy = "Choose a folder that you may write to, or change its permissions."
-    if error.errno in {errno.ENOTDIR, errno.EEXIST}:
-        remedy = "It is a file, and an output is a folder: choose another path, or move the file away."
-    return UsageError(f"the output {error.filename or path} cannot be written: {error.strerror}", remedy=remedy)
+    """Return who holds an output now (`pid`, `host`, `run_id`, `started_at`), None if nobody does."""
+    return Layout(Path(directory)).holder()

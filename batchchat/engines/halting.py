@@ -1,0 +1,105 @@
+"""Halting: for how long a provider may be down, and what a run that ends for it says. `DESIGN.md` has the rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import anyio
+
+from batchchat.engines.causes import PATIENCE_S, Causes
+from batchchat.engines.refusals import Refusals
+from batchchat.errors import NeedsHuman, ProviderUnavailable
+from batchchat.limits import Limiter
+from batchchat.records import ErrorKind, Failure, Request
+from batchchat.retry import RetryPolicy
+
+UNREACHABLE_S = 30.0
+"""Seconds that a host which has never answered may refuse connections.
+
+It is more likely to be a wrong address than an outage, so `retry.outage` is not waited for. Chosen, not measured: a
+server that is being restarted is back by then.
+"""
+
+
+class Outage:
+    """How long the provider has been down, as the limiter sees it, and what follows.
+
+    `resumed_at` is when the last pause ended, by anyio's clock. `last_unreached` is the message of the last attempt
+    that did not reach the provider.
+    """
+
+    def __init__(self, limiter: Limiter, policy: RetryPolicy, causes: Causes, refusals: Refusals) -> None:
+        self.resumed_at = -math.inf
+        self.last_unreached = "no connection"
+        self._limiter = limiter
+        self._policy = policy
+        self._causes = causes
+        self._refusals = refusals
+
+    def seconds(self) -> float:
+        """Return for how many seconds the provider has been down, 0 if it is up."""
+        return self._since_resume(self._limiter.outage_s)
+
+    def _since_resume(self, seconds: float) -> float:
+        # Nothing is sent during a pause, so its length tells nothing of the provider.
+        return min(seconds, anyio.current_time() - self.resumed_at)
+
+    def asks_the_rest(self, feed_done: bool, delayed: Iterable[tuple[float, int, Request]]) -> bool:
+        """Return true if it is time to ask every request that is left once, one after the other.
+
+        The provider is down for long enough, no further request will come that could show that it is up, and no
+        request that waits has a failure that only the provider can have caused.
+        """
+        patience = min(PATIENCE_S, self._policy.outage / 2)
+        return (
+            feed_done
+            and self._refusals.model_answered
+            and self.seconds() > patience
+            and all(request in self._causes.suspects for _, _, request in delayed)
+        )
+
+    @property
+    def unreachable(self) -> bool:
+        """Return true if nothing has ever answered and connections have failed for too long."""
+        return (
+            not self._limiter.answered
+            and self._since_resume(self._limiter.unreachable_s) > UNREACHABLE_S
+            # A host that takes requests, and has answered in an earlier run, can be reached.
+            and not (self._refusals.model_answered and self._causes.suspects)
+        )
+
+    def unreachable_error(self) -> ProviderUnavailable:
+        """Return why a run ends whose provider cannot be reached."""
+        return ProviderUnavailable(f"the provider cannot be reached: {self.last_unreached}", remedy=_ADDRESS_REMEDY)
+
+    def error(self, seconds: float, *, answered: bool) -> ProviderUnavailable:
+        """Return why a run ends whose provider has been down for these seconds.
+
+        `answered` says that the model has answered in this run: then the job's fields are not the cause.
+        """
+        message, remedy = f"the provider has been unavailable for {seconds:.0f} s", _LATER_REMEDY
+        if self._causes.last is not None:
+            message += f"; the last error: {self._causes.last.message}"
+        field = self._causes.field if not answered else None
+        if field is not None:
+            which = f"{field} {_MODES}" if field == "response.mode" else field
+            remedy = f"Every request failed with the same words, which are about the request: change {which}. {remedy}"
+        return ProviderUnavailable(message, remedy=remedy)
+
+
+def fatal_error(failure: Failure) -> NeedsHuman:
+    """Return why a run ends at a failure that every request would meet."""
+    # A failure that is fatal without an answer is that of a server that cannot prove who it is.
+    untrusted = failure.kind is ErrorKind.CONNECTION
+    return NeedsHuman(failure.message, remedy=_CERTIFICATE_REMEDY if untrusted else _FATAL_REMEDY)
+
+
+_FATAL_REMEDY = "Check the key, the account's credit and its permissions, then run the same command again."
+_LATER_REMEDY = "Run the same command again later: nothing that was answered is lost."
+_CERTIFICATE_REMEDY = (
+    "Check the host in provider.base_url. If the server's certificate is signed by an authority of your own, name that "
+    "authority's file in provider.ca_file (PEM). Then run the same command again."
+)
+_MODES = "(json_object or prompt, if the server does not take json_schema)"
+_ADDRESS_REMEDY = "Check the provider's base_url and your network, then run the same command again."

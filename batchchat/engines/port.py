@@ -1,0 +1,133 @@
+"""The engine port: what a run knows of an engine.
+
+An engine takes requests from a feed as it has room for them, and tells a sink what came of each. `local` sends each
+request as one HTTP exchange. The port is narrow, so that an engine that takes 50,000 requests at once (a provider's
+Batch API) fits behind it:
+
+- a `Feed` is an async generator of lists of requests; nothing is taken from it before there is room;
+- a `Sink` takes `Answered` (an answer that was billed but does not settle its request) and `Settled` (it does);
+- an `Engine` can be paused, drained and cancelled, and tells its `EngineProgress`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from batchchat.errors import BatchchatError
+from batchchat.events import InFlight, Pace
+from batchchat.records import Failure, Reply, Request, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An attempt that the provider answered and may bill, though its request goes on or stays open.
+
+    With a `step` the request goes on from this answer: `payload` is kept until it is settled (`review.journaled`).
+    """
+
+    request: Request
+    usage: Usage
+    step: int | None = None
+    payload: Any = None
+
+
+@dataclass(slots=True)
+class Settled:
+    """A request's end: `failure` is None for a completion. `reply` is its last attempt's.
+
+    `parsed` and `tolerated` are those of an answer that a schema accepted.
+    """
+
+    request: Request
+    reply: Reply
+    failure: Failure | None
+    parsed: Any = None
+    tolerated: bool = False
+
+
+Outcome = Answered | Settled
+
+
+class Sink(Protocol):
+    """Where outcomes go. `put` never waits and never loses; `room` waits until the sink has caught up."""
+
+    def put(self, outcome: Outcome) -> None:
+        """Take an outcome over, at once: from here on the sink answers for it."""
+
+    @property
+    def full(self) -> bool:
+        """Whether `room` should be awaited before more work is begun."""
+
+    async def room(self) -> None:
+        """Wait until the sink has caught up."""
+
+
+Feed = AsyncGenerator[list[Request], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProgress:
+    """What an engine has under way, and what it did since it began.
+
+    `sending` counts attempts that are under way, `waiting` requests that wait for their next one. `attempts`,
+    `retries`, `rate_limited` and `corrections` count from the start of the run. `oldest` holds the requests that have
+    been in flight longest.
+    """
+
+    sending: int
+    waiting: int
+    attempts: int
+    retries: int
+    rate_limited: int
+    corrections: int
+    pace: Pace
+    oldest: tuple[InFlight, ...]
+
+
+class Engine(Protocol):
+    """Executes requests. All methods are called on the run's event loop."""
+
+    @property
+    def halt(self) -> BatchchatError | None:
+        """Return why the engine ended early, None if it did not."""
+
+    @property
+    def answered(self) -> bool:
+        """Return true once the model has answered in this run."""
+
+    async def run(self, feed: Feed, sink: Sink) -> None:
+        """Execute all requests of the feed, or those that can be until `drain`, `cancel` or a reason to halt."""
+
+    def pause(self) -> None:
+        """Launch nothing until `resume`. Attempts that are under way may end."""
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+
+    def drain(self) -> None:
+        """Take no more work. Attempts that are under way may end."""
+
+    def cancel(self) -> None:
+        """End the attempts that are under way, too. Their requests stay open."""
+
+    def halt_for(self, error: BatchchatError) -> None:
+        """Drain for this reason; the first one is kept in `halt`."""
+
+    def retune(
+        self, *, requests_per_minute: float | None, tokens_per_minute: float | None, concurrency: int | None
+    ) -> None:
+        """Take other ceilings for what is launched from now on; None means no ceiling."""
+
+    def failed_before(self, custom_id: str) -> None:
+        """Note that this request failed for good in an earlier run: if it fails again, that is no outage."""
+
+    def release_held(self, sink: Sink) -> None:
+        """Settle requests that the engine holds back, if nothing is left that could tell more about them.
+
+        To be called when the feed itself waits for what is under way.
+        """
+
+    def progress(self, oldest: int = 0) -> EngineProgress:
+        """Return the progress now, with the `oldest` requests that have been in flight longest."""

@@ -1,0 +1,477 @@
+"""A run: one execution of a job into an output directory.
+
+`run_job` puts the parts together: it prepares the job, opens the store, feeds the engine, and tells how it ended. The
+pieces it joins each hold one idea: `preparation` checks before anything is sent, `intake` sorts rows, the engine
+executes requests, the writer makes outcomes durable.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from batchchat.budget import Budget
+from batchchat.client import ChatClient
+from batchchat.engines.local import LocalEngine
+from batchchat.engines.port import Engine
+from batchchat.errors import StoppedEarly, StorageError
+from batchchat.events import Event, Listener, RunSummary, Snapshot
+from batchchat.intake import Intake
+from batchchat.job import Job, api_key, load_keys, write_duration
+from batchchat.limits import MAX_CONCURRENCY, Limiter, TokenEstimator
+from batchchat.providers import DEMO, Provider
+from batchchat.retry import RetryPolicy
+from batchchat.runner.control import Ceilings, Control
+from batchchat.runner.ending import Ending
+from batchchat.runner.feed import RequestFeed
+from batchchat.runner.forecast import Forecaster
+from batchchat.runner.options import RunOptions
+from batchchat.runner.preparation import Prepared, prepare
+from batchchat.runner.rows import pass_of
+from batchchat.runner.run_summary import Figures, correction_event, plain
+from batchchat.runner.state import RunState
+from batchchat.runner.tally import Tally
+from batchchat.runner.wording import Wording
+from batchchat.runner.writer import Offload, Writer, in_thread
+from batchchat.store import Frozen, Store, frozen_schema
+from batchchat.store.state import Layout
+
+if TYPE_CHECKING:
+    import httpx
+
+    from batchchat.cache import AnswerCache
+    from batchchat.runner.reuse import Reuse
+
+__all__ = ["make_limiter", "run", "run_job"]
+
+_DEFAULTS = RunOptions()
+_TICK_S = 0.25
+"""Seconds between snapshots: a display looks smooth, and a snapshot costs well under a millisecond."""
+_LIVE_EVERY = 4
+"""Snapshots between two that are written to the output: once a second. Chosen, not measured."""
+
+
+def _no_listener(_event: Event) -> None:
+    pass
+
+
+async def run_job(
+    job: Job,
+    *,
+    options: RunOptions = _DEFAULTS,
+    transport: httpx.AsyncBaseTransport | None = None,
+    limiter: Limiter | None = None,
+    budget: Budget | None = None,
+    listener: Listener = _no_listener,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
+    stop: Control | None = None,
+    environ: Mapping[str, str] | None = None,
+    offload: Offload = in_thread,
+    open_store: Callable[..., Store] = Store.open,
+    seed: int | None = None,
+    demo_url: str | None = None,
+) -> RunSummary:
+    """Run a job, or go on with it where an earlier run stopped.
+
+    `transport` takes the place of the network. `limiter` and `budget` take the place of the job's own, so that runs can
+    share them. `listener` takes events, `on_snapshot` the counts four times a second. `stop` steers the run: it can
+    stop it, pause it and change its limits. `environ` takes the place of the process's environment for keys. `offload`
+    runs blocking code (default: in worker threads), `open_store` takes the place of `Store.open`. `seed` makes jitter
+    repeatable. `demo_url` is the address of a demo server that runs already.
+
+    Returns how the run ended: whatever fails after the start is in the summary's `exit_code` and `reason`.
+
+    Raises UsageError before anything is sent or written, OutputLocked if another run holds the output, StorageError if
+    the output cannot be opened.
+    """
+    setting = _Setting(
+        options=options,
+        control=stop or Control(),
+        listener=listener,
+        on_snapshot=on_snapshot,
+        offload=offload,
+        open_store=open_store,
+        rng=random.Random(seed),  # noqa: S311 - jitter, not cryptography
+        limiter=limiter,
+        transport=transport,
+        demo_url=demo_url,
+    )
+    return await _execute(job, setting, budget=budget, environ=environ)
+
+
+def run(job: Job, **options: Any) -> RunSummary:
+    """Run a job to its end: `run_job` for callers without an event loop. Takes the same keywords."""
+    return anyio.run(functools.partial(run_job, job, **options))
+
+
+def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
+    """Return a limiter under a job's limits, and where it sets none those of its provider; runs may share it.
+
+    It lets no more be under way at once than this process may have open files, and tells where that is less.
+    """
+    from batchchat.transport import connection_room
+
+    limits = job.limits
+    concurrency = limits.concurrency
+    room = connection_room(files_each=2 if job.resolved_provider().base_url is None else 1)
+    if concurrency is not None and concurrency > room:
+        message = f"limits.concurrency is {concurrency}, and the open files of this process allow {room} (ulimit -n)"
+        listener(Event("concurrency_lowered", message, "warning"))
+        concurrency = room
+    return Limiter(
+        requests_per_minute=limits.requests_per_minute,
+        tokens_per_minute=limits.tokens_per_minute,
+        concurrency=concurrency,
+        advertised_requests_per_minute=provider.requests_per_minute,
+        advertised_tokens_per_minute=provider.tokens_per_minute,
+        advertised_concurrency=min(provider.concurrency or MAX_CONCURRENCY, room),
+        listener=listener,
+        rng=rng,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """What a caller of `run_job` may put in place of the usual: see there."""
+
+    options: RunOptions
+    control: Control
+    listener: Listener
+    on_snapshot: Callable[[Snapshot], None] | None
+    offload: Offload
+    open_store: Callable[..., Store]
+    rng: random.Random
+    limiter: Limiter | None
+    transport: httpx.AsyncBaseTransport | None
+    demo_url: str | None
+
+
+class _Opening:
+    """Opens what a run needs: output, answer cache, provider, engine, writer. `stack` holds them until it is left."""
+
+    def __init__(self, job: Job, prepared: Prepared, budget: Budget | None, setting: _Setting) -> None:
+        self._job = job
+        self._prepared = prepared
+        self._provider = prepared.provider
+        self._budget = budget
+        self._setting = setting
+        self._warnings: list[str] = []
+        self._run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        reopens = setting.options.retry_failed
+        self._reopens = job.retry.reopens() if reopens is None else reopens
+
+    def open_store(self) -> Store:
+        """Open the output, and say what had to be recovered. Blocking code; raises as `Store.open` does."""
+        job, setting = self._job, self._setting
+        store = setting.open_store(
+            Path(job.output.path),
+            job_name=job.name,
+            snapshot=job.snapshot(),
+            run_id=self._run_id,
+            input_schema=self._prepared.source.schema,
+            parsed=self._prepared.parsed,
+            with_keys=job.input.key is not None,
+            part_rows=job.output.part_rows,
+            part_bytes=job.output.part_bytes,
+            part_seconds=job.output.part_seconds,
+            currency=self._provider.currency,
+            fresh=setting.options.fresh,
+            following=pass_of(self._prepared, self._reopens),
+        )
+        if store.known is not None:
+            store.known.look_up(store.index, store.keys)
+        renamed = store.recovery.renamed
+        if renamed is not None:
+            message = f"the old output is kept as {renamed}; `batchchat clean {job.output.path}` removes old ones"
+            setting.listener(Event("set_aside", message, "info", {"path": str(renamed)}))
+        for message in store.recovery.messages:
+            self._warnings.append(message)
+            setting.listener(Event("recovered", message, "warning"))
+        return store
+
+    async def open_cache(self, stack: AsyncExitStack, folder: Path) -> AnswerCache:
+        """Open the answers that equal requests share."""
+        from batchchat.cache import AnswerCache
+
+        offload = self._setting.offload
+        cache: AnswerCache = await offload(AnswerCache.open, folder)
+        stack.push_async_callback(offload, cache.close)
+        return cache
+
+    async def connect(
+        self, stack: AsyncExitStack, store: Store, wording: Wording, cache: AnswerCache | None, key: str | None
+    ) -> RunState:
+        """Connect to the provider and join the parts of the run. `key` is the provider's API key."""
+        job, setting, prepared = self._job, self._setting, self._prepared
+        client = await self._connect_client(stack, key)
+        if cache is None and job.dedupe:
+            cache = await self.open_cache(stack, Layout(store.directory).answers)
+        price = self._provider.prices.get(job.model)
+        tally = Tally()
+        engine = self._make_engine(client, store, wording)
+        writer = Writer(
+            store,
+            tally,
+            run_id=self._run_id,
+            price=price,
+            offload=setting.offload,
+            wall_clock_us=_now_us,
+            listener=setting.listener,
+            on_error=engine.cancel,
+        )
+        return RunState(
+            job=job,
+            options=setting.options,
+            control=setting.control,
+            run_id=self._run_id,
+            started=0.0,
+            tell=setting.listener,
+            offload=setting.offload,
+            prepared=prepared,
+            provider=self._provider,
+            budget=self._budget,
+            store=store,
+            wording=wording,
+            tally=tally,
+            forecaster=Forecaster(price),
+            intake=self._make_intake(store),
+            writer=writer,
+            engine=engine,
+            reuse=self._make_reuse(cache, writer) if cache is not None else None,
+            warnings=self._warnings,
+            open_answers=store.open_answers(),
+        )
+
+    async def _connect_client(self, stack: AsyncExitStack, key: str | None) -> ChatClient:
+        """Open the client. A provider `demo` without an address gets a demo server in this process."""
+        job, setting, provider = self._job, self._setting, self._provider
+        transport = setting.transport
+        if provider.base_url is None and provider.name == DEMO:
+            base_url = "http://demo.invalid/v1" if transport is not None else setting.demo_url
+            provider = self._provider = provider.with_base_url(base_url or await self._start_demo(stack))
+        if transport is None:
+            from batchchat.transport import choose_transport
+
+            transport = choose_transport(provider.base_url or "", ca_file=provider.ca_file, kind=provider.transport)
+        client = ChatClient(
+            provider,
+            transport,
+            api_key=key,
+            request_timeout=job.retry.request_timeout,
+            stream=bool(job.params.stream),
+        )
+        await stack.enter_async_context(client)
+        return client
+
+    async def _start_demo(self, stack: AsyncExitStack) -> str:
+        from batchchat.demo import DemoOptions, DemoServer
+
+        offload = self._setting.offload
+        server = DemoServer(DemoOptions(track_bodies=False))
+        await offload(server.start)
+        stack.push_async_callback(offload, server.stop)
+        return server.base_url
+
+    def _make_engine(self, client: ChatClient, store: Store, wording: Wording) -> Engine:
+        job, setting, provider = self._job, self._setting, self._provider
+        retry, counts = job.retry, store.index.counts()
+        account = self._budget.account(provider.prices.get(job.model), provider.currency) if self._budget else None
+        return LocalEngine(
+            client,
+            setting.limiter or make_limiter(job, provider, setting.listener, setting.rng),
+            RetryPolicy(retry.attempts, retry.request_timeout, retry.row_deadline, retry.outage),
+            estimator=TokenEstimator(),
+            listener=setting.listener,
+            account=account,
+            rng=setting.rng,
+            answered_before=counts.ok > 0,
+            job_answered=counts.ok > 0 and wording.known,
+            reviewer=None if self._prepared.reviewer.idle else self._prepared.reviewer,
+            offload=setting.offload,
+        )
+
+    def _make_intake(self, store: Store) -> Intake:
+        job, prepared = self._job, self._prepared
+        intake = Intake(
+            prepared.template,
+            prepared.identity,
+            index=store.index,
+            keys=store.keys,
+            key_column=job.input.key,
+            reopens=self._reopens,
+            selection=prepared.selection,
+            samples=job.samples,
+            answer_ids=job.cache is not None or job.dedupe,
+        )
+        if store.known is not None:
+            intake.pass_over(store.known)
+        return intake
+
+    def _make_reuse(self, cache: AnswerCache, writer: Writer) -> Reuse:
+        from batchchat.runner.reuse import Reuse
+
+        setting = self._setting
+        return Reuse(
+            cache,
+            writer,
+            self._prepared.reviewer,
+            own=self._job.cache is None,
+            offload=setting.offload,
+            listener=setting.listener,
+        )
+
+
+class _Running:
+    """Moves a run from its first row to its last outcome, under the person's control."""
+
+    def __init__(self, run: RunState, figures: Figures, on_snapshot: Callable[[Snapshot], None] | None) -> None:
+        self._run = run
+        self._figures = figures
+        self._on_snapshot = on_snapshot
+        self._group: TaskGroup
+
+    async def work(self) -> None:
+        """Execute the run's requests. Return when nothing is under way any more and every outcome is durable."""
+        run = self._run
+        run.phase = "running"
+        job = run.job
+        fields = {"run_id": run.run_id, "job": job.name, "output": job.output.path, "model": job.model}
+        run.tell(Event("run_started", f"run {run.run_id} into {job.output.path}", "debug", fields))
+        async with anyio.create_task_group() as group:
+            group.start_soon(run.writer.run)
+            try:
+                async with anyio.create_task_group() as inner:
+                    self._group = inner
+                    with run.control.watch(self):
+                        inner.start_soon(self._tick)
+                        if job.deadline is not None:
+                            inner.start_soon(self._watch_deadline, job.deadline)
+                        await run.engine.run(RequestFeed(run).requests(), run.sink)
+                    run.phase = "ending"
+                    inner.cancel_scope.cancel()
+            finally:
+                run.writer.finish()
+
+    def on_stop(self, times: int) -> None:
+        """Drain at the first call, and end what is under way at the second."""
+        run = self._run
+        if times > 1:
+            run.engine.cancel()
+            return
+        run.phase = "draining"
+        wait = f"waiting up to {run.options.grace:g} s for what is in flight"
+        run.tell(Event("stopping", f"{run.control.reason}: {wait}"))
+        run.engine.drain()
+        self._group.start_soon(self._grace)
+
+    def on_pause(self) -> None:
+        """Launch nothing until `on_resume`."""
+        self._run.engine.pause()
+        self._run.tell(Event("paused", "paused: nothing is sent until the job is resumed"))
+
+    def on_resume(self) -> None:
+        """Go on launching."""
+        self._run.engine.resume()
+        self._run.tell(Event("resumed", "resumed"))
+
+    def on_retune(self, ceilings: Ceilings) -> None:
+        """Take other ceilings for what is launched from now on."""
+        self._run.engine.retune(
+            requests_per_minute=ceilings.requests_per_minute,
+            tokens_per_minute=ceilings.tokens_per_minute,
+            concurrency=ceilings.concurrency,
+        )
+        self._run.tell(Event("limits_changed", "the job's limits were changed", "info", plain(ceilings)))
+
+    async def _watch_deadline(self, deadline: float) -> None:
+        """Launch nothing after the deadline, counted from the start of the run; what is in flight gets the grace."""
+        run = self._run
+        await anyio.sleep(max(0.0, run.started + deadline - anyio.current_time()))
+        if not run.control.asked:
+            message = f"the deadline of {write_duration(deadline)} is over"
+            run.engine.halt_for(StoppedEarly(message, remedy="The same command goes on where it stopped."))
+            await self._grace()
+
+    async def _grace(self) -> None:
+        await anyio.sleep(self._run.options.grace)
+        self._run.engine.cancel()
+
+    async def _tick(self) -> None:
+        """Show a snapshot four times a second; write it to the output and look for a part that is due once a second."""
+        run = self._run
+        ticks = 0
+        corrected = False
+        while True:
+            run.tally.sample(anyio.current_time())
+            # The feed waits for requests that the engine may be holding back.
+            if run.reuse is not None and run.reuse.crowded:
+                run.engine.release_held(run.sink)
+            snapshot = self._figures.snapshot()
+            if snapshot.forecast is not None and snapshot.forecast.corrected and not corrected:
+                corrected = True
+                run.tell(correction_event(snapshot.forecast, snapshot.currency))
+            if self._on_snapshot is not None:
+                self._on_snapshot(snapshot)
+            if ticks % _LIVE_EVERY == 0:
+                try:
+                    await run.offload(run.store.write_live, plain(snapshot))
+                except StorageError as error:
+                    run.writer.fail(error)
+                    return
+                run.writer.poke()
+            ticks += 1
+            await anyio.sleep(_TICK_S)
+
+
+async def _execute(
+    job: Job, setting: _Setting, *, budget: Budget | None, environ: Mapping[str, str] | None
+) -> RunSummary:
+    started = anyio.current_time()
+    options, offload = setting.options, setting.offload
+    if budget is None and job.budget.capped:
+        caps = job.budget
+        budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
+    warned: list[str] = []
+    key = api_key(job, job.resolved_provider(), load_keys(job, environ), warn=warned.append)
+    for message in warned:
+        setting.listener(Event("warning", message, "warning"))
+    frozen = Frozen() if options.fresh else await offload(frozen_schema, Path(job.output.path))
+    prepared = await offload(
+        functools.partial(prepare, job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed)
+    )
+    job = prepared.job
+    opening = _Opening(job, prepared, budget, setting)
+    async with AsyncExitStack() as held:
+        cache = await opening.open_cache(held, Path(job.cache)) if job.cache is not None else None
+        store = await offload(opening.open_store)
+        try:
+            wording = Wording(store, prepared)
+            await offload(wording.begin)
+            async with AsyncExitStack() as stack:
+                run = await opening.connect(stack, store, wording, cache, key)
+                run.started = started
+                run.warnings[:0] = warned
+                figures = Figures(run)
+                await _Running(run, figures, setting.on_snapshot).work()
+            summary = await Ending(run, figures).end()
+            if setting.on_snapshot is not None:
+                setting.on_snapshot(figures.snapshot())
+            return summary
+        finally:
+            with anyio.CancelScope(shield=True):
+                await offload(store.close)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

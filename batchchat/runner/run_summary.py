@@ -1,0 +1,193 @@
+"""The figures of a run: a snapshot while it goes on, and the summary at its end."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import anyio
+
+from batchchat.errors import BatchchatError
+from batchchat.events import Event, FailureGroup, Forecast, Phase, RunSummary, Snapshot
+from batchchat.format import money, short
+from batchchat.providers import DEMO
+from batchchat.runner.state import RunState
+
+_OLDEST = 8
+"""Requests in flight that a snapshot names: as many as fit below a progress display of 24 lines."""
+
+
+class Figures:
+    """Reads the parts of a run and returns its figures. It changes nothing."""
+
+    def __init__(self, run: RunState) -> None:
+        self._run = run
+
+    def snapshot(self) -> Snapshot:
+        """Return the counts of the run now."""
+        run = self._run
+        tally, counts, progress = run.tally, run.intake.counts, run.engine.progress(_OLDEST)
+        total, exact = self._total()
+        settled = tally.ok + tally.failed + tally.revived + counts.done + counts.failed_before
+        rate = tally.rows.per_s
+        return Snapshot(
+            run_id=run.run_id,
+            job=run.job.name,
+            phase=self._phase(),
+            samples=run.job.samples,
+            elapsed_s=anyio.current_time() - run.started,
+            total=total,
+            total_exact=exact,
+            ok=tally.ok,
+            failed=tally.failed,
+            done_before=counts.done + tally.revived,
+            failed_before=counts.failed_before,
+            sending=progress.sending,
+            waiting=progress.waiting,
+            attempts=progress.attempts,
+            retries=progress.retries,
+            rate_limited=progress.rate_limited,
+            spend=tally.spend,
+            currency=run.currency,
+            rows_per_s=rate,
+            tokens_per_s=tally.tokens.per_s,
+            eta_s=max(0, total - settled) / rate if total is not None and rate > 0 else None,
+            failures=tally.failures(),
+            pace=progress.pace,
+            oldest=progress.oldest,
+            budget=run.budget.use() if run.budget else None,
+            forecast=self._forecast(max(0, total - settled)) if total is not None else None,
+            cache_hits=tally.shared,
+        )
+
+    def _forecast(self, left: int) -> Forecast | None:
+        """Return what the run will have used when `left` more samples are settled."""
+        run = self._run
+        tally = run.tally
+        return run.forecaster.forecast(settled=tally.ok + tally.failed, asked=tally.asked, spend=tally.spend, left=left)
+
+    def _phase(self) -> Phase:
+        """Return the phase that is shown: an engine that halts drains, and a person may have paused the run."""
+        run = self._run
+        if run.phase != "running":
+            return run.phase
+        if run.engine.halt is not None:
+            return "draining"
+        return "paused" if run.control.paused else "running"
+
+    def _total(self) -> tuple[int | None, bool]:
+        """Return how many samples the pass has, and whether that is exact or an estimate by the share that was read."""
+        rows, exact = self._total_rows()
+        return None if rows is None else rows * self._run.job.samples, exact
+
+    def _total_rows(self) -> tuple[int | None, bool]:
+        run = self._run
+        seen, source, options = run.intake.counts.rows, run.prepared.source, run.options
+        if run.read_all:
+            return seen, True
+        if run.counted is not None:
+            return run.counted, True
+        known = source.known_rows()
+        if known is None:
+            share = source.fraction()
+            # The first rows of a file are too few to estimate from.
+            if share <= 0.001 or seen == 0:
+                return None, False
+            known, exact = round(seen / share), False
+        else:
+            exact = True
+        for bound in (options.limit, options.sample):
+            known = min(known, bound) if bound is not None else known
+        return max(known, seen), exact
+
+    def summary(self, error: BatchchatError | None) -> RunSummary:
+        """Return how the run ended; `error` is why it ended early, if it did."""
+        run = self._run
+        counts, tally, intake = run.store.index.counts(), run.tally, run.intake.counts
+        progress = run.engine.progress()
+        total, _ = self._total_rows()
+        rows = total if total is not None else intake.rows
+        failed = sum(counts.seen_failed.values())
+        reason, remedy, code = None, None, 1 if failed else 0
+        if error is not None:
+            reason, remedy, code = error.message, error.remedy, error.exit_code
+        elif run.control.asked:
+            reason, code = run.control.reason, run.control.exit_code or 1
+        elapsed = anyio.current_time() - run.started
+        left = max(0, rows * run.job.samples - counts.seen)
+        reopened = failed and any(kind in run.job.retry.reopens() for kind in counts.seen_failed)
+        return RunSummary(
+            run_id=run.run_id,
+            job=run.job.name,
+            output=run.job.output.path,
+            provider=run.provider.name,
+            model=run.job.model,
+            exit_code=code,
+            reason=reason,
+            remedy=remedy,
+            elapsed_s=elapsed,
+            rows=rows,
+            samples=run.job.samples,
+            ok=counts.seen_ok,
+            failed=failed,
+            open=left,
+            kept=counts.kept,
+            new_ok=tally.ok,
+            new_failed=tally.failed,
+            revived=tally.revived,
+            sent=progress.attempts,
+            retries=progress.retries,
+            rate_limited=progress.rate_limited,
+            corrections=progress.corrections,
+            spend=tally.spend,
+            spend_total=run.store.ledger_total(),
+            currency=run.currency,
+            rows_per_s=(tally.ok + tally.failed) / elapsed if elapsed > 0 else 0.0,
+            failures=self._failures(),
+            warnings=tuple(run.warnings),
+            note=run.provider.note if run.provider.name == DEMO else "",
+            resume=run.options.command if left or reopened else None,
+            budget=run.budget.use() if run.budget else None,
+            forecast=self._forecast(0),
+            cache_hits=tally.shared,
+            streamed=tally.streamed,
+        )
+
+    def _failures(self) -> tuple[FailureGroup, ...]:
+        """Failed rows of the pass by kind; this run's examples, and the count alone where an earlier run had them."""
+        run = self._run
+        groups = {group.kind: group for group in run.tally.failures()}
+        found = []
+        for kind, number in run.store.index.counts().seen_failed.items():
+            group = groups.get(kind.value)
+            example = FailureGroup(kind.value, number, "(in an earlier run; `batchchat show --failed` tells)")
+            found.append(replace(group, count=number) if group else example)
+        return tuple(sorted(found, key=lambda group: -group.count))
+
+
+def correction_event(forecast: Forecast, currency: str | None) -> Event:
+    """The event that tells how far off the guess by size was."""
+    now, guess = f"{short(forecast.tokens)} tokens", f"{short(forecast.guessed_tokens)} tokens"
+    if forecast.cost is not None:
+        now, guess = (
+            f"{money(forecast.cost, currency)} and {now}",
+            f"{money(forecast.guessed_cost, currency)} and {guess}",
+        )
+    message = f"after {forecast.answers} answers: about {now} at the end, where {guess} were estimated by size"
+    return Event("estimate_corrected", message, "info", {**plain(forecast), "currency": currency})
+
+
+def plain(view: Any) -> dict[str, Any]:
+    """A frozen view as JSON values; named tuples by their fields' names."""
+    value: dict[str, Any] = _plain(view)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: _plain(each) for name, each in value._asdict().items()}
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value

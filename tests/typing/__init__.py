@@ -1,0 +1,1 @@
+"""Contracts that mypy checks and nobody runs."""

@@ -1,0 +1,69 @@
+"""The typing contract of the public API. mypy checks it with the rest of the tests; pytest does not collect it.
+
+If a line here has to change, the code of users has to change too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import assert_type
+
+import batchchat
+from batchchat import Ceilings, Control, Event, Job, RunOptions, RunSummary, Snapshot, StopRequest
+
+
+def a_job_is_read_from_a_file_with_changes() -> None:
+    assert_type(batchchat.load_job("job.yaml"), Job)
+    batchchat.load_job(Path("job.yaml"), overrides=["model=small"], input="rows.jsonl", output="out")
+
+
+def a_run_returns_its_summary(job: Job) -> None:
+    summary = batchchat.run(job)
+    assert_type(summary, RunSummary)
+    assert_type(summary.exit_code, int)
+    assert_type(summary.reason, str | None)
+    assert_type(summary.ok, int)
+    assert_type(summary.failed, int)
+    assert_type(summary.open, int)
+    assert_type(summary.spend.cost, float)
+
+
+async def a_run_is_watched_and_steered(job: Job) -> None:
+    control = Control()
+
+    def on_event(event: Event) -> None:
+        assert_type(event.name, str)
+
+    def on_snapshot(snapshot: Snapshot) -> None:
+        assert_type(snapshot.total, int | None)
+        if snapshot.failed > 100:
+            control.pause()
+            control.retune(Ceilings(requests_per_minute=60, tokens_per_minute=None, concurrency=4))
+            control.resume()
+            control.stop(reason="too many rows failed", exit_code=1)
+
+    options = RunOptions(limit=10, sample=5, seed=1, fresh=True, prune=False, grace=20.0)
+    summary = await batchchat.run_job(
+        job, options=options, listener=on_event, on_snapshot=on_snapshot, stop=control, environ={"KEY": "value"}
+    )
+    assert_type(summary, RunSummary)
+
+
+def the_old_name_of_a_control_is_one() -> None:
+    assert_type(StopRequest(), Control)
+
+
+def an_output_is_read_as_arrow() -> None:
+    assert batchchat.read_output("out", columns=["text"]).num_rows
+    batches = batchchat.iter_output(Path("out"), batch_rows=1000)
+    iterator: Iterator[object] = batches
+    assert next(iterator)
+
+
+def errors_have_a_message_a_remedy_and_an_exit_code(error: batchchat.BatchchatError) -> None:
+    assert_type(error.message, str)
+    assert_type(error.exit_code, int)
+    assert_type(error.remedy, str | None)
+    wrong: batchchat.BatchchatError = batchchat.UsageError("what is wrong")
+    raise wrong
