@@ -340,7 +340,7 @@ class Controller:
         return min(HINT_MAX_S, _LONG_S * 2.0 ** (self.hold.tries if self.hold.active else 0))
 
     def held_by(self, now: float) -> str | None:
-        """Name what holds requests back now, and whose word that is, to be read after "held by"; None if nothing does."""
+        """Name what holds requests back now and whose word that is, to stand behind "held by". None if nothing does."""
         if self.breaker.active:
             return "a provider that does not answer"
         if self.hold.active:
