@@ -132,7 +132,7 @@ def test_a_summary_tells_rows_requests_tokens_cost_and_time() -> None:
         "rows ok 177 12,297",
         "rows failed 3 3",
         "rows open 0",
-        "records kept of earlier inputs 12",
+        "records of rows not in this run 12",
         "requests sent 185",
         "of them retries 5",
         "of them rate limited 1",
