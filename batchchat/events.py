@@ -165,7 +165,8 @@ class RunSummary:
     where a row is asked once, these are counts of rows. `sent` counts attempts, `corrections` answers that did not fit
     and were asked for again. `streamed` is about this run's own completions, None where none was streamed. `resume` is
     the command that goes on, None where nothing is left to do. `prompt_id` tells the prompt of the job as it is;
-    `earlier_prompt` of the `kept` records answer another one, of rows that this pass did not take.
+    `earlier_prompt` of the `kept` records answer another one, of rows that this pass did not take. `retry` is the
+    command that tries failed rows again, None if no row failed or the next run tries all of them anyway.
     """
 
     run_id: str
@@ -204,3 +205,4 @@ class RunSummary:
     streamed: Streamed | None = None
     prompt_id: str | None = None
     earlier_prompt: int = 0
+    retry: str | None = None

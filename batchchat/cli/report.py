@@ -69,9 +69,13 @@ def render_summary(summary: RunSummary) -> RenderableType:
     if summary.remedy:
         parts.append(_pair("remedy", summary.remedy, "bold"))
     parts.append(_pair("output", summary.output))
+    if summary.failed:
+        parts.append(_pair("failed rows", f"batchchat show {shlex.quote(summary.output)} --failed"))
+    if summary.retry:
+        parts.append(_pair("try again", summary.retry))
     if summary.resume:
         parts.append(_pair("go on with", summary.resume))
-    elif summary.ok:
+    elif summary.ok and not summary.failed:
         parts.append(_pair("look at it", f"batchchat show {shlex.quote(summary.output)}"))
     return Group(*parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -155,7 +156,19 @@ class Figures:
             streamed=tally.streamed,
             prompt_id=prompt_id_of(run.prepared),
             earlier_prompt=run.earlier_prompt,
+            retry=self._retry(),
         )
+
+    def _retry(self) -> str | None:
+        """Return the command that tries again the failed rows that a next run leaves as they are."""
+        run = self._run
+        reopened = run.job.retry.reopens()
+        kinds = [kind.value for kind in run.store.index.counts().seen_failed if kind not in reopened]
+        if run.options.command is None or not kinds:
+            return None
+        words = shlex.split(run.options.command)
+        words = [word for word in words if word.partition("=")[0] != "--retry-failed"]
+        return shlex.join([*words, f"--retry-failed={','.join(sorted(kinds))}"])
 
     def _failures(self) -> tuple[FailureGroup, ...]:
         """Failed rows of the pass by kind; this run's examples, and the count alone where an earlier run had them."""

@@ -173,6 +173,13 @@ def test_the_command_to_go_on_is_never_broken(width: int) -> None:
     assert last == "go on with   batchchat run jobs/label-tickets.yaml --retry-failed"
 
 
+def test_the_commands_that_look_at_failed_rows_and_try_them_again_stand_in_the_summary() -> None:
+    command = "batchchat run jobs/label-tickets.yaml --retry-failed=refusal,truncated"
+    lines = shown(render_summary(replace(SUMMARY, output="out/t", resume=None, retry=command))).splitlines()
+    assert lines[-2:] == ["failed rows  batchchat show out/t --failed", f"try again    {command}"]
+    assert "try again" not in shown(render_summary(replace(SUMMARY, failed=0, exit_code=0)))
+
+
 def test_a_perfect_run_says_so_and_where_to_look() -> None:
     text = shown(
         render_summary(
