@@ -78,7 +78,7 @@ def test_a_report_tells_how_a_run_went(tmp_path: Path, browser: Browser) -> None
         assert page.text(".pill") == "10 rows failed"
         tiles = dict(zip(page.texts(".tile dt"), page.texts(".tile .value"), strict=True))
         assert (tiles["Answers"], tiles["Failed"]) == ("90", "10")
-        assert tiles["Cost"] == f"{summary.spend.cost:.4f} EUR"
+        assert tiles["Cost of these answers"] == f"{summary.spend.cost:.4f} EUR"
         assert page.count(".plot") == page.count(".plot .main-svg:first-child") >= 5
         failures = page.text("section:has(h2:text('Failures')) tbody")
         assert "invalid_request" in failures
