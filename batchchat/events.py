@@ -145,6 +145,7 @@ class Snapshot:
     budget: BudgetUse | None = None
     forecast: Forecast | None = None
     cache_hits: int = 0
+    prompt_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,9 @@ class RunSummary:
     count all samples of the pass, also those that an earlier run settled; `new_ok` and `new_failed` are this run's own;
     where a row is asked once, these are counts of rows. `sent` counts attempts, `corrections` answers that did not fit
     and were asked for again. `streamed` is about this run's own completions, None where none was streamed. `resume` is
-    the command that goes on, None where nothing is left to do.
+    the command that goes on, None where nothing is left to do. `prompt_id` tells the prompt of the job as it is;
+    `earlier_prompt` of the `kept` records answer another one, of rows that this pass did not take. `retry` is the
+    command that tries failed rows again, None if no row failed or the next run tries all of them anyway.
     """
 
     run_id: str
@@ -200,3 +203,6 @@ class RunSummary:
     forecast: Forecast | None = None
     cache_hits: int = 0
     streamed: Streamed | None = None
+    prompt_id: str | None = None
+    earlier_prompt: int = 0
+    retry: str | None = None

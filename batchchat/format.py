@@ -95,12 +95,24 @@ def money(amount: float | None, currency: str | None = None) -> str:
 
 
 def percent(part: int, whole: int | None) -> str:
-    """Write a share in whole percent; it says 100% only when all is there, and 0% only when nothing is."""
+    """Write progress in whole percent, rounded down: 100% only when all is there, 0% only when nothing is."""
     if whole is None or whole <= 0:
         return UNKNOWN
     if part >= whole:
         return "100%"
     return "<1%" if 0 < part * 100 < whole else f"{part * 100 // whole}%"
+
+
+def share(part: int, whole: int | None) -> str:
+    """Write a share of a whole, rounded to one decimal: shares of one whole sum to about 100 %.
+
+    For how far something is, `percent` rounds down instead.
+    """
+    if whole is None or whole <= 0:
+        return UNKNOWN
+    if 0 < part * 2000 < whole:
+        return "<0.1%"
+    return f"{100 * part / whole:.1f}".removesuffix(".0") + "%"
 
 
 def plural(number: int, noun: str, nouns: str | None = None) -> str:

@@ -40,9 +40,14 @@ def status_of(directory: Path) -> StatusView:
     pace = StreamPace()
     live = _snapshot(output.live) if output.live and output.holder is not None else None
     new = [0, 0]
-    for batch in output.records(["status", "error_kind", "error_message", "row_index", "run_id", *_STREAMED]):
+    prompt_id, earlier = _prompt_id(output), 0
+    for batch in output.records(
+        ["status", "error_kind", "error_message", "row_index", "run_id", "prompt_id", *_STREAMED]
+    ):
         _count(batch, counts, examples)
         _time(batch, pace)
+        if prompt_id is not None:
+            earlier += _earlier(batch, prompt_id)
         if live is not None:
             mine = batch.filter(pc.equal(batch.column("run_id"), live.run_id)).column("status")
             failed = pc.equal(mine, "failed").true_count
@@ -76,7 +81,7 @@ def status_of(directory: Path) -> StatusView:
             str(output.live.get("run_id")), None, "it ended without a word: killed, or the machine went down", None
         )
     samples = output.job.get("samples")
-    unfinished = running is None and (last is None or last.exit_code != 0)
+    unfinished = running is None and (last is None or last.exit_code != 0 or earlier > 0)
     return StatusView(
         job=str(output.job.get("name", "")),
         output=str(directory),
@@ -92,7 +97,21 @@ def status_of(directory: Path) -> StatusView:
         command=_command(output.job, directory) if unfinished else None,
         samples=samples if isinstance(samples, int) else 1,
         streamed=pace.streamed,
+        earlier_prompt=earlier,
     )
+
+
+def _prompt_id(output: Output) -> str | None:
+    """Return the prompt of the job as the latest run had it; None if no run told it."""
+    told: list[Mapping[str, Any]] = [*output.runs[-1:], *([output.live] if output.live else [])]
+    newest = max(told, key=lambda run: str(run.get("run_id")), default=None)
+    return None if newest is None else _text(newest.get("prompt_id"))
+
+
+def _earlier(batch: pa.RecordBatch, prompt_id: str) -> int:
+    """Return how many completions of a batch answer another prompt."""
+    others = pc.not_equal(batch.column("prompt_id"), prompt_id)
+    return int(pc.and_(others, pc.equal(batch.column("status"), "ok")).true_count)
 
 
 def _command(snapshot: Mapping[str, Any], directory: Path) -> str | None:

@@ -221,7 +221,8 @@ class Record:
     `logprobs` is there where the request asked for it (see `Completion`). `ttft_s` and `output_tokens_per_s` are null
     unless the last attempt was streamed. The first is the time from the request's going out to the first thing the
     model wrote, reasoning and tool calls included, in seconds; the second is the answer's `completion_tokens` over the
-    time from then to the last thing it wrote, null where all came at once.
+    time from then to the last thing it wrote, null where all came at once. `prompt_id` tells which prompt the record
+    answers (see `runner.rows.prompt_id_of`); null in what an earlier version wrote.
     """
 
     batch: RowBatch
@@ -259,6 +260,7 @@ class Record:
     logprobs: tuple[dict[str, Any], ...] | None = None
     ttft_s: float | None = None
     output_tokens_per_s: float | None = None
+    prompt_id: str | None = None
     parsed: Any = None
 
 

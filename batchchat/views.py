@@ -112,7 +112,7 @@ class StatusView:
 
     `open` is None where the number of rows is not known. `spent` is the sum of the ledger. `ok`, `failed` and `open`
     count samples where the job asks each row `samples` times, else rows. `streamed` is about the completions that were
-    streamed, None where none was.
+    streamed, None where none was. `earlier_prompt` of the `ok` answer another prompt than that of the latest run.
     """
 
     job: str
@@ -130,6 +130,7 @@ class StatusView:
     command: str | None = None
     samples: int = 1
     streamed: Streamed | None = None
+    earlier_prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

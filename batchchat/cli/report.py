@@ -69,9 +69,13 @@ def render_summary(summary: RunSummary) -> RenderableType:
     if summary.remedy:
         parts.append(_pair("remedy", summary.remedy, "bold"))
     parts.append(_pair("output", summary.output))
+    if summary.failed:
+        parts.append(_pair("failed rows", f"batchchat show {shlex.quote(summary.output)} --failed"))
+    if summary.retry:
+        parts.append(_pair("try again", summary.retry))
     if summary.resume:
         parts.append(_pair("go on with", summary.resume))
-    elif summary.ok:
+    elif summary.ok and not summary.failed:
         parts.append(_pair("look at it", f"batchchat show {shlex.quote(summary.output)}"))
     return Group(*parts)
 
@@ -201,7 +205,10 @@ def _summary_table(summary: RunSummary) -> Table:
         table.add_row("  taken over from equal requests", count(summary.cache_hits), "")
     if summary.revived:
         table.add_row("  given back by the archive", "", count(summary.revived))
-    table.add_row("records kept of earlier inputs", "", count(summary.kept))
+    if summary.earlier_prompt:
+        table.add_row("records that answer an earlier prompt", "", _alarm(summary.earlier_prompt, "yellow"))
+    if summary.kept > summary.earlier_prompt:
+        table.add_row("records of rows not in this run", "", count(summary.kept - summary.earlier_prompt))
     table.add_row("requests sent", count(summary.sent), "")
     table.add_row("  of them retries", count(summary.retries), "")
     table.add_row("  of them rate limited", count(summary.rate_limited), "")
@@ -257,7 +264,7 @@ def _plan_table(view: PlanView) -> Table:
         remark = "become failed records, nothing to send"
         table.add_row(f"{nouns} unreadable", _alarm(view.unreadable, "yellow"), remark)
     if view.kept:
-        table.add_row("records kept", count(view.kept), "of earlier inputs")
+        table.add_row("records kept", count(view.kept), "of rows that this run would not take")
     if view.surplus:
         table.add_row("records beyond samples", count(view.surplus), "go to the archive, and come back from there")
     table.add_section()
@@ -301,7 +308,12 @@ def _status_table(view: StatusView) -> Table:
     table = _figures("", "", last="left")
     rows = None if view.open is None else view.ok + view.failed + view.open
     nouns = f"{asked(view.samples)}s"
-    table.add_row(f"{nouns} ok", count(view.ok), percent(view.ok, rows) if rows else "")
+    # A row that answers an earlier prompt is not done as the job is now: 100% is said only when every row is.
+    done = view.ok - view.earlier_prompt
+    table.add_row(f"{nouns} ok", count(view.ok), percent(done, rows) if rows else "")
+    if view.earlier_prompt:
+        remark = "not asked again since the prompt was edited"
+        table.add_row("  answer an earlier prompt", _alarm(view.earlier_prompt, "yellow"), remark)
     table.add_row(f"{nouns} failed", _alarm(view.failed, "bold red"), "")
     table.add_row(f"{nouns} open", count(view.open), "")
     table.add_row("answers paid for", count(view.spent.requests), "")

@@ -163,7 +163,7 @@ def blocked_prompt(data: dict[str, Any]) -> str | None:
             found = result.get("content_filter_results") if isinstance(result, dict) else None
             for category, marks in found.items() if isinstance(found, dict) else ():
                 if isinstance(marks, dict) and marks.get("filtered") is True:
-                    return category[:60]
+                    return str(category)[:60]
     return None
 
 

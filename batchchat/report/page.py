@@ -128,7 +128,7 @@ def _environment() -> jinja2.Environment:
         "money": wording.money,
         "moment": moment,
         "one_line": wording.one_line,
-        "percent": wording.percent,
+        "percent": wording.share,
         "rate": wording.rate,
         "share": share,
         "short": wording.short,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from batchchat.format import count, duration, money, percent, plural, rate, short
+from batchchat.format import count, duration, money, percent, plural, rate, share, short
 from batchchat.inspection import status_of
 from batchchat.report.distribution import Distribution
 from batchchat.report.figures import (
@@ -126,7 +126,7 @@ def _tiles(outcome: Outcome, status: StatusView, runs: list[RunLine]) -> list[Ti
     rows = outcome.rows + (status.open or 0)
     tiles = [Tile("Answers", count(outcome.ok), f"{percent(outcome.ok, rows)} of {plural(rows, 'row')}", "good")]
     if outcome.failed or status.open:
-        left = f"{plural(status.open, 'row')} still open" if status.open else percent(outcome.failed, rows)
+        left = f"{plural(status.open, 'row')} still open" if status.open else share(outcome.failed, rows)
         tiles.append(Tile("Failed", count(outcome.failed), left, "bad" if outcome.failed else ""))
     spent = status.spent
     tokens = spent.prompt_tokens + spent.completion_tokens
@@ -134,8 +134,13 @@ def _tiles(outcome: Outcome, status: StatusView, runs: list[RunLine]) -> list[Ti
         Tile("Tokens", short(tokens), f"{short(spent.prompt_tokens)} in, {short(spent.completion_tokens)} out")
     )
     if outcome.sums["cost"] is not None:
-        each = money(1_000 * spent.cost / outcome.ok, status.currency) if outcome.ok else ""
-        tiles.append(Tile("Cost", money(spent.cost, status.currency), f"{each} per 1,000 answers" if each else ""))
+        # What earlier prompts and retried answers cost is spent, but is no price of the answers on this page.
+        cost = outcome.sums["cost"]
+        notes = [f"{money(1_000 * cost / outcome.ok, status.currency)} per 1,000 answers"] if outcome.ok else []
+        ever = money(spent.cost, status.currency)
+        if ever != money(cost, status.currency):
+            notes.append(f"{ever} spent by all runs")
+        tiles.append(Tile("Cost of these answers", money(cost, status.currency), "; ".join(notes)))
     latency = outcome.measured.get("latency_s", Distribution())
     if latency.count:
         note = f"p95 {seconds_text(latency.quantile(0.95))}, p99 {seconds_text(latency.quantile(0.99))}"

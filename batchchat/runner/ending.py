@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 from batchchat.errors import BatchchatError, StoppedEarly, StorageError
 from batchchat.events import Event, RunSummary
+from batchchat.runner.rows import prompt_id_of
 from batchchat.runner.run_summary import Figures, plain
 from batchchat.runner.state import RunState
-from batchchat.store import Change
+from batchchat.store import Change, earlier_prompts
 from batchchat.store.state import Layout
 
 
@@ -36,6 +37,8 @@ class Ending:
         # A run that ended early has not seen every row, and the summary says how many are open.
         if not run.read_all:
             await self._count_rest()
+        if not complete and run.writer.error is None and run.store.counts().kept:
+            await self._count_earlier()
         run.warnings += [*run.prepared.warnings, *run.prepared.source.warnings, *run.tally.remarks()]
         if run.budget is not None and run.budget.unmetered:
             run.warnings.append(
@@ -70,6 +73,16 @@ class Ending:
             return  # standard input can be read only once
         bounds = [bound for bound in (run.options.limit, run.options.sample) if bound is not None]
         run.counted = min([rows, *bounds])
+
+    async def _count_earlier(self) -> None:
+        """Count the records of rows outside of this pass that answer another prompt than the job's.
+
+        Only a pass over a part of the input leaves any: after a complete one, such rows are no longer in the input.
+        """
+        run = self._run
+        found: int = await run.offload(earlier_prompts, run.store.directory, prompt_id_of(run.prepared))
+        # A row whose request did not change keeps its record, and with it the digest of the earlier text.
+        run.earlier_prompt = min(found, run.store.counts().kept)
 
     async def _complete_pass(self) -> BatchchatError | None:
         """Archive what the input no longer yields, which only a complete pass can know, and check the counts."""

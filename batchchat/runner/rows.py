@@ -55,6 +55,16 @@ def _text(prepared: Prepared) -> str:
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def prompt_id_of(prepared: Prepared) -> str:
+    """Return the short digest of all in a job that shapes requests, as 12 hexadecimal digits.
+
+    Messages, params, model, the schema of answers and the provider go in. Rows, limits and the version of the code do
+    not: two records with one `prompt_id` were asked the same question of different rows.
+    """
+    text = json.dumps([prepared.template.text_digest, prepared.provider.identity])
+    return blake2b(text.encode(), digest_size=6).hexdigest()
+
+
 class Rows:
     """Gives a pass its rows, batch by batch with what is known of each, and continues the trail.
 

@@ -38,7 +38,7 @@ from batchchat.runner.feed import RequestFeed
 from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
-from batchchat.runner.rows import pass_of
+from batchchat.runner.rows import pass_of, prompt_id_of
 from batchchat.runner.run_summary import Figures, correction_event, plain
 from batchchat.runner.state import RunState
 from batchchat.runner.tally import Tally
@@ -224,6 +224,7 @@ class _Opening:
             store,
             tally,
             run_id=self._run_id,
+            prompt_id=prompt_id_of(self._prepared),
             price=price,
             offload=setting.offload,
             wall_clock_us=_now_us,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from batchchat.errors import BatchchatError
 from batchchat.events import Event, FailureGroup, Forecast, Phase, RunSummary, Snapshot
 from batchchat.format import money, short
 from batchchat.providers import DEMO
+from batchchat.runner.rows import prompt_id_of
 from batchchat.runner.state import RunState
 
 _OLDEST = 8
@@ -58,6 +60,7 @@ class Figures:
             budget=run.budget.use() if run.budget else None,
             forecast=self._forecast(max(0, total - settled)) if total is not None else None,
             cache_hits=tally.shared,
+            prompt_id=prompt_id_of(run.prepared),
         )
 
     def _forecast(self, left: int) -> Forecast | None:
@@ -151,7 +154,21 @@ class Figures:
             forecast=self._forecast(0),
             cache_hits=tally.shared,
             streamed=tally.streamed,
+            prompt_id=prompt_id_of(run.prepared),
+            earlier_prompt=run.earlier_prompt,
+            retry=self._retry(),
         )
+
+    def _retry(self) -> str | None:
+        """Return the command that tries again the failed rows that a next run leaves as they are."""
+        run = self._run
+        reopened = run.job.retry.reopens()
+        kinds = [kind.value for kind in run.store.index.counts().seen_failed if kind not in reopened]
+        if run.options.command is None or not kinds:
+            return None
+        words = shlex.split(run.options.command)
+        words = [word for word in words if word.partition("=")[0] != "--retry-failed"]
+        return shlex.join([*words, f"--retry-failed={','.join(sorted(kinds))}"])
 
     def _failures(self) -> tuple[FailureGroup, ...]:
         """Failed rows of the pass by kind; this run's examples, and the count alone where an earlier run had them."""

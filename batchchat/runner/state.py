@@ -31,8 +31,9 @@ class RunState:
 
     The parts stay as they are. `phase`, `failed`, `read_all`, `counted` and `warnings` change as the run goes on:
     `failed` is why the input could not be read to its end, `read_all` is true once it was, and `counted` is the number
-    of rows of the pass if they had to be counted without being read. `open_answers` holds the answers of an earlier
-    run by `custom_id`; requests go on from them. `reuse` is None if the job shares no answers.
+    of rows of the pass if they had to be counted without being read. `earlier_prompt` is the number of records that
+    the pass did not see and that answer another prompt, counted at its end. `open_answers` holds the answers of an
+    earlier run by `custom_id`; requests go on from them. `reuse` is None if the job shares no answers.
     """
 
     job: Job
@@ -59,6 +60,7 @@ class RunState:
     failed: BatchchatError | None = None
     read_all: bool = False
     counted: int | None = None
+    earlier_prompt: int = 0
 
     @property
     def sink(self) -> Reuse | Writer:

@@ -57,7 +57,7 @@ class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
     `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `shelf` is
-    where answers are shared; None where the job shares none.
+    where answers are shared; None where the job shares none. `prompt_id` goes into every record.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Writer:
         tally: Tally,
         *,
         run_id: str,
+        prompt_id: str | None = None,
         price: Price | None,
         offload: Offload,
         wall_clock_us: Callable[[], int],
@@ -77,6 +78,7 @@ class Writer:
         self._store = store
         self._tally = tally
         self._run_id = run_id
+        self._prompt_id = prompt_id
         self._price = price
         self._offload = offload
         self._wall_clock_us = wall_clock_us
@@ -127,6 +129,7 @@ class Writer:
             error_message=invalid.failure.message,
             started_at=now,
             finished_at=now,
+            prompt_id=self._prompt_id,
         )
         self._add_record(record)
 
@@ -142,6 +145,7 @@ class Writer:
                 "source": request.batch.source,
                 "row_index": request.row_index,
                 "sample_index": request.sample_index,
+                "prompt_id": self._prompt_id,  # the request is that of the job as it is now
             }
         )
         self._revived.add(record.custom_id)
@@ -230,6 +234,7 @@ class Writer:
         record.ttft_s, record.output_tokens_per_s = reply.ttft_s, reply.output_tokens_per_s
         record.started_at, record.finished_at = request.started_at, self._wall_clock_us()
         record.tolerated, record.parsed = outcome.tolerated, outcome.parsed
+        record.prompt_id = self._prompt_id
         return record
 
     def _spend(self, usage: Usage) -> Spend:

@@ -15,7 +15,15 @@ from batchchat.store.index import (
     kind_of,
 )
 from batchchat.store.journal import Answer, Entry, Settled, SpendOnly
-from batchchat.store.output import Output, frozen_schema, is_output, iter_output, read_output, read_state
+from batchchat.store.output import (
+    Output,
+    earlier_prompts,
+    frozen_schema,
+    is_output,
+    iter_output,
+    read_output,
+    read_state,
+)
 from batchchat.store.recovery import Recovery
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
 from batchchat.store.state import lock_holder
@@ -42,6 +50,7 @@ __all__ = [
     "SpendOnly",
     "Store",
     "VerifyReport",
+    "earlier_prompts",
     "frozen_schema",
     "is_live",
     "is_output",

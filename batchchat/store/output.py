@@ -237,6 +237,15 @@ def read_state(directory: Path | str) -> Output:
     )
 
 
+def earlier_prompts(directory: Path | str, prompt_id: str) -> int:
+    """Return how many live records answer another prompt than this one; one column is read.
+
+    Records of versions that did not tell the prompt are not counted.
+    """
+    batches = iter_output(directory, columns=["prompt_id"])
+    return sum(int(pc.not_equal(batch.column("prompt_id"), prompt_id).true_count) for batch in batches)
+
+
 def _replays(layout: Layout, pending: Pending | None) -> list[Replay]:
     found = []
     for path in journals(layout.state).values():

@@ -132,7 +132,7 @@ def test_a_summary_tells_rows_requests_tokens_cost_and_time() -> None:
         "rows ok 177 12,297",
         "rows failed 3 3",
         "rows open 0",
-        "records kept of earlier inputs 12",
+        "records of rows not in this run 12",
         "requests sent 185",
         "of them retries 5",
         "of them rate limited 1",
@@ -171,6 +171,13 @@ def test_failures_are_grouped_the_most_frequent_first_with_one_example_each() ->
 def test_the_command_to_go_on_is_never_broken(width: int) -> None:
     last = shown(render_summary(SUMMARY), width).splitlines()[-1]
     assert last == "go on with   batchchat run jobs/label-tickets.yaml --retry-failed"
+
+
+def test_the_commands_that_look_at_failed_rows_and_try_them_again_stand_in_the_summary() -> None:
+    command = "batchchat run jobs/label-tickets.yaml --retry-failed=refusal,truncated"
+    lines = shown(render_summary(replace(SUMMARY, output="out/t", resume=None, retry=command))).splitlines()
+    assert lines[-2:] == ["failed rows  batchchat show out/t --failed", f"try again    {command}"]
+    assert "try again" not in shown(render_summary(replace(SUMMARY, failed=0, exit_code=0)))
 
 
 def test_a_perfect_run_says_so_and_where_to_look() -> None:

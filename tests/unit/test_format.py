@@ -16,6 +16,7 @@ from batchchat.format import (
     percent,
     plural,
     rate,
+    share,
     short,
     visible,
 )
@@ -146,3 +147,19 @@ def test_one_line_is_one_line_of_at_most_its_limit(text: str, limit: int) -> Non
 def test_one_line_closes_gaps_and_marks_what_it_leaves_out() -> None:
     assert one_line("  a \n\n b\r\nc ") == "a b c"
     assert one_line("provider answered 503", 10) == "provider…"
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "shown"),
+    [
+        (72, 320, "22.5%"),
+        (67, 320, "20.9%"),
+        (1, 3, "33.3%"),
+        (0, 5, "0%"),
+        (5, 5, "100%"),
+        (1, 9_999, "<0.1%"),
+        (1, 0, UNKNOWN),
+    ],
+)
+def test_a_share_is_rounded_to_one_decimal(part: int, whole: int, shown: str) -> None:
+    assert share(part, whole) == shown

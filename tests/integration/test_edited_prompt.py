@@ -1,0 +1,80 @@
+"""After an edited prompt, the dataset, run and status tell which records answer which prompt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.integration.jobs import query, texts, write_rows
+from tests.integration.processes import batchchat as command
+
+
+def write_job(folder: Path, prompt: str, **fields: Any) -> None:
+    job = {
+        "name": "test",
+        "input": {"path": "rows.jsonl", "key": "id"},
+        "output": "out",
+        "provider": "demo",
+        "model": "llama-3.1-8b-instruct",
+        "messages": [{"role": "user", "content": prompt}],
+        **fields,
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+
+
+def go(folder: Path, *words: str) -> dict[str, Any]:
+    done = command("run", "job.yaml", "-q", "--json", *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def status(folder: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(command("status", "out", "--json", cwd=folder).stdout)
+    return told
+
+
+def prompts(folder: Path) -> dict[str, int]:
+    return dict(query(folder, "select prompt_id, count(*) from data group by all"))
+
+
+def test_two_prompts_in_one_dataset_are_told_apart_until_every_row_answers_the_later(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(12))
+    write_job(tmp_path, "{{ text }}")
+    first = go(tmp_path)
+    assert prompts(tmp_path) == {first["prompt_id"]: 12}
+    assert status(tmp_path)["earlier_prompt"] == 0
+
+    write_job(tmp_path, "Again: {{ text }}")
+    second = go(tmp_path, "--limit", "5")
+    assert second["prompt_id"] != first["prompt_id"]
+    assert (second["kept"], second["earlier_prompt"]) == (7, 7)
+    assert prompts(tmp_path) == {first["prompt_id"]: 7, second["prompt_id"]: 5}
+    assert status(tmp_path)["earlier_prompt"] == 7
+    shown = command("status", "out", cwd=tmp_path).stdout
+    assert "answer an earlier prompt" in shown
+    assert "41%" in shown  # 5 of 12
+    assert "100%" not in shown
+    assert "go on with" in shown
+
+    # Limits and retries are no part of the prompt, and the rows outside of the pass are not of an earlier one.
+    write_job(tmp_path, "Again: {{ text }}", limits={"concurrency": 3}, retry={"attempts": 2})
+    assert go(tmp_path)["prompt_id"] == second["prompt_id"]
+    assert prompts(tmp_path) == {second["prompt_id"]: 12}
+    again = go(tmp_path, "--limit", "5")
+    assert (again["kept"], again["earlier_prompt"]) == (7, 0)
+    assert "100%" in command("status", "out", cwd=tmp_path).stdout
+
+
+def test_an_answer_from_the_archive_is_one_to_the_prompt_as_it_is_again(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(6))
+    for prompt in ("{{ text }}", "Again: {{ text }}"):
+        write_job(tmp_path, prompt)
+        go(tmp_path)
+    write_job(tmp_path, "{{ text }}")
+    back = go(tmp_path)
+    assert (back["sent"], back["revived"]) == (0, 6)
+    assert prompts(tmp_path) == {back["prompt_id"]: 6}
