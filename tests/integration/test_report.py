@@ -85,7 +85,7 @@ def test_a_report_tells_how_a_run_went(tmp_path: Path, browser: Browser) -> None
         assert "row 9" in failures
         assert "is too long" in failures
         labels = page.text("section:has(h2:text('Labels'))")
-        assert re.search(r"billing\s+3\d\s+3\d%", labels)
+        assert re.search(r"billing\s+30\s+33\.3%", labels)
         assert "eos" in page.text("section:has(h2:text('Answers'))")
         assert page.count("section:has(h2:text('Runs')) tbody tr") == 1
         assert page.evaluate("[...document.querySelectorAll('[role=img]')].every(it => it.ariaLabel.length > 20)")
