@@ -289,16 +289,28 @@ def history(directory: Path, as_json: bool) -> None:
 @cli.command()
 @_output_argument
 @click.option("--row", type=click.IntRange(min=0), metavar="N", help="Show the record of row N (the first is 0).")
+@click.option("--key", metavar="KEY", help="Show the record of the row with this key.")
+@click.option(
+    "--where",
+    metavar="EXPRESSION",
+    help="Show records for which this is true, such as \"status == 'failed'\" or \"parsed.label == 'bug'\".",
+)
 @click.option("--failed", is_flag=True, help="Show failed records only.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Show at most N records."
+    "-n",
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Show at most N records, or N values of --count. Without it: 5, 20 of --table and --count.",
 )
+@click.option("--table", is_flag=True, help="Show one line a record: row, key, start of the prompt, answer, status.")
+@click.option("--count", metavar="COLUMN", help="Count the values of a column, or of a field such as parsed.label.")
 @_json_option
-def show(directory: Path, row: int | None, failed: bool, limit: int, as_json: bool) -> None:
-    """Look at records of DIR: messages in, completion out."""
+def show(directory: Path, **options: Any) -> None:
+    """Look at records of DIR: messages in, completion out; or count what they hold."""
     from batchchat.cli.reading import show_command
 
-    sys.exit(show_command(directory, row=row, failed=failed, limit=limit, as_json=as_json))
+    sys.exit(show_command(directory, **options))
 
 
 @cli.command()
