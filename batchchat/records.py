@@ -376,6 +376,7 @@ class Reply:
         if failure is None or not self.sent:
             return False
         status = failure.http_status
-        if status in {500, 504} or failure.kind in {ErrorKind.CONNECTION, ErrorKind.PROTOCOL}:
+        own = {ErrorKind.CONNECTION, ErrorKind.PROTOCOL, ErrorKind.INVALID_OUTPUT}
+        if self.doubted or status in {500, 504} or failure.kind in own:
             return True
         return failure.kind is ErrorKind.SERVER and status is not None and status < 300

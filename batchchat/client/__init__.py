@@ -179,9 +179,7 @@ def _name_address(reply: Reply, url: httpx.URL, asked: str) -> None:
         return
     told = f"{failure.message} (asked: {asked}"
     base = url.path.removesuffix(_ENDPOINT)
-    if base.endswith((_ENDPOINT, "/completions", "/responses")):
-        told += f"; provider.base_url ends before {_ENDPOINT}"
-    elif not _VERSION.search(base):
+    if not _VERSION.search(base):
         told += "; provider.base_url has no /v1 at its end, which most servers want"
     reply.failure = Failure(failure.kind, f"{told})", failure.http_status)
 

@@ -76,7 +76,10 @@ def read_finish(choice: dict[str, Any]) -> str | None:
     A gateway's `native_finish_reason` is taken if the gateway itself has no word, or if it alone tells that the answer
     is no whole one. TGI has the word in `details`, older OpenAI models in `finish_details`.
     """
-    own = _word(choice.get("finish_reason"))
+    plain = choice.get("finish_reason")
+    if plain == "stop" and "native_finish_reason" not in choice:  # nearly all answers
+        return "stop"
+    own = _word(plain)
     native = _word(choice.get("native_finish_reason"))
     if own is None:
         return native or _word(choice.get("finish_details")) or _word(choice.get("details"))

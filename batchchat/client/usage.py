@@ -25,6 +25,8 @@ _PROMPT_DETAILS: Final = ("prompt_tokens_details", "input_tokens_details")
 _COMPLETION_DETAILS: Final = ("completion_tokens_details", "output_tokens_details")
 _VENDORS: Final = ("usage", "usage_metadata", "usageMetadata", "amazon-bedrock-invocationMetrics", "tokens")
 _MAX_FIELDS: Final = 50
+_PLAIN_FIELDS: Final = 3
+"""Prompt, completion and total: a usage object of these alone has no details, and is read the quick way."""
 
 
 def find_usage(data: dict[str, Any]) -> dict[str, Any] | None:
@@ -58,18 +60,31 @@ def read_usage(data: object) -> Usage:
     """Read a usage object; any of it may be missing or null."""
     if not isinstance(data, dict):
         return Usage()
-    prompt_tokens, completion_tokens = _first(data, _PROMPT), _first(data, _COMPLETION)
-    total = _first(data, _TOTAL)
+    # The Chat API's own names first: nearly all answers have no others.
+    prompt_tokens, completion_tokens = _count(data.get("prompt_tokens")), _count(data.get("completion_tokens"))
+    total = _count(data.get("total_tokens"))
+    if prompt_tokens is None:
+        prompt_tokens = _first(data, _PROMPT)
+    if completion_tokens is None:
+        completion_tokens = _first(data, _COMPLETION)
+    if total is None:
+        total = _first(data, _TOTAL)
     if total is None and prompt_tokens is not None and completion_tokens is not None:
         total = prompt_tokens + completion_tokens
-    cached, reasoning = _first(data, _CACHED), _first(data, _REASONING)
-    for name in _PROMPT_DETAILS:
-        if isinstance(details := data.get(name), dict) and (count := _count(details.get("cached_tokens"))) is not None:
-            cached = count
-    for name in _COMPLETION_DETAILS:
-        if isinstance(details := data.get(name), dict) and (count := _first(details, _REASONING)) is not None:
-            reasoning = count
+    cached = reasoning = None
+    if len(data) > _PLAIN_FIELDS or "total_tokens" not in data:
+        cached = _detail(data, _PROMPT_DETAILS, _CACHED)
+        reasoning = _detail(data, _COMPLETION_DETAILS, _REASONING)
     return Usage(prompt_tokens, completion_tokens, total, cached, reasoning)
+
+
+def _detail(data: dict[str, Any], places: tuple[str, ...], names: tuple[str, ...]) -> int | None:
+    """Return a count of a usage object's details, else one that stands beside the sums."""
+    for place in places:
+        details = data.get(place)
+        if details and isinstance(details, dict) and (count := _first(details, names)) is not None:
+            return count
+    return _first(data, names)
 
 
 def _counts(value: object) -> bool:

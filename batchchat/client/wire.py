@@ -111,7 +111,8 @@ def _read_success(status: int, headers: Headers, data: Any, body: bytes, mask: M
     if error is not None:
         reply = _read_error(status, headers, error, b"", mask)
         reply.usage = usage if found else None
-        reply.text = _partial_text(data)
+        if reply.completion is None:
+            reply.text = _partial_text(data)
         return reply
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -303,8 +304,9 @@ def judge(completion: Completion, *, mask: Mask = str) -> Reply:
     word = completion.finish_reason
     finish = judge_finish(word)
     if finish is Finish.FILTERED:
-        message = f"the provider's content filter stopped the answer{_told(word)}"
-        failure = Failure(ErrorKind.CONTENT_FILTER, message, 200)
+        failure = Failure(
+            ErrorKind.CONTENT_FILTER, f"the provider's content filter stopped the answer{_told(word)}", 200
+        )
     elif completion.refusal is not None:
         said = mask(completion.refusal[:READ_LIMIT])[:MESSAGE_LIMIT]
         failure = Failure(ErrorKind.REFUSAL, f"the model refused: {said}", 200)
@@ -313,10 +315,12 @@ def judge(completion: Completion, *, mask: Mask = str) -> Reply:
     elif finish is Finish.CUT:
         tokens = completion.usage.completion_tokens
         after = f" after {tokens} tokens" if tokens is not None else ""
-        failure = Failure(ErrorKind.TRUNCATED, f"the answer was cut off{after}: raise params.max_tokens", 200)
+        failure = Failure(ErrorKind.TRUNCATED, f"the answer was cut off{after}: {_remedy(word)}", 200)
     elif finish is Finish.BROKEN:
-        verdict = Verdict.TRANSIENT
-        failure = Failure(ErrorKind.SERVER, f"the answer ended with an error{_told(word)}", 200)
+        verdict, failure = (
+            Verdict.TRANSIENT,
+            Failure(ErrorKind.SERVER, f"the answer ended with an error{_told(word)}", 200),
+        )
     elif finish is Finish.MISSAMPLED:
         told = f"the model wrote what the server cannot use{_told(word)}"
         verdict, failure = Verdict.TRANSIENT, Failure(ErrorKind.INVALID_OUTPUT, told, 200)
@@ -331,6 +335,12 @@ def judge(completion: Completion, *, mask: Mask = str) -> Reply:
         request_id=completion.request_id,
         model=completion.model,
     )
+
+
+def _remedy(word: str | None) -> str:
+    """What helps against an answer that was cut off, by the bound that its word names."""
+    full = re.search(r"(?i)context|model.?length|error.?limit", word or "")
+    return "the model's context was full: shorten the prompt" if full else "raise params.max_tokens"
 
 
 def _told(word: str | None) -> str:
@@ -364,7 +374,7 @@ def _read_error(outer: int, headers: Headers, data: Any, body: bytes, mask: Mask
         verdict = Verdict.TRANSIENT
     elif should == b"false" and verdict in {Verdict.TRANSIENT, Verdict.RATE_LIMIT}:
         verdict = Verdict.NO
-    begins = f"HTTP {outer} with an error inside" if wrapped else f"HTTP {outer}"
+    begins = f"HTTP {outer} with an error inside: HTTP {status}" if wrapped else f"HTTP {outer}"
     return Reply(
         verdict,
         completion=completion,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 
 from batchchat.errors import UsageError
 from batchchat.job.model import Job
 from batchchat.providers import Provider
 
-_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "”": "”", "„": "“"}  # noqa: RUF001 - typographic quotes are meant
-_BEARER = re.compile(r"bearer\s+", re.IGNORECASE)
+_QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019"}
 _WHITE = "\ufeff\u200b"
 """Marks without width that copied texts bring; `str.strip` leaves them."""
 
@@ -37,7 +35,7 @@ def api_key(
 ) -> str | None:
     """Return the provider's key from the environment; None if it needs none.
 
-    White space, quotes and the word Bearer around a key are taken off, and `warn` is told of it without the key. Raises
+    White space and quotes around a key are taken off, and `warn` is told of it without the key. Raises
     JobError (exit 2) if the key is needed and missing, or is none.
     """
     if provider.api_key_env is None:
@@ -60,7 +58,7 @@ def api_key(
         raise job.error(
             f"the key in {name} holds characters that no key has, such as a space or a line break",
             "provider",
-            remedy="Give the key alone, without other words, quotes or keys around it.",
+            remedy="Give the key alone, without the word Bearer, quotes or other keys around it.",
         )
     return key
 
@@ -75,8 +73,5 @@ def _cleaned(text: str) -> tuple[str, list[str]]:
         if len(bare) > 1 and _QUOTES.get(bare[0]) == bare[-1]:
             found["quotes"] = None
             text = bare[1:-1]
-        elif begun := _BEARER.match(bare):
-            found["the word Bearer"] = None
-            text = bare[begun.end() :]
         else:
             return bare, list(found)

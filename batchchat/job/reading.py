@@ -120,8 +120,8 @@ def nearest_file(file: Path) -> str | None:
         names = {entry.stem: entry.name for entry in file.parent.iterdir() if entry.suffix in {".yaml", ".yml"}}
     except OSError:
         return None
-    # Names alone: with their extensions, short ones would all be near.
-    near = [names[stem] for stem in difflib.get_close_matches(file.stem, names, n=1, cutoff=0.7)]
+    # Names alone: with their extensions, short ones would all be near. At 0.6, "jbo" is still near "job".
+    near = [names[stem] for stem in difflib.get_close_matches(file.stem, names, n=1, cutoff=0.6)]
     return str(file.parent / near[0]) if near else None
 
 

@@ -340,13 +340,13 @@ class Controller:
         return min(HINT_MAX_S, _LONG_S * 2.0 ** (self.hold.tries if self.hold.active else 0))
 
     def held_by(self, now: float) -> str | None:
-        """Say in words what holds requests back now, and whose word that is; None if nothing does."""
+        """Name what holds requests back now and whose word that is, to stand behind "held by". None if nothing does."""
         if self.breaker.active:
-            return "the provider does not answer: waiting for it"
+            return "a provider that does not answer"
         if self.hold.active:
-            return "the provider refuses everything: asking again now and then"
+            return "a provider that refuses everything"
         if self.hints.paused_until > now:
-            return f"the provider asked to wait {self.hints.paused_until - now:.0f} s more"
+            return f"a wait of {self.hints.paused_until - now:.0f} s more that the provider asked for"
         for axis, rate in self.pacing.rates.items():
             if rate.schedule.rate is not None and now - rate.schedule.bound_at < _LATELY_S:
                 return f"{_number(rate.schedule.rate)} {axis}/min, {_word(rate, now)}"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.records import ErrorKind, Failure, Reply, Verdict
-from batchchat.retry import RETRY_AFTER_MAX_S, UNSENT_MAX, RetryDecision, RetryPolicy, decide
+from batchchat.retry import DOUBTED_ATTEMPTS, RETRY_AFTER_MAX_S, UNSENT_MAX, RetryDecision, RetryPolicy, decide
 
 POLICY = RetryPolicy(attempts=6, request_timeout=310, row_deadline=900, outage=600)
 
@@ -33,6 +33,7 @@ SERVER = reply(Verdict.TRANSIENT, ErrorKind.SERVER, 500)
 GATEWAY = reply(Verdict.TRANSIENT, ErrorKind.TIMEOUT, 504)
 TIMEOUT = reply(Verdict.TRANSIENT, ErrorKind.TIMEOUT)
 UNSENT = reply(Verdict.TRANSIENT, ErrorKind.CONNECTION, sent=False)
+DOUBTED = Reply(Verdict.NO, failure=Failure(ErrorKind.INVALID_REQUEST, "no JSON", 400), doubted=True)
 LIMITED = reply(Verdict.RATE_LIMIT, ErrorKind.RATE_LIMIT, 429)
 
 
@@ -40,6 +41,10 @@ LIMITED = reply(Verdict.RATE_LIMIT, ErrorKind.RATE_LIMIT, 429)
     ("answer", "attempts", "active_s", "unsent", "action", "counts"),
     [
         (reply(Verdict.NO, ErrorKind.INVALID_REQUEST, 400), 1, 1, 0, "no", True),
+        (DOUBTED, 1, 1, 0, "retry", True),
+        (DOUBTED, DOUBTED_ATTEMPTS - 1, 1, 0, "retry", True),
+        (DOUBTED, DOUBTED_ATTEMPTS, 1, 0, "no", True),
+        (DOUBTED, 1, 900, 0, "no", True),
         (reply(Verdict.FATAL, ErrorKind.INVALID_REQUEST, 401), 1, 1, 0, "fatal", True),
         (reply(Verdict.REFUSED, ErrorKind.INVALID_REQUEST, 404), 1, 1, 0, "refused", True),
         (SERVER, 1, 1, 0, "retry", True),
