@@ -322,7 +322,7 @@ def show(directory: Path, **options: Any) -> None:
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A .parquet, .jsonl or .csv file.",
+    help="A .parquet, .jsonl or .csv file; - is standard output, with --format.",
 )
 @click.option(
     "--format",
@@ -339,13 +339,13 @@ def show(directory: Path, **options: Any) -> None:
     is_flag=True,
     help="Put ' before each text of a .csv file that a spreadsheet would run as a formula (= + - @).",
 )
-def export(
-    directory: Path, target: Path, format_: str | None, *, input_path: str | None, force: bool, safe_csv: bool
-) -> None:
+@click.option("--columns", metavar="NAMES", help="Write these columns only, in this order: names joined by commas.")
+@click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
+def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
     from batchchat.cli.reading import export_command
 
-    sys.exit(export_command(directory, target, format_, input_path=input_path, force=force, safe_csv=safe_csv))
+    sys.exit(export_command(directory, target, format_, **options))
 
 
 @cli.command()

@@ -124,13 +124,41 @@ def _count_command(directory: Path, choice: Any, column: str, most: int, *, as_j
 
 
 def export_command(
-    directory: Path, target: Path, format_: str | None, *, input_path: str | None, force: bool, safe_csv: bool
+    directory: Path,
+    target: Path,
+    format_: str | None,
+    *,
+    input_path: str | None,
+    force: bool,
+    safe_csv: bool,
+    columns: str | None,
+    bom: bool,
 ) -> int:
-    """Write one file in input order."""
+    """Write one file in input order, or the same to standard output for `-`."""
+    import shutil
+    import tempfile
+
+    from batchchat.errors import UsageError
     from batchchat.export import export
     from batchchat.format import asked
 
-    done = export(directory, target, format=format_, input_path=input_path, force=force, safe_csv=safe_csv)
+    names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
+    more: dict[str, Any] = {"input_path": input_path, "safe_csv": safe_csv, "columns": names, "bom": bom}
+    if str(target) == "-":
+        if format_ is None or format_ == "openai-batch":
+            raise UsageError(
+                "standard output has no extension that names a format",
+                remedy="Give --format csv, jsonl or parquet; openai-batch makes two files, and needs a name.",
+            )
+        # Whole or not at all, as a file is: nothing is printed of an export that fails half-way.
+        with tempfile.TemporaryDirectory(prefix="batchchat-") as folder:
+            done = export(directory, Path(folder) / "export", format=format_, **more)
+            with done.files[0].open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        target = Path("standard output")
+    else:
+        done = export(directory, target, format=format_, force=force, **more)
     text = f"{done.rows:,} rows written to {target}"
     if len(done.files) > 1:
         text = f"{done.rows - done.failed:,} lines written to {target}, {done.failed:,} of errors to {done.files[1]}"
