@@ -15,6 +15,7 @@ from typing import Any, Final
 import orjson
 
 from batchchat.client.finish import read_finish
+from batchchat.client.problems import blocked_prompt, error_in_choice
 from batchchat.client.sse import ServerEvent
 from batchchat.client.usage import find_usage
 
@@ -30,6 +31,7 @@ class ChunkAssembler:
     """
 
     __slots__ = (
+        "_blocked",
         "_call",
         "_calls",
         "_fields",
@@ -54,6 +56,7 @@ class ChunkAssembler:
         self.problem: str | None = None
         self.evidence = b""
         self._seen = False
+        self._blocked: str | None = None
         self._fields: dict[str, str] = {}
         self._pieces: dict[str, list[str]] = {}
         self._message: dict[str, Any] | None = None
@@ -129,7 +132,12 @@ class ChunkAssembler:
     # Inside
 
     def _head(self) -> dict[str, Any]:
-        return dict(self._fields) if self._usage is None else {**self._fields, "usage": self._usage}
+        head: dict[str, Any] = dict(self._fields)
+        if self._usage is not None:
+            head["usage"] = self._usage
+        if self._blocked is not None:
+            head["prompt_feedback"] = {"block_reason": self._blocked}
+        return head
 
     def _fail(self, chunk: Any, data: bytes) -> None:
         """Note an error: an object as it came, anything else as the message that it is."""
@@ -151,6 +159,8 @@ class ChunkAssembler:
             if name not in self._fields and isinstance(chunk.get(name), str) and chunk[name]:
                 self._fields[name] = chunk[name]
         choices = chunk.get("choices")
+        if not choices:
+            self._blocked = self._blocked or blocked_prompt(chunk)
         if choices is None:
             return False
         if not isinstance(choices, list):
@@ -161,7 +171,7 @@ class ChunkAssembler:
                 raise _UnknownForm("with a choice that is no object")
             if choice.get("index") in (0, None):
                 wrote = self._take_choice(choice) or wrote
-                if error := choice.get("error"):
+                if error := error_in_choice(choice):
                     self._fail({"error": error}, b"")
         return wrote
 

@@ -81,7 +81,9 @@ _UNREAD: Final = re.compile(
     r"(?:json|http|request|body|payload|input)\b(?! schema)|"
     r"(?:invalid|malformed|bad|incomplete|truncated) (?:json|request body|body)\b(?! schema)|"
     r"not (?:a )?valid json\b(?! schema)|json ?(?:decode|decoding|parse|parsing|syntax) ?error|json_invalid|"
-    r"unexpected end of|unexpected eof|eof while parsing|(?:expecting|expected) value:? (?:at )?line|"
+    r"unexpected end of|unexpected eof|eof while parsing|"
+    r"invalid character .{1,12} (?:looking for|after|in (?:string|literal|numeric|\\u))|"  # Go's reader of JSON
+    r"(?:expecting|expected) value:? (?:at )?line|"
     r"body (?:is |was |must not be |cannot be |can't be )?(?:empty|missing|required|incomplete|truncated|blank|null)|"
     r"(?:empty|missing|no) (?:http )?(?:request )?body|(?:^|\W)body: field required|must provide a (?:model|messages)|"
     r"missing required (?:parameter|field)s?:? [`'\"]?(?:messages|model)\b|sent an invalid request"
@@ -142,6 +144,38 @@ def read_problem(data: Any, body: bytes, mask: Mask, *, bare: bool) -> Problem:
         sampled=generation is not None or _SAMPLED.search(codes) is not None,
         generation=generation if isinstance(generation, str) or generation is None else dump(generation),
     )
+
+
+def blocked_prompt(data: dict[str, Any]) -> str | None:
+    """Return the reason if an answer of HTTP 200 tells that its prompt was blocked; None if it does not tell so.
+
+    Gemini gives a `block_reason`. Azure marks what it blocked as `filtered`; what it only detected is not blocked.
+    """
+    for name in ("prompt_feedback", "promptFeedback"):
+        feedback = data.get(name)
+        if isinstance(feedback, dict):
+            reason = feedback.get("block_reason") or feedback.get("blockReason")
+            if isinstance(reason, str) and not reason.lower().endswith("unspecified"):
+                return reason[:60]
+    for name in ("prompt_filter_results", "prompt_annotations"):
+        results = data.get(name)
+        for result in results if isinstance(results, list) else ():
+            found = result.get("content_filter_results") if isinstance(result, dict) else None
+            for category, marks in found.items() if isinstance(found, dict) else ():
+                if isinstance(marks, dict) and marks.get("filtered") is True:
+                    return str(category)[:60]
+    return None
+
+
+def error_in_choice(choice: dict[str, Any]) -> Any:
+    """Return the error in a choice, in its message or in its delta; None if there is none."""
+    if error := choice.get("error"):
+        return error
+    for name in ("message", "delta"):
+        said = choice.get(name)
+        if isinstance(said, dict) and (error := said.get("error")):
+            return error
+    return None
 
 
 def dump(value: object) -> str:

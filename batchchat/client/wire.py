@@ -17,7 +17,16 @@ import orjson
 
 from batchchat.client.finish import Finish, judge_finish, read_finish
 from batchchat.client.headers import Headers, parse_limits, parse_retry_after
-from batchchat.client.problems import MESSAGE_LIMIT, READ_LIMIT, Mask, Problem, dump, read_problem
+from batchchat.client.problems import (
+    MESSAGE_LIMIT,
+    READ_LIMIT,
+    Mask,
+    Problem,
+    blocked_prompt,
+    dump,
+    error_in_choice,
+    read_problem,
+)
 from batchchat.client.usage import find_usage, read_usage
 from batchchat.reasoning import is_blank, split
 from batchchat.records import Axis, Completion, ErrorKind, Failure, Reply, Usage, Verdict
@@ -103,6 +112,18 @@ def _protocol(status: int, problem: str, body: bytes, mask: Mask, *, usage: Usag
 
 
 def _read_success(status: int, headers: Headers, data: Any, body: bytes, mask: Mask) -> Reply:
+    reply = _read_answer(status, headers, data, body, mask)
+    failure = reply.failure
+    if failure is not None and failure.kind is ErrorKind.PROTOCOL and isinstance(data, dict):
+        reason = blocked_prompt(data)
+        if reason is not None:
+            # No answer, and the server says why. It is not asked again: it would block the same prompt again.
+            told = f"the provider's content filter blocked the prompt ({mask(reason)})"
+            reply.verdict, reply.failure = Verdict.NO, Failure(ErrorKind.CONTENT_FILTER, told, status)
+    return reply
+
+
+def _read_answer(status: int, headers: Headers, data: Any, body: bytes, mask: Mask) -> Reply:
     if not isinstance(data, dict):
         return _protocol(status, "with a body that is no JSON object" if body else "with no body", body, mask)
     found = find_usage(data)
@@ -163,7 +184,8 @@ def _error_inside(data: dict[str, Any]) -> dict[str, Any] | None:
     choices = data.get("choices")
     if isinstance(choices, list) and choices:
         choice = choices[0]
-        return {"error": choice["error"]} if isinstance(choice, dict) and choice.get("error") else None
+        error = error_in_choice(choice) if isinstance(choice, dict) else None
+        return {"error": error} if error else None
     if data.get("errors"):
         return data
     told = data.get("base_resp")  # MiniMax

@@ -81,7 +81,7 @@ def test_files_that_are_no_jobs_are_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
         load_job(tmp_path / "rows.jsonl")
     assert "is data, not a job" in told(refused.value)
-    for name, near in [("nope.yaml", False), ("jbo.yaml", False), ("jobs.yaml", True), ("job.yml", True)]:
+    for name, near in [("nope.yaml", False), ("jbo.yaml", True), ("jobs.yaml", True), ("job.yml", True)]:
         with pytest.raises(UsageError) as refused:
             load_job(tmp_path / name)
         assert ("Did you mean" in told(refused.value)) is near, name

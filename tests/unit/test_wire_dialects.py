@@ -308,6 +308,17 @@ def test_an_error_in_a_choice_keeps_what_was_written_streamed_or_not() -> None:
         assert each.failure.http_status == 502
 
 
+def test_an_error_in_a_message_is_one_as_well_streamed_or_not() -> None:
+    told = {"code": 502, "message": "upstream went away"}
+    said = {"content": "par", "error": told}
+    for reply in (whole(said), events({"choices": [{"index": 0, "delta": said}]})):
+        assert outcome(reply) == (TRANSIENT, BROKEN)
+        assert reply.failure is not None
+        assert "upstream went away" in reply.failure.message
+        assert reply.text == "par"
+    assert outcome(whole({"content": "fine", "error": None})) == (Verdict.OK, None)
+
+
 def test_an_outer_message_of_any_length_leaves_room_for_the_inner_one() -> None:
     failure = error(400, {"error": {"message": "y" * 5000, "metadata": {"raw": json.dumps(INNER)}}}).failure
     assert failure is not None
@@ -394,6 +405,44 @@ def test_what_concerns_the_account_is_no_matter_of_one_input(status: int, messag
     assert outcome(error(status, {"error": {"message": message}})) == (REFUSED, BAD)
 
 
+AZURES = {"hate": {"filtered": False, "severity": "safe"}, "jailbreak": {"detected": True, "filtered": True}}
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ({"prompt_feedback": {"block_reason": "PROHIBITED_CONTENT"}}, "PROHIBITED_CONTENT"),
+        ({"promptFeedback": {"blockReason": "OTHER", "safetyRatings": []}}, "OTHER"),
+        ({"prompt_filter_results": [{"prompt_index": 0, "content_filter_results": AZURES}]}, "jailbreak"),
+        ({"prompt_annotations": [{}, {"content_filter_results": AZURES}]}, "jailbreak"),
+        ({}, None),
+        ({"promptFeedback": {"blockReason": "BLOCK_REASON_UNSPECIFIED"}}, None),
+        ({"prompt_feedback": {"block_reason": None}, "prompt_filter_results": [None]}, None),
+        ({"prompt_filter_results": [{"content_filter_results": {"jailbreak": {"detected": True}}}]}, None),
+    ],
+)
+def test_no_answer_is_a_filtered_one_only_if_the_server_says_so(told: dict[str, Any], reason: str | None) -> None:
+    empty = {"index": 0, "message": {"content": None}, "finish_reason": "stop"}
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    replies = [
+        error(200, {"choices": [], **told, "usage": COUNTS}),
+        error(200, {"choices": [empty], **told, "usage": COUNTS}),
+        events({"choices": [], **told}, {"choices": [], "usage": COUNTS}),
+        events({"choices": [], **told}, last, {"choices": [], "usage": COUNTS}),
+    ]
+    want = (TRANSIENT, ErrorKind.PROTOCOL) if reason is None else (Verdict.NO, ErrorKind.CONTENT_FILTER)
+    for reply in replies:
+        assert outcome(reply) == want
+        assert reply.failure is not None
+        assert (reason or "HTTP 200") in reply.failure.message
+        assert reply.usage == Usage(11, 3, 14)
+    # An answer that is there is taken, whatever stands beside it.
+    whole = {**empty, "message": {"content": "x"}}
+    assert outcome(error(200, {"choices": [whole], **told})) == (Verdict.OK, None)
+    said = {"choices": [{"index": 0, "delta": {"content": "x"}}]}
+    assert outcome(events({"choices": [], **told}, said, last)) == (Verdict.OK, None)
+
+
 # --- what the model wrote and the server could not use
 
 
@@ -425,6 +474,8 @@ def test_a_failure_of_sampling_keeps_its_text_and_is_no_bad_request(told: dict[s
         (400, {"error": {"message": "We could not parse the JSON body of your request. (HINT: …)"}}),
         (400, {"error": {"message": "Invalid JSON in request body"}}),
         (400, {"error": {"message": "unexpected end of JSON input"}}),
+        (400, {"error": {"message": "invalid character 'N' looking for beginning of value"}}),
+        (400, {"error": "invalid character '\\x00' in string literal"}),
         (400, {"message": "Request body is empty"}),
         (400, {"error": "Failed to deserialize the JSON body into the target type: EOF while parsing a value"}),
         (400, {"error": {"message": "you must provide a model parameter"}}),
@@ -447,6 +498,7 @@ def test_a_400_that_a_valid_request_cannot_get_is_doubted(status: int, body: Any
         "Invalid value for temperature",
         "body.messages: field required",
         "invalid json schema for response_format",
+        "stop: invalid character in sequence 2",
         "model does not support images",
     ],
 )
