@@ -17,6 +17,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchchat.choosing import Choice, chosen
 from batchchat.errors import BatchchatError
 from batchchat.events import BudgetUse, FailureGroup, Forecast, InFlight, Pace, Snapshot
 from batchchat.images import placeholders
@@ -188,31 +189,27 @@ def _snapshot(data: Mapping[str, Any]) -> Snapshot | None:
 
 
 def find_records(
-    directory: Path, *, row: int | None = None, failed: bool = False, limit: int | None = None
+    directory: Path,
+    *,
+    row: int | None = None,
+    key: str | None = None,
+    failed: bool = False,
+    where: str | None = None,
+    limit: int | None = None,
 ) -> Iterator[RecordView]:
     """Yield records of an output, with the messages as their run's own job renders them.
 
-    They come in the order of its parts, those of one `row` in the order of their samples.
+    They come in the order of its parts, those of one `row` or `key` in the order of their samples. `where` is an
+    expression over the columns (see `choosing`). Raises UsageError if it cannot be read.
     """
     output = read_state(directory)
     templates = Templates(output)
-    records = _chosen(output, row=row, failed=failed)
-    if row is not None:
+    choice = Choice(row, key, failed, where)
+    records: Iterator[dict[str, Any]] = (record for batch in chosen(output, choice) for record in python_rows(batch))
+    if row is not None or key is not None:
         records = iter(sorted(records, key=lambda record: record["sample_index"]))
     for record in islice(records, limit):
         yield _view(output, templates, record)
-
-
-def _chosen(output: Output, *, row: int | None, failed: bool) -> Iterator[dict[str, Any]]:
-    for batch in output.records():
-        mask = None
-        if row is not None:
-            mask = pc.equal(batch.column("row_index"), row)
-        if failed:
-            is_failed = pc.equal(batch.column("status"), "failed")
-            mask = is_failed if mask is None else pc.and_(mask, is_failed)
-        chosen = batch if mask is None else batch.filter(mask)
-        yield from python_rows(chosen)
 
 
 def _view(output: Output, templates: Templates, record: dict[str, Any]) -> RecordView:

@@ -289,16 +289,28 @@ def history(directory: Path, as_json: bool) -> None:
 @cli.command()
 @_output_argument
 @click.option("--row", type=click.IntRange(min=0), metavar="N", help="Show the record of row N (the first is 0).")
+@click.option("--key", metavar="KEY", help="Show the record of the row with this key.")
+@click.option(
+    "--where",
+    metavar="EXPRESSION",
+    help="Show records for which this is true, such as \"status == 'failed'\" or \"parsed.label == 'bug'\".",
+)
 @click.option("--failed", is_flag=True, help="Show failed records only.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Show at most N records."
+    "-n",
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Show at most N records, or N values of --count. Without it: 5, 20 of --table and --count.",
 )
+@click.option("--table", is_flag=True, help="Show one line a record: row, key, start of the prompt, answer, status.")
+@click.option("--count", metavar="COLUMN", help="Count the values of a column, or of a field such as parsed.label.")
 @_json_option
-def show(directory: Path, row: int | None, failed: bool, limit: int, as_json: bool) -> None:
-    """Look at records of DIR: messages in, completion out."""
+def show(directory: Path, **options: Any) -> None:
+    """Look at records of DIR: messages in, completion out; or count what they hold."""
     from batchchat.cli.reading import show_command
 
-    sys.exit(show_command(directory, row=row, failed=failed, limit=limit, as_json=as_json))
+    sys.exit(show_command(directory, **options))
 
 
 @cli.command()
@@ -310,7 +322,7 @@ def show(directory: Path, row: int | None, failed: bool, limit: int, as_json: bo
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A .parquet, .jsonl or .csv file.",
+    help="A .parquet, .jsonl or .csv file; - is standard output, with --format.",
 )
 @click.option(
     "--format",
@@ -327,13 +339,13 @@ def show(directory: Path, row: int | None, failed: bool, limit: int, as_json: bo
     is_flag=True,
     help="Put ' before each text of a .csv file that a spreadsheet would run as a formula (= + - @).",
 )
-def export(
-    directory: Path, target: Path, format_: str | None, *, input_path: str | None, force: bool, safe_csv: bool
-) -> None:
+@click.option("--columns", metavar="NAMES", help="Write these columns only, in this order: names joined by commas.")
+@click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
+def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
     from batchchat.cli.reading import export_command
 
-    sys.exit(export_command(directory, target, format_, input_path=input_path, force=force, safe_csv=safe_csv))
+    sys.exit(export_command(directory, target, format_, **options))
 
 
 @cli.command()

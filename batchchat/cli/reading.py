@@ -52,38 +52,113 @@ def history_command(directory: Path, *, as_json: bool) -> int:
     return 0
 
 
-def show_command(directory: Path, *, row: int | None, failed: bool, limit: int, as_json: bool) -> int:
-    """Print records."""
+def show_command(
+    directory: Path,
+    *,
+    row: int | None,
+    key: str | None,
+    where: str | None,
+    failed: bool,
+    table: bool,
+    count: str | None,
+    limit: int | None,
+    as_json: bool,
+) -> int:
+    """Print records whole, as a table, or how often each value of a column is there."""
+    from batchchat.choosing import Choice
     from batchchat.cli.report import as_json as to_json
-    from batchchat.cli.report import render_record
+    from batchchat.cli.report import render_record, render_records
+    from batchchat.errors import UsageError
     from batchchat.inspection import find_records
 
-    found = 0
+    if count is not None:
+        return _count_command(directory, Choice(row, key, failed, where), count, limit or 20, as_json=as_json)
+    most = limit or (20 if table else 5)
+    views = find_records(directory, row=row, key=key, failed=failed, where=where, limit=most)
     terminal = results()
-    for view in find_records(directory, row=row, failed=failed, limit=limit):
-        if as_json:
-            print_json(to_json(view))
-        else:
-            if found:
-                terminal.write_line("")
-            terminal.print(render_record(view))
-        found += 1
+    found = 0
+    if table and not as_json:
+        rows = list(views)
+        found = len(rows)
+        if rows:
+            terminal.print(render_records(rows))
+    else:
+        for view in views:
+            if as_json:
+                print_json(to_json(view))
+            else:
+                if found:
+                    terminal.write_line("")
+                terminal.print(render_record(view))
+            found += 1
     if not found:
-        what = "failed record" if failed else "record"
-        errors().write_line(f"no {what}{f' of row {row}' if row is not None else ''} in {directory}")
-    elif found == limit and row is None:
-        errors().write_line(f"shown: {found}; --limit shows more, --row N a certain one")
+        which = f" of row {row}" if row is not None else ""
+        which += f" with the key {key!r}" if key is not None else ""
+        which += f" for which {where}" if where is not None else ""
+        message = f"no {'failed record' if failed else 'record'}{which} in {directory}"
+        # A certain row that is asked for and not there is a mistake, in a script too; that nothing failed is none.
+        if row is not None or key is not None:
+            raise UsageError(message, remedy="Rows are counted from 0; `batchchat show DIR --table` lists some.")
+        errors().write_line(message)
+    elif found == most and row is None and key is None:
+        errors().write_line(f"shown: {found}; -n shows more, --row N or --key KEY a certain one")
+    return 0
+
+
+def _count_command(directory: Path, choice: Any, column: str, most: int, *, as_json: bool) -> int:
+    from batchchat.choosing import count_values
+    from batchchat.cli.report import render_counts
+    from batchchat.store import read_state
+
+    counts = count_values(read_state(directory), choice, column)
+    if as_json:
+        print_json({"column": column, "values": [{"value": value, "records": number} for value, number in counts]})
+        return 0
+    if not counts:
+        errors().write_line(f"no record to count in {directory}")
+        return 0
+    results().print(render_counts(column, counts[:most], sum(number for _, number in counts)))
+    if len(counts) > most:
+        errors().write_line(f"shown: {most} of {len(counts):,} values; -n shows more")
     return 0
 
 
 def export_command(
-    directory: Path, target: Path, format_: str | None, *, input_path: str | None, force: bool, safe_csv: bool
+    directory: Path,
+    target: Path,
+    format_: str | None,
+    *,
+    input_path: str | None,
+    force: bool,
+    safe_csv: bool,
+    columns: str | None,
+    bom: bool,
 ) -> int:
-    """Write one file in input order."""
+    """Write one file in input order, or the same to standard output for `-`."""
+    import shutil
+    import tempfile
+
+    from batchchat.errors import UsageError
     from batchchat.export import export
     from batchchat.format import asked
 
-    done = export(directory, target, format=format_, input_path=input_path, force=force, safe_csv=safe_csv)
+    names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
+    more: dict[str, Any] = {"input_path": input_path, "safe_csv": safe_csv, "columns": names, "bom": bom}
+    if str(target) == "-":
+        if format_ is None or format_ == "openai-batch":
+            raise UsageError(
+                "standard output has no extension that names a format",
+                remedy="Give --format csv, jsonl or parquet; openai-batch makes two files, and needs a name.",
+            )
+        # Whole or not at all, as a file is: nothing is printed of an export that fails half-way.
+        with tempfile.TemporaryDirectory(prefix="batchchat-") as folder:
+            done = export(directory, Path(folder) / "export", format=format_, **more)
+            with done.files[0].open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        target = Path("standard output")
+    else:
+        done = export(directory, target, format=format_, force=force, **more)
     text = f"{done.rows:,} rows written to {target}"
     if len(done.files) > 1:
         text = f"{done.rows - done.failed:,} lines written to {target}, {done.failed:,} of errors to {done.files[1]}"

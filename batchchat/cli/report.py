@@ -29,7 +29,7 @@ from batchchat.cli.blocks import title as _title
 from batchchat.cli.display import ProgressView
 from batchchat.cli.terminal import mask
 from batchchat.events import BudgetUse, FailureGroup, InFlight, RunSummary, Streamed
-from batchchat.format import UNKNOWN, about, asked, count, duration, money, percent, plural, rate
+from batchchat.format import UNKNOWN, about, asked, count, duration, money, percent, plural, rate, share
 from batchchat.images import shortened
 from batchchat.views import Message, PlanCap, PlanView, RecordView, StatusView
 
@@ -159,6 +159,60 @@ def render_record(view: RecordView) -> RenderableType:
     if view.input:
         parts += [_blank(), _value_table("input", view.input)]
     return Group(*parts)
+
+
+def render_records(views: Sequence[RecordView]) -> RenderableType:
+    """Show one line a record: row, key, the start of the prompt, the answer or why there is none, status."""
+    from rich import box
+    from rich.table import Table
+
+    keyed = any(view.record.get("key") is not None for view in views)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=True)
+    table.add_column("row", justify="right", no_wrap=True)
+    if keyed:
+        table.add_column("key", no_wrap=True, max_width=20, overflow="ellipsis")
+    table.add_column("prompt", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("answer", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("status", no_wrap=True)
+    for view in views:
+        record = view.record
+        failed = record.get("error_kind") is not None
+        sample = f".{record['sample_index']}" if record.get("sample_index") else ""
+        cells = [
+            _styled(f"{record['row_index']}{sample}"),
+            *([_styled(_line(str(record.get("key") or ""), 60))] if keyed else []),
+            _styled(_line(content_text(view.messages[-1]), 200) if view.messages else ""),
+            _styled(_line(_answer(record), 200), "red" if failed else ""),
+            _styled(_line(str(record["error_kind"] if failed else record["status"])), "red" if failed else "green"),
+        ]
+        table.add_row(*cells)
+    return table
+
+
+def _answer(record: Mapping[str, Any]) -> str:
+    """Return the answer in short: its value if it has one, else its text, its tool calls, or why there is none."""
+    if record.get("error_kind") is not None:
+        return str(record.get("error_message") or "")
+    if record.get("parsed") is not None:
+        return _as_text(record["parsed"])
+    if record.get("completion") is not None:
+        return str(record["completion"])
+    return ", ".join(_call_text(call) for call in record.get("tool_calls") or ())
+
+
+def render_counts(column: str, counts: Sequence[tuple[str | None, int]], whole: int) -> RenderableType:
+    """Show how many records hold each value of a column, and their share."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(_line(column), overflow="ellipsis", no_wrap=True)
+    table.add_column("records", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    for value, number in counts:
+        shown = _styled(UNKNOWN, "dim") if value is None else _styled(_line(value, 200))
+        table.add_row(shown, count(number), share(number, whole))
+    return table
 
 
 def content_text(message: Message) -> str:

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchchat.choosing import no_column
 from batchchat.errors import StorageError, UsageError
 from batchchat.export.batch import errors_file, write_batch_lines
 from batchchat.inspection import job_of
@@ -67,17 +68,21 @@ def export(
     input_path: str | None = None,
     force: bool = False,
     safe_csv: bool = False,
+    columns: Sequence[str] | None = None,
+    bom: bool = False,
 ) -> Exported:
     """Write the records of the current input's rows in the order of the input, whole or not at all.
 
     `format` is one of FORMATS; None takes the one that the file's extension names. `openai-batch` writes the lines of a
     batch's output, and those of its errors to `….errors.jsonl` beside it. With `safe_csv` an apostrophe stands before
     each text of a CSV file that a spreadsheet would run as a formula; without it, texts are written as they are.
+    `columns` are those to write, in this order; None takes all. With `bom` a CSV file begins with a byte order mark,
+    by which Excel knows that it is UTF-8.
 
     Raises UsageError for a target that cannot be written, StorageError where the disk fails.
     """
     kind = _format_of(target) if format is None else format
-    _check_safe(kind, safe_csv=safe_csv)
+    _check_options(kind, safe_csv=safe_csv, bom=bom, columns=columns)
     targets = (target, errors_file(target)) if kind == BATCH else (target,)
     for path in targets:
         if path.exists() and not force:
@@ -85,6 +90,8 @@ def export(
     output = read_state(directory)
     if output.schema is None:
         raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
+    names = output.schema.names if columns is None else _known_columns(columns, output.schema.names)
+    schema = pa.schema([output.schema.field(name) for name in names])
     job = job_of(output.job)
     if kind == BATCH and job.samples > 1:
         raise UsageError(
@@ -109,9 +116,9 @@ def export(
     drafts = [path.with_name(f".{path.name}.{os.getpid()}.draft") for path in targets]
     rows = failed = 0
     try:
-        with _opened(drafts, output.schema, kind, safe_csv=safe_csv) as sink:
+        with _opened(drafts, schema, kind, safe_csv=safe_csv, bom=bom) as sink:
             for batch in _joined(prepared.batches(), intake, _Records(output), output.schema):
-                sink(batch)
+                sink(batch.select(names))
                 rows += batch.num_rows
                 failed += pc.sum(pc.not_equal(batch.column("status"), "ok")).as_py()
         written = targets if failed else targets[:1]
@@ -131,9 +138,21 @@ def export(
     return Exported(rows, intake.counts.samples - rows, written, failed, job.samples)
 
 
-def _check_safe(kind: str, *, safe_csv: bool) -> None:
-    if safe_csv and kind != "csv":
-        raise UsageError("--safe-csv is for CSV files alone", remedy="Leave it out, or export to a .csv file.")
+def _check_options(kind: str, *, safe_csv: bool, bom: bool, columns: Sequence[str] | None) -> None:
+    for name, given in (("--safe-csv", safe_csv), ("--bom", bom)):
+        if given and kind != "csv":
+            raise UsageError(f"{name} is for CSV files alone", remedy="Leave it out, or export to a .csv file.")
+    if columns is not None and kind == BATCH:
+        raise UsageError("the lines of a batch's output have fixed fields", remedy="Leave --columns out.")
+
+
+def _known_columns(columns: Sequence[str], known: Sequence[str]) -> list[str]:
+    for name in columns:
+        if name not in known:
+            raise UsageError(f"--columns: {no_column(name, known)}", remedy="Name columns of the output.")
+    if not columns or len(set(columns)) < len(columns):
+        raise UsageError("--columns: names no column, or one twice", remedy="Name each column once.")
+    return list(columns)
 
 
 def _format_of(target: Path) -> str:
@@ -218,7 +237,7 @@ class _Records:
 
 @contextmanager
 def _opened(
-    paths: Sequence[Path], schema: pa.Schema, kind: str, *, safe_csv: bool
+    paths: Sequence[Path], schema: pa.Schema, kind: str, *, safe_csv: bool, bom: bool
 ) -> Iterator[Callable[[pa.RecordBatch], None]]:
     path = paths[0]
     if kind == "parquet":
@@ -231,7 +250,7 @@ def _opened(
         with path.open("wb") as file, paths[1].open("wb") as errors:
             yield partial(write_batch_lines, file, errors)
     else:
-        with path.open("w", encoding="utf-8", newline="") as text:
+        with path.open("w", encoding="utf-8-sig" if bom else "utf-8", newline="") as text:
             table = csv.writer(text)
             write = _harmless if safe_csv else _cell
             table.writerow(map(write, schema.names))

@@ -14,7 +14,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"budget", "job", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
     frozenset({"cache", "store", "client", "review"}),
     frozenset({"engines", "intake"}),
-    frozenset({"runner"}),
+    frozenset({"runner", "choosing"}),
     frozenset({"plan", "inspection", "history"}),
     frozenset({"report"}),
     frozenset({"evaluation"}),

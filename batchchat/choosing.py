@@ -1,0 +1,144 @@
+"""Choosing records of an output: by row, key, failure, or an expression over their columns; and counting values.
+
+An expression is one of the language of templates, without braces: `status == 'failed' and attempts > 2`,
+`parsed.label == 'bug'`, `'refund' in text`. It runs in the same sandbox as a template.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchchat.errors import JobError, UsageError
+from batchchat.sources import python_rows
+from batchchat.store import Output
+from batchchat.template.leaf import NativeLeaf, RowTemplateError, parse, single_expression, suggestion
+from batchchat.template.plain import to_json
+from batchchat.template.sandbox import Environment
+
+_PLACE = "--where"
+_REMEDY = "Write an expression over columns, such as \"status == 'failed'\" or \"parsed.label == 'bug'\"."
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which records are wanted: those for which all that is given holds."""
+
+    row: int | None = None
+    key: str | None = None
+    failed: bool = False
+    where: str | None = None
+
+
+def chosen(output: Output, choice: Choice, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the records that a choice takes, with the named columns, or all.
+
+    Raises UsageError if the expression cannot be read, names no column, or can be computed for no record at all.
+    """
+    schema = output.schema
+    if schema is None:
+        return
+    condition = None if choice.where is None else _Condition(choice.where, schema.names)
+    wanted = list(columns) if columns is not None else schema.names
+    needed = ["row_index", "key", "status", *(condition.columns if condition else ())]
+    for batch in output.records(list(dict.fromkeys([*wanted, *needed]))):
+        found = batch
+        if choice.row is not None:
+            found = found.filter(pc.equal(found.column("row_index"), choice.row))
+        if choice.key is not None:
+            found = found.filter(pc.equal(found.column("key"), choice.key))
+        if choice.failed:
+            found = found.filter(pc.equal(found.column("status"), "failed"))
+        if condition is not None:
+            found = found.filter(condition.mask(found))
+        if found.num_rows:
+            yield found.select(wanted)
+    if condition is not None:
+        condition.check()
+
+
+class _Condition:
+    """An expression that is true of some records."""
+
+    def __init__(self, text: str, known: Sequence[str]) -> None:
+        environment = Environment()
+        try:
+            expression = single_expression(parse(environment, f"{{{{ {text} }}}}", _PLACE))
+            if expression is None:
+                raise UsageError(f"{_PLACE}: {text!r} is no expression", remedy=_REMEDY)
+            self._leaf = NativeLeaf(environment, expression, _PLACE)
+        except JobError as error:
+            raise UsageError(error.message, remedy=error.remedy or _REMEDY) from None
+        unknown = sorted(self._leaf.names - set(known) - {"row"})
+        if unknown:
+            raise UsageError(f"{_PLACE}: {no_column(unknown[0], known)}", remedy=_REMEDY)
+        self.columns = list(known) if "row" in self._leaf.names else sorted(self._leaf.names)
+        self._computed = 0
+        self._error: RowTemplateError | None = None
+
+    def mask(self, batch: pa.RecordBatch) -> pa.Array:
+        """Return for each record whether the expression is true; where it cannot be computed, it is not."""
+        return pa.array([self._holds(row) for row in python_rows(batch.select(self.columns))], pa.bool_())
+
+    def _holds(self, row: dict[str, object]) -> bool:
+        try:
+            holds = bool(self._leaf.render(row))
+        except RowTemplateError as error:
+            # Such as `parsed.label` of a failed record, which has none.
+            self._error = error
+            return False
+        self._computed += 1
+        return holds
+
+    def check(self) -> None:
+        """Raise UsageError if no record let the expression be computed: then it is the expression that is wrong."""
+        if self._error is not None and not self._computed:
+            raise UsageError(f"no record can be compared: {self._error}", remedy=_REMEDY)
+
+
+def no_column(name: str, known: Sequence[str]) -> str:
+    """Say that there is no such column, with the nearest name and all of them."""
+    return f"there is no column {name!r}{suggestion(name, known)}; the output has: {', '.join(known)}"
+
+
+def count_values(output: Output, choice: Choice, path: str) -> list[tuple[str | None, int]]:
+    """Return the values of a column with their numbers of records, the most frequent first; None is null.
+
+    `path` is a column, or a field inside of one: `parsed.label`. Lists and objects are told as JSON. Raises UsageError
+    if there is no such column or field.
+    """
+    schema = output.schema
+    if schema is None:
+        return []
+    whole = path in schema.names
+    column, *steps = [path] if whole else path.split(".")
+    if column not in schema.names:
+        raise UsageError(f"--count: {no_column(column, schema.names)}", remedy="Name one of these columns.")
+    kind = schema.field(column).type
+    for step in steps:
+        fields = [field.name for field in kind] if pa.types.is_struct(kind) else []
+        if step not in fields:
+            told = f"there is no field {step!r} in {path!r}{suggestion(step, fields)}"
+            remedy = f"Its fields are {', '.join(fields)}." if fields else "It has no fields: count the column itself."
+            raise UsageError(f"--count: {told}", remedy=remedy)
+        kind = kind.field(step).type
+    counts: Counter[str | None] = Counter()
+    for batch in chosen(output, choice, [column]):
+        for row in python_rows(batch):
+            value = row[column]
+            for step in steps:
+                value = None if value is None else value[step]
+            counts[_as_text(value)] += 1
+    return counts.most_common()
+
+
+def _as_text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | list | dict):
+        return to_json(value).decode()
+    return str(value)
