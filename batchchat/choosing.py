@@ -25,7 +25,7 @@ _REMEDY = "Write an expression over columns, such as \"status == 'failed'\" or \
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class RecordFilter:
     """Which records are wanted: those for which all that is given holds."""
 
     row: int | None = None
@@ -34,24 +34,24 @@ class Choice:
     where: str | None = None
 
 
-def chosen(output: Output, choice: Choice, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield the records that a choice takes, with the named columns, or all.
+def chosen(output: Output, by: RecordFilter, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the records that a filter lets through, with the named columns, or all.
 
     Raises UsageError if the expression cannot be read, names no column, or can be computed for no record at all.
     """
     schema = output.schema
     if schema is None:
         return
-    condition = None if choice.where is None else _Condition(choice.where, schema.names)
+    condition = None if by.where is None else _Condition(by.where, schema.names)
     wanted = list(columns) if columns is not None else schema.names
     needed = ["row_index", "key", "status", *(condition.columns if condition else ())]
     for batch in output.records(list(dict.fromkeys([*wanted, *needed]))):
         found = batch
-        if choice.row is not None:
-            found = found.filter(pc.equal(found.column("row_index"), choice.row))
-        if choice.key is not None:
-            found = found.filter(pc.equal(found.column("key"), choice.key))
-        if choice.failed:
+        if by.row is not None:
+            found = found.filter(pc.equal(found.column("row_index"), by.row))
+        if by.key is not None:
+            found = found.filter(pc.equal(found.column("key"), by.key))
+        if by.failed:
             found = found.filter(pc.equal(found.column("status"), "failed"))
         if condition is not None:
             found = found.filter(condition.mask(found))
@@ -105,7 +105,7 @@ def no_column(name: str, known: Sequence[str]) -> str:
     return f"there is no column {name!r}{suggestion(name, known)}; the output has: {', '.join(known)}"
 
 
-def count_values(output: Output, choice: Choice, path: str) -> list[tuple[str | None, int]]:
+def count_values(output: Output, by: RecordFilter, path: str) -> list[tuple[str | None, int]]:
     """Return the values of a column with their numbers of records, the most frequent first; None is null.
 
     `path` is a column, or a field inside of one: `parsed.label`. Lists and objects are told as JSON. Raises UsageError
@@ -127,7 +127,7 @@ def count_values(output: Output, choice: Choice, path: str) -> list[tuple[str | 
             raise UsageError(f"--count: {told}", remedy=remedy)
         kind = kind.field(step).type
     counts: Counter[str | None] = Counter()
-    for batch in chosen(output, choice, [column]):
+    for batch in chosen(output, by, [column]):
         for row in python_rows(batch):
             value = row[column]
             for step in steps:

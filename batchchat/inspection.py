@@ -17,12 +17,12 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchchat.choosing import Choice, chosen
+from batchchat.choosing import RecordFilter, chosen
 from batchchat.errors import BatchchatError
 from batchchat.events import BudgetUse, FailureGroup, Forecast, InFlight, Pace, Snapshot
 from batchchat.images import placeholders
 from batchchat.job import Job, load_job, validate_job
-from batchchat.records import PARSED, RECORD_COLUMNS, Spend
+from batchchat.records import Spend
 from batchchat.runner.questions import compile_questions
 from batchchat.runner.tally import StreamPace
 from batchchat.sources import as_seen, python_rows
@@ -42,12 +42,13 @@ def status_of(directory: Path) -> StatusView:
     live = _snapshot(output.live) if output.live and output.holder is not None else None
     new = [0, 0]
     prompt_id, earlier = _prompt_id(output), 0
-    for batch in output.records(
-        ["status", "error_kind", "error_message", "row_index", "run_id", "prompt_id", *_STREAMED]
-    ):
+    # An output of an earlier version may lack the later ones of these: then its input has columns of their names.
+    later = [name for name in ("prompt_id", *_STREAMED) if name in output.own_columns]
+    for batch in output.records(["status", "error_kind", "error_message", "row_index", "run_id", *later]):
         _count(batch, counts, examples)
-        _time(batch, pace)
-        if prompt_id is not None:
+        if set(_STREAMED) <= set(later):
+            _time(batch, pace)
+        if prompt_id is not None and "prompt_id" in later:
             earlier += _earlier(batch, prompt_id)
         if live is not None:
             mine = batch.filter(pc.equal(batch.column("run_id"), live.run_id)).column("status")
@@ -204,8 +205,8 @@ def find_records(
     """
     output = read_state(directory)
     templates = Templates(output)
-    choice = Choice(row, key, failed, where)
-    records: Iterator[dict[str, Any]] = (record for batch in chosen(output, choice) for record in python_rows(batch))
+    wanted = RecordFilter(row, key, failed, where)
+    records: Iterator[dict[str, Any]] = (record for batch in chosen(output, wanted) for record in python_rows(batch))
     if row is not None or key is not None:
         records = iter(sorted(records, key=lambda record: record["sample_index"]))
     for record in islice(records, limit):
@@ -213,7 +214,7 @@ def find_records(
 
 
 def _view(output: Output, templates: Templates, record: dict[str, Any]) -> RecordView:
-    own = {name: record.pop(name) for name in (*RECORD_COLUMNS, PARSED) if name in record}
+    own = {name: record.pop(name) for name in output.own_columns if name in record}
     messages, note = templates.messages(own["run_id"], record, own["sample_index"])
     return RecordView(record, own, messages, note)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchchat.cli.arguments import JobArguments
 from batchchat.cli.running import errors, print_json, results
+
+if TYPE_CHECKING:
+    from batchchat.choosing import RecordFilter
 
 
 def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
@@ -65,14 +68,14 @@ def show_command(
     as_json: bool,
 ) -> int:
     """Print records whole, as a table, or how often each value of a column is there."""
-    from batchchat.choosing import Choice
+    from batchchat.choosing import RecordFilter
     from batchchat.cli.report import as_json as to_json
     from batchchat.cli.report import render_record, render_records
     from batchchat.errors import UsageError
     from batchchat.inspection import find_records
 
     if count is not None:
-        return _count_command(directory, Choice(row, key, failed, where), count, limit or 20, as_json=as_json)
+        return _count_command(directory, RecordFilter(row, key, failed, where), count, limit or 20, as_json=as_json)
     most = limit or (20 if table else 5)
     views = find_records(directory, row=row, key=key, failed=failed, where=where, limit=most)
     terminal = results()
@@ -105,12 +108,12 @@ def show_command(
     return 0
 
 
-def _count_command(directory: Path, choice: Any, column: str, most: int, *, as_json: bool) -> int:
+def _count_command(directory: Path, by: RecordFilter, column: str, most: int, *, as_json: bool) -> int:
     from batchchat.choosing import count_values
     from batchchat.cli.report import render_counts
     from batchchat.store import read_state
 
-    counts = count_values(read_state(directory), choice, column)
+    counts = count_values(read_state(directory), by, column)
     if as_json:
         print_json({"column": column, "values": [{"value": value, "records": number} for value, number in counts]})
         return 0

@@ -155,13 +155,12 @@ class Breaker(ProbeGate):
 class RateLimitHold(ProbeGate):
     """From a refusal (429) until something is accepted again. `is_rate`: it cannot be a limit of requests at once."""
 
-    __slots__ = ("_asked", "axis", "is_rate", "over_at")
+    __slots__ = ("_asked", "axis", "is_rate")
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
         self.axis = Axis.UNKNOWN
         self.is_rate = False
-        self.over_at = -math.inf
         self._asked = 0.0
 
     @property
@@ -196,8 +195,3 @@ class RateLimitHold(ProbeGate):
         """Wait for the next probe; a longer hint is obeyed."""
         self._back_off(now, 2 * _FIRST_S)
         self.next_at = max(self.next_at, now + (hint or 0.0))
-
-    def end(self, now: float) -> None:
-        """Something was accepted."""
-        self.open()
-        self.over_at = now

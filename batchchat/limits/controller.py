@@ -305,7 +305,7 @@ class Controller:
         """
         hold = self.hold
         since = hold.since if hold.since is not None else now
-        hold.end(now)
+        hold.open()
         self._just_held = True
         self._undecided = False
         self._calm_at = now

@@ -114,8 +114,8 @@ def outcome_of(output: Output) -> Outcome:
     found = Outcome()
     if schema is None:
         return found
-    found.measured = {name: Distribution() for name in _MEASURED if name in schema.names}
-    found.tallied = {name: ValueCounts() for name in _TALLIED if name in schema.names}
+    found.measured = {name: Distribution() for name in _MEASURED if name in output.own_columns}
+    found.tallied = {name: ValueCounts() for name in _TALLIED if name in output.own_columns}
     columns = dict.fromkeys([*_ALWAYS, *_FAILURE, *_SUMMED, *found.measured, *found.tallied])
     for batch in output.records(list(columns)):
         found.add(batch)

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 from batchchat.errors import BatchchatError, StoppedEarly, StorageError
 from batchchat.events import Event, RunSummary
-from batchchat.runner.rows import prompt_id_of
 from batchchat.runner.run_summary import Figures, plain
 from batchchat.runner.state import RunState
 from batchchat.store import Change, earlier_prompts
@@ -80,7 +79,7 @@ class Ending:
         Only a pass over a part of the input leaves any: after a complete one, such rows are no longer in the input.
         """
         run = self._run
-        found: int = await run.offload(earlier_prompts, run.store.directory, prompt_id_of(run.prepared))
+        found: int = await run.offload(earlier_prompts, run.store.directory, run.prompt_id)
         # A row whose request did not change keeps its record, and with it the digest of the earlier text.
         run.earlier_prompt = min(found, run.store.counts().kept)
 

@@ -218,13 +218,14 @@ class _Opening:
         if cache is None and job.dedupe:
             cache = await self.open_cache(stack, Layout(store.directory).answers)
         price = self._provider.prices.get(job.model)
+        prompt_id = prompt_id_of(prepared)
         tally = Tally()
         engine = self._make_engine(client, store, wording)
         writer = Writer(
             store,
             tally,
             run_id=self._run_id,
-            prompt_id=prompt_id_of(self._prepared),
+            prompt_id=prompt_id,
             price=price,
             offload=setting.offload,
             wall_clock_us=_now_us,
@@ -236,6 +237,7 @@ class _Opening:
             options=setting.options,
             control=setting.control,
             run_id=self._run_id,
+            prompt_id=prompt_id,
             started=0.0,
             tell=setting.listener,
             offload=setting.offload,

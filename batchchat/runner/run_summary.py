@@ -12,7 +12,6 @@ from batchchat.errors import BatchchatError
 from batchchat.events import Event, FailureGroup, Forecast, Phase, RunSummary, Snapshot
 from batchchat.format import money, short
 from batchchat.providers import DEMO
-from batchchat.runner.rows import prompt_id_of
 from batchchat.runner.state import RunState
 
 _OLDEST = 8
@@ -60,7 +59,7 @@ class Figures:
             budget=run.budget.use() if run.budget else None,
             forecast=self._forecast(max(0, total - settled)) if total is not None else None,
             cache_hits=tally.shared,
-            prompt_id=prompt_id_of(run.prepared),
+            prompt_id=run.prompt_id,
         )
 
     def _forecast(self, left: int) -> Forecast | None:
@@ -154,7 +153,7 @@ class Figures:
             forecast=self._forecast(0),
             cache_hits=tally.shared,
             streamed=tally.streamed,
-            prompt_id=prompt_id_of(run.prepared),
+            prompt_id=run.prompt_id,
             earlier_prompt=run.earlier_prompt,
             retry=self._retry(),
         )

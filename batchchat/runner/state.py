@@ -29,17 +29,20 @@ if TYPE_CHECKING:
 class RunState:
     """A run that is prepared and connected.
 
-    The parts stay as they are. `phase`, `failed`, `read_all`, `counted` and `warnings` change as the run goes on:
-    `failed` is why the input could not be read to its end, `read_all` is true once it was, and `counted` is the number
-    of rows of the pass if they had to be counted without being read. `earlier_prompt` is the number of records that
-    the pass did not see and that answer another prompt, counted at its end. `open_answers` holds the answers of an
-    earlier run by `custom_id`; requests go on from them. `reuse` is None if the job shares no answers.
+    The parts stay as they are. `prompt_id` tells the job's prompt (see `runner.rows.prompt_id_of`). `open_answers` are
+    the answers of an earlier run by `custom_id`; requests go on from them. `reuse` is None if no answers are shared.
+
+    `phase`, `failed`, `read_all`, `counted`, `earlier_prompt` and `warnings` change as the run goes on. `failed` is why
+    the input could not be read to its end, `read_all` is true once it was. `counted` is the number of rows of the pass
+    if they had to be counted without being read. `earlier_prompt` is the number of records that the pass did not see
+    and that answer another prompt, counted at its end.
     """
 
     job: Job
     options: RunOptions
     control: Control
     run_id: str
+    prompt_id: str
     started: float
     tell: Listener
     offload: Offload

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.errors import StorageError, UsageError
-from batchchat.records import Spend
+from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.journal import Answer, OpenAnswers, Replay, replay
 from batchchat.store.known import KnownRows, Pass
@@ -65,6 +65,12 @@ class Output:
     def schema(self) -> pa.Schema | None:
         """The dataset's schema; None where no run has frozen the input's yet."""
         return self.frozen.output()
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """The columns that a record brings itself; a later one is missing if the input has its name."""
+        schema = self.schema
+        return RECORD_COLUMNS if schema is None else own_columns(schema)
 
     def run_ids(self) -> list[str]:
         """Return the identities of all runs that ever held this output, whatever became of them, in their order."""
@@ -242,6 +248,8 @@ def earlier_prompts(directory: Path | str, prompt_id: str) -> int:
 
     Records of versions that did not tell the prompt are not counted.
     """
+    if "prompt_id" not in read_state(directory).own_columns:
+        return 0
     batches = iter_output(directory, columns=["prompt_id"])
     return sum(int(pc.not_equal(batch.column("prompt_id"), prompt_id).true_count) for batch in batches)
 

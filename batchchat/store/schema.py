@@ -61,11 +61,13 @@ def output_schema(
     """Return the schema of every part: input columns, the record's own columns, then `parsed` where there is one.
 
     Every column may hold nulls: a row that could not be read has none of the input's values. Input types that Parquet
-    does not give back as they were become the nearest that it does (`kept_type`). Raises ValueError where two columns
-    have the same name.
+    does not give back as they were become the nearest that it does (`kept_type`). If an input column has the name of a
+    later column of records, the output was made before there was one: it keeps the input's, and its records do without
+    the later one. Raises ValueError if two other columns have the same name.
     """
     fields = [pa.field(field.name, kept_type(field.type)) for field in input_schema]
-    fields += [pa.field(field.name, field.type) for field in RECORD_SCHEMA]
+    taken = _LATER & set(input_schema.names)
+    fields += [pa.field(field.name, field.type) for field in RECORD_SCHEMA if field.name not in taken]
     if parsed is not None:
         fields.append(pa.field(PARSED, parsed.type, metadata=parsed.metadata))
     names = [field.name for field in fields]
@@ -76,8 +78,9 @@ def output_schema(
 
 
 def own_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """Return the columns of an output's schema that a record brings itself, in order."""
-    return (*RECORD_COLUMNS, PARSED) if schema.names[-1:] == [PARSED] else RECORD_COLUMNS
+    """Return the columns of an output's schema that a record brings itself, in order: those behind the input's."""
+    # The first of them has been there in every version, so that no input column has its name.
+    return tuple(schema.names[schema.names.index(FIRST_COLUMNS[0]) :])
 
 
 def kept_type(kind: pa.DataType) -> pa.DataType:
@@ -151,7 +154,7 @@ class Frozen:
     def output(self, metadata: dict[str, str] | None = None) -> pa.Schema | None:
         """Return the schema of every part, None where nothing is frozen.
 
-        Raises UsageError where a column of the input has the name of one that batchchat got later.
+        Raises UsageError if a column of the input has the name of one that every record has.
         """
         if self.input is None:
             return None

@@ -31,7 +31,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
-from batchchat.records import PARSED, RECORD_COLUMNS, Spend
+from batchchat.records import PARSED, Spend
 from batchchat.store.journal import rows_schema
 from batchchat.store.location.disk import (
     PRIVATE_FILE,
@@ -51,7 +51,7 @@ from batchchat.store.location.lock import Lock, holder_of, refusal, unusable
 from batchchat.store.manifest import NAME as MANIFEST
 from batchchat.store.manifest import Contents, losses, read_manifest, size_of
 from batchchat.store.parts import DamagedPartError, PartReader
-from batchchat.store.schema import FORMAT, Frozen
+from batchchat.store.schema import FORMAT, Frozen, own_columns
 
 _EFFECTIVE = os.access in os.supports_effective_ids
 
@@ -407,9 +407,9 @@ class Layout:
                     fields = list(reader.schema)
             except (FileNotFoundError, DamagedPartError):
                 continue
-            own = {*RECORD_COLUMNS, PARSED}
-            parsed = next((field for field in fields if field.name == PARSED), None)
-            return Frozen(pa.schema([field for field in fields if field.name not in own]), parsed, recovered=True)
+            carried = len(fields) - len(own_columns(pa.schema(fields)))
+            parsed = next((field for field in fields[carried:] if field.name == PARSED), None)
+            return Frozen(pa.schema(fields[:carried]), parsed, recovered=True)
         for path in journals(self.state).values():
             with suppress(FileNotFoundError):
                 schema = rows_schema(path)

@@ -42,7 +42,7 @@ from batchchat.store.manifest import Manifest, losses, size_of
 from batchchat.store.parts import unkept
 from batchchat.store.pending import Pending, Unsealed
 from batchchat.store.recovery import Recovery, mend_state
-from batchchat.store.schema import Frozen, joined_parsed, output_schema, same_types
+from batchchat.store.schema import Frozen, joined_parsed, output_schema, own_columns, same_types
 from batchchat.store.state import Layout
 
 PART_ROWS = 50_000
@@ -545,6 +545,8 @@ class Store:
     @property
     def _own_columns(self) -> tuple[str, ...]:
         """The columns that a record of this output brings itself."""
+        if self._schema is not None:
+            return own_columns(self._schema)
         return RECORD_COLUMNS if self._frozen.parsed is None else (*RECORD_COLUMNS, PARSED)
 
     @property

@@ -12,13 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchchat.errors import UsageError
+from batchchat.inspection import status_of
 from batchchat.records import FIRST_COLUMNS, RECORD_COLUMNS
-from batchchat.store import Store, read_output, verify
+from batchchat.report.outcome import outcome_of
+from batchchat.store import Settled, Store, earlier_prompts, read_output, read_state, verify
 from batchchat.store.frames import encode
 from batchchat.store.journal import HEADER, RECORD
 from batchchat.store.location.journals import journal_path, journals
 from batchchat.structured import parsed_field
-from tests.store_cases import SCHEMA, commit, live, open_store, seal, settled
+from tests.store_cases import SCHEMA, SPEND, commit, identity, live, open_store, record, row_batch, seal, settled
 
 TICKET = {
     "type": "object",
@@ -175,18 +177,43 @@ def test_another_type_of_parsed_is_refused_once_there_are_records(tmp_path: Path
         assert store.counts().live == 0
 
 
-def test_an_input_column_with_the_name_of_a_later_one_is_said_plainly(tmp_path: Path) -> None:
-    with open_store(tmp_path):
-        pass
-    path = tmp_path / "_batchchat" / "schema.json"
-    from batchchat.store.state import Layout
+@pytest.mark.parametrize("name", LATER)
+def test_an_input_column_with_the_name_of_a_later_one_stays_that_of_the_input(tmp_path: Path, name: str) -> None:
+    schema = pa.schema([("ticket", pa.string()), (name, pa.string())])
 
-    Layout(tmp_path).save_schema(pa.schema([("corrections", pa.string())]), None)
-    assert path.exists()
-    with pytest.raises(UsageError, match="called corrections: this version"):
-        open_store(tmp_path, "run-2", input_schema=None)
-    with pytest.raises(UsageError, match="called corrections: this version"):
-        read_output(tmp_path)
+    def records(first: int, count: int, **more: Any) -> list[Any]:
+        texts = [f"mine {n}" for n in range(first, first + count)]
+        batch = row_batch(first, count, pa.RecordBatch.from_arrays([pa.array(texts)] * 2, schema=schema))
+        return [Settled(record(batch, offset, **more), SPEND) for offset in range(count)]
+
+    own = [column for column in RECORD_COLUMNS if column != name]
+    with open_store(tmp_path, input_schema=schema) as store:
+        commit(store, records(0, 3))
+        seal(store)
+    # A part as the first version wrote it.
+    (path,) = (tmp_path / "data").iterdir()
+    pq.write_table(pq.read_table(path).select([*schema.names, *FIRST_COLUMNS]), path, write_page_checksum=True)
+    with open_store(tmp_path, "run-2", input_schema=schema) as store:
+        commit(store, records(3, 1, run_id="run-2"))
+        seal(store)
+        commit(store, records(4, 1, run_id="run-2"))  # stays in the journal
+    assert read_output(tmp_path).schema.names == [*schema.names, *own]
+    (tmp_path / "_batchchat" / "schema.json").unlink()  # the records themselves tell their types
+    with open_store(tmp_path, "run-3", input_schema=None) as store:
+        assert store.recovery.records == 1
+        commit(store, records(0, 1, run_id="run-3", prompt="edited"))
+        seal(store)
+        (old,) = store.fetch_archived([identity((0, ""))]).values()
+    assert old["completion"] == "answer 0 "
+    table = read_output(tmp_path)
+    assert table.schema.names == [*schema.names, *own]
+    assert sorted(table.column(name).to_pylist()) == [f"mine {n}" for n in range(5)]
+    assert counted(tmp_path, f"select count({name}), count(completion) from data") == [(5, 5)]
+    assert earlier_prompts(tmp_path, "none") == 0
+    status = status_of(tmp_path)
+    assert (status.ok, status.earlier_prompt) == (5, 0)
+    assert outcome_of(read_state(tmp_path)).ok == 5
+    assert verify(tmp_path).problems == []
 
 
 def test_a_journal_with_columns_of_a_later_version_is_not_read_halfway(tmp_path: Path) -> None:
