@@ -30,9 +30,10 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.export.batch import errors_file, write_batch_lines
 from batchchat.inspection import job_of
 from batchchat.intake import Intake
+from batchchat.job import Job
 from batchchat.records import RowBatch
 from batchchat.runner.preparation import prepare
-from batchchat.sources import python_rows
+from batchchat.sources import STDIN, python_rows, reads_file
 from batchchat.store import Output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.schema import own_columns
@@ -84,9 +85,6 @@ def export(
     kind = _format_of(target) if format is None else format
     _check_options(kind, safe_csv=safe_csv, bom=bom, columns=columns)
     targets = (target, errors_file(target)) if kind == BATCH else (target,)
-    for path in targets:
-        if path.exists() and not force:
-            raise UsageError(f"{path} exists already", remedy="Choose another name, or give --force to write over it.")
     output = read_state(directory)
     if output.schema is None:
         raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
@@ -101,6 +99,7 @@ def export(
     if input_path is not None:
         path_of_input = input_path if input_path == "-" else str(Path(input_path).absolute())
         job = job.model_copy(update={"input": job.input.model_copy(update={"path": path_of_input})})
+    _check_targets(targets, job, force=force)
     # What was sent is sent: a prompt that uses no column may be exported.
     prepared = prepare(job.model_copy(update={"constant": True}), frozen=output.frozen)
     intake = Intake(
@@ -144,6 +143,17 @@ def _check_options(kind: str, *, safe_csv: bool, bom: bool, columns: Sequence[st
             raise UsageError(f"{name} is for CSV files alone", remedy="Leave it out, or export to a .csv file.")
     if columns is not None and kind == BATCH:
         raise UsageError("the lines of a batch's output have fixed fields", remedy="Leave --columns out.")
+
+
+def _check_targets(targets: Sequence[Path], job: Job, *, force: bool) -> None:
+    for path in targets:
+        if job.input.path != STDIN and reads_file(job.input.path, job.input.format, path):
+            raise UsageError(
+                f"{path} is, or would be, a file of the input {job.input.path}: the next run would read it as rows",
+                remedy="Choose a place outside the input.",
+            )
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists already", remedy="Choose another name, or give --force to write over it.")
 
 
 def _known_columns(columns: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -17,11 +17,11 @@ import pyarrow as pa
 from batchchat.errors import StorageError, UsageError
 from batchchat.sources.chunk import Dialect, Limits
 from batchchat.sources.columns import as_seen
-from batchchat.sources.files import STDIN, Found, InputFile, Stamp, find_files, text_encoding
+from batchchat.sources.files import STDIN, Found, InputFile, Stamp, find_files, reads_file, text_encoding
 from batchchat.sources.parquet import python_rows
 from batchchat.sources.source import CsvSource, JsonlSource, ParquetSource, Source
 
-__all__ = ["STDIN", "Source", "Stamp", "as_seen", "open_source", "python_rows"]
+__all__ = ["STDIN", "Source", "Stamp", "as_seen", "open_source", "python_rows", "reads_file"]
 
 
 def open_source(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import fnmatch
 import glob
 import os
 import stat
@@ -181,6 +182,21 @@ def find_files(path: str, base: Path | None, chosen: str | None, output: Path | 
             remedy="Choose one kind with a glob, for instance input: data/*.parquet",
         )
     return Found(found, left_out)
+
+
+def reads_file(path: str, chosen: str | None, file: Path) -> bool:
+    """Tell whether an input path reads a file, or would read it if it were there. `chosen` is the input's format."""
+    place, file = Path(path).expanduser(), file.resolve()
+    if place.is_dir():
+        if not file.is_relative_to(place.resolve()):
+            return False
+        hidden = any(part[0] in "._" for part in file.relative_to(place.resolve()).parts)
+        return not hidden and (chosen is not None or _format_of(file) is not None)
+    if place.exists() or not glob.has_magic(path):
+        return place.resolve() == file
+    # `**` means any number of folders, also none; for fnmatch a star means anything.
+    patterns = {str(place.absolute()), str(place.absolute()).replace("**/", "")}
+    return any(fnmatch.fnmatchcase(str(file), pattern) for pattern in patterns)
 
 
 def is_product(folder: Path) -> bool:

@@ -59,3 +59,35 @@ def test_what_cannot_be_written_is_refused_and_leaves_no_file(
     assert isinstance(error, UsageError)
     assert message in error.message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "target", "refused"),
+    [
+        ("data", "data/out.jsonl", True),
+        ("data", "data/deep/out.csv", True),
+        ("data", "data/out.html.parquet", True),
+        ("data", "data/_out.jsonl", False),
+        ("data", "out.jsonl", False),
+        ("data/*.jsonl", "data/out.jsonl", True),
+        ("data/**/*.jsonl", "data/out.jsonl", True),
+        ("data/**/*.jsonl", "data/deep/out.jsonl", True),
+        ("data/*.jsonl", "data/out.csv", False),
+        ("data/rows.jsonl", "data/rows.jsonl", True),
+        ("data/rows.jsonl", "data/out.jsonl", False),
+    ],
+)
+def test_an_export_is_never_a_file_of_the_input(tmp_path: Path, path: str, target: str, refused: bool) -> None:
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    write_rows(tmp_path / "data" / "rows.jsonl", texts(3))
+    before = (tmp_path / "data" / "rows.jsonl").read_bytes()
+    assert run(make_job(tmp_path, None, input={"path": str(tmp_path / path)})).ok == 3
+    done = export(tmp_path / "out", "-o", str(tmp_path / target), "--force")
+    if refused:
+        assert isinstance(done.exception, UsageError)
+        assert "the next run would read it as rows" in done.exception.message
+        assert (tmp_path / target).exists() is (target == path)
+    else:
+        assert done.exit_code == 0
+        assert len((tmp_path / target).read_bytes().splitlines()) >= 3
+    assert (tmp_path / "data" / "rows.jsonl").read_bytes() == before
