@@ -170,19 +170,19 @@ class ServiceOptions(Protocol):
 
     @property
     def service(self) -> str | None:
-        """The dialect by name, such as `azure` or `files`. None: the provider's, else what its address tells."""
+        """The dialect by name, such as `azure`. None: the provider's own, else what its address tells."""
 
     @property
     def window(self) -> str | None:
-        """The completion window, such as `24h` or `7d`. None: the longest that is usual at the provider."""
+        """The completion window, such as `24h` or `7d`. None: the provider's usual one."""
 
     @property
     def bucket(self) -> str | None:
         """The bucket of a service that keeps its files in the customer's: `s3://NAME/PREFIX` or an object URL."""
 
     @property
-    def folder(self) -> Path | None:
-        """The folder of the `files` service, absolute."""
+    def folder(self) -> str | None:
+        """The folder of the `files` service, absolute. If it is set, no provider is asked."""
 
 
 class BatchService(Protocol):
