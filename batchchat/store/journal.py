@@ -57,10 +57,14 @@ _RECORD_BYTES = 400
 
 @dataclass(slots=True)
 class Settled:
-    """A request's outcome to commit, and what its answered attempts cost since the last entry about it."""
+    """A request's outcome to commit, and what its answered attempts cost since the last entry about it.
+
+    `seen` is false if the pass that is under way has not asked for the record.
+    """
 
     record: Record
     spend: Spend = Spend()
+    seen: bool = True
 
 
 @dataclass(slots=True, frozen=True)

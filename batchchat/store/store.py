@@ -411,7 +411,7 @@ class Store:
             if isinstance(entry, Settled):
                 record = entry.record
                 state = state_of(record.status, record.error_kind)
-                self._know(record.custom_id, record.key, record.sample_index, state, seen=True)
+                self._know(record.custom_id, record.key, record.sample_index, state, seen=entry.seen)
         for custom_id, archived in change.removed:
             self.index.remove(custom_id, archived=archived)
         self._applied += change.commits
