@@ -72,6 +72,9 @@ class Sink(Protocol):
     async def room(self) -> None:
         """Wait until the sink has caught up."""
 
+    async def counted(self) -> bool:
+        """Wait until all that was put so far is durable. Return false if the disk failed, and it never will be."""
+
 
 Feed = AsyncGenerator[list[Request], None]
 

@@ -92,6 +92,7 @@ class Writer:
         self._entries: list[Entry] = []
         self._revived: set[str] = set()
         self._bytes = 0
+        self._taken = self._committed = 0
         self._wake = anyio.Event()
         self._caught_up = anyio.Event()
         self._finished = False
@@ -177,6 +178,7 @@ class Writer:
 
     def _add(self, entry: Entry, nbytes: int) -> None:
         self._entries.append(entry)
+        self._taken += 1
         self._bytes += nbytes
         self._wake.set()
 
@@ -189,6 +191,13 @@ class Writer:
         """Wait for the next commit to end."""
         while self.full:
             await self._caught_up.wait()
+
+    async def counted(self) -> bool:
+        """Wait until all that was put so far is committed. Return false if the disk failed."""
+        wanted = self._taken
+        while self._committed < wanted and self.error is None:
+            await self._caught_up.wait()
+        return self.error is None
 
     def _record(self, request: Request, outcome: EngineSettled) -> Record:
         reply, failure, steps = outcome.reply, outcome.failure, request.steps
@@ -282,6 +291,7 @@ class Writer:
                 self.shelf.kept()
             self._store.apply(change)
             self._count(change)
+            self._committed += len(entries)
             self._caught_up.set()
             self._caught_up = anyio.Event()
             if self._due():

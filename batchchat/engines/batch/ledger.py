@@ -64,7 +64,9 @@ class ChunkState:
 
     `prompt_tokens` are guessed, `max_tokens` is what its answers were reserved with. `creating_at` is when the batch
     was asked for, in seconds since the epoch. `total`, `completed` and `failed` are the provider's counts. `harvest`
-    says what became of its requests. `round` is the highest number of batches that one of its requests has been in.
+    says what became of its requests. `splits` is how often it was made by parting a batch that the provider refused.
+    `tries` is how often a batch of it was asked for in vain. `unsure` says that an answer to `create` was lost and no
+    batch was found: there may be another one. `surplus` are batches that are known to be one too many.
     """
 
     number: int
@@ -75,7 +77,7 @@ class ChunkState:
     nbytes: int = 0
     prompt_tokens: int = 0
     max_tokens: int = 0
-    round: int = 1
+    splits: int = 0
     run_id: str = ""
     prompt_id: str = ""
     model: str = ""
@@ -91,6 +93,8 @@ class ChunkState:
     created_at: float | None = None
     expires_at: float | None = None
     ended_at: float | None = None
+    tries: int = 0
+    unsure: bool = False
     surplus: list[str] = field(default_factory=list)
     harvest: dict[str, int] = field(default_factory=dict)
     reason: str | None = None
@@ -115,8 +119,7 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
         cut_torn_line(self._path)
-        self.chunks = read_ledger(folder)
-        self._last = max(self.chunks, default=0)
+        self.chunks, self._last = _replay(folder)
 
     def next_number(self) -> int:
         """Return a number that no chunk has had."""
@@ -155,28 +158,35 @@ def read_ledger(folder: Path) -> dict[int, ChunkState]:
 
     Reads while a run is going, too. Raises StorageError.
     """
+    return _replay(folder)[0]
+
+
+def _replay(folder: Path) -> tuple[dict[int, ChunkState], int]:
+    """Return the chunks that are not cleaned up, and the highest number that a chunk has had."""
     path = folder / NAME
     with storage_errors(path):
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            return {}
+            return {}, 0
     chunks: dict[int, ChunkState] = {}
+    last = 0
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
         entry = _read(line)
         if entry is None:
             raise StorageError(
                 f"{path}:{number}: the line is damaged, so a batch that is paid for may be unknown",
-                remedy=f"Restore the file from a copy. Without one, move {folder} away: then no batch of earlier runs is "
-                "known any more, and their requests are sent, and paid, again.",
+                remedy=f"Restore the file from a copy. Without one, move {folder} away: then no batch of earlier runs "
+                "is known any more, and their requests are sent, and paid, again.",
             )
         chunk = entry["chunk"]
+        last = max(last, chunk)
         state = _apply(chunks.get(chunk), entry)
         if state.step is Step.CLEANED:
             chunks.pop(chunk, None)
         else:
             chunks[chunk] = state
-    return chunks
+    return chunks, last
 
 
 def _read(line: bytes) -> dict[str, Any] | None:
