@@ -41,11 +41,16 @@ ENDED = frozenset({BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRE
 
 @dataclass(frozen=True, slots=True)
 class BatchProblem:
-    """What a provider says is wrong with a whole batch. `line` counts from 1; None if it names no line."""
+    """What a provider says is wrong with a whole batch. `line` counts from 1; None if it names no line.
+
+    With a `remedy` no other batch of this job can succeed before a person acts (an unknown model, no credit, a bucket
+    that the provider may not read): note that the batch has ended, leave its rows open, and end the run with 3.
+    """
 
     code: str | None
     message: str
     line: int | None = None
+    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
