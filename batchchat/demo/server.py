@@ -162,6 +162,7 @@ class DemoServer:
             with contextlib.suppress(RuntimeError):  # the loop is closed where the thread has failed
                 server.loop.call_soon_threadsafe(server.end)
         thread.join(_STOP_S)
+        self._demo.batches.stop()
         if thread.is_alive():
             raise RuntimeError("the demo server did not stop")
         if self._failure is not None:
@@ -174,6 +175,10 @@ class DemoServer:
     def bodies(self) -> dict[str, tuple[int, int]]:
         """Return how often each body was received and answered, by the digest of its bytes (BLAKE2b-128)."""
         return self._demo.bodies()
+
+    def batch_lines(self) -> dict[str, int]:
+        """Return how often each `custom_id` was run in a batch."""
+        return self._demo.batches.lines()
 
     def __enter__(self) -> Self:
         self.start()
@@ -202,10 +207,12 @@ def serve(
         if on_start is not None:
             on_start(url)
 
-    server = _Server(_config(Demo(options or DemoOptions())), started, signals=True)
+    demo = Demo(options or DemoOptions())
+    server = _Server(_config(demo), started, signals=True)
     try:
         _run(server, sock)
     finally:
+        demo.batches.stop()
         sock.close()
     return server.ended_by
 
