@@ -19,7 +19,6 @@ from batchchat.errors import BatchchatError
 from batchchat.events import InFlight, Pace
 from batchchat.records import Failure, Reply, Request, Usage
 
-
 EngineKind = Literal["local", "batch"]
 
 

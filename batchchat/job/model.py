@@ -489,13 +489,13 @@ class Prices(_Section):
 class EngineFields(_Section):
     """What executes the requests: one HTTP exchange each (`local`), or a provider's Batch API (`batch`).
 
-    All other fields belong to `batch`. `service` names the dialect of a Batch API at an address of one's own. `poll` is the time between two looks at the batches. `max_lines`, `max_bytes`
-    and `queued_tokens` bound one batch, and all batches under way, below what the provider allows. `window` is the
-    time that the provider has, in its own words. `bucket` is where files go if they are objects of the customer,
-    `folder` if they are files of this machine that somebody else processes. `keep_files: false` deletes the files at
-    the provider once their answers are safe. `rounds` is how often a request goes into a batch, and `then: local` sends
-    what is still open after that as single requests. `price_factor` is what a batch costs, as a share of the price of
-    single requests.
+    All other fields belong to `batch`. `service` names the dialect of a Batch API at an address of one's own. `poll` is
+    the time between two looks at the batches. `max_lines`, `max_bytes` and `queued_tokens` bound one batch, and all
+    batches under way, below what the provider allows. `window` is the time that the provider has, in its own words.
+    `bucket` is where files go if they are objects of the customer, `folder` if they are files of this machine that
+    somebody else processes. `keep_files: false` deletes the files at the provider once their answers are safe. `rounds`
+    is how often a request goes into a batch, and `then: local` sends what is still open after that as single requests.
+    `price_factor` is what a batch costs, as a share of the price of single requests.
     """
 
     kind: Literal["local", "batch"] = "local"

@@ -80,6 +80,7 @@ class Builder:
         ledger: Ledger,
         asker: Asker,
         bounds: Bounds,
+        *,
         account: Account | None,
         offload: Callable[..., Awaitable[Any]],
     ) -> None:

@@ -25,7 +25,7 @@ from batchchat.engines.batch.service import (
     RemoteBatch,
     Unavailable,
 )
-from batchchat.errors import BatchchatError, ProviderUnavailable
+from batchchat.errors import ProviderUnavailable
 from batchchat.events import Event, Listener
 
 _LOOKS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -42,18 +42,24 @@ _LONGEST_WAIT_S = 60.0
 _Result = TypeVar("_Result")
 
 
+class RunEnds(Exception):
+    """The run is to end, and what was asked was not done."""
+
+
 class Patience:
     """Waits while a provider cannot be reached, with growing waits.
 
-    `outage` is after how many seconds the wait is given up.
+    `outage` is after how many seconds the wait is given up. `rest` waits for some seconds, and raises RunEnds if the
+    run is to end before.
     """
 
-    def __init__(self, outage: float, listener: Listener) -> None:
-        self.outage = outage
+    def __init__(self, outage: float, listener: Listener, rest: Callable[[float], Awaitable[None]]) -> None:
+        self._outage = outage
         self._listener = listener
+        self.rest = rest
 
     async def __call__(self, ask: Callable[[], Awaitable[_Result]], what: str) -> _Result:
-        """Return what `ask` returns. Raises ProviderUnavailable, and all that `ask` raises but Unavailable."""
+        """Return what `ask` returns. Raises ProviderUnavailable, RunEnds, and what else `ask` raises."""
         since: float | None = None
         wait = _FIRST_WAIT_S
         while True:
@@ -64,12 +70,12 @@ class Patience:
                 if since is None:
                     since = now
                     self._listener(Event("batch_waits", f"{what}: {error}; it is tried again", "warning"))
-                if now - since > self.outage:
+                if now - since > self._outage:
                     raise ProviderUnavailable(
                         f"{what} has failed for {now - since:.0f} s: {error}",
                         remedy="Run the same command again later: batches that are under way go on by themselves.",
                     ) from error
-                await anyio.sleep(max(wait, min(error.retry_after or 0.0, 3600.0)))
+                await self.rest(max(wait, min(error.retry_after or 0.0, 3600.0)))
                 wait = min(wait * 2, _LONGEST_WAIT_S)
 
 
@@ -106,6 +112,15 @@ class Creation:
             noted: ChunkState = await self._offload(_note, self._ledger, state.number, step, self._wall_clock(), told)
         return noted
 
+    def forget(self, state: ChunkState) -> None:
+        """Let go of a chunk that is cleaned up."""
+        self._ledger.forget(state.number)
+
+    async def note_state(self, state: ChunkState, batch: RemoteBatch) -> ChunkState:
+        """Write down what the provider tells of a batch, if it is news."""
+        noted: ChunkState = await self._offload(_note_state, self._ledger, state.number, batch, self._wall_clock())
+        return noted
+
     async def create(self, state: ChunkState) -> ChunkState:
         """Upload a chunk's file and create its batch; return the chunk's state then.
 
@@ -129,7 +144,7 @@ class Creation:
                 state = await self.note(state, "not_created", ref=None)
                 if again == _MORE_LOOKS - 1:
                     raise
-                await anyio.sleep(self._poll_s)
+                await self._patience.rest(self._poll_s)
             except BaseException as error:
                 if not isinstance(error, Exception):
                     raise  # cancelled in the middle: the next run looks
@@ -167,7 +182,7 @@ class Creation:
     async def settle(self, state: ChunkState) -> ChunkState | None:
         """Find out whether the batch of a chunk was created. Return None, noted, if it was not."""
         for wait in _LOOKS:
-            await anyio.sleep(wait * self._poll_s)
+            await self._patience.rest(wait * self._poll_s)
             found = await self.find(state)
             if found:
                 first, *others = found
@@ -210,4 +225,5 @@ def _note(ledger: Ledger, number: int, step: str, at: float, told: dict[str, Any
     return ledger.note(number, step, at=at, **told)
 
 
-__all__ = ["BatchchatError", "Creation", "Patience", "labels_of"]
+def _note_state(ledger: Ledger, number: int, batch: RemoteBatch, at: float) -> ChunkState:
+    return ledger.note_state(number, batch, at=at)

@@ -47,7 +47,8 @@ class HarvestCounts:
     """What became of a chunk's requests.
 
     Each of them is `ok`, `failed`, goes `again` into another batch, or is `left` open. `unanswered` of them had no
-    answer. `known` were counted before. `twice` are answers beyond a request's first, `strange` lines of nobody.
+    answer. `known` were counted before, `replaced` came after their row had an answer to a newer prompt. `twice` are
+    answers beyond a request's first, `strange` lines of nobody.
     """
 
     ok: int = 0
@@ -56,6 +57,7 @@ class HarvestCounts:
     left: int = 0
     unanswered: int = 0
     known: int = 0
+    replaced: int = 0
     twice: int = 0
     strange: int = 0
 
@@ -71,6 +73,9 @@ class Owner(Protocol):
 
     def again(self, request: Request, batches: int) -> bool:
         """Take a request that is to be asked again, and was in so many batches. False: it stays open for now."""
+
+    def is_replaced(self, request: Request) -> bool:
+        """Return true if the row of a request that the pass does not ask for has a newer record."""
 
     def wants(self, custom_id: str) -> bool:
         """Return true if the pass that is under way asks for the request, as far as it was read."""
@@ -121,6 +126,10 @@ class Harvest:
     _failed: dict[str, Reply] = field(default_factory=dict)
     _reasons: dict[str, str] = field(default_factory=dict)
     _refused: list[tuple[Request, Reply]] = field(default_factory=list)
+
+    def extra_batch(self, batch_id: str) -> bool:
+        """Return true if another batch of the same requests was read before: then lines may be missing in this one."""
+        return any(other != batch_id for other in self._lines)
 
     @property
     def missing(self) -> int:
@@ -235,6 +244,11 @@ class Harvest:
     def _settle(
         self, request: Request, reply: Reply, failure: Failure | None, parsed: Any = None, *, tolerated: bool = False
     ) -> None:
+        if self.of_prompt is not None and self.owner.is_replaced(request):
+            # The row was asked anew meanwhile, by an edited prompt, and answered: the newer record stays.
+            self.counts.replaced += 1
+            self._put_billed(request, reply)
+            return
         if failure is None:
             self.counts.ok += 1
         else:

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-
 from batchchat.engines.batch.service import Gone, RemoteBatch, ResultLine, ServiceLimits, TornLine
 from batchchat.engines.batch.services.batches import Batches
 from batchchat.engines.batch.services.dialects import Dialect
@@ -155,5 +154,3 @@ class ApiService:
         """Delete files of ours."""
         for ref in refs:
             await self._files.delete(ref)
-
-

@@ -192,9 +192,7 @@ class Http:
             headers |= {"Host": url.netloc.decode("ascii"), "Accept": "*/*", "Accept-Encoding": "identity"}
             if start:
                 headers |= {"Range": f"bytes={start}-"} | ({"If-Range": tag} if tag else {})
-            request = httpx.Request(
-                "GET", url, headers=headers, extensions={"timeout": _timeouts(ANSWER_TIMEOUT_S)}
-            )
+            request = httpx.Request("GET", url, headers=headers, extensions={"timeout": _timeouts(ANSWER_TIMEOUT_S)})
             response = await self._transport.handle_async_request(request)
             try:
                 place = response.headers.get("location")

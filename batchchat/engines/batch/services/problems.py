@@ -21,8 +21,8 @@ from batchchat.engines.batch.service import (
     QueueFull,
     Unavailable,
 )
-from batchchat.engines.batch.services.shapes import line_in
 from batchchat.engines.batch.services.lines import load
+from batchchat.engines.batch.services.shapes import line_in
 from batchchat.errors import NeedsHuman, UsageError
 
 

@@ -57,9 +57,7 @@ class RemoteFiles:
         """Return the id of a file with this name and size that is there already, None if there is none."""
         query: dict[str, str] = {}
         for number in range(_PAGES):
-            answer = await self._http.ask(
-                Call.LOOK, "GET", "/files", query={**self._dialect.files_query, **query}
-            )
+            answer = await self._http.ask(Call.LOOK, "GET", "/files", query={**self._dialect.files_query, **query})
             for each in items_in(answer.data):
                 if isinstance(each, dict) and each.get("filename") == name and each.get("bytes") == nbytes:
                     ref, status = each.get("id"), _status(each)

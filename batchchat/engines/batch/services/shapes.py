@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from batchchat.engines.batch.service import BatchProblem, BatchStatus, RemoteBatch
@@ -113,7 +113,7 @@ def read_time(value: Any) -> float | None:
                 moment = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
             except ValueError:
                 return None
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
             return moment.timestamp()
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e14:
         return None
