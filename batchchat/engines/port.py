@@ -43,7 +43,8 @@ class Settled:
 
     `parsed` and `tolerated` are those of an answer that a schema accepted. `engine` names the engine that had the
     answer, None if it is the job's own. `of_prompt` is there if the pass that is under way has not asked for this
-    request (a batch of an earlier run may hold requests of a prompt that was edited since): it is that prompt's id.
+    request (a batch of an earlier run may hold requests of a prompt that was edited since): it is that prompt's id. Of
+    these, a `late` one comes after its row had an answer to the newer prompt.
     """
 
     request: Request
@@ -53,6 +54,7 @@ class Settled:
     tolerated: bool = False
     engine: EngineKind | None = None
     of_prompt: str | None = None
+    late: bool = False
 
 
 Outcome = Answered | Settled

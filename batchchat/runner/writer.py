@@ -117,7 +117,7 @@ class Writer:
         usage = outcome.reply.usage
         price = self._prices[outcome.engine or self._engine]
         spend = Spend() if usage is None else self._spend(usage, price)
-        self._add_record(record, spend, seen=outcome.of_prompt is None)
+        self._add_record(record, spend, seen=outcome.of_prompt is None, late=outcome.late)
 
     def add_invalid(self, invalid: Invalid) -> None:
         """Record a row that yields no request."""
@@ -170,11 +170,11 @@ class Writer:
         record.started_at = record.finished_at
         self._add_record(record)
 
-    def _add_record(self, record: Record, spend: Spend = _NOTHING, *, seen: bool = True) -> None:
+    def _add_record(self, record: Record, spend: Spend = _NOTHING, *, seen: bool = True, late: bool = False) -> None:
         # The row is kept with its answer: one that holds an image is most of what waits for the disk.
         row_bytes = record.batch.nbytes // (len(record.batch.values) or 1)
         nbytes = answer_bytes(record.completion, record.reasoning, record.tool_calls, record.logprobs)
-        self._add(Settled(record, spend, seen), nbytes + row_bytes)
+        self._add(Settled(record, spend, seen, late), nbytes + row_bytes)
 
     def _add(self, entry: Entry, nbytes: int) -> None:
         self._entries.append(entry)
@@ -299,7 +299,7 @@ class Writer:
             if self.error is not None:
                 return
         await self._sealed()
-        if self.error is None and self._store.pending_rows:
+        if self.error is None and self._store.unsealed:
             await self._begin_seal()
             await self._sealed()
 
@@ -312,7 +312,7 @@ class Writer:
     def _count(self, change: Change) -> None:
         """From now on these count."""
         for entry in change.committed:
-            if isinstance(entry, Settled):
+            if isinstance(entry, Settled) and not entry.late:
                 custom_id = entry.record.custom_id
                 self._tally.add_record(entry.record, revived=custom_id in self._revived)
                 self._revived.discard(custom_id)

@@ -297,7 +297,7 @@ class BatchEngine:
             offload=self._offload,
         )
         self._parting = Parting(setting.folder, self, sink, taken_before=setting.terms.job_answered)
-        await self._service.preflight()
+        await patience(self._service.preflight, "a first look at the provider's batches")
         await self._take_over()
 
     def _new_builder(self) -> Builder:
@@ -444,7 +444,7 @@ class BatchEngine:
         return planned
 
     def _queue_wait(self) -> float | None:
-        """Return the seconds for which nothing is created, as the provider's queue was full; None if it may have room."""
+        """Return the seconds for which nothing is created, as the provider's queue was full; None if it may not be."""
         if self._queue_full_until is None:
             return None
         left = self._queue_full_until - anyio.current_time()

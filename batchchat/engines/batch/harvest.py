@@ -47,8 +47,8 @@ class HarvestCounts:
     """What became of a chunk's requests.
 
     Each of them is `ok`, `failed`, goes `again` into another batch, or is `left` open. `unanswered` of them had no
-    answer. `known` were counted before, `replaced` came after their row had an answer to a newer prompt. `twice` are
-    answers beyond a request's first, `strange` lines of nobody.
+    answer. `known` were counted before, `replaced` went to the archive since their row has an answer to a newer prompt.
+    `twice` are answers beyond a request's first, `strange` lines of nobody.
     """
 
     ok: int = 0
@@ -244,16 +244,14 @@ class Harvest:
     def _settle(
         self, request: Request, reply: Reply, failure: Failure | None, parsed: Any = None, *, tolerated: bool = False
     ) -> None:
-        if self.of_prompt is not None and self.owner.is_replaced(request):
-            # The row was asked anew meanwhile, by an edited prompt, and answered: the newer record stays.
+        late = self.of_prompt is not None and self.owner.is_replaced(request)
+        if late:
             self.counts.replaced += 1
-            self._put_billed(request, reply)
-            return
-        if failure is None:
+        elif failure is None:
             self.counts.ok += 1
         else:
             self.counts.failed += 1
-        self.sink.put(Settled(request, reply, failure, parsed, tolerated, of_prompt=self.of_prompt))
+        self.sink.put(Settled(request, reply, failure, parsed, tolerated, of_prompt=self.of_prompt, late=late))
 
     def _ask_again(self, request: Request, batches: int) -> None:
         if self.owner.again(request, batches):
