@@ -132,8 +132,13 @@ def open_service(
     )
     files: Files
     if name == "scaleway":
-        from batchchat.engines.batch.services.bucket import open_bucket
-
+        try:
+            from batchchat.engines.batch.services.bucket import open_bucket
+        except ImportError:
+            raise UsageError(
+                "Scaleway's batches need object storage, and the package obstore is missing, which speaks to it",
+                remedy="Install it with `pip install 'batchchat[s3]'`.",
+            ) from None
         files = open_bucket(options.bucket, environ)
     else:
         from batchchat.engines.batch.services.remote_files import RemoteFiles

@@ -35,7 +35,7 @@ class Batches:
 
     async def preflight(self) -> None:
         """Ask for one batch of the list: it tells whether the address, the key and its permissions are right."""
-        query = {name: "1" for name in self._dialect.jobs_query}
+        query = dict.fromkeys(self._dialect.jobs_query, "1")
         answer = await self._http.ask(Call.CHECK, "GET", self._dialect.jobs_path, query=query)
         data = answer.data
         if not isinstance(data, list) and not (isinstance(data, dict) and isinstance(data.get("data", []), list)):

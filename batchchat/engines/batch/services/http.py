@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Final
 from urllib.parse import urlencode
 
@@ -90,13 +89,10 @@ class Http:
         return f"Http({self.party.address!r})"
 
     async def __aenter__(self) -> Http:
-        await self._transport.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._transport.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *args: object) -> None:
+        await self._transport.aclose()
 
     async def ask(
         self,
@@ -183,7 +179,7 @@ class Http:
             except _Page:
                 raise Unavailable(f"{self.party.name} answered a download with a web page") from None
 
-    async def _content(self, path: str, start: int, tag: str) -> AsyncIterator[httpx.Headers | bytes]:
+    async def _content(self, path: str, start: int, tag: str) -> AsyncGenerator[httpx.Headers | bytes, None]:
         """The headers of a file's content, then its pieces from byte `start` on, or from the first one."""
         url, own = self._url(path, None), True
         for _ in range(_MOST_HOPS):
@@ -192,9 +188,7 @@ class Http:
             headers |= {"Host": url.netloc.decode("ascii"), "Accept": "*/*", "Accept-Encoding": "identity"}
             if start:
                 headers |= {"Range": f"bytes={start}-"} | ({"If-Range": tag} if tag else {})
-            request = httpx.Request(
-                "GET", url, headers=headers, extensions={"timeout": _timeouts(ANSWER_TIMEOUT_S)}
-            )
+            request = httpx.Request("GET", url, headers=headers, extensions={"timeout": _timeouts(ANSWER_TIMEOUT_S)})
             response = await self._transport.handle_async_request(request)
             try:
                 place = response.headers.get("location")
@@ -283,7 +277,8 @@ def _validator(headers: httpx.Headers) -> str:
 
 
 def _begins_at(headers: httpx.Headers, start: int) -> bool:
-    return headers.get("content-range", "").lower().replace(" ", "").startswith(f"bytes{start}-")
+    told: str = headers.get("content-range", "")
+    return told.lower().replace(" ", "").startswith(f"bytes{start}-")
 
 
 def _empty(file: IO[bytes]) -> int:

@@ -105,7 +105,9 @@ async def read_results(path: Path, clean: Callable[[bytes], bytes] = bytes) -> A
                     damaged += 1
                     first = first or number
     if damaged:
-        raise TornLine(f"{damaged} of {number} lines of a result file cannot be read, the first of them is line {first}")
+        raise TornLine(
+            f"{damaged} of {number} lines of a result file cannot be read, the first of them is line {first}"
+        )
 
 
 def _read_some(file: IO[bytes], clean: Callable[[bytes], bytes]) -> list[ResultLine | bool]:
