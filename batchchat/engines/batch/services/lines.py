@@ -50,13 +50,14 @@ def encode_line(custom_id: str, body: bytes, *, url: str | None) -> bytes:
     """
     if b"\n" in body or b"\r" in body or _SURROGATE.search(body) or _STREAM.search(body):
         body = _rewritten(body)
-    for raw, escaped in _BREAKS:
-        if raw in body:
-            body = body.replace(raw, escaped)
     head = b'{"custom_id":' + orjson.dumps(custom_id)
     if url is not None:
         head += b',"method":"POST","url":' + orjson.dumps(url)
-    return head + b',"body":' + body + b"}\n"
+    line = head + b',"body":' + body + b"}\n"
+    for raw, escaped in _BREAKS:
+        if raw in line:
+            line = line.replace(raw, escaped)
+    return line
 
 
 def _rewritten(body: bytes) -> bytes:
