@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchchat.engines.batch.service import ResultLine, TornLine
@@ -22,6 +22,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(st.text(min_size=1), st.dictionaries(st.text(), JSON, max_size=5), st.sampled_from([URL, None]))
 def test_a_line_holds_its_request_and_ends_with_its_only_line_break(
     custom_id: str, body: dict[str, object], url: str | None

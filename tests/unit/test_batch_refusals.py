@@ -40,7 +40,8 @@ TARGETS = {
 
 async def call(service: BatchService, name: str, path: Path) -> object:
     if name == "preflight":
-        return await service.preflight()
+        await service.preflight()
+        return None
     if name == "upload":
         return await service.upload("a.jsonl", path)
     if name == "create":
@@ -49,7 +50,8 @@ async def call(service: BatchService, name: str, path: Path) -> object:
         return await service.poll(["b1"])
     if name == "find":
         return await service.find("f1", {}, 0.0)
-    return await service.delete(["f1"])
+    await service.delete(["f1"])
+    return None
 
 
 def outcome(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -145,8 +146,9 @@ class ApiService:
             path = scratch / f"{blake2b(ref.encode(), digest_size=12).hexdigest()}.download"
             try:
                 whole = await self._files.download(ref, path)
-                async for line in read_results(path, self._http.mask.clean):
-                    yield line
+                async with aclosing(read_results(path, self._http.mask.clean)) as lines:
+                    async for line in lines:
+                        yield line
                 if not whole:
                     raise TornLine(f"{self._http.party.name} says that the result file {ref} is not complete")
             except TornLine as error:

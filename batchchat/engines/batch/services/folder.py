@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -132,8 +133,9 @@ class FolderService:
         torn: TornLine | None = None
         for path in self._results(batch.id):
             try:
-                async for line in read_results(path):
-                    yield line
+                async with aclosing(read_results(path)) as lines:
+                    async for line in lines:
+                        yield line
             except TornLine as error:
                 torn = TornLine(f"{path}: {error}")
             except OSError:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, cast
 from urllib.parse import urlencode
 
 import anyio
@@ -209,13 +209,14 @@ class Http:
                     start = 0
                     continue
                 first = True
-                async for piece in response.aiter_bytes(_PIECE):
-                    if first:
-                        if not start and piece[:200].lstrip()[:1] == b"<":
-                            raise _Page
-                        yield response.headers
-                        first = False
-                    yield piece
+                async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as pieces:
+                    async for piece in pieces:
+                        if first:
+                            if not start and piece[:200].lstrip()[:1] == b"<":
+                                raise _Page
+                            yield response.headers
+                            first = False
+                        yield piece
                 if first:
                     yield response.headers
                 return
@@ -261,13 +262,14 @@ def _timeouts(answer: float) -> dict[str, float]:
 
 async def _bounded(response: httpx.Response) -> bytes:
     """The whole body. Raises httpx.RemoteProtocolError if it is far larger than any answer."""
-    pieces, size = [], 0
-    async for piece in response.aiter_bytes():
-        size += len(piece)
-        if size > _MAX_ANSWER:
-            raise httpx.RemoteProtocolError(f"the answer is larger than {_MAX_ANSWER // 2**20} MiB")
-        pieces.append(piece)
-    return b"".join(pieces)
+    found, size = [], 0
+    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as pieces:
+        async for piece in pieces:
+            size += len(piece)
+            if size > _MAX_ANSWER:
+                raise httpx.RemoteProtocolError(f"the answer is larger than {_MAX_ANSWER // 2**20} MiB")
+            found.append(piece)
+    return b"".join(found)
 
 
 def _validator(headers: httpx.Headers) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -88,7 +88,7 @@ _READ: Final = 2**20
 """Bytes of a result file that are read and parsed in one go, off the event loop."""
 
 
-async def read_results(path: Path, clean: Callable[[bytes], bytes] = bytes) -> AsyncIterator[ResultLine]:
+async def read_results(path: Path, clean: Callable[[bytes], bytes] = bytes) -> AsyncGenerator[ResultLine, None]:
     """Iterate over the lines of a result file; `clean` takes secrets out of each part of it.
 
     Lines end with LF and nothing else. A last line without one counts if it is whole. Raises TornLine after all lines

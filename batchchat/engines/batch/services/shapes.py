@@ -161,7 +161,7 @@ def _problems(dialect: Dialect, data: Mapping[str, Any]) -> Iterator[BatchProble
     errors = data.get("errors")
     if isinstance(errors, dict):
         errors = errors.get("data", [errors] if errors.get("message") else None)
-    found = list(errors) if isinstance(errors, list) else [errors] if isinstance(errors, str) else []
+    found = list(errors) if isinstance(errors, list) else [errors] if isinstance(errors, str) and errors else []
     if data.get("error"):
         found.append(data["error"])
     for each in found[:100]:
