@@ -36,6 +36,8 @@ _PART: Final = 8 * 2**20
 _PARTS_AT_ONCE: Final = 3
 """With parts of 8 MB, an upload holds some 24 MB in memory."""
 _ROUNDS: Final = 5
+_RETRIES = 3
+"""How often one call to the storage is made again; what is written has its name by its content, so that is safe."""
 _MOST_NAMES: Final = 1000
 _SUFFIXES: Final = ("_output", "_error", "-output", "-error")
 """What stands behind the input's name in the names of results: as documented, and as an earlier draft had it."""
@@ -317,6 +319,7 @@ class BucketFiles:
                 endpoint=endpoint,
                 region=place.region,
                 virtual_hosted_style_request=virtual,
+                retry_config={"max_retries": _RETRIES},
                 client_options={"allow_http": parts.scheme == "http", "timeout": "600s", "connect_timeout": "30s"},
                 # Given so, nothing is taken from the process's own environment, such as a token of another service.
                 credential_provider=lambda: credential,
