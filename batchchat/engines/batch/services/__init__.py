@@ -69,7 +69,7 @@ def service_name(provider: Provider, options: ServiceOptions) -> str:
 def batch_terms(provider: Provider, options: ServiceOptions) -> BatchTerms | None:
     """Return price factor and window of the batches that a job would use, None if nothing is known of them."""
     name = service_name(provider, options)
-    if provider.name == DEMO:
+    if provider.name == DEMO and name != FILES:
         return BATCH_TERMS[DEMO]
     if name == OPENAI.name and not _is_openai(provider):
         # Somebody else's server that speaks the same dialect.
@@ -132,8 +132,13 @@ def open_service(
     )
     files: Files
     if name == "scaleway":
-        from batchchat.engines.batch.services.bucket import open_bucket
-
+        try:
+            from batchchat.engines.batch.services.bucket import open_bucket
+        except ImportError:
+            raise UsageError(
+                "Scaleway's batches need object storage, and the package obstore is missing, which speaks to it",
+                remedy="Install it with `pip install 'batchchat[s3]'`.",
+            ) from None
         files = open_bucket(options.bucket, environ)
     else:
         from batchchat.engines.batch.services.remote_files import RemoteFiles

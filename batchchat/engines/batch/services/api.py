@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
-from batchchat.engines.batch.service import Gone, RemoteBatch, ResultLine, ServiceLimits, TornLine
+from batchchat.engines.batch.service import (
+    BatchProblem,
+    BatchStatus,
+    Gone,
+    RemoteBatch,
+    ResultLine,
+    ServiceLimits,
+    TornLine,
+)
 from batchchat.engines.batch.services.batches import Batches
 from batchchat.engines.batch.services.dialects import Dialect
 from batchchat.engines.batch.services.http import Http
@@ -40,6 +49,9 @@ class Files(Protocol):
     async def delete(self, ref: str) -> None:
         """Delete a file. One that is gone already is no error."""
 
+    def explained(self, problem: BatchProblem) -> BatchProblem:
+        """Return a problem of a batch that failed, with what to do if its cause may be the place of the files."""
+
 
 class ApiService:
     """One dialect over HTTP; see `BatchService` for what the methods promise."""
@@ -61,10 +73,8 @@ class ApiService:
         await self._http.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._http.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *args: object) -> None:
+        await self._http.__aexit__(*args)
 
     async def preflight(self) -> None:
         """Check the address and the key, then the place of the files."""
@@ -103,14 +113,14 @@ class ApiService:
         """Create a batch with one request."""
         if self._dialect.model_on_job and not self._model:
             raise UsageError(f"{self._http.party.name} wants the model of a batch, and none was given")
-        return await self._batches.create(input_ref, labels, model=self._model)
+        return self._explained(await self._batches.create(input_ref, labels, model=self._model))
 
     async def find(self, input_ref: str, labels: Mapping[str, str], since: float) -> list[RemoteBatch]:
         """Return the batches of one create. If the list shows none, files that are there may still tell of one."""
         found = await self._batches.find(input_ref, labels, since)
         if not found and (finished := await self._files.finished(input_ref)) is not None:
             return [finished]
-        return found
+        return [self._explained(batch) for batch in found]
 
     async def poll(self, ids: Sequence[str]) -> dict[str, RemoteBatch]:
         """Return the batches with these ids. An id that is the reference of an input was told of by files alone."""
@@ -119,7 +129,14 @@ class ApiService:
         for ref in refs:
             if (finished := await self._files.finished(ref)) is not None:
                 found[ref] = finished
-        return found
+        return {name: self._explained(batch) for name, batch in found.items()}
+
+    def _explained(self, batch: RemoteBatch) -> RemoteBatch:
+        if batch.status is not BatchStatus.FAILED:
+            return batch
+        problems = batch.problems or (BatchProblem(None, ""),)
+        explained = tuple(self._files.explained(problem) for problem in problems)
+        return replace(batch, problems=explained if batch.problems or explained[0].remedy else ())
 
     async def results(self, batch: RemoteBatch, scratch: Path) -> AsyncIterator[ResultLine]:
         """Iterate over the lines of every result file of a batch; damage is told after the last one."""
@@ -129,8 +146,9 @@ class ApiService:
             path = scratch / f"{blake2b(ref.encode(), digest_size=12).hexdigest()}.download"
             try:
                 whole = await self._files.download(ref, path)
-                async for line in read_results(path, self._http.mask.clean):
-                    yield line
+                async with aclosing(read_results(path, self._http.mask.clean)) as lines:
+                    async for line in lines:
+                        yield line
                 if not whole:
                     raise TornLine(f"{self._http.party.name} says that the result file {ref} is not complete")
             except TornLine as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -54,18 +55,19 @@ class Batches:
         """Return the batches of this input or with these labels that were created after `since`, oldest first."""
         found: dict[str, RemoteBatch] = {}
         oldest: float | None = None
-        async for page in self._pages(_FIND_PAGES):
-            for batch in page:
-                if _is_ours(batch, input_ref, labels, since):
-                    found[batch.id] = batch
-            times = [batch.created_at for batch in page]
-            known = [time for time in times if time is not None]
-            falling = len(known) == len(times) and known == sorted(known, reverse=True)
-            falling = falling and bool(known) and (oldest is None or known[0] <= oldest)
-            # Only a list with the newest first tells that nothing newer follows.
-            if falling and known[-1] < since - SKEW_S:
-                break
-            oldest = known[-1] if falling else float("-inf")
+        async with aclosing(self._pages(_FIND_PAGES)) as pages:
+            async for page in pages:
+                for batch in page:
+                    if _is_ours(batch, input_ref, labels, since):
+                        found[batch.id] = batch
+                times = [batch.created_at for batch in page]
+                known = [time for time in times if time is not None]
+                falling = len(known) == len(times) and known == sorted(known, reverse=True)
+                falling = falling and bool(known) and (oldest is None or known[0] <= oldest)
+                # Only a list with the newest first tells that nothing newer follows.
+                if falling and known[-1] < since - SKEW_S:
+                    break
+                oldest = known[-1] if falling else float("-inf")
         return sorted(found.values(), key=lambda batch: batch.created_at or 0.0)
 
     async def poll(self, ids: Sequence[str]) -> dict[str, RemoteBatch]:
@@ -79,10 +81,11 @@ class Batches:
                 query = [("id", each) for each in ordered[start : start + at_once]]
                 _note(found, wanted, batches_in(self._dialect, await self._list(query)))
         elif len(wanted) > _FEW:
-            async for page in self._pages(max(_POLL_PAGES, len(wanted) // 50)):
-                _note(found, wanted, page)
-                if len(found) == len(wanted):
-                    break
+            async with aclosing(self._pages(max(_POLL_PAGES, len(wanted) // 50))) as pages:
+                async for page in pages:
+                    _note(found, wanted, page)
+                    if len(found) == len(wanted):
+                        break
         for each in sorted(wanted - found.keys()):
             batch = await self._one(each)
             if batch is not None:
@@ -125,7 +128,7 @@ class Batches:
             raise Unavailable(f"{self._http.party.name} told nothing of the batch {batch_id}: {problem.message}")
         return batch
 
-    async def _pages(self, most: int) -> AsyncIterator[list[RemoteBatch]]:
+    async def _pages(self, most: int) -> AsyncGenerator[list[RemoteBatch], None]:
         """The pages of the list of batches, `most` of them at most."""
         query: dict[str, str] = {}
         for number in range(most):

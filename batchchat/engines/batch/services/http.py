@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, Any, Final, cast
 from urllib.parse import urlencode
 
 import anyio
@@ -90,13 +89,10 @@ class Http:
         return f"Http({self.party.address!r})"
 
     async def __aenter__(self) -> Http:
-        await self._transport.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._transport.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *args: object) -> None:
+        await self._transport.aclose()
 
     async def ask(
         self,
@@ -183,7 +179,7 @@ class Http:
             except _Page:
                 raise Unavailable(f"{self.party.name} answered a download with a web page") from None
 
-    async def _content(self, path: str, start: int, tag: str) -> AsyncIterator[httpx.Headers | bytes]:
+    async def _content(self, path: str, start: int, tag: str) -> AsyncGenerator[httpx.Headers | bytes, None]:
         """The headers of a file's content, then its pieces from byte `start` on, or from the first one."""
         url, own = self._url(path, None), True
         for _ in range(_MOST_HOPS):
@@ -213,13 +209,14 @@ class Http:
                     start = 0
                     continue
                 first = True
-                async for piece in response.aiter_bytes(_PIECE):
-                    if first:
-                        if not start and piece[:200].lstrip()[:1] == b"<":
-                            raise _Page
-                        yield response.headers
-                        first = False
-                    yield piece
+                async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as pieces:
+                    async for piece in pieces:
+                        if first:
+                            if not start and piece[:200].lstrip()[:1] == b"<":
+                                raise _Page
+                            yield response.headers
+                            first = False
+                        yield piece
                 if first:
                     yield response.headers
                 return
@@ -265,13 +262,14 @@ def _timeouts(answer: float) -> dict[str, float]:
 
 async def _bounded(response: httpx.Response) -> bytes:
     """The whole body. Raises httpx.RemoteProtocolError if it is far larger than any answer."""
-    pieces, size = [], 0
-    async for piece in response.aiter_bytes():
-        size += len(piece)
-        if size > _MAX_ANSWER:
-            raise httpx.RemoteProtocolError(f"the answer is larger than {_MAX_ANSWER // 2**20} MiB")
-        pieces.append(piece)
-    return b"".join(pieces)
+    found, size = [], 0
+    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as pieces:
+        async for piece in pieces:
+            size += len(piece)
+            if size > _MAX_ANSWER:
+                raise httpx.RemoteProtocolError(f"the answer is larger than {_MAX_ANSWER // 2**20} MiB")
+            found.append(piece)
+    return b"".join(found)
 
 
 def _validator(headers: httpx.Headers) -> str:
@@ -281,7 +279,8 @@ def _validator(headers: httpx.Headers) -> str:
 
 
 def _begins_at(headers: httpx.Headers, start: int) -> bool:
-    return headers.get("content-range", "").lower().replace(" ", "").startswith(f"bytes{start}-")
+    told: str = headers.get("content-range", "")
+    return told.lower().replace(" ", "").startswith(f"bytes{start}-")
 
 
 def _empty(file: IO[bytes]) -> int:

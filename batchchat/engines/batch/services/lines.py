@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -50,13 +50,14 @@ def encode_line(custom_id: str, body: bytes, *, url: str | None) -> bytes:
     """
     if b"\n" in body or b"\r" in body or _SURROGATE.search(body) or _STREAM.search(body):
         body = _rewritten(body)
-    for raw, escaped in _BREAKS:
-        if raw in body:
-            body = body.replace(raw, escaped)
     head = b'{"custom_id":' + orjson.dumps(custom_id)
     if url is not None:
         head += b',"method":"POST","url":' + orjson.dumps(url)
-    return head + b',"body":' + body + b"}\n"
+    line = head + b',"body":' + body + b"}\n"
+    for raw, escaped in _BREAKS:
+        if raw in line:
+            line = line.replace(raw, escaped)
+    return line
 
 
 def _rewritten(body: bytes) -> bytes:
@@ -87,7 +88,7 @@ _READ: Final = 2**20
 """Bytes of a result file that are read and parsed in one go, off the event loop."""
 
 
-async def read_results(path: Path, clean: Callable[[bytes], bytes] = bytes) -> AsyncIterator[ResultLine]:
+async def read_results(path: Path, clean: Callable[[bytes], bytes] = bytes) -> AsyncGenerator[ResultLine, None]:
     """Iterate over the lines of a result file; `clean` takes secrets out of each part of it.
 
     Lines end with LF and nothing else. A last line without one counts if it is whole. Raises TornLine after all lines

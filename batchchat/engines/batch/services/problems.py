@@ -105,7 +105,7 @@ _NO_FILE: Final = (
 _MODEL: Final = r"model_not_found|\bmodel\b"
 _NO_MODEL: Final = (
     r"model_not_found|unknown model|access to (?:the |this )?model|"
-    r"model .{0,80}(?:not (?:be )?found|not exist|n't exist|no access|not available|not permitted|not supported|unknown)"
+    r"model .{0,80}(?:not (?:be )?(?:found|exist|available|permitted|supported)|n't exist|no access|unknown)"
 )
 _LINE_NAMED: Final = r"\bline[ _#:]{0,3}\d"
 _CONTENT: Final = (

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import anyio
 
-from batchchat.engines.batch.service import BadLine, Gone, RemoteBatch, Unavailable
+from batchchat.engines.batch.service import BadLine, BatchProblem, Gone, RemoteBatch, Unavailable
 from batchchat.engines.batch.services.dialects import Dialect
 from batchchat.engines.batch.services.http import Form, Http
 from batchchat.engines.batch.services.problems import Call
@@ -95,8 +95,12 @@ class RemoteFiles:
         except Gone:
             return
 
+    def explained(self, problem: BatchProblem) -> BatchProblem:
+        """Return the problem as it is: the provider keeps the files itself."""
+        return problem
+
     async def _usable(self, ref: str, told: Any) -> None:
-        """Wait until the provider can use a file. Raises BadLine if it refuses the file, Unavailable if it takes long."""
+        """Wait until the provider can use a file. Raises BadLine if it refuses the file, Unavailable after long."""
         pause = 1.0
         deadline = anyio.current_time() + _READY_WITHIN_S
         while True:

@@ -161,19 +161,37 @@ def _problems(dialect: Dialect, data: Mapping[str, Any]) -> Iterator[BatchProble
     errors = data.get("errors")
     if isinstance(errors, dict):
         errors = errors.get("data", [errors] if errors.get("message") else None)
-    found = list(errors) if isinstance(errors, list) else [errors] if isinstance(errors, str) else []
+    found = list(errors) if isinstance(errors, list) else [errors] if isinstance(errors, str) and errors else []
     if data.get("error"):
         found.append(data["error"])
     for each in found[:100]:
         if isinstance(each, str):
-            yield BatchProblem(None, each, line_in(each) if dialect.line_numbers else None)
+            yield BatchProblem(None, each, line_in(each) if dialect.line_numbers else None, _remedy(None, each))
         elif isinstance(each, dict):
             code, said, line = each.get("code"), each.get("message"), each.get("line")
             message = said if isinstance(said, str) else ""
             line = line if type(line) is int and line > 0 else line_in(message)
-            yield BatchProblem(
-                str(code) if code not in {None, ""} else None, message, line if dialect.line_numbers else None
-            )
+            code = str(code) if code else None
+            yield BatchProblem(code, message, line if dialect.line_numbers else None, _remedy(code, message))
+
+
+_MODEL: Final = re.compile(
+    r"model_not_found|invalid model|unknown model|non-serverless model|(?:no |not have )access to (?:the |this )?model",
+    re.IGNORECASE,
+)
+_CREDIT: Final = re.compile(
+    r"insufficient_quota|insufficient (?:credit|balance|fund)|billing_|credit_balance|payment_required", re.IGNORECASE
+)
+
+
+def _remedy(code: str | None, message: str) -> str | None:
+    """What a person must do before another batch can succeed, None if nothing is known of such a thing."""
+    said = f"{code or ''} {message}"
+    if _CREDIT.search(said):
+        return "Add credit or raise the spending limit of the account, then run the same command again."
+    if _MODEL.search(said):
+        return "Check `model` in the job: it must be one that this provider runs in batches."
+    return None
 
 
 def line_in(message: str) -> int | None:
