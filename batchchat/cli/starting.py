@@ -74,9 +74,13 @@ def demo_server_command(
     concurrency: int | None,
     faults: tuple[str, ...],
     key_env: str | None,
+    batch_seconds: str,
+    batch_faults: tuple[str, ...],
+    batch_dialect: str,
+    batch_folder: str | None,
 ) -> int:
     """Serve until a signal ends it."""
-    from batchchat.demo import DemoOptions, serve
+    from batchchat.demo import BatchOptions, DemoOptions, read_batch_fault, serve
 
     key = None
     if key_env is not None:
@@ -94,6 +98,12 @@ def demo_server_command(
             concurrency=concurrency,
             faults=_read_faults(faults),
             api_key=key,
+            batch=BatchOptions(
+                seconds=read_duration("--batch-seconds", batch_seconds),
+                faults=dict(read_batch_fault(text) for text in batch_faults),
+                dialect=batch_dialect,
+                folder=None if batch_folder is None else Path(batch_folder),
+            ),
         )
     except ValueError as error:
         raise UsageError(str(error)) from None

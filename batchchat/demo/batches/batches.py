@@ -52,11 +52,12 @@ class Stand:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a batch left behind."""
+    """What a batch left behind. `ran` counts the lines that the model ran, also if they are in no file."""
 
     stand: Stand
     completed: int
     failed: int
+    ran: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     output_ref: str | None = None
@@ -275,6 +276,14 @@ class Batches:
             done //= 2
         return batch.total, work.oks[done], done - work.oks[done]
 
+    def lines_run(self, batch: Batch) -> int:
+        """Return how many lines of a batch the model ran, as far as the clock says."""
+        done = self.look(batch).done
+        work = self._works.get(batch.id)
+        if batch.outcome is not None:
+            return batch.outcome.ran
+        return 0 if work is None else work.rans[done]
+
     def ran(self) -> Counter[str]:
         """Return how often each `custom_id` was run by the model, over all batches, as far as the clock says."""
         found: Counter[str] = Counter()
@@ -357,6 +366,7 @@ class Batches:
                 stand,
                 completed=completed,
                 failed=batch.total - completed if stand.kept == batch.total else stand.kept - completed,
+                ran=work.rans[stand.done],
                 prompt_tokens=work.prompt_tokens[stand.kept],
                 completion_tokens=work.completion_tokens[stand.kept],
                 output_ref=output_ref,

@@ -54,15 +54,14 @@ class BatchStats:
 
     `calls` counts requests by what they ask for: upload, files, file, content, delete_file, create, list, poll, cancel.
     `created` counts batches that were made, also those whose answer was lost; `by_status` counts them as they stand
-    now. `lines` counts lines that the model ran, `lines_again` those of them whose `custom_id` had been run before:
-    what a client pays twice. `faults` counts what befell calls and lines, by name.
+    now. `lines` counts lines that the model ran: what a client pays. `faults` counts what befell calls and lines, by
+    name.
     """
 
     calls: Mapping[str, int]
     created: int
     by_status: Mapping[str, int]
     lines: int
-    lines_again: int
     faults: Mapping[str, int]
 
 
@@ -156,16 +155,14 @@ class BatchApi:
     def stats(self) -> BatchStats:
         """Return the counts so far. May be called from any thread."""
         if self._opened is None:
-            return BatchStats({}, 0, {}, 0, 0, {})
+            return BatchStats({}, 0, {}, 0, {})
         batches = self._batches.all()
-        ran = self._batches.ran()
         by_status = Counter(self._batches.look(batch).status for batch in batches)
         return BatchStats(
             calls=dict(sorted(self._calls.copy().items())),
             created=len(batches),
             by_status=dict(sorted(by_status.items())),
-            lines=ran.total(),
-            lines_again=ran.total() - len(ran),
+            lines=sum(self._batches.lines_run(batch) for batch in batches),
             faults=dict(sorted(self._faults.befallen.copy().items())),
         )
 

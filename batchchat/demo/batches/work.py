@@ -53,7 +53,8 @@ class Work:
         self.finished = threading.Event()
         """Set when the batch knows that all lines are done."""
         self.abandoned = False
-        self.output_ends, self.error_ends, self.oks = array("Q", [0]), array("Q", [0]), array("I", [0])
+        self.output_ends, self.error_ends = array("Q", [0]), array("Q", [0])
+        self.oks, self.rans = array("I", [0]), array("I", [0])
         self.prompt_tokens, self.completion_tokens = array("Q", [0]), array("Q", [0])
         self._source = source
         self._offsets = offsets
@@ -102,6 +103,7 @@ class Work:
         self.output_ends.append(self.output_ends[-1] + len(written.output))
         self.error_ends.append(self.error_ends[-1] + len(written.error))
         self.oks.append(self.oks[-1] + written.ok)
+        self.rans.append(self.rans[-1] + written.ran)
         self.prompt_tokens.append(self.prompt_tokens[-1] + written.prompt_tokens)
         self.completion_tokens.append(self.completion_tokens[-1] + written.completion_tokens)
 
