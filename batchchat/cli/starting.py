@@ -80,7 +80,7 @@ def demo_server_command(
     batch_folder: str | None,
 ) -> int:
     """Serve until a signal ends it."""
-    from batchchat.demo import BatchOptions, DemoOptions, read_batch_fault, serve
+    from batchchat.demo import BatchOptions, Demo, DemoOptions, read_batch_fault, serve
 
     key = None
     if key_env is not None:
@@ -114,7 +114,15 @@ def demo_server_command(
         errors().write_line(f"the demo provider listens; use it with  --set provider.base_url={base_url}")
 
     try:
-        serve(options, host, port, started)
+        demo = Demo(options)
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"--batch-folder {batch_folder} cannot be used: {said}",
+            remedy="Name an empty folder, or one that only demo servers have written to.",
+        ) from None
+    try:
+        serve(None, host, port, started, demo=demo)
     except OSError as error:
         raise UsageError(
             f"cannot listen on {host}:{port}: {error.strerror}", remedy="--port 0 takes a free port."

@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -73,13 +74,16 @@ class Driver:
 
 
 @contextmanager
-def driving(*, seconds: float = 0.0, dialect: str = "openai", server: Any = None, **faults: Any) -> Iterator[Driver]:
-    options = DemoOptions(
-        latency_s=0, batch=BatchOptions(seconds=seconds, faults=faults, dialect=dialect), **(server or {})
-    )
+def driving(*, seconds: float = 0.0, folder: Path | None = None, **faults: Any) -> Iterator[Driver]:
+    """A demo server with these faults and a client of it."""
+    options = DemoOptions(latency_s=0, batch=BatchOptions(seconds=seconds, faults=faults, folder=folder))
     with (
         DemoServer(options) as demo,
         httpx.Client(verify=NO_TLS) as http,
-        openai.OpenAI(base_url=demo.base_url, api_key="none", max_retries=0, timeout=10, http_client=http) as client,
+        client_of(demo.base_url, http) as client,
     ):
         yield Driver(demo, client)
+
+
+def client_of(base_url: str, http: httpx.Client) -> openai.OpenAI:
+    return openai.OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=10, http_client=http)

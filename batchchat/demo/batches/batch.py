@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
-
 from batchchat.demo.batches.checking import Problem
-from batchchat.demo.batches.files import KEPT_S
+from batchchat.demo.batches.files import KEPT_S, read_record
 
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
@@ -71,7 +69,7 @@ class Batch:
     @classmethod
     def read(cls, path: Path) -> Batch:
         """Read a record that `write_record` wrote."""
-        data = orjson.loads(path.read_bytes())
+        data = read_record(path)
         if data["problem"] is not None:
             data["problem"] = Problem(**data["problem"])
         data["bad_lines"] = {index: Problem(**problem) for index, problem in data["bad_lines"].items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import shutil
 import tempfile
 import threading
@@ -10,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from batchchat.demo.batches.batches import Batches
 from batchchat.demo.batches.clock import EpochClock
@@ -32,7 +35,11 @@ class _Opened:
 
 
 class Context:
-    """The Batch API of one server, apart from its routes. The folder is opened when it is needed first."""
+    """The Batch API of one server, apart from its routes.
+
+    A temporary folder is made when it is needed first. One that the options name is opened at once: raises OSError if
+    it cannot be used or another server uses it, ValueError if what is in it cannot be read.
+    """
 
     def __init__(self, options: DemoOptions, answer: Callable[[bytes], LineAnswer], abort: Abort) -> None:
         self.options = options
@@ -44,6 +51,11 @@ class Context:
         self._answer = answer
         self._opening = threading.Lock()
         self._opened: _Opened | None = None
+        self._lock: BinaryIO | None = None
+        self._remove: Callable[[], object] | None = None
+        if options.batch.folder is not None:
+            # Batches that an earlier server left go on at once.
+            self._open()
 
     @property
     def used(self) -> bool:
@@ -71,9 +83,13 @@ class Context:
         return self._open().scratch
 
     def stop(self) -> None:
-        """Stop answering lines."""
+        """Stop answering lines. Remove a temporary folder, let another server have any other."""
         if self._opened is not None:
             self._opened.batches.stop()
+        if self._remove is not None:
+            self._remove()
+        if self._lock is not None:
+            self._lock.close()
 
     def _open(self) -> _Opened:
         with self._opening:
@@ -81,7 +97,9 @@ class Context:
                 folder = self.options.batch.folder
                 if folder is None:
                     folder = Path(tempfile.mkdtemp(prefix="batchchat-demo-"))
-                    weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                    self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                else:
+                    self._lock = _lock(folder)
                 self._opened = self._open_folder(folder)
             return self._opened
 
@@ -98,3 +116,15 @@ class Context:
             now=self.clock.now,
         )
         return _Opened(files, place, batches, folder / "scratch")
+
+
+def _lock(folder: Path) -> BinaryIO:
+    """Take a folder for this server, until the file that is returned is closed or the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise OSError(errno.EBUSY, "another server uses it", str(folder)) from None
+    return file

@@ -53,14 +53,20 @@ class BatchApi:
     ) -> None:
         self._context = Context(options, answer, abort)
         self._check_key = check_key
+        self._stopped: tuple[BatchStats, dict[str, int]] | None = None
         self._key_header = self._context.dialect.key_header.encode()
 
     def stop(self) -> None:
-        """Stop answering lines."""
-        self._context.stop()
+        """Stop answering lines, and remove the folder if it is a temporary one. The counts stay."""
+        if self._stopped is None:
+            # Reading the ids of all lines takes a moment, which a long run is spared.
+            self._stopped = self.stats(), self.lines() if self._context.options.track_bodies else {}
+            self._context.stop()
 
     def stats(self) -> BatchStats:
         """Return the counts so far. May be called from any thread."""
+        if self._stopped is not None:
+            return self._stopped[0]
         context = self._context
         calls, faults = (dict(sorted(each.copy().items())) for each in (context.calls, context.faults.befallen))
         if not context.used:
@@ -72,6 +78,8 @@ class BatchApi:
 
     def lines(self) -> dict[str, int]:
         """Return how often each `custom_id` was run by the model. May be called from any thread."""
+        if self._stopped is not None:
+            return self._stopped[1]
         return dict(self._context.batches.ran()) if self._context.used else {}
 
     def routes(self) -> list[Route]:
