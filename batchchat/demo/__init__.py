@@ -9,7 +9,7 @@ What it does follows from its options and the requests alone.
 from __future__ import annotations
 
 from batchchat.demo.app import Demo, DemoStats, create_app
-from batchchat.demo.batches.options import BATCH_FAULTS, BatchOptions
+from batchchat.demo.batches.options import BATCH_FAULTS, BatchOptions, read_batch_fault
 from batchchat.demo.server import DemoServer, serve
 from batchchat.demo.server_options import FAULTS, DemoOptions
 
@@ -22,5 +22,6 @@ __all__ = [
     "DemoServer",
     "DemoStats",
     "create_app",
+    "read_batch_fault",
     "serve",
 ]

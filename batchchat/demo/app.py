@@ -124,7 +124,7 @@ class Demo:
         self._requests = self._answered = self._prompt_tokens = self._completion_tokens = 0
         self._disconnected = self._dropped = self._answered_again = 0
         self._first_at: float | None = None
-        self._key = None if options.api_key is None else f"Bearer {options.api_key}".encode()
+        self._key = None if options.api_key is None else options.api_key.encode()
         self.batches = BatchApi(options, self._answer_line, self._check_key, _abort)
 
     def stats(self) -> DemoStats:
@@ -174,7 +174,7 @@ class Demo:
         if self.options.track_bodies:
             self._bodies.setdefault(exchange.digest, _Body()).received += 1
         self._check_outage(now - self._first_at)
-        self._check_key(exchange.scope)
+        self._check_key(next((value for name, value in exchange.scope["headers"] if name == b"authorization"), None))
         request = parse_request(exchange.body, self.options)
         fault = self._faults.befalls(exchange.digest, exchange.attempt, number)
         if fault == "misfit_once" and corrects(request):
@@ -201,14 +201,13 @@ class Demo:
             if start <= since_first < start + length:
                 raise plain_error(503)
 
-    def _check_key(self, scope: Scope) -> None:
+    def _check_key(self, given: bytes | None) -> None:
         """Raise 401 where a key is needed and none came, 403 where it is another one. The key is never quoted."""
         if self._key is None:
             return
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), None)
         if given is None:
             raise plain_error(401)
-        if not hmac.compare_digest(given, self._key):
+        if not hmac.compare_digest(given.removeprefix(b"Bearer "), self._key):
             raise plain_error(403)
 
     def _completion(self, request: ChatRequest, digest: bytes, attempt: int, fault: str | None) -> WireCompletion:

@@ -195,10 +195,13 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     on_start: Callable[[str], None] | None = None,
+    *,
+    demo: Demo | None = None,
 ) -> signal.Signals | None:
     """Serve until SIGINT or SIGTERM, and return the signal; blocks. Call it from the main thread.
 
-    `on_start` is called with the base URL once connections are accepted. Raises OSError where the port cannot be bound.
+    Pass `demo` in the place of options to keep hold of its counts. `on_start` is called with the base URL once
+    connections are accepted. Raises OSError if the port cannot be bound.
     """
     sock = _bound(host, port)
     url = _url(sock)
@@ -207,7 +210,7 @@ def serve(
         if on_start is not None:
             on_start(url)
 
-    demo = Demo(options or DemoOptions())
+    demo = demo or Demo(options or DemoOptions())
     server = _Server(_config(demo), started, signals=True)
     try:
         _run(server, sock)

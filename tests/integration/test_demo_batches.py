@@ -2,88 +2,36 @@
 
 from __future__ import annotations
 
-import io
 import json
-import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import openai
 import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from batchchat.demo import BatchOptions, DemoOptions, DemoServer
-
-NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-MODEL = "llama-3.1-8b-instruct"
-CHAT = "/v1/chat/completions"
-ENDED = {"completed", "failed", "expired", "cancelled"}
-
-
-def request_line(number: int, **fields: Any) -> dict[str, Any]:
-    content = f"Labels: billing, bug, other\nI was charged {number} times."
-    body = {"model": MODEL, "temperature": 0, "messages": [{"role": "user", "content": content}]}
-    return {"custom_id": f"row-{number}", "method": "POST", "url": CHAT, "body": body, **fields}
-
-
-def input_file(lines: list[dict[str, Any]]) -> bytes:
-    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-
-
-class Driver:
-    """OpenAI's client of one demo server, with retries off, as one creates what costs money."""
-
-    def __init__(self, server: DemoServer, client: openai.OpenAI) -> None:
-        self.server = server
-        self.client = client
-
-    def upload(self, content: bytes, name: str = "chunk.jsonl") -> Any:
-        return self.client.files.create(file=(name, io.BytesIO(content)), purpose="batch")
-
-    def create(self, lines: int | list[dict[str, Any]] | bytes = 8, **fields: Any) -> Any:
-        if isinstance(lines, int):
-            lines = [request_line(number) for number in range(lines)]
-        content = lines if isinstance(lines, bytes) else input_file(lines)
-        return self.create_of(self.upload(content).id, **fields)
-
-    def create_of(self, file_id: str, **fields: Any) -> Any:
-        return self.client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h", **fields)
-
-    def ended(self, batch: Any, patience: float = 10.0) -> Any:
-        until = time.monotonic() + patience
-        while batch.status not in ENDED:
-            assert time.monotonic() < until, batch
-            time.sleep(0.005)
-            batch = self.client.batches.retrieve(batch.id)
-        return batch
-
-    def run(self, lines: int | list[dict[str, Any]] | bytes = 8, **fields: Any) -> Any:
-        return self.ended(self.create(lines, **fields))
-
-    def content(self, file_id: str | None) -> bytes:
-        return b"" if not file_id else self.client.files.content(file_id).read()
-
-    def lines(self, file_id: str | None) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.content(file_id).split(b"\n") if line.strip()]
-
-    def results(self, batch: Any) -> list[dict[str, Any]]:
-        return self.lines(batch.output_file_id) + self.lines(batch.error_file_id)
-
-
-@contextmanager
-def driving(*, seconds: float = 0.0, dialect: str = "openai", server: Any = None, **faults: Any) -> Iterator[Driver]:
-    options = DemoOptions(
-        latency_s=0, batch=BatchOptions(seconds=seconds, faults=faults, dialect=dialect), **(server or {})
-    )
-    with (
-        DemoServer(options) as demo,
-        httpx.Client(verify=NO_TLS) as http,
-        openai.OpenAI(base_url=demo.base_url, api_key="none", max_retries=0, timeout=10, http_client=http) as client,
-    ):
-        yield Driver(demo, client)
+from batchchat.demo import BatchOptions, DemoOptions, create_app
+from tests.integration.batch_driver import (
+    CHAT,
+    ENDED,
+    MODEL,
+    NO_TLS,
+    Driver,
+    client_of,
+    driving,
+    input_file,
+    request_line,
+)
+from tests.integration.processes import Process
 
 
 @pytest.fixture(scope="module")
@@ -321,13 +269,108 @@ def test_the_counts_tell_what_a_client_pays_twice(demo: Driver) -> None:
         file_id = demo.upload(input_file([request_line(number) for number in range(3)])).id
         demo.ended(demo.create_of(file_id))
         once = demo.server.stats().batch
-        assert (once.created, once.by_status, once.lines, once.lines_again) == (1, {"completed": 1}, 3, 0)
+        assert (once.created, once.by_status, once.lines) == (1, {"completed": 1}, 3)
         demo.ended(demo.create_of(file_id))
         twice = demo.server.stats().batch
-        assert (twice.created, twice.lines, twice.lines_again) == (2, 6, 3)
+        assert (twice.created, twice.lines) == (2, 6)
         assert twice.calls["upload"] == 1
         assert twice.calls["create"] == 2
         assert demo.server.batch_lines() == {"row-0": 2, "row-1": 2, "row-2": 2}
         over_http = httpx.get(demo.server.base_url.removesuffix("/v1") + "/demo/lines", verify=NO_TLS).json()
         assert over_http == demo.server.batch_lines()
     assert Counter(demo.server.batch_lines()).total() == 6
+
+
+def test_files_and_batches_outlive_the_server_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "batches"
+    with driving(folder=folder) as demo:
+        done = demo.run(5, metadata={"chunk": "1"})
+        content = demo.content(done.output_file_id)
+        with pytest.raises(OSError, match="another server"), driving(folder=folder):
+            pass
+    with driving(folder=folder, seconds=0.8) as demo:
+        assert demo.client.batches.retrieve(done.id) == done
+        assert demo.content(done.output_file_id) == content
+        running = demo.create(8)
+        failed = demo.create(b"{}\n")
+    with driving(folder=folder, seconds=0.8) as demo:
+        assert [batch.id for batch in demo.client.batches.list()] == [failed.id, running.id, done.id]
+        assert demo.ended(failed).errors.data[0].code == "missing_required_parameter"
+        running = demo.ended(running)
+        assert running.status == "completed"
+        assert len(demo.results(running)) == 8
+        assert demo.server.batch_lines() == {f"row-{n}": 1 + (n < 5) for n in range(8)}
+
+
+def test_a_new_server_knows_nothing_of_an_old_one(demo: Driver) -> None:
+    with driving() as other:
+        batch = other.run(1)
+    with pytest.raises(openai.NotFoundError):
+        demo.client.batches.retrieve(batch.id)
+
+
+def test_a_killed_server_goes_on_in_its_folder(tmp_path: Path) -> None:
+    content = input_file([request_line(number) for number in range(30)])
+    with httpx.Client(verify=NO_TLS) as http:
+        with demo_server(tmp_path) as base_url:
+            client = client_of(base_url, http)
+            file = client.files.create(file=("a.jsonl", content), purpose="batch")
+            batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        with demo_server(tmp_path) as base_url:
+            client = client_of(base_url, http)
+            while batch.status != "completed":
+                batch = client.batches.retrieve(batch.id)
+            output = client.files.content(str(batch.output_file_id)).read()
+            lines = http.get(base_url.removesuffix("/v1") + "/demo/lines").json()
+    found = sorted(json.loads(line)["custom_id"] for line in output.splitlines())
+    assert found == sorted(f"row-{number}" for number in range(30))
+    assert lines == dict.fromkeys(found, 1)
+
+
+@contextmanager
+def demo_server(folder: Path) -> Iterator[str]:
+    """A server in a process of its own, which is killed at the end."""
+    arguments = ("demo-server", "--port", "0", "--batch-folder", str(folder / "batches"), "--batch-seconds", "1s")
+    server = Process(*arguments, cwd=folder)
+    try:
+        yield server.stdout.readline().strip()
+    finally:
+        server.kill()
+        server.communicate(timeout=10)
+
+
+@given(
+    share=st.floats(0, 0.5),
+    moment=st.floats(0, 12),
+    seed=st.integers(0, 1_000_000),
+    bad=st.sets(st.integers(0, 11)),
+    fault=st.sampled_from(
+        ["expire", "expire_empty", "cancel_all", "error_in_output", "finalizing", "error_file_empty"]
+    ),
+)
+@settings(max_examples=25, deadline=None)
+def test_every_line_is_in_exactly_one_file(share: float, moment: float, seed: int, bad: set[int], fault: str) -> None:
+    lines = [request_line(number) for number in range(12)]
+    for number in bad:
+        lines[number]["body"]["temperature"] = 9
+    options = BatchOptions(seconds=10, faults={"line_500": share, "line_429": share, fault: 1})
+    app = create_app(DemoOptions(seed=seed, batch=options))
+
+    async def run() -> list[str]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://demo/v1", verify=NO_TLS) as client:
+            form = {"files": {"file": ("a.jsonl", input_file(lines))}, "data": {"purpose": "batch"}}
+            file = (await client.post("/files", **form)).json()
+            asked = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
+            batch = (await client.post("/batches", json=asked)).json()
+            await anyio.sleep(moment)
+            await client.post(f"/batches/{batch['id']}/cancel")
+            while batch["status"] not in ENDED:
+                await anyio.sleep(1)
+                batch = (await client.get(f"/batches/{batch['id']}")).json()
+            refs = [batch[name] for name in ("output_file_id", "error_file_id") if batch[name]]
+            contents = [(await client.get(f"/files/{ref}/content")).content for ref in refs]
+            return [json.loads(line)["custom_id"] for content in contents for line in content.splitlines()]
+
+    found = trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert sorted(found) == sorted(line["custom_id"] for line in lines)

@@ -11,109 +11,26 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import orjson
 
-from batchchat.demo.batches.checking import Checked, Problem
+from batchchat.demo.batches.batch import Batch, Creation, Outcome, Stand
+from batchchat.demo.batches.checking import Checked, Problem, check_file
+from batchchat.demo.batches.dialects import Dialect
 from batchchat.demo.batches.faults import BatchFaults
-from batchchat.demo.batches.files import KEPT_S, FileStore, write_record
+from batchchat.demo.batches.files import write_record
 from batchchat.demo.batches.options import BatchOptions
-from batchchat.demo.batches.results import LineWriter, WriteLine
-from batchchat.demo.batches.work import AnswerLine, Work, Worker
+from batchchat.demo.batches.places import Place
+from batchchat.demo.batches.results import LineAnswer, LineWriter
+from batchchat.demo.batches.work import Lines, Work, Worker
 
 _VALIDATED, _RAN, _CANCELLED = 0.15, 0.85, 0.1
 """Shares of a batch's time: until it is validated, until all lines ran; and how long cancelling takes."""
-
-ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-
-
-@dataclass(frozen=True, slots=True)
-class Stand:
-    """Where a batch stands at a moment: its status, how many lines are done, and when each status began.
-
-    `kept` is how many of the done lines are in the result files.
-    """
-
-    status: str
-    done: int = 0
-    kept: int = 0
-    times: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def ended(self) -> bool:
-        """Return true if nothing more will happen."""
-        return self.status in ENDED
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a batch left behind."""
-
-    stand: Stand
-    completed: int
-    failed: int
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    output_ref: str | None = None
-    error_ref: str | None = None
-
-
-@dataclass(slots=True)
-class Batch:
-    """A batch as it is kept. Times are seconds since the epoch; `number` counts the batches that were made, from 1."""
-
-    id: str
-    number: int
-    input_ref: str
-    endpoint: str
-    window: str
-    created: float
-    expires: float
-    metadata: dict[str, str] | None = None
-    model: str | None = None
-    total: int = 0
-    tokens: int = 0
-    problem: Problem | None = None
-    output_kept_s: float = KEPT_S
-    cancelled: float | None = None
-    worked: float | None = None
-    outcome: Outcome | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> Batch:
-        """Read a record that `write_record` wrote."""
-        data = orjson.loads(path.read_bytes())
-        if data["problem"] is not None:
-            data["problem"] = Problem(**data["problem"])
-        if data["outcome"] is not None:
-            stand = Stand(**data["outcome"].pop("stand"))
-            data["outcome"] = Outcome(stand=stand, **data["outcome"])
-        return cls(**data)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a create call asks for."""
-
-    input_ref: str
-    endpoint: str
-    window: str
-    metadata: dict[str, str] | None = None
-    output_kept_s: float = KEPT_S
-    model: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Writing:
-    """How a dialect reads and writes the lines of batches."""
-
-    line: WriteLine
-    answer: Callable[[Batch], AnswerLine]
 
 
 class Batches:
@@ -125,16 +42,19 @@ class Batches:
         *,
         faults: BatchFaults,
         folder: Path,
-        files: FileStore,
-        writing: Writing,
+        place: Place,
+        dialect: Dialect,
+        answer: Callable[[bytes], LineAnswer],
         now: Callable[[], float],
     ) -> None:
         self._options = options
         self._faults = faults
         self._folder = folder / "batches"
         self._scratch = folder / "scratch"
-        self._files = files
-        self._writing = writing
+        self._place = place
+        self._dialect = dialect
+        self._answer = answer
+        self._empty_error_file = dialect.empty_error_file or faults.flag("error_file_empty")
         self._now = now
         self._lock = threading.Lock()
         self._batches: dict[str, Batch] = {}
@@ -159,26 +79,27 @@ class Batches:
         """Stop working."""
         self._worker.stop()
 
-    def create(self, request: Request, source: Path | None, checked: Checked) -> Batch:
+    def create(self, asked: Creation, source: Path | None, checked: Checked) -> Batch:
         """Make a batch of a file that was checked. `source` is None if there is no such file."""
         with self._lock:
             now = self._now()
             number = max((batch.number for batch in self._batches.values()), default=0) + 1
-            window = self._faults.number("window") or 86_400.0
+            window_s = self._faults.number("window") or asked.window_s
             batch = Batch(
-                id=f"batch_{uuid.uuid4().hex[:24]}",
+                id=self._dialect.new_batch_id(),
                 number=number,
-                input_ref=request.input_ref,
-                endpoint=request.endpoint,
-                window=request.window,
+                input_ref=asked.input_ref,
+                endpoint=asked.endpoint,
+                window=asked.window,
                 created=now,
-                expires=now + window,
-                metadata=request.metadata,
-                model=request.model or checked.model,
+                expires=now + window_s,
+                metadata=asked.metadata,
+                model=asked.model or checked.model,
                 total=checked.total,
                 tokens=checked.tokens,
                 problem=checked.problem or self._queue_problem(checked, number, now),
-                output_kept_s=request.output_kept_s,
+                output_kept_s=asked.output_kept_s,
+                bad_lines={str(index): problem for index, problem in checked.bad_lines.items()},
             )
             if batch.problem is None and source is not None:
                 _link(source, self._input(batch))
@@ -206,12 +127,15 @@ class Batches:
     def _start(self, batch: Batch, checked: Checked | None = None) -> None:
         source = self._input(batch)
         if checked is None:
-            from batchchat.demo.batches.checking import check_file
+            checked = check_file(source, lambda _, __: None, max_lines=batch.total, alone=True)
+        bad_lines = {int(index): problem for index, problem in batch.bad_lines.items()}
+        writer = LineWriter(batch.id, batch.number, self._faults, self._dialect.line)
 
-            checked = check_file(source, lambda _, __: None, max_lines=batch.total)
-        writer = LineWriter(batch.id, batch.number, self._faults, self._writing.line)
-        answer = self._writing.answer(batch)
-        work = Work(batch.id, source, checked.offsets, writer=writer, answer=answer, scratch=self._scratch)
+        def answer(line: dict[str, Any]) -> LineAnswer:
+            return self._answer(orjson.dumps(self._dialect.body(batch, line)))
+
+        lines = Lines(source, checked.offsets, bad_lines)
+        work = Work(batch.id, lines, writer=writer, answer=answer, scratch=self._scratch)
         self._works[batch.id] = work
         self._worker.submit(work)
 
@@ -275,6 +199,35 @@ class Batches:
             done //= 2
         return batch.total, work.oks[done], done - work.oks[done]
 
+    def unfinished_refs(self, batch: Batch) -> tuple[str | None, str | None]:
+        """Return the ids by which the results of a running batch can be read: they are not those of its end."""
+        work = self._works.get(batch.id)
+        done = 0 if work is None else self.look(batch).done
+        if work is None or done == 0:
+            return None, None
+        return (f"{batch.id}-output" if work.output_ends[done] else None), (
+            f"{batch.id}-error" if work.error_ends[done] else None
+        )
+
+    def unfinished(self, ref: str) -> bytes | None:
+        """Return what there is of a result that a running batch writes, None if no running batch has such an id."""
+        batch_id, _, kind = ref.rpartition("-")
+        batch, work = self._batches.get(batch_id), self._works.get(batch_id)
+        if batch is None or work is None:
+            return None
+        done = self.look(batch).done
+        path, ends = (work.output, work.output_ends) if kind == "output" else (work.error, work.error_ends)
+        with path.open("rb") as file:
+            return file.read(ends[done])
+
+    def lines_run(self, batch: Batch) -> int:
+        """Return how many lines of a batch the model ran, as far as the clock says."""
+        done = self.look(batch).done
+        work = self._works.get(batch.id)
+        if batch.outcome is not None:
+            return batch.outcome.ran
+        return 0 if work is None else work.rans[done]
+
     def ran(self) -> Counter[str]:
         """Return how often each `custom_id` was run by the model, over all batches, as far as the clock says."""
         found: Counter[str] = Counter()
@@ -297,7 +250,7 @@ class Batches:
                 return Stand("validating")
             return Stand("failed", times={"failed": validated})
         stand = self._ending(batch, now) or self._running(batch, now)
-        if not stand.ended and now >= batch.expires:
+        if self._dialect.expires and not stand.ended and now >= batch.expires:
             done = self._running(batch, batch.expires).done
             return Stand("expired", done, done, {**stand.times, "expired": batch.expires})
         return stand
@@ -357,6 +310,7 @@ class Batches:
                 stand,
                 completed=completed,
                 failed=batch.total - completed if stand.kept == batch.total else stand.kept - completed,
+                ran=work.rans[stand.done],
                 prompt_tokens=work.prompt_tokens[stand.kept],
                 completion_tokens=work.completion_tokens[stand.kept],
                 output_ref=output_ref,
@@ -383,15 +337,12 @@ class Batches:
 
     def _keep(self, batch: Batch, path: Path, kind: str) -> str | None:
         """Make a result file of what was written; an empty one does not exist."""
-        if path.stat().st_size == 0 and not (kind == "error" and self._faults.flag("error_file_empty")):
+        if path.stat().st_size == 0 and not (kind == "error" and self._empty_error_file):
             return None
         if self._faults.flag("no_final_newline") and path.stat().st_size:
             os.truncate(path, path.stat().st_size - (2 if self._faults.flag("crlf") else 1))
-        file_id = self._files.new_id()
-        filename = f"{batch.id}_{kind}.jsonl"
-        now = self._now()
-        self._files.add(file_id, path, filename=filename, purpose="batch_output", now=now, kept_s=batch.output_kept_s)
-        return file_id
+        name = f"{batch.id}_{kind}.jsonl"
+        return self._place.publish(path, batch.input_ref, name, now=self._now(), kept_s=batch.output_kept_s)
 
 
 def _link(source: Path, target: Path) -> None:

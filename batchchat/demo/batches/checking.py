@@ -7,8 +7,8 @@ messages) is no matter of the file: the line fails alone when it runs.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,17 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One line of an input file."""
-
-    custom_id: str | None
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class Checked:
-    """A file that was read: the offsets of its lines (and of its end), its model, and its prompt tokens, estimated."""
+    """A file that was read: the offsets of its lines (and of its end), its model, and its prompt tokens, estimated.
+
+    `problem` is what fails the whole batch. `bad_lines` are lines that fail alone, by their index from 0.
+    """
 
     offsets: array[int]
     model: str | None = None
     tokens: int = 0
     problem: Problem | None = None
+    bad_lines: Mapping[int, Problem] = field(default_factory=dict)
 
     @classmethod
     def bad(cls, problem: Problem) -> Checked:
@@ -59,8 +55,11 @@ LineCheck = Callable[[int, dict[str, Any]], Problem | None]
 """Looks at a line that is a JSON object, by its number, and tells what is wrong with it."""
 
 
-def check_file(path: Path, check: LineCheck, *, max_lines: int, bad_text: str | None = None) -> Checked:
-    """Read a file up to the first bad line."""
+def check_file(
+    path: Path, check: LineCheck, *, max_lines: int, bad_text: str | None = None, alone: bool = False
+) -> Checked:
+    """Read a file up to the first bad line; with `alone`, up to its end: bad lines fail alone."""
+    bad_lines: dict[int, Problem] = {}
     offsets = array("Q", [0])
     offset = tokens = 0
     model: str | None = None
@@ -91,15 +90,25 @@ def check_file(path: Path, check: LineCheck, *, max_lines: int, bad_text: str | 
             offsets.append(offset)
     if offset == 0:
         return Checked.bad(Problem("empty_file", "The file has no lines."))
-    return Checked(offsets, model, tokens)
+    return Checked(offsets, model, tokens, bad_lines=bad_lines)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckWords:
+    """Codes that differ between providers."""
+
+    duplicate: str = "duplicate_custom_id"
+    url: str = "invalid_url"
+    model: str = "mismatched_model"
 
 
 class OpenAICheck:
-    """Checks the lines of one file as OpenAI does."""
+    """Checks the lines of one file as OpenAI does. `urls` are those that a line may name."""
 
-    def __init__(self, endpoint: str, models: Collection[str]) -> None:
-        self._endpoint = endpoint
+    def __init__(self, urls: Collection[str], models: Collection[str], words: CheckWords = CheckWords()) -> None:
+        self._urls = urls
         self._models = models
+        self._words = words
         self._seen: set[str] = set()
         self._model: str | None = None
 
@@ -115,16 +124,16 @@ class OpenAICheck:
             )
         if custom_id in self._seen:
             message = f"The custom_id {custom_id[:100]!r} is the one of another line, too."
-            return Problem("duplicate_custom_id", message, "custom_id", number)
+            return Problem(self._words.duplicate, message, "custom_id", number)
         self._seen.add(custom_id)
         return None
 
     def _check_url(self, number: int, line: dict[str, Any]) -> Problem | None:
         if line.get("method") != "POST":
             return Problem("invalid_request", "The method must be POST.", "method", number)
-        if line.get("url") != self._endpoint:
-            message = f"The URL of this line does not match the endpoint of the batch, {self._endpoint}."
-            return Problem("invalid_url", message, "url", number)
+        if line.get("url") not in self._urls:
+            message = f"The URL of this line is not the endpoint of the batch, {' or '.join(self._urls)}."
+            return Problem(self._words.url, message, "url", number)
         return None
 
     def _check_body(self, number: int, line: dict[str, Any]) -> Problem | None:
@@ -140,7 +149,7 @@ class OpenAICheck:
             self._model = model
         elif model != self._model:
             message = f"All lines must name one model: {model[:100]!r} is not {self._model!r}."
-            return Problem("mismatched_model", message, "body.model", number)
+            return Problem(self._words.model, message, "body.model", number)
         if body.get("stream"):
             return Problem("streaming_unsupported", "A batch cannot stream.", "body.stream", number)
         return None

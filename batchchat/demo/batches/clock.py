@@ -8,14 +8,14 @@ import anyio
 
 
 class EpochClock:
-    """Tells the time in seconds since the epoch.
+    """Tells the time in seconds since the epoch; it never goes back.
 
     Inside an event loop it follows anyio's clock. Outside of one (a worker thread, a test that looks at counts) it goes
-    on at the machine's own pace from the last time that was told.
+    on at the machine's own pace from the last time that an event loop was told.
     """
 
     def __init__(self) -> None:
-        self._epoch = time.time()
+        self._epoch = self._latest = time.time()
         self._machine = time.monotonic()
         self._loop: float | None = None
 
@@ -24,10 +24,10 @@ class EpochClock:
         try:
             loop_time = anyio.current_time()
         except RuntimeError:  # no event loop in this thread
-            return self._epoch + (time.monotonic() - self._machine)
-        if self._loop is None:
-            self._epoch = time.time()
+            now = self._epoch + (time.monotonic() - self._machine)
         else:
-            self._epoch += max(0.0, loop_time - self._loop)
-        self._loop, self._machine = loop_time, time.monotonic()
-        return self._epoch
+            now = time.time() if self._loop is None else self._epoch + max(0.0, loop_time - self._loop)
+            self._epoch, self._loop, self._machine = now, loop_time, time.monotonic()
+        # A loop's clock may lag behind the machine's, a virtual one stands still while threads work.
+        self._latest = max(self._latest, now)
+        return self._latest

@@ -10,7 +10,7 @@ import shutil
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -39,7 +39,7 @@ class FileStore:
         folder.mkdir(parents=True, exist_ok=True)
         self._files: dict[str, StoredFile] = {}
         for path in folder.glob("*.json"):
-            record = StoredFile(**orjson.loads(path.read_bytes()))
+            record = StoredFile(**read_record(path))
             self._files[record.id] = record
 
     def path(self, file_id: str) -> Path:
@@ -103,3 +103,14 @@ def write_record(path: Path, record: dict[str, object]) -> None:
     temporary = path.with_name(f"{path.name}.new")
     temporary.write_bytes(orjson.dumps(record))
     temporary.replace(path)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record. Raises ValueError if it is none."""
+    try:
+        record = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} cannot be read: it holds no object")
+    return record

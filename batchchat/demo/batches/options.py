@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -121,8 +121,8 @@ BATCH_FAULTS: Mapping[str, BatchFault] = MappingProxyType(
 )
 """Every fault of the Batch API by name."""
 
-DIALECTS: Mapping[str, str] = MappingProxyType({"openai": "OpenAI's"})
-"""The dialects by name, with a word about each."""
+DIALECTS = ("openai", "azure", "groq", "mistral", "together", "deepinfra", "doubleword", "scaleway")
+"""The dialects of the Batch API, by the provider's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class BatchOptions:
             _check(name, value)
 
 
-def _unknown(what: str, name: str, known: Mapping[str, object]) -> str:
+def _unknown(what: str, name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0)
     return f"unknown {what} {name!r}; did you mean {near[0]!r}? There are: {', '.join(known)}"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from batchchat.demo.batches.checking import Problem
 from batchchat.demo.batches.faults import BatchFaults
 
 SEPARATORS = "\u2028\u2029\u0085"
@@ -128,6 +129,12 @@ class LineWriter:
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens,
         )
+
+    def refused(self, custom_id: str | None, problem: Problem) -> WrittenLine:
+        """Return the line for a request that was found bad before anything ran; none if it has no id."""
+        if custom_id is None:
+            return WrittenLine()
+        return self._failed(self._encode(LineResult(self._batch_id, custom_id, None, problem.code, problem.message)))
 
     def never_ran(self, custom_id: str | None, status: str) -> bytes:
         """Return the error line for a request that the batch did not come to; `status` is the batch's last one."""

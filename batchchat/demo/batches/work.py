@@ -12,19 +12,43 @@ import queue
 import random
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
+from batchchat.demo.batches.checking import Problem
 from batchchat.demo.batches.results import LineAnswer, LineWriter
 
 _FLUSH_LINES = 200
 """Progress is told only after a flush, since others read the files."""
 
 AnswerLine = Callable[[dict[str, Any]], LineAnswer]
-"""Answers the line of an input file: the demo model with the dialect's way to name model and body."""
+"""Answers the line of an input file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """The lines of an input file, by their offsets, and those that fail without being run, by their index from 0."""
+
+    path: Path
+    offsets: array[int]
+    bad: Mapping[int, Problem]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def read(self, file: BinaryIO, index: int) -> dict[str, Any]:
+        """Return a line; an empty object for one that is none."""
+        start, end = self.offsets[index], self.offsets[index + 1]
+        file.seek(start)
+        try:
+            line = orjson.loads(file.read(end - start))
+        except orjson.JSONDecodeError:
+            return {}
+        return line if isinstance(line, dict) else {}
 
 
 class Work:
@@ -36,8 +60,7 @@ class Work:
     def __init__(
         self,
         batch_id: str,
-        source: Path,
-        offsets: array[int],
+        lines: Lines,
         *,
         writer: LineWriter,
         answer: AnswerLine,
@@ -53,12 +76,12 @@ class Work:
         self.finished = threading.Event()
         """Set when the batch knows that all lines are done."""
         self.abandoned = False
-        self.output_ends, self.error_ends, self.oks = array("Q", [0]), array("Q", [0]), array("I", [0])
+        self.output_ends, self.error_ends = array("Q", [0]), array("Q", [0])
+        self.oks, self.rans = array("I", [0]), array("I", [0])
         self.prompt_tokens, self.completion_tokens = array("Q", [0]), array("Q", [0])
-        self._source = source
-        self._offsets = offsets
+        self._lines = lines
         self._answer = answer
-        self._order = array("I", range(len(offsets) - 1))
+        self._order = array("I", range(len(lines)))
         random.Random(batch_id).shuffle(self._order)  # noqa: S311 (the order is no secret)
 
     @property
@@ -69,12 +92,12 @@ class Work:
     def run(self, stopped: threading.Event) -> None:
         """Answer all lines, or leave when the server stops or the batch has ended."""
         with contextlib.ExitStack() as stack:
-            source = stack.enter_context(self._source.open("rb"))
+            source = stack.enter_context(self._lines.path.open("rb"))
             files = [stack.enter_context(path.open("wb")) for path in (self.output, self.error, self.ran)]
             for number, index in enumerate(self._order, 1):
                 if stopped.is_set() or self.abandoned:
                     return
-                self._one(self._read(source, index), *files)
+                self._one(index, self._lines.read(source, index), *files)
                 if number % _FLUSH_LINES == 0 or number == self.total:
                     for file in files:
                         file.flush()
@@ -83,25 +106,24 @@ class Work:
 
     def rest(self, done: int) -> Iterator[str | None]:
         """Iterate over the ids of the lines after the first `done` in the order of work."""
-        with self._source.open("rb") as source:
+        with self._lines.path.open("rb") as source:
             for index in self._order[done:]:
-                yield self._read(source, index).get("custom_id")
+                yield self._lines.read(source, index).get("custom_id")
 
-    def _read(self, source: BinaryIO, index: int) -> dict[str, Any]:
-        start, end = self._offsets[index], self._offsets[index + 1]
-        source.seek(start)
-        line: dict[str, Any] = orjson.loads(source.read(end - start))
-        return line
-
-    def _one(self, line: dict[str, Any], output: BinaryIO, error: BinaryIO, ran: BinaryIO) -> None:
+    def _one(self, index: int, line: dict[str, Any], output: BinaryIO, error: BinaryIO, ran: BinaryIO) -> None:
         custom_id = line.get("custom_id")
-        written = self.writer.answered(custom_id, lambda: self._answer(line))
+        problem = self._lines.bad.get(index)
+        if problem is None:
+            written = self.writer.answered(custom_id, lambda: self._answer(line))
+        else:
+            written = self.writer.refused(custom_id, problem)
         output.write(written.output)
         error.write(written.error)
         ran.write(orjson.dumps(custom_id if written.ran else None) + b"\n")
         self.output_ends.append(self.output_ends[-1] + len(written.output))
         self.error_ends.append(self.error_ends[-1] + len(written.error))
         self.oks.append(self.oks[-1] + written.ok)
+        self.rans.append(self.rans[-1] + written.ran)
         self.prompt_tokens.append(self.prompt_tokens[-1] + written.prompt_tokens)
         self.completion_tokens.append(self.completion_tokens[-1] + written.completion_tokens)
 
