@@ -30,7 +30,8 @@ from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
 from batchchat.job import Job, api_key, load_keys, write_duration
 from batchchat.limits import MAX_CONCURRENCY, Limiter, TokenEstimator
-from batchchat.providers import DEMO, Price, Provider
+from batchchat.money import Tariff
+from batchchat.providers import DEMO, Provider
 from batchchat.retry import RetryPolicy
 from batchchat.runner.control import Ceilings, Control
 from batchchat.runner.ending import Ending
@@ -171,6 +172,7 @@ class _Opening:
         self._job = job
         self._prepared = prepared
         self._provider = prepared.provider
+        self._tariff = Tariff.of(prepared.provider.prices.get(job.model))
         self._budget = budget
         self._setting = setting
         self._warnings: list[str] = []
@@ -227,17 +229,15 @@ class _Opening:
         prompt_id = prompt_id_of(prepared)
         tally = Tally()
         if job.engine.batch:
-            engine, price = await self._make_batch_engine(stack, store, wording, prompt_id, key)
+            engine, tariff = await self._make_batch_engine(stack, store, wording, prompt_id, key)
         else:
             engine = self._make_engine(await self._connect_client(stack, key), store, wording)
-            price = self._provider.prices.get(job.model)
+            tariff = self._tariff
         writer = Writer(
             store,
             tally,
             run_id=self._run_id,
             prompt_id=prompt_id,
-            price=price,
-            local_price=self._provider.prices.get(job.model),
             engine=job.engine.kind,
             offload=setting.offload,
             wall_clock_us=_now_us,
@@ -259,7 +259,7 @@ class _Opening:
             store=store,
             wording=wording,
             tally=tally,
-            forecaster=Forecaster(price),
+            forecaster=Forecaster(tariff),
             intake=self._make_intake(store),
             writer=writer,
             engine=engine,
@@ -288,6 +288,7 @@ class _Opening:
             transport,
             api_key=key,
             request_timeout=job.retry.request_timeout,
+            tariff=self._tariff,
             stream=bool(job.params.stream),
         )
         await stack.enter_async_context(client)
@@ -304,8 +305,8 @@ class _Opening:
 
     async def _make_batch_engine(
         self, stack: AsyncExitStack, store: Store, wording: Wording, prompt_id: str, key: str | None
-    ) -> tuple[Engine, Price | None]:
-        """Return the engine that sends batches, and the price of tokens there."""
+    ) -> tuple[Engine, Tariff | None]:
+        """Return the engine that sends batches, and what tokens cost there."""
         from batchchat.runner.batches import BatchParts
 
         job, setting = self._job, self._setting
@@ -331,13 +332,13 @@ class _Opening:
             single=single,
             connect=setting.open_service,
         )
-        return parts.engine(), parts.price()
+        return parts.engine(), parts.tariff()
 
     def _make_engine(self, client: ChatClient, store: Store, wording: Wording) -> Engine:
         """Return the engine that sends single requests."""
         job, setting, provider = self._job, self._setting, self._provider
         retry, counts = job.retry, store.index.counts()
-        account = self._budget.account(provider.prices.get(job.model), provider.currency) if self._budget else None
+        account = self._budget.account(self._tariff, provider.currency) if self._budget else None
         return LocalEngine(
             client,
             setting.limiter or make_limiter(job, provider, setting.listener, setting.rng),

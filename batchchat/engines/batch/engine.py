@@ -756,7 +756,7 @@ class _SingleRequests:
 
     def put(self, outcome: Outcome) -> None:
         """Take an outcome over."""
-        self._sink.put(replace(outcome, engine="local"))
+        self._sink.put(replace(outcome, engine="local") if isinstance(outcome, Settled) else outcome)
 
     @property
     def full(self) -> bool:
