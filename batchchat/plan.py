@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pyarrow.compute as pc
 
-from batchchat.errors import JobError
+from batchchat.errors import JobError, UsageError
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
@@ -26,7 +26,7 @@ from batchchat.store import Frozen, frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.known import KnownRows, Pass
 from batchchat.store.state import Layout
-from batchchat.views import PlanCap, PlanView, RequestPreview
+from batchchat.views import EnginePlan, PlanCap, PlanView, RequestPreview
 
 if TYPE_CHECKING:
     from batchchat.cache import AnswerCache
@@ -62,7 +62,7 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         answer_ids=True,
     )
     with closing(_Sharing(job)) as sharing, closing(history):
-        shown, usage = _read(prepared, intake, history, sharing, previews)
+        shown, usage, nbytes = _read(prepared, intake, history, sharing, previews)
     counts, live = intake.counts, history.index.counts()
     surplus = history.surplus if prepared.selection.whole else 0
     to_send = counts.to_send - sharing.saved
@@ -70,6 +70,11 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
     duration, binding = _duration(to_send, tokens, job, provider, history.latency_s)
     tariff = Tariff.of(provider.prices.get(job.model))
     cost = as_float(tariff.cost(usage)) if tariff is not None else None
+    engines = [EnginePlan("local", not job.engine.batch, cost, duration)]
+    if to_send:
+        engines.append(_batch_engine(job, provider, to_send, usage, nbytes))
+        if job.engine.batch:
+            cost, duration, binding = engines[1].cost, None, None
     return PlanView(
         job=job.name,
         input=job.input.path,
@@ -105,17 +110,52 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         cached=sharing.cached,
         dedupe=job.dedupe or job.cache is not None,
         equal=sharing.equal,
+        engines=engines if len(engines) > 1 else (),
+    )
+
+
+_LINE_BYTES = 110
+"""Bytes of a line beside its body: identity, method, address and braces."""
+
+
+def _batch_engine(job: Job, provider: Provider, requests: int, usage: Usage, nbytes: int) -> EnginePlan:
+    """Return what the requests would cost through the provider's Batch API. Asks nobody."""
+    from batchchat.engines.batch.building import Bounds
+    from batchchat.engines.batch.prices import batch_tariff, terms_of
+    from batchchat.engines.batch.services import open_service
+
+    fields = job.engine
+    address = provider if provider.base_url is not None else provider.with_base_url("http://demo.invalid/v1")
+    try:
+        service = open_service(address, fields, api_key=None, environ=load_keys(job), model=job.model)
+        terms, tariff = terms_of(provider, fields), batch_tariff(provider, job.model, fields)
+    except UsageError as error:
+        return EnginePlan("batch", fields.batch, problem=error.message)
+    bounds = Bounds.of(service, lines=fields.max_lines, nbytes=fields.max_bytes, queued_tokens=fields.queued_tokens)
+    nbytes += requests * _LINE_BYTES
+    batches = max(math.ceil(requests / bounds.lines), math.ceil(nbytes / bounds.nbytes))
+    if bounds.queued_tokens is not None:
+        batches = max(batches, math.ceil((usage.prompt_tokens or 0) / bounds.queued_tokens))
+    return EnginePlan(
+        "batch",
+        fields.batch,
+        cost=None if tariff is None else as_float(tariff.cost(usage)),
+        batches=batches,
+        nbytes=nbytes,
+        window=fields.window or (terms.window if terms is not None else service.limits.window),
+        price_factor=None if terms is None else terms.factor,
+        as_of=None if terms is None else terms.as_of,
     )
 
 
 def _read(
     prepared: Prepared, intake: Intake, history: _History, sharing: _Sharing, previews: int
-) -> tuple[list[RequestPreview], Usage]:
-    """Sort the rows that need a look; return the first requests, and the tokens to expect of those to be sent."""
+) -> tuple[list[RequestPreview], Usage, int]:
+    """Sort the rows that need a look; return the first requests, and the tokens and bytes of those to be sent."""
     if history.known is not None:
         intake.pass_over(history.known)
     shown: list[RequestPreview] = []
-    prompt_tokens, completion_tokens = 0.0, 0.0
+    prompt_tokens, completion_tokens, nbytes = 0.0, 0.0, 0
     for batch, known in Rows(prepared, history.known):
         if prepared.selection.past(batch.first_index):
             break
@@ -124,7 +164,8 @@ def _read(
             for request in sharing.left(found.requests):
                 prompt_tokens += request.prompt_tokens * history.prompt_ratio
                 completion_tokens += min(history.completion, request.max_tokens or math.inf)
-    return shown, Usage(round(prompt_tokens), round(completion_tokens))
+                nbytes += len(request.body)
+    return shown, Usage(round(prompt_tokens), round(completion_tokens)), nbytes
 
 
 class _Sharing:

@@ -43,8 +43,10 @@ class Settled:
 
     What its last attempt cost is in the reply, what those before it cost in the request. `parsed` and `tolerated` are
     those of an answer that a schema accepted. `engine` names the engine that had the answer, None if it is the job's
-    own. `of_prompt` is there if the pass that is under way has not asked for this request: a batch of an earlier run
-    may hold requests of a prompt that was edited since. It is that prompt's id. Of these, a `late` one comes after its row
+    own.
+
+    `of_prompt` is there if the pass that is under way has not asked for this request: a batch of an earlier run may
+    hold requests of a prompt that was edited since. It is that prompt's id. Of these, a `late` one comes after its row
     had an answer to the newer prompt.
     """
 

@@ -25,7 +25,7 @@ from batchchat.budget import Budget
 from batchchat.client import ChatClient
 from batchchat.engines.local import LocalEngine
 from batchchat.engines.port import Engine
-from batchchat.errors import StoppedEarly, StorageError
+from batchchat.errors import StoppedEarly, StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
 from batchchat.job import Job, api_key, load_keys, write_duration
@@ -223,7 +223,7 @@ class _Opening:
     ) -> RunState:
         """Connect to the provider and join the parts of the run. `key` is the provider's API key."""
         job, setting, prepared = self._job, self._setting, self._prepared
-        await self._find_provider(stack)
+        await self._find_provider(stack, store)
         if cache is None and job.dedupe:
             cache = await self.open_cache(stack, Layout(store.directory).answers)
         prompt_id = prompt_id_of(prepared)
@@ -268,12 +268,12 @@ class _Opening:
             open_answers=store.open_answers(),
         )
 
-    async def _find_provider(self, stack: AsyncExitStack) -> None:
+    async def _find_provider(self, stack: AsyncExitStack, store: Store) -> None:
         """Give a provider `demo` without an address a demo server in this process."""
         setting, provider = self._setting, self._provider
         if provider.base_url is None and provider.name == DEMO:
             base_url = "http://demo.invalid/v1" if setting.transport is not None else setting.demo_url
-            self._provider = provider.with_base_url(base_url or await self._start_demo(stack))
+            self._provider = provider.with_base_url(base_url or await self._start_demo(stack, store))
 
     async def _connect_client(self, stack: AsyncExitStack, key: str | None) -> ChatClient:
         """Open the client for single requests."""
@@ -294,11 +294,13 @@ class _Opening:
         await stack.enter_async_context(client)
         return client
 
-    async def _start_demo(self, stack: AsyncExitStack) -> str:
-        from batchchat.demo import DemoOptions, DemoServer
+    async def _start_demo(self, stack: AsyncExitStack, store: Store) -> str:
+        from batchchat.demo import BatchOptions, DemoOptions, DemoServer
 
         offload = self._setting.offload
-        server = DemoServer(DemoOptions(track_bodies=False))
+        # The batches of a demo server that ends with this process go on in the next one.
+        folder = Layout(store.directory).batches / "demo" if self._job.engine.batch else None
+        server = DemoServer(DemoOptions(track_bodies=False, batch=BatchOptions(folder=folder)))
         await offload(server.start)
         stack.push_async_callback(offload, server.stop)
         return server.base_url
@@ -506,6 +508,8 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
         cache = await opening.open_cache(held, Path(job.cache)) if job.cache is not None else None
         store = await offload(opening.open_store)
         try:
+            if not job.engine.batch:
+                await offload(_refuse_beside_batches, store)
             wording = Wording(store, prepared)
             await offload(wording.begin)
             async with AsyncExitStack() as stack:
@@ -525,3 +529,20 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
 
 def _now_us() -> int:
     return time.time_ns() // 1000
+
+
+def _refuse_beside_batches(store: Store) -> None:
+    """Refuse single requests while batches of this output may answer the same. Raises UsageError, StorageError."""
+    if not Layout(store.directory).batches.is_dir():
+        return
+    from batchchat.engines.batch.status import under_way
+
+    batches = under_way(store.directory)
+    if batches:
+        requests = sum(batch.lines for batch in batches)
+        which = "A batch" if len(batches) == 1 else f"{len(batches)} batches"
+        raise UsageError(
+            f"{which} of this output, with {requests:,} requests, may still answer: single requests would ask the same",
+            remedy=f"Run the job with `engine: batch`, which takes the answers. Or run `batchchat cancel "
+            f"{store.directory}` first, which keeps what is answered by then.",
+        )

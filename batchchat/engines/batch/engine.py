@@ -52,6 +52,8 @@ _AHEAD = 2
 """Chunks that are written before the first of them is taken: more would only fill the disk."""
 _POLL_FIRST_S, _POLL_LONGEST_S = 30.0, 60.0
 """Seconds between two looks at young batches, and at those that are an hour old: what providers advise."""
+_POLL_CANCELLED_S = 10.0
+"""The same while batches are being cancelled: a person waits for it, and it takes up to ten minutes."""
 _AGE_S = 3600.0
 _OUT_OF_SIGHT_S = 86_400.0
 """How long batches may be out of sight. They go on meanwhile, and their results are kept for weeks."""
@@ -291,7 +293,7 @@ class BatchEngine:
             terms=replace(setting.terms, onward=self._make_onward is not None, leave_open=setting.cancel),
             keep_files=setting.keep_files,
             poll_s=setting.poll or _POLL_FIRST_S,
-            run_id=setting.asker.run_id,
+            asker=setting.asker,
             listener=self._listener,
             wall_clock=self._wall_clock,
             offload=self._offload,
@@ -350,6 +352,7 @@ class BatchEngine:
             for batch_id in (state.batch, *state.surplus):
                 if batch_id is not None and state.status not in ENDED:
                     await self._gathering.cancel(batch_id)
+        await self._look()
 
     # --- the feed
 
@@ -556,6 +559,8 @@ class BatchEngine:
         """Return the seconds between two looks at the batches: more as they grow older."""
         if self._setting.poll is not None:
             return self._setting.poll
+        if self._setting.cancel:
+            return _POLL_CANCELLED_S
         now = self._wall_clock()
         ages = [now - (planned.state.created_at or now) for planned in self._live.values()]
         share = min(1.0, max(0.0, min(ages, default=0.0)) / _AGE_S)
