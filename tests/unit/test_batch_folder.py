@@ -58,7 +58,8 @@ def look(tmp_path: Path, files: dict[str, str], *, age: float = 1.0, asked: str 
         found = await service.poll([NAME])
         return found[NAME]
 
-    return run(folder, use)
+    batch: RemoteBatch = run(folder, use)
+    return batch
 
 
 WHOLE = answer("1") + answer("2") + error("3")
