@@ -37,6 +37,11 @@ class Price:
         money = (prompt - cached) * self.input + cached * (self.cached_input or 0.0) + output * self.output
         return money / 1_000_000
 
+    def scaled(self, factor: float) -> Price:
+        """Return this price times a factor."""
+        cached = None if self.cached_input is None else self.cached_input * factor
+        return Price(self.input * factor, self.output * factor, cached)
+
 
 @dataclass(frozen=True, slots=True)
 class BatchTerms:

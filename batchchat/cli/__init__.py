@@ -445,6 +445,20 @@ def schema(kind: str) -> None:
     help="Let a share of requests go wrong, such as error_503=0.05. May be repeated.",
 )
 @click.option("--key-env", metavar="VARIABLE", help="Ask for the key that this environment variable holds.")
+@click.option("--batch-seconds", default="2s", show_default=True, metavar="TIME", help="Time of a batch to its end.")
+@click.option(
+    "--batch-fault",
+    "batch_faults",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Let the Batch API go wrong, such as create_lost or line_missing=0.1. May be repeated.",
+)
+@click.option("--batch-dialect", default="openai", show_default=True, metavar="NAME", help="Whose Batch API it plays.")
+@click.option(
+    "--batch-folder",
+    metavar="DIR",
+    help="Keep files and batches in this folder, so that they outlive the server. Without it they end with it.",
+)
 def demo_server(**options: Any) -> None:
     """Run the embedded demo provider as a server of its own, to try limits and faults against."""
     from batchchat.cli.starting import demo_server_command
