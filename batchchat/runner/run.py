@@ -30,7 +30,7 @@ from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
 from batchchat.job import Job, api_key, load_keys, write_duration
 from batchchat.limits import MAX_CONCURRENCY, Limiter, TokenEstimator
-from batchchat.providers import DEMO, Provider
+from batchchat.providers import DEMO, Price, Provider
 from batchchat.retry import RetryPolicy
 from batchchat.runner.control import Ceilings, Control
 from batchchat.runner.ending import Ending
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     import httpx
 
     from batchchat.cache import AnswerCache
+    from batchchat.runner.batches import OpenService
     from batchchat.runner.reuse import Reuse
 
 __all__ = ["make_limiter", "run", "run_job"]
@@ -81,6 +82,7 @@ async def run_job(
     open_store: Callable[..., Store] = Store.open,
     seed: int | None = None,
     demo_url: str | None = None,
+    open_service: OpenService | None = None,
 ) -> RunSummary:
     """Run a job, or go on with it where an earlier run stopped.
 
@@ -88,7 +90,8 @@ async def run_job(
     share them. `listener` takes events, `on_snapshot` the counts four times a second. `stop` steers the run: it can
     stop it, pause it and change its limits. `environ` takes the place of the process's environment for keys. `offload`
     runs blocking code (default: in worker threads), `open_store` takes the place of `Store.open`. `seed` makes jitter
-    repeatable. `demo_url` is the address of a demo server that runs already.
+    repeatable. `demo_url` is the address of a demo server that runs already. `open_service` takes the place of the
+    batch service that `engine: batch` opens.
 
     Returns how the run ended: whatever fails after the start is in the summary's `exit_code` and `reason`.
 
@@ -106,8 +109,10 @@ async def run_job(
         limiter=limiter,
         transport=transport,
         demo_url=demo_url,
+        environ=load_keys(job, environ),
+        open_service=open_service,
     )
-    return await _execute(job, setting, budget=budget, environ=environ)
+    return await _execute(job, setting, budget=budget)
 
 
 def run(job: Job, **options: Any) -> RunSummary:
@@ -155,6 +160,8 @@ class _Setting:
     limiter: Limiter | None
     transport: httpx.AsyncBaseTransport | None
     demo_url: str | None
+    environ: Mapping[str, str]
+    open_service: OpenService | None
 
 
 class _Opening:
@@ -214,19 +221,24 @@ class _Opening:
     ) -> RunState:
         """Connect to the provider and join the parts of the run. `key` is the provider's API key."""
         job, setting, prepared = self._job, self._setting, self._prepared
-        client = await self._connect_client(stack, key)
+        await self._find_provider(stack)
         if cache is None and job.dedupe:
             cache = await self.open_cache(stack, Layout(store.directory).answers)
-        price = self._provider.prices.get(job.model)
         prompt_id = prompt_id_of(prepared)
         tally = Tally()
-        engine = self._make_engine(client, store, wording)
+        if job.engine.batch:
+            engine, price = await self._make_batch_engine(stack, store, wording, prompt_id, key)
+        else:
+            engine = self._make_engine(await self._connect_client(stack, key), store, wording)
+            price = self._provider.prices.get(job.model)
         writer = Writer(
             store,
             tally,
             run_id=self._run_id,
             prompt_id=prompt_id,
             price=price,
+            local_price=self._provider.prices.get(job.model),
+            engine=job.engine.kind,
             offload=setting.offload,
             wall_clock_us=_now_us,
             listener=setting.listener,
@@ -256,13 +268,17 @@ class _Opening:
             open_answers=store.open_answers(),
         )
 
+    async def _find_provider(self, stack: AsyncExitStack) -> None:
+        """Give a provider `demo` without an address a demo server in this process."""
+        setting, provider = self._setting, self._provider
+        if provider.base_url is None and provider.name == DEMO:
+            base_url = "http://demo.invalid/v1" if setting.transport is not None else setting.demo_url
+            self._provider = provider.with_base_url(base_url or await self._start_demo(stack))
+
     async def _connect_client(self, stack: AsyncExitStack, key: str | None) -> ChatClient:
-        """Open the client. A provider `demo` without an address gets a demo server in this process."""
+        """Open the client for single requests."""
         job, setting, provider = self._job, self._setting, self._provider
         transport = setting.transport
-        if provider.base_url is None and provider.name == DEMO:
-            base_url = "http://demo.invalid/v1" if transport is not None else setting.demo_url
-            provider = self._provider = provider.with_base_url(base_url or await self._start_demo(stack))
         if transport is None:
             from batchchat.transport import choose_transport
 
@@ -286,7 +302,39 @@ class _Opening:
         stack.push_async_callback(offload, server.stop)
         return server.base_url
 
+    async def _make_batch_engine(
+        self, stack: AsyncExitStack, store: Store, wording: Wording, prompt_id: str, key: str | None
+    ) -> tuple[Engine, Price | None]:
+        """Return the engine that sends batches, and the price of tokens there."""
+        from batchchat.runner.batches import BatchParts
+
+        job, setting = self._job, self._setting
+        single: Callable[[], Engine] | None = None
+        if job.engine.then == "local":
+            single = functools.partial(self._make_engine, await self._connect_client(stack, key), store, wording)
+        parts = BatchParts(
+            job=job,
+            prepared=self._prepared,
+            provider=self._provider,
+            options=setting.options,
+            run_id=self._run_id,
+            prompt_id=prompt_id,
+            store=store,
+            job_answered=store.index.counts().ok > 0 and wording.known,
+            budget=self._budget,
+            api_key=key,
+            environ=setting.environ,
+            transport=setting.transport,
+            listener=setting.listener,
+            offload=setting.offload,
+            rng=setting.rng,
+            single=single,
+            connect=setting.open_service,
+        )
+        return parts.engine(), parts.price()
+
     def _make_engine(self, client: ChatClient, store: Store, wording: Wording) -> Engine:
+        """Return the engine that sends single requests."""
         job, setting, provider = self._job, self._setting, self._provider
         retry, counts = job.retry, store.index.counts()
         account = self._budget.account(provider.prices.get(job.model), provider.currency) if self._budget else None
@@ -437,16 +485,14 @@ class _Running:
             await anyio.sleep(_TICK_S)
 
 
-async def _execute(
-    job: Job, setting: _Setting, *, budget: Budget | None, environ: Mapping[str, str] | None
-) -> RunSummary:
+async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> RunSummary:
     started = anyio.current_time()
     options, offload = setting.options, setting.offload
     if budget is None and job.budget.capped:
         caps = job.budget
         budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
     warned: list[str] = []
-    key = api_key(job, job.resolved_provider(), load_keys(job, environ), warn=warned.append)
+    key = api_key(job, job.resolved_provider(), setting.environ, warn=warned.append)
     for message in warned:
         setting.listener(Event("warning", message, "warning"))
     frozen = Frozen() if options.fresh else await offload(frozen_schema, Path(job.output.path))

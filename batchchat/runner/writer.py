@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from batchchat.engines.port import Answered, Outcome
+from batchchat.engines.port import Answered, EngineKind, Outcome
 from batchchat.engines.port import Settled as EngineSettled
 from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
@@ -57,7 +57,8 @@ class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
     `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `shelf` is
-    where answers are shared; None where the job shares none. `prompt_id` goes into every record.
+    where answers are shared; None where the job shares none. `prompt_id` goes into every record. `price` is that of the
+    job's own `engine`, `local_price` that of single requests.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class Writer:
         run_id: str,
         prompt_id: str | None = None,
         price: Price | None,
+        local_price: Price | None = None,
+        engine: EngineKind = "local",
         offload: Offload,
         wall_clock_us: Callable[[], int],
         listener: Listener,
@@ -79,7 +82,9 @@ class Writer:
         self._tally = tally
         self._run_id = run_id
         self._prompt_id = prompt_id
+        self._engine: EngineKind = engine
         self._price = price
+        self._prices = {engine: price, "local": price if engine == "local" else local_price}
         self._offload = offload
         self._wall_clock_us = wall_clock_us
         self._listener = listener
@@ -87,6 +92,7 @@ class Writer:
         self._entries: list[Entry] = []
         self._revived: set[str] = set()
         self._bytes = 0
+        self._taken = self._committed = 0
         self._wake = anyio.Event()
         self._caught_up = anyio.Event()
         self._finished = False
@@ -99,7 +105,7 @@ class Writer:
         """Take an engine's outcome over; see `Sink`."""
         request = outcome.request
         if isinstance(outcome, Answered):
-            spend = self._spend(outcome.usage)
+            spend = self._spend(outcome.usage, self._prices[outcome.engine or self._engine])
             if outcome.step is None:
                 self._add(SpendOnly(spend), 200)
             else:
@@ -109,8 +115,9 @@ class Writer:
             return
         record = self._record(request, outcome)
         usage = outcome.reply.usage
-        spend = Spend() if usage is None else self._spend(usage)
-        self._add_record(record, spend)
+        price = self._prices[outcome.engine or self._engine]
+        spend = Spend() if usage is None else self._spend(usage, price)
+        self._add_record(record, spend, seen=outcome.of_prompt is None, late=outcome.late)
 
     def add_invalid(self, invalid: Invalid) -> None:
         """Record a row that yields no request."""
@@ -163,14 +170,15 @@ class Writer:
         record.started_at = record.finished_at
         self._add_record(record)
 
-    def _add_record(self, record: Record, spend: Spend = _NOTHING) -> None:
+    def _add_record(self, record: Record, spend: Spend = _NOTHING, *, seen: bool = True, late: bool = False) -> None:
         # The row is kept with its answer: one that holds an image is most of what waits for the disk.
         row_bytes = record.batch.nbytes // (len(record.batch.values) or 1)
         nbytes = answer_bytes(record.completion, record.reasoning, record.tool_calls, record.logprobs)
-        self._add(Settled(record, spend), nbytes + row_bytes)
+        self._add(Settled(record, spend, seen, late), nbytes + row_bytes)
 
     def _add(self, entry: Entry, nbytes: int) -> None:
         self._entries.append(entry)
+        self._taken += 1
         self._bytes += nbytes
         self._wake.set()
 
@@ -183,6 +191,13 @@ class Writer:
         """Wait for the next commit to end."""
         while self.full:
             await self._caught_up.wait()
+
+    async def counted(self) -> bool:
+        """Wait until all that was put so far is committed. Return false if the disk failed."""
+        wanted = self._taken
+        while self._committed < wanted and self.error is None:
+            await self._caught_up.wait()
+        return self.error is None
 
     def _record(self, request: Request, outcome: EngineSettled) -> Record:
         reply, failure, steps = outcome.reply, outcome.failure, request.steps
@@ -217,8 +232,10 @@ class Writer:
             record.cached_tokens,
             record.reasoning_tokens,
         ) = usage
-        if self._price is not None and usage.prompt_tokens is not None:
-            record.cost = self._price.cost(usage)
+        record.engine = engine = outcome.engine or self._engine
+        price = self._prices[engine]
+        if price is not None and usage.prompt_tokens is not None:
+            record.cost = price.cost(usage)
         record.http_status = 200
         if failure is not None:
             record.error_kind, record.error_message = failure.kind.value, failure.message
@@ -230,14 +247,14 @@ class Writer:
         record.model = reply.model
         record.request_id = reply.request_id
         record.attempts = request.attempts
-        record.latency_s = round(reply.latency_s, 6)
+        record.latency_s = round(reply.latency_s, 6) if engine == "local" else None
         record.ttft_s, record.output_tokens_per_s = reply.ttft_s, reply.output_tokens_per_s
         record.started_at, record.finished_at = request.started_at, self._wall_clock_us()
         record.tolerated, record.parsed = outcome.tolerated, outcome.parsed
-        record.prompt_id = self._prompt_id
+        record.prompt_id = outcome.of_prompt or self._prompt_id
         return record
 
-    def _spend(self, usage: Usage) -> Spend:
+    def _spend(self, usage: Usage, price: Price | None) -> Spend:
         return Spend(
             1,
             usage.prompt_tokens or 0,
@@ -245,7 +262,7 @@ class Writer:
             usage.total_tokens or 0,
             usage.cached_tokens or 0,
             usage.reasoning_tokens or 0,
-            self._price.cost(usage) if self._price else 0.0,
+            price.cost(usage) if price else 0.0,
         )
 
     # --- committing and sealing
@@ -274,6 +291,7 @@ class Writer:
                 self.shelf.kept()
             self._store.apply(change)
             self._count(change)
+            self._committed += len(entries)
             self._caught_up.set()
             self._caught_up = anyio.Event()
             if self._due():
@@ -281,7 +299,7 @@ class Writer:
             if self.error is not None:
                 return
         await self._sealed()
-        if self.error is None and self._store.pending_rows:
+        if self.error is None and self._store.unsealed:
             await self._begin_seal()
             await self._sealed()
 
@@ -294,7 +312,7 @@ class Writer:
     def _count(self, change: Change) -> None:
         """From now on these count."""
         for entry in change.committed:
-            if isinstance(entry, Settled):
+            if isinstance(entry, Settled) and not entry.late:
                 custom_id = entry.record.custom_id
                 self._tally.add_record(entry.record, revived=custom_id in self._revived)
                 self._revived.discard(custom_id)
