@@ -65,7 +65,7 @@ def test_every_score_has_its_line(bench: Bench) -> None:
     (folder,) = bench.out.glob("variants/good-*")
     ids = {record["row_index"]: record["custom_id"] for record in read_output(folder).to_pylist()}
     place = {"variant": "good", "row_index": 0, "key": "r0", "sample_index": 0, "custom_id": ids[0]}
-    none = {"reason": None, "expected": None, "given": None}
+    none = {"reason": None, "expected": None, "given": None, "cluster": None}
     assert lines[0] == {**none, **place, "scorer": "accuracy", "value": 0.0}
     labels = {"expected": lines[20]["expected"], "given": lines[20]["given"]}
     assert lines[20] == {**none, **place, **labels, "scorer": "t.accuracy", "value": 0.0}

@@ -380,7 +380,7 @@ def _binary_evidence(both: int, only_a: int, only_b: int, n: int, test: _Test) -
         p_value=mcnemar_exact(only_a, only_b),
         test="mcnemar_exact",
         needed_n=_fewest(needed, _to_show_equivalence(differences, test)),
-        equivalent=_inside(narrow, test.margin),
+        equivalent=is_inside(narrow, test.margin),
     )
 
 
@@ -406,7 +406,7 @@ def _mean_evidence(differences: Array, test: _Test) -> _Evidence:
         # Two one-sided tests of a mean are Student's t, whatever the interval that is shown. Each row is a cluster.
         narrow = _narrow_interval(differences, np.arange(differences.size), test)
     needed = _fewest(needed, _to_show_equivalence(differences, test))
-    return _Evidence(mean, interval, p_value, name, needed, seeded, _inside(narrow, test.margin))
+    return _Evidence(mean, interval, p_value, name, needed, seeded, is_inside(narrow, test.margin))
 
 
 def _clustered_evidence(differences: Array, clusters: Clusters, test: _Test) -> _Evidence:
@@ -435,7 +435,7 @@ def _clustered_evidence(differences: Array, clusters: Clusters, test: _Test) -> 
         f"{name}_clusters",
         needed,
         seeded=name == "sign_flip_monte_carlo",
-        equivalent=test.margin is not None and _inside(_narrow_interval(differences, clusters, test), test.margin),
+        equivalent=test.margin is not None and is_inside(_narrow_interval(differences, clusters, test), test.margin),
     )
 
 
@@ -453,7 +453,7 @@ def _narrow_interval(differences: Array, clusters: Clusters, test: _Test) -> Int
     return Interval(-most * span, most * span, "wilson_clusters") if math.isfinite(span) else Interval(None, None, None)
 
 
-def _inside(interval: Interval, margin: float | None) -> bool:
+def is_inside(interval: Interval, margin: float | None) -> bool:
     """Return whether an interval lies inside a margin either way."""
     if margin is None or interval.low is None or interval.high is None:
         return False
