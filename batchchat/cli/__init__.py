@@ -254,6 +254,9 @@ def score(**options: Any) -> None:
     help="Score both by an expected column, such as exact:label, or by a mapping as in a suite. May be repeated.",
 )
 @click.option("--suite", type=click.Path(path_type=Path), metavar="SUITE", help="Score both by this suite's scorers.")
+@click.option(
+    "--cluster", metavar="COLUMN", help="Rows with the same value here are one piece of evidence: document, customer."
+)
 @_json_option
 def compare(**options: Any) -> None:
     """Compare two outputs: two nights, two versions of a prompt, two models. Sends nothing.
