@@ -21,6 +21,7 @@ from batchchat.records import Request, Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import Rows, pass_of
+from batchchat.sources import GivenRows
 from batchchat.store import Frozen, frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.known import KnownRows, Pass
@@ -37,12 +38,17 @@ _EXPECTED_LATENCY_S = 2.0
 _UNSET_CONCURRENCY = 64
 
 
-def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREVIEWS) -> PlanView:
-    """Read the input, render what an earlier run does not know, and tell what a run would send. Raises UsageError."""
+def plan_job(
+    job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREVIEWS, rows: GivenRows | None = None
+) -> PlanView:
+    """Read the input, render what an earlier run does not know, and tell what a run would send. Raises UsageError.
+
+    `rows` take the place of the job's input; an iterator is used up by it.
+    """
     directory = Path(job.output.path)
     fresh = options.fresh or not is_output(directory)
     frozen = Frozen() if fresh else frozen_schema(directory)
-    prepared = prepare(job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed)
+    prepared = prepare(job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed, rows=rows)
     job, provider = prepared.job, prepared.provider
     if not fresh:
         Layout(directory).check_currency(provider.currency if job.model in provider.prices else None)

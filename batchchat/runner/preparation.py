@@ -20,7 +20,7 @@ from batchchat.providers import Provider
 from batchchat.records import RowBatch
 from batchchat.review import Reviewer
 from batchchat.runner.questions import compile_questions, schema_warnings
-from batchchat.sources import Source, open_source
+from batchchat.sources import STDIN, GivenRows, Source, open_rows, open_source
 from batchchat.store import Frozen, joined_parsed
 from batchchat.template import RowTemplateError, Template
 from batchchat.template.lines import COLUMNS, model_of
@@ -79,11 +79,17 @@ class Prepared:
 
 
 def prepare(
-    job: Job, *, frozen: Frozen = _NOT_FROZEN, limit: int | None = None, sample: int | None = None, seed: int = 0
+    job: Job,
+    *,
+    frozen: Frozen = _NOT_FROZEN,
+    limit: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    rows: GivenRows | None = None,
 ) -> Prepared:
     """Open the input, compile the template and try both on the first rows. Raises UsageError; writes nothing.
 
-    `frozen` are the types that the output was made with.
+    `frozen` are the types that the output was made with. `rows` take the place of the job's input.
     """
     provider = job.resolved_provider()
     job.check_params(provider)
@@ -95,7 +101,9 @@ def prepare(
         joined_parsed(frozen.parsed, parsed)
     except UsageError as error:
         raise job.error(error.message, "response", "schema", remedy=error.remedy) from None
-    source = _open_source(job, frozen)
+    if rows is not None:
+        job = _with_rows(job)
+    source = _open_source(job, frozen, rows)
     _check_key_column(job, source)
     images = _image_reader(job, questions.template, source)
     batches = source.batches()
@@ -106,14 +114,14 @@ def prepare(
         size += batch.nbytes
         if batch.first_index + len(batch.values) >= _KEYS_CHECKED or size >= _HEAD_BYTES:
             break
-    rows = list(islice(_rows(head), _KEYS_CHECKED))
+    first = list(islice(_rows(head), _KEYS_CHECKED))
     if job.input.key is not None:
-        _check_keys(job, job.input.key, rows)
+        _check_keys(job, job.input.key, first)
     if isinstance(job, BatchFileJob) and not job.model:
-        job = _with_model(job, rows)
+        job = _with_model(job, first)
         provider, questions = job.resolved_provider(), compile_questions(job)
         job.check_budget(provider)
-    _try_template(job, questions.template, rows[:_ROWS_TRIED], source.columns, images)
+    _try_template(job, questions.template, first[:_ROWS_TRIED], source.columns, images)
     _check_columns_used(job, questions.template, source.columns)
     chosen = None
     if sample is not None:
@@ -130,7 +138,7 @@ def prepare(
         Identity(provider.identity),
         Selection(limit, chosen),
         [
-            *_text_warnings(job, questions.template, rows),
+            *_text_warnings(job, questions.template, first),
             *_sample_warnings(job, questions.template),
             *schema_warnings(job, questions, provider),
         ],
@@ -140,8 +148,18 @@ def prepare(
     )
 
 
-def _open_source(job: Job, frozen: Frozen) -> Source:
+def _with_rows(job: Job) -> Job:
+    """Return the job with the mark for rows that come from outside; how a file is written does not concern them."""
+    files_own = {"format", "encoding", "header", "quoting"} - ({"format"} if isinstance(job, BatchFileJob) else set())
+    kept = job.input.model_dump(exclude=files_own, exclude_unset=True)
+    return job.model_copy(update={"input": type(job.input)(**{**kept, "path": STDIN})})
+
+
+def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:
     given, output = job.input, Path(job.output.path)
+    if rows is not None:
+        types = COLUMNS if isinstance(job, BatchFileJob) else given.types
+        return open_rows(rows, types=types, frozen=frozen.input)
     if isinstance(job, BatchFileJob):
         return open_source(
             given.path, format="jsonl", types=COLUMNS, frozen=frozen.input, output=output, encoding=given.encoding

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
@@ -44,6 +44,7 @@ from batchchat.runner.state import RunState
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer, in_thread
+from batchchat.sources import GivenRows
 from batchchat.store import Frozen, Store, frozen_schema
 from batchchat.store.state import Layout
 
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from batchchat.cache import AnswerCache
     from batchchat.runner.reuse import Reuse
 
-__all__ = ["make_limiter", "run", "run_job"]
+__all__ = ["make_limiter", "run_job"]
 
 _DEFAULTS = RunOptions()
 _TICK_S = 0.25
@@ -70,6 +71,7 @@ async def run_job(
     job: Job,
     *,
     options: RunOptions = _DEFAULTS,
+    rows: GivenRows | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
     limiter: Limiter | None = None,
     budget: Budget | None = None,
@@ -84,11 +86,11 @@ async def run_job(
 ) -> RunSummary:
     """Run a job, or go on with it where an earlier run stopped.
 
-    `transport` takes the place of the network. `limiter` and `budget` take the place of the job's own, so that runs can
-    share them. `listener` takes events, `on_snapshot` the counts four times a second. `stop` steers the run: it can
-    stop it, pause it and change its limits. `environ` takes the place of the process's environment for keys. `offload`
-    runs blocking code (default: in worker threads), `open_store` takes the place of `Store.open`. `seed` makes jitter
-    repeatable. `demo_url` is the address of a demo server that runs already.
+    `rows` take the place of the job's input, `transport` that of the network. `limiter` and `budget` take the place of
+    the job's own, so that runs can share them. `listener` takes events, `on_snapshot` the counts four times a second.
+    `stop` steers the run: it can stop it, pause it and change its limits. `environ` takes the place of the process's
+    environment for keys. `offload` runs blocking code (default: in worker threads), `open_store` takes the place of
+    `Store.open`. `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs already.
 
     Returns how the run ended: whatever fails after the start is in the summary's `exit_code` and `reason`.
 
@@ -97,6 +99,7 @@ async def run_job(
     """
     setting = _Setting(
         options=options,
+        rows=rows,
         control=stop or Control(),
         listener=listener,
         on_snapshot=on_snapshot,
@@ -108,11 +111,6 @@ async def run_job(
         demo_url=demo_url,
     )
     return await _execute(job, setting, budget=budget, environ=environ)
-
-
-def run(job: Job, **options: Any) -> RunSummary:
-    """Run a job to its end: `run_job` for callers without an event loop. Takes the same keywords."""
-    return anyio.run(functools.partial(run_job, job, **options))
 
 
 def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
@@ -146,6 +144,7 @@ class _Setting:
     """What a caller of `run_job` may put in place of the usual: see there."""
 
     options: RunOptions
+    rows: GivenRows | None
     control: Control
     listener: Listener
     on_snapshot: Callable[[Snapshot], None] | None
@@ -451,7 +450,15 @@ async def _execute(
         setting.listener(Event("warning", message, "warning"))
     frozen = Frozen() if options.fresh else await offload(frozen_schema, Path(job.output.path))
     prepared = await offload(
-        functools.partial(prepare, job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed)
+        functools.partial(
+            prepare,
+            job,
+            frozen=frozen,
+            limit=options.limit,
+            sample=options.sample,
+            seed=options.seed,
+            rows=setting.rows,
+        )
     )
     job = prepared.job
     opening = _Opening(job, prepared, budget, setting)

@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"export"}),
     frozenset({"starter", "guide"}),
     frozenset({"cli"}),
-    frozenset({"__main__"}),
+    frozenset({"api", "__main__"}),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
