@@ -16,7 +16,8 @@ from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
 from batchchat.limits import FIRST_COMPLETION
-from batchchat.providers import DEMO, Price, Provider
+from batchchat.money import Tariff, as_float
+from batchchat.providers import DEMO, Provider
 from batchchat.records import Request, Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
@@ -73,7 +74,8 @@ def plan_job(
     to_send = counts.to_send - sharing.saved
     tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
     duration, binding = _duration(to_send, tokens, job, provider, history.latency_s)
-    price = provider.prices.get(job.model)
+    tariff = Tariff.of(provider.prices.get(job.model))
+    cost = as_float(tariff.cost(usage)) if tariff is not None else None
     return PlanView(
         job=job.name,
         input=job.input.path,
@@ -93,9 +95,9 @@ def plan_job(
         requests=to_send,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        cost=price.cost(usage) if price else None,
-        currency=provider.currency if price else None,
-        prices_as_of=provider.prices_as_of if price else None,
+        cost=cost,
+        currency=provider.currency if tariff else None,
+        prices_as_of=provider.prices_as_of if tariff else None,
         duration_s=duration,
         binding=binding,
         method=history.method,
@@ -103,7 +105,7 @@ def plan_job(
         warnings=[*prepared.warnings, *prepared.source.warnings, *_key_warning(job, provider)],
         note=provider.note if provider.name == DEMO else "",
         samples=job.samples,
-        caps=_caps(job, to_send, usage, price),
+        caps=_caps(job, to_send, usage, cost),
         deadline_s=job.deadline,
         cache=job.cache,
         cached=sharing.cached,
@@ -177,10 +179,10 @@ class _Sharing:
         return left
 
 
-def _caps(job: Job, requests: int, usage: Usage, price: Price | None) -> list[PlanCap]:
+def _caps(job: Job, requests: int, usage: Usage, cost: float | None) -> list[PlanCap]:
     """The caps of the budget, and what the run would need of each."""
     tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
-    needed = {"max_cost": price.cost(usage) if price else None, "max_tokens": tokens, "max_requests": requests}
+    needed = {"max_cost": cost, "max_tokens": tokens, "max_requests": requests}
     caps = ((name, getattr(job.budget, name)) for name in needed)
     return [PlanCap(name, cap, needed[name]) for name, cap in caps if cap is not None]
 

@@ -24,11 +24,13 @@ from batchchat.records import Failure, Reply, Request, Usage
 class Answered:
     """An attempt that the provider answered and may bill, though its request goes on or stays open.
 
-    With a `step` the request goes on from this answer: `payload` is kept until it is settled (`review.journaled`).
+    `cost` is in `money.UNITS`, 0 if no price is known. With a `step` the request goes on from this answer: `payload` is
+    kept until it is settled (`review.journaled`).
     """
 
     request: Request
     usage: Usage
+    cost: int = 0
     step: int | None = None
     payload: Any = None
 
@@ -37,6 +39,7 @@ class Answered:
 class Settled:
     """A request's end: `failure` is None for a completion. `reply` is its last attempt's.
 
+    What its last attempt cost is in the reply, what those before it cost in the request.
     `parsed` and `tolerated` are those of an answer that a schema accepted.
     """
 

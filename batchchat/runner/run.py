@@ -30,6 +30,7 @@ from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
 from batchchat.job import Job, api_key, load_keys, write_duration
 from batchchat.limits import MAX_CONCURRENCY, Limiter, TokenEstimator
+from batchchat.money import Tariff
 from batchchat.providers import DEMO, Provider
 from batchchat.retry import RetryPolicy
 from batchchat.runner.control import Ceilings, Control
@@ -163,6 +164,7 @@ class _Opening:
         self._job = job
         self._prepared = prepared
         self._provider = prepared.provider
+        self._tariff = Tariff.of(prepared.provider.prices.get(job.model))
         self._budget = budget
         self._setting = setting
         self._warnings: list[str] = []
@@ -216,7 +218,6 @@ class _Opening:
         client = await self._connect_client(stack, key)
         if cache is None and job.dedupe:
             cache = await self.open_cache(stack, Layout(store.directory).answers)
-        price = self._provider.prices.get(job.model)
         prompt_id = prompt_id_of(prepared)
         tally = Tally()
         engine = self._make_engine(client, store, wording)
@@ -225,7 +226,6 @@ class _Opening:
             tally,
             run_id=self._run_id,
             prompt_id=prompt_id,
-            price=price,
             offload=setting.offload,
             wall_clock_us=_now_us,
             listener=setting.listener,
@@ -246,7 +246,7 @@ class _Opening:
             store=store,
             wording=wording,
             tally=tally,
-            forecaster=Forecaster(price),
+            forecaster=Forecaster(self._tariff),
             intake=self._make_intake(store),
             writer=writer,
             engine=engine,
@@ -271,6 +271,7 @@ class _Opening:
             transport,
             api_key=key,
             request_timeout=job.retry.request_timeout,
+            tariff=self._tariff,
             stream=bool(job.params.stream),
         )
         await stack.enter_async_context(client)
@@ -288,7 +289,7 @@ class _Opening:
     def _make_engine(self, client: ChatClient, store: Store, wording: Wording) -> Engine:
         job, setting, provider = self._job, self._setting, self._provider
         retry, counts = job.retry, store.index.counts()
-        account = self._budget.account(provider.prices.get(job.model), provider.currency) if self._budget else None
+        account = self._budget.account(self._tariff, provider.currency) if self._budget else None
         return LocalEngine(
             client,
             setting.limiter or make_limiter(job, provider, setting.listener, setting.rng),
