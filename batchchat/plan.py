@@ -15,6 +15,7 @@ from batchchat.errors import JobError
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
+from batchchat.job.model import nearest
 from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff, as_float
 from batchchat.providers import DEMO, Provider
@@ -102,7 +103,12 @@ def plan_job(
         binding=binding,
         method=history.method,
         spent=history.spent,
-        warnings=[*prepared.warnings, *prepared.source.warnings, *_key_warning(job, provider)],
+        warnings=[
+            *prepared.warnings,
+            *prepared.source.warnings,
+            *_price_warning(job, provider),
+            *_key_warning(job, provider),
+        ],
         note=provider.note if provider.name == DEMO else "",
         samples=job.samples,
         caps=_caps(job, to_send, usage, cost),
@@ -292,6 +298,21 @@ def _duration(
         times["tokens per minute"] = tokens / token_rate * 60
     binding = max(times, key=lambda name: times[name])
     return times[binding], binding
+
+
+def _price_warning(job: Job, provider: Provider) -> list[str]:
+    """Say if a provider with a list of prices does not have the model in it: its name may be wrong.
+
+    A model on a machine of one's own has no price, and needs none.
+    """
+    if job.model in provider.prices or not provider.prices:
+        return []
+    near = nearest(job.model, list(provider.prices))
+    remedy = "give your own price with `prices: {input: …, output: …, currency: …}`"
+    listed = f"`batchchat providers {provider.name}` lists its models"
+    return [
+        f"model: no price is known for {job.model} at {provider.name}{near}, so costs are not counted. {listed}; {remedy}"
+    ]
 
 
 def _key_warning(job: Job, provider: Provider) -> list[str]:

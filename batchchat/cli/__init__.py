@@ -403,6 +403,16 @@ def init(name: str, force: bool) -> None:
     sys.exit(init_command(name, force=force))
 
 
+@cli.command()
+@click.argument("name", required=False, metavar="[NAME]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def providers(name: str | None, as_json: bool) -> None:
+    """List the providers that are known by name; of one, its limits and the prices of its models."""
+    from batchchat.cli.providers import providers_command
+
+    sys.exit(providers_command(name, as_json=as_json))
+
+
 @cli.command("guide")
 @click.argument("topic", required=False, metavar="[TOPIC]")
 @click.option("--search", "word", metavar="WORD", help="List the places of all pages that hold this word.")

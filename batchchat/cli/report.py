@@ -331,7 +331,7 @@ def _plan_table(view: PlanView) -> Table:
     table.add_row("prompt tokens", _guess(count(view.prompt_tokens)), "")
     table.add_row("completion tokens", _guess(count(view.completion_tokens)), "")
     dated = f"prices as of {view.prices_as_of}" if view.prices_as_of else ""
-    remark = dated if view.cost is not None else "no price known"
+    remark = dated if view.cost is not None else "no price known: set `prices` in the job"
     table.add_row("cost", _guess(money(view.cost, view.currency)), _styled(_line(remark)))
     bound = f"decided by {view.binding}" if view.binding else ""
     table.add_row("time", _guess(about(view.duration_s)), _styled(_line(bound)))
