@@ -310,9 +310,11 @@ def _price_warning(job: Job, provider: Provider) -> list[str]:
     near = nearest(job.model, list(provider.prices))
     remedy = "give your own price with `prices: {input: …, output: …, currency: …}`"
     listed = f"`batchchat providers {provider.name}` lists its models"
-    return [
-        f"model: no price is known for {job.model} at {provider.name}{near}, so costs are not counted. {listed}; {remedy}"
-    ]
+    warning = (
+        f"model: no price is known for {job.model} at {provider.name}{near}, so costs are not counted. "
+        f"{listed}; {remedy}"
+    )
+    return [warning]
 
 
 def _key_warning(job: Job, provider: Provider) -> list[str]:

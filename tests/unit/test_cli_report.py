@@ -255,7 +255,7 @@ def test_a_plan_tells_what_is_archived_kept_unreadable_or_already_spent() -> Non
 
 def test_a_plan_without_prices_makes_none_up() -> None:
     text = words(shown(render_plan(replace(PLAN, cost=None, duration_s=None, binding=None))))
-    assert "cost \N{EN DASH} no price known time \N{EN DASH}" in text
+    assert "cost \N{EN DASH} no price known: set `prices` in the job time \N{EN DASH}" in text
 
 
 def test_a_long_message_is_shown_from_its_beginning() -> None:
