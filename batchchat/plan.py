@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import orjson
 import pyarrow.compute as pc
 
 from batchchat.errors import JobError
+from batchchat.events import FailureGroup
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
@@ -37,6 +39,8 @@ _DEFAULTS = RunOptions()
 _PREVIEWS = 2
 _SLICE = 512
 _EXPECTED_LATENCY_S = 2.0
+_REASONS_TOLD_APART = 50
+"""Messages of rows that would fail, of which each has a count of its own; what comes later is counted by its kind."""
 _UNSET_CONCURRENCY = 64
 
 
@@ -69,7 +73,8 @@ def plan_job(
         answer_ids=True,
     )
     with closing(_Sharing(job)) as sharing, closing(history):
-        shown, usage = _read(prepared, intake, history, sharing, previews)
+        reader = _Reader(prepared, intake, history, sharing)
+        shown, usage = reader.read(previews)
     counts, live = intake.counts, history.index.counts()
     surplus = history.surplus if prepared.selection.whole else 0
     to_send = counts.to_send - sharing.saved
@@ -105,6 +110,7 @@ def plan_job(
         spent=history.spent,
         warnings=[
             *prepared.warnings,
+            *prepared.empty.warning(reader.empty, f"the {counts.rows:,}"),
             *prepared.source.warnings,
             *_price_warning(job, provider),
             *_key_warning(job, provider),
@@ -117,26 +123,59 @@ def plan_job(
         cached=sharing.cached,
         dedupe=job.dedupe or job.cache is not None,
         equal=sharing.equal,
+        failures=reader.failures(),
+        empty=reader.empty,
     )
 
 
-def _read(
-    prepared: Prepared, intake: Intake, history: _History, sharing: _Sharing, previews: int
-) -> tuple[list[RequestPreview], Usage]:
-    """Sort the rows that need a look; return the first requests, and the tokens to expect of those to be sent."""
-    if history.known is not None:
-        intake.pass_over(history.known)
-    shown: list[RequestPreview] = []
-    prompt_tokens, completion_tokens = 0.0, 0.0
-    for batch, known in Rows(prepared, history.known):
-        if prepared.selection.past(batch.first_index):
-            break
-        for found in intake.slices(batch, _SLICE, known):
-            _preview(found, shown, previews)
-            for request in sharing.left(found.requests):
-                prompt_tokens += request.prompt_tokens * history.prompt_ratio
-                completion_tokens += min(history.completion, request.max_tokens or math.inf)
-    return shown, Usage(round(prompt_tokens), round(completion_tokens))
+class _Reader:
+    """Reads the rows that need a look, and counts what would become of them.
+
+    `empty` counts those whose request would hold nothing of the row.
+    """
+
+    def __init__(self, prepared: Prepared, intake: Intake, history: _History, sharing: _Sharing) -> None:
+        self._prepared = prepared
+        self._intake = intake
+        self._history = history
+        self._sharing = sharing
+        self._failed: dict[tuple[str, str], FailureGroup] = {}
+        self.empty = 0
+
+    def read(self, previews: int) -> tuple[list[RequestPreview], Usage]:
+        """Sort the rows; return the first requests, and the tokens to expect of those to be sent."""
+        history, prepared = self._history, self._prepared
+        if history.known is not None:
+            self._intake.pass_over(history.known)
+        shown: list[RequestPreview] = []
+        prompt_tokens, completion_tokens = 0.0, 0.0
+        for batch, known in Rows(prepared, history.known):
+            if prepared.selection.past(batch.first_index):
+                break
+            for found in self._intake.slices(batch, _SLICE, known):
+                _preview(found, shown, previews)
+                self._count_failed(found)
+                asked = {(request.batch.first_index, request.offset): request for request in found.requests}
+                self.empty += sum(prepared.empty.finds(each.batch.values[each.offset]) for each in asked.values())
+                for request in self._sharing.left(found.requests):
+                    prompt_tokens += request.prompt_tokens * history.prompt_ratio
+                    completion_tokens += min(history.completion, request.max_tokens or math.inf)
+        return shown, Usage(round(prompt_tokens), round(completion_tokens))
+
+    def _count_failed(self, found: Sorted) -> None:
+        for invalid in found.invalid:
+            kind, message = invalid.failure.kind.value, invalid.failure.message
+            row = invalid.batch.first_index + invalid.offset
+            name = kind, message if len(self._failed) < _REASONS_TOLD_APART or (kind, message) in self._failed else ""
+            group = self._failed.get(name)
+            if group is None:
+                self._failed[name] = FailureGroup(kind, 1, message, row)
+            else:
+                self._failed[name] = replace(group, count=group.count + 1)
+
+    def failures(self) -> list[FailureGroup]:
+        """Return why rows would fail, the most frequent reason first."""
+        return sorted(self._failed.values(), key=lambda group: -group.count)
 
 
 class _Sharing:

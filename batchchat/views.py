@@ -47,7 +47,8 @@ class PlanView:
     `prompt_tokens`, `completion_tokens`, `cost` and `duration_s` are estimates for the `requests` to send, found as
     `method` says; `binding` names the limit that decides the duration. `cached` answers are in the `cache`; `equal`
     requests ask the same as another one, and are sent or not as `dedupe` says; `requests` are those that are sent.
-    `spent` is what the output has cost so far.
+    `spent` is what the output has cost so far. `failures` tell why the `unreadable` ones would fail, by kind and
+    message, the most frequent first. `empty` rows have nothing in any column that the messages name.
     """
 
     job: str
@@ -85,6 +86,8 @@ class PlanView:
     cached: int = 0
     dedupe: bool = False
     equal: int = 0
+    failures: Sequence[FailureGroup] = ()
+    empty: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Make the list of prices that the package brings along: `python -m tests.prices`, with `genai-prices` installed.
 
 genai-prices (MIT) is kept up to date from the providers' pages. It is no dependency: it imports an HTTP client and
-takes longer to load than a plan of a small job. What is taken from it is, for each provider that batchchat knows by name, the
-price of the models that answer chats, under each of their exact names. After a new list, set `PRICES_READ` in
+takes longer to load than a plan of a small job. What is taken from it is, for each provider that batchchat knows by
+name, the price of the models that answer chats, under each of their exact names. After a new list, set `PRICES_READ` in
 `batchchat/providers.py` to its day; a test compares the two.
 """
 

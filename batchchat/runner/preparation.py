@@ -42,7 +42,8 @@ _LINES_DIFFER = "Each line of a batch file needs a custom_id of its own."
 class Prepared:
     """A job whose input, template and provider are known to fit together.
 
-    `parsed` is the typed column of its answers, where they have a schema. `warnings` are what a person should know.
+    `parsed` is the typed column of its answers, if they have a schema. `warnings` are what a person should know;
+    `first_empty` warns of the first rows that `empty` finds.
     """
 
     job: Job
@@ -53,6 +54,8 @@ class Prepared:
     parsed: pa.Field | None
     identity: Identity
     selection: Selection
+    empty: EmptyTexts
+    first_empty: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _head: list[RowBatch] = field(default_factory=list)
     _rest: Iterator[RowBatch] | None = None
@@ -123,6 +126,8 @@ def prepare(
         job.check_budget(provider)
     _try_template(job, questions.template, first[:_ROWS_TRIED], source.columns, images)
     _check_columns_used(job, questions.template, source.columns)
+    empty = EmptyTexts(questions.template, source.columns)
+    read = [values for batch, offset in first if (values := batch.values[offset]) is not None]
     chosen = None
     if sample is not None:
         total = source.known_rows()
@@ -137,8 +142,10 @@ def prepare(
         parsed,
         Identity(provider.identity),
         Selection(limit, chosen),
+        empty,
+        empty.warning(sum(map(empty.finds, read)), f"the first {len(read):,}"),
         [
-            *_text_warnings(job, questions.template, first),
+            *_text_warnings(job),
             *_sample_warnings(job, questions.template),
             *schema_warnings(job, questions, provider),
         ],
@@ -234,26 +241,33 @@ def _texts_of(value: object) -> Iterator[str]:
         yield from chain.from_iterable(map(_texts_of, value))
 
 
-def _text_warnings(job: Job, template: Template, rows: list[tuple[RowBatch, int]]) -> list[str]:
-    """Say what the model will not see: columns without a text, and text inside of comments."""
-    warnings = []
+def _text_warnings(job: Job) -> list[str]:
+    """Say what the model will not see: text inside of comments."""
     lost = [text for source in _texts_of(job.messages) for text in _COMMENT.findall(source)]
     lost = [text.strip() for text in lost if "\n" in text.strip() or "{{" in text]
-    if lost:
-        short = lost[0] if len(lost[0]) <= 60 else lost[0][:59] + "…"
-        warnings.append(
-            f"messages: {{# … #}} is a comment, so {sum(map(len, lost)):,} characters are not sent: {short!r}"
-        )
-    read = [values for batch, offset in rows if (values := batch.values[offset]) is not None]
-    names = [name for name in sorted(template.names) if any(name in values for values in read)]
-    if names and not template.uses_row:
-        empty = sum(all(_is_empty(values.get(name)) for name in names) for values in read)
-        if empty:
-            warnings.append(
-                f"{empty:,} of the first {len(read):,} rows {'has' if empty == 1 else 'have'} nothing in "
-                f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}: the request is sent all the same"
-            )
-    return warnings
+    if not lost:
+        return []
+    short = lost[0] if len(lost[0]) <= 60 else lost[0][:59] + "…"
+    return [f"messages: {{# … #}} is a comment, so {sum(map(len, lost)):,} characters are not sent: {short!r}"]
+
+
+class EmptyTexts:
+    """Finds rows that have nothing in any column which the messages and params name."""
+
+    def __init__(self, template: Template, columns: tuple[str, ...]) -> None:
+        self._names = [] if template.uses_row else [name for name in columns if name in template.names]
+
+    def finds(self, values: Mapping[str, object] | None) -> bool:
+        """Tell whether a row is empty in that sense. A row that cannot be read is not."""
+        return values is not None and bool(self._names) and all(_is_empty(values.get(name)) for name in self._names)
+
+    def warning(self, number: int, among: str) -> list[str]:
+        """Return a warning of so many rows among others, such as `the first 1,000`; nothing of none."""
+        if not number:
+            return []
+        named = ", ".join(self._names[:5]) + (" …" if len(self._names) > 5 else "")
+        have = "has" if number == 1 else "have"
+        return [f"{number:,} of {among} rows {have} nothing in {named}: each is sent and paid all the same"]
 
 
 def _is_empty(value: object) -> bool:

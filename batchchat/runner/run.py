@@ -40,7 +40,7 @@ from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import pass_of, prompt_id_of
-from batchchat.runner.run_summary import Figures, correction_event, plain
+from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain
 from batchchat.runner.state import RunState
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
@@ -361,6 +361,7 @@ class _Running:
                         if job.deadline is not None:
                             inner.start_soon(self._watch_deadline, job.deadline)
                         await run.engine.run(RequestFeed(run).requests(), run.sink)
+                    self._tell_alike()
                     run.phase = "ending"
                     inner.cancel_scope.cancel()
             finally:
@@ -397,6 +398,13 @@ class _Running:
         )
         self._run.tell(Event("limits_changed", "the job's limits were changed", "info", plain(ceilings)))
 
+    def _tell_alike(self) -> None:
+        """Warn early if many of the first rows failed for one reason: the rest will likely fail, and be paid, too."""
+        run = self._run
+        alike = run.tally.take_alike()
+        if alike is not None:
+            run.tell(alike_event(alike, run.tally.ok + run.tally.failed))
+
     async def _watch_deadline(self, deadline: float) -> None:
         """Launch nothing after the deadline, counted from the start of the run; what is in flight gets the grace."""
         run = self._run
@@ -420,6 +428,7 @@ class _Running:
             # The feed waits for requests that the engine may be holding back.
             if run.reuse is not None and run.reuse.crowded:
                 run.engine.release_held(run.sink)
+            self._tell_alike()
             snapshot = self._figures.snapshot()
             if snapshot.forecast is not None and snapshot.forecast.corrected and not corrected:
                 corrected = True
@@ -461,6 +470,9 @@ async def _execute(
             rows=setting.rows,
         )
     )
+    # Told before anything is sent, so that a person can still stop the run.
+    for message in (*prepared.warnings, *prepared.first_empty):
+        setting.listener(Event("warning", message, "warning"))
     job = prepared.job
     opening = _Opening(job, prepared, budget, setting)
     async with AsyncExitStack() as held:
