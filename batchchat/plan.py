@@ -24,7 +24,7 @@ from batchchat.providers import DEMO, Provider
 from batchchat.records import Request, Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
-from batchchat.runner.rows import Rows, pass_of
+from batchchat.runner.rows import Rows, pass_of, prompt_id_of
 from batchchat.sources import GivenRows
 from batchchat.store import Frozen, frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
@@ -60,7 +60,9 @@ def plan_job(
         Layout(directory).check_currency(provider.currency if job.model in provider.prices else None)
     reopens = options.retry_failed
     reopens = job.retry.reopens() if reopens is None else reopens
-    history = _History(directory, fresh=fresh, job=job, following=pass_of(prepared, reopens))
+    history = _History(
+        directory, fresh=fresh, job=job, following=pass_of(prepared, reopens), prompt_id=prompt_id_of(prepared)
+    )
     intake = Intake(
         prepared.template,
         prepared.identity,
@@ -77,6 +79,7 @@ def plan_job(
         shown, usage = reader.read(previews)
     counts, live = intake.counts, history.index.counts()
     surplus = history.surplus if prepared.selection.whole else 0
+    kept = live.kept - surplus - (counts.changed if job.input.key is not None else 0)
     to_send = counts.to_send - sharing.saved
     tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
     duration, binding = _duration(to_send, tokens, job, provider, history.latency_s)
@@ -96,7 +99,7 @@ def plan_job(
         retried=counts.reopened,
         archived=counts.archived,
         unreadable=counts.invalid,
-        kept=live.kept - surplus - (counts.changed if job.input.key is not None else 0),
+        kept=kept,
         surplus=surplus,
         requests=to_send,
         prompt_tokens=usage.prompt_tokens,
@@ -125,6 +128,7 @@ def plan_job(
         equal=sharing.equal,
         failures=reader.failures(),
         empty=reader.empty,
+        earlier_prompt=min(history.others, kept),
     )
 
 
@@ -235,10 +239,10 @@ def _caps(job: Job, requests: int, usage: Usage, cost: float | None) -> list[Pla
 class _History:
     """What an earlier run into the same output teaches: what is done, how long answers are, how long they take.
 
-    `known` are the rows that it knew, where they may be passed over.
+    `known` are the rows that it knew, if they may be passed over. `others` counts the records of another prompt.
     """
 
-    def __init__(self, directory: Path, *, fresh: bool, job: Job, following: Pass | None) -> None:
+    def __init__(self, directory: Path, *, fresh: bool, job: Job, following: Pass | None, prompt_id: str) -> None:
         self.known: KnownRows | None = None
         self.index, self.keys = RecordIndex(), KeyIndex() if job.input.key is not None else None
         self.prompt_ratio, self.completion, self.latency_s = 1.0, FIRST_COMPLETION, _EXPECTED_LATENCY_S
@@ -248,7 +252,7 @@ class _History:
             "corrected by what was really used once there are answers"
         )
         self.spent = Spend()
-        self.surplus = 0
+        self.surplus = self.others = 0
         if fresh:
             return
         output = read_state(directory)
@@ -258,7 +262,10 @@ class _History:
             self.known.look_up(self.index, self.keys)
         self.spent = output.spend
         answered, completion, latency = 0, 0, 0.0
-        for batch in output.records(["status", "completion_tokens", "latency_s", "sample_index"]):
+        told = ["prompt_id"] if "prompt_id" in output.own_columns else []
+        for batch in output.records(["status", "completion_tokens", "latency_s", "sample_index", *told]):
+            if told:
+                self.others += pc.not_equal(batch.column("prompt_id"), prompt_id).true_count
             self.surplus += pc.sum(pc.greater_equal(batch.column("sample_index"), job.samples)).as_py() or 0
             status, tokens, seconds = (batch.column(name) for name in ("status", "completion_tokens", "latency_s"))
             told = pc.and_(pc.equal(status, "ok"), pc.and_(pc.is_valid(tokens), pc.is_valid(seconds)))

@@ -49,6 +49,7 @@ class PlanView:
     requests ask the same as another one, and are sent or not as `dedupe` says; `requests` are those that are sent.
     `spent` is what the output has cost so far. `failures` tell why the `unreadable` ones would fail, by kind and
     message, the most frequent first. `empty` rows have nothing in any column that the messages name.
+    `earlier_prompt` of the `kept` records answer another prompt than the job's.
     """
 
     job: str
@@ -88,6 +89,7 @@ class PlanView:
     equal: int = 0
     failures: Sequence[FailureGroup] = ()
     empty: int = 0
+    earlier_prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,8 @@ class PastRun:
 
     `new_ok`, `new_failed` and `cache_hits` count its own records; of a run that did not end by itself those that are
     live still. `requests` are the attempts that it made (None: not known), `answers` those of them that were billed,
-    with tokens and cost from the ledger. An `exit_code` of None: it is running, or was killed.
+    with tokens and cost from the ledger. An `exit_code` of None: it is running, or was killed. `prompt_id` tells its
+    prompt, None if that is not known.
     """
 
     run_id: str
@@ -175,6 +178,7 @@ class PastRun:
     currency: str | None
     exit_code: int | None
     reason: str | None
+    prompt_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -322,7 +322,8 @@ def _plan_table(view: PlanView) -> Table:
         remark = "cannot be read or rendered: become failed records, nothing is sent"
         table.add_row(f"{nouns} that would fail", _alarm(view.unreadable, "yellow"), remark)
     if view.kept:
-        table.add_row("records kept", count(view.kept), "of rows that this run would not take")
+        earlier = f"; {count(view.earlier_prompt)} answer an earlier prompt" if view.earlier_prompt else ""
+        table.add_row("records kept", count(view.kept), f"of rows that this run would not take{earlier}")
     if view.surplus:
         table.add_row("records beyond samples", count(view.surplus), "go to the archive, and come back from there")
     table.add_section()

@@ -116,6 +116,7 @@ class Tally:
         self._pace = StreamPace()
         self._groups: dict[str, _Group] = {}
         self._alike: FailureGroup | None = None
+        self._told = False
         self._unknown: dict[str, int] = {}
 
     def add_record(self, record: Record, *, revived: bool = False) -> None:
@@ -169,7 +170,8 @@ class Tally:
             self._groups[kind] = _Group(1, message, row_index)
         else:
             group.count += 1
-            if group.count == _ALIKE and self.ok + self.failed <= _FIRST_ROWS:
+            if group.count == _ALIKE and not self._told and self.ok + self.failed <= _FIRST_ROWS:
+                self._told = True
                 self._alike = FailureGroup(kind, group.count, group.example, group.row_index)
 
     def take_alike(self) -> FailureGroup | None:
