@@ -281,9 +281,7 @@ class NotebookProgress:
     """Shows the newest snapshot in the notebook's cell, at most twice a second. The last one stays."""
 
     def __init__(self, display: Callable[..., Any] | None = None) -> None:
-        if display is None:
-            from IPython.display import display
-        self._display: Callable[..., Any] = display
+        self._display = _notebook_display() if display is None else display
         # The run is told of in another thread: the context of this one says in which cell that is shown.
         self._context = contextvars.copy_context()
         self._handle: Any = None
@@ -307,6 +305,13 @@ class NotebookProgress:
             self._handle = self._context.run(self._display, content, raw=True, display_id=True)
         else:
             self._context.run(self._handle.update, content, raw=True)
+
+
+def _notebook_display() -> Callable[..., Any]:
+    from IPython.display import display
+
+    function: Callable[..., Any] = display
+    return function
 
 
 def _as_text(renderable: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ import duckdb
 import httpx
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
 import batchchat
 from batchchat.api import NotebookProgress
+from batchchat.cli import cli
 from batchchat.events import Snapshot
 from batchchat.sources import open_rows
 
@@ -172,6 +175,18 @@ def test_what_can_be_read_again_is_and_what_cannot_says_so() -> None:
         list(once.batches())
     with pytest.raises(batchchat.UsageError, match="counted"):
         once.count_rows()
+
+
+def test_what_came_from_a_program_is_exported_without_it(tmp_path: Path) -> None:
+    run(job_for(tmp_path), ROWS)
+    target = tmp_path / "all.jsonl"
+    words = ["export", str(tmp_path / "out"), "-o", str(target), "--columns", "id,completion"]
+    done = CliRunner().invoke(cli, words, input="")
+    assert done.exit_code == 0, done.output
+    assert "12 rows written" in done.stderr
+    assert [json.loads(line)["id"] for line in target.read_text().splitlines()] == [row["id"] for row in ROWS]
+    for name in ("status", "show", "history", "verify"):
+        assert CliRunner().invoke(cli, [name, str(tmp_path / "out")]).exit_code == 0
 
 
 def test_a_running_loop_is_no_hindrance(tmp_path: Path) -> None:
