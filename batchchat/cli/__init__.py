@@ -325,12 +325,12 @@ def show(directory: Path, **options: Any) -> None:
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A .parquet, .jsonl or .csv file; - is standard output, with --format.",
+    help="A .parquet, .jsonl, .csv or .xlsx file; - is standard output, with --format.",
 )
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["parquet", "jsonl", "csv", "openai-batch"]),
+    type=click.Choice(["parquet", "jsonl", "csv", "xlsx", "openai-batch"]),
     help="What to write, where the extension does not say it; openai-batch: the output and error lines of a batch.",
 )
 @click.option(
@@ -342,7 +342,12 @@ def show(directory: Path, **options: Any) -> None:
     is_flag=True,
     help="Put ' before each text of a .csv file that a spreadsheet would run as a formula (= + - @).",
 )
-@click.option("--columns", metavar="NAMES", help="Write these columns only, in this order: names joined by commas.")
+@click.option(
+    "--columns",
+    metavar="NAMES",
+    help="Write these columns only, in this order: names joined by commas; parsed.label is a field.",
+)
+@click.option("--flatten", is_flag=True, help="Write the fields of objects as columns of their own: parsed.label.")
 @click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
 def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
@@ -404,6 +409,16 @@ def init(name: str, force: bool) -> None:
     from batchchat.cli.starting import init_command
 
     sys.exit(init_command(name, force=force))
+
+
+@cli.command()
+@click.argument("name", required=False, metavar="[NAME]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def providers(name: str | None, as_json: bool) -> None:
+    """List the providers that are known by name; of one, its limits and the prices of its models."""
+    from batchchat.cli.providers import providers_command
+
+    sys.exit(providers_command(name, as_json=as_json))
 
 
 @cli.command("guide")

@@ -655,7 +655,8 @@ class Job(_Section):
         """Refuse a cap on money where the price of the model is not known: it could not be kept."""
         if self.budget.max_cost is not None and self.model not in provider.prices:
             raise self.error(
-                f"cannot be kept: no price is known for {self.model} at {provider.name}",
+                f"cannot be kept: no price is known for {self.model} at {provider.name}"
+                f"{nearest(self.model, list(provider.prices))}",
                 "budget",
                 "max_cost",
                 remedy="Give `prices: {input: …, output: …, currency: …}` (money per million tokens), "

@@ -58,18 +58,10 @@ class ParquetFile:
                 self._file.check_unchanged()
                 progress.done = before + read
                 place = read - there.num_rows
-                for part in _split(there, limits.batch_bytes):
-                    place += part.num_rows
-                    found, broken = _rows(part)
-                    rows: list[dict[str, Any] | None] = [*found]
-                    # Other programs cannot read a column of broken texts: it is carried as the values say it.
-                    plain = {
-                        name: _plain(column)
-                        for name, column in zip(part.schema.names, part.columns, strict=True)
-                        if name not in broken
-                    }
-                    carried = pa.RecordBatch.from_arrays(list(plain.values()), names=list(plain))
-                    yield Chunk(rows, carried.nbytes, arrow=carried, place=Place(0, place))
+                for chunk in arrow_chunks(there, limits.batch_bytes):
+                    place += len(chunk.rows)
+                    chunk.place = Place(0, place)
+                    yield chunk
             self._file.check_unchanged()
             # Arrow says nothing of a file that ends before the first page of a row group.
             if read != self.rows:
@@ -88,6 +80,24 @@ def _groups_from(metadata: pq.FileMetaData, first: int) -> tuple[list[int], int]
             return list(range(index, metadata.num_row_groups)), before
         before += rows
     return [], before
+
+
+def arrow_chunks(batch: pa.RecordBatch, limit: int) -> Iterator[Chunk]:
+    """Yield the rows of a batch in chunks of at most `limit` bytes, or of one row.
+
+    `arrow` holds them with plain types.
+    """
+    for part in _split(batch, limit):
+        found, broken = _rows(part)
+        rows: list[dict[str, Any] | None] = [*found]
+        # Other programs cannot read a column of broken texts: it is carried as the values say it.
+        plain = {
+            name: _plain(column)
+            for name, column in zip(part.schema.names, part.columns, strict=True)
+            if name not in broken
+        }
+        carried = pa.RecordBatch.from_arrays(list(plain.values()), names=list(plain))
+        yield Chunk(rows, carried.nbytes, arrow=carried)
 
 
 def _split(batch: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:
