@@ -49,7 +49,7 @@ _READY_BYTES = 16 * 2**20
 """Bytes that are read ahead at most: four requests of 4 MiB, with an image each. A row is in memory as a request, as
 values and as its column: measured with rows of 200 KB, twice as many bytes took 50 MB more and were no faster."""
 _HAND_BYTES = 128 * 2**20
-"""Bytes of requests that workers have at once, so that rows of 60 MB are not sent 32 at a time. Chosen, not measured."""
+"""Bytes of requests that workers have at once: rows of 60 MB are not sent 32 at a time. Chosen, not measured."""
 _READY_FAR = 16_384
 """Requests that are read ahead, within the same bytes, if rows that stand together may all be bad."""
 _DELAYED_BYTES = 256 * 2**20
@@ -298,15 +298,27 @@ class LocalEngine:
         if self._paused:
             return None
         if self._due:
-            self._in_hand += 1
-            return self._due.popleft()
+            return self._in_hands(self._due.popleft())
         if self._ready and self._may_take:
             request = self._try_another() if self._refusals.trying else self._draw()
             if request is not None:
-                self._in_hand += 1
                 self._make_room(request)
-            return request
+                return self._in_hands(request)
         return None
+
+    def _in_hands(self, request: Request) -> Request:
+        """Count a request that a worker takes."""
+        self._in_hand += 1
+        self._hand_bytes += len(request.body)
+        return request
+
+    def _put_down(self, nbytes: int) -> None:
+        """Count a request of this size out that a worker had, and wake others if it was too large for them to begin."""
+        crowded = self._hand_bytes >= _HAND_BYTES
+        self._in_hand -= 1
+        self._hand_bytes -= nbytes
+        if crowded and self._sink is not None and not self._draining:
+            self._staff(self._sink)
 
     def _draw(self) -> Request:
         """Take the next request, or one from anywhere in the supply while some that failed may be the cause themselves.
@@ -364,7 +376,6 @@ class LocalEngine:
             while (request := await self._take()) is not None:
                 hold: Hold | None = None
                 size = len(request.body)
-                self._hand_bytes += size
                 try:
                     if self._account is not None:
                         hold = await self._reserve(self._account, request)
@@ -388,13 +399,9 @@ class LocalEngine:
                         request = self._prober(request, permit)
                     await self._attempt(request, permit, hold, sink, now)
                 finally:
-                    self._in_hand -= 1
-                    crowded = self._hand_bytes >= _HAND_BYTES
-                    self._hand_bytes -= size
                     if hold is not None and hold.open:
                         hold.settle(None)
-                if crowded:
-                    self._staff(sink)
+                    self._put_down(size)
                 if self._feed_done:
                     self._wake_for_end()
                 if sink.full:
@@ -416,7 +423,7 @@ class LocalEngine:
             await seat.event.wait()
             request = seat.request
         if request is not None:
-            self._in_hand -= 1  # it stays open
+            self._put_down(len(request.body))  # it stays open
         return None
 
     async def _reserve(self, account: Account, request: Request) -> Hold | None:

@@ -15,7 +15,7 @@ import pytest
 from batchchat.errors import UsageError
 from batchchat.records import RECORD_COLUMNS
 from batchchat.sources.decoded import _page_header
-from batchchat.store import RECORD_SCHEMA, Settled, Store, output_schema, iter_output, read_output, verify
+from batchchat.store import RECORD_SCHEMA, Settled, Store, iter_output, output_schema, read_output, verify
 from batchchat.store.location.local import LocalFiles
 from batchchat.store.parts import DamagedPartError, PartReader, write_part
 from batchchat.store.state import Layout
