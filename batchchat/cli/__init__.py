@@ -5,6 +5,7 @@ Only click is imported here; each command imports what it needs when it runs, so
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -68,6 +69,8 @@ def main() -> None:
     """Run the command line; the console script's entry point."""
     from batchchat.cli.running import guarded, leave
 
+    # Arrow reads this once, when it is loaded. `keep_memory_small` says why; what reads Parquet pages heeds this alone.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     leave(guarded(cli))
 
 

@@ -192,7 +192,7 @@ class Output(_Section):
 
     path: str = Field(min_length=1)
     part_rows: Whole = Field(50_000, ge=1, le=10_000_000)
-    part_bytes: Size = Field(128_000_000, ge=1_000, le=100_000_000_000)
+    part_bytes: Size = Field(32_000_000, ge=1_000, le=100_000_000_000)
     part_seconds: Duration = Field(60.0, gt=0)
 
     @field_validator("path")

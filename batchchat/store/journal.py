@@ -160,7 +160,8 @@ class Journal:
             record = entry.record
             values = self._values(record)
             size = len(record.completion or "") + _RECORD_BYTES
-            records.append(Unsealed(columns, record.offset, values, size))
+            row = record.batch.nbytes // (len(record.batch.values) or 1)
+            records.append(Unsealed(columns, record.offset, values, size + row))
             told.append((frame, place, values, tuple(entry.spend)))
             nbytes += size
             if len(told) == FRAME_RECORDS or nbytes >= FRAME_BYTES:
