@@ -161,6 +161,7 @@ def _output_argument(command: _Command) -> _Command:
 @click.option(
     "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
 )
+@click.option("--no-wait", is_flag=True, help="With engine: batch, end when the batches are created; exit code 4.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
 )
@@ -280,6 +281,24 @@ def status(directory: Path, as_json: bool) -> None:
     from batchchat.cli.reading import status_command
 
     sys.exit(status_command(directory, as_json=as_json))
+
+
+@cli.command()
+@_output_argument
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
+@_json_option
+def cancel(directory: Path, **options: Any) -> None:
+    """Cancel the provider's batches of DIR, wait for their end, and keep what they answered.
+
+    What is answered by then is paid for. Their other rows stay open: the next run asks them again.
+    """
+    from batchchat.cli.running import cancel_command
+
+    sys.exit(cancel_command(directory, **options))
 
 
 @cli.command()
@@ -466,6 +485,20 @@ def schema(kind: str) -> None:
     help="Let a share of requests go wrong, such as error_503=0.05. May be repeated.",
 )
 @click.option("--key-env", metavar="VARIABLE", help="Ask for the key that this environment variable holds.")
+@click.option("--batch-seconds", default="2s", show_default=True, metavar="TIME", help="Time of a batch to its end.")
+@click.option(
+    "--batch-fault",
+    "batch_faults",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Let the Batch API go wrong, such as create_lost or line_missing=0.1. May be repeated.",
+)
+@click.option("--batch-dialect", default="openai", show_default=True, metavar="NAME", help="Whose Batch API it plays.")
+@click.option(
+    "--batch-folder",
+    metavar="DIR",
+    help="Keep files and batches in this folder, so that they outlive the server. Without it they end with it.",
+)
 def demo_server(**options: Any) -> None:
     """Run the embedded demo provider as a server of its own, to try limits and faults against."""
     from batchchat.cli.starting import demo_server_command

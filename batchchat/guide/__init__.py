@@ -32,6 +32,7 @@ _OF_FIELD: Mapping[str, str] = {
     "limits": "limits",
     "retry": "resume",
     "prices": "providers",
+    "engine": "batch-api",
     "budget": "budgets",
     "deadline": "budgets",
     "cache": "cache",
