@@ -102,13 +102,10 @@ def _body(request: httpx.Request, content: bytes) -> Any:
     if kind == "application/json":
         return orjson.loads(content)
     whole = b"Content-Type: " + kind.encode() + b"\r\n\r\n" + content
-    parsed = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(whole)
     fields: dict[str, Any] = {}
-    for part in parsed.iter_parts():  # type: ignore[attr-defined]
-        name = part.get_param("name", header="content-disposition")
-        value = part.get_payload(decode=True)
-        if part.get_filename():
-            fields[name] = (part.get_filename(), part.get_content_type(), value)
-        else:
-            fields[name] = value.decode()
+    for part in email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(whole).walk():
+        name, value = part.get_param("name", header="content-disposition"), part.get_payload(decode=True)
+        if isinstance(value, bytes):
+            file = (part.get_filename(), part.get_content_type(), value)
+            fields[str(name)] = file if part.get_filename() else value.decode()
     return fields

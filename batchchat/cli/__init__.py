@@ -31,7 +31,9 @@ empty_whitespace wrong_label invalid_output misfit misfit_once cut_off fenced re
 sticky_504, and the counts revoke_after and quota_after.
 
 Of streams: stream_cut closes the connection before the usage is told, drop_body half-way; truncated_json ends one
-half-way, stream_error with an error inside; no_usage leaves the usage out."""
+half-way, stream_error with an error inside; no_usage leaves the usage out.
+
+The faults and dialects of the Batch API are in the page `batchchat guide demo-batches`."""
 
 
 class _Group(click.Group):

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import anyio
 import httpx
 import pytest
 
-from batchchat.engines.batch.service import BatchService, BatchStatus, Gone, Unavailable
+from batchchat.engines.batch.service import BatchService, BatchStatus, Gone, RemoteBatch, Unavailable
 from batchchat.engines.batch.services import open_service
 from batchchat.engines.batch.services.bucket import read_place
 from batchchat.errors import NeedsHuman, UsageError
@@ -249,6 +250,10 @@ def test_a_key_that_may_not_delete_can_run_batches(storage: Storage, bucket: str
     run(lambda service: service.preflight(), storage.users["no-delete"], bucket)
 
 
+def _poll(service: BatchService, name: str) -> Awaitable[dict[str, RemoteBatch]]:
+    return service.poll([name])
+
+
 def test_the_first_batch_of_a_bucket_with_a_policy_says_what_to_do(storage: Storage, bucket: str) -> None:
     url = f"{storage.url}/{bucket}/a.jsonl"
     play = Play(
@@ -259,7 +264,7 @@ def test_the_first_batch_of_a_bucket_with_a_policy_says_what_to_do(storage: Stor
         }
     )
     for name, explained in (("u", True), ("v", True), ("w", False)):
-        found = run(lambda service, name=name: service.poll([name]), storage.users["owner"], bucket, play)
+        found = run(partial(_poll, name=name), storage.users["owner"], bucket, play)
         (problem,) = found[name].problems
         assert ("scw-managed-genapi-batch" in (problem.remedy or "")) is explained
 

@@ -219,7 +219,8 @@ def test_queued_tokens_bound_what_is_under_way(tmp_path: Path) -> None:
     with server(seconds=0.3) as demo:
         first = go(batch_job(tmp_path, demo, {"queued_tokens": 100}), wait=False)
         assert first.exit_code == 4
-        tokens = sum(state.prompt_tokens for state in read_ledger(Layout(tmp_path / "out").batches).values())
+        chunks = read_ledger(Layout(tmp_path / "out").batches).values()
+        tokens = sum(chunk.prompt_tokens for chunk in chunks if chunk.batch is not None)
         assert 0 < tokens <= 100
         summary = go(batch_job(tmp_path, demo, {"queued_tokens": 100}))
         assert (summary.exit_code, summary.ok) == (0, 24)
@@ -232,11 +233,11 @@ def test_a_budget_reserves_a_batch_before_it_is_created(tmp_path: Path) -> None:
         summary = go(batch_job(tmp_path, demo, budget={"max_requests": 17}))
         assert (summary.exit_code, summary.ok, summary.open) == (4, 17, 23)
         assert ran(demo) == 17
-        job = batch_job(tmp_path, demo, budget={"max_cost": 1e-4}, params={"max_tokens": 16})
+        job = batch_job(tmp_path, demo, budget={"max_cost": 3e-5}, params={"max_tokens": 16})
         summary = go(job)
         assert summary.exit_code == 4
         assert summary.budget is not None
-        assert summary.spend.cost <= 1e-4
+        assert summary.spend.cost <= 3e-5
         assert summary.budget.reserved_tokens == summary.budget.in_flight == 0
 
 

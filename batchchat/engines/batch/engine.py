@@ -57,6 +57,8 @@ _POLL_CANCELLED_S = 10.0
 _AGE_S = 3600.0
 _OUT_OF_SIGHT_S = 86_400.0
 """How long batches may be out of sight. They go on meanwhile, and their results are kept for weeks."""
+_TRIES_ALONE = 3
+"""Creations that the provider's queue refuses, with no other batch of ours under way, before a chunk is parted."""
 _UNKNOWN_LOOKS = 10
 """Looks in a row at which the provider does not know a batch, before it is given up."""
 
@@ -463,8 +465,7 @@ class BatchEngine:
             self._sent += state.lines
             return
         except QueueFull as error:
-            self._queue_is_full(error.queued_tokens, error.retry_after, str(error))
-            self._put_back(planned)
+            await self._queue_is_full(planned, error)
         except ChunkTooLarge as error:
             self._listener(Event("batch_too_large", f"{state.name}: {error}: it is sent in parts", "warning"))
             self._bounds.lines = max(1, min(self._bounds.lines, state.lines // 2))
@@ -478,20 +479,25 @@ class BatchEngine:
             self._live.pop(state.number, None)
             self.halt_for(error)
 
-    def _put_back(self, planned: Planned) -> None:
-        """Let a chunk wait for room in the provider's queue. Every part of it must fit the queue as it is known now."""
-        state = self._ledger.chunks[planned.state.number]
-        self._live.pop(state.number, None)
-        planned.state = state
-        self._ready.appendleft(planned)
-
-    def _queue_is_full(self, tokens: int | None, retry_after: float | None, message: str) -> None:
-        if tokens is not None:
-            self._bounds.lower_queue(tokens)
+    async def _queue_is_full(self, planned: Planned, error: QueueFull) -> None:
+        """Let a chunk wait for room in the provider's queue; send it in parts if it can never fit."""
+        state = planned.state = self._ledger.chunks[planned.state.number]
+        if error.queued_tokens is not None:
+            self._bounds.lower_queue(error.queued_tokens)
         # Batches of others count too, so that waiting for our own to end may not be enough.
-        wait = retry_after or self._poll_s() * (2 if self._live else 4)
+        others = len(self._live) > 1
+        wait = error.retry_after or self._poll_s() * (2 if others else 4)
         self._queue_full_until = anyio.current_time() + wait
-        self._listener(Event("batch_queue_full", f"the provider's queue is full: {message}", "info"))
+        self._listener(Event("batch_queue_full", f"the provider's queue is full: {error}", "info"))
+        most = self._bounds.queued_tokens
+        alone = not others and state.tries >= _TRIES_ALONE
+        if state.lines > 1 and (alone or (most is not None and state.prompt_tokens > most)):
+            # Its tokens are guessed by size, and may be more in truth.
+            self._bounds.lower_queue(max(1, state.prompt_tokens // 2))
+            await self._part(planned, Refused(str(error), too_large=True))
+            return
+        self._live.pop(state.number, None)
+        self._ready.appendleft(planned)
 
     async def _part(self, planned: Planned, refused: Refused) -> None:
         """Send a refused chunk in parts. They are planned before it is dropped, so that no crash forgets a request."""
@@ -637,8 +643,7 @@ class BatchEngine:
                 await self._creation.note(
                     planned.state, "not_created", batch=None, status=BatchStatus.UNKNOWN.value, reason=message[:300]
                 )
-                self._queue_is_full(_number_in(message), None, message)
-                self._put_back(planned)
+                await self._queue_is_full(planned, QueueFull(message, queued_tokens=_number_in(message)))
                 return
             self._listener(Event("batch_failed", f"batch {first.id} failed: {message}", "warning", {"batch": first.id}))
             if problem is not None and problem.remedy is not None:
