@@ -5,6 +5,7 @@ Only click is imported here; each command imports what it needs when it runs, so
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -68,6 +69,8 @@ def main() -> None:
     """Run the command line; the console script's entry point."""
     from batchchat.cli.running import guarded, leave
 
+    # Arrow reads this once, when it is loaded. `keep_memory_small` says why; what reads Parquet pages heeds this alone.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     leave(guarded(cli))
 
 
@@ -158,6 +161,7 @@ def _output_argument(command: _Command) -> _Command:
 @click.option(
     "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
 )
+@click.option("--no-wait", is_flag=True, help="With engine: batch, end when the batches are created; exit code 4.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
 )
@@ -254,6 +258,9 @@ def score(**options: Any) -> None:
     help="Score both by an expected column, such as exact:label, or by a mapping as in a suite. May be repeated.",
 )
 @click.option("--suite", type=click.Path(path_type=Path), metavar="SUITE", help="Score both by this suite's scorers.")
+@click.option(
+    "--cluster", metavar="COLUMN", help="Rows with the same value here are one piece of evidence: document, customer."
+)
 @_json_option
 def compare(**options: Any) -> None:
     """Compare two outputs: two nights, two versions of a prompt, two models. Sends nothing.
@@ -274,6 +281,24 @@ def status(directory: Path, as_json: bool) -> None:
     from batchchat.cli.reading import status_command
 
     sys.exit(status_command(directory, as_json=as_json))
+
+
+@cli.command()
+@_output_argument
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
+@_json_option
+def cancel(directory: Path, **options: Any) -> None:
+    """Cancel the provider's batches of DIR, wait for their end, and keep what they answered.
+
+    What is answered by then is paid for. Their other rows stay open: the next run asks them again.
+    """
+    from batchchat.cli.running import cancel_command
+
+    sys.exit(cancel_command(directory, **options))
 
 
 @cli.command()
@@ -322,12 +347,12 @@ def show(directory: Path, **options: Any) -> None:
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A .parquet, .jsonl or .csv file; - is standard output, with --format.",
+    help="A .parquet, .jsonl, .csv or .xlsx file; - is standard output, with --format.",
 )
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["parquet", "jsonl", "csv", "openai-batch"]),
+    type=click.Choice(["parquet", "jsonl", "csv", "xlsx", "openai-batch"]),
     help="What to write, where the extension does not say it; openai-batch: the output and error lines of a batch.",
 )
 @click.option(
@@ -339,7 +364,12 @@ def show(directory: Path, **options: Any) -> None:
     is_flag=True,
     help="Put ' before each text of a .csv file that a spreadsheet would run as a formula (= + - @).",
 )
-@click.option("--columns", metavar="NAMES", help="Write these columns only, in this order: names joined by commas.")
+@click.option(
+    "--columns",
+    metavar="NAMES",
+    help="Write these columns only, in this order: names joined by commas; parsed.label is a field.",
+)
+@click.option("--flatten", is_flag=True, help="Write the fields of objects as columns of their own: parsed.label.")
 @click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
 def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
@@ -403,6 +433,16 @@ def init(name: str, force: bool) -> None:
     sys.exit(init_command(name, force=force))
 
 
+@cli.command()
+@click.argument("name", required=False, metavar="[NAME]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def providers(name: str | None, as_json: bool) -> None:
+    """List the providers that are known by name; of one, its limits and the prices of its models."""
+    from batchchat.cli.providers import providers_command
+
+    sys.exit(providers_command(name, as_json=as_json))
+
+
 @cli.command("guide")
 @click.argument("topic", required=False, metavar="[TOPIC]")
 @click.option("--search", "word", metavar="WORD", help="List the places of all pages that hold this word.")
@@ -445,6 +485,20 @@ def schema(kind: str) -> None:
     help="Let a share of requests go wrong, such as error_503=0.05. May be repeated.",
 )
 @click.option("--key-env", metavar="VARIABLE", help="Ask for the key that this environment variable holds.")
+@click.option("--batch-seconds", default="2s", show_default=True, metavar="TIME", help="Time of a batch to its end.")
+@click.option(
+    "--batch-fault",
+    "batch_faults",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Let the Batch API go wrong, such as create_lost or line_missing=0.1. May be repeated.",
+)
+@click.option("--batch-dialect", default="openai", show_default=True, metavar="NAME", help="Whose Batch API it plays.")
+@click.option(
+    "--batch-folder",
+    metavar="DIR",
+    help="Keep files and batches in this folder, so that they outlive the server. Without it they end with it.",
+)
 def demo_server(**options: Any) -> None:
     """Run the embedded demo provider as a server of its own, to try limits and faults against."""
     from batchchat.cli.starting import demo_server_command
