@@ -102,4 +102,6 @@ _CERTIFICATE_REMEDY = (
     "authority's file in provider.ca_file (PEM). Then run the same command again."
 )
 _MODES = "(json_object or prompt, if the server does not take json_schema)"
-_ADDRESS_REMEDY = "Check the provider's base_url and your network, then run the same command again."
+_ADDRESS_REMEDY = (
+    "Is the server running? Check the provider's base_url and your network, then run the same command again."
+)
