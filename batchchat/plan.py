@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pyarrow.compute as pc
 
-from batchchat.errors import JobError
+from batchchat.errors import JobError, UsageError
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
 from batchchat.limits import FIRST_COMPLETION
-from batchchat.providers import DEMO, Price, Provider
+from batchchat.money import Tariff, as_float
+from batchchat.providers import DEMO, Provider
 from batchchat.records import Request, Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
@@ -25,7 +26,7 @@ from batchchat.store import Frozen, frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.known import KnownRows, Pass
 from batchchat.store.state import Layout
-from batchchat.views import PlanCap, PlanView, RequestPreview
+from batchchat.views import EnginePlan, PlanCap, PlanView, RequestPreview
 
 if TYPE_CHECKING:
     from batchchat.cache import AnswerCache
@@ -61,13 +62,19 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         answer_ids=True,
     )
     with closing(_Sharing(job)) as sharing, closing(history):
-        shown, usage = _read(prepared, intake, history, sharing, previews)
+        shown, usage, nbytes = _read(prepared, intake, history, sharing, previews)
     counts, live = intake.counts, history.index.counts()
     surplus = history.surplus if prepared.selection.whole else 0
     to_send = counts.to_send - sharing.saved
     tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
     duration, binding = _duration(to_send, tokens, job, provider, history.latency_s)
-    price = provider.prices.get(job.model)
+    tariff = Tariff.of(provider.prices.get(job.model))
+    cost = as_float(tariff.cost(usage)) if tariff is not None else None
+    engines = [EnginePlan("local", not job.engine.batch, cost, duration)]
+    if to_send:
+        engines.append(_batch_engine(job, provider, to_send, usage, nbytes))
+        if job.engine.batch:
+            cost, duration, binding = engines[1].cost, None, None
     return PlanView(
         job=job.name,
         input=job.input.path,
@@ -87,9 +94,9 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         requests=to_send,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        cost=price.cost(usage) if price else None,
-        currency=provider.currency if price else None,
-        prices_as_of=provider.prices_as_of if price else None,
+        cost=cost,
+        currency=provider.currency if tariff else None,
+        prices_as_of=provider.prices_as_of if tariff else None,
         duration_s=duration,
         binding=binding,
         method=history.method,
@@ -97,23 +104,58 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         warnings=[*prepared.warnings, *prepared.source.warnings, *_key_warning(job, provider)],
         note=provider.note if provider.name == DEMO else "",
         samples=job.samples,
-        caps=_caps(job, to_send, usage, price),
+        caps=_caps(job, to_send, usage, cost),
         deadline_s=job.deadline,
         cache=job.cache,
         cached=sharing.cached,
         dedupe=job.dedupe or job.cache is not None,
         equal=sharing.equal,
+        engines=engines if len(engines) > 1 else (),
+    )
+
+
+_LINE_BYTES = 110
+"""Bytes of a line beside its body: identity, method, address and braces."""
+
+
+def _batch_engine(job: Job, provider: Provider, requests: int, usage: Usage, nbytes: int) -> EnginePlan:
+    """Return what the requests would cost through the provider's Batch API. Asks nobody."""
+    from batchchat.engines.batch.building import Bounds
+    from batchchat.engines.batch.prices import batch_tariff, terms_of
+    from batchchat.engines.batch.services import open_service
+
+    fields = job.engine
+    address = provider if provider.base_url is not None else provider.with_base_url("http://demo.invalid/v1")
+    try:
+        service = open_service(address, fields, api_key=None, environ=load_keys(job), model=job.model)
+        terms, tariff = terms_of(provider, fields), batch_tariff(provider, job.model, fields)
+    except UsageError as error:
+        return EnginePlan("batch", fields.batch, problem=error.message)
+    bounds = Bounds.of(service, lines=fields.max_lines, nbytes=fields.max_bytes, queued_tokens=fields.queued_tokens)
+    nbytes += requests * _LINE_BYTES
+    batches = max(math.ceil(requests / bounds.lines), math.ceil(nbytes / bounds.nbytes))
+    if bounds.queued_tokens is not None:
+        batches = max(batches, math.ceil((usage.prompt_tokens or 0) / bounds.queued_tokens))
+    return EnginePlan(
+        "batch",
+        fields.batch,
+        cost=None if tariff is None else as_float(tariff.cost(usage)),
+        batches=batches,
+        nbytes=nbytes,
+        window=fields.window or (terms.window if terms is not None else service.limits.window),
+        price_factor=None if terms is None else terms.factor,
+        as_of=None if terms is None else terms.as_of,
     )
 
 
 def _read(
     prepared: Prepared, intake: Intake, history: _History, sharing: _Sharing, previews: int
-) -> tuple[list[RequestPreview], Usage]:
-    """Sort the rows that need a look; return the first requests, and the tokens to expect of those to be sent."""
+) -> tuple[list[RequestPreview], Usage, int]:
+    """Sort the rows that need a look; return the first requests, and the tokens and bytes of those to be sent."""
     if history.known is not None:
         intake.pass_over(history.known)
     shown: list[RequestPreview] = []
-    prompt_tokens, completion_tokens = 0.0, 0.0
+    prompt_tokens, completion_tokens, nbytes = 0.0, 0.0, 0
     for batch, known in Rows(prepared, history.known):
         if prepared.selection.past(batch.first_index):
             break
@@ -122,7 +164,8 @@ def _read(
             for request in sharing.left(found.requests):
                 prompt_tokens += request.prompt_tokens * history.prompt_ratio
                 completion_tokens += min(history.completion, request.max_tokens or math.inf)
-    return shown, Usage(round(prompt_tokens), round(completion_tokens))
+                nbytes += len(request.body)
+    return shown, Usage(round(prompt_tokens), round(completion_tokens)), nbytes
 
 
 class _Sharing:
@@ -171,10 +214,10 @@ class _Sharing:
         return left
 
 
-def _caps(job: Job, requests: int, usage: Usage, price: Price | None) -> list[PlanCap]:
+def _caps(job: Job, requests: int, usage: Usage, cost: float | None) -> list[PlanCap]:
     """The caps of the budget, and what the run would need of each."""
     tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
-    needed = {"max_cost": price.cost(usage) if price else None, "max_tokens": tokens, "max_requests": requests}
+    needed = {"max_cost": cost, "max_tokens": tokens, "max_requests": requests}
     caps = ((name, getattr(job.budget, name)) for name in needed)
     return [PlanCap(name, cap, needed[name]) for name, cap in caps if cap is not None]
 

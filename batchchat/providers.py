@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from batchchat.records import Usage
-
 DEMO = "demo"
 
 Transport = Literal["auto", "httpx", "http2"]
@@ -22,25 +20,11 @@ Transport = Literal["auto", "httpx", "http2"]
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Money per million tokens, in the provider's currency."""
+    """Money per million tokens, in the provider's currency. `money.Tariff` counts with it."""
 
     input: float
     output: float
     cached_input: float | None = None
-
-    def cost(self, usage: Usage) -> float:
-        """Money for these tokens; cached prompt tokens at their own price where there is one."""
-        prompt, output, cached = usage.prompt_tokens or 0, usage.completion_tokens or 0, usage.cached_tokens or 0
-        if self.cached_input is None:
-            cached = 0
-        cached = min(cached, prompt)
-        money = (prompt - cached) * self.input + cached * (self.cached_input or 0.0) + output * self.output
-        return money / 1_000_000
-
-    def scaled(self, factor: float) -> Price:
-        """Return this price times a factor."""
-        cached = None if self.cached_input is None else self.cached_input * factor
-        return Price(self.input * factor, self.output * factor, cached)
 
 
 @dataclass(frozen=True, slots=True)

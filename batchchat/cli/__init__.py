@@ -30,7 +30,9 @@ empty_whitespace wrong_label invalid_output misfit misfit_once cut_off fenced re
 sticky_504, and the counts revoke_after and quota_after.
 
 Of streams: stream_cut closes the connection before the usage is told, drop_body half-way; truncated_json ends one
-half-way, stream_error with an error inside; no_usage leaves the usage out."""
+half-way, stream_error with an error inside; no_usage leaves the usage out.
+
+The faults and dialects of the Batch API are in the page `batchchat guide demo-batches`."""
 
 
 class _Group(click.Group):
@@ -158,6 +160,7 @@ def _output_argument(command: _Command) -> _Command:
 @click.option(
     "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
 )
+@click.option("--no-wait", is_flag=True, help="With engine: batch, end when the batches are created; exit code 4.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
 )
@@ -274,6 +277,24 @@ def status(directory: Path, as_json: bool) -> None:
     from batchchat.cli.reading import status_command
 
     sys.exit(status_command(directory, as_json=as_json))
+
+
+@cli.command()
+@_output_argument
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
+@_json_option
+def cancel(directory: Path, **options: Any) -> None:
+    """Cancel the provider's batches of DIR, wait for their end, and keep what they answered.
+
+    What is answered by then is paid for. Their other rows stay open: the next run asks them again.
+    """
+    from batchchat.cli.running import cancel_command
+
+    sys.exit(cancel_command(directory, **options))
 
 
 @cli.command()

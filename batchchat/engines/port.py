@@ -26,25 +26,28 @@ EngineKind = Literal["local", "batch"]
 class Answered:
     """An attempt that the provider answered and may bill, though its request goes on or stays open.
 
-    With a `step` the request goes on from this answer: `payload` is kept until it is settled (`review.journaled`).
-    `engine` names the engine that had the answer, None if it is the job's own.
+    `cost` is in `money.UNITS`, 0 if no price is known. With a `step` the request goes on from this answer: `payload` is
+    kept until it is settled (`review.journaled`).
     """
 
     request: Request
     usage: Usage
+    cost: int = 0
     step: int | None = None
     payload: Any = None
-    engine: EngineKind | None = None
 
 
 @dataclass(slots=True)
 class Settled:
     """A request's end: `failure` is None for a completion. `reply` is its last attempt's.
 
-    `parsed` and `tolerated` are those of an answer that a schema accepted. `engine` names the engine that had the
-    answer, None if it is the job's own. `of_prompt` is there if the pass that is under way has not asked for this
-    request (a batch of an earlier run may hold requests of a prompt that was edited since): it is that prompt's id. Of
-    these, a `late` one comes after its row had an answer to the newer prompt.
+    What its last attempt cost is in the reply, what those before it cost in the request. `parsed` and `tolerated` are
+    those of an answer that a schema accepted. `engine` names the engine that had the answer, None if it is the job's
+    own.
+
+    `of_prompt` is there if the pass that is under way has not asked for this request: a batch of an earlier run may
+    hold requests of a prompt that was edited since. It is that prompt's id. Of these, a `late` one comes after its row
+    had an answer to the newer prompt.
     """
 
     request: Request

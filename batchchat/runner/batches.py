@@ -12,13 +12,14 @@ from batchchat.engines.batch.building import Asker
 from batchchat.engines.batch.carried import Carried
 from batchchat.engines.batch.engine import BatchEngine, BatchSetting
 from batchchat.engines.batch.harvest import Terms
-from batchchat.engines.batch.prices import batch_price
+from batchchat.engines.batch.prices import batch_tariff
 from batchchat.engines.batch.service import BatchService
 from batchchat.engines.batch.services import open_service
 from batchchat.engines.port import Engine
 from batchchat.events import Listener
 from batchchat.job import Job
-from batchchat.providers import Price, Provider
+from batchchat.money import Tariff
+from batchchat.providers import Provider
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared
 from batchchat.runner.writer import Offload
@@ -58,9 +59,9 @@ class BatchParts:
     single: Callable[[], Engine] | None
     connect: OpenService | None
 
-    def price(self) -> Price | None:
-        """Return the price of the model's tokens in a batch, None if it is not known."""
-        return batch_price(self.provider, self.job.model, self.job.engine)
+    def tariff(self) -> Tariff | None:
+        """Return what the model's tokens cost in a batch, None if it is not known."""
+        return batch_tariff(self.provider, self.job.model, self.job.engine)
 
     def engine(self) -> BatchEngine:
         """Return the engine. Raises UsageError if the provider's batches cannot be used as the job says."""
@@ -78,7 +79,9 @@ class BatchParts:
         setting = BatchSetting(
             folder=folder,
             asker=Asker(job.name, self.run_id, self.prompt_id, job.model),
-            terms=Terms(reviewer, job.retry.attempts, fields.rounds, job_answered=self.job_answered),
+            terms=Terms(
+                reviewer, job.retry.attempts, fields.rounds, tariff=self.tariff(), job_answered=self.job_answered
+            ),
             poll=fields.poll,
             lines=fields.max_lines,
             nbytes=fields.max_bytes,
@@ -89,7 +92,7 @@ class BatchParts:
             cancel=self.options.cancel_batches,
         )
         steps = {custom_id: len(answers) for custom_id, answers in store.open_answers().items()}
-        account = self.budget.account(self.price(), self.provider.currency) if self.budget is not None else None
+        account = self.budget.account(self.tariff(), self.provider.currency) if self.budget is not None else None
         return BatchEngine(
             service,
             setting,

@@ -25,12 +25,13 @@ from batchchat.budget import Budget
 from batchchat.client import ChatClient
 from batchchat.engines.local import LocalEngine
 from batchchat.engines.port import Engine
-from batchchat.errors import StoppedEarly, StorageError
+from batchchat.errors import StoppedEarly, StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
 from batchchat.job import Job, api_key, load_keys, write_duration
 from batchchat.limits import MAX_CONCURRENCY, Limiter, TokenEstimator
-from batchchat.providers import DEMO, Price, Provider
+from batchchat.money import Tariff
+from batchchat.providers import DEMO, Provider
 from batchchat.retry import RetryPolicy
 from batchchat.runner.control import Ceilings, Control
 from batchchat.runner.ending import Ending
@@ -171,6 +172,7 @@ class _Opening:
         self._job = job
         self._prepared = prepared
         self._provider = prepared.provider
+        self._tariff = Tariff.of(prepared.provider.prices.get(job.model))
         self._budget = budget
         self._setting = setting
         self._warnings: list[str] = []
@@ -221,23 +223,21 @@ class _Opening:
     ) -> RunState:
         """Connect to the provider and join the parts of the run. `key` is the provider's API key."""
         job, setting, prepared = self._job, self._setting, self._prepared
-        await self._find_provider(stack)
+        await self._find_provider(stack, store)
         if cache is None and job.dedupe:
             cache = await self.open_cache(stack, Layout(store.directory).answers)
         prompt_id = prompt_id_of(prepared)
         tally = Tally()
         if job.engine.batch:
-            engine, price = await self._make_batch_engine(stack, store, wording, prompt_id, key)
+            engine, tariff = await self._make_batch_engine(stack, store, wording, prompt_id, key)
         else:
             engine = self._make_engine(await self._connect_client(stack, key), store, wording)
-            price = self._provider.prices.get(job.model)
+            tariff = self._tariff
         writer = Writer(
             store,
             tally,
             run_id=self._run_id,
             prompt_id=prompt_id,
-            price=price,
-            local_price=self._provider.prices.get(job.model),
             engine=job.engine.kind,
             offload=setting.offload,
             wall_clock_us=_now_us,
@@ -259,7 +259,7 @@ class _Opening:
             store=store,
             wording=wording,
             tally=tally,
-            forecaster=Forecaster(price),
+            forecaster=Forecaster(tariff),
             intake=self._make_intake(store),
             writer=writer,
             engine=engine,
@@ -268,12 +268,12 @@ class _Opening:
             open_answers=store.open_answers(),
         )
 
-    async def _find_provider(self, stack: AsyncExitStack) -> None:
+    async def _find_provider(self, stack: AsyncExitStack, store: Store) -> None:
         """Give a provider `demo` without an address a demo server in this process."""
         setting, provider = self._setting, self._provider
         if provider.base_url is None and provider.name == DEMO:
             base_url = "http://demo.invalid/v1" if setting.transport is not None else setting.demo_url
-            self._provider = provider.with_base_url(base_url or await self._start_demo(stack))
+            self._provider = provider.with_base_url(base_url or await self._start_demo(stack, store))
 
     async def _connect_client(self, stack: AsyncExitStack, key: str | None) -> ChatClient:
         """Open the client for single requests."""
@@ -288,24 +288,27 @@ class _Opening:
             transport,
             api_key=key,
             request_timeout=job.retry.request_timeout,
+            tariff=self._tariff,
             stream=bool(job.params.stream),
         )
         await stack.enter_async_context(client)
         return client
 
-    async def _start_demo(self, stack: AsyncExitStack) -> str:
-        from batchchat.demo import DemoOptions, DemoServer
+    async def _start_demo(self, stack: AsyncExitStack, store: Store) -> str:
+        from batchchat.demo import BatchOptions, DemoOptions, DemoServer
 
         offload = self._setting.offload
-        server = DemoServer(DemoOptions(track_bodies=False))
+        # The batches of a demo server that ends with this process go on in the next one.
+        folder = Layout(store.directory).batches / "demo" if self._job.engine.batch else None
+        server = DemoServer(DemoOptions(track_bodies=False, batch=BatchOptions(folder=folder)))
         await offload(server.start)
         stack.push_async_callback(offload, server.stop)
         return server.base_url
 
     async def _make_batch_engine(
         self, stack: AsyncExitStack, store: Store, wording: Wording, prompt_id: str, key: str | None
-    ) -> tuple[Engine, Price | None]:
-        """Return the engine that sends batches, and the price of tokens there."""
+    ) -> tuple[Engine, Tariff | None]:
+        """Return the engine that sends batches, and what tokens cost there."""
         from batchchat.runner.batches import BatchParts
 
         job, setting = self._job, self._setting
@@ -331,13 +334,13 @@ class _Opening:
             single=single,
             connect=setting.open_service,
         )
-        return parts.engine(), parts.price()
+        return parts.engine(), parts.tariff()
 
     def _make_engine(self, client: ChatClient, store: Store, wording: Wording) -> Engine:
         """Return the engine that sends single requests."""
         job, setting, provider = self._job, self._setting, self._provider
         retry, counts = job.retry, store.index.counts()
-        account = self._budget.account(provider.prices.get(job.model), provider.currency) if self._budget else None
+        account = self._budget.account(self._tariff, provider.currency) if self._budget else None
         return LocalEngine(
             client,
             setting.limiter or make_limiter(job, provider, setting.listener, setting.rng),
@@ -505,6 +508,8 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
         cache = await opening.open_cache(held, Path(job.cache)) if job.cache is not None else None
         store = await offload(opening.open_store)
         try:
+            if not job.engine.batch:
+                await offload(_refuse_beside_batches, store)
             wording = Wording(store, prepared)
             await offload(wording.begin)
             async with AsyncExitStack() as stack:
@@ -524,3 +529,20 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
 
 def _now_us() -> int:
     return time.time_ns() // 1000
+
+
+def _refuse_beside_batches(store: Store) -> None:
+    """Refuse single requests while batches of this output may answer the same. Raises UsageError, StorageError."""
+    if not Layout(store.directory).batches.is_dir():
+        return
+    from batchchat.engines.batch.status import under_way
+
+    batches = under_way(store.directory)
+    if batches:
+        requests = sum(batch.lines for batch in batches)
+        which = "A batch" if len(batches) == 1 else f"{len(batches)} batches"
+        raise UsageError(
+            f"{which} of this output, with {requests:,} requests, may still answer: single requests would ask the same",
+            remedy=f"Run the job with `engine: batch`, which takes the answers. Or run `batchchat cancel "
+            f"{store.directory}` first, which keeps what is answered by then.",
+        )

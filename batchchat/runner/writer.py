@@ -18,7 +18,7 @@ from batchchat.engines.port import Settled as EngineSettled
 from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
-from batchchat.providers import Price
+from batchchat.money import as_float
 from batchchat.records import Completion, Record, Request, Spend, Usage, answer_bytes
 from batchchat.runner.tally import Tally
 from batchchat.store import Answer, Change, Entry, Sealing, Settled, SpendOnly, Store
@@ -57,8 +57,7 @@ class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
     `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `shelf` is
-    where answers are shared; None where the job shares none. `prompt_id` goes into every record. `price` is that of the
-    job's own `engine`, `local_price` that of single requests.
+    where answers are shared; None where the job shares none. `prompt_id` goes into every record. `engine` is the job's.
     """
 
     def __init__(
@@ -68,8 +67,6 @@ class Writer:
         *,
         run_id: str,
         prompt_id: str | None = None,
-        price: Price | None,
-        local_price: Price | None = None,
         engine: EngineKind = "local",
         offload: Offload,
         wall_clock_us: Callable[[], int],
@@ -83,8 +80,6 @@ class Writer:
         self._run_id = run_id
         self._prompt_id = prompt_id
         self._engine: EngineKind = engine
-        self._price = price
-        self._prices = {engine: price, "local": price if engine == "local" else local_price}
         self._offload = offload
         self._wall_clock_us = wall_clock_us
         self._listener = listener
@@ -105,7 +100,7 @@ class Writer:
         """Take an engine's outcome over; see `Sink`."""
         request = outcome.request
         if isinstance(outcome, Answered):
-            spend = self._spend(outcome.usage, self._prices[outcome.engine or self._engine])
+            spend = _spend(outcome.usage, outcome.cost)
             if outcome.step is None:
                 self._add(SpendOnly(spend), 200)
             else:
@@ -114,9 +109,8 @@ class Writer:
                 self._add(Answer(request.custom_id, outcome.step, outcome.payload, spend), nbytes)
             return
         record = self._record(request, outcome)
-        usage = outcome.reply.usage
-        price = self._prices[outcome.engine or self._engine]
-        spend = Spend() if usage is None else self._spend(usage, price)
+        usage, cost = outcome.reply.usage, outcome.reply.cost
+        spend = _NOTHING if usage is None else _spend(usage, cost or 0)
         self._add_record(record, spend, seen=outcome.of_prompt is None, late=outcome.late)
 
     def add_invalid(self, invalid: Invalid) -> None:
@@ -165,7 +159,7 @@ class Writer:
         """
         record = self._record(request, outcome)
         record.cache_hit = True
-        record.cost = self._price.cost(request.usage) if self._price and request.usage != _NO_USAGE else 0.0
+        record.cost = as_float(request.cost or 0)
         record.http_status = record.latency_s = None
         record.started_at = record.finished_at
         self._add_record(record)
@@ -233,9 +227,8 @@ class Writer:
             record.reasoning_tokens,
         ) = usage
         record.engine = engine = outcome.engine or self._engine
-        price = self._prices[engine]
-        if price is not None and usage.prompt_tokens is not None:
-            record.cost = price.cost(usage)
+        if usage.prompt_tokens is not None and not (reply.cost is None and request.cost is None):
+            record.cost = as_float((reply.cost or 0) + (request.cost or 0))
         record.http_status = 200
         if failure is not None:
             record.error_kind, record.error_message = failure.kind.value, failure.message
@@ -253,17 +246,6 @@ class Writer:
         record.tolerated, record.parsed = outcome.tolerated, outcome.parsed
         record.prompt_id = outcome.of_prompt or self._prompt_id
         return record
-
-    def _spend(self, usage: Usage, price: Price | None) -> Spend:
-        return Spend(
-            1,
-            usage.prompt_tokens or 0,
-            usage.completion_tokens or 0,
-            usage.total_tokens or 0,
-            usage.cached_tokens or 0,
-            usage.reasoning_tokens or 0,
-            price.cost(usage) if price else 0.0,
-        )
 
     # --- committing and sealing
 
@@ -365,3 +347,16 @@ class Writer:
             self._caught_up.set()
             self._wake.set()
             self._on_error()
+
+
+def _spend(usage: Usage, cost: int) -> Spend:
+    """Return the ledger's entry of one answered attempt; `cost` is in `money.UNITS`."""
+    return Spend(
+        1,
+        usage.prompt_tokens or 0,
+        usage.completion_tokens or 0,
+        usage.total_tokens or 0,
+        usage.cached_tokens or 0,
+        usage.reasoning_tokens or 0,
+        as_float(cost),
+    )

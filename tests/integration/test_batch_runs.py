@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from batchchat.demo.batches.options import BatchOptions
 from batchchat.engines.batch.ledger import read_ledger
 from batchchat.events import Event, RunSummary
 from batchchat.job import Job
+from batchchat.runner.control import Control
 from batchchat.runner.options import RunOptions
 from batchchat.store.state import Layout
 from tests.integration.jobs import make_job, query, texts, write_rows
@@ -43,10 +43,9 @@ def go(job: Job, events: list[Event] | None = None, **options: Any) -> RunSummar
     return batchchat.run(job, options=RunOptions(**options), environ={}, listener=listener)
 
 
-def ran(demo: DemoServer) -> tuple[int, int]:
-    """How many lines of batches the server ran, and how many of them a second time."""
-    stats = demo.stats().batch
-    return stats.lines, stats.lines_again
+def ran(demo: DemoServer) -> int:
+    """How many lines of batches the server ran: what is paid for."""
+    return demo.stats().batch.lines
 
 
 def chunks_left(folder: Path) -> int:
@@ -56,7 +55,7 @@ def chunks_left(folder: Path) -> int:
 def test_a_batch_leaves_the_records_of_a_local_run_at_half_the_price(tmp_path: Path) -> None:
     (tmp_path / "local").mkdir()
     (tmp_path / "batch").mkdir()
-    columns = "custom_id, key, row_index, status, completion, finish_reason, prompt_tokens, completion_tokens, model, attempts"
+    columns = "custom_id, key, row_index, status, completion, finish_reason, prompt_tokens, model, attempts"
     with server() as demo:
         for name in ("local", "batch"):
             write_rows(tmp_path / name / "rows.jsonl", texts(35))
@@ -88,7 +87,7 @@ def test_no_wait_leaves_batches_running_and_the_next_run_takes_their_answers(tmp
         last = go(job)
         assert (last.exit_code, last.ok) == (0, 28)
         assert last.sent == 3
-        assert ran(demo) == (28, 0)
+        assert ran(demo) == 28
     assert chunks_left(tmp_path) == 0
 
 
@@ -100,10 +99,10 @@ def test_an_edited_prompt_keeps_what_the_earlier_one_was_paid_for(tmp_path: Path
         summary = go(batch_job(tmp_path, demo, messages=edited))
         assert (summary.exit_code, summary.ok) == (0, 12)
         assert query(tmp_path, "select count(*), count(distinct prompt_id) from data") == [(12, 1)]
-        assert ran(demo) == (24, 0)
+        assert ran(demo) == 24
         back = go(batch_job(tmp_path, demo))
         assert (back.exit_code, back.ok, back.revived, back.sent) == (0, 12, 12, 0)
-        assert ran(demo) == (24, 0)
+        assert ran(demo) == 24
 
 
 FAULTS: tuple[tuple[dict[str, float | str], dict[str, Any]], ...] = (
@@ -159,18 +158,18 @@ REPEATED: tuple[dict[str, float | str], ...] = (
 """Faults after which rows are asked again, and then have their answer."""
 
 
-@pytest.mark.parametrize("faults", [faults for faults, _ in FAULTS], ids=lambda faults: "-".join(faults))
+@pytest.mark.parametrize("faults", [faults for faults, _ in FAULTS], ids="-".join)
 def test_a_fault_costs_no_row_and_no_second_answer(tmp_path: Path, faults: dict[str, float | str]) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(24))
     with server(faults=faults) as demo:
         summary = go(batch_job(tmp_path, demo))
         assert (summary.exit_code, summary.ok, summary.failed) == (0, 24, 0), summary.reason
-        assert ran(demo) == (24, 0)
+        assert ran(demo) == 24
     assert query(tmp_path, "select count(*), count(distinct custom_id) from data") == [(24, 24)]
     assert chunks_left(tmp_path) == 0
 
 
-@pytest.mark.parametrize("faults", REPEATED, ids=lambda faults: "-".join(faults))
+@pytest.mark.parametrize("faults", REPEATED, ids="-".join)
 def test_what_was_not_answered_goes_into_another_batch(tmp_path: Path, faults: dict[str, float | str]) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(24))
     with server(faults=faults) as demo:
@@ -178,3 +177,144 @@ def test_what_was_not_answered_goes_into_another_batch(tmp_path: Path, faults: d
         assert (summary.exit_code, summary.ok, summary.failed) == (0, 24, 0), summary.reason
     assert query(tmp_path, "select count(*), count(distinct custom_id) from data") == [(24, 24)]
     assert chunks_left(tmp_path) == 0
+
+
+def test_one_bad_line_costs_its_own_row(tmp_path: Path) -> None:
+    rows = texts(30)
+    rows[13]["text"] = rows[22]["text"] = "poison"
+    for name, faults in (("told", {}), ("untold", {"no_line_number": 1})):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_rows(folder / "rows.jsonl", rows)
+        with server(faults={"bad_text": "poison", **faults}) as demo:
+            summary = go(batch_job(folder, demo))
+            assert (summary.exit_code, summary.ok, summary.failed) == (1, 28, 2), name
+            assert ran(demo) == 28
+        failed = query(folder, "select row_index, error_kind from data where status = 'failed' order by all")
+        assert failed == [(13, "invalid_request"), (22, "invalid_request")]
+
+
+def test_a_model_that_no_batch_takes_stops_the_run_with_every_row_open(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(30))
+    with server(faults={"bad_text": "row", "no_line_number": 1}) as demo:
+        summary = go(batch_job(tmp_path, demo))
+    assert (summary.exit_code, summary.open) == (3, 30)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [{"queue_tokens": 120}, {"queue_tokens": 120, "queue_status": 400}, {"max_bytes": 1_000}, {"max_lines": 4}],
+    ids="-".join,
+)
+def test_the_providers_own_limits_are_learned(tmp_path: Path, faults: dict[str, float | str]) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(24))
+    with server(faults=faults) as demo:
+        summary = go(batch_job(tmp_path, demo))
+        assert (summary.exit_code, summary.ok) == (0, 24), summary.reason
+        assert ran(demo) == 24
+
+
+def test_queued_tokens_bound_what_is_under_way(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(24))
+    with server(seconds=0.3) as demo:
+        first = go(batch_job(tmp_path, demo, {"queued_tokens": 100}), wait=False)
+        assert first.exit_code == 4
+        chunks = read_ledger(Layout(tmp_path / "out").batches).values()
+        tokens = sum(chunk.prompt_tokens for chunk in chunks if chunk.batch is not None)
+        assert 0 < tokens <= 100
+        summary = go(batch_job(tmp_path, demo, {"queued_tokens": 100}))
+        assert (summary.exit_code, summary.ok) == (0, 24)
+        assert ran(demo) == 24
+
+
+def test_a_budget_reserves_a_batch_before_it_is_created(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(40))
+    with server() as demo:
+        summary = go(batch_job(tmp_path, demo, budget={"max_requests": 17}))
+        assert (summary.exit_code, summary.ok, summary.open) == (4, 17, 23)
+        assert ran(demo) == 17
+        job = batch_job(tmp_path, demo, budget={"max_cost": 3e-5}, params={"max_tokens": 16})
+        summary = go(job)
+        assert summary.exit_code == 4
+        assert summary.budget is not None
+        assert summary.spend.cost <= 3e-5
+        assert summary.budget.reserved_tokens == summary.budget.in_flight == 0
+
+
+def test_corrections_go_into_the_next_batch(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(20))
+    schema = {"type": "object", "properties": {"label": {"type": "string"}}, "required": ["label"]}
+    with server(faults={}) as demo:
+        demo_job = batch_job(tmp_path, demo, response={"schema": schema})
+        assert go(demo_job).exit_code == 0
+    assert query(tmp_path, "select count(parsed.label) from data") == [(20,)]
+
+
+def test_what_batches_do_not_answer_goes_on_as_single_requests(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(30))
+    with server(faults={"line_timeout": 0.5}) as demo:
+        summary = go(batch_job(tmp_path, demo, {"rounds": 1, "then": "local"}))
+        assert (summary.exit_code, summary.ok) == (0, 30)
+    found = dict(query(tmp_path, "select engine, count(*) from data group by all"))
+    assert sum(found.values()) == 30
+    assert 0 < found["local"] < 30
+    by_engine = dict(query(tmp_path, "select engine, sum(cost) / sum(total_tokens) from data group by all"))
+    assert by_engine["batch"] == pytest.approx(by_engine["local"] / 2, rel=0.05)
+    assert summary.spend.cost == pytest.approx(query(tmp_path, "select sum(cost) from data")[0][0])
+
+
+def test_rows_that_no_batch_answers_fail_in_the_end(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(8))
+    with server(faults={"line_timeout": 1}) as demo:
+        summary = go(batch_job(tmp_path, demo, {"rounds": 2}))
+    assert (summary.exit_code, summary.failed) == (1, 8)
+    told = query(tmp_path, "select distinct error_kind, error_message from data")
+    assert told[0][0] == "timeout"
+    assert "2 batches did not answer it" in told[0][1]
+
+
+@pytest.mark.parametrize("faults", [{}, {"cancel_all": 9}, {"cancel_none": 9}, {"cancel_missing": 9}], ids="-".join)
+def test_cancel_keeps_what_was_answered_and_leaves_the_rest_open(
+    tmp_path: Path, faults: dict[str, float | str]
+) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(20))
+    with server(seconds=2, faults=faults) as demo:
+        job = batch_job(tmp_path, demo)
+        assert go(job, wait=False).exit_code == 4
+        summary = go(job, cancel_batches=True)
+        assert (summary.exit_code, summary.failed, summary.sent) == (0, 0, 0)
+        assert summary.ok + summary.open == 20
+        assert chunks_left(tmp_path) == 0
+        last = go(job)
+        assert (last.exit_code, last.ok) == (0, 20)
+
+
+def test_single_requests_are_refused_while_batches_may_answer(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(5))
+    with server(seconds=2) as demo:
+        assert go(batch_job(tmp_path, demo), wait=False).exit_code == 4
+        with pytest.raises(batchchat.UsageError, match="single requests would ask the same"):
+            go(make_job(tmp_path, demo.base_url))
+        assert go(batch_job(tmp_path, demo)).exit_code == 0
+
+
+def test_a_stop_leaves_batches_to_the_next_run(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(20))
+    with server(seconds=1, faults={"stuck_running": 1}) as demo:
+        stop = Control()
+
+        def watch(event: Event) -> None:
+            if event.name == "batch_harvested":
+                stop.stop(reason="stopped", exit_code=130)
+
+        summary = batchchat.run(batch_job(tmp_path, demo), environ={}, listener=watch, stop=stop)
+        assert (summary.exit_code, summary.ok, summary.open) == (4, 10, 10)
+        assert "1 batch with 10 requests goes on at the provider" in (summary.reason or "")
+
+
+def test_no_credit_ends_the_run_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(20))
+    with server(faults={"create_402": 9}) as demo:
+        summary = go(batch_job(tmp_path, demo))
+        assert (summary.exit_code, summary.open) == (3, 20)
+        assert demo.stats().batch.created == 0

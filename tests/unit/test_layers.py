@@ -11,6 +11,7 @@ ROOT = Path(batchchat.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"clock", "errors", "format", "reasoning", "records"}),
     frozenset({"events", "providers", "identity", "images", "structured"}),
+    frozenset({"money"}),
     frozenset({"budget", "job", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
     frozenset({"cache", "store", "client", "review"}),
     frozenset({"engines", "intake"}),

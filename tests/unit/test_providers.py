@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchchat.providers import DEMO, PROFILES, Price, Provider, normalize_url
-from batchchat.records import Usage
+from batchchat.providers import DEMO, PROFILES, Provider, normalize_url
 
 
 @pytest.mark.parametrize(
@@ -85,25 +84,6 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
         except ValueError:
             continue
         assert normalize_url(normal) == normal
-
-
-def test_cost_counts_cached_tokens_at_their_own_price() -> None:
-    usage = Usage(prompt_tokens=1_000_000, completion_tokens=500_000, cached_tokens=400_000)
-    assert Price(1.0, 2.0).cost(usage) == pytest.approx(2.0)
-    assert Price(1.0, 2.0, cached_input=0.1).cost(usage) == pytest.approx(0.6 + 0.04 + 1.0)
-    assert Price(1.0, 2.0, cached_input=0.0).cost(usage) == pytest.approx(0.6 + 1.0)
-
-
-def test_cost_of_unknown_usage_is_nothing_and_more_cached_than_sent_is_not_believed() -> None:
-    assert Price(1.0, 2.0).cost(Usage()) == 0.0
-    assert Price(1.0, 2.0, cached_input=0.5).cost(Usage(prompt_tokens=10, cached_tokens=1_000)) == pytest.approx(5e-6)
-
-
-@given(st.integers(0, 2**53 - 1), st.integers(0, 2**53 - 1), st.integers(0, 2**53 - 1))
-def test_cost_is_never_negative_and_caching_never_costs_more(prompt: int, output: int, cached: int) -> None:
-    usage = Usage(prompt, output, None, cached)
-    plain, cheaper = Price(1.0, 2.0).cost(usage), Price(1.0, 2.0, cached_input=0.5).cost(usage)
-    assert 0.0 <= cheaper <= plain * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("provider", PROFILES.values(), ids=list(PROFILES))

@@ -73,16 +73,18 @@ def check_file(
                 line = orjson.loads(raw)
             except orjson.JSONDecodeError:
                 line = None
+            problem: Problem | None
             if not isinstance(line, dict):
-                return Checked.bad(
-                    Problem("invalid_json_line", "This line is not parseable as valid JSON.", line=number)
-                )
-            problem = check(number, line)
-            if problem is None and bad_bytes is not None and bad_bytes in raw:
+                problem = Problem("invalid_json_line", "This line is not parseable as valid JSON.", line=number)
+            elif bad_bytes is not None and bad_bytes in raw:
                 problem = Problem("invalid_request", "This line cannot be processed.", "body", number)
+            else:
+                problem = check(number, line)
             if problem is not None:
-                return Checked.bad(problem)
-            if model is None:
+                if not alone:
+                    return Checked.bad(problem)
+                bad_lines[number - 1] = problem
+            elif model is None:
                 body = line.get("body")
                 model = body.get("model") if isinstance(body, dict) else None
             offset += len(raw)

@@ -141,11 +141,13 @@ class BatchOptions:
 
     def __post_init__(self) -> None:
         if not (self.seconds >= 0 and math.isfinite(self.seconds)):
-            raise ValueError(f"the seconds of a batch must be 0 or more: {self.seconds}")
+            raise ValueError(f"the seconds of a batch must be 0 or more: {self.seconds:g}")
         if self.dialect not in DIALECTS:
             raise ValueError(_unknown("batch dialect", self.dialect, DIALECTS))
         for name, value in self.faults.items():
             _check(name, value)
+        if "queue_status" in self.faults and "queue_tokens" not in self.faults:
+            raise ValueError("batch fault queue_status needs queue_tokens=N, which tells when the queue is full")
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> str:

@@ -29,6 +29,7 @@ class _Past:
     attempts: int
     counted: int
     usage: Usage
+    cost: int | None
     started_at: int
     further: tuple[Any, bytes, int, int | None] | None
 
@@ -98,7 +99,7 @@ class Carried:
         steps = request.steps
         further = None if steps is None else (steps, request.body, request.prompt_tokens, request.max_tokens)
         self._released[custom_id] = _Past(
-            batches, request.attempts, request.counted, request.usage, request.started_at, further
+            batches, request.attempts, request.counted, request.usage, request.cost, request.started_at, further
         )
 
     # --- requests that go on as single exchanges
@@ -119,7 +120,7 @@ class Carried:
 def _resumed(request: Request, past: _Past) -> int:
     """Give a request back what it has behind it; return how many batches it was in."""
     request.attempts, request.counted = past.attempts, past.counted
-    request.usage, request.started_at = past.usage, past.started_at
+    request.usage, request.cost, request.started_at = past.usage, past.cost, past.started_at
     if past.further is not None:
         request.steps, request.body, request.prompt_tokens, request.max_tokens = past.further
     return past.batches

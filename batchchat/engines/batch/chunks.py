@@ -192,6 +192,7 @@ def _further(request: Request) -> bytes | None:
         return None
     told: dict[str, Any] = {
         "usage": list(request.usage),
+        "cost": request.cost,
         "started_at": request.started_at,
         "active_s": request.active_s,
     }
@@ -323,7 +324,7 @@ _LISTED = (
 
 
 def _restore(request: Request, told: dict[str, Any]) -> None:
-    request.usage = Usage(*told["usage"])
+    request.usage, request.cost = Usage(*told["usage"]), told["cost"]
     request.started_at, request.active_s = told["started_at"], told["active_s"]
     steps = told.get("steps")
     if steps is None:

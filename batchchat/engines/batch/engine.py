@@ -52,9 +52,13 @@ _AHEAD = 2
 """Chunks that are written before the first of them is taken: more would only fill the disk."""
 _POLL_FIRST_S, _POLL_LONGEST_S = 30.0, 60.0
 """Seconds between two looks at young batches, and at those that are an hour old: what providers advise."""
+_POLL_CANCELLED_S = 10.0
+"""The same while batches are being cancelled: a person waits for it, and it takes up to ten minutes."""
 _AGE_S = 3600.0
 _OUT_OF_SIGHT_S = 86_400.0
 """How long batches may be out of sight. They go on meanwhile, and their results are kept for weeks."""
+_TRIES_ALONE = 3
+"""Creations that the provider's queue refuses, with no other batch of ours under way, before a chunk is parted."""
 _UNKNOWN_LOOKS = 10
 """Looks in a row at which the provider does not know a batch, before it is given up."""
 
@@ -291,7 +295,7 @@ class BatchEngine:
             terms=replace(setting.terms, onward=self._make_onward is not None, leave_open=setting.cancel),
             keep_files=setting.keep_files,
             poll_s=setting.poll or _POLL_FIRST_S,
-            run_id=setting.asker.run_id,
+            asker=setting.asker,
             listener=self._listener,
             wall_clock=self._wall_clock,
             offload=self._offload,
@@ -350,6 +354,7 @@ class BatchEngine:
             for batch_id in (state.batch, *state.surplus):
                 if batch_id is not None and state.status not in ENDED:
                     await self._gathering.cancel(batch_id)
+        await self._look()
 
     # --- the feed
 
@@ -460,8 +465,7 @@ class BatchEngine:
             self._sent += state.lines
             return
         except QueueFull as error:
-            self._queue_is_full(error.queued_tokens, error.retry_after, str(error))
-            self._put_back(planned)
+            await self._queue_is_full(planned, error)
         except ChunkTooLarge as error:
             self._listener(Event("batch_too_large", f"{state.name}: {error}: it is sent in parts", "warning"))
             self._bounds.lines = max(1, min(self._bounds.lines, state.lines // 2))
@@ -475,20 +479,25 @@ class BatchEngine:
             self._live.pop(state.number, None)
             self.halt_for(error)
 
-    def _put_back(self, planned: Planned) -> None:
-        """Let a chunk wait for room in the provider's queue. Every part of it must fit the queue as it is known now."""
-        state = self._ledger.chunks[planned.state.number]
-        self._live.pop(state.number, None)
-        planned.state = state
-        self._ready.appendleft(planned)
-
-    def _queue_is_full(self, tokens: int | None, retry_after: float | None, message: str) -> None:
-        if tokens is not None:
-            self._bounds.lower_queue(tokens)
+    async def _queue_is_full(self, planned: Planned, error: QueueFull) -> None:
+        """Let a chunk wait for room in the provider's queue; send it in parts if it can never fit."""
+        state = planned.state = self._ledger.chunks[planned.state.number]
+        if error.queued_tokens is not None:
+            self._bounds.lower_queue(error.queued_tokens)
         # Batches of others count too, so that waiting for our own to end may not be enough.
-        wait = retry_after or self._poll_s() * (2 if self._live else 4)
+        others = len(self._live) > 1
+        wait = error.retry_after or self._poll_s() * (2 if others else 4)
         self._queue_full_until = anyio.current_time() + wait
-        self._listener(Event("batch_queue_full", f"the provider's queue is full: {message}", "info"))
+        self._listener(Event("batch_queue_full", f"the provider's queue is full: {error}", "info"))
+        most = self._bounds.queued_tokens
+        alone = not others and state.tries >= _TRIES_ALONE
+        if state.lines > 1 and (alone or (most is not None and state.prompt_tokens > most)):
+            # Its tokens are guessed by size, and may be more in truth.
+            self._bounds.lower_queue(max(1, state.prompt_tokens // 2))
+            await self._part(planned, Refused(str(error), too_large=True))
+            return
+        self._live.pop(state.number, None)
+        self._ready.appendleft(planned)
 
     async def _part(self, planned: Planned, refused: Refused) -> None:
         """Send a refused chunk in parts. They are planned before it is dropped, so that no crash forgets a request."""
@@ -556,6 +565,8 @@ class BatchEngine:
         """Return the seconds between two looks at the batches: more as they grow older."""
         if self._setting.poll is not None:
             return self._setting.poll
+        if self._setting.cancel:
+            return _POLL_CANCELLED_S
         now = self._wall_clock()
         ages = [now - (planned.state.created_at or now) for planned in self._live.values()]
         share = min(1.0, max(0.0, min(ages, default=0.0)) / _AGE_S)
@@ -632,8 +643,7 @@ class BatchEngine:
                 await self._creation.note(
                     planned.state, "not_created", batch=None, status=BatchStatus.UNKNOWN.value, reason=message[:300]
                 )
-                self._queue_is_full(_number_in(message), None, message)
-                self._put_back(planned)
+                await self._queue_is_full(planned, QueueFull(message, queued_tokens=_number_in(message)))
                 return
             self._listener(Event("batch_failed", f"batch {first.id} failed: {message}", "warning", {"batch": first.id}))
             if problem is not None and problem.remedy is not None:
@@ -756,7 +766,7 @@ class _SingleRequests:
 
     def put(self, outcome: Outcome) -> None:
         """Take an outcome over."""
-        self._sink.put(replace(outcome, engine="local"))
+        self._sink.put(replace(outcome, engine="local") if isinstance(outcome, Settled) else outcome)
 
     @property
     def full(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 
-from batchchat.engines.batch.building import Planned
+from batchchat.engines.batch.building import Asker, Planned
 from batchchat.engines.batch.chunks import ChunkReader, remove_files
 from batchchat.engines.batch.creation import Creation, Patience
 from batchchat.engines.batch.harvest import Harvest, Owner, Terms
@@ -54,7 +54,7 @@ class Gathering:
         terms: Terms,
         keep_files: bool,
         poll_s: float,
-        run_id: str,
+        asker: Asker,
         listener: Listener,
         wall_clock: Callable[[], float],
         offload: Callable[..., Awaitable[Any]],
@@ -67,7 +67,7 @@ class Gathering:
         self._terms = terms
         self._keep_files = keep_files
         self._poll_s = poll_s
-        self._run_id = run_id
+        self._asker = asker
         self._listener = listener
         self._wall_clock = wall_clock
         self._offload = offload
@@ -80,7 +80,9 @@ class Gathering:
         """
         state = await self._creation.note(planned.state, "harvesting")
         reader: ChunkReader = await self._offload(ChunkReader, self._folder, state.name)
-        earlier = state.run_id != self._run_id
+        earlier = state.run_id != self._asker.run_id
+        if self._terms.leave_open and state.prompt_id == self._asker.prompt_id:
+            earlier = False  # nothing is read of the input, so that no pass can ask for it
         harvest = Harvest(
             reader,
             self._sink,

@@ -22,6 +22,7 @@ from batchchat.engines.halting import fatal_error
 from batchchat.engines.port import Answered, Settled, Sink
 from batchchat.errors import BatchchatError, NeedsHuman
 from batchchat.limits import FIRST_COMPLETION
+from batchchat.money import Tariff
 from batchchat.records import ErrorKind, Failure, Reply, Request, Usage, Verdict
 from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled, left_with
 
@@ -90,7 +91,8 @@ class Terms:
 
     `reviewer` is None if each answer is taken as it is. A request fails for good after so many `attempts`, or after
     `rounds` batches that did not answer it; with `onward` it is never given up for the latter, and with `leave_open`
-    it stays open at once. `job_answered` says that the model has answered this job before.
+    it stays open at once. `tariff` is what tokens cost in a batch. `job_answered` says that the model has answered this
+    job before.
     """
 
     reviewer: Reviewer | None
@@ -98,6 +100,7 @@ class Terms:
     rounds: int = 3
     onward: bool = False
     leave_open: bool = False
+    tariff: Tariff | None = None
     job_answered: bool = False
 
 
@@ -167,6 +170,8 @@ class Harvest:
         reply = read_reply(line.status, {}, line.body, now=self.wall_clock())
         if line.request_id is not None:
             reply.request_id = line.request_id[:200]
+        if self.terms.tariff is not None and reply.usage is not None:
+            reply.cost = self.terms.tariff.cost(reply.usage)
         if custom_id in self._done or (repeated and reply.completion is None):
             self._count_surplus(custom_id, reply)
         elif self.owner.is_settled(custom_id):
@@ -193,7 +198,7 @@ class Harvest:
         found = self.reader.get(custom_id)
         if found is None or reply.usage is None:
             return
-        self.sink.put(Answered(found[0], reply.usage))
+        self.sink.put(Answered(found[0], reply.usage, reply.cost or 0))
         if self.hold is not None:
             tokens = reserved(found[0].prompt_tokens, found[0].max_tokens)
             self.hold.take_over(*tokens, requests=1)
@@ -224,10 +229,10 @@ class Harvest:
 
     def _go_on(self, request: Request, reply: Reply, decision: AskAgain, batches: int) -> None:
         usage = reply.usage or Usage()
-        request.usage = request.usage.plus(usage)
+        request.add_billed(reply)
         step = request.steps.answers if request.steps is not None else 0
         if self.owner.steps_kept(request.custom_id) <= step:  # else a harvest before this one has counted it
-            self.sink.put(Answered(request, usage, step, journaled(request, reply)))
+            self.sink.put(Answered(request, usage, reply.cost or 0, step, journaled(request, reply)))
         go_on(request, reply, decision)
         self.corrections += decision.corrects
         # A question of its own: its batches are counted anew.
@@ -346,8 +351,8 @@ class Harvest:
 
     def _put_billed(self, request: Request, reply: Reply) -> None:
         if reply.usage is not None:
-            request.usage = request.usage.plus(reply.usage)
-            self.sink.put(Answered(request, reply.usage))
+            request.add_billed(reply)
+            self.sink.put(Answered(request, reply.usage, reply.cost or 0))
 
     def _settle_unanswered(self, custom_id: str, why: str) -> None:
         """Ask again for what never ran; give it up if it was in `rounds` batches."""

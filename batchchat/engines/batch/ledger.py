@@ -161,8 +161,13 @@ def read_ledger(folder: Path) -> dict[int, ChunkState]:
     return _replay(folder)[0]
 
 
-def _replay(folder: Path) -> tuple[dict[int, ChunkState], int]:
-    """Return the chunks that are not cleaned up, and the highest number that a chunk has had."""
+def read_history(folder: Path) -> list[ChunkState]:
+    """Return the last state of every chunk that ever was, the oldest first. Raises StorageError."""
+    return list(_replay(folder, all_of_them=True)[0].values())
+
+
+def _replay(folder: Path, *, all_of_them: bool = False) -> tuple[dict[int, ChunkState], int]:
+    """Return the chunks that are not cleaned up, or all, and the highest number that a chunk has had."""
     path = folder / NAME
     with storage_errors(path):
         try:
@@ -182,7 +187,7 @@ def _replay(folder: Path) -> tuple[dict[int, ChunkState], int]:
         chunk = entry["chunk"]
         last = max(last, chunk)
         state = _apply(chunks.get(chunk), entry)
-        if state.step is Step.CLEANED:
+        if state.step is Step.CLEANED and not all_of_them:
             chunks.pop(chunk, None)
         else:
             chunks[chunk] = state

@@ -6,7 +6,8 @@ from typing import Protocol
 
 from batchchat.engines.batch.service import ServiceOptions
 from batchchat.engines.batch.services import batch_terms
-from batchchat.providers import BatchTerms, Price, Provider
+from batchchat.money import Tariff
+from batchchat.providers import BatchTerms, Provider
 
 
 class PriceOptions(ServiceOptions, Protocol):
@@ -26,10 +27,10 @@ def terms_of(provider: Provider, options: PriceOptions) -> BatchTerms | None:
     return found
 
 
-def batch_price(provider: Provider, model: str, options: PriceOptions) -> Price | None:
-    """Return the price of a model's tokens in a batch, None if that of single requests is not known.
+def batch_tariff(provider: Provider, model: str, options: PriceOptions) -> Tariff | None:
+    """Return what a model's tokens cost in a batch, None if the price of single requests is not known.
 
     Where no factor is known, a batch is taken to cost as much as single requests.
     """
-    price, terms = provider.prices.get(model), terms_of(provider, options)
-    return price if price is None or terms is None else price.scaled(terms.factor)
+    terms = terms_of(provider, options)
+    return Tariff.of(provider.prices.get(model), 1.0 if terms is None else terms.factor)
