@@ -13,18 +13,25 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
+from batchchat.prices import Price, PriceList
+
+__all__ = [
+    "BATCH_TERMS",
+    "DEMO",
+    "PRICES_READ",
+    "PROFILES",
+    "BatchTerms",
+    "Price",
+    "Provider",
+    "Transport",
+    "normalize_url",
+]
+
 DEMO = "demo"
+PRICES_READ = "2026-11-28"
+"""The day on which the list of prices was made."""
 
 Transport = Literal["auto", "httpx", "http2"]
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """Money per million tokens, in the provider's currency. `money.Tariff` counts with it."""
-
-    input: float
-    output: float
-    cached_input: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,11 @@ def _profile(name: str, base_url: str | None, **fields: object) -> Provider:
     return Provider(name=name, base_url=base_url, identity=name, **fields)  # type: ignore[arg-type]
 
 
+def _listed(name: str) -> dict[str, object]:
+    """The prices of a provider that is in the list."""
+    return {"prices": PriceList(name), "currency": "USD", "prices_as_of": PRICES_READ}
+
+
 PROFILES: Mapping[str, Provider] = {
     provider.name: provider
     for provider in (
@@ -143,12 +155,13 @@ PROFILES: Mapping[str, Provider] = {
             prices_as_of="2026-09-29",
             note="Limits are those of the first tier, per organization; response headers correct them upwards.",
         ),
-        _profile("openai", "https://api.openai.com/v1", api_key_env="OPENAI_API_KEY"),
+        _profile("openai", "https://api.openai.com/v1", api_key_env="OPENAI_API_KEY", **_listed("openai")),
         _profile(
             "mistral",
             "https://api.mistral.ai/v1",
             api_key_env="MISTRAL_API_KEY",
             unsupported=frozenset({"logit_bias", "user", "top_logprobs", "logprobs"}),
+            **_listed("mistral"),
             stream_options=False,  # answered with 422 "extra_forbidden"; usage comes with the last chunk all the same
         ),
         _profile(
@@ -156,8 +169,9 @@ PROFILES: Mapping[str, Provider] = {
             "https://api.groq.com/openai/v1",
             api_key_env="GROQ_API_KEY",
             unsupported=frozenset({"logprobs", "logit_bias", "top_logprobs"}),
+            **_listed("groq"),
         ),
-        _profile("together", "https://api.together.xyz/v1", api_key_env="TOGETHER_API_KEY"),
+        _profile("together", "https://api.together.xyz/v1", api_key_env="TOGETHER_API_KEY", **_listed("together")),
         _profile("vllm", "http://127.0.0.1:8000/v1", note="Set base_url where the server is not on this machine."),
         _profile(
             "ollama",

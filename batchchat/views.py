@@ -68,8 +68,10 @@ class PlanView:
     `prompt_tokens`, `completion_tokens`, `cost` and `duration_s` are estimates for the `requests` to send, found as
     `method` says; `binding` names the limit that decides the duration. `cached` answers are in the `cache`; `equal`
     requests ask the same as another one, and are sent or not as `dedupe` says; `requests` are those that are sent.
-    `spent` is what the output has cost so far. `engines` compares single requests with batches; `cost` is that of the
-    job's own engine.
+    `spent` is what the output has cost so far. `failures` tell why the `unreadable` ones would fail, by kind and
+    message, the most frequent first. `empty` rows have nothing in any column that the messages name.
+    `earlier_prompt` of the `kept` records answer another prompt than the job's.
+    `engines` compares single requests with batches; `cost` is that of the job's own engine.
     """
 
     job: str
@@ -107,6 +109,9 @@ class PlanView:
     cached: int = 0
     dedupe: bool = False
     equal: int = 0
+    failures: Sequence[FailureGroup] = ()
+    empty: int = 0
+    earlier_prompt: int = 0
     engines: Sequence[EnginePlan] = ()
 
 
@@ -200,7 +205,8 @@ class PastRun:
 
     `new_ok`, `new_failed` and `cache_hits` count its own records; of a run that did not end by itself those that are
     live still. `requests` are the attempts that it made (None: not known), `answers` those of them that were billed,
-    with tokens and cost from the ledger. An `exit_code` of None: it is running, or was killed.
+    with tokens and cost from the ledger. An `exit_code` of None: it is running, or was killed. `prompt_id` tells its
+    prompt, None if that is not known.
     """
 
     run_id: str
@@ -220,6 +226,7 @@ class PastRun:
     currency: str | None
     exit_code: int | None
     reason: str | None
+    prompt_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Only click is imported here; each command imports what it needs when it runs, so
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -70,6 +71,8 @@ def main() -> None:
     """Run the command line; the console script's entry point."""
     from batchchat.cli.running import guarded, leave
 
+    # Arrow reads this once, when it is loaded. `keep_memory_small` says why; what reads Parquet pages heeds this alone.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     leave(guarded(cli))
 
 
@@ -257,6 +260,9 @@ def score(**options: Any) -> None:
     help="Score both by an expected column, such as exact:label, or by a mapping as in a suite. May be repeated.",
 )
 @click.option("--suite", type=click.Path(path_type=Path), metavar="SUITE", help="Score both by this suite's scorers.")
+@click.option(
+    "--cluster", metavar="COLUMN", help="Rows with the same value here are one piece of evidence: document, customer."
+)
 @_json_option
 def compare(**options: Any) -> None:
     """Compare two outputs: two nights, two versions of a prompt, two models. Sends nothing.
@@ -343,12 +349,12 @@ def show(directory: Path, **options: Any) -> None:
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A .parquet, .jsonl or .csv file; - is standard output, with --format.",
+    help="A .parquet, .jsonl, .csv or .xlsx file; - is standard output, with --format.",
 )
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["parquet", "jsonl", "csv", "openai-batch"]),
+    type=click.Choice(["parquet", "jsonl", "csv", "xlsx", "openai-batch"]),
     help="What to write, where the extension does not say it; openai-batch: the output and error lines of a batch.",
 )
 @click.option(
@@ -360,7 +366,12 @@ def show(directory: Path, **options: Any) -> None:
     is_flag=True,
     help="Put ' before each text of a .csv file that a spreadsheet would run as a formula (= + - @).",
 )
-@click.option("--columns", metavar="NAMES", help="Write these columns only, in this order: names joined by commas.")
+@click.option(
+    "--columns",
+    metavar="NAMES",
+    help="Write these columns only, in this order: names joined by commas; parsed.label is a field.",
+)
+@click.option("--flatten", is_flag=True, help="Write the fields of objects as columns of their own: parsed.label.")
 @click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
 def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
@@ -422,6 +433,16 @@ def init(name: str, force: bool) -> None:
     from batchchat.cli.starting import init_command
 
     sys.exit(init_command(name, force=force))
+
+
+@cli.command()
+@click.argument("name", required=False, metavar="[NAME]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def providers(name: str | None, as_json: bool) -> None:
+    """List the providers that are known by name; of one, its limits and the prices of its models."""
+    from batchchat.cli.providers import providers_command
+
+    sys.exit(providers_command(name, as_json=as_json))
 
 
 @cli.command("guide")

@@ -192,7 +192,7 @@ class Output(_Section):
 
     path: str = Field(min_length=1)
     part_rows: Whole = Field(50_000, ge=1, le=10_000_000)
-    part_bytes: Size = Field(128_000_000, ge=1_000, le=100_000_000_000)
+    part_bytes: Size = Field(32_000_000, ge=1_000, le=100_000_000_000)
     part_seconds: Duration = Field(60.0, gt=0)
 
     @field_validator("path")
@@ -706,7 +706,8 @@ class Job(_Section):
         """Refuse a cap on money where the price of the model is not known: it could not be kept."""
         if self.budget.max_cost is not None and self.model not in provider.prices:
             raise self.error(
-                f"cannot be kept: no price is known for {self.model} at {provider.name}",
+                f"cannot be kept: no price is known for {self.model} at {provider.name}"
+                f"{nearest(self.model, list(provider.prices))}",
                 "budget",
                 "max_cost",
                 remedy="Give `prices: {input: …, output: …, currency: …}` (money per million tokens), "

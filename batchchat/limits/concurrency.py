@@ -6,8 +6,8 @@ made half as large again. Three things stop that, each remembered for a while th
 - *A refused level.* A limit on concurrency is mostly a fixed number, and finding it again costs a request each time.
 - *No more work done.* If half more at once brings hardly more answers a second, the server is busy, and a larger window
   makes each answer slower. (Little's law: what is under way is answers a second times latency.)
-- *Trouble.* 503 and timeouts shrink the window, once for all requests of a round trip. After timeouts it is what the
-  server answered in that time.
+- *A full server.* Timeouts shrink the window, once for all requests of a round trip, to what the server answered in
+  that time. If a server turns some away (503, 529, no connection) while it keeps others, the window is what it kept.
 
 Growth counts only while the window is full, so that it says something.
 """
@@ -38,7 +38,10 @@ _BETWEEN = 1.25
 _PLATEAU_S = 10.0
 _PLATEAU_MAX_S = 480.0
 _SCORE = 2.0
-"""Trouble (503, timeout) shrinks the window when it outweighs one in `_PER` successes by this much."""
+"""Trouble (timeouts, requests turned away) shrinks the window when it outweighs one in `_PER` successes by this much.
+
+So one row that gets a 503 each time among healthy ones does not.
+"""
 _PER = 16.0
 _REMEMBERED = 2048
 """Moments of answers that are kept, to tell how many came while a request waited in vain."""
@@ -58,6 +61,7 @@ class Concurrency:
         "_failed_at",
         "_hold_s",
         "_hold_until",
+        "_kept",
         "_last",
         "_plateau_s",
         "_plateau_until",
@@ -88,6 +92,7 @@ class Concurrency:
         self._shrunk_at = -math.inf
         self._before = self._size
         self._score = 0.0
+        self._kept = False
         self._proven = 0
         self._top = (0, 0)
         self._turn_at = -math.inf
@@ -194,6 +199,7 @@ class Concurrency:
 
     def found(self, now: float, level: int) -> None:
         """Take `level` for what the server has under way at most, since it refused everything above; try again soon."""
+        self._kept = False
         if now > self._shrunk_at + _TOP_S:
             self._before = self._size
         self._shrunk_at = now
@@ -243,6 +249,7 @@ class Concurrency:
         if not answered or self._size <= 1.0:
             return False
         if granted_at > self._shrunk_at:
+            self._kept = False
             self._before = self._size
             self._shrunk_at = now
             self._set(min(self._size * _SHRINK, max(1.0, 0.9 * answered)))
@@ -250,16 +257,44 @@ class Concurrency:
         return True
 
     def troubled(self, now: float, granted_at: float) -> None:
-        """Count a 503; several at once shrink the window, one bad row among healthy ones does not."""
-        if granted_at <= self._shrunk_at:
-            return
-        self._score += 1.0
-        if self._score >= _SCORE:
-            self._score = 0.0
+        """Count a timeout that tells nothing of the window; several at once shrink it."""
+        if granted_at > self._shrunk_at and self._weighs():
+            self._kept = False
             self._before = self._size
             self._shrunk_at = now
             self._set(self._size * _SHRINK)
             self._threshold = self._size
+
+    def turned_away(self, now: float, granted_at: float, under_way: int) -> bool:
+        """Take in a request that was turned away (503, 529, no connection) while so many others are under way.
+
+        Return whether the server may be only full: it keeps the others. If they are turned away too, the window goes
+        down with each of them, to one at a time; what fails then is a sign that the provider is down (`down`).
+        """
+        if granted_at > self._shrunk_at:
+            if not self._weighs():
+                return False
+            self.found(now, max(1, under_way))
+            self._kept = True
+        elif self._kept and under_way < self._size:
+            # The same round trip: all that the server kept of it is what is still under way.
+            self._failed_at = max(1, under_way) + 1.0
+            self._set(float(max(1, under_way)))
+        return under_way > 0
+
+    def down(self) -> None:
+        """Take back what `turned_away` lowered if nothing was answered since: the provider was down, not full."""
+        if self._kept and not (self._answers and self._answers[-1] > self._shrunk_at):
+            self.undo()
+        self._kept = False
+
+    def _weighs(self) -> bool:
+        """Count a trouble; return true if it outweighs the successes, and begin anew."""
+        self._score += 1.0
+        if self._score < _SCORE:
+            return False
+        self._score = 0.0
+        return True
 
     def restart(self, under_way: int, fresh: int = _START) -> None:
         """Go on with a few more than what is under way and double up to where it was: nobody rushes in at once."""

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
@@ -40,11 +40,12 @@ from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import pass_of, prompt_id_of
-from batchchat.runner.run_summary import Figures, correction_event, plain
+from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain
 from batchchat.runner.state import RunState
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer, in_thread
+from batchchat.sources import GivenRows
 from batchchat.store import Frozen, Store, frozen_schema
 from batchchat.store.state import Layout
 
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from batchchat.runner.batches import OpenService
     from batchchat.runner.reuse import Reuse
 
-__all__ = ["make_limiter", "run", "run_job"]
+__all__ = ["make_limiter", "run_job"]
 
 _DEFAULTS = RunOptions()
 _TICK_S = 0.25
@@ -72,6 +73,7 @@ async def run_job(
     job: Job,
     *,
     options: RunOptions = _DEFAULTS,
+    rows: GivenRows | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
     limiter: Limiter | None = None,
     budget: Budget | None = None,
@@ -87,12 +89,12 @@ async def run_job(
 ) -> RunSummary:
     """Run a job, or go on with it where an earlier run stopped.
 
-    `transport` takes the place of the network. `limiter` and `budget` take the place of the job's own, so that runs can
-    share them. `listener` takes events, `on_snapshot` the counts four times a second. `stop` steers the run: it can
-    stop it, pause it and change its limits. `environ` takes the place of the process's environment for keys. `offload`
-    runs blocking code (default: in worker threads), `open_store` takes the place of `Store.open`. `seed` makes jitter
-    repeatable. `demo_url` is the address of a demo server that runs already. `open_service` takes the place of the
-    batch service that `engine: batch` opens.
+    `rows` take the place of the job's input, `transport` that of the network. `limiter` and `budget` take the place of
+    the job's own, so that runs can share them. `listener` takes events, `on_snapshot` the counts four times a second.
+    `stop` steers the run: it can stop it, pause it and change its limits. `environ` takes the place of the process's
+    environment for keys. `offload` runs blocking code (default: in worker threads), `open_store` takes the place of
+    `Store.open`. `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs already.
+    `open_service` takes the place of the batch service that `engine: batch` opens.
 
     Returns how the run ended: whatever fails after the start is in the summary's `exit_code` and `reason`.
 
@@ -101,6 +103,7 @@ async def run_job(
     """
     setting = _Setting(
         options=options,
+        rows=rows,
         control=stop or Control(),
         listener=listener,
         on_snapshot=on_snapshot,
@@ -114,11 +117,6 @@ async def run_job(
         open_service=open_service,
     )
     return await _execute(job, setting, budget=budget)
-
-
-def run(job: Job, **options: Any) -> RunSummary:
-    """Run a job to its end: `run_job` for callers without an event loop. Takes the same keywords."""
-    return anyio.run(functools.partial(run_job, job, **options))
 
 
 def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
@@ -152,6 +150,7 @@ class _Setting:
     """What a caller of `run_job` may put in place of the usual: see there."""
 
     options: RunOptions
+    rows: GivenRows | None
     control: Control
     listener: Listener
     on_snapshot: Callable[[Snapshot], None] | None
@@ -412,6 +411,7 @@ class _Running:
                         if job.deadline is not None:
                             inner.start_soon(self._watch_deadline, job.deadline)
                         await run.engine.run(RequestFeed(run).requests(), run.sink)
+                    self._tell_alike()
                     run.phase = "ending"
                     inner.cancel_scope.cancel()
             finally:
@@ -448,6 +448,13 @@ class _Running:
         )
         self._run.tell(Event("limits_changed", "the job's limits were changed", "info", plain(ceilings)))
 
+    def _tell_alike(self) -> None:
+        """Warn early if many of the first rows failed for one reason: the rest will likely fail, and be paid, too."""
+        run = self._run
+        alike = run.tally.take_alike()
+        if alike is not None:
+            run.tell(alike_event(alike, run.tally.ok + run.tally.failed))
+
     async def _watch_deadline(self, deadline: float) -> None:
         """Launch nothing after the deadline, counted from the start of the run; what is in flight gets the grace."""
         run = self._run
@@ -471,6 +478,7 @@ class _Running:
             # The feed waits for requests that the engine may be holding back.
             if run.reuse is not None and run.reuse.crowded:
                 run.engine.release_held(run.sink)
+            self._tell_alike()
             snapshot = self._figures.snapshot()
             if snapshot.forecast is not None and snapshot.forecast.corrected and not corrected:
                 corrected = True
@@ -500,8 +508,19 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
         setting.listener(Event("warning", message, "warning"))
     frozen = Frozen() if options.fresh else await offload(frozen_schema, Path(job.output.path))
     prepared = await offload(
-        functools.partial(prepare, job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed)
+        functools.partial(
+            prepare,
+            job,
+            frozen=frozen,
+            limit=options.limit,
+            sample=options.sample,
+            seed=options.seed,
+            rows=setting.rows,
+        )
     )
+    # Told before anything is sent, so that a person can still stop the run.
+    for message in (*prepared.warnings, *prepared.first_empty):
+        setting.listener(Event("warning", message, "warning"))
     job = prepared.job
     opening = _Opening(job, prepared, budget, setting)
     async with AsyncExitStack() as held:

@@ -331,19 +331,22 @@ class Dataset:
         try:
             with self.part(name) as reader:
                 kept = reader.rows - (mask.true_count if mask is not None else 0)
-                row_bytes = max(1, table.nbytes // table.num_rows)
-                room = min(self._part_rows - kept, (self._part_bytes - reader.raw_bytes) // row_bytes)
-                fits = room > 0 and same_types(reader.schema, table.schema)
-                old = reader.read() if fits else None
+                fits = kept < self._part_rows and reader.raw_bytes < self._part_bytes
+                # The file's own size says little of records that repeat one another: they are counted as they are read.
+                old = reader.read_within(self._part_bytes) if fits and same_types(reader.schema, table.schema) else None
         except DamagedPartError as error:
             self._set_aside(error, moved)
             return order
-        if old is None:
+        room = 0
+        if old is not None:
+            if mask is not None:
+                old = old.filter(pc.invert(mask))
+            row_bytes = max(1, table.nbytes // table.num_rows)
+            room = min(self._part_rows - kept, (self._part_bytes - old.nbytes) // row_bytes)
+        if old is None or room <= 0:
             if mask is not None:
                 self._rewrite(name, mask, moved)
             return order
-        if mask is not None:
-            old = old.filter(pc.invert(mask))
         old, new = old.cast(table.schema), order.slice(0, room)
         # Only what is sorted by is copied to find the order of all: the records themselves are many bytes.
         rows = pa.concat_tables([old.select(SORT_KEYS), table.select(SORT_KEYS).take(new)])

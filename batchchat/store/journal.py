@@ -167,7 +167,8 @@ class Journal:
             record = entry.record
             values = self._values(record)
             size = len(record.completion or "") + _RECORD_BYTES
-            records.append(Unsealed(columns, record.offset, values, size, entry.late))
+            row = record.batch.nbytes // (len(record.batch.values) or 1)
+            records.append(Unsealed(columns, record.offset, values, size + row, entry.late))
             spend = tuple(entry.spend)
             told.append((frame, place, values, spend, 1) if entry.late else (frame, place, values, spend))
             nbytes += size

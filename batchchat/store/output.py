@@ -6,6 +6,7 @@ read first, so that a record which a run publishes meanwhile is met in its part 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -291,13 +292,19 @@ def iter_output(
 def read_output(directory: Path | str, *, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the live records of an output as one table, in the order of the input's rows and samples.
 
-    Raises UsageError where the folder is no output or holds no records yet, StorageError where a part is damaged.
+    Raises UsageError if the folder is no output, holds no records yet or has no such column, StorageError if a part is
+    damaged.
     """
     output = read_state(directory)
     schema = output.schema
     if schema is None:
         raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
     names = list(columns) if columns is not None else schema.names
+    for name in names:
+        if name not in schema.names:
+            near = difflib.get_close_matches(name, schema.names, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UsageError(f"{directory} has no column {name!r}{hint}", remedy=f"It has {', '.join(schema.names)}.")
     table = pa.Table.from_batches(
         output.records(list(dict.fromkeys([*names, "row_index", "sample_index"]))),
         pa.schema([schema.field(name) for name in dict.fromkeys([*names, "row_index", "sample_index"])]),

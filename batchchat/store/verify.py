@@ -18,7 +18,7 @@ from batchchat.store.journal import replay
 from batchchat.store.location.disk import read_lines
 from batchchat.store.location.journals import journals
 from batchchat.store.location.local import LocalFiles
-from batchchat.store.parts import DamagedPartError, PartReader
+from batchchat.store.parts import DamagedPartError, PartReader, bounded_batches
 from batchchat.store.schema import same_types
 from batchchat.store.state import Layout, lock_holder
 
@@ -161,9 +161,14 @@ def _read_as_others_do(path: Path, name: str) -> None:
     With DuckDB only where it is installed. Raises DamagedPartError; FileNotFoundError where the file is gone.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as source, pq.ParquetFile(path) as file:
+
+            def read_at(offset: int, size: int) -> bytes:
+                source.seek(offset)
+                return source.read(size)
+
             rows = file.metadata.num_rows
-            read = sum(batch.num_rows for batch in file.iter_batches())
+            read = sum(batch.num_rows for batch in bounded_batches(file, read_at))
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:

@@ -14,9 +14,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 import batchchat
 from batchchat.engines.batch.service import BatchService, RemoteBatch, ResultLine
 from batchchat.engines.batch.services import open_service
+from batchchat.runner.run import run_job
 from batchchat.runner.writer import in_thread
 from batchchat.store import Store
 
@@ -26,6 +29,8 @@ STEPS = (
     *("commit.written", "commit.after", "ledger.harvested", "files.removed", "ledger.cleaned"),
 )
 """`ledger.X`: step X was written down, and nothing else is done yet."""
+_POINTS = {"_note_state": "ledger.state", "_write_down": "ledger.planned", "remove_files": "files.removed"}
+"""What blocking code of the engine means that a step is done."""
 
 
 class Watched:
@@ -81,12 +86,11 @@ def main() -> None:
     async def offload(function: Callable[..., Any], *args: Any, abandon: bool = False) -> Any:
         def work() -> Any:
             result = function(*args)
-            step = {"_note": lambda: args[2], "_note_state": lambda: "state", "_write_down": lambda: "planned"}
-            told = step.get(getattr(function, "__name__", ""))
-            if told is not None:
-                point(f"ledger.{told()}")
-            elif getattr(function, "__name__", "") == "remove_files":
-                point("files.removed")
+            name = getattr(function, "__name__", "")
+            if name == "_note":
+                point(f"ledger.{args[2]}")
+            elif name in _POINTS:
+                point(_POINTS[name])
             return result
 
         return await in_thread(work, abandon=abandon)
@@ -94,11 +98,12 @@ def main() -> None:
     def connect(*args: Any, **options: Any) -> Any:
         return Watched(open_service(*args, **options), point)
 
-    summary = batchchat.run(
+    run = functools.partial(
+        run_job,
         batchchat.load_job(Path(job)),
         open_store=functools.partial(Store.open, point=point),
         open_service=connect,
         offload=offload,
         environ={},
     )
-    sys.exit(summary.exit_code)
+    sys.exit(anyio.run(run).exit_code)
