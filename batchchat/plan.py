@@ -138,10 +138,44 @@ def plan_job(
     )
 
 
+_LINE_BYTES = 110
+"""Bytes of a line beside its body: identity, method, address and braces."""
+
+
+def _batch_engine(job: Job, provider: Provider, requests: int, usage: Usage, nbytes: int) -> EnginePlan:
+    """Return what the requests would cost through the provider's Batch API. Asks nobody."""
+    from batchchat.engines.batch.building import Bounds
+    from batchchat.engines.batch.prices import batch_tariff, terms_of
+    from batchchat.engines.batch.services import open_service
+
+    fields = job.engine
+    address = provider if provider.base_url is not None else provider.with_base_url("http://demo.invalid/v1")
+    try:
+        service = open_service(address, fields, api_key=None, environ=load_keys(job), model=job.model)
+        terms, tariff = terms_of(provider, fields), batch_tariff(provider, job.model, fields)
+    except UsageError as error:
+        return EnginePlan("batch", fields.batch, problem=error.message)
+    bounds = Bounds.of(service, lines=fields.max_lines, nbytes=fields.max_bytes, queued_tokens=fields.queued_tokens)
+    nbytes += requests * _LINE_BYTES
+    batches = max(math.ceil(requests / bounds.lines), math.ceil(nbytes / bounds.nbytes))
+    if bounds.queued_tokens is not None:
+        batches = max(batches, math.ceil((usage.prompt_tokens or 0) / bounds.queued_tokens))
+    return EnginePlan(
+        "batch",
+        fields.batch,
+        cost=None if tariff is None else as_float(tariff.cost(usage)),
+        batches=batches,
+        nbytes=nbytes,
+        window=fields.window or (terms.window if terms is not None else service.limits.window),
+        price_factor=None if terms is None else terms.factor,
+        as_of=None if terms is None else terms.as_of,
+    )
+
+
 class _Reader:
     """Reads the rows that need a look, and counts what would become of them.
 
-    `empty` counts those whose request would hold nothing of the row, `nbytes` adds up the bodies of those to be sent.
+    `empty` counts those whose request would hold nothing of the row, `nbytes` the bytes of what would be sent.
     """
 
     def __init__(self, prepared: Prepared, intake: Intake, history: _History, sharing: _Sharing) -> None:
@@ -150,7 +184,8 @@ class _Reader:
         self._history = history
         self._sharing = sharing
         self._failed: dict[tuple[str, str], FailureGroup] = {}
-        self.empty = self.nbytes = 0
+        self.empty = 0
+        self.nbytes = 0
 
     def read(self, previews: int) -> tuple[list[RequestPreview], Usage]:
         """Sort the rows; return the first requests, and the tokens to expect of those to be sent."""
@@ -187,40 +222,6 @@ class _Reader:
     def failures(self) -> list[FailureGroup]:
         """Return why rows would fail, the most frequent reason first."""
         return sorted(self._failed.values(), key=lambda group: -group.count)
-
-
-_LINE_BYTES = 110
-"""Bytes of a line beside its body: identity, method, address and braces."""
-
-
-def _batch_engine(job: Job, provider: Provider, requests: int, usage: Usage, nbytes: int) -> EnginePlan:
-    """Return what the requests would cost through the provider's Batch API. Asks nobody."""
-    from batchchat.engines.batch.building import Bounds
-    from batchchat.engines.batch.prices import batch_tariff, terms_of
-    from batchchat.engines.batch.services import open_service
-
-    fields = job.engine
-    address = provider if provider.base_url is not None else provider.with_base_url("http://demo.invalid/v1")
-    try:
-        service = open_service(address, fields, api_key=None, environ=load_keys(job), model=job.model)
-        terms, tariff = terms_of(provider, fields), batch_tariff(provider, job.model, fields)
-    except UsageError as error:
-        return EnginePlan("batch", fields.batch, problem=error.message)
-    bounds = Bounds.of(service, lines=fields.max_lines, nbytes=fields.max_bytes, queued_tokens=fields.queued_tokens)
-    nbytes += requests * _LINE_BYTES
-    batches = max(math.ceil(requests / bounds.lines), math.ceil(nbytes / bounds.nbytes))
-    if bounds.queued_tokens is not None:
-        batches = max(batches, math.ceil((usage.prompt_tokens or 0) / bounds.queued_tokens))
-    return EnginePlan(
-        "batch",
-        fields.batch,
-        cost=None if tariff is None else as_float(tariff.cost(usage)),
-        batches=batches,
-        nbytes=nbytes,
-        window=fields.window or (terms.window if terms is not None else service.limits.window),
-        price_factor=None if terms is None else terms.factor,
-        as_of=None if terms is None else terms.as_of,
-    )
 
 
 class _Sharing:

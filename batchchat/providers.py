@@ -15,7 +15,17 @@ from urllib.parse import urlsplit, urlunsplit
 
 from batchchat.prices import Price, PriceList
 
-__all__ = ["DEMO", "PRICES_READ", "PROFILES", "BatchTerms", "Price", "Provider", "Transport", "normalize_url"]
+__all__ = [
+    "BATCH_TERMS",
+    "DEMO",
+    "PRICES_READ",
+    "PROFILES",
+    "BatchTerms",
+    "Price",
+    "Provider",
+    "Transport",
+    "normalize_url",
+]
 
 DEMO = "demo"
 PRICES_READ = "2026-11-28"

@@ -71,8 +71,7 @@ class PlanView:
     `spent` is what the output has cost so far. `failures` tell why the `unreadable` ones would fail, by kind and
     message, the most frequent first. `empty` rows have nothing in any column that the messages name.
     `earlier_prompt` of the `kept` records answer another prompt than the job's.
-    `spent` is what the output has cost so far. `engines` compares single requests with batches; `cost` is that of the
-    job's own engine.
+    `engines` compares single requests with batches; `cost` is that of the job's own engine.
     """
 
     job: str
