@@ -13,9 +13,11 @@ from trio.testing import MockClock
 
 from batchchat.engines.batch.service import BatchProblem, BatchStatus, RemoteBatch, ResultLine
 from batchchat.engines.batch.services import batch_terms, open_service, service_name
+from batchchat.engines.batch.services.dialects import DIALECTS
 from batchchat.errors import UsageError
 from batchchat.providers import BATCH_TERMS, DEMO, PROFILES, Provider
 from tests.batch_play import Options, Play, Turns
+from tests.docs import table
 
 KEY = "sk-0123456789abcdef"
 LABELS = {"batchchat_job": "j", "nonce": "n1"}
@@ -556,3 +558,15 @@ def test_a_request_that_would_sink_the_file_is_refused_alone() -> None:
     assert "no temperature above 1.5" in (mistral.refuses(hot) or "")
     assert mistral.refuses(b'{"model":"m","temperature":1.5}') is None
     assert openai.refuses(hot) is None
+
+
+def test_the_guide_tells_the_limits_and_terms_of_each_provider() -> None:
+    rows = table("batch-providers", "In one table")
+    assert set(rows) == set(DIALECTS)
+    for name, (_, lines, file, window, price, read_on) in rows.items():
+        limits, terms = DIALECTS[name].limits, BATCH_TERMS[name]
+        assert lines == f"{limits.lines:,}"
+        assert file.startswith(f"{limits.file_bytes / 1_000_000:.0f} MB")
+        assert (limits.line_bytes is not None) == ("a line" in file)
+        assert window.startswith(terms.window) or name == "mistral"
+        assert (price, read_on) == (f"{terms.factor}", terms.as_of)

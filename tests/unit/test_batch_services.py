@@ -72,6 +72,8 @@ OURS = {"batchchat_job": "j", "nonce": "n1"}
         ("PROGRESS", BatchStatus.IN_PROGRESS),
         ("RUNNING", BatchStatus.IN_PROGRESS),
         ("in-progress", BatchStatus.IN_PROGRESS),
+        ("InProgress", BatchStatus.IN_PROGRESS),
+        ("In Progress", BatchStatus.IN_PROGRESS),
         ("SUCCESS", BatchStatus.COMPLETED),
         ("JOB_STATE_SUCCEEDED", BatchStatus.COMPLETED),
         ("TIMEOUT_EXCEEDED", BatchStatus.EXPIRED),

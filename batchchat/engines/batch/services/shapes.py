@@ -99,7 +99,7 @@ def read_status(word: Any) -> BatchStatus:
     """Return where a batch stands by the provider's word for it."""
     if not isinstance(word, str):
         return BatchStatus.UNKNOWN
-    word = word.strip().lower().replace("-", "_").removeprefix("job_state_")
+    word = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s-]+", "_", word.strip()).lower().removeprefix("job_state_")
     return _WORDS.get(word, BatchStatus.UNKNOWN)
 
 
