@@ -39,6 +39,9 @@ _MORE_LOOKS = 3
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 60.0
 
+_TRY = "batchchat_try"
+"""The label that counts the tries to create the batch of a chunk."""
+
 _Result = TypeVar("_Result")
 
 
@@ -195,8 +198,9 @@ class Creation:
 
     async def find(self, state: ChunkState) -> list[RemoteBatch]:
         """Return the batches of a chunk that the provider's list holds now, save those that are known to be dead."""
-        since = state.creating_at or state.planned_at
-        ref, labels = state.ref or "", labels_of(state)
+        since = state.planned_at
+        # Without the try: a batch of an earlier one, which the list did not show in time, is to be found as well.
+        ref, labels = state.ref or "", {name: value for name, value in labels_of(state).items() if name != _TRY}
         found = await self._patience(lambda: self._service.find(ref, labels, since), "the list of batches")
         return [batch for batch in found if batch.status is not BatchStatus.FAILED or batch.result_refs]
 
@@ -215,7 +219,8 @@ def labels_of(state: ChunkState) -> dict[str, str]:
     return {
         "batchchat_job": state.name.rsplit("-", 3)[0][:100],
         "batchchat_chunk": str(state.number),
-        "batchchat_nonce": f"{state.nonce}-{state.tries}" if state.tries > 1 else state.nonce,
+        "batchchat_nonce": state.nonce,
+        _TRY: str(state.tries),
         "batchchat_digest": state.digest,
         "batchchat_run": state.run_id,
     }
