@@ -16,7 +16,14 @@ from batchchat.providers import PROFILES
 from tests.batch_play import Options, Play
 
 PLANNED = 1_700_000_000.0
-CHUNK = {"name": "job-000001-n-d", "nonce": "n", "digest": "d", "run_id": "r", "ref": "f1", "planned_at": PLANNED}
+CHUNK: dict[str, Any] = {
+    "name": "job-000001-n-d",
+    "nonce": "n",
+    "digest": "d",
+    "run_id": "r",
+    "ref": "f1",
+    "planned_at": PLANNED,
+}
 
 
 def find(name: str, listed: Any, state: ChunkState, tmp_path: Path) -> list[RemoteBatch]:
