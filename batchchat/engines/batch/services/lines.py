@@ -192,5 +192,9 @@ def _dump(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:
-        # Half a surrogate pair, or a number beyond 64 bits.
+        pass
+    try:
+        # Half a surrogate pair, a number beyond 64 bits, or deeper nested than orjson writes.
         return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    except RecursionError:
+        raise NoResult("the line is nested without end") from None
