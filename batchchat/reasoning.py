@@ -58,6 +58,8 @@ _BLANK: Final = re.compile(
 
 Some servers leave the last in the text.
 """
+_FIRST: Final = ("<", "[", "◁")
+"""What every opening mark begins with."""
 _QUOTES: Final = "`'\"“”«»"
 
 
@@ -78,11 +80,11 @@ def is_blank(text: str | None) -> bool:
 def split(text: str) -> tuple[str | None, str]:
     """Return the reasoning before an answer, and the answer.
 
-    Without reasoning the first is None and the second the text as it is. Reasoning whose opening mark has no end is
-    left in the text: it may be ordinary text. So is a marked part between other text.
+    Without reasoning the first is None and the second the text as it is. If the text begins with an opening mark that
+    has no end, all of it is reasoning: the answer is empty. A marked part between other text is left in it.
     """
     if not _may_hold_an_end(text) or _is_json(text):
-        return None, text
+        return _unended(text, 0)
     if "<|channel|>" in text:
         return _harmony(text)
     if text.lstrip().startswith("analysis") and _BARE_FINAL in text:
@@ -95,9 +97,12 @@ def split(text: str) -> tuple[str | None, str]:
     while (part := _leading(text, position)) is not None:
         begin, end, position = part
         thoughts.append(text[begin:end].strip())
+    more, rest = _unended(text, position)
+    if more is not None:
+        thoughts.append(more)
     if not thoughts:
         return None, text
-    return "\n\n".join(filter(None, thoughts)), _unwrapped(text[position:])
+    return "\n\n".join(filter(None, thoughts)), _unwrapped(rest)
 
 
 def unmarked(text: str) -> str:
@@ -182,6 +187,19 @@ def _leading(text: str, position: int) -> tuple[int, int, int] | None:
         elif not mark.family:
             return position, mark.start, mark.end
     return None
+
+
+def _unended(text: str, position: int) -> tuple[str | None, str]:
+    """Split what stands at a position: all of it is reasoning if a mark opens it and none of its kind follows."""
+    start = blank.end() if (blank := _BLANK.match(text, position)) else position
+    if text[start : start + 1] not in _FIRST:
+        return None, text[position:]
+    opening, *others = _marks(text, start) if (found := _MARK.match(text, start)) else (None,)
+    if found is None or opening is None or opening.start != start or opening.closes or opening.family:
+        return None, text[position:]
+    if any(mark.closes for mark in others):
+        return None, text[position:]
+    return text[opening.end :].strip(), ""
 
 
 def _harmony(text: str) -> tuple[str | None, str]:

@@ -111,9 +111,25 @@ def tell_error(error: BatchchatError) -> None:
 
 def _click_text(error: click.ClickException) -> str:
     text = f"error: {error.format_message()}"
+    if isinstance(error, click.NoSuchOption) and (instead := _instead_of(error.option_name)) is not None:
+        text = f"error: No such option '{error.option_name}'. {instead}"
     if isinstance(error, click.UsageError) and error.ctx is not None:
         text += f"\nTry '{error.ctx.command_path} --help'."
     return text
+
+
+def _instead_of(option: str) -> str | None:
+    """Say what does what an option that does not exist seems to mean: `plan`, or `--set` of a field of the job."""
+    name = option.lstrip("-").replace("-", "_")
+    if name in {"dry_run", "dryrun", "check", "what_if", "simulate"}:
+        return "`batchchat plan JOB` shows what a run would send, and sends nothing."
+    from batchchat.job.model import FIELDS
+
+    for place, section in FIELDS.items():
+        for found, field in section.model_fields.items():
+            if name == (field.alias or found):
+                return f"It is a field of the job: --set {'.'.join((*place, name))}=VALUE"
+    return None
 
 
 def leave(code: int) -> None:

@@ -135,7 +135,9 @@ class Breaker(ProbeGate):
             self._late_successes = self._own = 0
         self._own += suspicious and key not in self._streak
         self._streak[key] = suspicious
-        least = max(_OPEN_AFTER, under_way // 4) + self._late_successes
+        least = max(_OPEN_AFTER, under_way // 4)
+        if under_way:
+            least += self._late_successes  # with nothing under way no long answer can come any more
         # Failures that a row cannot cause by itself count without regard to how many bad rows there are.
         if len(self._streak) - self._own < least and len(self._streak) < max(least, self._usual_streak()):
             return False
@@ -152,8 +154,12 @@ class Breaker(ProbeGate):
         A success that was sent before the first failure of the streak does not show that the provider is still up. It
         only asks for one failure more, so that long answers among quick failures are no outage either.
         """
-        self._suspects.pop(key, None)
+        mended = key in self._suspects
+        if mended:
+            del self._suspects[key]
         if self._bad:
+            if mended:
+                self._bad = max(0.0, self._bad - 1.0)  # it did not fail by itself
             self._remember(0, 1)
         if self._streak and granted_at <= self._first_granted_at:
             self._late_successes += 1

@@ -43,6 +43,8 @@ _SCORE = 2.0
 So one row that gets a 503 each time among healthy ones does not.
 """
 _PER = 16.0
+_RECENT_S = 5.0
+"""How long before a refused connection a request may have been sent whose answer shows that the server was up then."""
 _REMEMBERED = 2048
 """Moments of answers that are kept, to tell how many came while a request waited in vain."""
 
@@ -61,12 +63,14 @@ class Concurrency:
         "_failed_at",
         "_hold_s",
         "_hold_until",
-        "_kept",
+        "_kept_at",
+        "_kept_of",
         "_last",
         "_plateau_s",
         "_plateau_until",
         "_proven",
         "_score",
+        "_sent_well_at",
         "_shrunk_at",
         "_size",
         "_stage_at",
@@ -92,7 +96,9 @@ class Concurrency:
         self._shrunk_at = -math.inf
         self._before = self._size
         self._score = 0.0
-        self._kept = False
+        self._kept_at = math.inf
+        self._kept_of = 0.0
+        self._sent_well_at = -math.inf
         self._proven = 0
         self._top = (0, 0)
         self._turn_at = -math.inf
@@ -115,6 +121,7 @@ class Concurrency:
         What was under way when the window shrank says nothing about the smaller one.
         """
         self._answers.append(now)
+        self._sent_well_at = max(self._sent_well_at, granted_at)
         if self._score > 0.0:
             self._score = max(0.0, self._score - 1.0 / _PER)
         if level > self._proven and granted_at > self._shrunk_at:
@@ -199,7 +206,6 @@ class Concurrency:
 
     def found(self, now: float, level: int) -> None:
         """Take `level` for what the server has under way at most, since it refused everything above; try again soon."""
-        self._kept = False
         if now > self._shrunk_at + _TOP_S:
             self._before = self._size
         self._shrunk_at = now
@@ -249,7 +255,6 @@ class Concurrency:
         if not answered or self._size <= 1.0:
             return False
         if granted_at > self._shrunk_at:
-            self._kept = False
             self._before = self._size
             self._shrunk_at = now
             self._set(min(self._size * _SHRINK, max(1.0, 0.9 * answered)))
@@ -259,34 +264,43 @@ class Concurrency:
     def troubled(self, now: float, granted_at: float) -> None:
         """Count a timeout that tells nothing of the window; several at once shrink it."""
         if granted_at > self._shrunk_at and self._weighs():
-            self._kept = False
             self._before = self._size
             self._shrunk_at = now
             self._set(self._size * _SHRINK)
             self._threshold = self._size
 
-    def turned_away(self, now: float, granted_at: float, under_way: int) -> bool:
+    def turned_away(self, now: float, granted_at: float, level: int, under_way: int, *, reached: bool) -> bool:
         """Take in a request that was turned away (503, 529, no connection) while so many others are under way.
 
+        It was sent as the `level`th.
         Return whether the server may be only full: it keeps the others. If they are turned away too, the window goes
         down with each of them, to one at a time; what fails then is a sign that the provider is down (`down`).
+        `reached` is false if there was no connection. A full server seldom refuses that, and one that is gone always
+        does, with answers still on their way: so it counts only if the server has just answered others, or nobody yet.
         """
+        if not reached and self._answers and self._sent_well_at < granted_at - _RECENT_S:
+            return False
         if granted_at > self._shrunk_at:
             if not self._weighs():
                 return False
-            self.found(now, max(1, under_way))
-            self._kept = True
-        elif self._kept and under_way < self._size:
+            before = self._size
+            # What was found before does not hold if one within it is turned away: then it may be anything.
+            wrong = self._kept_at < math.inf and level < self._failed_at
+            self.found(now, max(1, int(_SHRINK * under_way) if wrong else under_way))
+            if self._kept_at == math.inf or self._sent_well_at > self._kept_at:
+                self._kept_at, self._kept_of = now, before
+        elif self._kept_at < math.inf and under_way < self._size:
             # The same round trip: all that the server kept of it is what is still under way.
             self._failed_at = max(1, under_way) + 1.0
             self._set(float(max(1, under_way)))
         return under_way > 0
 
     def down(self) -> None:
-        """Take back what `turned_away` lowered if nothing was answered since: the provider was down, not full."""
-        if self._kept and not (self._answers and self._answers[-1] > self._shrunk_at):
+        """Take back what `turned_away` lowered if nothing that was sent since was answered: it was no full server."""
+        if self._sent_well_at < self._kept_at < math.inf:
+            self._before = max(self._before, self._kept_of)
             self.undo()
-        self._kept = False
+        self._kept_at = math.inf
 
     def _weighs(self) -> bool:
         """Count a trouble; return true if it outweighs the successes, and begin anew."""

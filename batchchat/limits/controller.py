@@ -214,7 +214,7 @@ class Controller:
             if not crowded:
                 self.concurrency.troubled(now, grant.at)
         elif not self.breaker.active and (status in _FULL or not reply.sent):
-            crowded = self.concurrency.turned_away(now, grant.at, self.in_use)
+            crowded = self.concurrency.turned_away(now, grant.at, grant.level, self.in_use, reached=reply.sent)
         if grant.probe and self.hold.active:
             self.hold.probe_failed(now)
         if kind not in _DOWN:

@@ -35,24 +35,25 @@ _LENGTH = struct.Struct("<I")
 
 
 class DecodedSizes:
-    """The decoded size of rows, for each row group of one Parquet file.
+    """The decoded size of rows, for each row group of one open Parquet file."""
 
-    Nothing is read from the file as long as the footer alone shows that the rows are small.
-    """
-
-    def __init__(self, metadata: pq.FileMetaData, read: ReadAt) -> None:
-        self._metadata = metadata
+    def __init__(self, file: pq.ParquetFile, read: ReadAt) -> None:
+        self._file = file
+        self._metadata = file.metadata
         self._read = read
 
     def at_once(self, group: int, rows: int, limit: int, columns: Sequence[str] | None = None) -> int:
         """Return how many rows of a row group may be decoded at once: at most `rows`, at least one, of `limit` bytes.
 
-        `columns` are the names of those that are read; None means all.
+        `columns` are the names of those that are read; None means all. Raises what Arrow says of a damaged row group.
         """
         there = self._metadata.row_group(group)
         rows = max(1, min(rows, there.num_rows))
+        # Arrow ends the process when it is asked for the columns of a damaged footer, and raises when it reads them.
+        for _ in self._file.iter_batches(batch_size=1, row_groups=[group], columns=columns, use_threads=False):
+            break
         leaves = [number for number in range(there.num_columns) if self._is_read(number, columns)]
-        # A dictionary's longest text is at most all that the column holds: for most files that is proof enough.
+        # A dictionary's longest text is at most all that the column holds.
         longest = {number: there.column(number).total_uncompressed_size for number in leaves}
         if self._row_bytes(group, longest) * rows <= limit:
             return rows
@@ -61,13 +62,6 @@ class DecodedSizes:
             if self._is_text(number) and longest[number] > share:
                 longest[number] = min(longest[number], self._longest_text(group, number))
         return max(1, min(rows, limit // max(1, self._row_bytes(group, longest))))
-
-    def nbytes(self, group: int) -> int:
-        """Return about how many bytes a row group takes when it is decoded, or more."""
-        there = self._metadata.row_group(group)
-        leaves = range(there.num_columns)
-        longest = {number: self._longest_text(group, number) if self._is_text(number) else 0 for number in leaves}
-        return self._row_bytes(group, longest) * int(there.num_rows)
 
     def _is_read(self, number: int, columns: Sequence[str] | None) -> bool:
         if columns is None:
@@ -90,7 +84,7 @@ class DecodedSizes:
             else:
                 leaf = self._metadata.schema.column(number)
                 total += column.num_values * (_WIDTHS.get(leaf.physical_type, leaf.length) + 1)
-        return -(-total // max(1, there.num_rows))
+        return int(-(-total // max(1, there.num_rows)))
 
     def _longest_text(self, group: int, number: int) -> int:
         """Return the length of the longest text in the dictionary of a column; 0 if it has none."""

@@ -46,7 +46,7 @@ class ParquetFile:
         path = str(self._file.path)
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as opened:
             groups, read = _groups_from(opened.metadata, first)
-            sizes = DecodedSizes(opened.metadata, self._read_at)
+            sizes = DecodedSizes(opened, self._read_at)
             for group in groups:
                 size = sizes.at_once(group, limits.batch_rows, _AT_ONCE * limits.batch_bytes)
                 for batch in opened.iter_batches(batch_size=size, row_groups=[group]):

@@ -406,7 +406,7 @@ class Dataset:
         moved.removed += [(custom_id, False) for custom_id in custom_ids]
         self._before_removal(error.part)
         kept = self.parts.set_aside(error.part)
-        known = f"Its {rows} records are" if rows else "Its records are"
+        known = "Its 1 record is" if rows == 1 else f"Its {rows:,} records are" if rows else "Its records are"
         moved.messages.append(f"{error}. {known} taken out, and their rows run again. The file is kept as {kept}.")
 
     def _archive_aside(self, error: DamagedPartError) -> str:

@@ -58,7 +58,7 @@ def bounded_batches(
     file: pq.ParquetFile, read: ReadAt, *, columns: Sequence[str] | None = None, rows: int = ROW_GROUP_ROWS
 ) -> Iterator[pa.RecordBatch]:
     """Yield a file's rows in batches of at most `rows` rows and about ROW_GROUP_BYTES when they are decoded."""
-    sizes = DecodedSizes(file.metadata, read)
+    sizes = DecodedSizes(file, read)
     for group in range(file.metadata.num_row_groups):
         size = sizes.at_once(group, rows, ROW_GROUP_BYTES, columns)
         yield from file.iter_batches(batch_size=size, row_groups=[group], columns=columns, use_threads=False)

@@ -30,6 +30,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
+from batchchat.format import plural
 from batchchat.records import PARSED, RECORD_COLUMNS, Spend
 from batchchat.store.dataset import Dataset, Moved, Point
 from batchchat.store.index import Counts, KeyIndex, RecordIndex, is_live, key_digest, state_of
@@ -315,8 +316,10 @@ class Store:
         cut_torn_line(self._layout.ledger)
         self._spend_by_run, self._counted, damaged_lines = self._layout.read_ledger()
         if damaged_lines:
+            are = "is" if damaged_lines == 1 else "are"
             self.recovery.messages.append(
-                f"{damaged_lines} lines of {self._layout.ledger} are damaged: earlier costs are told too low."
+                f"{plural(damaged_lines, 'line')} of {self._layout.ledger} {are} damaged: "
+                "earlier costs are told too low."
             )
         self._note(self._dataset.load(self.index, self.keys, self.known))
         found = [replay(path) for path in journals(self._layout.state).values()]

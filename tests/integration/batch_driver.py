@@ -8,8 +8,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import openai
@@ -18,7 +17,7 @@ from batchchat.demo import BatchOptions, DemoOptions, DemoServer
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 MODEL = "llama-3.1-8b-instruct"
-CHAT = "/v1/chat/completions"
+CHAT: Final = "/v1/chat/completions"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
@@ -52,12 +51,15 @@ class Driver:
     def create_of(self, file_id: str, **fields: Any) -> Any:
         return self.client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h", **fields)
 
+    def look(self, batch: Any) -> Any:
+        return self.client.batches.retrieve(batch.id)
+
     def ended(self, batch: Any, patience: float = 10.0) -> Any:
         until = time.monotonic() + patience
         while batch.status not in ENDED:
             assert time.monotonic() < until, batch
             time.sleep(0.005)
-            batch = self.client.batches.retrieve(batch.id)
+            batch = self.look(batch)
         return batch
 
     def run(self, lines: int | list[dict[str, Any]] | bytes = 8, **fields: Any) -> Any:
@@ -74,7 +76,7 @@ class Driver:
 
 
 @contextmanager
-def driving(*, seconds: float = 0.0, folder: Path | None = None, **faults: Any) -> Iterator[Driver]:
+def driving(*, seconds: float = 0.0, folder: Any = None, **faults: Any) -> Iterator[Driver]:
     """A demo server with these faults and a client of it."""
     options = DemoOptions(latency_s=0, batch=BatchOptions(seconds=seconds, faults=faults, folder=folder))
     with (

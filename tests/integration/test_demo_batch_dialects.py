@@ -20,9 +20,6 @@ from batchchat.providers import Provider
 from tests.batch_play import Options
 from tests.integration.batch_driver import MODEL, NO_TLS, request_line
 
-OF_FILES = [name for name in DIALECTS if name != "scaleway"]
-"""The dialects with a Files API."""
-
 BUCKET = "batches"
 
 
@@ -212,26 +209,48 @@ def test_a_full_queue_of_azure_refuses_the_create_call(tmp_path: Path) -> None:
     with serving("azure", seconds=60, queue_tokens=100) as server:
 
         async def run(used: Used) -> None:
-            await used.service.create(await used.upload("a.jsonl", [request_line(1)]), {})
+            ref = await used.upload("a.jsonl", [request_line(1)])
+            await used.service.create(ref, {})
             with pytest.raises(QueueFull) as caught:
-                await used.service.create(await used.upload("b.jsonl", [request_line(2)]), {})
+                await used.service.create(ref, {})
             assert caught.value.queued_tokens == 100
 
         use(server, tmp_path, run)
 
 
-def test_lists_of_all_dialects_go_on_at_the_next_page(tmp_path: Path) -> None:
-    for dialect in OF_FILES:
+def test_lists_go_on_by_cursor_by_number_or_not_at_all(tmp_path: Path) -> None:
+    for dialect, size, following in (
+        (
+            "groq",
+            "limit=2",
+            lambda told, _: told["paging"]["next_cursor"] and f"cursor={told['paging']['next_cursor']}",
+        ),
+        ("mistral", "page_size=2", lambda told, number: 2 * number < told["total"] and f"page={number}"),
+        ("together", "", lambda *_: None),
+    ):
         with serving(dialect) as server:
 
-            async def run(used: Used) -> None:
-                refs = [await used.upload(f"{number}.jsonl", [request_line(number)]) for number in range(2)]
-                made = [await used.service.create(refs[0], {"chunk": "0"})]
-                for _ in range(103):
-                    await used.service.create(refs[1], {"chunk": "1"})
-                found = await used.service.find(refs[0], {"chunk": "0"}, 0.0)
-                assert [batch.id for batch in found] == [made[0].id]
-                assert len(await used.service.find(refs[1], {"chunk": "1"}, 0.0)) == 103
+            async def run(
+                used: Used, size: str = size, following: Callable[[Any, int], Any] = following, dialect: str = dialect
+            ) -> None:
+                path = "/batch/jobs" if dialect == "mistral" else "/batches"
+                ref = await used.upload("a.jsonl", [request_line(1)])
+                made = [(await used.service.create(ref, {"chunk": str(number)})).id for number in range(5)]
+                found: list[str] = []
+                number, page = 0, ""
+                while page or number == 0:
+                    told = (await ask(server, "GET", f"{path}?{size}&{page}")).json()
+                    found += [batch["id"] for batch in (told if isinstance(told, list) else told["data"])]
+                    number += 1
+                    page = following(told, number) or ""
+                assert found == made[::-1]
+                assert number == (1 if dialect == "together" else 3)
+                if dialect == "mistral":
+                    only = (await ask(server, "GET", path, params={"metadata": '{"chunk":"1"}'})).json()
+                    assert [batch["id"] for batch in only["data"]] == [made[1]]
+                if dialect == "groq":
+                    told = (await ask(server, "GET", f"{path}?id={made[0]}&id={made[3]}")).json()
+                    assert {batch["id"] for batch in told["data"]} == {made[0], made[3]}
 
             use(server, tmp_path, run)
 

@@ -245,7 +245,7 @@ def stuck_running__stuck_finalizing() -> None:
         with driving(**{fault: 1, "window": 0.5}) as demo:
             batch = demo.create(8)
             while batch.request_counts.completed < done:
-                batch = demo.client.batches.retrieve(batch.id)
+                batch = demo.look(batch)
             assert batch.status == status
             batch = demo.ended(batch)
             assert (batch.status, batch.request_counts.completed) == ("expired", done)
@@ -256,8 +256,8 @@ def stuck_running__stuck_finalizing() -> None:
 def finalizing() -> None:
     with driving(finalizing=0.4) as demo:
         batch = demo.create(4)
-        eventually(lambda: demo.client.batches.retrieve(batch.id).status == "finalizing")
-        counts = demo.client.batches.retrieve(batch.id).request_counts
+        eventually(lambda: demo.look(batch).status == "finalizing")
+        counts = demo.look(batch).request_counts
         assert counts.completed == counts.total == 4
         assert demo.ended(batch).status == "completed"
 
@@ -299,7 +299,7 @@ def unknown_status__counts_back__counts_null() -> None:
     with driving(seconds=0.4, unknown_status=1, counts_back=1) as demo:
         batch, told = demo.create(40), []
         while batch.status != "completed":
-            batch = demo.client.batches.retrieve(batch.id)
+            batch = demo.look(batch)
             told.append((batch.status, batch.request_counts.completed))
     assert "warming_up" in dict(told)
     assert "in_progress" not in dict(told)
@@ -314,7 +314,7 @@ def unknown_status__counts_back__counts_null() -> None:
 def cancelled(demo: Driver, lines: int = 12) -> Any:
     batch = demo.create(lines)
     while batch.request_counts.completed < 3:
-        batch = demo.client.batches.retrieve(batch.id)
+        batch = demo.look(batch)
     assert demo.client.batches.cancel(batch.id).status == "cancelling"
     batch = demo.ended(batch)
     assert batch.status == "cancelled"
@@ -359,7 +359,7 @@ def cancel_slow() -> None:
 def ids_late() -> None:
     with driving(ids_late=2) as demo:
         batch = demo.run(2)
-        told = [batch.output_file_id] + [demo.client.batches.retrieve(batch.id).output_file_id for _ in range(2)]
+        told = [batch.output_file_id] + [demo.look(batch).output_file_id for _ in range(2)]
         assert told[:2] == [None, None]
         assert told[2] is not None
 

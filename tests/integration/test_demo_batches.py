@@ -100,7 +100,7 @@ def test_a_batch_takes_its_time_and_its_counts_grow() -> None:
         seen = [batch.status]
         counts = []
         while batch.status not in ENDED:
-            batch = demo.client.batches.retrieve(batch.id)
+            batch = demo.look(batch)
             seen.append(batch.status)
             counts.append(batch.request_counts.completed)
             assert (batch.output_file_id is None) is (batch.status != "completed")
@@ -248,7 +248,7 @@ def test_a_cancelled_batch_keeps_what_was_answered() -> None:
     with driving(seconds=1.0) as demo:
         batch = demo.create(40)
         while batch.request_counts.completed < 5:
-            batch = demo.client.batches.retrieve(batch.id)
+            batch = demo.look(batch)
         batch = demo.client.batches.cancel(batch.id)
         assert batch.status == "cancelling"
         batch = demo.ended(batch)
@@ -359,7 +359,7 @@ def test_every_line_is_in_exactly_one_file(share: float, moment: float, seed: in
     async def run() -> list[str]:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://demo/v1", verify=NO_TLS) as client:
-            form = {"files": {"file": ("a.jsonl", input_file(lines))}, "data": {"purpose": "batch"}}
+            form: dict[str, Any] = {"files": {"file": ("a.jsonl", input_file(lines))}, "data": {"purpose": "batch"}}
             file = (await client.post("/files", **form)).json()
             asked = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
             batch = (await client.post("/batches", json=asked)).json()

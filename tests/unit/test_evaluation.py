@@ -352,7 +352,10 @@ def test_what_a_scorer_cannot_tell_is_said(bench: Bench) -> None:
 
 
 def test_an_evaluation_is_held_against_an_earlier_one(bench: Bench) -> None:
-    scorers = [{"name": "t", "kind": "classes", "expected": "gold"}, {"name": "words", "kind": "length"}]
+    scorers: list[dict[str, Any]] = [
+        {"name": "t", "kind": "classes", "expected": "gold"},
+        {"name": "words", "kind": "length"},
+    ]
     before = bench.folder / "out" / "before"
     bench.evaluate(bench.suite(variants=[{"name": "one"}], scorers=scorers, output="out/before"))
 

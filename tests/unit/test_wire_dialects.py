@@ -188,7 +188,8 @@ def test_marked_reasoning_is_told_apart_in_every_dialect(text: str, reasoning: s
     "text",
     [
         "the tag <think>x</think> in a text",
-        "<think>never closed",
+        "<analysis>never closed",
+        "`<think>` is never closed",
         "end it with `</think>` and go on",
         '{"note": "write </think> there"}',
         '["<think>a</think>"]',
@@ -614,3 +615,32 @@ def test_usage_is_found_wherever_a_server_puts_it(fields: dict[str, Any], choice
     last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", **choice}], **fields}
     stream = events({"choices": [{"index": 0, "delta": {"content": "x"}}]}, last)
     assert reply.usage == stream.usage == usage
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>so",
+        "\n<thinking>\nso",
+        "[THINK]so",
+        "◁think▷so",
+        "<|begin_of_thought|>so",
+        "<seed:think>so",
+        "<thought>so",
+    ],
+)
+@pytest.mark.parametrize("word", ["stop", "length"])
+def test_reasoning_that_never_ends_is_no_answer(text: str, word: str | None) -> None:
+    for reply in (whole(text, word), streamed(text, word)):
+        assert reply.failure is not None
+        assert reply.failure.kind is (ErrorKind.TRUNCATED if word == "length" else ErrorKind.PROTOCOL)
+        assert reply.completion is not None
+        assert (reply.completion.text, reply.completion.reasoning) == ("", "so")
+
+
+def test_reasoning_that_never_ends_beside_a_tool_call_is_reasoning() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    reply = whole({"content": "<think>so", "tool_calls": [call]})
+    assert reply.failure is None
+    assert reply.completion is not None
+    assert (reply.completion.text, reply.completion.reasoning) == ("", "so")
