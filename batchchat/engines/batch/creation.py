@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,9 +39,6 @@ _MORE_LOOKS = 3
 """Gone uploads that are made again before it is an error: a provider may need a moment until a file can be used."""
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 60.0
-
-_TRY = "batchchat_try"
-"""The label that counts the tries to create the batch of a chunk."""
 
 _Result = TypeVar("_Result")
 
@@ -197,12 +195,17 @@ class Creation:
         return None
 
     async def find(self, state: ChunkState) -> list[RemoteBatch]:
-        """Return the batches of a chunk that the provider's list holds now, save those that are known to be dead."""
-        since = state.planned_at
-        # Without the try: a batch of an earlier one, which the list did not show in time, is to be found as well.
-        ref, labels = state.ref or "", {name: value for name, value in labels_of(state).items() if name != _TRY}
-        found = await self._patience(lambda: self._service.find(ref, labels, since), "the list of batches")
-        return [batch for batch in found if batch.status is not BatchStatus.FAILED or batch.result_refs]
+        """Return the batches of a chunk that the provider's list holds now, save those that are known to be dead.
+
+        Each try to create one had labels of its own.
+        """
+        ref, found = state.ref or "", {}
+        for tries in range(1, max(1, state.tries) + 1):
+            ask = partial(self._service.find, ref, labels_of(replace(state, tries=tries)), state.planned_at)
+            for batch in await self._patience(ask, "the list of batches"):
+                if batch.status is not BatchStatus.FAILED or batch.result_refs:
+                    found.setdefault(batch.id, batch)
+        return list(found.values())
 
     async def cancel_surplus(self, state: ChunkState, batch_id: str) -> ChunkState:
         """Cancel a batch that is one too many. It is noted first, so that what it answers all the same is counted."""
@@ -219,8 +222,7 @@ def labels_of(state: ChunkState) -> dict[str, str]:
     return {
         "batchchat_job": state.name.rsplit("-", 3)[0][:100],
         "batchchat_chunk": str(state.number),
-        "batchchat_nonce": state.nonce,
-        _TRY: str(state.tries),
+        "batchchat_nonce": f"{state.nonce}-{state.tries}" if state.tries > 1 else state.nonce,
         "batchchat_digest": state.digest,
         "batchchat_run": state.run_id,
     }
