@@ -593,6 +593,11 @@ class BatchEngine:
         for batch_id in asked:
             self._unknown[batch_id] = 0 if batch_id in found else self._unknown.get(batch_id, 0) + 1
         lost = [batch_id for batch_id in asked if self._unknown[batch_id] >= _UNKNOWN_LOOKS]
+        for state in [planned.state for planned in self._live.values() if planned.state.batch in lost]:
+            # Results that lie in a bucket of our own tell of a batch that the provider has forgotten.
+            ended = [batch for batch in await self._creation.find(state) if batch.ended and batch.result_refs]
+            if ended and state.batch is not None:
+                found[state.batch] = replace(ended[0], id=state.batch)
         if lost and not found:
             raise NeedsHuman(
                 f"the provider knows none of the {len(asked)} batches of this output, such as {lost[0]}",
