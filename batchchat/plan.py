@@ -21,10 +21,9 @@ from batchchat.records import Request, Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import Rows, pass_of
-from batchchat.store import Frozen, frozen_schema, is_output, read_state
+from batchchat.store import Frozen, check_currency, frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.known import KnownRows, Pass
-from batchchat.store.state import Layout
 from batchchat.views import PlanCap, PlanView, RequestPreview
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
     prepared = prepare(job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed)
     job, provider = prepared.job, prepared.provider
     if not fresh:
-        Layout(directory).check_currency(provider.currency if job.model in provider.prices else None)
+        check_currency(directory, provider.currency if job.model in provider.prices else None)
     reopens = options.retry_failed
     reopens = job.retry.reopens() if reopens is None else reopens
     history = _History(directory, fresh=fresh, job=job, following=pass_of(prepared, reopens))

@@ -45,7 +45,6 @@ from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer, in_thread
 from batchchat.store import Frozen, Store, frozen_schema
-from batchchat.store.state import Layout
 
 if TYPE_CHECKING:
     import httpx
@@ -194,7 +193,7 @@ class _Opening:
         renamed = store.recovery.renamed
         if renamed is not None:
             message = f"the old output is kept as {renamed}; `batchchat clean {job.output.path}` removes old ones"
-            setting.listener(Event("set_aside", message, "info", {"path": str(renamed)}))
+            setting.listener(Event("set_aside", message, "info", {"path": renamed}))
         for message in store.recovery.messages:
             self._warnings.append(message)
             setting.listener(Event("recovered", message, "warning"))
@@ -216,7 +215,7 @@ class _Opening:
         job, setting, prepared = self._job, self._setting, self._prepared
         client = await self._connect_client(stack, key)
         if cache is None and job.dedupe:
-            cache = await self.open_cache(stack, Layout(store.directory).answers)
+            cache = await self.open_cache(stack, store.shared_answers())
         price = self._provider.prices.get(job.model)
         prompt_id = prompt_id_of(prepared)
         tally = Tally()

@@ -9,7 +9,7 @@ stand in the wrong place. A length is believed only if the file holds that many 
 
 from __future__ import annotations
 
-import os
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
