@@ -32,8 +32,8 @@ from batchchat.evaluation.statistics.intervals import SEED
 from batchchat.evaluation.statistics.unit import YES_NO, ScoreUnit
 from batchchat.format import plural
 from batchchat.inspection import job_of
-from batchchat.job.model import nearest
 from batchchat.job.syntax import parse_yaml
+from batchchat.job.values import nearest
 from batchchat.records import RECORD_COLUMNS
 from batchchat.store import Output, read_state
 
