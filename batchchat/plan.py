@@ -48,17 +48,7 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
     reopens = options.retry_failed
     reopens = job.retry.reopens() if reopens is None else reopens
     history = _History(directory, fresh=fresh, job=job, following=pass_of(prepared, reopens))
-    intake = Intake(
-        prepared.template,
-        prepared.identity,
-        index=history.index,
-        keys=history.keys,
-        key_column=job.input.key,
-        reopens=reopens,
-        selection=prepared.selection,
-        samples=job.samples,
-        answer_ids=True,
-    )
+    intake = prepared.intake(history.index, history.keys, reopens=reopens, answer_ids=True)
     with closing(_Sharing(job)) as sharing, closing(history):
         shown, usage = _read(prepared, intake, history, sharing, previews)
     counts, live = intake.counts, history.index.counts()

@@ -305,17 +305,8 @@ class _Opening:
 
     def _make_intake(self, store: Store) -> Intake:
         job, prepared = self._job, self._prepared
-        intake = Intake(
-            prepared.template,
-            prepared.identity,
-            index=store.index,
-            keys=store.keys,
-            key_column=job.input.key,
-            reopens=self._reopens,
-            selection=prepared.selection,
-            samples=job.samples,
-            answer_ids=job.cache is not None or job.dedupe,
-        )
+        shares = job.cache is not None or job.dedupe
+        intake = prepared.intake(store.index, store.keys, reopens=self._reopens, answer_ids=shares)
         if store.known is not None:
             intake.pass_over(store.known)
         return intake

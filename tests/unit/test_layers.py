@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cache", "store", "client", "review"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),
-    frozenset({"plan", "inspection", "history"}),
+    frozenset({"plan", "inspection", "history", "joining"}),
     frozenset({"report"}),
     frozenset({"evaluation"}),
     frozenset({"export"}),
