@@ -116,7 +116,10 @@ Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 class Section(BaseModel):
     """A section of a job: it does not change once it is made, and it has no field that the job does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=10_000_000, allow_inf_nan=False)
+    # A validator is built when it is first needed: a job's own holds those of its sections, which then are built once.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", str_max_length=10_000_000, allow_inf_nan=False, defer_build=True
+    )
 
 
 def parse_boolean(value: object) -> object:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,3 +187,16 @@ def _imports_of_store(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     return {name.removeprefix("batchchat.store.") for name in modules if name.startswith("batchchat.store.")}
+
+
+def test_a_run_imports_nothing_that_it_does_not_use() -> None:
+    """A run whose provider is on the network, and that writes JSON, needs no page, no server and no styled text."""
+    script = (
+        "import sys; import batchchat.cli as cli; cli._start_fast();"
+        "import batchchat.cli.running, batchchat.runner.run, batchchat.transport, batchchat.job.model as model;"
+        "heavy = 'rich pygments starlette uvicorn jsonschema duckdb openpyxl sqlite3 multiprocessing'.split();"
+        "print([name for name in heavy if sys.modules.get(name) is not None],"
+        "[name for name, section in model.FIELDS.items() if section.__pydantic_complete__])"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert answer.stdout == "[] []\n"
