@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import batchchat
 
 ROOT = Path(batchchat.__file__).parent
+REPO = Path(__file__).parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"clock", "errors", "format", "reasoning", "records"}),
     frozenset({"events", "providers", "identity", "images", "structured"}),
@@ -200,3 +204,21 @@ def test_a_run_imports_nothing_that_it_does_not_use() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout == "[] []\n"
+
+
+@pytest.mark.parametrize("page", [".github/CONTRIBUTING.md", "tests/README.md"])
+def test_every_file_that_a_page_for_contributors_names_is_there(page: str) -> None:
+    text = (REPO / page).read_text(encoding="utf-8")
+    places = (REPO, ROOT, REPO / "tests", ROOT / "evaluation" / "scorers", ROOT / "store")
+    named = set(re.findall(r"`([\w./*]+\.(?:py|md)|[\w/]+/)`", text))
+    assert len(named) > 12
+    missing = [name for name in sorted(named) if not any(list(place.glob(name.rstrip("/"))) for place in places)]
+    assert not missing
+
+
+def test_the_map_of_contributors_names_every_room() -> None:
+    text = (REPO / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    named = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    rooms = set(LEVEL) - {"__main__"}
+    assert rooms - named == set()
