@@ -27,7 +27,7 @@ from batchchat.store.output import (
 )
 from batchchat.store.recovery import Recovery
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
-from batchchat.store.state import check_currency, lock_holder
+from batchchat.store.state import batches_folder, check_currency, lock_holder
 from batchchat.store.store import Change, Store
 from batchchat.store.verify import VerifyReport, verify
 
@@ -51,6 +51,7 @@ __all__ = [
     "SpendOnly",
     "Store",
     "VerifyReport",
+    "batches_folder",
     "check_currency",
     "earlier_prompts",
     "frozen_schema",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -30,7 +30,8 @@ _CUSTOM_ID = RECORD_COLUMNS.index("custom_id")
 class Sealing:
     """A closed generation of the journal, on its way into parts.
 
-    `batches` are its records, `spend` is what it cost. A `damaged` journal is kept, and not deleted.
+    `batches` are its records, `late` those of them that go to the archive at once, `spend` is what it cost. A `damaged`
+    journal is kept, and not deleted.
     """
 
     generation: int
@@ -38,6 +39,7 @@ class Sealing:
     batches: list[pa.RecordBatch]
     spend: Spend
     superseding: Superseding
+    late: list[pa.RecordBatch] = field(default_factory=list)
     damaged: bool = False
 
     @property
@@ -66,12 +68,18 @@ class CommitLog:
         self._point = point
         self._journal: Journal | None = None
         self._pending: Pending | None = None
+        self._late: Pending | None = None
         self._pending_since: float | None = None
 
     @property
     def pending_rows(self) -> int:
         """Return how many committed records wait for their part."""
         return 0 if self._pending is None else self._pending.rows
+
+    @property
+    def unsealed(self) -> bool:
+        """Tell whether committed records wait to be published, or to go to the archive."""
+        return bool(self.pending_rows or self._late is not None)
 
     def commit(self, entries: Sequence[Entry]) -> Spend:
         """Make entries durable: one write and one synchronization. Return what they cost.
@@ -90,7 +98,11 @@ class CommitLog:
         if records:
             if self._pending is None:
                 self._pending = Pending(self._types.required_schema)
-            self._pending.add(records)
+            late = [record for record in records if record.late]
+            self._pending.add([record for record in records if not record.late] if late else records)
+            if late:
+                self._late = self._late or Pending(self._types.required_schema)
+                self._late.add(late)
         return journal.cost
 
     def is_full(self, now: float) -> bool:
@@ -117,10 +129,11 @@ class CommitLog:
             raise RuntimeError("no generation of the journal is open")
         old.close()
         batches = self._pending.batches() if self._pending is not None else []
-        self._journal = self._pending = self._pending_since = None
+        late = self._late.batches() if self._late is not None else []
+        self._journal = self._pending = self._late = self._pending_since = None
         if len(self.answers):
             self.begin()
-        return Sealing(old.generation, old.run_id, batches, old.spend, superseding)
+        return Sealing(old.generation, old.run_id, batches, old.spend, superseding, late)
 
     @property
     def is_open(self) -> bool:

@@ -36,10 +36,12 @@ class Components:
         The address of a damaged journal, which is kept, is added to `set_aside`. Raises StorageError.
         """
         moved = DatasetChange()
-        if sealing.batches:
+        if sealing.batches or sealing.late:
             table = pa.Table.from_batches(sealing.batches, self.types.required_schema)
+            late = pa.Table.from_batches(sealing.late, self.types.required_schema)
             sealing.batches = []  # the table holds them, and lets go of them with this call
-            moved = self.dataset.seal(table, by_id=sealing.superseding.by_id, by_key=sealing.superseding.by_key)
+            by_id, by_key = sealing.superseding
+            moved = self.dataset.seal(table, by_id=by_id, by_key=by_key, late=late)
             del table
             pa.default_memory_pool().release_unused()
         self.ledger.append(sealing.generation, sealing.run_id, sealing.spend)

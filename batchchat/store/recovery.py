@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from batchchat.format import plural
 from batchchat.records import RECORD_COLUMNS
 from batchchat.store.column_types import SCHEMA, freeze_recovered, read_types
 from batchchat.store.commit_log import Sealing
@@ -108,9 +109,10 @@ class Recoverer:
             held.location.state.cut_torn_line(name)
         ledger = held.ledger.read()
         if ledger.damaged_lines:
+            are = "is" if ledger.damaged_lines == 1 else "are"
             recovery.messages.append(
-                f"{ledger.damaged_lines} lines of {held.location.state.address(LEDGER)} are damaged: earlier costs "
-                "are told too low."
+                f"{plural(ledger.damaged_lines, 'line')} of {held.location.state.address(LEDGER)} {are} damaged: "
+                "earlier costs are told too low."
             )
         self._note(load_dataset(held.dataset, held.live.index, held.live.keys, held.live.known))
         journals = held.location.journals
@@ -141,13 +143,14 @@ class Recoverer:
     def _reseal(self, found: Replay) -> None:
         """Publish what a journal holds and no part does, count its costs, and remove it."""
         held = self._held
-        batches = self._unpublished(found) if found.records else []
+        batches, late = self._unpublished(found) if found.records else ([], [])
         sealing = Sealing(
             found.generation,
             found.run_id,
             batches,
             found.spend,
             held.live.take_superseding(),
+            late,
             damaged=found.damage is not None and not found.damage.torn,
         )
         self._recovery.records += sealing.rows
@@ -156,20 +159,27 @@ class Recoverer:
             held.ledger.count(sealing.run_id, sealing.spend)
         held.point("recover.sealed")
 
-    def _unpublished(self, found: Replay) -> list[pa.RecordBatch]:
-        """Return the records of a journal that no part holds, and note them as live."""
+    def _unpublished(self, found: Replay) -> tuple[list[pa.RecordBatch], list[pa.RecordBatch]]:
+        """Return the records of a journal that no part holds, and note them as live; and those for the archive."""
         held, live = self._held, self._held.live
         ids = [custom_id for custom_id in found.settled if is_live(live.index.get(custom_id))]
         published = held.dataset.published(ids) if ids else set()
         pending: Pending | None = None
+        late: Pending | None = None
 
         def take(record: Unsealed) -> None:
-            nonlocal pending
+            nonlocal pending, late
             values = record.values
             if (values[_CUSTOM_ID], values[_RUN_ID], values[_FINISHED_AT]) in published:
                 return
             if held.types.schema is None:  # the journal outlived the schema file: its rows know their types
                 held.types.freeze_input(record.columns.schema)
+            if record.late:
+                late = late or Pending(held.types.required_schema)
+                late.add([record])
+                if values[_STATUS] == "ok":
+                    live.index.add_archived(values[_CUSTOM_ID])
+                return
             if pending is None:
                 pending = Pending(held.types.required_schema)
             pending.add([record])
@@ -179,7 +189,7 @@ class Recoverer:
             live.put(values[_CUSTOM_ID], values[_KEY], values[_SAMPLE], state, seen=False)
 
         replay(held.location.journals, found.generation, take, held.types.own_columns)
-        return [] if pending is None else pending.batches()
+        return [] if pending is None else pending.batches(), [] if late is None else late.batches()
 
     def _note(self, moved: DatasetChange) -> None:
         """Take identities out that lost their record, and keep the sentences."""

@@ -164,3 +164,8 @@ def lock_holder(directory: Path | str) -> dict[str, Any] | None:
 def check_currency(directory: Path | str, currency: str | None) -> None:
     """Raise UsageError if the costs of an output are in another currency than this one."""
     State(location_of(directory)).check_currency(currency)
+
+
+def batches_folder(directory: Path | str) -> Path:
+    """Return the folder on this machine for requests in batches of a provider. It need not be there."""
+    return location_of(directory).batches()

@@ -175,8 +175,12 @@ class Store:
         for entry in change.committed:
             if isinstance(entry, Settled):
                 record = entry.record
+                if entry.late:
+                    if record.status == "ok":
+                        live.index.add_archived(record.custom_id)
+                    continue
                 state = state_of(record.status, record.error_kind)
-                live.put(record.custom_id, record.key, record.sample_index, state, seen=True)
+                live.put(record.custom_id, record.key, record.sample_index, state, seen=entry.seen)
         live.remove(change.removed)
         self._applied += change.commits
 
@@ -194,6 +198,11 @@ class Store:
     def pending_rows(self) -> int:
         """How many committed records are in no part yet, save those that are being sealed."""
         return self._held.log.pending_rows
+
+    @property
+    def unsealed(self) -> bool:
+        """Tell whether committed records wait to be published, or to go to the archive."""
+        return self._held.log.unsealed
 
     def rotate(self) -> Sealing | None:
         """Close this generation of the journal and open the next; None if there is nothing to seal.
@@ -342,6 +351,10 @@ class Store:
     def shared_answers(self) -> Path:
         """Return the folder of this machine for answers that equal requests of the pass share (`dedupe`)."""
         return self._held.location.scratch("answers")
+
+    def batches_folder(self) -> Path:
+        """Return the folder of this machine for requests that are in batches of a provider."""
+        return self._held.location.batches()
 
     def close(self) -> None:
         """Let go of the output. What was committed and not sealed is recovered by the next `open`."""

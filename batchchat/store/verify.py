@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchchat.errors import StorageError
+from batchchat.format import plural
 from batchchat.records import ErrorKind
 from batchchat.store.column_types import SCHEMA, read_types
 from batchchat.store.index import OK, RecordIndex
@@ -21,7 +22,7 @@ from batchchat.store.ledger import LEDGER, Ledger
 from batchchat.store.location.port import Location, PartFiles
 from batchchat.store.manifest import MANIFEST, RUNS, missing_files
 from batchchat.store.output import existing_output
-from batchchat.store.parts import DamagedPartError, PartReader
+from batchchat.store.parts import DamagedPartError, PartReader, bounded_batches
 from batchchat.store.schema import same_types
 from batchchat.store.state import FORMAT_FILE, LIVE, State
 
@@ -85,9 +86,10 @@ def _check_state(location: Location, report: VerifyReport) -> pa.Schema | None:
     except StorageError as error:
         report.problems.append(error.message)
     damaged_lines = {LEDGER: Ledger(files).read().damaged_lines, RUNS: read_lines(files, RUNS)[1]}
-    report.problems += [
-        f"{files.address(name)}: {count} lines are damaged" for name, count in damaged_lines.items() if count
-    ]
+    for name, count in damaged_lines.items():
+        if count:
+            are = "is" if count == 1 else "are"
+            report.problems.append(f"{files.address(name)}: {plural(count, 'line')} {are} damaged")
     return schema
 
 
@@ -109,7 +111,7 @@ def _check_parts(location: Location, schema: pa.Schema | None, report: VerifyRep
         if twice:
             problems["whose custom_id is there already"] = twice
         report.problems += [
-            f"{files.address(name)}: {count} records {text}" for text, count in problems.items() if count
+            f"{files.address(name)}: {plural(count, 'record')} {text}" for text, count in problems.items() if count
         ]
 
     for name in names:
@@ -161,14 +163,19 @@ def _read_as_others_do(files: PartFiles, name: str) -> None:
     """
     try:
         with files.open(name) as source, pq.ParquetFile(source) as file:
+
+            def read_at(offset: int, size: int) -> bytes:
+                source.seek(offset)
+                return source.read(size)
+
             rows = file.metadata.num_rows
-            read = sum(batch.num_rows for batch in file.iter_batches())
+            read = sum(batch.num_rows for batch in bounded_batches(file, read_at))
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DamagedPartError(name, f"a plain Parquet reader refuses it: {error}") from error
     if read != rows:
-        raise DamagedPartError(name, f"it promises {rows} records, and a plain Parquet reader finds {read}")
+        raise DamagedPartError(name, f"it promises {plural(rows, 'record')}, and a plain Parquet reader finds {read}")
     if find_spec("duckdb") is None:
         return
     import duckdb
@@ -185,7 +192,7 @@ def _read_as_others_do(files: PartFiles, name: str) -> None:
             raise FileNotFoundError(files.address(name)) from error
         raise DamagedPartError(name, f"DuckDB refuses it: {error}") from error
     if read != rows:
-        raise DamagedPartError(name, f"it promises {rows} records, and DuckDB finds {read}")
+        raise DamagedPartError(name, f"it promises {plural(rows, 'record')}, and DuckDB finds {read}")
 
 
 def _inconsistencies(batch: pa.RecordBatch) -> dict[str, int]:
@@ -228,7 +235,7 @@ def _check_journals(location: Location, report: VerifyReport, *, running: bool) 
         damage = found.damage
         if damage is None:
             continue
-        text = f"{journals.address(generation)}: {damage.dropped} bytes after byte {damage.offset}"
+        text = f"{journals.address(generation)}: {plural(damage.dropped, 'byte')} after byte {damage.offset}"
         if not damage.torn:
             report.problems.append(f"{text} are damaged")
         elif not running:

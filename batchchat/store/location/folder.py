@@ -11,6 +11,7 @@ DIR/_batchchat/ledger.jsonl            what each sealed generation cost
 DIR/_batchchat/runs.jsonl              one line a run
 DIR/_batchchat/archive/                records that left the dataset; Parquet content in *.arc files
 DIR/_batchchat/answers/                answers that equal requests of the pass under way share (`dedupe`)
+DIR/_batchchat/batches/                requests in batches of a provider that have not ended, and the log of them
 DIR/_batchchat/damaged/                parts and journals that could not be read
 DIR/_batchchat/manifest.json           which of these files are there, so that a deleted one is noticed
 DIR/_batchchat/lock, live.json, tmp/   who is at work, what it is doing, its drafts
@@ -103,6 +104,10 @@ class FolderLocation:
     def scratch(self, name: str = "") -> Path:
         """Return a path in the state folder for what may be lost at any time."""
         return self._state / name
+
+    def batches(self) -> Path:
+        """Return the folder for requests in batches of a provider, and the log of them."""
+        return self._state / "batches"
 
     def hold(self, run_id: str) -> Lock:
         """Take the exclusive hold on the output. Raises OutputLocked, UsageError, StorageError."""

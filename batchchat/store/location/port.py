@@ -194,6 +194,9 @@ class Location(Protocol):
     def scratch(self, name: str = "") -> Path:
         """Return a path on this machine for what may be lost at any time: memories of a pass, shared answers."""
 
+    def batches(self) -> Path:
+        """Return a folder on this machine for requests in batches of a provider. What is in it must not be lost."""
+
     def holds_output(self) -> bool:
         """Tell whether an output of batchchat is here; False if nothing is. Raises UsageError if something else is."""
 
