@@ -13,12 +13,13 @@ from batchchat import read_output
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.checking import check_suite
 from batchchat.evaluation.evaluate import Evaluation, evaluate
-from batchchat.evaluation.results.current_rows import Choice, Identities
+from batchchat.evaluation.results.current_rows import Choice
 from batchchat.evaluation.results.gates import Baseline, GateResult
 from batchchat.evaluation.results.scoring import score_suite
 from batchchat.evaluation.results.summary import read_summary
 from batchchat.events import Snapshot
 from batchchat.inspection import status_of
+from batchchat.joining import Identities
 from tests.integration.suites import Bench, Provider, on_virtual_clock
 
 GOLD = ["yes", "no"] * 10

@@ -24,10 +24,11 @@ from batchchat.evaluation.statistics.intervals import SEED
 from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
 from batchchat.evaluation.suite.variants import VariantText, read_variants
 from batchchat.job import Change, Job, load_job
-from batchchat.job.model import BudgetCaps, Duration, Whole, nearest
+from batchchat.job.model import BudgetCaps
 from batchchat.job.origin import Origin, Origins, Place, combined, job_error, origin_of
 from batchchat.job.reading import Draft, absolute_path, nearest_file, read_override
 from batchchat.job.syntax import parse_yaml, read_job_text
+from batchchat.job.values import Duration, Whole, nearest
 from batchchat.job.wording import Grammar, validation_errors
 
 _AnyScorer = Scorer | Judge | Pairwise
