@@ -152,12 +152,20 @@ class Budget:
         self._held_money += money
         return True
 
-    def settle(self, tokens: int, money: int, *, used_tokens: int, used_money: int, counts: bool) -> None:
-        """Give a reservation back, and count what the request really took. `counts`: it may have been sent."""
-        self._held_requests -= 1
+    def take_over(self, tokens: int, money: int, requests: int) -> None:
+        """Reserve requests that an earlier run launched: nothing can stop them any more."""
+        self._held_requests += requests
+        self._held_tokens += tokens
+        self._held_money += money
+
+    def settle(
+        self, tokens: int, money: int, *, used_tokens: int, used_money: int, counts: bool, requests: int = 1
+    ) -> None:
+        """Give a reservation back, and count what the requests really took. `counts`: they may have been sent."""
+        self._held_requests -= requests
         self._held_tokens -= tokens
         self._held_money -= money
-        self._requests += counts
+        self._requests += requests if counts else 0
         self._tokens += used_tokens
         self._money += used_money
         if self._waiters:
@@ -213,17 +221,22 @@ class Account:
 
     def try_reserve(self, prompt: int, completion: int) -> Hold | None:
         """Reserve an attempt at once; None where it has to wait. Raises StoppedEarly: see `Budget`."""
-        money = self._most(prompt, completion)
+        money = self.money(prompt, completion)
         taken = self._budget.try_reserve(prompt + completion, money)
         return Hold(self, prompt + completion, money) if taken else None
 
     async def reserve(self, prompt: int, completion: int) -> Hold:
         """Reserve an attempt with so many tokens at most; wait where it has to. Raises StoppedEarly: see `Budget`."""
-        money = self._most(prompt, completion)
+        money = self.money(prompt, completion)
         await self._budget.reserve(prompt + completion, money)
         return Hold(self, prompt + completion, money)
 
-    def _most(self, prompt: int, completion: int) -> int:
+    def bulk(self) -> Bulk:
+        """Return a reservation that is still empty, for requests that are launched together."""
+        return Bulk(self, self._budget)
+
+    def money(self, prompt: int, completion: int) -> int:
+        """Return the most that so many tokens can cost, in `money.UNITS`."""
         return 0 if self._tariff is None else self._tariff.at_most(prompt, completion)
 
     def settle(self, hold: Hold, reply: Reply | None) -> None:
@@ -275,3 +288,55 @@ class Hold:
             raise RuntimeError("a reservation is settled once")
         self._account = None
         account.settle(self, reply)
+
+
+class Bulk:
+    """The reservation of many requests that are launched together: it grows one by one, and is settled one by one.
+
+    It knows its sums alone, so that it takes the same memory for a million requests. The caller names the same tokens
+    for a request when it adds and when it settles it.
+    """
+
+    __slots__ = ("_account", "_budget", "_money", "_requests", "_tokens")
+
+    def __init__(self, account: Account, budget: Budget) -> None:
+        self._account = account
+        self._budget = budget
+        self._requests = self._tokens = self._money = 0
+
+    def try_add(self, prompt: int, completion: int) -> bool:
+        """Add a request if it fits under the caps beside all others; False if it has to wait. Raises StoppedEarly."""
+        money = self._account.money(prompt, completion)
+        if not self._budget.try_reserve(prompt + completion, money):
+            return False
+        self._note(1, prompt + completion, money)
+        return True
+
+    def take_over(self, prompt: int, completion: int, requests: int) -> None:
+        """Add requests that an earlier run launched, also if they pass the caps: nothing can stop them any more."""
+        money = self._account.money(prompt, completion)
+        self._budget.take_over(prompt + completion, money, requests)
+        self._note(requests, prompt + completion, money)
+
+    def settle(self, prompt: int, completion: int, reply: Reply) -> None:
+        """Give one request's reservation back, and count what its reply tells; unknown usage is charged in full."""
+        money = self._account.money(prompt, completion)
+        if not self._requests:
+            return  # a second answer to the same request: its reservation is gone
+        self._note(-1, -(prompt + completion), -money)
+        hold = Hold(self._account, prompt + completion, money)
+        hold.launched = True
+        hold.settle(reply)
+
+    def release(self) -> None:
+        """Give the rest back: those requests never ran."""
+        if self._requests:
+            self._budget.settle(
+                self._tokens, self._money, used_tokens=0, used_money=0, counts=False, requests=self._requests
+            )
+        self._requests = self._tokens = self._money = 0
+
+    def _note(self, requests: int, tokens: int, money: int) -> None:
+        self._requests += requests
+        self._tokens += tokens
+        self._money += money

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pyarrow.compute as pc
 
-from batchchat.errors import JobError
+from batchchat.errors import JobError, UsageError
 from batchchat.events import FailureGroup
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
@@ -30,7 +30,7 @@ from batchchat.store import Frozen, frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.known import KnownRows, Pass
 from batchchat.store.state import Layout
-from batchchat.views import PlanCap, PlanView, RequestPreview
+from batchchat.views import EnginePlan, PlanCap, PlanView, RequestPreview
 
 if TYPE_CHECKING:
     from batchchat.cache import AnswerCache
@@ -85,6 +85,11 @@ def plan_job(
     duration, binding = _duration(to_send, tokens, job, provider, history.latency_s)
     tariff = Tariff.of(provider.prices.get(job.model))
     cost = as_float(tariff.cost(usage)) if tariff is not None else None
+    engines = [EnginePlan("local", not job.engine.batch, cost, duration)]
+    if to_send:
+        engines.append(_batch_engine(job, provider, to_send, usage, reader.nbytes))
+        if job.engine.batch:
+            cost, duration, binding = engines[1].cost, None, None
     return PlanView(
         job=job.name,
         input=job.input.path,
@@ -129,13 +134,48 @@ def plan_job(
         failures=reader.failures(),
         empty=reader.empty,
         earlier_prompt=min(history.others, kept),
+        engines=engines if len(engines) > 1 else (),
+    )
+
+
+_LINE_BYTES = 110
+"""Bytes of a line beside its body: identity, method, address and braces."""
+
+
+def _batch_engine(job: Job, provider: Provider, requests: int, usage: Usage, nbytes: int) -> EnginePlan:
+    """Return what the requests would cost through the provider's Batch API. Asks nobody."""
+    from batchchat.engines.batch.building import Bounds
+    from batchchat.engines.batch.prices import batch_tariff, terms_of
+    from batchchat.engines.batch.services import open_service
+
+    fields = job.engine
+    address = provider if provider.base_url is not None else provider.with_base_url("http://demo.invalid/v1")
+    try:
+        service = open_service(address, fields, api_key=None, environ=load_keys(job), model=job.model)
+        terms, tariff = terms_of(provider, fields), batch_tariff(provider, job.model, fields)
+    except UsageError as error:
+        return EnginePlan("batch", fields.batch, problem=error.message)
+    bounds = Bounds.of(service, lines=fields.max_lines, nbytes=fields.max_bytes, queued_tokens=fields.queued_tokens)
+    nbytes += requests * _LINE_BYTES
+    batches = max(math.ceil(requests / bounds.lines), math.ceil(nbytes / bounds.nbytes))
+    if bounds.queued_tokens is not None:
+        batches = max(batches, math.ceil((usage.prompt_tokens or 0) / bounds.queued_tokens))
+    return EnginePlan(
+        "batch",
+        fields.batch,
+        cost=None if tariff is None else as_float(tariff.cost(usage)),
+        batches=batches,
+        nbytes=nbytes,
+        window=fields.window or (terms.window if terms is not None else service.limits.window),
+        price_factor=None if terms is None else terms.factor,
+        as_of=None if terms is None else terms.as_of,
     )
 
 
 class _Reader:
     """Reads the rows that need a look, and counts what would become of them.
 
-    `empty` counts those whose request would hold nothing of the row.
+    `empty` counts those whose request would hold nothing of the row, `nbytes` the bytes of what would be sent.
     """
 
     def __init__(self, prepared: Prepared, intake: Intake, history: _History, sharing: _Sharing) -> None:
@@ -145,6 +185,7 @@ class _Reader:
         self._sharing = sharing
         self._failed: dict[tuple[str, str], FailureGroup] = {}
         self.empty = 0
+        self.nbytes = 0
 
     def read(self, previews: int) -> tuple[list[RequestPreview], Usage]:
         """Sort the rows; return the first requests, and the tokens to expect of those to be sent."""
@@ -164,6 +205,7 @@ class _Reader:
                 for request in self._sharing.left(found.requests):
                     prompt_tokens += request.prompt_tokens * history.prompt_ratio
                     completion_tokens += min(history.completion, request.max_tokens or math.inf)
+                    self.nbytes += len(request.body)
         return shown, Usage(round(prompt_tokens), round(completion_tokens))
 
     def _count_failed(self, found: Sorted) -> None:

@@ -15,13 +15,37 @@ from urllib.parse import urlsplit, urlunsplit
 
 from batchchat.prices import Price, PriceList
 
-__all__ = ["DEMO", "PRICES_READ", "PROFILES", "Price", "Provider", "Transport", "normalize_url"]
+__all__ = [
+    "BATCH_TERMS",
+    "DEMO",
+    "PRICES_READ",
+    "PROFILES",
+    "BatchTerms",
+    "Price",
+    "Provider",
+    "Transport",
+    "normalize_url",
+]
 
 DEMO = "demo"
 PRICES_READ = "2026-11-28"
 """The day on which the list of prices was made."""
 
 Transport = Literal["auto", "httpx", "http2"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTerms:
+    """What a provider's Batch API offers.
+
+    `factor` is what a request costs in a batch, as a share of its usual price, as it was read on the day `as_of`.
+    `window` is the time in which a batch is promised, in the provider's own words.
+    """
+
+    factor: float
+    as_of: str
+    window: str = "24h"
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,3 +180,20 @@ PROFILES: Mapping[str, Provider] = {
         ),
     )
 }
+
+BATCH_TERMS: Mapping[str, BatchTerms] = {
+    DEMO: BatchTerms(0.5, "2026-11-01"),
+    "openai": BatchTerms(0.5, "2026-11-28"),
+    "azure": BatchTerms(0.5, "2026-03-19", note="Of the price of a Global Standard deployment. Batches do not expire."),
+    "scaleway": BatchTerms(0.5, "2026-03-10"),
+    "groq": BatchTerms(0.5, "2026-11-28", note="A page of 2025 names a factor of 0.75: look at your invoice."),
+    "mistral": BatchTerms(0.5, "2026-09-02"),
+    "together": BatchTerms(
+        1.0,
+        "2026-09-04",
+        note="Half price for the models that its page of batches lists, the usual price for all others.",
+    ),
+    "deepinfra": BatchTerms(0.8, "2026-06-19"),
+    "doubleword": BatchTerms(0.5, "2026-06-16", note="Up to 90 % less by its own words: set the price of your model."),
+}
+"""The terms by the name of the batch dialect, which is the name of the provider's profile if it has one."""

@@ -231,7 +231,8 @@ class Record:
     unless the last attempt was streamed. The first is the time from the request's going out to the first thing the
     model wrote, reasoning and tool calls included, in seconds; the second is the answer's `completion_tokens` over the
     time from then to the last thing it wrote, null where all came at once. `prompt_id` tells which prompt the record
-    answers (see `runner.rows.prompt_id_of`); null in what an earlier version wrote.
+    answers (see `runner.rows.prompt_id_of`), `engine` who had the answer (`local` or `batch`); both are null in what an
+    earlier version wrote. A `batch` tells no latency.
     """
 
     batch: RowBatch
@@ -270,6 +271,7 @@ class Record:
     ttft_s: float | None = None
     output_tokens_per_s: float | None = None
     prompt_id: str | None = None
+    engine: str | None = None
     parsed: Any = None
 
 

@@ -37,6 +37,27 @@ class PlanCap:
 
 
 @dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """What the requests of a run would cost through one engine, and how long they would take.
+
+    For `batch`: `batches` is how many there would be at least, `nbytes` what is uploaded, `window` the time that the
+    provider has, `price_factor` the share of the usual price, as it was read on the day `as_of`. `problem` says why the
+    provider's batches cannot be used as the job is; then the other figures are None. `chosen` is the job's own engine.
+    """
+
+    engine: Literal["local", "batch"]
+    chosen: bool
+    cost: float | None = None
+    duration_s: float | None = None
+    batches: int | None = None
+    nbytes: int | None = None
+    window: str | None = None
+    price_factor: float | None = None
+    as_of: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PlanView:
     """What a run would do, counted and estimated, with nothing sent.
 
@@ -50,6 +71,7 @@ class PlanView:
     `spent` is what the output has cost so far. `failures` tell why the `unreadable` ones would fail, by kind and
     message, the most frequent first. `empty` rows have nothing in any column that the messages name.
     `earlier_prompt` of the `kept` records answer another prompt than the job's.
+    `engines` compares single requests with batches; `cost` is that of the job's own engine.
     """
 
     job: str
@@ -90,6 +112,7 @@ class PlanView:
     failures: Sequence[FailureGroup] = ()
     empty: int = 0
     earlier_prompt: int = 0
+    engines: Sequence[EnginePlan] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +135,36 @@ class LastRun:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchView:
+    """A batch of an output.
+
+    `state` is the provider's word, or says how far the batch is before and after that. `batch` is the provider's
+    identity, None before it is created. `total`, `completed` and `failed` are the provider's counts, None if it tells
+    none; `harvested` counts the requests whose answers are counted here. Times are UTC, ISO 8601.
+    """
+
+    number: int
+    name: str
+    batch: str | None
+    state: str
+    requests: int
+    total: int | None
+    completed: int | None
+    failed: int | None
+    harvested: int
+    created: str | None
+    age_s: float | None
+    expires: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
     """What an output holds. `live` is the newest snapshot of the run that is going on, if one is.
 
     `open` is None where the number of rows is not known. `spent` is the sum of the ledger. `ok`, `failed` and `open`
     count samples where the job asks each row `samples` times, else rows. `streamed` is about the completions that were
     streamed, None where none was. `earlier_prompt` of the `ok` answer another prompt than that of the latest run.
+    `batches` are those of a provider's Batch API, the oldest first.
     """
 
     job: str
@@ -136,6 +183,7 @@ class StatusView:
     samples: int = 1
     streamed: Streamed | None = None
     earlier_prompt: int = 0
+    batches: Sequence[BatchView] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Only click is imported here; each command imports what it needs when it runs, so
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -30,7 +31,9 @@ empty_whitespace wrong_label invalid_output misfit misfit_once cut_off fenced re
 sticky_504, and the counts revoke_after and quota_after.
 
 Of streams: stream_cut closes the connection before the usage is told, drop_body half-way; truncated_json ends one
-half-way, stream_error with an error inside; no_usage leaves the usage out."""
+half-way, stream_error with an error inside; no_usage leaves the usage out.
+
+The faults and dialects of the Batch API are in the page `batchchat guide demo-batches`."""
 
 
 class _Group(click.Group):
@@ -77,6 +80,8 @@ def main() -> None:
     """Run the command line; the console script's entry point."""
     from batchchat.cli.running import guarded, leave
 
+    # Arrow reads this once, when it is loaded. `keep_memory_small` says why; what reads Parquet pages heeds this alone.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     leave(guarded(cli))
 
 
@@ -167,6 +172,7 @@ def _output_argument(command: _Command) -> _Command:
 @click.option(
     "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
 )
+@click.option("--no-wait", is_flag=True, help="With engine: batch, end when the batches are created; exit code 4.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
 )
@@ -263,6 +269,9 @@ def score(**options: Any) -> None:
     help="Score both by an expected column, such as exact:label, or by a mapping as in a suite. May be repeated.",
 )
 @click.option("--suite", type=click.Path(path_type=Path), metavar="SUITE", help="Score both by this suite's scorers.")
+@click.option(
+    "--cluster", metavar="COLUMN", help="Rows with the same value here are one piece of evidence: document, customer."
+)
 @_json_option
 def compare(**options: Any) -> None:
     """Compare two outputs: two nights, two versions of a prompt, two models. Sends nothing.
@@ -286,6 +295,24 @@ def status(directory: Path, as_json: bool) -> None:
 
 
 @cli.command(short_help="List the runs into DIR: when, what, and at what cost.")
+@_output_argument
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
+@_json_option
+def cancel(directory: Path, **options: Any) -> None:
+    """Cancel the provider's batches of DIR, wait for their end, and keep what they answered.
+
+    What is answered by then is paid for. Their other rows stay open: the next run asks them again.
+    """
+    from batchchat.cli.running import cancel_command
+
+    sys.exit(cancel_command(directory, **options))
+
+
+@cli.command()
 @_output_argument
 @_json_option
 def history(directory: Path, as_json: bool) -> None:
@@ -469,6 +496,20 @@ def schema(kind: str) -> None:
     help="Let a share of requests go wrong, such as error_503=0.05. May be repeated.",
 )
 @click.option("--key-env", metavar="VARIABLE", help="Ask for the key that this environment variable holds.")
+@click.option("--batch-seconds", default="2s", show_default=True, metavar="TIME", help="Time of a batch to its end.")
+@click.option(
+    "--batch-fault",
+    "batch_faults",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Let the Batch API go wrong, such as create_lost or line_missing=0.1. May be repeated.",
+)
+@click.option("--batch-dialect", default="openai", show_default=True, metavar="NAME", help="Whose Batch API it plays.")
+@click.option(
+    "--batch-folder",
+    metavar="DIR",
+    help="Keep files and batches in this folder, so that they outlive the server. Without it they end with it.",
+)
 def demo_server(**options: Any) -> None:
     """Run the embedded demo provider as a server of its own, to try limits and faults against."""
     from batchchat.cli.starting import demo_server_command

@@ -144,7 +144,7 @@ def export_command(
 
     from batchchat.errors import UsageError
     from batchchat.export import export
-    from batchchat.format import asked
+    from batchchat.format import asked, plural
 
     names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
     more: dict[str, Any] = {
@@ -169,9 +169,10 @@ def export_command(
         target = Path("standard output")
     else:
         done = export(directory, target, format=format_, force=force, **more)
-    text = f"{done.rows:,} rows written to {target}"
+    text = f"{plural(done.rows, 'row')} written to {target}"
     if len(done.files) > 1:
-        text = f"{done.rows - done.failed:,} lines written to {target}, {done.failed:,} of errors to {done.files[1]}"
+        lines = plural(done.rows - done.failed, "line")
+        text = f"{lines} written to {target}, {done.failed:,} of errors to {done.files[1]}"
     if done.missing:
         noun = asked(done.samples)
         of_them = f"{done.missing:,} {noun}s of the input have" if done.missing > 1 else f"1 {noun} of the input has"
@@ -192,6 +193,7 @@ def report_command(directory: Path, target: Path) -> int:
 def verify_command(directory: Path, *, as_json: bool) -> int:
     """Check an output; 74 where something is wrong."""
     from batchchat.cli.report import as_json as to_json
+    from batchchat.format import plural
     from batchchat.store import verify
 
     report = verify(directory)
@@ -203,8 +205,10 @@ def verify_command(directory: Path, *, as_json: bool) -> int:
             terminal.write_line(problem)
         for note in report.notes:
             terminal.write_line(note)
-        found = f"{report.records:,} records in {report.parts:,} parts, {report.archived:,} in the archive"
-        verdict = f"{len(report.problems)} problems" if report.problems else "no problem found"
+        found = (
+            f"{plural(report.records, 'record')} in {plural(report.parts, 'part')}, {report.archived:,} in the archive"
+        )
+        verdict = plural(len(report.problems), "problem") if report.problems else "no problem found"
         terminal.write_line(f"{found}: {verdict}")
     return 74 if report.problems else 0
 
@@ -219,7 +223,7 @@ def clean_command(directory: Path, *, yes: bool) -> int:
 
     found = old_outputs(directory)
     for old in found:
-        results().write_line(f"{line(str(old.path))}  {old.nbytes:,} bytes")
+        results().write_line(f"{line(str(old.path))}  {plural(old.nbytes, 'byte')}")
     if not found:
         errors().write_line(f"no old outputs beside {directory}")
         return 0

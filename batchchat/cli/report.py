@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from batchchat.cli.batch_tables import batch_table, engine_row
 from batchchat.cli.blocks import alarm as _alarm
 from batchchat.cli.blocks import blank as _blank
 from batchchat.cli.blocks import cost as _cost
@@ -124,6 +125,8 @@ def render_status(view: StatusView) -> RenderableType:
     if running is not None and live is not None:
         parts += [ProgressView(live), _blank()]
     parts.append(_status_table(view))
+    if view.batches:
+        parts += [_blank(), batch_table(view.batches)]
     if running is not None and live is not None and live.oldest:
         parts += [_blank(), _in_flight_table(live.oldest)]
     if view.failures:
@@ -340,6 +343,8 @@ def _plan_table(view: PlanView) -> Table:
     table.add_row("cost", _guess(money(view.cost, view.currency)), _styled(_line(remark)))
     bound = f"decided by {view.binding}" if view.binding else ""
     table.add_row("time", _guess(about(view.duration_s)), _styled(_line(bound)))
+    for engine in view.engines:
+        table.add_row(f"engine: {engine.engine}", *engine_row(engine, view.currency))
     for cap in view.caps:
         table.add_row(f"budget {cap.name}", _cap(cap, view.currency), _cap_remark(cap))
     if view.deadline_s is not None:

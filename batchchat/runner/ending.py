@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from batchchat.errors import BatchchatError, StoppedEarly, StorageError
 from batchchat.events import Event, RunSummary
+from batchchat.format import plural
 from batchchat.runner.run_summary import Figures, plain
 from batchchat.runner.state import RunState
 from batchchat.store import Change, earlier_prompts
@@ -46,8 +47,8 @@ class Ending:
         ]
         if run.budget is not None and run.budget.unmetered:
             run.warnings.append(
-                f"{run.budget.unmetered} answers came without usage: their tokens and cost are not known, and the "
-                "budget was charged what was reserved for them"
+                f"{plural(run.budget.unmetered, 'answer')} came without usage: their tokens and cost are not known, "
+                "and the budget was charged what was reserved for them"
             )
         if run.reuse is not None:
             run.warnings += run.reuse.remarks()
@@ -110,7 +111,7 @@ class Ending:
         run = self._run
         run.store.apply(change)
         if change.removed:
-            run.tell(Event("archived", f"{len(change.removed)} records {which} went to the archive"))
+            run.tell(Event("archived", f"{plural(len(change.removed), 'record')} {which} went to the archive"))
 
     async def _check_counts(self) -> BatchchatError | None:
         """Return an error unless rows * samples = ok + failed, and dataset = ok + failed + kept."""

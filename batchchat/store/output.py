@@ -22,12 +22,12 @@ from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.journal import Answer, OpenAnswers, Replay, replay
 from batchchat.store.known import KnownRows, Pass
-from batchchat.store.loading import INDEXED, IndexLoader, latest
+from batchchat.store.loading import INDEXED, IndexLoader, latest, newest_of_keys
 from batchchat.store.location.disk import read_lines, storage_errors
 from batchchat.store.location.journals import journals
 from batchchat.store.location.local import LocalFiles
 from batchchat.store.parts import ROW_GROUP_ROWS, DamagedPartError, PartReader, sample_keys
-from batchchat.store.pending import Pending
+from batchchat.store.pending import Pending, Unsealed
 from batchchat.store.schema import Frozen, own_columns
 from batchchat.store.state import Layout, lock_holder
 
@@ -266,7 +266,7 @@ def read_state(directory: Path | str) -> Output:
         holder=holder,
         spend_by_run=by_run,
         answers=dict(answers.by_request()),
-        pending=None if pending is None else latest(pa.Table.from_batches(pending.batches(), pending.schema)),
+        pending=None if pending is None else _newest(pa.Table.from_batches(pending.batches(), pending.schema)),
         _layout=layout,
     )
 
@@ -289,10 +289,20 @@ def _replays(layout: Layout, pending: Pending | None) -> list[Replay]:
             if pending is None:
                 found.append(replay(path))
             else:
-                found.append(replay(path, lambda record: pending.add([record]), own_columns(pending.schema)))
+                found.append(replay(path, partial(_add_live, pending), own_columns(pending.schema)))
         except FileNotFoundError:
             continue  # sealed meanwhile: its records are in the parts
     return found
+
+
+def _add_live(pending: Pending, record: Unsealed) -> None:
+    if not record.late:
+        pending.add([record])
+
+
+def _newest(table: pa.Table) -> pa.Table:
+    """Return the last record of each identity, and of each key and sample."""
+    return newest_of_keys(latest(table))[0]
 
 
 def iter_output(

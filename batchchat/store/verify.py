@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchchat.errors import StorageError, UsageError
+from batchchat.format import plural
 from batchchat.records import ErrorKind
 from batchchat.store.index import OK, RecordIndex
 from batchchat.store.journal import replay
 from batchchat.store.location.disk import read_lines
 from batchchat.store.location.journals import journals
 from batchchat.store.location.local import LocalFiles
-from batchchat.store.parts import DamagedPartError, PartReader
+from batchchat.store.parts import DamagedPartError, PartReader, bounded_batches
 from batchchat.store.schema import same_types
 from batchchat.store.state import Layout, lock_holder
 
@@ -88,7 +89,7 @@ def _check_state(layout: Layout, report: VerifyReport) -> pa.Schema | None:
         report.problems.append(error.message)
     for path, number in ((layout.ledger, layout.read_ledger()[2]), (layout.runs, read_lines(layout.runs)[1])):
         if number:
-            report.problems.append(f"{path}: {number} lines are damaged")
+            report.problems.append(f"{path}: {plural(number, 'line')} {'is' if number == 1 else 'are'} damaged")
     return schema
 
 
@@ -111,7 +112,9 @@ def _check_parts(layout: Layout, schema: pa.Schema | None, report: VerifyReport)
                 problems["without a proper custom_id"] = problems.get("without a proper custom_id", 0) + 1
         if twice:
             problems["whose custom_id is there already"] = twice
-        report.problems += [f"{files.path(name)}: {count} records {text}" for text, count in problems.items() if count]
+        report.problems += [
+            f"{files.path(name)}: {plural(count, 'record')} {text}" for text, count in problems.items() if count
+        ]
 
     for name in names:
         report.parts += _check_file(files, name, schema, report, check)
@@ -161,15 +164,20 @@ def _read_as_others_do(path: Path, name: str) -> None:
     With DuckDB only where it is installed. Raises DamagedPartError; FileNotFoundError where the file is gone.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as source, pq.ParquetFile(path) as file:
+
+            def read_at(offset: int, size: int) -> bytes:
+                source.seek(offset)
+                return source.read(size)
+
             rows = file.metadata.num_rows
-            read = sum(batch.num_rows for batch in file.iter_batches())
+            read = sum(batch.num_rows for batch in bounded_batches(file, read_at))
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DamagedPartError(name, f"a plain Parquet reader refuses it: {error}") from error
     if read != rows:
-        raise DamagedPartError(name, f"it promises {rows} records, and a plain Parquet reader finds {read}")
+        raise DamagedPartError(name, f"it promises {plural(rows, 'record')}, and a plain Parquet reader finds {read}")
     if find_spec("duckdb") is None:
         return
     import duckdb
@@ -186,7 +194,7 @@ def _read_as_others_do(path: Path, name: str) -> None:
             raise FileNotFoundError(path) from error
         raise DamagedPartError(name, f"DuckDB refuses it: {error}") from error
     if read != rows:
-        raise DamagedPartError(name, f"it promises {rows} records, and DuckDB finds {read}")
+        raise DamagedPartError(name, f"it promises {plural(rows, 'record')}, and DuckDB finds {read}")
 
 
 def _inconsistencies(batch: pa.RecordBatch) -> dict[str, int]:
@@ -228,7 +236,7 @@ def _check_journals(layout: Layout, report: VerifyReport, *, running: bool) -> N
         damage = found.damage
         if damage is None:
             continue
-        text = f"{path}: {damage.dropped} bytes after byte {damage.offset}"
+        text = f"{path}: {plural(damage.dropped, 'byte')} after byte {damage.offset}"
         if not damage.torn:
             report.problems.append(f"{text} are damaged")
         elif not running:

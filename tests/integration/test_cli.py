@@ -143,6 +143,13 @@ BAD = [
     (["export", "nowhere", "-o", "x.csv"], "nowhere"),
     (["init", "a/b c"], "name"),
     (["demo-server", "--fault", "error_999=1"], "did you mean"),
+    (["demo-server", "--batch-fault", "create_loss"], "did you mean 'create_lost'"),
+    (["demo-server", "--batch-fault", "create_lost=x"], "takes a number, such as create_lost=1"),
+    (["demo-server", "--batch-fault", "line_twice=2"], "probability from 0 to 1"),
+    (["demo-server", "--batch-fault", "bad_text"], "bad_text=WORD"),
+    (["demo-server", "--batch-fault", "queue_status"], "needs queue_tokens"),
+    (["demo-server", "--batch-dialect", "openapi"], "did you mean 'openai'"),
+    (["demo-server", "--batch-folder", "/dev/null"], "cannot be used"),
     (["demo-server", "--ttft", "soon"], "--ttft"),
     (["rnu", "job.yaml"], "Did you mean 'run'"),
 ]

@@ -442,8 +442,8 @@ def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "_batchchat" / "ledger.jsonl").write_text("nonsense\n")
     text = "\n".join(verify(tmp_path).problems)
     assert "part-00002.parquet: 3 records whose custom_id is there already" in text
-    assert "part-00001.parquet: 1 records with an unknown status" in text
-    assert "part-00001.parquet: 1 records that failed without an error_kind" in text
+    assert "part-00001.parquet: 1 record with an unknown status" in text
+    assert "part-00001.parquet: 1 record that failed without an error_kind" in text
     assert "part-00003.parquet: its columns are not those of the output" in text
     assert "notes.txt: not written by batchchat" in text
-    assert "ledger.jsonl: 1 lines are damaged" in text
+    assert "ledger.jsonl: 1 line is damaged" in text

@@ -46,6 +46,9 @@ class Sink:
     async def room(self) -> None:
         return None
 
+    async def counted(self) -> bool:
+        return True
+
 
 class Client:
     """Answers after a second; the first `failing` attempts of each request with a 503."""
@@ -104,7 +107,13 @@ def on_virtual_clock(main: Callable[[], Awaitable[None]]) -> None:
 def test_large_requests_are_not_piled_up() -> None:
     most, settled = run(Client(), size=4 * MB, count=60, concurrency=2)
     assert settled == 60
-    assert most <= (32 + 4 * 4) * MB
+    assert most <= (16 + 4 * 4) * MB
+
+
+def test_large_requests_are_not_sent_all_at_once() -> None:
+    most, settled = run(Client(), size=30 * MB, count=40, concurrency=64)
+    assert settled == 40
+    assert most <= (128 + 16 + 3 * 30) * MB  # in hand, and read ahead
 
 
 def test_one_request_larger_than_the_bound_passes() -> None:

@@ -85,7 +85,7 @@ def test_a_small_job_is_read_with_its_defaults(folder: Path) -> None:
     assert job.params.as_body() == {}
     assert (job.limits.requests_per_minute, job.limits.tokens_per_minute, job.limits.concurrency) == (None, None, None)
     assert (job.retry.attempts, job.retry.request_timeout, job.retry.row_deadline) == (6, 310.0, 900.0)
-    assert (job.output.part_rows, job.output.part_bytes) == (50_000, 128_000_000)
+    assert (job.output.part_rows, job.output.part_bytes) == (50_000, 32_000_000)
     assert job.file == folder / "job.yaml"
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from batchchat.errors import UsageError
 from batchchat.records import RECORD_COLUMNS
-from batchchat.store import RECORD_SCHEMA, Settled, output_schema, read_output, verify
+from batchchat.sources.decoded import _page_header
+from batchchat.store import RECORD_SCHEMA, Settled, Store, iter_output, output_schema, read_output, verify
 from batchchat.store.location.local import LocalFiles
 from batchchat.store.parts import DamagedPartError, PartReader, write_part
 from batchchat.store.state import Layout
@@ -256,3 +257,53 @@ def test_a_part_is_read_by_no_thread_that_could_outlive_the_interpreter(
         assert reader.read(["custom_id", "row_index"]).num_rows == 1000
         assert sum(batch.num_rows for batch in reader.batches(rows=100)) == 1000
     assert threads == {threading.get_ident()}
+
+
+def wide(texts: list[str]) -> pa.RecordBatch:
+    names = pa.array([f"T{i}" for i in range(len(texts))])
+    return pa.RecordBatch.from_arrays([names, pa.array(texts)], schema=SCHEMA)
+
+
+def put(store: Store, columns: pa.RecordBatch, first: int = 0) -> None:
+    batch = row_batch(first, columns.num_rows, columns)
+    batch.nbytes = columns.nbytes
+    commit(store, [Settled(record(batch, offset)) for offset in range(columns.num_rows)])
+
+
+def test_long_rows_make_short_row_groups_and_pages(tmp_path: Path) -> None:
+    texts = [f"{number:03d}" * 100_000 for number in range(120)]  # 36 MB
+    with open_store(tmp_path, part_bytes=100_000_000) as store:
+        put(store, wide(texts))
+        seal(store)
+    (path,) = (tmp_path / "data").iterdir()
+    footer = pq.read_metadata(path)
+    column = footer.schema.names.index("body")
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        assert group.total_byte_size <= 17 * 2**20
+        # A dictionary is given up at once: of whole row groups it would be a page of 16 MiB.
+        body = group.column(column)
+        start = body.dictionary_page_offset
+        assert page_size(path.read_bytes()[start : start + 100]) <= 2**20 + 300_000
+    assert read_output(tmp_path).column("body").to_pylist() == texts
+
+
+def page_size(data: bytes) -> int:
+    return _page_header(data)[1]
+
+
+def test_records_that_repeat_one_another_are_read_and_kept_by_their_real_size(tmp_path: Path) -> None:
+    """A file of 100 KB may hold 100 MB."""
+    text = "x" * 50_000
+    for run in range(2):
+        with open_store(tmp_path, f"run-{run}", part_bytes=40_000_000) as store:
+            put(store, wide([text] * 1000), run * 1000)
+            seal(store)
+    files = sorted((tmp_path / "data").iterdir())
+    assert sum(path.stat().st_size for path in files) < 2_000_000
+    rows = [pq.read_metadata(path).num_rows for path in files]
+    assert sum(rows) == 2000
+    assert max(rows) * len(text) <= 40_000_000
+    for batch in iter_output(tmp_path):
+        assert batch.nbytes <= 17 * 2**20
+    assert verify(tmp_path).problems == []

@@ -41,11 +41,16 @@ ENDED = frozenset({BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRE
 
 @dataclass(frozen=True, slots=True)
 class BatchProblem:
-    """What a provider says is wrong with a whole batch. `line` counts from 1; None if it names no line."""
+    """What a provider says is wrong with a whole batch. `line` counts from 1; None if it names no line.
+
+    With a `remedy` no other batch of this job can succeed before a person acts (an unknown model, no credit, a bucket
+    that the provider may not read): note that the batch has ended, leave its rows open, and end the run with 3.
+    """
 
     code: str | None
     message: str
     line: int | None = None
+    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,11 @@ class ResultLine:
 
 
 class TornLine(Exception):
-    """A result file ended in the middle of a line, or holds something that is no JSON: it is to be downloaded again."""
+    """A result file ended in the middle of a line, or holds something that is no JSON: it is to be downloaded again.
+
+    It is raised after every line that could be read, of all files, was given out. So a file that stays damaged costs
+    only what is damaged in it: give up downloading it again after some rounds.
+    """
 
 
 class OutcomeUnknown(Exception):
@@ -161,6 +170,26 @@ class ServiceLimits:
     finds_by_labels: bool = True
 
 
+class ServiceOptions(Protocol):
+    """What a service reads of a job's `engine` block. Any field may be None."""
+
+    @property
+    def service(self) -> str | None:
+        """The dialect by name, such as `azure`. None: the provider's own, else what its address tells."""
+
+    @property
+    def window(self) -> str | None:
+        """The completion window, such as `24h` or `7d`. None: the provider's usual one."""
+
+    @property
+    def bucket(self) -> str | None:
+        """The bucket of a service that keeps its files in the customer's: `s3://NAME/PREFIX` or an object URL."""
+
+    @property
+    def folder(self) -> str | None:
+        """The folder of the `files` service, absolute. If it is set, no provider is asked."""
+
+
 class BatchService(Protocol):
     """Speaks one dialect of the Batch API. Made for one run, entered and left by the engine.
 
@@ -203,13 +232,16 @@ class BatchService(Protocol):
     async def create(self, input_ref: str, labels: Mapping[str, str]) -> RemoteBatch:
         """Create a batch of an uploaded file. Sends one request.
 
-        Raises OutcomeUnknown, QueueFull, ChunkTooLarge, BadLine.
+        Raises OutcomeUnknown, QueueFull, ChunkTooLarge, BadLine, and Gone if the input is not there any more.
+        After every exception but OutcomeUnknown it is certain that nothing was created.
         """
 
     async def find(self, input_ref: str, labels: Mapping[str, str], since: float) -> list[RemoteBatch]:
         """Return the batches of this input or with these labels that were created after `since` (epoch seconds).
 
-        Reads all pages back to `since`; oldest first. A list may lag: an empty one is no proof.
+        Reads all pages back to `since`, with some minutes for clocks that differ; oldest first. A batch whose own
+        labels contradict `labels` is another one, though its input is the same. A list may lag: an empty one is no
+        proof.
         """
 
     async def poll(self, ids: Sequence[str]) -> dict[str, RemoteBatch]:
@@ -221,7 +253,8 @@ class BatchService(Protocol):
     def results(self, batch: RemoteBatch, scratch: Path) -> AsyncIterator[ResultLine]:
         """Iterate over the lines of every result file of a batch. Files are streamed through the folder `scratch`.
 
-        Bytes are split at LF only. Raises TornLine after the last whole line if a file is cut, Gone if a file is gone.
+        Bytes are split at LF only. Raises TornLine if a file is cut and Gone if a file is gone, both after all lines
+        that could be read.
         """
 
     async def cancel(self, batch_id: str) -> None:
