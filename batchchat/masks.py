@@ -142,14 +142,13 @@ def _scalar_type(kind: pa.DataType) -> pa.DataType:
 
 def _check_kinds(kind: pa.DataType, value: object) -> None:
     """Let through only what Arrow and Python compare alike."""
-    types = pa.types
-    alike = (
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+    if (
         (kind == pa.string() and isinstance(value, str))
         or (kind == pa.bool_() and isinstance(value, bool))
-        or (types.is_integer(kind) and type(value) is int and abs(value) < _LARGEST and kind.bit_width >= 32)
-        or (kind == pa.float64() and type(value) in {int, float} and abs(value) < _LARGEST)  # type: ignore[operator]
-    )
-    if not alike or (
-        types.is_integer(kind) and isinstance(value, int) and kind.bit_width == 32 and abs(value) >= 2**31
+        or (kind == pa.int64() and number and isinstance(value, int))
+        or (kind == pa.int32() and number and isinstance(value, int) and abs(value) < 2**31)
+        or (kind == pa.float64() and number)
     ):
-        raise _NotExactError
+        return
+    raise _NotExactError
