@@ -114,7 +114,8 @@ def _within(left: nodes.Node, right: nodes.Node, batch: pa.RecordBatch, *, negat
         found = pc.match_substring(column, left.value)
     else:
         column = _column(left, batch)
-        values = [item.value for item in right.items] if isinstance(right, nodes.List | nodes.Tuple) else []
+        items = right.items if isinstance(right, nodes.List | nodes.Tuple) else []
+        values = [item.value for item in items if isinstance(item, nodes.Const)]
         for value in values:
             _check_kinds(column.type, value)
         if not values:
