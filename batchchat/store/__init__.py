@@ -18,6 +18,7 @@ from batchchat.store.journal import Answer, Entry, Settled, SpendOnly
 from batchchat.store.output import (
     Output,
     earlier_prompts,
+    evaluation_outputs,
     frozen_schema,
     is_output,
     iter_output,
@@ -51,6 +52,7 @@ __all__ = [
     "Store",
     "VerifyReport",
     "earlier_prompts",
+    "evaluation_outputs",
     "frozen_schema",
     "is_live",
     "is_output",

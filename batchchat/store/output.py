@@ -218,6 +218,42 @@ class _Superseding:
         return batch.filter(pc.invert(pc.or_(same_id, same_key)))
 
 
+def evaluation_outputs(directory: Path | str) -> list[Path]:
+    """Return the outputs of the variants of an evaluation, sorted by name; none if the folder holds no evaluation."""
+    root = Path(directory)
+    if Layout(root).state.is_dir():
+        return []
+    try:
+        return sorted(folder for folder in (root / "variants").iterdir() if Layout(folder).state.is_dir())
+    except OSError:
+        return []
+
+
+def no_output(directory: Path) -> UsageError:
+    """Return the error of a folder that is no output; an evaluation names the outputs that it has."""
+    outputs = evaluation_outputs(directory)
+    if not outputs:
+        return UsageError(
+            f"{directory} is no output of batchchat", remedy="Give the folder that a job's `output` names."
+        )
+    return UsageError(
+        f"{directory} is an evaluation: its {len(outputs)} outputs are below {directory / 'variants'}, its report is "
+        f"{directory / 'report.html'}",
+        remedy=f"Name one output, such as {outputs[0]}; `batchchat status {directory}` lists them.",
+    )
+
+
+def require_output(layout: Layout) -> None:
+    """Raise UsageError, with what is there, unless the folder is an output."""
+    try:
+        there = layout.is_output()
+    except UsageError:
+        # Its remedy is for those who want to write here.
+        raise no_output(layout.root) from None
+    if not there:
+        raise no_output(layout.root)
+
+
 def is_output(directory: Path | str) -> bool:
     """Tell whether a folder is an output of batchchat. Raises UsageError where it holds something else."""
     return Layout(Path(directory)).is_output()
@@ -238,10 +274,7 @@ def read_state(directory: Path | str) -> Output:
     Raises UsageError where the folder is no output of batchchat, StorageError where it cannot be read.
     """
     layout = Layout(Path(directory))
-    if not layout.is_output():
-        raise UsageError(
-            f"{layout.root} is no output of batchchat", remedy="Give the folder that a job's `output` names."
-        )
+    require_output(layout)
     layout.check_format()
     holder = lock_holder(layout.root)
     frozen = layout.read_schema()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchchat.errors import StorageError, UsageError
+from batchchat.errors import StorageError
 from batchchat.format import plural
 from batchchat.records import ErrorKind
 from batchchat.store.index import OK, RecordIndex
@@ -19,6 +19,7 @@ from batchchat.store.journal import replay
 from batchchat.store.location.disk import read_lines
 from batchchat.store.location.journals import journals
 from batchchat.store.location.local import LocalFiles
+from batchchat.store.output import require_output
 from batchchat.store.parts import DamagedPartError, PartReader, bounded_batches
 from batchchat.store.schema import same_types
 from batchchat.store.state import Layout, lock_holder
@@ -52,10 +53,7 @@ def verify(directory: Path | str) -> VerifyReport:
     Raises UsageError where the folder is no output of batchchat.
     """
     layout = Layout(Path(directory))
-    if not layout.is_output():
-        raise UsageError(
-            f"{layout.root} is no output of batchchat", remedy="Give the folder that a job's `output` names."
-        )
+    require_output(layout)
     layout.check_format()
     report = VerifyReport()
     holder = lock_holder(layout.root)
