@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from batchchat.store.cleaning import OldOutput, old_outputs, remove_output
+from batchchat.store.commit_log import Sealing
 from batchchat.store.index import (
     ARCHIVED,
     NONE,
@@ -15,10 +16,10 @@ from batchchat.store.index import (
     kind_of,
 )
 from batchchat.store.journal import Answer, Entry, Settled, SpendOnly
+from batchchat.store.location.folder import evaluation_outputs
 from batchchat.store.output import (
     Output,
     earlier_prompts,
-    evaluation_outputs,
     frozen_schema,
     is_output,
     iter_output,
@@ -27,8 +28,8 @@ from batchchat.store.output import (
 )
 from batchchat.store.recovery import Recovery
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
-from batchchat.store.state import lock_holder
-from batchchat.store.store import Change, Sealing, Store
+from batchchat.store.state import batches_folder, check_currency, lock_holder
+from batchchat.store.store import Change, Store
 from batchchat.store.verify import VerifyReport, verify
 
 __all__ = [
@@ -51,6 +52,8 @@ __all__ = [
     "SpendOnly",
     "Store",
     "VerifyReport",
+    "batches_folder",
+    "check_currency",
     "earlier_prompts",
     "evaluation_outputs",
     "frozen_schema",
