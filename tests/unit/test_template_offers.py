@@ -168,6 +168,7 @@ def test_a_column_called_row_is_that_column() -> None:
     ("name", "given", "sent"),
     [
         *[("temperature", "0.5", 0.5), ("max_tokens", " 20 ", 20), ("seed", "-7", -7), ("top_p", ".9", 0.9)],
+        *[("max_tokens", "20.0", 20), ("max_tokens", 20.0, 20), ("n", "1e1", 10), ("top_p", "1.0", 1.0)],
         *[("logprobs", "true", True), ("logprobs", "False", False), ("user", "7", "7"), ("temperature", 0.5, 0.5)],
     ],
 )
