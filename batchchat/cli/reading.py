@@ -135,6 +135,7 @@ def export_command(
     force: bool,
     safe_csv: bool,
     columns: str | None,
+    flatten: bool,
     bom: bool,
 ) -> int:
     """Write one file in input order, or the same to standard output for `-`."""
@@ -146,12 +147,18 @@ def export_command(
     from batchchat.format import asked, plural
 
     names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
-    more: dict[str, Any] = {"input_path": input_path, "safe_csv": safe_csv, "columns": names, "bom": bom}
+    more: dict[str, Any] = {
+        "input_path": input_path,
+        "safe_csv": safe_csv,
+        "columns": names,
+        "flatten": flatten,
+        "bom": bom,
+    }
     if str(target) == "-":
         if format_ is None or format_ == "openai-batch":
             raise UsageError(
                 "standard output has no extension that names a format",
-                remedy="Give --format csv, jsonl or parquet; openai-batch makes two files, and needs a name.",
+                remedy="Give --format csv, jsonl, parquet or xlsx; openai-batch makes two files, and needs a name.",
             )
         # Whole or not at all, as a file is: nothing is printed of an export that fails half-way.
         with tempfile.TemporaryDirectory(prefix="batchchat-") as folder:

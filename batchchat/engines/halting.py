@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import anyio
 
-from batchchat.engines.causes import PATIENCE_S, Causes
+from batchchat.engines.causes import Causes
 from batchchat.engines.refusals import Refusals
 from batchchat.errors import NeedsHuman, ProviderUnavailable
 from batchchat.limits import Limiter
@@ -51,7 +51,7 @@ class Outage:
         The provider is down for long enough, no further request will come that could show that it is up, and no
         request that waits has a failure that only the provider can have caused.
         """
-        patience = min(PATIENCE_S, self._policy.outage / 2)
+        patience = min(self._causes.patience, self._policy.outage / 2)
         return (
             feed_done
             and self._refusals.model_answered
@@ -102,4 +102,6 @@ _CERTIFICATE_REMEDY = (
     "authority's file in provider.ca_file (PEM). Then run the same command again."
 )
 _MODES = "(json_object or prompt, if the server does not take json_schema)"
-_ADDRESS_REMEDY = "Check the provider's base_url and your network, then run the same command again."
+_ADDRESS_REMEDY = (
+    "Is the server running? Check the provider's base_url and your network, then run the same command again."
+)

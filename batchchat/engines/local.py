@@ -548,9 +548,9 @@ class LocalEngine:
             sink.put(Settled(request, reply, decision.failure))
         else:
             usage = reply.usage or Usage()
-            request.usage = request.usage.plus(usage)
+            request.add_billed(reply)
             step = request.steps.answers if request.steps is not None else 0
-            sink.put(Answered(request, usage, step, journaled(request, reply)))
+            sink.put(Answered(request, usage, reply.cost or 0, step, journaled(request, reply)))
             go_on(request, reply, decision)
             self.corrections += decision.corrects
             self._due.append(request)
@@ -580,12 +580,12 @@ class LocalEngine:
             if decision.counts:
                 request.counted = counted
             self._causes.failed(request, reply)
-            self._put_billed(request, reply.usage, sink)
+            self._put_billed(request, reply, sink)
             self._delay(request, decision.delay_s)
             if probe and self._outage.asks_the_rest(self._feed_done, self._delayed):
                 self._limiter.hurry()
         elif decision.action is RetryAction.FATAL:
-            self._put_billed(request, reply.usage, sink)
+            self._put_billed(request, reply, sink)
             self.halt_for(fatal_error(reply.failure))
         elif decision.action is RetryAction.REFUSED or self._refusals.may_concern_all(reply):
             self._causes.settled(request)
@@ -606,10 +606,10 @@ class LocalEngine:
         failure = Failure(reply.failure.kind, message, reply.failure.http_status)
         sink.put(Settled(request, *left_with(request, reply, failure)))
 
-    def _put_billed(self, request: Request, usage: Usage | None, sink: Sink) -> None:
-        if usage is not None:
-            request.usage = request.usage.plus(usage)
-            sink.put(Answered(request, usage))
+    def _put_billed(self, request: Request, reply: Reply, sink: Sink) -> None:
+        if reply.usage is not None:
+            request.add_billed(reply)
+            sink.put(Answered(request, reply.usage, reply.cost or 0))
 
     # --- trying again
 

@@ -59,6 +59,11 @@ def _misfits(suite: Suite, prepared: Prepared) -> Iterator[JobError]:
     """The errors of scorers that read what is not there."""
     parsed = [] if prepared.parsed is None else [prepared.parsed.name]
     columns = list(dict.fromkeys([*RECORD_COLUMNS, *parsed, *prepared.source.schema.names]))
+    if suite.cluster is not None:
+        try:
+            check_column(suite.cluster, prepared.source.columns, "the input, which `cluster` names")
+        except UsageError as error:
+            yield suite.error(error.message, "cluster", remedy=error.remedy)
     for at, name in enumerate(suite.order):
         try:
             field = _check_columns(suite, name, columns, prepared.source.columns)

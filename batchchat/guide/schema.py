@@ -97,6 +97,8 @@ def _open_job(schema: dict[str, Any]) -> None:
     properties["messages"]["anyOf"].append({"type": "string", "minLength": 1})
     for name in ("images", "params", "response", "limits", "retry", "budget"):
         properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
+    kinds = schema["$defs"]["EngineFields"]["properties"]["kind"]["enum"]
+    properties["engine"] = {"anyOf": [{"type": "string", "enum": kinds}, properties["engine"], {"type": "null"}]}
     names = {"type": "string", "enum": list(PROFILES)}
     properties["provider"]["anyOf"] = [
         names if one.get("type") == "string" else one for one in properties["provider"]["anyOf"]

@@ -486,6 +486,47 @@ class Prices(_Section):
     currency: str = Field(pattern=r"^[A-Z]{3}$")
 
 
+class EngineFields(_Section):
+    """What executes the requests: one HTTP exchange each (`local`), or a provider's Batch API (`batch`).
+
+    All other fields belong to `batch`. `service` names the dialect of a Batch API at an address of one's own. `poll` is
+    the time between two looks at the batches. `max_lines`, `max_bytes` and `queued_tokens` bound one batch, and all
+    batches under way, below what the provider allows. `window` is the time that the provider has, in its own words.
+    `bucket` is where files go if they are objects of the customer, `folder` if they are files of this machine that
+    somebody else processes. `keep_files: false` deletes the files at the provider once their answers are safe. `rounds`
+    is how often a request goes into a batch, and `then: local` sends what is still open after that as single requests.
+    `price_factor` is what a batch costs, as a share of the price of single requests.
+    """
+
+    kind: Literal["local", "batch"] = "local"
+    service: Name | None = None
+    poll: Duration | None = Field(None, ge=0.01, le=86400)
+    max_lines: Whole | None = Field(None, ge=1, le=10_000_000)
+    max_bytes: Size | None = Field(None, ge=1_000, le=100_000_000_000)
+    queued_tokens: Whole | None = Field(None, ge=1, le=10**15)
+    window: str | None = Field(None, min_length=1, max_length=40)
+    bucket: str | None = Field(None, min_length=1, max_length=1_000)
+    folder: str | None = Field(None, min_length=1)
+    keep_files: _Switch = True
+    rounds: Whole = Field(3, ge=1, le=100)
+    then: Literal["local"] | None = None
+    price_factor: Number | None = Field(None, gt=0, le=10)
+
+    @model_validator(mode="after")
+    def _fields_of_its_kind(self) -> EngineFields:
+        others = sorted(self.model_fields_set - {"kind"})
+        if self.kind == "local" and others:
+            raise ValueError(f"{', '.join(others)} belong{'s' * (len(others) == 1)} to kind: batch")
+        if self.bucket is not None and self.folder is not None:
+            raise ValueError("bucket and folder are two ways to hand files over: keep one of the two")
+        return self
+
+    @property
+    def batch(self) -> bool:
+        """Whether requests go through a Batch API."""
+        return self.kind == "batch"
+
+
 class BudgetCaps(_Section):
     """What one run may spend; a cap that is not set is none. Money is in the currency of the model's price."""
 
@@ -526,6 +567,7 @@ class Job(_Section):
     limits: Limits = Limits()
     retry: Retry = Retry()
     prices: Prices | None = None
+    engine: EngineFields = EngineFields()
     budget: BudgetCaps = BudgetCaps()
     deadline: Duration | None = Field(None, gt=0)
     cache: str | None = Field(None, min_length=1)
@@ -549,6 +591,15 @@ class Job(_Section):
     @classmethod
     def _all_commented_out(cls, value: object) -> object:
         return {} if value is None else value
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: object) -> object:
+        if value is None or isinstance(value, str):
+            return {"kind": value} if value else {}
+        if not isinstance(value, dict | _Section):
+            raise ValueError(f"must be local, batch, or a mapping with a kind{_not(value)}")
+        return value
 
     @field_validator("provider", mode="before")
     @classmethod
@@ -655,7 +706,8 @@ class Job(_Section):
         """Refuse a cap on money where the price of the model is not known: it could not be kept."""
         if self.budget.max_cost is not None and self.model not in provider.prices:
             raise self.error(
-                f"cannot be kept: no price is known for {self.model} at {provider.name}",
+                f"cannot be kept: no price is known for {self.model} at {provider.name}"
+                f"{nearest(self.model, list(provider.prices))}",
                 "budget",
                 "max_cost",
                 remedy="Give `prices: {input: …, output: …, currency: …}` (money per million tokens), "
@@ -722,6 +774,7 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("limits",): Limits,
     ("retry",): Retry,
     ("prices",): Prices,
+    ("engine",): EngineFields,
     ("budget",): BudgetCaps,
 }
 """The section that stands at each place of a job."""

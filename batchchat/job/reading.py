@@ -20,6 +20,8 @@ from batchchat.job.syntax import Document, parse_yaml, read_job_text, read_text
 from batchchat.job.wording import validation_errors
 
 _EXAMPLE = "Example: --set limits.concurrency=64"
+_PATHS = frozenset({("provider", "ca_file"), ("images", "root"), ("cache",), ("engine", "folder")})
+"""The fields, beside input and output, that hold a path."""
 
 
 class Change(NamedTuple):
@@ -155,6 +157,9 @@ class Draft:
         images = self.data.get("images")
         if isinstance(images, dict) and isinstance(images.get("root"), str) and images["root"]:
             images["root"] = absolute_path(base, images["root"])
+        engine = self.data.get("engine")
+        if isinstance(engine, dict) and isinstance(engine.get("folder"), str) and engine["folder"]:
+            engine["folder"] = absolute_path(base, engine["folder"])
         messages = self.data.get("messages")
         if isinstance(messages, str) and messages:
             self.data["messages"] = self._load_messages(messages, base)
@@ -219,7 +224,7 @@ class Draft:
             self.set_path(parts[0], value, change.origin, change.base)
             return
         target, place = self._reach(parts, change)
-        if place in {("provider", "ca_file"), ("images", "root"), ("cache",)} and isinstance(value, str) and value:
+        if place in _PATHS and isinstance(value, str) and value:
             value = absolute_path(change.base, value)
         target[place[-1]] = value
         self._note(place, change.origin)
@@ -257,6 +262,8 @@ class Draft:
                 self._note(place, change.origin)
             elif place == ("provider",) and isinstance(value, str):
                 value = target[step] = {"profile": value}
+            elif place == ("engine",) and isinstance(value, str):
+                value = target[step] = {"kind": value}
             elif not isinstance(value, dict | list):
                 raise _refusal(f"{dotted(place)} has no fields of its own", change.path, change.origin)
             target = value

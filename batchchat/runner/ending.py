@@ -39,7 +39,12 @@ class Ending:
             await self._count_rest()
         if not complete and run.writer.error is None and run.store.counts().kept:
             await self._count_earlier()
-        run.warnings += [*run.prepared.warnings, *run.prepared.source.warnings, *run.tally.remarks()]
+        run.warnings += [
+            *run.prepared.warnings,
+            *run.prepared.first_empty,
+            *run.prepared.source.warnings,
+            *run.tally.remarks(),
+        ]
         if run.budget is not None and run.budget.unmetered:
             run.warnings.append(
                 f"{plural(run.budget.unmetered, 'answer')} came without usage: their tokens and cost are not known, "

@@ -218,6 +218,10 @@ class Reuse:
         """Wait until there is room again."""
         await self._writer.room()
 
+    async def counted(self) -> bool:
+        """Wait until all that was put so far is durable. Return false if the disk failed."""
+        return await self._writer.counted()
+
     # --- beside the commits: the writer's shelf
 
     def take(self) -> dict[bytes, Completion]:

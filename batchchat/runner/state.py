@@ -11,7 +11,8 @@ from batchchat.errors import BatchchatError
 from batchchat.events import Listener, Phase
 from batchchat.intake import Intake
 from batchchat.job import Job
-from batchchat.providers import Price, Provider
+from batchchat.money import Tariff
+from batchchat.providers import Provider
 from batchchat.runner.control import Control
 from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
@@ -71,9 +72,9 @@ class RunState:
         return self.reuse if self.reuse is not None else self.writer
 
     @property
-    def price(self) -> Price | None:
-        """Return the price of the job's model, None if it is not known."""
-        return self.provider.prices.get(self.job.model)
+    def tariff(self) -> Tariff | None:
+        """Return what the job's model costs, None if that is not known."""
+        return Tariff.of(self.provider.prices.get(self.job.model))
 
     @property
     def currency(self) -> str | None:

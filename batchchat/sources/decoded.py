@@ -84,7 +84,7 @@ class DecodedSizes:
             else:
                 leaf = self._metadata.schema.column(number)
                 total += column.num_values * (_WIDTHS.get(leaf.physical_type, leaf.length) + 1)
-        return -(-total // max(1, there.num_rows))
+        return int(-(-total // max(1, there.num_rows)))
 
     def _longest_text(self, group: int, number: int) -> int:
         """Return the length of the longest text in the dictionary of a column; 0 if it has none."""

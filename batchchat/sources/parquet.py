@@ -84,17 +84,9 @@ class ParquetFile:
                 _digest(part),
             )
             return chunk
-        found, broken = _rows(part)
-        # Other programs cannot read a column of broken texts: it is carried as the values say it. So is one that Arrow
-        # cannot turn into its plain type.
-        plain: dict[str, pa.Array] = {}
-        for name, column in zip(part.schema.names, part.columns, strict=True):
-            array = None if name in broken else _plain(column)
-            if array is not None:
-                plain[name] = array
-        carried = pa.RecordBatch.from_arrays(list(plain.values()), names=list(plain))
-        rows: list[dict[str, Any] | None] = [*found]
-        return Chunk(rows, max(nbytes, carried.nbytes), arrow=carried, place=behind)
+        chunk = _chunk_of(part)
+        chunk.place = behind
+        return chunk
 
 
 def _groups_from(metadata: pq.FileMetaData, first: int) -> tuple[list[int], int]:
@@ -106,6 +98,29 @@ def _groups_from(metadata: pq.FileMetaData, first: int) -> tuple[list[int], int]
             return list(range(index, metadata.num_row_groups)), before
         before += rows
     return [], before
+
+
+def arrow_chunks(batch: pa.RecordBatch, limit: int) -> Iterator[Chunk]:
+    """Yield the rows of a batch in chunks of at most `limit` bytes, or of one row.
+
+    `arrow` holds them with plain types.
+    """
+    for part in _split(batch, limit):
+        yield _chunk_of(part)
+
+
+def _chunk_of(part: pa.RecordBatch) -> Chunk:
+    found, broken = _rows(part)
+    # Other programs cannot read a column of broken texts: it is carried as the values say it. So is one that Arrow
+    # cannot turn into its plain type.
+    plain: dict[str, pa.Array] = {}
+    for name, column in zip(part.schema.names, part.columns, strict=True):
+        array = None if name in broken else _plain(column)
+        if array is not None:
+            plain[name] = array
+    carried = pa.RecordBatch.from_arrays(list(plain.values()), names=list(plain))
+    rows: list[dict[str, Any] | None] = [*found]
+    return Chunk(rows, max(_decoded_bytes(part), carried.nbytes), arrow=carried)
 
 
 def _split(batch: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:

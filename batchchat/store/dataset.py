@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from batchchat.store.archive import ArchiveReader
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.known import KnownRows
-from batchchat.store.loading import INDEXED, IndexLoader, combined, identities, latest
+from batchchat.store.loading import INDEXED, IndexLoader, combined, identities, latest, newest_of_keys
 from batchchat.store.location.port import PartFiles, part_number
 from batchchat.store.parts import (
     ROW_GROUP_ROWS,
@@ -167,8 +167,8 @@ class Dataset:
 
     # ---- sealing ----------------------------------------------------------------------------------------------------
 
-    def seal(self, table: pa.Table, *, by_id: bool, by_key: bool) -> Moved:
-        """Publish records; those that they supersede go to the archive first.
+    def seal(self, table: pa.Table, *, by_id: bool, by_key: bool, late: pa.Table | None = None) -> Moved:
+        """Publish records; those that they supersede go to the archive first, and so do `late` ones.
 
         `by_id` and `by_key` tell whether any live record may have to leave because a new one has the same identity, or
         the same key and sample under another identity. Raises StorageError.
@@ -177,9 +177,15 @@ class Dataset:
         self._complete_older(moved)
         table = latest(table)
         leaving: dict[str, pa.Array] = {}
+        directly = [late] if late is not None and late.num_rows else []
+        if by_key:
+            table, displaced = newest_of_keys(table)
+            if displaced.num_rows:
+                moved.removed += _with_status(displaced)
+                directly.append(displaced)
         if by_id or by_key:
             leaving = self._superseded(table, moved, by_key=by_key)
-            self._archive(leaving, moved)
+        self._archive(leaving, moved, directly)
         self._point("seal.archived")
         names = self.parts.names()
         last = names[-1] if names else None
@@ -263,19 +269,23 @@ class Dataset:
                 leaving[name] = mask
         return leaving
 
-    def _archive(self, leaving: dict[str, pa.Array], moved: Moved) -> None:
+    def _archive(self, leaving: dict[str, pa.Array], moved: Moved, directly: Sequence[pa.Table] = ()) -> None:
         """Copy the records that leave into the archive: its last file grows, as parts do, or a new one begins.
 
-        A part found damaged is set aside instead.
+        Those of `directly` have never been in a part. A part found damaged is set aside instead.
         """
-        while leaving:
-            name, grows = self._archive_file(sum(mask.true_count for mask in leaving.values()))
-            with self.part(next(iter(leaving))) as reader:
-                schema = reader.schema
+        while leaving or directly:
+            more = sum(mask.true_count for mask in leaving.values()) + sum(table.num_rows for table in directly)
+            name, grows = self._archive_file(more)
+            if leaving:
+                with self.part(next(iter(leaving))) as reader:
+                    schema = reader.schema
+            else:
+                schema = directly[0].schema
 
             def write(sink: BinaryIO, name: str = name, grows: bool = grows, schema: pa.Schema = schema) -> None:
                 old = self._whole(name) if grows else ()
-                write_part(sink, schema, chain(old, self._selected(leaving)))
+                write_part(sink, schema, chain(old, self._selected(leaving), directly))
 
             try:
                 self.archive.publish(name, write)

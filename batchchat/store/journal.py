@@ -5,6 +5,7 @@ Frames of a journal, in order of writing:
     header   {"format", "generation", "run_id", "columns"}; the first frame of each file
     rows     an Arrow IPC stream: input rows that records behind it stand for
     records  [[sequence of its rows frame, place in it, [values of the record's own columns], [spend]], …]
+             with a 1 behind the spend of a record that goes to the archive at once
     answer   {"custom_id", "step", "payload", "spend"}: an answer to a request that is not settled yet
     spend    [spend]: an answered attempt that brought nothing to keep
 
@@ -57,10 +58,16 @@ _RECORD_BYTES = 400
 
 @dataclass(slots=True)
 class Settled:
-    """A request's outcome to commit, and what its answered attempts cost since the last entry about it."""
+    """A request's outcome to commit, and what its answered attempts cost since the last entry about it.
+
+    `seen` is false if the pass that is under way has not asked for the record. A `late` one came after its row had a
+    newer record: it goes to the archive at once.
+    """
 
     record: Record
     spend: Spend = Spend()
+    seen: bool = True
+    late: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -154,15 +161,16 @@ class Journal:
         settled = [entry for entry in entries if type(entry) is Settled]
         places = self._place([entry.record for entry in settled])
         records: list[Unsealed] = []
-        told: list[tuple[int, int, Sequence[Any], tuple[Any, ...]]] = []
+        told: list[tuple[Any, ...]] = []
         nbytes = 0
         for entry, (columns, frame, place) in zip(settled, places, strict=True):
             record = entry.record
             values = self._values(record)
             size = len(record.completion or "") + _RECORD_BYTES
             row = record.batch.nbytes // (len(record.batch.values) or 1)
-            records.append(Unsealed(columns, record.offset, values, size + row))
-            told.append((frame, place, values, tuple(entry.spend)))
+            records.append(Unsealed(columns, record.offset, values, size + row, entry.late))
+            spend = tuple(entry.spend)
+            told.append((frame, place, values, spend, 1) if entry.late else (frame, place, values, spend))
             nbytes += size
             if len(told) == FRAME_RECORDS or nbytes >= FRAME_BYTES:
                 self._frame(RECORDS, _dumps(told))
@@ -348,11 +356,11 @@ class _Intake:
         )
 
     def _add_record(self, told: list[Any], nbytes: int) -> Spend:
-        number, place, values, spend = told
+        number, place, values, spend, *late = told
         self._result.records += 1
         self._result.settled.add(values[_CUSTOM_ID])
         if self._take is not None:
-            self._take(Unsealed(self._rows[number], place, self._arranged(values), nbytes))
+            self._take(Unsealed(self._rows[number], place, self._arranged(values), nbytes, bool(late)))
         return Spend(*spend)
 
     def _arranged(self, values: list[Any]) -> list[Any]:

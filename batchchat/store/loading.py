@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from batchchat.records import ErrorKind
 from batchchat.store.index import ID_BYTES, KEY_LIVE, OK, SEEN, KeyIndex, RecordIndex, key_digest, state_of
 from batchchat.store.known import KnownRows
+from batchchat.store.parts import sample_keys
 
 INDEXED = ("custom_id", "status", "error_kind", "row_index", "sample_index")
 """The columns that the indexes are loaded from."""
@@ -25,6 +26,16 @@ def latest(table: pa.Table) -> pa.Table:
         return table
     places = {custom_id: place for place, custom_id in enumerate(custom_ids.to_pylist())}
     return table.take(pa.array(sorted(places.values()), pa.int64()))
+
+
+def newest_of_keys(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the last record of each key and sample, and all of no key; and those that these supersede."""
+    keys = combined(sample_keys(table))
+    if pc.count_distinct(keys).as_py() == len(keys) - keys.null_count:
+        return table, table.slice(0, 0)
+    last = {key: place for place, key in enumerate(keys.to_pylist()) if key is not None}
+    stays = pa.array([key is None or last[key] == place for place, key in enumerate(keys.to_pylist())], pa.bool_())
+    return table.filter(stays), table.filter(pc.invert(stays))
 
 
 def identities(table: pa.Table) -> Iterator[tuple[str, str, int | None]]:

@@ -6,9 +6,11 @@ read first, so that a record which a run publishes meanwhile is met in its part 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,12 @@ from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.journal import Answer, OpenAnswers, Replay, replay
 from batchchat.store.known import KnownRows, Pass
-from batchchat.store.loading import INDEXED, IndexLoader, latest
+from batchchat.store.loading import INDEXED, IndexLoader, latest, newest_of_keys
 from batchchat.store.location.disk import read_lines, storage_errors
 from batchchat.store.location.journals import journals
 from batchchat.store.location.local import LocalFiles
 from batchchat.store.parts import ROW_GROUP_ROWS, DamagedPartError, PartReader, sample_keys
-from batchchat.store.pending import Pending
+from batchchat.store.pending import Pending, Unsealed
 from batchchat.store.schema import Frozen, own_columns
 from batchchat.store.state import Layout, lock_holder
 
@@ -238,7 +240,7 @@ def read_state(directory: Path | str) -> Output:
         holder=holder,
         spend_by_run=by_run,
         answers=dict(answers.by_request()),
-        pending=None if pending is None else latest(pa.Table.from_batches(pending.batches(), pending.schema)),
+        pending=None if pending is None else _newest(pa.Table.from_batches(pending.batches(), pending.schema)),
         _layout=layout,
     )
 
@@ -261,10 +263,20 @@ def _replays(layout: Layout, pending: Pending | None) -> list[Replay]:
             if pending is None:
                 found.append(replay(path))
             else:
-                found.append(replay(path, lambda record: pending.add([record]), own_columns(pending.schema)))
+                found.append(replay(path, partial(_add_live, pending), own_columns(pending.schema)))
         except FileNotFoundError:
             continue  # sealed meanwhile: its records are in the parts
     return found
+
+
+def _add_live(pending: Pending, record: Unsealed) -> None:
+    if not record.late:
+        pending.add([record])
+
+
+def _newest(table: pa.Table) -> pa.Table:
+    """Return the last record of each identity, and of each key and sample."""
+    return newest_of_keys(latest(table))[0]
 
 
 def iter_output(
@@ -280,13 +292,19 @@ def iter_output(
 def read_output(directory: Path | str, *, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the live records of an output as one table, in the order of the input's rows and samples.
 
-    Raises UsageError where the folder is no output or holds no records yet, StorageError where a part is damaged.
+    Raises UsageError if the folder is no output, holds no records yet or has no such column, StorageError if a part is
+    damaged.
     """
     output = read_state(directory)
     schema = output.schema
     if schema is None:
         raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
     names = list(columns) if columns is not None else schema.names
+    for name in names:
+        if name not in schema.names:
+            near = difflib.get_close_matches(name, schema.names, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UsageError(f"{directory} has no column {name!r}{hint}", remedy=f"It has {', '.join(schema.names)}.")
     table = pa.Table.from_batches(
         output.records(list(dict.fromkeys([*names, "row_index", "sample_index"]))),
         pa.schema([schema.field(name) for name in dict.fromkeys([*names, "row_index", "sample_index"])]),

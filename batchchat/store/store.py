@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ class Sealing:
     spend: Spend
     by_id: bool
     by_key: bool
+    late: list[pa.RecordBatch] = field(default_factory=list)
     damaged: bool = False
 
     @property
@@ -143,6 +144,7 @@ class Store:
         self._journal: Journal | None = None
         self._generation = 0
         self._pending: Pending | None = None
+        self._late: Pending | None = None
         self._pending_since: float | None = None
         self._answers = OpenAnswers()
         self._spend_by_run: dict[str, Spend] = {}
@@ -340,14 +342,21 @@ class Store:
         ids = [custom_id for custom_id in found.settled if is_live(self.index.get(custom_id))]
         published = self._dataset.published(ids) if ids else set()
         pending: Pending | None = None
+        late: Pending | None = None
 
         def take(record: Unsealed) -> None:
-            nonlocal pending
+            nonlocal pending, late
             values = record.values
             if (values[_CUSTOM_ID], values[_RUN_ID], values[_FINISHED_AT]) in published:
                 return
             if self._schema is None:  # the journal outlived the schema file: its rows know their types
                 self.freeze_input(record.columns.schema)
+            if record.late:
+                late = late or Pending(self._required_schema)
+                late.add([record])
+                if values[_STATUS] == "ok":
+                    self.index.add_archived(values[_CUSTOM_ID])
+                return
             if pending is None:
                 pending = Pending(self._required_schema)
             pending.add([record])
@@ -366,6 +375,7 @@ class Store:
             found.spend,
             by_id=self._by_id,
             by_key=self._by_key,
+            late=late.batches() if late is not None else [],
             damaged=found.damage is not None and not found.damage.torn,
         )
         self._by_id = self._by_key = False
@@ -405,7 +415,11 @@ class Store:
             if records:
                 if self._pending is None:
                     self._pending = Pending(self._required_schema)
-                self._pending.add(records)
+                late = [record for record in records if record.late]
+                self._pending.add([record for record in records if not record.late] if late else records)
+                if late:
+                    self._late = self._late or Pending(self._required_schema)
+                    self._late.add(late)
             self._commits += 1
             return Change(committed=entries, spend=journal.cost, commits=1)
 
@@ -415,8 +429,12 @@ class Store:
         for entry in change.committed:
             if isinstance(entry, Settled):
                 record = entry.record
+                if entry.late:
+                    if record.status == "ok":
+                        self.index.add_archived(record.custom_id)
+                    continue
                 state = state_of(record.status, record.error_kind)
-                self._know(record.custom_id, record.key, record.sample_index, state, seen=True)
+                self._know(record.custom_id, record.key, record.sample_index, state, seen=entry.seen)
         for custom_id, archived in change.removed:
             self.index.remove(custom_id, archived=archived)
         self._applied += change.commits
@@ -459,6 +477,11 @@ class Store:
         """How many committed records are in no part yet, save those that are being sealed."""
         return 0 if self._pending is None else self._pending.rows
 
+    @property
+    def unsealed(self) -> bool:
+        """Tell whether committed records wait to be published, or to go to the archive."""
+        return bool(self.pending_rows or self._late is not None)
+
     def rotate(self) -> Sealing | None:
         """Close this generation of the journal and open the next; None where there is nothing to seal.
 
@@ -482,8 +505,9 @@ class Store:
                 old.spend,
                 by_id=self._by_id,
                 by_key=self._by_key,
+                late=self._late.batches() if self._late is not None else [],
             )
-            self._journal = self._pending = self._pending_since = None
+            self._journal = self._pending = self._late = self._pending_since = None
             self._by_id = self._by_key = False
             self._sealing = True
             if len(self._answers):
@@ -507,10 +531,11 @@ class Store:
 
     def _publish(self, sealing: Sealing) -> Moved:
         moved = Moved()
-        if sealing.batches:
+        if sealing.batches or sealing.late:
             table = pa.Table.from_batches(sealing.batches, self._required_schema)
+            late = pa.Table.from_batches(sealing.late, self._required_schema)
             sealing.batches = []  # the table holds them, and lets go of them with this call
-            moved = self._dataset.seal(table, by_id=sealing.by_id, by_key=sealing.by_key)
+            moved = self._dataset.seal(table, by_id=sealing.by_id, by_key=sealing.by_key, late=late)
             del table
             pa.default_memory_pool().release_unused()
         if sealing.generation not in self._counted and any(sealing.spend):

@@ -46,6 +46,9 @@ class Sink:
     async def room(self) -> None:
         return None
 
+    async def counted(self) -> bool:
+        return True
+
 
 class Client:
     """Answers after a second; the first `failing` attempts of each request with a 503."""

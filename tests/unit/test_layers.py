@@ -9,8 +9,9 @@ import batchchat
 
 ROOT = Path(batchchat.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"clock", "errors", "format", "reasoning", "records"}),
+    frozenset({"clock", "errors", "format", "prices", "reasoning", "records"}),
     frozenset({"events", "providers", "identity", "images", "structured"}),
+    frozenset({"money"}),
     frozenset({"budget", "job", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
     frozenset({"cache", "store", "client", "review"}),
     frozenset({"engines", "intake"}),
@@ -21,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"export"}),
     frozenset({"starter", "guide"}),
     frozenset({"cli"}),
-    frozenset({"__main__"}),
+    frozenset({"api", "__main__"}),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -20,7 +20,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchchat.evaluation.results.disk_list import DiskList
+from batchchat.evaluation.scorers.matching import text_of
 from batchchat.evaluation.scorers.score_batch import Lists
+from batchchat.evaluation.statistics.clusters import Clusters
 from batchchat.intake import Intake
 from batchchat.job import Job
 from batchchat.records import RowBatch
@@ -178,6 +180,17 @@ class CurrentRows:
         """Let go of the file of whole rows, where there is one."""
         if self._whole is not None:
             self._whole.close()
+
+    def clusters(self, column: str) -> Clusters:
+        """Return the cluster of each row by the values of a kept column. A row without a value is its own cluster."""
+        texts = self.texts(column).dictionary_encode()
+        alone = -1 - np.arange(len(texts), dtype=np.int64)
+        codes = texts.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.where(codes < 0, alone, codes)
+
+    def texts(self, column: str) -> pa.StringArray:
+        """Return the values of a kept column as texts, null for null."""
+        return pa.array([None if value is None else text_of(value) for value in self._columns[column]], pa.string())
 
     def take(self, numbers: Sequence[int], columns: frozenset[str] | None) -> Lists | list[dict[str, Any]]:
         """What is kept of these rows: the columns named, or whole rows where that is None."""

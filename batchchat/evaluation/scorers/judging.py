@@ -49,11 +49,12 @@ class JudgeSettings(BaseModel):
 
 
 class JudgeScorer(JudgeSettings):
-    """What both kinds have: a name, a rubric, and what the model is shown."""
+    """What both kinds have: a name, a rubric, what the model is shown, and the difference that does not matter."""
 
     METRICS: ClassVar[tuple[str, ...]] = ()
     name: str = Field(pattern=r"^[\w-]+$", max_length=100)
     rubric: str = Field(min_length=1)
+    margin: float | None = Field(None, gt=0)
     field: str = Field("completion", min_length=1)
     expected: str | None = Field(None, min_length=1)
     show: list[str] | None = None

@@ -30,13 +30,14 @@ _STATUS = frozenset({"status", "error_kind", "error_message"})
 
 class Scorer(BaseModel, ABC):
     """Judges records one by one. `name` names the score in all results; a composite one is `name.metric`
-    for each of its `METRICS`."""
+    for each of its `METRICS`. `margin` is the difference, in the score's unit, that does not matter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     SCALE: ClassVar[ScoreUnit] = YES_NO
     METRICS: ClassVar[tuple[str, ...]] = ()
     name: str = Field(pattern=r"^[\w-]+$", max_length=100)
+    margin: float | None = Field(None, gt=0)
 
     @property
     def scale(self) -> ScoreUnit:

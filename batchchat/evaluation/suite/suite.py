@@ -52,6 +52,7 @@ class SuiteFields(BaseModel):
     budget: BudgetCaps | None = None
     deadline: Duration | None = Field(None, gt=0)
     seed: Whole = Field(SEED, ge=0, lt=2**63)
+    cluster: str | None = Field(None, min_length=1)
 
 
 _GRAMMAR = Grammar(
@@ -76,10 +77,14 @@ _GRAMMAR = Grammar(
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A score that the suite has. `of_rows`: it has a value for each answer, not only for all of them together."""
+    """A score that the suite has. `of_rows`: it has a value for each answer, not only for all of them together.
+
+    `margin` is the difference that does not matter, None if nobody named one.
+    """
 
     scale: ScoreUnit
     of_rows: bool
+    margin: float | None = None
 
     @property
     def higher_is_better(self) -> bool | None:
@@ -110,7 +115,8 @@ class JudgeTask:
 class Suite:
     """A validated suite file. All paths are absolute. `budget` and `deadline` hold for all runs together.
 
-    `scorers` look at records alone, `judges` ask models; `order` has the names of both as the file has them.
+    `scorers` look at records alone, `judges` ask models; `order` has the names of both as the file has them. `cluster`
+    is the input's column that tells which rows belong together, None if each is evidence by itself.
     """
 
     name: str
@@ -124,6 +130,7 @@ class Suite:
     deadline: float | None
     seed: int
     origins: Origins
+    cluster: str | None = None
 
     @property
     def jobs(self) -> list[Job]:
@@ -138,9 +145,10 @@ class Suite:
         for scorer in (every[name] for name in self.order if name in every):
             scale = scorer.scale
             if not scorer.METRICS:
-                found[scorer.name] = Score(scale, of_rows=True)
+                found[scorer.name] = Score(scale, of_rows=True, margin=scorer.margin)
             for number, metric in enumerate(scorer.METRICS):
-                found[f"{scorer.name}.{metric}"] = Score(scale if number == 0 else SHARE, of_rows=number == 0)
+                unit, of_rows = (scale, True) if number == 0 else (SHARE, False)
+                found[f"{scorer.name}.{metric}"] = Score(unit, of_rows=of_rows, margin=scorer.margin)
         return found
 
     def error(self, message: str, *place: Hashable, remedy: str | None = None) -> JobError:
@@ -248,6 +256,7 @@ class _Reading:
             deadline=variants[0].job.deadline,
             seed=fields.seed,
             origins=dict(draft.origins),
+            cluster=fields.cluster,
         )
 
     # --- scorers
