@@ -195,3 +195,9 @@ def test_an_unknown_filter_is_told_with_the_nearest_name(source: str, told: str)
         text(source)
     assert told in str(refused.value)
     assert "trim," in str(refused.value.remedy) or "odd," in str(refused.value.remedy)
+
+
+def test_the_groups_of_groupby_are_written_as_json() -> None:
+    row = {"o": [{"k": "x", "n": 1}, {"k": "y", "n": 2}]}
+    assert text("{{ o|groupby('k')|list }}", row) == '[["x",[{"k":"x","n":1}]],["y",[{"k":"y","n":2}]]]'
+    assert text("{{ (o|groupby('k')|first)|tojson }}", row) == '["x",[{"k":"x","n":1}]]'
