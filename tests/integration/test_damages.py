@@ -10,14 +10,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import anyio
 import duckdb
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import batchchat
 from batchchat.errors import BatchchatError, StorageError
+from batchchat.events import RunSummary
 from batchchat.export import export
 from batchchat.history import history_of
 from batchchat.inspection import find_records, status_of
@@ -25,6 +26,7 @@ from batchchat.job import Job
 from batchchat.plan import plan_job
 from batchchat.report import write_report
 from batchchat.runner.options import RunOptions
+from batchchat.runner.run import run_job
 from batchchat.store import Store, read_output, verify
 from tests.integration.jobs import make_job, texts, write_rows
 from tests.store_cases import commit, open_store, seal, settled
@@ -39,8 +41,8 @@ def provider(_request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, json={"choices": [choice], "usage": usage, "model": "m"})
 
 
-def go(job: Job, **more: Any) -> batchchat.RunSummary:
-    return batchchat.run(job, transport=httpx.MockTransport(provider), environ={}, **more)
+def go(job: Job, **more: Any) -> RunSummary:
+    return anyio.run(partial(run_job, job, transport=httpx.MockTransport(provider), environ={}, **more))
 
 
 def job_in(folder: Path, prompt: str = "second {{ text }}") -> Job:
