@@ -22,8 +22,8 @@ Exit codes: 0 every row has a completion · 1 some rows failed · 2 bad usage,
 job file or input · 3 needs a human (key, model, credit) · 4 stopped by a
 budget or the deadline · 5 a gate of an evaluation does not hold · 69 provider
 unavailable · 70 internal error · 74 disk trouble · 75 another run holds the
-output · 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM. All but 2 can be resumed
-by the same command."""
+output · 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM. All but 2 can be
+resumed by the same command."""
 
 
 _FAULTS = """Faults: error_400 error_401 error_403 error_404 error_416 error_422 error_429 error_500 error_503 error_504

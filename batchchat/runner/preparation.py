@@ -301,7 +301,14 @@ def _is_empty(value: object) -> bool:
 
 
 def _sample_warnings(job: Job, template: Template) -> list[str]:
-    """What makes the samples of a row alike, so that more of them tell no more."""
+    reasons = alike_samples(job, template)
+    if not reasons:
+        return []
+    return [f"samples: the {job.samples} answers to a row may all be alike, since {' and '.join(reasons)}"]
+
+
+def alike_samples(job: Job, template: Template) -> list[str]:
+    """Return what makes the samples of a row alike, so that more of them tell no more."""
     if job.samples == 1 or template.sampled:
         return []
     reasons = []
@@ -309,9 +316,7 @@ def _sample_warnings(job: Job, template: Template) -> list[str]:
         reasons.append("params.temperature is 0")
     if job.params.seed is not None:
         reasons.append('params.seed is the same for all of them (`seed: "{{ sample_index }}"` gives each its own)')
-    if not reasons:
-        return []
-    return [f"samples: the {job.samples} answers to a row may all be alike, since {' and '.join(reasons)}"]
+    return reasons
 
 
 def _rows(batches: list[RowBatch]) -> Iterator[tuple[RowBatch, int]]:

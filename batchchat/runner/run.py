@@ -23,13 +23,14 @@ from anyio.abc import TaskGroup
 
 from batchchat.budget import Budget
 from batchchat.client import ChatClient
-from batchchat.engines.local import LocalEngine
+from batchchat.engines.local import Endpoint, LocalEngine, Surroundings
 from batchchat.engines.port import Engine
+from batchchat.engines.refusals import Refusals
 from batchchat.errors import StoppedEarly, StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
 from batchchat.job import Job, api_key, load_keys, write_duration
-from batchchat.limits import MAX_CONCURRENCY, Limiter, TokenEstimator
+from batchchat.limits import MAX_CONCURRENCY, Limiter
 from batchchat.money import Tariff
 from batchchat.providers import DEMO, Provider
 from batchchat.retry import RetryPolicy
@@ -339,18 +340,13 @@ class _Opening:
         job, setting, provider = self._job, self._setting, self._provider
         retry, counts = job.retry, store.index.counts()
         account = self._budget.account(self._tariff, provider.currency) if self._budget else None
+        limiter = setting.limiter or make_limiter(job, provider, setting.listener, setting.rng)
         return LocalEngine(
-            client,
-            setting.limiter or make_limiter(job, provider, setting.listener, setting.rng),
+            Endpoint(client, limiter, account),
             RetryPolicy(retry.attempts, retry.request_timeout, retry.row_deadline, retry.outage),
-            estimator=TokenEstimator(),
-            listener=setting.listener,
-            account=account,
-            rng=setting.rng,
-            answered_before=counts.ok > 0,
-            job_answered=counts.ok > 0 and wording.known,
+            Surroundings(setting.listener, setting.rng, setting.offload),
+            refusals=Refusals(model_answered=counts.ok > 0, job_answered=counts.ok > 0 and wording.known),
             reviewer=None if self._prepared.reviewer.idle else self._prepared.reviewer,
-            offload=setting.offload,
         )
 
     def _make_intake(self, store: Store) -> Intake:

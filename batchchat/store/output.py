@@ -7,7 +7,7 @@ read first, so that a record which a run publishes meanwhile is met in its part 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -92,27 +92,53 @@ class Output:
 
         Raises StorageError where a part is damaged.
         """
+        names = columns if columns is not None or self.schema is None else self.schema.names
+        for read in self._pieces(batch_rows):
+            yield from read(list(names or ()))
+
+    def matching(
+        self, columns: Sequence[str], needed: Sequence[str], mask: Callable[[pa.RecordBatch], pa.Array]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the live records for which `mask` is true, with these columns, in the order of `records`.
+
+        `mask` gets batches of the `needed` columns. All others are read of parts alone that hold a wanted record.
+        """
+        for read in self._pieces(ROW_GROUP_ROWS):
+            masks = [mask(batch) for batch in read(list(needed))]
+            if not any(holds.true_count for holds in masks):
+                continue
+            for batch, holds in zip(read(list(columns)), masks, strict=False):
+                found = batch.filter(holds)
+                if found.num_rows:
+                    yield found
+
+    def _pieces(self, batch_rows: int) -> Iterator[Callable[[list[str]], Iterator[pa.RecordBatch]]]:
+        """Yield for each part, and for the journal, what reads columns of its live records."""
         schema = self.schema
         if schema is None:
             return
-        names = list(columns) if columns is not None else schema.names
         files = self._location.parts
         pending = self.pending if self.pending is not None and self.pending.num_rows else None
         superseding = None if pending is None else _Superseding(pending)
-        read = names if superseding is None else list(dict.fromkeys([*names, *_NEEDED]))
-        for name in files.names():
+
+        def read_live(part: str, names: list[str]) -> Iterator[pa.RecordBatch]:
+            read = names if superseding is None else list(dict.fromkeys([*names, *_NEEDED]))
             try:
-                with PartReader(files, name, schema) as reader:
+                with PartReader(files, part, schema) as reader:
                     for batch in reader.batches(read, rows=batch_rows):
                         left = batch if superseding is None else superseding.left_of(batch)
                         if left.num_rows:
                             yield left.select(names)
             except FileNotFoundError:
-                continue  # a run has just moved its last records to the archive
+                return  # a run has just moved its last records to the archive
             except DamagedPartError as error:
                 raise _damaged(files, error) from error
+
+        for part in files.names():
+            yield partial(read_live, part)
         if pending is not None:
-            yield from pending.select(names).to_batches(max_chunksize=batch_rows)
+            journaled = pending
+            yield lambda names: iter(journaled.select(names).to_batches(max_chunksize=batch_rows))
 
     def part_names(self) -> list[str]:
         """Return the names of the parts, in their order."""

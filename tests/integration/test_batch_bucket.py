@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +14,15 @@ import anyio
 import httpx
 import pytest
 
+from batchchat.demo import BatchOptions, DemoOptions, DemoServer
 from batchchat.engines.batch.service import BatchService, BatchStatus, Gone, RemoteBatch, Unavailable
 from batchchat.engines.batch.services import open_service
 from batchchat.engines.batch.services.bucket import read_place
 from batchchat.errors import NeedsHuman, UsageError
 from batchchat.providers import PROFILES
+from batchchat.runner.run import run_job
 from tests.batch_play import Options, Play
+from tests.integration.jobs import make_job, texts, write_rows
 from tests.integration.raw_server import Peer, RawServer
 
 SECRET_NAMES = ("SCW_SECRET_KEY", "AWS_SECRET_ACCESS_KEY")
@@ -417,3 +420,43 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="obstore is missing") as caught:
         open_service(PROFILES["scaleway"], Options(bucket="abc"), api_key=KEY, environ={}, transport=Play({}))
     assert "batchchat[s3]" in (caught.value.remedy or "")
+
+
+class _Forgotten:
+    """A service whose provider has forgotten all batches: neither a look nor the list tells of one."""
+
+    def __init__(self, service: Any) -> None:
+        self._service = service
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._service, name)
+
+    async def __aenter__(self) -> _Forgotten:
+        await self._service.__aenter__()
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        await self._service.__aexit__(*args)
+
+    async def poll(self, ids: Sequence[str]) -> dict[str, RemoteBatch]:
+        return {}
+
+
+def test_a_batch_that_the_provider_has_forgotten_is_taken_from_the_bucket(
+    storage: Storage, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = storage.users["owner"]
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)  # the server's own bucket is that of the environment
+    write_rows(tmp_path / "rows.jsonl", texts(5))
+
+    def forgetful(*args: Any, **options: Any) -> Any:
+        options["environ"] = environ
+        return _Forgotten(open_service(*args, **options))
+
+    with DemoServer(DemoOptions(batch=BatchOptions(seconds=0.05, dialect="scaleway"))) as demo:
+        engine = {"kind": "batch", "service": "scaleway", "bucket": f"s3://{bucket}/runs", "poll": 0.03}
+        job = make_job(tmp_path, demo.base_url, engine=engine)
+        summary = anyio.run(partial(run_job, job, environ=environ, open_service=forgetful))
+        assert demo.stats().batch.lines == 5, "nothing is asked twice"
+    assert (summary.ok, summary.failed) == (5, 0)

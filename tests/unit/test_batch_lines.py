@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchchat.engines.batch.service import ResultLine, TornLine
+from batchchat.engines.batch.services.dialects import DIALECTS, OPENAI
 from batchchat.engines.batch.services.lines import NoResult, encode_line, read_result, read_results
+from batchchat.engines.batch.services.shapes import batches_in, next_page, read_batch
 
 URL = "/v1/chat/completions"
 JSON = st.recursive(
@@ -198,3 +201,42 @@ def test_texts_with_line_breaks_come_back_whole(tmp_path: Path) -> None:
     path.write_bytes(result("1", text) + b"\n")
     (line,), _ = read(path)
     assert json.loads(line.body)["choices"][0]["message"]["content"] == text
+
+
+FIELDS = st.sampled_from(
+    (
+        *("id", "custom_id", "response", "error", "errors", "data", "code", "message", "line", "status", "status_code"),
+        *("body", "metadata", "created_at", "request_counts", "total", "output_file_id", "input_files", "paging"),
+        *("next_cursor", "has_more", "last_id", "job", "request_id", "choices"),
+    )
+)
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=10)
+    | st.sampled_from(["completed", "200"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=6),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=200)
+@given(ANYTHING)
+def test_whatever_a_provider_tells_is_read_or_refused(data: object) -> None:
+    for dialect in (OPENAI, DIALECTS["mistral"], DIALECTS["together"]):
+        read_batch(dialect, data)
+        batches_in(dialect, data)
+        next_page(dialect, data, 0)
+    with contextlib.suppress(NoResult):
+        line = read_result(json.dumps(data).encode())
+        assert line.status is None or 100 <= line.status < 600
+        assert isinstance(line.body, bytes)
+
+
+@pytest.mark.parametrize("depth", [300, 1_000, 1_020, 2_000, 100_000])
+def test_a_result_that_is_nested_without_end_is_damaged(depth: int) -> None:
+    nested = b"[" * depth + b"]" * depth
+    with contextlib.suppress(NoResult):
+        read_result(b'{"custom_id":"1","response":{"status_code":200,"body":%s}}' % nested)

@@ -93,6 +93,13 @@ REFUSALS: dict[str, tuple[str, Any, type[Exception], dict[str, Any]]] = {
     "no permission while running": ("find", (403, said("no")), Unavailable, {}),
     "no such path": ("preflight", (404, {"detail": "Not Found"}), UsageError, {"remedy": "engine: local"}),
     "no such method": ("preflight", (405, b""), UsageError, {"message": "no Batch API"}),
+    "a redirection": (
+        "preflight",
+        httpx.Response(308, headers={"location": "https://x"}),
+        UsageError,
+        {"remedy": "provider.base_url"},
+    ),
+    "a redirection of a create": ("create", httpx.Response(307), UsageError, {}),
     "a web page": ("preflight", (200, b"<html>hello</html>"), UsageError, {"message": "no Batch API"}),
     "another API": ("preflight", (200, {"data": {"x": 1}}), UsageError, {"message": "no Batch API"}),
     "down": ("preflight", (503, b""), Unavailable, {}),

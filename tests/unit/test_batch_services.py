@@ -125,6 +125,11 @@ PROBLEMS: dict[str, tuple[dict[str, Any], tuple[Any, ...], bool]] = {
         ("model_not_found", "x", None),
         True,
     ),
+    "a full queue in words": (
+        {"error": "Limit: 5 enqueued tokens"},
+        ("token_limit_exceeded", "Limit: 5 enqueued tokens", None),
+        False,
+    ),
     "credit": ({"error": {"code": "billing_hard_limit", "message": "x"}}, ("billing_hard_limit", "x", None), True),
 }
 

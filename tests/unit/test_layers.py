@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"clock", "errors", "format", "prices", "reasoning", "records"}),
     frozenset({"events", "providers", "identity", "images", "structured"}),
     frozenset({"money"}),
-    frozenset({"budget", "job", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
+    frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
     frozenset({"cache", "store", "client", "review"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),

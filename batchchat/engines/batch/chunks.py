@@ -244,14 +244,17 @@ class ChunkReader:
             line -= group.rows.num_rows
         return None
 
-    def get(self, custom_id: str) -> tuple[Request, int] | None:
-        """Return a request and how many batches it was in before this one; None if it is not in this chunk."""
+    def get(self, custom_id: str, *, with_body: bool = True) -> tuple[Request, int] | None:
+        """Return a request and how many batches it was in before this one; None if it is not in this chunk.
+
+        Without its body, which most answers need not, most of the file is never read.
+        """
         place = self._place(custom_id)
         if place is None:
             return None
         number, offset = place
         group = self._groups[number]
-        return group.request(offset, self._schema)
+        return group.request(offset, self._schema, with_body=with_body)
 
     def all_tokens(self) -> Iterator[tuple[int, int | None]]:
         """Iterate over the prompt tokens and the bound of the answer of each request."""
@@ -278,7 +281,8 @@ class _Group:
         self._batches: dict[tuple[str, int], RowBatch] = {}
         self._own: list[list[Any]] = []
 
-    def request(self, offset: int, schema: pa.Schema) -> tuple[Request, int]:
+    def request(self, offset: int, schema: pa.Schema, *, with_body: bool) -> tuple[Request, int]:
+        """Return the request of a row, and how many batches it was in before."""
         if self._columns is None:
             struct = self.rows.column("input")
             columns = struct.flatten()
@@ -297,7 +301,7 @@ class _Group:
             nbytes = row_bytes * self.rows.num_rows
             batch = RowBatch(source, begins, self._columns, self._values, nbytes=nbytes)
             self._batches[(source, begins)] = batch
-        body: bytes = self.rows.column("body")[offset].as_py()
+        body: bytes = self.rows.column("body")[offset].as_py() if with_body else b""
         request = Request(
             self.rows.column("custom_id")[offset].as_py().hex(),
             body,

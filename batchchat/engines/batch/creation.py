@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -194,11 +195,17 @@ class Creation:
         return None
 
     async def find(self, state: ChunkState) -> list[RemoteBatch]:
-        """Return the batches of a chunk that the provider's list holds now, save those that are known to be dead."""
-        since = state.creating_at or state.planned_at
-        ref, labels = state.ref or "", labels_of(state)
-        found = await self._patience(lambda: self._service.find(ref, labels, since), "the list of batches")
-        return [batch for batch in found if batch.status is not BatchStatus.FAILED or batch.result_refs]
+        """Return the batches of a chunk that the provider's list holds now, save those that are known to be dead.
+
+        Each try to create one had labels of its own.
+        """
+        ref, found = state.ref or "", {}
+        for tries in range(1, max(1, state.tries) + 1):
+            ask = partial(self._service.find, ref, labels_of(replace(state, tries=tries)), state.planned_at)
+            for batch in await self._patience(ask, "the list of batches"):
+                if batch.status is not BatchStatus.FAILED or batch.result_refs:
+                    found.setdefault(batch.id, batch)
+        return list(found.values())
 
     async def cancel_surplus(self, state: ChunkState, batch_id: str) -> ChunkState:
         """Cancel a batch that is one too many. It is noted first, so that what it answers all the same is counted."""

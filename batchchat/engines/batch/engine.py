@@ -11,7 +11,6 @@ is ready first, and sends only requests that are in no batch.
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -41,6 +40,7 @@ from batchchat.engines.batch.service import (
     QueueFull,
     RemoteBatch,
 )
+from batchchat.engines.batch.services.problems import queued_tokens_in
 from batchchat.engines.port import Engine, EngineProgress, Feed, Outcome, Settled, Sink
 from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly, StorageError
 from batchchat.events import Event, Level, Listener, Pace
@@ -584,7 +584,7 @@ class BatchEngine:
                 await self._follow(planned, found)
             self._again.next_chunk()
             await self._plan(self._again)
-        jitter = 1.0 if self._setting.poll is not None else self._rng.uniform(0.9, 1.1)
+        jitter = 1.0 if self._setting.poll is not None else self._rng.uniform(1.0, 1.2)
         self._next_look = anyio.current_time() + self._poll_s() * jitter
         self._wake()
 
@@ -593,6 +593,11 @@ class BatchEngine:
         for batch_id in asked:
             self._unknown[batch_id] = 0 if batch_id in found else self._unknown.get(batch_id, 0) + 1
         lost = [batch_id for batch_id in asked if self._unknown[batch_id] >= _UNKNOWN_LOOKS]
+        for state in [planned.state for planned in self._live.values() if planned.state.batch in lost]:
+            # Results that lie in a bucket of our own tell of a batch that the provider has forgotten.
+            ended = [batch for batch in await self._creation.find(state) if batch.ended and batch.result_refs]
+            if ended and state.batch is not None:
+                found[state.batch] = replace(ended[0], id=state.batch)
         if lost and not found:
             raise NeedsHuman(
                 f"the provider knows none of the {len(asked)} batches of this output, such as {lost[0]}",
@@ -643,7 +648,7 @@ class BatchEngine:
                 await self._creation.note(
                     planned.state, "not_created", batch=None, status=BatchStatus.UNKNOWN.value, reason=message[:300]
                 )
-                await self._queue_is_full(planned, QueueFull(message, queued_tokens=_number_in(message)))
+                await self._queue_is_full(planned, QueueFull(message, queued_tokens=queued_tokens_in(message)))
                 return
             self._listener(Event("batch_failed", f"batch {first.id} failed: {message}", "warning", {"batch": first.id}))
             if problem is not None and problem.remedy is not None:
@@ -788,11 +793,3 @@ def _first(errors: BaseExceptionGroup[Any]) -> Any:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _number_in(message: str) -> int | None:
-    """Return the limit that a provider's text about its queue names, such as `Limit: 90,000 enqueued tokens`."""
-    found = re.search(r"(?i)limit(?: of)?:? ([\d,]+)(?:([kKmM])\b)?", message)
-    if found is None:
-        return None
-    return int(found[1].replace(",", "") or 0) * {"k": 1_000, "m": 1_000_000}.get((found[2] or "").lower(), 1) or None

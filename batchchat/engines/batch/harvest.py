@@ -195,7 +195,7 @@ class Harvest:
     def _count_surplus(self, custom_id: str, reply: Reply) -> None:
         """Count an answer that is one too many: it is billed, too."""
         self.counts.twice += 1
-        found = self.reader.get(custom_id)
+        found = self.reader.get(custom_id, with_body=False)
         if found is None or reply.usage is None:
             return
         self.sink.put(Answered(found[0], reply.usage, reply.cost or 0))
@@ -206,10 +206,10 @@ class Harvest:
 
     def _succeeds(self, custom_id: str, reply: Reply) -> bool:
         """Settle a request by its answer, or let it ask again. False if the reply is a failure."""
-        found = self.reader.get(custom_id)
+        reviewer = self.terms.reviewer
+        found = self.reader.get(custom_id, with_body=reviewer is not None)
         assert found is not None  # noqa: S101 - its identity is in the chunk
         request, batches = found
-        reviewer = self.terms.reviewer
         reviewed = reviewer is not None and reviewer.concerns(request, reply)
         if not reviewed and reply.verdict is not Verdict.OK:
             return False

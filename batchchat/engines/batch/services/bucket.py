@@ -91,8 +91,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Keys:
-    """The key of object storage."""
+    """The key of object storage, and the variable that its first half came from."""
 
+    name: str
     access: str
     secret: str
     token: str | None = None
@@ -155,7 +156,7 @@ def _keys(environ: Mapping[str, str]) -> Keys:
     ):
         if environ.get(access, "").strip() and environ.get(secret, "").strip():
             found = environ.get(token, "").strip() if token else ""
-            return Keys(environ[access].strip(), environ[secret].strip(), found or None)
+            return Keys(access, environ[access].strip(), environ[secret].strip(), found or None)
     missing = [name for name in ("SCW_ACCESS_KEY", "SCW_SECRET_KEY") if not environ.get(name, "").strip()]
     raise UsageError(
         f"the bucket needs a key, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set",
@@ -369,7 +370,7 @@ class BucketFiles:
             return Gone(f"an object is not there: {said}")
         if isinstance(error, PermissionDeniedError | UnauthenticatedError):
             return NeedsHuman(
-                f"the key in SCW_ACCESS_KEY may not {doing} {where}: {said}",
+                f"the key in {self._keys.name} may not {doing} {where}: {said}",
                 remedy="It needs ObjectStorageObjectsRead and ObjectStorageObjectsWrite in the bucket's project. A "
                 "policy of the bucket must allow its user too. The clock of this machine must be right."
                 + ("" if before else " Then run the same command again."),

@@ -81,14 +81,18 @@ class Http:
         self._headers = {"Accept": "application/json", "User-Agent": user_agent, **provider.headers}
         if api_key is not None:
             self._headers[auth] = f"Bearer {api_key}" if auth == "Authorization" else api_key
+        self._transport: httpx.AsyncBaseTransport
         self.party = party
         self.mask = mask
-        self._transport = transport if transport is not None else _transport(base, provider)
+        self._given = transport
+        self._provider = provider
 
     def __repr__(self) -> str:
         return f"Http({self.party.address!r})"
 
     async def __aenter__(self) -> Http:
+        # Not before: whoever only asks what a service takes needs no certificates.
+        self._transport = self._given if self._given is not None else _transport(self._base, self._provider)
         return self
 
     async def __aexit__(self, *args: object) -> None:

@@ -195,6 +195,13 @@ def _no_batches(refused: Refused) -> Exception:
     )
 
 
+def _moved(refused: Refused) -> Exception:
+    return UsageError(
+        f"{refused.party.address} answers with a redirection (HTTP {refused.status}), which a key is never sent after",
+        remedy="Set provider.base_url to where it points, with https:// if that is what is missing.",
+    )
+
+
 def _person(refused: Refused) -> Exception:
     return NeedsHuman(
         str(refused),
@@ -204,6 +211,7 @@ def _person(refused: Refused) -> Exception:
 
 
 RULES: Final[tuple[Rule, ...]] = (
+    Rule(_ACTING, range(300, 400), None, _moved),
     # What may have been carried out is never taken for a refusal.
     Rule(frozenset({Call.CREATE}), frozenset({*range(500, 600), 408, 409, 425}), None, _unknown),
     Rule(_ACTING, frozenset({402}), None, _credit),

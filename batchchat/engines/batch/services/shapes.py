@@ -29,6 +29,9 @@ _WORDS: Final[Mapping[str, BatchStatus]] = {
 }
 """Words for where a batch stands, in lower case. No word means two things in two dialects."""
 
+QUEUE_FULL: Final = "token_limit_exceeded"
+"""The code of a batch that failed since the queue of its model is full, also where a dialect gives it in words only."""
+_QUEUE: Final = re.compile(r"\benqueued tokens?\b|token_limit_exceeded|\bqueued tokens?\b", re.IGNORECASE)
 _LINE: Final = re.compile(r"\bline(?:[ _]number)?[ #:=]{0,3}(\d{1,9})\b(?!\s*\(within)", re.IGNORECASE)
 _WINDOW: Final = re.compile(r"\s*(\d{1,5})\s*(h|hours?|d|days?)\s*", re.IGNORECASE)
 
@@ -166,12 +169,13 @@ def _problems(dialect: Dialect, data: Mapping[str, Any]) -> Iterator[BatchProble
         found.append(data["error"])
     for each in found[:100]:
         if isinstance(each, str):
-            yield BatchProblem(None, each, line_in(each) if dialect.line_numbers else None, _remedy(None, each))
+            full = QUEUE_FULL if _QUEUE.search(each) else None
+            yield BatchProblem(full, each, line_in(each) if dialect.line_numbers else None, _remedy(None, each))
         elif isinstance(each, dict):
             code, said, line = each.get("code"), each.get("message"), each.get("line")
             message = said if isinstance(said, str) else ""
             line = line if type(line) is int and line > 0 else line_in(message)
-            code = str(code) if code else None
+            code = str(code) if code else QUEUE_FULL if _QUEUE.search(message) else None
             yield BatchProblem(code, message, line if dialect.line_numbers else None, _remedy(code, message))
 
 
