@@ -21,10 +21,10 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.store.column_types import read_types
 from batchchat.store.index import KeyIndex, RecordIndex
-from batchchat.store.journal import Answer, OpenAnswers, Replay, replay
+from batchchat.store.journal import AnswerEntry, OpenAnswers, Replay, replay
 from batchchat.store.json_files import read_lines
 from batchchat.store.known import KnownRows, Pass
-from batchchat.store.ledger import Ledger
+from batchchat.store.ledger import SpendLedger
 from batchchat.store.loading import INDEXED, IndexLoader
 from batchchat.store.location.folder import location_of
 from batchchat.store.location.port import Location, PartFiles
@@ -49,7 +49,7 @@ class Output:
     live: dict[str, Any] | None
     holder: dict[str, Any] | None
     spend_by_run: dict[str, Spend]
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    answers: dict[str, list[AnswerEntry]] = field(default_factory=dict)
     pending: pa.Table | None = None
     _location: Location = field(default_factory=lambda: location_of(Path()))
 
@@ -276,7 +276,7 @@ def read_state(directory: Path | str) -> Output:
     schema = frozen.output()
     pending = None if schema is None else Pending(schema)
     replays = _replays(location, pending)
-    ledger = Ledger(location.state).read()
+    ledger = SpendLedger(location.state).read()
     answers = OpenAnswers()
     for found in replays:
         # A journal that is sealed already, and not yet removed, is counted in the ledger.

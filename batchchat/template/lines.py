@@ -21,7 +21,7 @@ import orjson
 from batchchat.records import ErrorKind, Loaded
 from batchchat.template.leaf import RowTemplateError, Values
 from batchchat.template.messages import Filled, measured, too_many
-from batchchat.template.params import LENGTHS, Params, Written, write
+from batchchat.template.params import LENGTHS, CompiledParams, Written, write
 from batchchat.template.plain import to_json
 
 KEY = "custom_id"
@@ -79,7 +79,7 @@ class LineParams:
 
     def __init__(
         self,
-        of_job: Params,
+        of_job: CompiledParams,
         *,
         own_model: bool,
         expected: str,

@@ -38,7 +38,7 @@ class Written(NamedTuple):
     weight: int
 
 
-class Params:
+class CompiledParams:
     """Compiled params.
 
     Where no row changes them (`varies` is false), `head` is the body up to its messages, `canonical` what goes into the
