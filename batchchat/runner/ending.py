@@ -9,7 +9,7 @@ from batchchat.events import Event, RunSummary
 from batchchat.format import plural
 from batchchat.runner.run_summary import Figures, plain
 from batchchat.runner.state import RunState
-from batchchat.store import Change, earlier_prompts
+from batchchat.store import StoreChange, earlier_prompts
 
 
 class Ending:
@@ -65,7 +65,7 @@ class Ending:
         """Return true if every sample of the pass that this run had to settle is settled."""
         run = self._run
         counts, tally = run.intake.counts, run.tally
-        settled = tally.ok + tally.failed + tally.revived
+        settled = tally.ok + tally.failed + tally.revived - tally.early
         return run.read_all and settled == counts.to_send + counts.archived + counts.invalid
 
     async def _count_rest(self) -> None:
@@ -106,7 +106,7 @@ class Ending:
         await run.offload(run.wording.settle)
         return await self._check_counts()
 
-    def _tell_archived(self, change: Change, which: str) -> None:
+    def _tell_archived(self, change: StoreChange, which: str) -> None:
         run = self._run
         run.store.apply(change)
         if change.removed:

@@ -63,25 +63,6 @@ def location_of(output: Location | Path | str) -> Location:
     return FolderLocation(Path(output)) if isinstance(output, Path | str) else output
 
 
-def is_an_output(directory: Path) -> bool:
-    """Tell whether a folder is an output; whatever else it holds, it is none then."""
-    try:
-        return FolderLocation(directory).holds_output()
-    except UsageError:
-        return False
-
-
-def evaluation_outputs(directory: Path | str) -> list[Path]:
-    """Return the outputs of the variants of an evaluation, sorted by name; none if the folder holds no evaluation."""
-    root = Path(directory)
-    if is_an_output(root):
-        return []
-    try:
-        return sorted(folder for folder in (root / "variants").iterdir() if is_an_output(folder))
-    except OSError:
-        return []
-
-
 class FolderLocation:
     """The location of an output in a folder."""
 
