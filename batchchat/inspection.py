@@ -27,8 +27,7 @@ from batchchat.records import Spend
 from batchchat.runner.questions import compile_questions
 from batchchat.runner.tally import StreamPace
 from batchchat.sources import as_seen, python_rows
-from batchchat.store import Output, read_state
-from batchchat.store.state import Layout
+from batchchat.store import Output, batches_folder, read_state
 from batchchat.template import RowTemplateError, Template
 from batchchat.views import BatchView, LastRun, RecordView, Running, StatusView
 
@@ -108,7 +107,7 @@ def status_of(directory: Path) -> StatusView:
 
 def _batches(directory: Path) -> list[BatchView]:
     """Return the batches of an output; nothing is imported for one that has none."""
-    if not Layout(directory).batches.is_dir():
+    if not batches_folder(directory).is_dir():
         return []
     from batchchat.engines.batch.status import batches_of
 

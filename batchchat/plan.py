@@ -17,7 +17,7 @@ from batchchat.events import FailureGroup
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
-from batchchat.job.model import nearest
+from batchchat.job.values import nearest
 from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff, as_float
 from batchchat.providers import DEMO, Provider
@@ -26,10 +26,9 @@ from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import Rows, pass_of, prompt_id_of
 from batchchat.sources import GivenRows
-from batchchat.store import Frozen, frozen_schema, is_output, read_state
+from batchchat.store import Frozen, check_currency, frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.known import KnownRows, Pass
-from batchchat.store.state import Layout
 from batchchat.views import EnginePlan, PlanCap, PlanView, RequestPreview
 
 if TYPE_CHECKING:
@@ -57,23 +56,13 @@ def plan_job(
     prepared = prepare(job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed, rows=rows)
     job, provider = prepared.job, prepared.provider
     if not fresh:
-        Layout(directory).check_currency(provider.currency if job.model in provider.prices else None)
+        check_currency(directory, provider.currency if job.model in provider.prices else None)
     reopens = options.retry_failed
     reopens = job.retry.reopens() if reopens is None else reopens
     history = _History(
         directory, fresh=fresh, job=job, following=pass_of(prepared, reopens), prompt_id=prompt_id_of(prepared)
     )
-    intake = Intake(
-        prepared.template,
-        prepared.identity,
-        index=history.index,
-        keys=history.keys,
-        key_column=job.input.key,
-        reopens=reopens,
-        selection=prepared.selection,
-        samples=job.samples,
-        answer_ids=True,
-    )
+    intake = prepared.intake(history.index, history.keys, reopens=reopens, answer_ids=True)
     with closing(_Sharing(job)) as sharing, closing(history):
         reader = _Reader(prepared, intake, history, sharing)
         shown, usage = reader.read(previews)

@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from batchchat.records import Record, RowBatch, Spend
 from batchchat.store import Answer, Change, Entry, Settled, Store, read_state
+from batchchat.store.location.folder import FolderLocation
+from batchchat.store.location.port import Location
 
 SCHEMA = pa.schema([("ticket", pa.string()), ("body", pa.string())])
 SPEND = Spend(1, 10, 5, 15, 0, 0, 0.25)
@@ -110,7 +112,7 @@ def answer(row: int, step: int, prompt: str = "") -> Answer:
     return Answer(identity((row, prompt)), step, {"text": f"step {step}"}, SPEND)
 
 
-def open_store(directory: Path, run_id: str = "run-1", **options: Any) -> Store:
+def open_store(directory: Path | Location, run_id: str = "run-1", **options: Any) -> Store:
     """Open an output of the job that these tests run."""
     settings: dict[str, Any] = {
         "job_name": "job",
@@ -120,6 +122,11 @@ def open_store(directory: Path, run_id: str = "run-1", **options: Any) -> Store:
         "with_keys": True,
     }
     return Store.open(directory, **(settings | options))
+
+
+def journal_path(directory: Path, generation: int) -> Path:
+    """Return where the journal of a generation of an output lies."""
+    return FolderLocation(directory).journals.path(generation)
 
 
 def commit(store: Store, entries: Sequence[Entry]) -> Change:

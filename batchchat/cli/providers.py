@@ -27,7 +27,7 @@ def providers_command(name: str | None, *, as_json: bool) -> int:
             results().print(_all(PROFILES))
         return 0
     if name not in PROFILES:
-        from batchchat.job.model import nearest
+        from batchchat.job.values import nearest
 
         raise UsageError(
             f"no provider is called {name!r}{nearest(name, PROFILES)}",

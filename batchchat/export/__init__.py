@@ -12,8 +12,6 @@ import base64
 import csv
 import os
 import re
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,19 +30,15 @@ from batchchat.export.batch import errors_file, write_batch_lines
 from batchchat.export.selection import pick, schema_of, select_columns
 from batchchat.export.sheet import open_sheet
 from batchchat.inspection import job_of
-from batchchat.intake import Intake, PassCounts
+from batchchat.intake import PassCounts
 from batchchat.job import Job
-from batchchat.records import RowBatch
+from batchchat.joining import records_of_rows
 from batchchat.runner.preparation import prepare
 from batchchat.sources import STDIN, python_rows, reads_file
 from batchchat.store import Output, read_output, read_state
-from batchchat.store.index import KeyIndex, RecordIndex
-from batchchat.store.schema import own_columns
 
 BATCH = "openai-batch"
 FORMATS = ("parquet", "jsonl", "csv", "xlsx", BATCH)
-_BLOCKS_KEPT = 4
-_SLICE = 512
 # Some spreadsheets pass over white space, and take the wide forms of the signs too.
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
@@ -155,18 +149,8 @@ def _in_input_order(job: Job, output: Output) -> tuple[Iterator[pa.RecordBatch],
     """Return the records of the input's rows, batch by batch, and the counts of these rows, which grow with them."""
     # What was sent is sent: a prompt that uses no column may be exported.
     prepared = prepare(job.model_copy(update={"constant": True}), frozen=output.frozen)
-    intake = Intake(
-        prepared.template,
-        prepared.identity,
-        index=RecordIndex(),
-        keys=KeyIndex() if job.input.key is not None else None,
-        key_column=job.input.key,
-        reopens=frozenset(),
-        selection=prepared.selection,
-        samples=job.samples,
-    )
-    assert output.schema is not None  # noqa: S101 - the caller looked
-    return _joined(prepared.batches(), intake, _Records(output), output.schema), intake.counts
+    intake = prepared.intake()
+    return records_of_rows(prepared.batches(), intake, output), intake.counts
 
 
 def _check_options(kind: str, *, safe_csv: bool, bom: bool, chosen: bool) -> None:
@@ -195,78 +179,6 @@ def _format_of(target: Path) -> str:
         known = ", ".join(f".{name}" for name in FORMATS if name != BATCH)
         raise UsageError(f"{target}: unknown extension", remedy=f"Known are {known}; or name the --format.")
     return kind
-
-
-def _joined(
-    batches: Iterator[RowBatch], intake: Intake, records: _Records, schema: pa.Schema
-) -> Iterator[pa.RecordBatch]:
-    own = own_columns(schema)
-    carried = [name for name in schema.names if name not in own]
-    for batch in batches:
-        for found in intake.slices(batch, _SLICE):
-            rows = [(request.offset, request.sample_index, request.custom_id) for request in found.requests]
-            rows += [(invalid.offset, invalid.sample_index, invalid.custom_id) for invalid in found.invalid]
-            offsets, outcome = records.find([(offset, custom_id) for offset, _, custom_id in sorted(rows)], own)
-            if not offsets:
-                continue
-            columns = batch.columns.take(pa.array(offsets, pa.int64()))
-            arrays = {name: columns.column(name) for name in carried}
-            arrays |= {name: outcome.column(name).combine_chunks() for name in own}
-            arrays["row_index"] = pa.array([batch.first_index + offset for offset in offsets], pa.int64())
-            arrays["source"] = pa.array([batch.source] * len(offsets), pa.string())
-            yield pa.RecordBatch.from_arrays([arrays[field.name].cast(field.type) for field in schema], schema=schema)
-
-
-class _Records:
-    """Records by `custom_id`: their identities in memory, their contents block by block as they are asked for."""
-
-    def __init__(self, output: Output) -> None:
-        self._blocks: list[Callable[[], pa.Table]] = []
-        self._starts: list[int] = []
-        self._loaded: OrderedDict[int, pa.Table] = OrderedDict()
-        ids: list[pa.ChunkedArray] = []
-        start = 0
-        # What is only in the journal comes first: of two records with one identity it is the newer.
-        blocks: list[Callable[[], pa.Table]] = [partial(output.read_part, name) for name in output.part_names()]
-        pending = output.pending
-        if pending is not None:
-            blocks.insert(0, lambda: pending)
-        for block in blocks:
-            column = block().column("custom_id")
-            self._blocks.append(block)
-            self._starts.append(start)
-            start += len(column)
-            ids += column.chunks
-        self._ids = pa.chunked_array(ids, pa.string()).combine_chunks() if ids else pa.array([], pa.string())
-
-    def find(self, rows: list[tuple[int, str]], columns: Sequence[str]) -> tuple[list[int], pa.Table]:
-        """The offsets of those rows that have a record, in the order given, and the records' own columns like them."""
-        wanted = pa.array([custom_id for _, custom_id in rows], pa.string())
-        places = pc.index_in(wanted, value_set=self._ids).to_pylist()
-        by_block: dict[int, list[tuple[int, int]]] = {}
-        for number, place in enumerate(places):
-            if place is not None:
-                block = bisect_right(self._starts, place) - 1
-                by_block.setdefault(block, []).append((number, place - self._starts[block]))
-        tables, numbers = [], []
-        for block, found in by_block.items():
-            taken = pa.array([place for _, place in found], pa.int64())
-            tables.append(self._load(block).select(list(columns)).take(taken))
-            numbers += [number for number, _ in found]
-        if not tables:
-            return [], pa.table({})
-        table = pa.concat_tables(tables)
-        order = sorted(range(len(numbers)), key=numbers.__getitem__)
-        return [rows[numbers[place]][0] for place in order], table.take(pa.array(order, pa.int64()))
-
-    def _load(self, block: int) -> pa.Table:
-        table = self._loaded.pop(block, None)
-        if table is None:
-            table = self._blocks[block]()
-            while len(self._loaded) >= _BLOCKS_KEPT:
-                self._loaded.popitem(last=False)
-        self._loaded[block] = table
-        return table
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from batchchat.guide import page
-from batchchat.job.model import FIELDS, Duration, Job, Number, Size, Whole
+from batchchat.job.model import FIELDS, Job
+from batchchat.job.values import Duration, Number, Size, Whole
 from batchchat.providers import PROFILES
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -24,7 +24,6 @@ from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared
 from batchchat.runner.writer import Offload
 from batchchat.store import Store
-from batchchat.store.state import Layout
 
 if TYPE_CHECKING:
     import httpx
@@ -74,7 +73,7 @@ class BatchParts:
             model=job.model,
             transport=self.transport,
         )
-        folder = Layout(store.directory).batches
+        folder = store.batches_folder()
         reviewer = None if self.prepared.reviewer.idle else self.prepared.reviewer
         setting = BatchSetting(
             folder=folder,

@@ -10,7 +10,6 @@ from batchchat.format import plural
 from batchchat.runner.run_summary import Figures, plain
 from batchchat.runner.state import RunState
 from batchchat.store import Change, earlier_prompts
-from batchchat.store.state import Layout
 
 
 class Ending:
@@ -66,7 +65,7 @@ class Ending:
         """Return true if every sample of the pass that this run had to settle is settled."""
         run = self._run
         counts, tally = run.intake.counts, run.tally
-        settled = tally.ok + tally.failed + tally.revived
+        settled = tally.ok + tally.failed + tally.revived - tally.early
         return run.read_all and settled == counts.to_send + counts.archived + counts.invalid
 
     async def _count_rest(self) -> None:
@@ -99,7 +98,7 @@ class Ending:
             self._tell_archived(change, "beyond the job's `samples`")
         run.store.drop_answers()
         # Answers that equal rows share are of no use once every row has its own record.
-        shared = Layout(run.store.directory).answers
+        shared = run.store.shared_answers()
         if shared.exists():
             from batchchat.cache import remove_cache
 

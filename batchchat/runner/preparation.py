@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from batchchat.errors import JobError, UsageError
 from batchchat.identity import Identity
 from batchchat.images import ImageReader
-from batchchat.intake import Selection, read_key
+from batchchat.intake import Intake, Selection, read_key
 from batchchat.job import BatchFileJob, Job
 from batchchat.providers import Provider
-from batchchat.records import RowBatch
+from batchchat.records import ErrorKind, RowBatch
 from batchchat.review import Reviewer
 from batchchat.runner.questions import compile_questions, schema_warnings
 from batchchat.sources import STDIN, GivenRows, Source, open_rows, open_source
-from batchchat.store import Frozen, joined_parsed
+from batchchat.store import Frozen, KeyIndex, RecordIndex, joined_parsed
 from batchchat.template import RowTemplateError, Template
 from batchchat.template.lines import COLUMNS, model_of
 
@@ -71,6 +71,32 @@ class Prepared:
             return
         for batch in self._rows():
             yield from self._images.batches(batch, self.selection.takes)
+
+    def intake(
+        self,
+        index: RecordIndex | None = None,
+        keys: KeyIndex | None = None,
+        *,
+        reopens: frozenset[ErrorKind] = frozenset(),
+        answer_ids: bool = False,
+    ) -> Intake:
+        """Return what makes requests of the rows, and leaves out those that `index` and `keys` know as done.
+
+        Without an index, every row becomes a request. `reopens` are the failures to try again. With `answer_ids`,
+        requests tell which of them are equal.
+        """
+        key = self.job.input.key
+        return Intake(
+            self.template,
+            self.identity,
+            index=RecordIndex() if index is None else index,
+            keys=KeyIndex() if keys is None and key is not None else keys,
+            key_column=key,
+            reopens=reopens,
+            selection=self.selection,
+            samples=self.job.samples,
+            answer_ids=answer_ids,
+        )
 
     def _rows(self) -> Iterator[RowBatch]:
         head, self._head = self._head, []
@@ -275,7 +301,14 @@ def _is_empty(value: object) -> bool:
 
 
 def _sample_warnings(job: Job, template: Template) -> list[str]:
-    """What makes the samples of a row alike, so that more of them tell no more."""
+    reasons = alike_samples(job, template)
+    if not reasons:
+        return []
+    return [f"samples: the {job.samples} answers to a row may all be alike, since {' and '.join(reasons)}"]
+
+
+def alike_samples(job: Job, template: Template) -> list[str]:
+    """Return what makes the samples of a row alike, so that more of them tell no more."""
     if job.samples == 1 or template.sampled:
         return []
     reasons = []
@@ -283,9 +316,7 @@ def _sample_warnings(job: Job, template: Template) -> list[str]:
         reasons.append("params.temperature is 0")
     if job.params.seed is not None:
         reasons.append('params.seed is the same for all of them (`seed: "{{ sample_index }}"` gives each its own)')
-    if not reasons:
-        return []
-    return [f"samples: the {job.samples} answers to a row may all be alike, since {' and '.join(reasons)}"]
+    return reasons
 
 
 def _rows(batches: list[RowBatch]) -> Iterator[tuple[RowBatch, int]]:

@@ -23,13 +23,14 @@ from anyio.abc import TaskGroup
 
 from batchchat.budget import Budget
 from batchchat.client import ChatClient
-from batchchat.engines.local import LocalEngine
+from batchchat.engines.local import Endpoint, LocalEngine, Surroundings
 from batchchat.engines.port import Engine
+from batchchat.engines.refusals import Refusals
 from batchchat.errors import StoppedEarly, StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
 from batchchat.job import Job, api_key, load_keys, write_duration
-from batchchat.limits import MAX_CONCURRENCY, Limiter, TokenEstimator
+from batchchat.limits import MAX_CONCURRENCY, Limiter
 from batchchat.money import Tariff
 from batchchat.providers import DEMO, Provider
 from batchchat.retry import RetryPolicy
@@ -47,7 +48,6 @@ from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer, in_thread
 from batchchat.sources import GivenRows
 from batchchat.store import Frozen, Store, frozen_schema
-from batchchat.store.state import Layout
 
 if TYPE_CHECKING:
     import httpx
@@ -202,7 +202,7 @@ class _Opening:
         renamed = store.recovery.renamed
         if renamed is not None:
             message = f"the old output is kept as {renamed}; `batchchat clean {job.output.path}` removes old ones"
-            setting.listener(Event("set_aside", message, "info", {"path": str(renamed)}))
+            setting.listener(Event("set_aside", message, "info", {"path": renamed}))
         for message in store.recovery.messages:
             self._warnings.append(message)
             setting.listener(Event("recovered", message, "warning"))
@@ -224,7 +224,7 @@ class _Opening:
         job, setting, prepared = self._job, self._setting, self._prepared
         await self._find_provider(stack, store)
         if cache is None and job.dedupe:
-            cache = await self.open_cache(stack, Layout(store.directory).answers)
+            cache = await self.open_cache(stack, store.shared_answers())
         prompt_id = prompt_id_of(prepared)
         tally = Tally()
         if job.engine.batch:
@@ -298,7 +298,7 @@ class _Opening:
 
         offload = self._setting.offload
         # The batches of a demo server that ends with this process go on in the next one.
-        folder = Layout(store.directory).batches / "demo" if self._job.engine.batch else None
+        folder = store.batches_folder() / "demo" if self._job.engine.batch else None
         server = DemoServer(DemoOptions(track_bodies=False, batch=BatchOptions(folder=folder)))
         await offload(server.start)
         stack.push_async_callback(offload, server.stop)
@@ -340,33 +340,19 @@ class _Opening:
         job, setting, provider = self._job, self._setting, self._provider
         retry, counts = job.retry, store.index.counts()
         account = self._budget.account(self._tariff, provider.currency) if self._budget else None
+        limiter = setting.limiter or make_limiter(job, provider, setting.listener, setting.rng)
         return LocalEngine(
-            client,
-            setting.limiter or make_limiter(job, provider, setting.listener, setting.rng),
+            Endpoint(client, limiter, account),
             RetryPolicy(retry.attempts, retry.request_timeout, retry.row_deadline, retry.outage),
-            estimator=TokenEstimator(),
-            listener=setting.listener,
-            account=account,
-            rng=setting.rng,
-            answered_before=counts.ok > 0,
-            job_answered=counts.ok > 0 and wording.known,
+            Surroundings(setting.listener, setting.rng, setting.offload),
+            refusals=Refusals(model_answered=counts.ok > 0, job_answered=counts.ok > 0 and wording.known),
             reviewer=None if self._prepared.reviewer.idle else self._prepared.reviewer,
-            offload=setting.offload,
         )
 
     def _make_intake(self, store: Store) -> Intake:
         job, prepared = self._job, self._prepared
-        intake = Intake(
-            prepared.template,
-            prepared.identity,
-            index=store.index,
-            keys=store.keys,
-            key_column=job.input.key,
-            reopens=self._reopens,
-            selection=prepared.selection,
-            samples=job.samples,
-            answer_ids=job.cache is not None or job.dedupe,
-        )
+        shares = job.cache is not None or job.dedupe
+        intake = prepared.intake(store.index, store.keys, reopens=self._reopens, answer_ids=shares)
         if store.known is not None:
             intake.pass_over(store.known)
         return intake
@@ -552,7 +538,7 @@ def _now_us() -> int:
 
 def _refuse_beside_batches(store: Store) -> None:
     """Refuse single requests while batches of this output may answer the same. Raises UsageError, StorageError."""
-    if not Layout(store.directory).batches.is_dir():
+    if not store.batches_folder().is_dir():
         return
     from batchchat.engines.batch.status import under_way
 

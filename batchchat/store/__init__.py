@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from batchchat.store.cleaning import OldOutput, old_outputs, remove_output
+from batchchat.store.commit_log import Sealing
 from batchchat.store.index import (
     ARCHIVED,
     NONE,
@@ -26,8 +27,8 @@ from batchchat.store.output import (
 )
 from batchchat.store.recovery import Recovery
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
-from batchchat.store.state import lock_holder
-from batchchat.store.store import Change, Sealing, Store
+from batchchat.store.state import batches_folder, check_currency, lock_holder
+from batchchat.store.store import Change, Store
 from batchchat.store.verify import VerifyReport, verify
 
 __all__ = [
@@ -50,6 +51,8 @@ __all__ = [
     "SpendOnly",
     "Store",
     "VerifyReport",
+    "batches_folder",
+    "check_currency",
     "earlier_prompts",
     "frozen_schema",
     "is_live",

@@ -19,13 +19,10 @@ sparse one (a retry of few failed rows) at most sixteen times what it needs.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -34,15 +31,10 @@ import pyarrow as pa
 from batchchat.errors import StorageError
 from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS, Record, Spend
 from batchchat.store.frames import Damage, Frame, FrameReader, encode
-from batchchat.store.location.disk import (
-    PRIVATE_FILE,
-    json_bytes,
-    storage_errors,
-    synchronize,
-    synchronize_folder,
-    write_all,
-)
-from batchchat.store.location.journals import generation_of
+from batchchat.store.json_files import json_bytes
+from batchchat.store.ledger import sum_spends
+from batchchat.store.location.disk import storage_errors
+from batchchat.store.location.port import JournalFiles, LogFile
 from batchchat.store.pending import Unsealed, storable
 from batchchat.store.schema import FORMAT, kept_columns, kept_type, same_types
 
@@ -106,9 +98,9 @@ class Journal:
     """The journal of one generation, open for appending. Raises StorageError where the disk refuses."""
 
     def __init__(
-        self, path: Path, generation: int, run_id: str, input_schema: pa.Schema | None, columns: Sequence[str]
+        self, file: LogFile, generation: int, run_id: str, input_schema: pa.Schema | None, columns: Sequence[str]
     ) -> None:
-        self.path = path
+        self._file = file
         self.generation = generation
         self.run_id = run_id
         self.size = 0
@@ -119,13 +111,11 @@ class Journal:
         self._sequence = 0
         self._sources: dict[int, _Source] = {}
         self._frames: list[bytes] = []
-        with storage_errors(path):
-            self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, PRIVATE_FILE)
 
     @classmethod
     def create(
         cls,
-        path: Path,
+        files: JournalFiles,
         generation: int,
         *,
         run_id: str,
@@ -137,7 +127,7 @@ class Journal:
 
         `columns` are those that its records bring beside the input's.
         """
-        journal = cls(path, generation, run_id, input_schema, columns)
+        journal = cls(files.create(generation), generation, run_id, input_schema, columns)
         try:
             header = {"format": FORMAT, "generation": generation, "run_id": run_id, "columns": list(columns)}
             journal._frame(HEADER, orjson.dumps(header))
@@ -145,8 +135,6 @@ class Journal:
                 journal._answer(answer, Spend())
             journal.write()
             journal.synchronize()
-            with storage_errors(path):
-                synchronize_folder(path.parent)
         except BaseException:
             journal.close()
             raise
@@ -194,19 +182,16 @@ class Journal:
         """Write what was encoded."""
         data = b"".join(self._frames)
         self._frames = []
-        with storage_errors(self.path):
-            write_all(self._descriptor, data)
+        self._file.append(data)
         self.size += len(data)
 
     def synchronize(self) -> None:
         """Return when everything written is on the disk."""
-        with storage_errors(self.path):
-            synchronize(self._descriptor)
+        self._file.synchronize()
 
     def close(self) -> None:
         """Close the file; what was synchronized stays."""
-        with suppress(OSError):
-            os.close(self._descriptor)
+        self._file.close()
 
     def _frame(self, kind: int, payload: bytes | memoryview) -> int:
         sequence = self._sequence
@@ -265,7 +250,7 @@ class Journal:
 class Replay:
     """What one journal says up to its first damage. `settled` are the `custom_id`s of its records."""
 
-    path: Path
+    name: str
     generation: int
     run_id: str
     records: int = 0
@@ -276,50 +261,48 @@ class Replay:
 
 
 def replay(
-    path: Path, take: Callable[[Unsealed], None] | None = None, columns: Sequence[str] = RECORD_COLUMNS
+    files: JournalFiles,
+    generation: int,
+    take: Callable[[Unsealed], None] | None = None,
+    columns: Sequence[str] = RECORD_COLUMNS,
 ) -> Replay:
-    """Read a journal, giving each record to `take` with the values of these columns of its own.
+    """Read the journal of a generation, giving each record to `take` with the values of these columns of its own.
 
     A column that the journal does not have is None. A torn or damaged tail is told in `damage` and otherwise ignored.
 
-    Raises FileNotFoundError where it is gone (sealed meanwhile), StorageError where the disk refuses or where a later
-    version of batchchat wrote it.
+    Raises FileNotFoundError if it is gone (sealed meanwhile), StorageError if the disk refuses or if a later version
+    of batchchat wrote it.
     """
-    result = Replay(path, generation_of(path), "")
-    with storage_errors(path):
-        try:
-            source = path.open("rb")
-        except FileNotFoundError as error:
-            gone: FileNotFoundError | None = error
-        else:
-            gone = None
-    if gone is not None:
-        raise gone
-    with source, storage_errors(path):
+    result = Replay(files.name(generation), generation, "")
+    address = files.address(generation)
+    with files.open(generation) as source, storage_errors(address):
         reader = FrameReader(source)
-        intake = _Intake(result, take, columns)
+        intake = _ReplayIntake(result, take, columns, address)
         result.spend = sum_spends(intake.add(frame) for frame in reader)
         result.damage = reader.damage
     return result
 
 
-def rows_schema(path: Path) -> pa.Schema | None:
-    """Return the types of the first input rows in a journal; None where it has none.
+def rows_schema(files: JournalFiles, generation: int) -> pa.Schema | None:
+    """Return the types of the first input rows in a journal; None if it has none.
 
-    Raises FileNotFoundError where it is gone, StorageError where the disk refuses.
+    Raises FileNotFoundError if it is gone, StorageError if the disk refuses.
     """
-    with path.open("rb") as source, storage_errors(path):
+    with files.open(generation) as source, storage_errors(files.address(generation)):
         for frame in FrameReader(source):
             if frame.kind == ROWS:
                 return pa.ipc.open_stream(frame.payload).schema
     return None
 
 
-class _Intake:
+class _ReplayIntake:
     """Adds the frames of a journal to its replay, one by one."""
 
-    def __init__(self, result: Replay, take: Callable[[Unsealed], None] | None, columns: Sequence[str]) -> None:
+    def __init__(
+        self, result: Replay, take: Callable[[Unsealed], None] | None, columns: Sequence[str], address: str
+    ) -> None:
         self._result = result
+        self._address = address
         self._take = take
         self._wanted = tuple(columns)
         self._places = _places(FIRST_COLUMNS, self._wanted)
@@ -351,7 +334,7 @@ class _Intake:
                 self._places = _places(given, self._wanted)
                 return Spend()
         raise StorageError(
-            f"{result.path} was written by a later version of batchchat",
+            f"{self._address} was written by a later version of batchchat",
             remedy="Go on with the version that wrote it, or a later one.",
         )
 
@@ -420,9 +403,3 @@ def _dumps(value: Any) -> bytes:
         return orjson.dumps(value)
     except TypeError:
         return orjson.dumps(storable(value), default=str)
-
-
-def sum_spends(spends: Iterable[Spend]) -> Spend:
-    """Add up what several entries cost."""
-    columns = tuple(zip(*spends, strict=True))
-    return Spend(*(sum(column) for column in columns)) if columns else Spend()

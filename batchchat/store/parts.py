@@ -246,3 +246,37 @@ def in_order(table: pa.Table, order: pa.Array) -> Iterator[pa.Table]:
 def sample_keys(table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
     """Return key and sample as one text a record; null where the record has no key."""
     return pc.binary_join_element_wise(table.column("key"), pc.cast(table.column("sample_index"), pa.string()), "\x1f")
+
+
+def latest(table: pa.Table) -> pa.Table:
+    """Return a table with the last record of each identity."""
+    custom_ids = table.column("custom_id")
+    if pc.count_distinct(custom_ids).as_py() == table.num_rows:
+        return table
+    places = {custom_id: place for place, custom_id in enumerate(custom_ids.to_pylist())}
+    return table.take(pa.array(sorted(places.values()), pa.int64()))
+
+
+def newest_of_keys(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the last record of each key and sample, and all of no key; and those that these supersede."""
+    keys = combined(sample_keys(table))
+    if pc.count_distinct(keys).as_py() == len(keys) - keys.null_count:
+        return table, table.slice(0, 0)
+    last = {key: place for place, key in enumerate(keys.to_pylist()) if key is not None}
+    stays = pa.array([key is None or last[key] == place for place, key in enumerate(keys.to_pylist())], pa.bool_())
+    return table.filter(stays), table.filter(pc.invert(stays))
+
+
+def identities(table: pa.Table) -> Iterator[tuple[str, str, int | None]]:
+    """Yield what tells one record from another of the same request: identity, run, end in microseconds."""
+    return zip(
+        table.column("custom_id").to_pylist(),
+        table.column("run_id").to_pylist(),
+        pc.cast(table.column("finished_at"), pa.int64()).to_pylist(),
+        strict=True,
+    )
+
+
+def combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Return a column as one array."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

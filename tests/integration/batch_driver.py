@@ -37,7 +37,8 @@ class Driver:
     def __init__(self, server: DemoServer, client: openai.OpenAI) -> None:
         self.server = server
         self.client = client
-        self.http: httpx.Client = client._client
+        # OpenAI's client takes this one, whichever it is built on.
+        self.http: Any = client._client
 
     def upload(self, content: bytes, name: str = "chunk.jsonl") -> Any:
         return self.client.files.create(file=(name, io.BytesIO(content)), purpose="batch")
@@ -87,5 +88,5 @@ def driving(*, seconds: float = 0.0, folder: Any = None, **faults: Any) -> Itera
         yield Driver(demo, client)
 
 
-def client_of(base_url: str, http: httpx.Client) -> openai.OpenAI:
+def client_of(base_url: str, http: Any) -> openai.OpenAI:
     return openai.OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=10, http_client=http)

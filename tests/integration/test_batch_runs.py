@@ -17,7 +17,7 @@ from batchchat.events import Event, RunSummary
 from batchchat.job import Job
 from batchchat.runner.control import Control
 from batchchat.runner.options import RunOptions
-from batchchat.store.state import Layout
+from batchchat.store import batches_folder
 from tests.integration.jobs import make_job, query, texts, write_rows
 
 POLL = 0.03
@@ -49,7 +49,7 @@ def ran(demo: DemoServer) -> int:
 
 
 def chunks_left(folder: Path) -> int:
-    return len(read_ledger(Layout(folder / "out").batches))
+    return len(read_ledger(batches_folder(folder / "out")))
 
 
 def test_a_batch_leaves_the_records_of_a_local_run_at_half_the_price(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_queued_tokens_bound_what_is_under_way(tmp_path: Path) -> None:
     with server(seconds=0.3) as demo:
         first = go(batch_job(tmp_path, demo, {"queued_tokens": 100}), wait=False)
         assert first.exit_code == 4
-        chunks = read_ledger(Layout(tmp_path / "out").batches).values()
+        chunks = read_ledger(batches_folder(tmp_path / "out")).values()
         tokens = sum(chunk.prompt_tokens for chunk in chunks if chunk.batch is not None)
         assert 0 < tokens <= 100
         summary = go(batch_job(tmp_path, demo, {"queued_tokens": 100}))

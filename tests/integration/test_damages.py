@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import anyio
 import duckdb
 import httpx
 import pyarrow as pa
@@ -25,6 +26,7 @@ from batchchat.job import Job
 from batchchat.plan import plan_job
 from batchchat.report import write_report
 from batchchat.runner.options import RunOptions
+from batchchat.runner.run import run_job
 from batchchat.store import Store, read_output, verify
 from tests.integration.jobs import make_job, texts, write_rows
 from tests.store_cases import commit, open_store, seal, settled
@@ -40,7 +42,7 @@ def provider(_request: httpx.Request) -> httpx.Response:
 
 
 def go(job: Job, **more: Any) -> batchchat.RunSummary:
-    return batchchat.run(job, transport=httpx.MockTransport(provider), environ={}, **more)
+    return anyio.run(partial(run_job, job, transport=httpx.MockTransport(provider), environ={}, **more))
 
 
 def job_in(folder: Path, prompt: str = "second {{ text }}") -> Job:

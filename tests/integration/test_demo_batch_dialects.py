@@ -248,7 +248,9 @@ def test_lists_go_on_by_cursor_by_number_or_not_at_all(tmp_path: Path) -> None:
                 if dialect == "mistral":
                     only = (await ask(server, "GET", path, params={"metadata": '{"chunk":"1"}'})).json()
                     assert [batch["id"] for batch in only["data"]] == [made[1]]
+                    assert (await ask(server, "GET", path, params={"metadata": "x"})).status_code == 400
                 if dialect == "groq":
+                    assert (await ask(server, "GET", path, params={"cursor": "x"})).status_code == 400
                     told = (await ask(server, "GET", f"{path}?id={made[0]}&id={made[3]}")).json()
                     assert {batch["id"] for batch in told["data"]} == {made[0], made[3]}
 

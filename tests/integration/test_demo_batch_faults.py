@@ -495,7 +495,8 @@ def crlf__no_final_newline() -> None:
 
 
 def download(demo: Driver, file_id: str, **headers: str) -> httpx.Response:
-    return demo.http.get(f"{demo.server.base_url}/files/{file_id}/content", headers=headers)
+    found: httpx.Response = demo.http.get(f"{demo.server.base_url}/files/{file_id}/content", headers=headers)
+    return found
 
 
 @case

@@ -264,6 +264,21 @@ def test_a_cancelled_batch_keeps_what_was_answered() -> None:
             demo.client.batches.cancel(batch.id)
 
 
+def test_batches_that_are_cancelled_while_their_lines_are_answered_spoil_nothing() -> None:
+    lines = [request_line(number) for number in range(1500)]
+    with driving() as demo:
+        file_id = demo.upload(input_file(lines)).id
+        batches = [demo.create_of(file_id) for _ in range(3)]
+        for batch in batches:
+            demo.client.batches.cancel(batch.id)
+        for batch in map(demo.ended, batches):
+            answered, rest = demo.lines(batch.output_file_id), demo.lines(batch.error_file_id)
+            assert len(answered) == batch.request_counts.completed
+            assert sorted(line["custom_id"] for line in answered + rest) == sorted(line["custom_id"] for line in lines)
+        assert demo.look(batches[-1]).status == "cancelled"
+        assert demo.run(3).status == "completed"
+
+
 def test_the_counts_tell_what_a_client_pays_twice(demo: Driver) -> None:
     with driving() as demo:
         file_id = demo.upload(input_file([request_line(number) for number in range(3)])).id

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from batchchat.records import Spend
 from batchchat.store import Answer, Entry, Settled, Store, read_state, verify
-from batchchat.store.location.journals import journal_path
 from tests.store_cases import (
     POINTS,
     SPEND,
     answer,
     commit,
     identity,
+    journal_path,
     live,
     open_store,
     record,
@@ -222,14 +222,14 @@ def unsealed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple
     with open_store(directory, "run-2") as store:
         for first, count in ((2, 2), (4, 1), (5, 2)):
             commit(store, settled(first, count, run_id="run-2"))
-            ends.append((journal_path(directory / "_batchchat", 2).stat().st_size, first + count))
+            ends.append((journal_path(directory, 2).stat().st_size, first + count))
     return directory, ends
 
 
 def recover(source: Path, target: Path, journal: bytes) -> tuple[list[int], Store]:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
-    journal_path(target / "_batchchat", 2).write_bytes(journal)
+    journal_path(target, 2).write_bytes(journal)
     store = open_store(target, "run-3")
     store.close()
     rows = live(target, "row_index", "completion", "ticket")
@@ -240,7 +240,7 @@ def recover(source: Path, target: Path, journal: bytes) -> tuple[list[int], Stor
 
 def check_cuts(folder: Path, unsealed: tuple[Path, list[tuple[int, int]]], step: int) -> None:
     source, ends = unsealed
-    whole = journal_path(source / "_batchchat", 2).read_bytes()
+    whole = journal_path(source, 2).read_bytes()
     cuts = sorted(
         {*range(0, len(whole), step), *(end + step for end, _ in ends for step in (-1, 0, 1))} - {len(whole) + 1}
     )
@@ -275,7 +275,7 @@ def test_a_flipped_byte_in_the_journal_is_told_and_never_believed(
     tmp_path: Path, unsealed: tuple[Path, list[tuple[int, int]]], place: float, flip: int
 ) -> None:
     source, ends = unsealed
-    data = bytearray(journal_path(source / "_batchchat", 2).read_bytes())
+    data = bytearray(journal_path(source, 2).read_bytes())
     at = int(place * len(data))
     data[at] ^= flip
     rows, store = recover(source, tmp_path / "out", bytes(data))

@@ -29,7 +29,8 @@ from batchchat.evaluation.suite.suite import SuiteFields
 from batchchat.events import RunSummary
 from batchchat.guide.schema import job_schema, suite_schema
 from batchchat.job import parse_duration
-from batchchat.job.model import FIELDS, Params
+from batchchat.job.model import FIELDS
+from batchchat.job.params import Params
 from batchchat.providers import PROFILES, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind, Record
 from batchchat.template.sandbox import Environment

@@ -13,9 +13,9 @@ import trio.testing
 
 from batchchat.budget import Account, Budget
 from batchchat.client import ChatClient
-from batchchat.engines.local import LocalEngine
+from batchchat.engines.local import Endpoint, LocalEngine, Surroundings
 from batchchat.engines.port import Outcome, Settled
-from batchchat.limits import Limiter, TokenEstimator
+from batchchat.limits import Limiter
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, RowBatch, Usage, Verdict
 from batchchat.retry import RetryPolicy
 
@@ -89,13 +89,9 @@ def run(client: Client, size: int, count: int, concurrency: int) -> tuple[int, i
 
 def make_engine(client: Any, limiter: Limiter, account: Account | None = None) -> LocalEngine:
     return LocalEngine(
-        cast("ChatClient", client),
-        limiter,
+        Endpoint(cast("ChatClient", client), limiter, account),
         RetryPolicy(6, 310, 900, 600),
-        estimator=TokenEstimator(),
-        listener=lambda _: None,
-        account=account,
-        rng=random.Random(1),
+        Surroundings(lambda _: None, random.Random(1)),
     )
 
 

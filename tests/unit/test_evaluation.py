@@ -13,12 +13,13 @@ from batchchat import read_output
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.checking import check_suite
 from batchchat.evaluation.evaluate import Evaluation, evaluate
-from batchchat.evaluation.results.current_rows import Choice, Identities
+from batchchat.evaluation.results.current_rows import Choice
 from batchchat.evaluation.results.gates import Baseline, GateResult
 from batchchat.evaluation.results.scoring import score_suite
 from batchchat.evaluation.results.summary import read_summary
 from batchchat.events import Snapshot
 from batchchat.inspection import status_of
+from batchchat.joining import Identities
 from tests.integration.suites import Bench, Provider, on_virtual_clock
 
 GOLD = ["yes", "no"] * 10
@@ -418,3 +419,30 @@ def test_rows_of_a_cluster_are_one_piece_of_evidence(bench: Bench) -> None:
     assert read_summary(bench.out) == done.summary
     with pytest.raises(JobError, match=r"documint.*did you mean 'document'"):
         check_suite(bench.suite(cluster="documint"))
+
+
+def test_a_suite_tells_of_several_samples(bench: Bench) -> None:
+    scorer = {"name": "accuracy", "kind": "exact", "expected": "gold", "pass_at": 2, "pass_all": 3, "consistency": True}
+    suite = bench.suite(samples=3, scorers=[scorer], job={"params": {"temperature": 0.7}})
+    names = ["accuracy", "accuracy.pass_at_2", "accuracy.pass_all_3", "accuracy.consistency"]
+    assert list(suite.scores()) == names
+    done = bench.evaluate(suite)
+    assert done.summary is not None
+    assert [one.name for one in done.summary.scorers] == names
+    # Equal requests have equal answers here: all samples of a row are right, or none is.
+    scores = done.summary.variants[0].scores
+    assert {scores[name].mean for name in names[:3]} == {0.95}
+    assert (scores["accuracy.consistency"].mean, scores["accuracy.pass_at_2"].n) == (1.0, 20)
+    assert [one.scorer for one in done.summary.comparisons] == names
+
+
+def test_what_samples_cannot_tell_is_refused_with_its_place(bench: Bench) -> None:
+    scorer = {"name": "accuracy", "kind": "exact", "expected": "gold", "majority": 5}
+    with pytest.raises(JobError, match=r"majority.*needs 5 samples of each row, and there are 3"):
+        bench.suite(samples=3, scorers=[scorer])
+    length = {"name": "words", "kind": "length", "pass_at": 2}
+    with pytest.raises(JobError, match=r"pass_at.*is for yes/no scores"):
+        bench.suite(samples=3, scorers=[length])
+    alike = bench.suite(samples=5, scorers=[scorer], job={"params": {"temperature": 0}})
+    with pytest.raises(JobError, match=r"alike by construction, since params\.temperature is 0"):
+        check_suite(alike)

@@ -16,18 +16,19 @@ from batchchat.errors import UsageError
 from batchchat.records import RECORD_COLUMNS
 from batchchat.sources.decoded import _page_header
 from batchchat.store import RECORD_SCHEMA, Settled, Store, iter_output, output_schema, read_output, verify
-from batchchat.store.location.local import LocalFiles
+from batchchat.store.location.folder import FolderLocation
+from batchchat.store.location.folder_files import FolderParts
 from batchchat.store.parts import DamagedPartError, PartReader, write_part
-from batchchat.store.state import Layout
 from tests.store_cases import RICH, SCHEMA, commit, open_store, record, rich_rows, row_batch, seal, settled
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> LocalFiles:
-    layout = Layout(tmp_path / "out")
-    layout.create_base()
-    layout.create_rest()
-    return layout.parts()
+def files(tmp_path: Path) -> FolderParts:
+    location = FolderLocation(tmp_path / "out")
+    location.prepare()
+    location.complete()
+    location.state.publish("format.json", b'{"format": 1}')
+    return location.parts
 
 
 def test_the_columns_are_those_of_the_contract() -> None:
@@ -175,13 +176,13 @@ def test_large_parts_are_written_in_row_groups(tmp_path: Path) -> None:
     assert metadata.metadata[b"batchchat.job"] == b"job"
 
 
-def one_part(files: LocalFiles, rows: int = 500) -> bytes:
+def one_part(files: FolderParts, rows: int = 500) -> bytes:
     table = pa.table({"n": list(range(rows)), "text": [f"text {n} " * 5 for n in range(rows)]})
     files.publish("part-00000.parquet", lambda sink: write_part(sink, table.schema, [table]))
     return files.path("part-00000.parquet").read_bytes()
 
 
-def test_flipped_or_missing_bytes_never_give_other_records(files: LocalFiles) -> None:
+def test_flipped_or_missing_bytes_never_give_other_records(files: FolderParts) -> None:
     data = one_part(files)
     path = files.path("part-00000.parquet")
     expected = pq.read_table(path).to_pylist()
@@ -205,7 +206,7 @@ def test_flipped_or_missing_bytes_never_give_other_records(files: LocalFiles) ->
     assert outcomes["damaged"] > 80
 
 
-def test_names_that_are_no_parts_are_left_alone(files: LocalFiles) -> None:
+def test_names_that_are_no_parts_are_left_alone(files: FolderParts) -> None:
     one_part(files)
     for name in ("notes.txt", "part-1.parquet", "part-00001.parquet.tmp", "xpart-00001.parquet"):
         (files.path(name)).write_text("x")
@@ -214,7 +215,7 @@ def test_names_that_are_no_parts_are_left_alone(files: LocalFiles) -> None:
     assert files.names() == ["part-00000.parquet", "part-99999.parquet", "part-100000.parquet"]
 
 
-def test_a_part_set_aside_never_replaces_another(files: LocalFiles) -> None:
+def test_a_part_set_aside_never_replaces_another(files: FolderParts) -> None:
     one_part(files)
     first = files.set_aside("part-00000.parquet")
     one_part(files)
@@ -245,7 +246,7 @@ class _Watched(io.BufferedReader):
 
 
 def test_a_part_is_read_by_no_thread_that_could_outlive_the_interpreter(
-    tmp_path: Path, files: LocalFiles, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, files: FolderParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_store(tmp_path / "out", part_rows=1000) as store:
         commit(store, settled(0, 1000))

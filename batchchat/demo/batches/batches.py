@@ -303,7 +303,7 @@ class Batches:
         if work is None:
             batch.outcome = Outcome(stand, 0, 0)
         else:
-            work.abandoned = True
+            work.abandon()
             completed = work.oks[stand.kept]
             output_ref, error_ref = self._write_files(batch, work, stand)
             batch.outcome = Outcome(

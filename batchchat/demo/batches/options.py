@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -144,6 +145,8 @@ class BatchOptions:
             raise ValueError(f"the seconds of a batch must be 0 or more: {self.seconds:g}")
         if self.dialect not in DIALECTS:
             raise ValueError(_unknown("batch dialect", self.dialect, DIALECTS))
+        if self.dialect == "scaleway" and importlib.util.find_spec("obstore") is None:
+            raise ValueError("batch dialect scaleway needs object storage: pip install 'batchchat[s3]'")
         for name, value in self.faults.items():
             _check(name, value)
         if "queue_status" in self.faults and "queue_tokens" not in self.faults:

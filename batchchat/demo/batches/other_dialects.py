@@ -222,7 +222,10 @@ class Mistral(Dialect):
         """Return a page by its number, filtered by metadata."""
         wanted = query.get("metadata")
         if wanted is not None:
-            pairs = read_metadata(orjson.loads(wanted)) or {}
+            try:
+                pairs = read_metadata(orjson.loads(wanted)) or {}
+            except orjson.JSONDecodeError:
+                raise bad("metadata must be JSON", "metadata") from None
             batches = [batch for batch in batches if pairs.items() <= (batch.metadata or {}).items()]
         size = whole_number(query, "page_size", default=100, low=1, high=1_000)
         page = whole_number(query, "page", default=0, low=0, high=1_000_000)

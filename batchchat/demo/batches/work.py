@@ -75,7 +75,10 @@ class Work:
         self.complete = False
         self.finished = threading.Event()
         """Set when the batch knows that all lines are done."""
-        self.abandoned = False
+        self._gate = threading.Lock()
+        self._abandoned = False
+        self._idle = threading.Event()
+        self._idle.set()
         self.output_ends, self.error_ends = array("Q", [0]), array("Q", [0])
         self.oks, self.rans = array("I", [0]), array("I", [0])
         self.prompt_tokens, self.completion_tokens = array("Q", [0]), array("Q", [0])
@@ -91,11 +94,27 @@ class Work:
 
     def run(self, stopped: threading.Event) -> None:
         """Answer all lines, or leave when the server stops or the batch has ended."""
+        with self._gate:
+            if self._abandoned:
+                return
+            self._idle.clear()
+        try:
+            self._run(stopped)
+        finally:
+            self._idle.set()
+
+    def abandon(self) -> None:
+        """Answer no more lines; on return nothing is written any more."""
+        with self._gate:
+            self._abandoned = True
+        self._idle.wait()
+
+    def _run(self, stopped: threading.Event) -> None:
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(self._lines.path.open("rb"))
             files = [stack.enter_context(path.open("wb")) for path in (self.output, self.error, self.ran)]
             for number, index in enumerate(self._order, 1):
-                if stopped.is_set() or self.abandoned:
+                if stopped.is_set() or self._abandoned:
                     return
                 self._one(index, self._lines.read(source, index), *files)
                 if number % _FLUSH_LINES == 0 or number == self.total:

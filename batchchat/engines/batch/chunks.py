@@ -21,10 +21,10 @@ import orjson
 import pyarrow as pa
 
 from batchchat.records import Completion, Request, RowBatch, Steps, Usage
+from batchchat.store.json_files import json_bytes
 from batchchat.store.location.disk import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
-    json_bytes,
     open_private,
     storage_errors,
     synchronize,

@@ -584,7 +584,7 @@ class BatchEngine:
                 await self._follow(planned, found)
             self._again.next_chunk()
             await self._plan(self._again)
-        jitter = 1.0 if self._setting.poll is not None else self._rng.uniform(0.9, 1.1)
+        jitter = 1.0 if self._setting.poll is not None else self._rng.uniform(1.0, 1.2)
         self._next_look = anyio.current_time() + self._poll_s() * jitter
         self._wake()
 

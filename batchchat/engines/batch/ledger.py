@@ -36,6 +36,7 @@ import orjson
 
 from batchchat.engines.batch.service import ENDED, BatchStatus, RemoteBatch
 from batchchat.errors import StorageError
+from batchchat.store.json_files import json_bytes
 from batchchat.store.location.disk import append_line, cut_torn_line, storage_errors
 
 NAME = "batches.jsonl"
@@ -129,7 +130,7 @@ class Ledger:
     def note(self, number: int, step: str, *, at: float, **told: Any) -> ChunkState:
         """Write a step down, durably, and return the chunk's state after it."""
         entry = {"chunk": number, "step": step, "at": round(at, 3), **told}
-        append_line(self._path, {"sum": _sum(entry), **entry})
+        append_line(self._path, json_bytes({"sum": _sum(entry), **entry}))
         state = _apply(self.chunks.get(number), entry)
         self.chunks[number] = state
         return state

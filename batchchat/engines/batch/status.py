@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from batchchat.engines.batch.ledger import NAME, ChunkState, Step, read_history
-from batchchat.store.state import Layout
+from batchchat.store import batches_folder
 from batchchat.views import BatchView
 
 _SETTLED = ("ok", "failed", "known", "replaced")
@@ -41,7 +41,7 @@ def under_way(directory: Path) -> list[ChunkState]:
 
 def _batches(directory: Path) -> Iterator[ChunkState]:
     """Yield the chunks of an output, without those that never became a batch."""
-    folder = Layout(directory).batches
+    folder = batches_folder(directory)
     if (folder / NAME).exists():
         for state in read_history(folder):
             if state.batch is not None or state.step < Step.HARVESTED:

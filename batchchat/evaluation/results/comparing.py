@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchchat.errors import UsageError
-from batchchat.evaluation.results.current_rows import CurrentRows, Positions, WholeRows, current_records
+from batchchat.evaluation.results.current_rows import CurrentRows, WholeRows
 from batchchat.evaluation.results.suite_results import SuiteResults
 from batchchat.evaluation.results.summary import SUMMARY_NAME, SuiteSummary, VariantSummary
 from batchchat.evaluation.results.variant_scores import VariantScores
@@ -32,8 +32,9 @@ from batchchat.evaluation.statistics.intervals import SEED
 from batchchat.evaluation.statistics.unit import YES_NO, ScoreUnit
 from batchchat.format import plural
 from batchchat.inspection import job_of
-from batchchat.job.model import nearest
 from batchchat.job.syntax import parse_yaml
+from batchchat.job.values import nearest
+from batchchat.joining import Positions, current_records
 from batchchat.records import RECORD_COLUMNS
 from batchchat.store import Output, read_state
 

@@ -20,7 +20,7 @@ from batchchat.evaluation.results.summary import SCORES_NAME, SuiteSummary, read
 from batchchat.evaluation.statistics.comparison import Comparison, adjust, compare
 from batchchat.evaluation.statistics.unit import SHARE, YES_NO, ScoreUnit
 from batchchat.evaluation.suite.suite import Suite
-from batchchat.job.model import nearest
+from batchchat.job.values import nearest
 
 # XML 1.0 has no form for these, however they are escaped.
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

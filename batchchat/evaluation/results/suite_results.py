@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from batchchat.evaluation.results.summary import ScorerSummary, VariantSummary
-from batchchat.evaluation.results.variant_scores import ScoreColumn, VariantScores, row_metric
+from batchchat.evaluation.results.variant_scores import Grid, ScoreColumn, VariantScores, row_metric
 from batchchat.evaluation.scorers.answer_scorers import Classes
 from batchchat.evaluation.scorers.judging import Judge, Pairwise
 from batchchat.evaluation.scorers.scorer import Scorer
@@ -19,6 +19,7 @@ from batchchat.evaluation.statistics.classification import (
     summarize_macro_f1,
 )
 from batchchat.evaluation.statistics.comparison import Comparison, compare, compare_outcomes, summarize
+from batchchat.evaluation.statistics.samples import SampleMetric
 from batchchat.evaluation.statistics.unit import SHARE
 
 
@@ -50,8 +51,22 @@ class SuiteResults:
             grids, scorer.scale, scorer=name, seed=self._seed, clusters=self._clusters, margin=scorer.margin
         )
         self.scorers.append(_scorer(scorer, name))
+        for metric in scorer.sample_metrics:
+            self._add_samples(scorer, metric, grids)
         if isinstance(scorer, Classes):
             self._add_classes(scorer)
+
+    def _add_samples(self, scorer: Scorer | Judge, metric: SampleMetric, grids: Mapping[str, Grid]) -> None:
+        """Add what the samples of a row tell together."""
+        name = f"{scorer.name}.{metric.name}"
+        values = {variant: metric.values(grid) for variant, grid in grids.items()}
+        for at, sheet in enumerate(self._sheets):
+            summary = summarize(values[sheet.name], SHARE, seed=self._seed, clusters=self._clusters)
+            self.variants[at] = replace(self.variants[at], scores={**self.variants[at].scores, name: summary})
+        self.comparisons += compare(
+            values, SHARE, scorer=name, seed=self._seed, clusters=self._clusters, margin=scorer.margin
+        )
+        self.scorers.append(replace(_scorer(scorer, name), unit=SHARE.unit))
 
     def _add_classes(self, scorer: Classes) -> None:
         """Add a scorer's reports over classes; its classes are the same for all variants."""

@@ -41,7 +41,8 @@ from batchchat.errors import UsageError
 from batchchat.evaluation.results.variant_scores import PAIRWISE_SCHEMA, SCORES_SCHEMA
 from batchchat.evaluation.statistics.classification import ClassReport, ClassScore
 from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary
-from batchchat.store.location.disk import json_bytes, storage_errors, synchronize, synchronize_folder
+from batchchat.store.json_files import json_bytes
+from batchchat.store.location.disk import storage_errors, synchronize, synchronize_folder
 
 VERSION = 1
 SUMMARY_NAME, SCORES_NAME, PAIRWISE_NAME = "summary.json", "scores.parquet", "pairwise.parquet"

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchchat.evaluation.results.current_rows import CurrentRows, Finder, Positions, as_halves, current_records
+from batchchat.evaluation.results.current_rows import CurrentRows
 from batchchat.evaluation.scorers.score_batch import ScoreBatch, Scores
 from batchchat.evaluation.scorers.scorer import Scorer, scores_of
 from batchchat.evaluation.statistics.classification import LabelledAnswers
+from batchchat.joining import Finder, Positions, as_halves, current_records
 from batchchat.store import Output
 
 Grid = NDArray[np.float64]

@@ -44,8 +44,8 @@ from batchchat.evaluation.scorers.record_scorers import Cost, Latency, Length, P
 from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores
 from batchchat.evaluation.scorers.scorer import AnswerScorer, Comparing, Judge, Judgement, Scorer, base_of
 from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
-from batchchat.job.model import nearest
 from batchchat.job.origin import Origins, Place, combined, job_error
+from batchchat.job.values import nearest
 from batchchat.job.wording import Grammar, validation_errors
 
 AnyScorer = TypeVar("AnyScorer", bound=BaseModel)

@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from batchchat.errors import JobError
+from batchchat.evaluation.scorers.over_samples import OverSamples
 from batchchat.evaluation.statistics.unit import YES_NO, ScoreUnit
 from batchchat.job import Job, validate_job
 from batchchat.job.origin import Origin, Origins, Place, origin_of
@@ -110,7 +111,7 @@ def _points(value: object) -> object:
     raise ValueError("must be the lowest and the highest number of points, such as [1, 5]")
 
 
-class Judge(JudgeScorer):
+class Judge(JudgeScorer, OverSamples):
     """Judges one answer: yes or no, a whole number of `points`, or one of `labels` with their values."""
 
     kind: Literal["judge"] = "judge"

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 
+from batchchat.evaluation.scorers.over_samples import OverSamples
 from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores, check_column
 from batchchat.evaluation.statistics.unit import YES_NO, ScoreUnit
 
@@ -28,7 +29,7 @@ _PLAIN = (str, int, float, bool, type(None))
 _STATUS = frozenset({"status", "error_kind", "error_message"})
 
 
-class Scorer(BaseModel, ABC):
+class Scorer(OverSamples, ABC):
     """Judges records one by one. `name` names the score in all results; a composite one is `name.metric`
     for each of its `METRICS`. `margin` is the difference, in the score's unit, that does not matter."""
 

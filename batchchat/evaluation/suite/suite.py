@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,10 +24,11 @@ from batchchat.evaluation.statistics.intervals import SEED
 from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
 from batchchat.evaluation.suite.variants import VariantText, read_variants
 from batchchat.job import Change, Job, load_job
-from batchchat.job.model import BudgetCaps, Duration, Whole, nearest
+from batchchat.job.model import BudgetCaps
 from batchchat.job.origin import Origin, Origins, Place, combined, job_error, origin_of
 from batchchat.job.reading import Draft, absolute_path, nearest_file, read_override
 from batchchat.job.syntax import parse_yaml, read_job_text
+from batchchat.job.values import Duration, Whole, nearest
 from batchchat.job.wording import Grammar, validation_errors
 
 _AnyScorer = Scorer | Judge | Pairwise
@@ -149,6 +150,8 @@ class Suite:
             for number, metric in enumerate(scorer.METRICS):
                 unit, of_rows = (scale, True) if number == 0 else (SHARE, False)
                 found[f"{scorer.name}.{metric}"] = Score(unit, of_rows=of_rows, margin=scorer.margin)
+            for over in scorer.sample_metrics:
+                found[f"{scorer.name}.{over.name}"] = Score(SHARE, of_rows=False, margin=scorer.margin)
         return found
 
     def error(self, message: str, *place: Hashable, remedy: str | None = None) -> JobError:
@@ -240,6 +243,7 @@ class _Reading:
             self._check_overrides(texts)
             variants = self._variants(texts, fields, input)
             judges = self._judges(scorers, variants, fields)
+            errors += self._sample_errors(scorers, variants)
         except JobError as error:
             errors.append(error)
         if errors:
@@ -325,6 +329,21 @@ class _Reading:
         if errors:
             raise combined(errors)
         return made
+
+    def _sample_errors(
+        self, scorers: Sequence[tuple[Place, _AnyScorer]], variants: Sequence[Variant]
+    ) -> Iterator[JobError]:
+        """Yield an error for each metric over samples of a score without yes and no, or of too few samples."""
+        for place, scorer in scorers:
+            for metric in () if isinstance(scorer, Pairwise) else scorer.sample_metrics:
+                at = (*place, metric.kind)
+                if not scorer.scale.yes_no:
+                    yield self.fail(f"is for yes/no scores, and {scorer.name} is in {scorer.scale.unit}", *at)
+                    continue
+                job = variants[0].job
+                if job.samples < metric.k:
+                    told = f"needs {metric.k} samples of each row, and there are {job.samples}"
+                    yield self.fail(told, *at, remedy=f"Set `samples: {metric.k}` or more.")
 
     def _check_pairs(self, scorer: Judge | Pairwise, place: Place, variants: Sequence[Variant]) -> None:
         if not isinstance(scorer, Pairwise):
