@@ -138,6 +138,31 @@ def render_status(view: StatusView) -> RenderableType:
     return Group(*parts)
 
 
+def render_statuses(name: str, views: Sequence[StatusView]) -> RenderableType:
+    """Show how far each variant of an evaluation is, one line each."""
+    from pathlib import Path
+
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("variant", overflow="fold")
+    for title in ("state", "ok", "failed", "open", "cost"):
+        table.add_column(title, justify="left" if title == "state" else "right", no_wrap=True)
+    for view in views:
+        if view.running is not None:
+            state = _styled("running", "green")
+        elif view.last is None or view.last.exit_code is None:
+            state = _styled("not ended", "yellow")
+        else:
+            state = _styled(f"ended, {view.last.exit_code}", "" if view.last.exit_code == 0 else "yellow")
+        left = UNKNOWN if view.open is None else count(view.open)
+        spent = _cost(view.spent.cost, view.currency)
+        table.add_row(_line(Path(view.output).name), state, count(view.ok), _alarm(view.failed, "red"), left, spent)
+    return Group(_title(name, f"an evaluation of {plural(len(views), 'variant')}"), _blank(), table)
+
+
 def render_record(view: RecordView) -> RenderableType:
     """Show one record whole: the messages that went in, what came out, and every column that holds something."""
     from rich.console import Group

@@ -18,7 +18,7 @@ from pydantic import (
 
 from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
-from batchchat.job.origin import Origin, Place, combined, job_error
+from batchchat.job.origin import FieldOrigin, Place, combined, job_error
 from batchchat.job.params import Params
 from batchchat.job.provider_fields import ProviderFields
 from batchchat.job.values import MANY, Duration, Name, Number, Section, Size, Switch, Whole, instead_of, nearest
@@ -65,7 +65,7 @@ class Input(Section):
 _FILE_SUFFIXES = frozenset({".parquet", ".jsonl", ".json", ".csv", ".xlsx"})
 
 
-class Output(Section):
+class OutputFields(Section):
     """The folder of the dataset, and when a part of it is sealed."""
 
     path: str = Field(min_length=1)
@@ -89,7 +89,7 @@ BATCH_FORMAT = "openai-batch"
 BATCH_KEY = "custom_id"
 
 
-class Limits(Section):
+class LimitFields(Section):
     """Ceilings that are never passed. One that is not set comes from the provider, or is learned."""
 
     requests_per_minute: Whole | None = Field(None, ge=1, le=1_000_000_000_000)
@@ -243,7 +243,7 @@ class Job(Section):
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     input: Input
-    output: Output
+    output: OutputFields
     provider: str | ProviderFields
     model: Name
     messages: list[dict[str, Any]] | dict[str, Any]
@@ -253,7 +253,7 @@ class Job(Section):
     images: ImageFields = ImageFields.model_construct()
     params: Params = Params.model_construct()
     response: Response = Response.model_construct()
-    limits: Limits = Limits.model_construct()
+    limits: LimitFields = LimitFields.model_construct()
     retry: Retry = Retry.model_construct()
     prices: Prices | None = None
     engine: EngineFields = EngineFields.model_construct()
@@ -265,7 +265,7 @@ class Job(Section):
     _file: Path | None = PrivateAttr(None)
     _suite: Path | None = PrivateAttr(None)
     _answer_model: tuple[str, Path] | None = PrivateAttr(None)
-    _origins: dict[Place, Origin] = PrivateAttr(default_factory=dict)
+    _origins: dict[Place, FieldOrigin] = PrivateAttr(default_factory=dict)
 
     @field_validator("input", "output", mode="before")
     @classmethod
@@ -454,13 +454,13 @@ class Job(Section):
 FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     (): Job,
     ("input",): Input,
-    ("output",): Output,
+    ("output",): OutputFields,
     ("provider",): ProviderFields,
     ("images",): ImageFields,
     ("params",): Params,
     ("response",): Response,
     ("response", "truncated"): Longer,
-    ("limits",): Limits,
+    ("limits",): LimitFields,
     ("retry",): Retry,
     ("prices",): Prices,
     ("engine",): EngineFields,

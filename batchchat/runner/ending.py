@@ -9,7 +9,7 @@ from batchchat.events import Event, RunSummary
 from batchchat.format import plural
 from batchchat.runner.run_summary import Figures, plain
 from batchchat.runner.state import RunState
-from batchchat.store import Change, earlier_prompts
+from batchchat.store import StoreChange, earlier_prompts
 
 
 class Ending:
@@ -106,7 +106,7 @@ class Ending:
         await run.offload(run.wording.settle)
         return await self._check_counts()
 
-    def _tell_archived(self, change: Change, which: str) -> None:
+    def _tell_archived(self, change: StoreChange, which: str) -> None:
         run = self._run
         run.store.apply(change)
         if change.removed:

@@ -20,7 +20,7 @@ from batchchat.runner.preparation import Prepared
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer
-from batchchat.store import Answer, Store
+from batchchat.store import AnswerEntry, Store
 
 if TYPE_CHECKING:
     from batchchat.runner.reuse import Reuse
@@ -59,7 +59,7 @@ class RunState:
     engine: Engine
     reuse: Reuse | None
     warnings: list[str]
-    open_answers: dict[str, list[Answer]]
+    open_answers: dict[str, list[AnswerEntry]]
     phase: Phase = "starting"
     failed: BatchchatError | None = None
     read_all: bool = False

@@ -13,15 +13,14 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from batchchat.engines.port import Answered, EngineKind, Outcome
-from batchchat.engines.port import Settled as EngineSettled
+from batchchat.engines.port import Answered, EngineKind, Outcome, Settled
 from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
 from batchchat.money import as_float
 from batchchat.records import Completion, Record, Request, Spend, Usage, answer_bytes
 from batchchat.runner.tally import Tally
-from batchchat.store import Answer, Change, Entry, Sealing, Settled, SpendOnly, Store
+from batchchat.store import AnswerEntry, Entry, Sealing, SettledEntry, SpendOnly, Store, StoreChange
 
 _FULL_BYTES = 16 * 2**20
 _NO_USAGE = Usage()
@@ -106,7 +105,7 @@ class Writer:
             else:
                 kept = outcome.payload["completion"]
                 nbytes = answer_bytes(kept["text"], kept["reasoning"], kept["tool_calls"], kept["logprobs"])
-                self._add(Answer(request.custom_id, outcome.step, outcome.payload, spend), nbytes)
+                self._add(AnswerEntry(request.custom_id, outcome.step, outcome.payload, spend), nbytes)
             return
         record = self._record(request, outcome)
         usage, cost = outcome.reply.usage, outcome.reply.cost
@@ -152,7 +151,7 @@ class Writer:
         self._revived.add(record.custom_id)
         self._add_record(record)
 
-    def add_shared(self, request: Request, outcome: EngineSettled) -> None:
+    def add_shared(self, request: Request, outcome: Settled) -> None:
         """Record what became of an equal request: it was not sent, and costs nothing but what it cost before.
 
         The tokens are those of the answer, when it was given, and of its own earlier answers that did not fit.
@@ -168,7 +167,7 @@ class Writer:
         # The row is kept with its answer: one that holds an image is most of what waits for the disk.
         row_bytes = record.batch.nbytes // (len(record.batch.values) or 1)
         nbytes = answer_bytes(record.completion, record.reasoning, record.tool_calls, record.logprobs)
-        self._add(Settled(record, spend, seen, late), nbytes + row_bytes)
+        self._add(SettledEntry(record, spend, seen, late), nbytes + row_bytes)
 
     def _add(self, entry: Entry, nbytes: int) -> None:
         self._entries.append(entry)
@@ -193,7 +192,7 @@ class Writer:
             await self._caught_up.wait()
         return self.error is None
 
-    def _record(self, request: Request, outcome: EngineSettled) -> Record:
+    def _record(self, request: Request, outcome: Settled) -> Record:
         reply, failure, steps = outcome.reply, outcome.failure, request.steps
         completion = reply.completion
         usage = (
@@ -268,7 +267,7 @@ class Writer:
                 continue
             entries, self._entries, self._bytes = self._entries, [], 0
             answers = {} if self.shelf is None else self.shelf.take()
-            change: Change = await self._offload(self._commit, entries, answers)
+            change: StoreChange = await self._offload(self._commit, entries, answers)
             if self.shelf is not None:
                 self.shelf.kept()
             self._store.apply(change)
@@ -285,16 +284,16 @@ class Writer:
             await self._begin_seal()
             await self._sealed()
 
-    def _commit(self, entries: list[Entry], answers: dict[bytes, Completion]) -> Change:
+    def _commit(self, entries: list[Entry], answers: dict[bytes, Completion]) -> StoreChange:
         """Keep the answers that are shared, then the records: no kill leaves a counted answer that is not shared."""
         if self.shelf is not None:
             self.shelf.keep(answers)
         return self._store.commit(entries)
 
-    def _count(self, change: Change) -> None:
+    def _count(self, change: StoreChange) -> None:
         """From now on these count."""
         for entry in change.committed:
-            if isinstance(entry, Settled) and not entry.late:
+            if isinstance(entry, SettledEntry) and not entry.late:
                 custom_id = entry.record.custom_id
                 self._tally.add_record(entry.record, revived=custom_id in self._revived, early=not entry.seen)
                 self._revived.discard(custom_id)
@@ -321,7 +320,7 @@ class Writer:
                 self._sealing.set()
             self._sealing = None
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: StoreChange) -> None:
         self._store.apply(change)
         for message in change.messages:
             self._listener(Event("store", message, "warning"))

@@ -15,10 +15,11 @@ from batchchat.store.index import (
     key_digest,
     kind_of,
 )
-from batchchat.store.journal import Answer, Entry, Settled, SpendOnly
+from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
 from batchchat.store.output import (
     Output,
     earlier_prompts,
+    evaluation_outputs,
     frozen_schema,
     is_output,
     iter_output,
@@ -28,7 +29,7 @@ from batchchat.store.output import (
 from batchchat.store.recovery import Recovery
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
 from batchchat.store.state import batches_folder, check_currency, lock_holder
-from batchchat.store.store import Change, Store
+from batchchat.store.store import Store, StoreChange
 from batchchat.store.verify import VerifyReport, verify
 
 __all__ = [
@@ -36,8 +37,7 @@ __all__ = [
     "NONE",
     "OK",
     "RECORD_SCHEMA",
-    "Answer",
-    "Change",
+    "AnswerEntry",
     "Counts",
     "Entry",
     "Frozen",
@@ -47,13 +47,15 @@ __all__ = [
     "RecordIndex",
     "Recovery",
     "Sealing",
-    "Settled",
+    "SettledEntry",
     "SpendOnly",
     "Store",
+    "StoreChange",
     "VerifyReport",
     "batches_folder",
     "check_currency",
     "earlier_prompts",
+    "evaluation_outputs",
     "frozen_schema",
     "is_live",
     "is_output",

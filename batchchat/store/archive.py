@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchchat.store.bounds import Bounds
+from batchchat.store.bounds import PartBounds
 from batchchat.store.location.port import PartFiles
 from batchchat.store.parts import DamagedPartError, PartReader, write_part
 from batchchat.store.schema import own_columns
@@ -27,7 +27,7 @@ class Archive:
         files: PartFiles,
         opened: Callable[[PartFiles, str], PartReader],
         *,
-        bounds: Bounds,
+        bounds: PartBounds,
         before_removal: Callable[[str], None],
     ) -> None:
         self.files = files

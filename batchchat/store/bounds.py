@@ -12,7 +12,7 @@ PART_SECONDS = 60.0
 """Rows and seconds are chosen, not measured: few files, and a reader sees a record after a minute."""
 
 
-class Bounds(NamedTuple):
+class PartBounds(NamedTuple):
     """A part has at most so many rows and raw bytes; a record waits at most so many seconds of the caller's clock."""
 
     rows: int = PART_ROWS

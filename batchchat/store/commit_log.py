@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from batchchat.records import RECORD_COLUMNS, Spend
-from batchchat.store.bounds import Bounds
+from batchchat.store.bounds import PartBounds
 from batchchat.store.column_types import OutputTypes
 from batchchat.store.dataset import Point
-from batchchat.store.journal import Answer, Entry, Journal, OpenAnswers
+from batchchat.store.journal import AnswerEntry, Entry, Journal, OpenAnswers
 from batchchat.store.live import Superseding
 from batchchat.store.location.port import JournalFiles
 from batchchat.store.manifest import Manifest
@@ -56,7 +56,14 @@ class CommitLog:
     """
 
     def __init__(
-        self, files: JournalFiles, types: OutputTypes, manifest: Manifest, *, run_id: str, bounds: Bounds, point: Point
+        self,
+        files: JournalFiles,
+        types: OutputTypes,
+        manifest: Manifest,
+        *,
+        run_id: str,
+        bounds: PartBounds,
+        point: Point,
     ) -> None:
         self.answers = OpenAnswers()
         self.generation = 0
@@ -93,7 +100,7 @@ class CommitLog:
         self._point("commit.written")
         journal.synchronize()
         self._point("commit.after")
-        self.answers.add(entry for entry in entries if isinstance(entry, Answer))
+        self.answers.add(entry for entry in entries if isinstance(entry, AnswerEntry))
         self.answers.settle(record.values[_CUSTOM_ID] for record in records)
         if records:
             if self._pending is None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from batchchat.store.column_types import OutputTypes
 from batchchat.store.commit_log import CommitLog, Sealing
 from batchchat.store.dataset import Dataset, DatasetChange, Point
-from batchchat.store.ledger import Ledger
+from batchchat.store.ledger import SpendLedger
 from batchchat.store.live import LiveRecords
 from batchchat.store.location.port import Location
 from batchchat.store.manifest import Manifest
@@ -24,7 +24,7 @@ class Components:
     state: State
     types: OutputTypes
     manifest: Manifest
-    ledger: Ledger
+    ledger: SpendLedger
     live: LiveRecords
     dataset: Dataset
     log: CommitLog

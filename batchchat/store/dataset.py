@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.store.archive import Archive
-from batchchat.store.bounds import Bounds
+from batchchat.store.bounds import PartBounds
 from batchchat.store.column_types import OutputTypes
 from batchchat.store.location.port import Location, PartFiles
 from batchchat.store.parts import (
@@ -62,7 +62,7 @@ class Dataset:
     """
 
     def __init__(
-        self, location: Location, types: OutputTypes, *, bounds: Bounds, point: Point, before_removal: Point
+        self, location: Location, types: OutputTypes, *, bounds: PartBounds, point: Point, before_removal: Point
     ) -> None:
         self.parts = location.parts
         self.archive = Archive(location.archive, self._opened, bounds=bounds, before_removal=before_removal)

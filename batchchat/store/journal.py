@@ -49,7 +49,7 @@ _RECORD_BYTES = 400
 
 
 @dataclass(slots=True)
-class Settled:
+class SettledEntry:
     """A request's outcome to commit, and what its answered attempts cost since the last entry about it.
 
     `seen` is false if the pass that is under way has not asked for the record. A `late` one came after its row had a
@@ -63,7 +63,7 @@ class Settled:
 
 
 @dataclass(slots=True, frozen=True)
-class Answer:
+class AnswerEntry:
     """An answer to a request that goes on (a correction, a longer second try), numbered by `step` from 0.
 
     `payload` is a JSON value that lets the engine go on at the next step. It is kept until the request is settled.
@@ -82,7 +82,7 @@ class SpendOnly:
     spend: Spend
 
 
-Entry = Settled | Answer | SpendOnly
+Entry = SettledEntry | AnswerEntry | SpendOnly
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class Journal:
         run_id: str,
         input_schema: pa.Schema | None,
         columns: Sequence[str] = RECORD_COLUMNS,
-        carried: Iterable[Answer] = (),
+        carried: Iterable[AnswerEntry] = (),
     ) -> Journal:
         """Begin a generation, durably, with the answers that an earlier one leaves open.
 
@@ -146,7 +146,7 @@ class Journal:
         `cost` is then what all of them cost. Raises ValueError, before anything is changed, where a record's input
         columns are not the frozen ones.
         """
-        settled = [entry for entry in entries if type(entry) is Settled]
+        settled = [entry for entry in entries if type(entry) is SettledEntry]
         places = self._place([entry.record for entry in settled])
         records: list[Unsealed] = []
         told: list[tuple[Any, ...]] = []
@@ -173,7 +173,7 @@ class Journal:
 
     def _encode_others(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            if isinstance(entry, Answer):
+            if isinstance(entry, AnswerEntry):
                 self._answer(entry, entry.spend)
             elif isinstance(entry, SpendOnly):
                 self._frame(SPEND, json_bytes(tuple(entry.spend)))
@@ -199,7 +199,7 @@ class Journal:
         self._sequence += 1
         return sequence
 
-    def _answer(self, answer: Answer, spend: Spend) -> None:
+    def _answer(self, answer: AnswerEntry, spend: Spend) -> None:
         value = {
             "custom_id": answer.custom_id,
             "step": answer.step,
@@ -255,7 +255,7 @@ class Replay:
     run_id: str
     records: int = 0
     settled: set[str] = field(default_factory=set)
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[AnswerEntry] = field(default_factory=list)
     spend: Spend = Spend()
     damage: Damage | None = None
 
@@ -323,7 +323,7 @@ class _ReplayIntake:
             return self._add_record(value, len(frame.payload))
         if frame.kind == ANSWER:
             spend = Spend(*value["spend"])
-            result.answers.append(Answer(value["custom_id"], value["step"], value["payload"], spend))
+            result.answers.append(AnswerEntry(value["custom_id"], value["step"], value["payload"], spend))
             return spend
         if frame.kind == SPEND:
             return Spend(*value)
@@ -364,9 +364,9 @@ class OpenAnswers:
     """Answers of requests that are not settled: what every new generation carries over."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, dict[int, Answer]] = {}
+        self._answers: dict[str, dict[int, AnswerEntry]] = {}
 
-    def add(self, answers: Iterable[Answer]) -> None:
+    def add(self, answers: Iterable[AnswerEntry]) -> None:
         """Take answers; one that is known already, by request and step, counts once."""
         for answer in answers:
             self._answers.setdefault(answer.custom_id, {})[answer.step] = answer
@@ -377,7 +377,7 @@ class OpenAnswers:
             for custom_id in custom_ids:
                 self._answers.pop(custom_id, None)
 
-    def by_request(self) -> Mapping[str, list[Answer]]:
+    def by_request(self) -> Mapping[str, list[AnswerEntry]]:
         """Return the open answers of each request in the order of their steps."""
         return {custom_id: [steps[step] for step in sorted(steps)] for custom_id, steps in self._answers.copy().items()}
 

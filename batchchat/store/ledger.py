@@ -12,7 +12,7 @@ from batchchat.store.location.port import StateFiles
 LEDGER = "ledger.jsonl"
 
 
-class Ledger:
+class SpendLedger:
     """What the runs into an output have cost: the lines of the file, and what was counted since they were read.
 
     `damaged_lines` could not be read. Raises StorageError if the disk refuses.
@@ -24,7 +24,7 @@ class Ledger:
         self.generations: set[int] = set()
         self.damaged_lines = 0
 
-    def read(self) -> Ledger:
+    def read(self) -> SpendLedger:
         """Read the file, and return the ledger."""
         lines, self.damaged_lines = read_lines(self._files, LEDGER)
         for line in lines:

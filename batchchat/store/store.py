@@ -31,19 +31,19 @@ import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Spend
-from batchchat.store.bounds import PART_BYTES, PART_ROWS, PART_SECONDS, Bounds
+from batchchat.store.bounds import PART_BYTES, PART_ROWS, PART_SECONDS, PartBounds
 from batchchat.store.column_types import OutputTypes, save_types
 from batchchat.store.commit_log import CommitLog, Sealing
 from batchchat.store.components import Components
 from batchchat.store.dataset import Dataset, DatasetChange, Point
 from batchchat.store.index import Counts, KeyIndex, RecordIndex, state_of
-from batchchat.store.journal import Answer, Entry, OpenAnswers, Settled
+from batchchat.store.journal import AnswerEntry, Entry, OpenAnswers, SettledEntry
 from batchchat.store.json_files import append_json
 from batchchat.store.known import KnownRows, Pass
-from batchchat.store.ledger import Ledger
+from batchchat.store.ledger import SpendLedger
 from batchchat.store.live import LiveRecords
 from batchchat.store.location.folder import location_of
-from batchchat.store.location.port import Hold, Location
+from batchchat.store.location.port import Location, OutputHold
 from batchchat.store.manifest import RUNS, Manifest
 from batchchat.store.recovery import Recovery, mend_state, recover
 from batchchat.store.schema import Frozen, joined_parsed
@@ -51,7 +51,7 @@ from batchchat.store.state import LIVE, STATE, State
 
 
 @dataclass(slots=True)
-class Change:
+class StoreChange:
     """What a blocking call did, for `Store.apply`. `messages` are sentences for the user."""
 
     committed: Sequence[Entry] = ()
@@ -69,7 +69,7 @@ def _nowhere(_: str) -> None:
 class Store:
     """An output held by one run. Made by `Store.open`; see the module for who may call what."""
 
-    def __init__(self, components: Components, hold: Hold, *, run_id: str, recovery: Recovery) -> None:
+    def __init__(self, components: Components, hold: OutputHold, *, run_id: str, recovery: Recovery) -> None:
         self.run_id = run_id
         self.recovery = recovery
         self._held = components
@@ -123,7 +123,7 @@ class Store:
                     location,
                     OutputTypes(location, frozen, metadata),
                     LiveRecords(with_keys=with_keys, known=known),
-                    bounds=Bounds(part_rows, part_bytes, part_seconds),
+                    bounds=PartBounds(part_rows, part_bytes, part_seconds),
                     run_id=run_id,
                     point=point,
                 )
@@ -156,24 +156,24 @@ class Store:
 
     # ---- committing -------------------------------------------------------------------------------------------------
 
-    def commit(self, entries: Sequence[Entry]) -> Change:
+    def commit(self, entries: Sequence[Entry]) -> StoreChange:
         """Make entries durable: one write and one synchronization for all of them. Returns the change to apply.
 
         Raises StorageError if the disk refuses; ValueError if a record's input columns are not the frozen ones.
         """
         if not entries:
-            return Change()
+            return StoreChange()
         with self._unbroken():
             spend = self._held.log.commit(entries)
             self._commits += 1
-            return Change(committed=entries, spend=spend, commits=1)
+            return StoreChange(committed=entries, spend=spend, commits=1)
 
-    def apply(self, change: Change) -> None:
+    def apply(self, change: StoreChange) -> None:
         """Fold a change into `index`, `keys` and the ledger's totals; on the thread that reads them."""
         live = self._held.live
         self._held.ledger.count(self.run_id, change.spend)
         for entry in change.committed:
-            if isinstance(entry, Settled):
+            if isinstance(entry, SettledEntry):
                 record = entry.record
                 if entry.late:
                     if record.status == "ok":
@@ -184,7 +184,7 @@ class Store:
         live.remove(change.removed)
         self._applied += change.commits
 
-    def open_answers(self) -> dict[str, list[Answer]]:
+    def open_answers(self) -> dict[str, list[AnswerEntry]]:
         """Return the answers of requests that are not settled, by `custom_id`, in the order of their steps."""
         return dict(self._held.log.answers.by_request())
 
@@ -220,7 +220,7 @@ class Store:
             self._sealing = True
             return self._held.log.rotate(self._held.live.take_superseding())
 
-    def seal(self, sealing: Sealing) -> Change:
+    def seal(self, sealing: Sealing) -> StoreChange:
         """Publish a closed generation: archive, rewrite, parts, ledger, and the journal is deleted.
 
         Raises StorageError if the disk refuses; the journal then stays, and the next `open` goes on.
@@ -230,10 +230,10 @@ class Store:
             self._sealing = False
             return _change_of(moved)
 
-    def finish(self) -> Change:
+    def finish(self) -> StoreChange:
         """Seal everything that is left, when nothing else is at work; apply what it returns."""
         sealing = self.rotate()
-        return Change() if sealing is None else self.seal(sealing)
+        return StoreChange() if sealing is None else self.seal(sealing)
 
     @contextmanager
     def _unbroken(self) -> Iterator[None]:
@@ -259,7 +259,7 @@ class Store:
         """
         return self._held.dataset.archive.fetch(custom_ids)
 
-    def archive_unseen(self) -> Change:
+    def archive_unseen(self) -> StoreChange:
         """Move every live record that this pass has not met to the archive; `removed` of the change names them.
 
         Only after a complete pass and `finish`, when nothing else is at work. Raises StorageError.
@@ -269,7 +269,7 @@ class Store:
             self._held.manifest.sealed()
             return _change_of(moved)
 
-    def archive_surplus(self, samples: int) -> Change:
+    def archive_surplus(self, samples: int) -> StoreChange:
         """Move every live record with a `sample_index` of `samples` or more to the archive: a job asks for fewer now.
 
         Only after a complete pass and `finish`, when nothing else is at work. Raises StorageError.
@@ -372,11 +372,11 @@ class Store:
         self.close()
 
 
-def _change_of(moved: DatasetChange) -> Change:
-    return Change(removed=moved.removed, lost=moved.lost, messages=moved.messages)
+def _change_of(moved: DatasetChange) -> StoreChange:
+    return StoreChange(removed=moved.removed, lost=moved.lost, messages=moved.messages)
 
 
-def _take_hold(location: Location, run_id: str, job_name: str, *, fresh: bool) -> tuple[Hold, str | None]:
+def _take_hold(location: Location, run_id: str, job_name: str, *, fresh: bool) -> tuple[OutputHold, str | None]:
     """Check the output, set it aside if it is to be `fresh`, and hold it; return where the old one is now."""
     state = State(location)
     renamed: str | None = None
@@ -403,7 +403,7 @@ def _take_hold(location: Location, run_id: str, job_name: str, *, fresh: bool) -
 
 
 def _assemble(
-    location: Location, types: OutputTypes, live: LiveRecords, *, bounds: Bounds, run_id: str, point: Point
+    location: Location, types: OutputTypes, live: LiveRecords, *, bounds: PartBounds, run_id: str, point: Point
 ) -> Components:
     """Make the objects of an output that is held."""
     manifest = Manifest(location)
@@ -412,7 +412,7 @@ def _assemble(
         state=State(location),
         types=types,
         manifest=manifest,
-        ledger=Ledger(location.state),
+        ledger=SpendLedger(location.state),
         live=live,
         dataset=Dataset(location, types, bounds=bounds, point=point, before_removal=manifest.forget),
         log=CommitLog(location.journals, types, manifest, run_id=run_id, bounds=bounds, point=point),

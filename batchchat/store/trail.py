@@ -45,7 +45,7 @@ class Tracked(Protocol):
         """Tell how many places still stand behind the same rows, and how the files look now."""
 
 
-class Batch(NamedTuple):
+class TrailBatch(NamedTuple):
     """A batch of rows that the trail knows: up to which row and place it goes, and how long the log is with it."""
 
     rows: int
@@ -73,7 +73,7 @@ class Trail:
 
     def __init__(self, folder: Path, subject: Subject) -> None:
         self.subject = subject
-        self.batches: list[Batch] = []
+        self.batches: list[TrailBatch] = []
         self.path = folder / "trail.ids"
         self._paths = [folder / f"trail.{suffix}" for suffix in _SUFFIXES]
         self._files: list[ScratchFile] = []
@@ -200,7 +200,7 @@ class Trail:
         value = [rows, crc32(ids), crc32(keys), *place]
         value[-2] = place.digest.hex()
         self._frame(_ROWS, orjson.dumps(value))
-        self.batches.append(Batch(self.rows + rows, place, self._log_size, self._log_frames))
+        self.batches.append(TrailBatch(self.rows + rows, place, self._log_size, self._log_frames))
         self._unended_samples, self._unended_from = 0, len(self._ids)
 
     def _note_stamp(self, number: int, stamp: Stamp) -> None:
@@ -255,7 +255,7 @@ class Trail:
         if crc32(ids) != ids_checksum or crc32(keys) != keys_checksum:
             return False
         where = Place._make([*place, bytes.fromhex(digest), ended])
-        self.batches.append(Batch(self.rows + number, where, size, frame.sequence + 1))
+        self.batches.append(TrailBatch(self.rows + number, where, size, frame.sequence + 1))
         return True
 
     def _cut(self, log_size: int, log_frames: int) -> None:

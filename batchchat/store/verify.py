@@ -18,7 +18,7 @@ from batchchat.store.column_types import SCHEMA, read_types
 from batchchat.store.index import OK, RecordIndex
 from batchchat.store.journal import replay
 from batchchat.store.json_files import read_lines
-from batchchat.store.ledger import LEDGER, Ledger
+from batchchat.store.ledger import LEDGER, SpendLedger
 from batchchat.store.location.port import Location, PartFiles
 from batchchat.store.manifest import MANIFEST, RUNS, missing_files
 from batchchat.store.output import existing_output
@@ -85,7 +85,7 @@ def _check_state(location: Location, report: VerifyReport) -> pa.Schema | None:
             report.problems += missing_files(location)
     except StorageError as error:
         report.problems.append(error.message)
-    damaged_lines = {LEDGER: Ledger(files).read().damaged_lines, RUNS: read_lines(files, RUNS)[1]}
+    damaged_lines = {LEDGER: SpendLedger(files).read().damaged_lines, RUNS: read_lines(files, RUNS)[1]}
     for name, count in damaged_lines.items():
         if count:
             are = "is" if count == 1 else "are"

@@ -15,7 +15,7 @@ from batchchat.errors import UsageError
 from batchchat.inspection import status_of
 from batchchat.records import FIRST_COLUMNS, RECORD_COLUMNS
 from batchchat.report.outcome import outcome_of
-from batchchat.store import Settled, Store, earlier_prompts, read_output, read_state, verify
+from batchchat.store import SettledEntry, Store, earlier_prompts, read_output, read_state, verify
 from batchchat.store.frames import encode
 from batchchat.store.journal import HEADER, RECORD
 from batchchat.structured import parsed_field
@@ -195,7 +195,7 @@ def test_an_input_column_with_the_name_of_a_later_one_stays_that_of_the_input(tm
     def records(first: int, count: int, **more: Any) -> list[Any]:
         texts = [f"mine {n}" for n in range(first, first + count)]
         batch = row_batch(first, count, pa.RecordBatch.from_arrays([pa.array(texts)] * 2, schema=schema))
-        return [Settled(record(batch, offset, **more), SPEND) for offset in range(count)]
+        return [SettledEntry(record(batch, offset, **more), SPEND) for offset in range(count)]
 
     own = [column for column in RECORD_COLUMNS if column != name]
     with open_store(tmp_path, input_schema=schema) as store:

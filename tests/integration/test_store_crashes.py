@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchchat.records import Spend
-from batchchat.store import Answer, Entry, Settled, Store, read_state, verify
+from batchchat.store import AnswerEntry, Entry, SettledEntry, Store, read_state, verify
 from tests.store_cases import (
     POINTS,
     SPEND,
@@ -70,7 +70,7 @@ def second_run(store: Store, counted: list[Entry]) -> None:
     do(settled(12, 3, run_id="run-2"))
     store.apply(store.finish())
     do([*settled(15, 2, run_id="run-2"), answer(50, 1), answer(51, 0)])
-    do([Settled(record(row_batch(51, 1), 0, run_id="run-2"), SPEND)])
+    do([SettledEntry(record(row_batch(51, 1), 0, run_id="run-2"), SPEND)])
     store.apply(store.finish())
 
 
@@ -81,12 +81,12 @@ def check(directory: Path, counted: list[Entry], launched: int) -> None:
     assert len(rows) == len(set(rows)), "a row has two live records"
     ids = {row["custom_id"]: row["run_id"] for row in found}
     for entry in counted:
-        if isinstance(entry, Settled):
+        if isinstance(entry, SettledEntry):
             assert ids[entry.record.custom_id] == entry.record.run_id
     assert set(range(12)) <= set(rows)
     answers = {(each.custom_id, each.step) for steps in read_state(directory).answers.values() for each in steps}
     for entry in counted:
-        if isinstance(entry, Answer) and entry.custom_id not in ids:
+        if isinstance(entry, AnswerEntry) and entry.custom_id not in ids:
             assert (entry.custom_id, entry.step) in answers
     lines = [json.loads(line) for line in (directory / "_batchchat" / "ledger.jsonl").read_text().splitlines()]
     assert len({line["generation"] for line in lines}) == len(lines)

@@ -13,7 +13,7 @@ import pytest
 
 from batchchat.errors import StorageError
 from batchchat.records import RECORD_COLUMNS, Spend
-from batchchat.store import Answer, Entry, Settled, SpendOnly
+from batchchat.store import AnswerEntry, Entry, SettledEntry, SpendOnly
 from batchchat.store.frames import encode
 from batchchat.store.journal import HEADER, Journal, replay
 from batchchat.store.location.folder_files import FolderJournals
@@ -53,8 +53,8 @@ def test_records_come_back_with_their_input_rows_in_their_types(tmp_path: Path) 
     batch = row_batch(0, 100, rich_rows(100))
     log = journal(tmp_path, RICH)
     calls = ({"id": "c1", "type": "function", "name": "f", "arguments": '{"x": 1}'},)
-    written = write(log, [Settled(record(batch, 7, tool_calls=calls, latency_s=0.125), SPEND)])
-    written += write(log, [Settled(record(batch, offset), SPEND) for offset in range(40, 60)])
+    written = write(log, [SettledEntry(record(batch, 7, tool_calls=calls, latency_s=0.125), SPEND)])
+    written += write(log, [SettledEntry(record(batch, offset), SPEND) for offset in range(40, 60)])
     log.close()
     records, found = read(tmp_path)
     schema = output_schema(RICH)
@@ -71,12 +71,12 @@ def test_few_rows_of_a_batch_bring_only_themselves_many_bring_it_once(tmp_path: 
     wide = pa.RecordBatch.from_arrays([pa.array(["x"] * 1600), pa.array(["y" * 1000] * 1600)], schema=SCHEMA)
     batch = row_batch(0, 1600, wide)
     log = journal(tmp_path)
-    write(log, [Settled(record(batch, 0))])
+    write(log, [SettledEntry(record(batch, 0))])
     assert log.size < 10_000
-    write(log, [Settled(record(batch, offset)) for offset in range(1, 200)])
+    write(log, [SettledEntry(record(batch, offset)) for offset in range(1, 200)])
     once = log.size
     assert once > wide.nbytes
-    write(log, [Settled(record(batch, offset)) for offset in range(200, 1600)])
+    write(log, [SettledEntry(record(batch, offset)) for offset in range(200, 1600)])
     assert log.size - once < 1_000_000
     log.close()
     assert to_batch(read(tmp_path)[0], output_schema(SCHEMA)).column("row_index").to_pylist() == list(range(1600))
@@ -86,7 +86,7 @@ def test_the_journal_keeps_no_row_batch_alive(tmp_path: Path) -> None:
     log = journal(tmp_path)
     batch = row_batch(0, 10)
     columns = weakref.ref(batch.columns)
-    write(log, [Settled(record(batch, 0))])
+    write(log, [SettledEntry(record(batch, 0))])
     del batch
     gc.collect()
     assert columns() is None
@@ -99,7 +99,7 @@ def test_a_row_batch_at_the_address_of_a_freed_one_is_not_taken_for_it(tmp_path:
     for first in range(0, 200, 2):
         batch = row_batch(first, 2)
         addresses.add(id(batch.columns))
-        write(log, [Settled(record(batch, 1))])
+        write(log, [SettledEntry(record(batch, 1))])
         del batch
     log.close()
     assert len(addresses) < 100  # addresses were used again, else this test shows nothing
@@ -111,9 +111,9 @@ def test_text_that_no_utf8_can_hold_and_huge_numbers_are_stored_as_well_as_possi
     batch = row_batch(0, 3)
     log = journal(tmp_path)
     entries: list[Entry] = [
-        Settled(record(batch, 0, completion="a\ud800b", total_tokens=2**70, cost=float("nan"))),
-        Settled(record(batch, 1, http_status=2**40, completion="fine")),
-        Answer(identity(5), 0, {"text": "\udc00", "n": 2**80}),
+        SettledEntry(record(batch, 0, completion="a\ud800b", total_tokens=2**70, cost=float("nan"))),
+        SettledEntry(record(batch, 1, http_status=2**40, completion="fine")),
+        AnswerEntry(identity(5), 0, {"text": "\udc00", "n": 2**80}),
     ]
     written = write(log, entries)
     log.close()
@@ -129,7 +129,7 @@ def test_input_columns_other_than_the_frozen_ones_are_refused_before_anything_is
     log = journal(tmp_path)
     size = path_of(tmp_path).stat().st_size
     with pytest.raises(ValueError, match="differ from the frozen ones"):
-        log.encode([*settled(0, 3), Settled(record(row_batch(0, 5, rich_rows(5)), 0))])
+        log.encode([*settled(0, 3), SettledEntry(record(row_batch(0, 5, rich_rows(5)), 0))])
     log.write()
     assert path_of(tmp_path).stat().st_size == size
     log.close()
@@ -168,7 +168,7 @@ def test_pending_records_are_kept_in_few_chunks_whatever_they_come_from(tmp_path
     expected = []
     for first in range(0, 2400, 2):  # each row batch gives one record only: none may be kept alive for long
         batch = row_batch(first, 2)
-        pending.add(log.encode([Settled(record(batch, 1))]))
+        pending.add(log.encode([SettledEntry(record(batch, 1))]))
         expected.append(first + 1)
     log.close()
     batches = pending.batches()
@@ -182,7 +182,7 @@ def test_pending_records_are_kept_in_few_chunks_whatever_they_come_from(tmp_path
 def test_every_record_column_has_a_place(tmp_path: Path) -> None:
     batch = row_batch(0, 1)
     log = journal(tmp_path)
-    (found,) = log.encode([Settled(record(batch, 0))])
+    (found,) = log.encode([SettledEntry(record(batch, 0))])
     log.close()
     assert len(found.values) == len(RECORD_COLUMNS)
 

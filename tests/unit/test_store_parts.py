@@ -15,7 +15,7 @@ import pytest
 from batchchat.errors import UsageError
 from batchchat.records import RECORD_COLUMNS
 from batchchat.sources.decoded import _page_header
-from batchchat.store import RECORD_SCHEMA, Settled, Store, iter_output, output_schema, read_output, verify
+from batchchat.store import RECORD_SCHEMA, SettledEntry, Store, iter_output, output_schema, read_output, verify
 from batchchat.store.location.folder import FolderLocation
 from batchchat.store.location.folder_files import FolderParts
 from batchchat.store.parts import DamagedPartError, PartReader, write_part
@@ -52,7 +52,7 @@ def test_types_are_the_same_where_everything_is_null(tmp_path: Path) -> None:
             if first:
                 columns = pa.RecordBatch.from_arrays([pa.nulls(4, f.type) for f in RICH], schema=RICH)
             batch = row_batch(first, 4, columns)
-            commit(store, [Settled(record(batch, i, failed="input" if first else None)) for i in range(4)])
+            commit(store, [SettledEntry(record(batch, i, failed="input" if first else None)) for i in range(4)])
             seal(store)
     one, two = (pq.read_schema(path) for path in sorted((tmp_path / "data").iterdir()))
     assert one.names == two.names
@@ -88,10 +88,10 @@ def test_every_input_type_is_kept_or_becomes_its_nearest(tmp_path: Path, given: 
     schema = pa.schema([("column", given)])
     with open_store(tmp_path, input_schema=schema) as store:
         batch = row_batch(0, 2, pa.RecordBatch.from_arrays([pa.nulls(2, given)], schema=schema))
-        commit(store, [Settled(record(batch, 0))])
+        commit(store, [SettledEntry(record(batch, 0))])
     with open_store(tmp_path, "run-2", input_schema=schema) as store:
         assert store.input_schema == schema
-        commit(store, [Settled(record(batch, 1))])
+        commit(store, [SettledEntry(record(batch, 1))])
         seal(store)
     assert read_output(tmp_path).schema.field("column").type == kept
     assert pq.read_schema(tmp_path / "data" / "part-00000.parquet").field("column").type == kept
@@ -104,7 +104,7 @@ def test_dictionaries_of_many_batches_need_not_fit_one_narrow_index(tmp_path: Pa
         for first in range(0, 400, 100):
             values = pa.array([f"c{n}" for n in range(first, first + 100)]).cast(schema.field("colour").type)
             batch = row_batch(first, 100, pa.RecordBatch.from_arrays([values], schema=schema))
-            commit(store, [Settled(record(batch, i)) for i in range(100)])
+            commit(store, [SettledEntry(record(batch, i)) for i in range(100)])
         seal(store)
     assert read_output(tmp_path, columns=["colour"]).column("colour").to_pylist() == [f"c{n}" for n in range(400)]
 
@@ -122,7 +122,7 @@ def test_duckdb_reads_the_folder_with_its_types(tmp_path: Path) -> None:
     with open_store(tmp_path, input_schema=RICH) as store:
         batch = row_batch(0, 50, rich_rows(50))
         calls = ({"id": "1", "type": "function", "name": "f", "arguments": "{}"},)
-        commit(store, [Settled(record(batch, i, tool_calls=calls if i == 3 else None)) for i in range(50)])
+        commit(store, [SettledEntry(record(batch, i, tool_calls=calls if i == 3 else None)) for i in range(50)])
         seal(store)
     with duckdb.connect() as connection:
         connection.execute("set timezone='UTC'")
@@ -145,7 +145,7 @@ def test_duckdb_reads_the_folder_with_its_types(tmp_path: Path) -> None:
 
 def test_nanoseconds_are_kept(tmp_path: Path) -> None:
     with open_store(tmp_path, input_schema=RICH) as store:
-        commit(store, [Settled(record(row_batch(0, 2, rich_rows(2)), 1))])
+        commit(store, [SettledEntry(record(row_batch(0, 2, rich_rows(2)), 1))])
         seal(store)
     assert read_output(tmp_path).column("when").cast(pa.int64()).to_pylist() == [1_700_000_000_123_456_790]
 
@@ -154,7 +154,7 @@ def test_records_of_a_part_are_sorted_by_row_and_sample(tmp_path: Path) -> None:
     with open_store(tmp_path, with_keys=False) as store:
         batch = row_batch(0, 3)
         entries = [
-            Settled(record(batch, row, sample_index=sample, prompt=str(sample)))
+            SettledEntry(record(batch, row, sample_index=sample, prompt=str(sample)))
             for row, sample in ((2, 0), (0, 1), (1, 0), (0, 0))
         ]
         commit(store, entries)
@@ -268,7 +268,7 @@ def wide(texts: list[str]) -> pa.RecordBatch:
 def put(store: Store, columns: pa.RecordBatch, first: int = 0) -> None:
     batch = row_batch(first, columns.num_rows, columns)
     batch.nbytes = columns.nbytes
-    commit(store, [Settled(record(batch, offset)) for offset in range(columns.num_rows)])
+    commit(store, [SettledEntry(record(batch, offset)) for offset in range(columns.num_rows)])
 
 
 def test_long_rows_make_short_row_groups_and_pages(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from batchchat.evaluation.scorers.scorer import Scorer
 from batchchat.evaluation.statistics.intervals import SEED
 from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
 from batchchat.evaluation.suite.variants import VariantText, read_variants
-from batchchat.job import Change, Job, load_job
+from batchchat.job import FieldChange, Job, load_job
 from batchchat.job.model import BudgetCaps
-from batchchat.job.origin import Origin, Origins, Place, combined, job_error, origin_of
+from batchchat.job.origin import FieldOrigin, Origins, Place, combined, job_error, origin_of
 from batchchat.job.reading import Draft, absolute_path, nearest_file, read_override
 from batchchat.job.syntax import parse_yaml, read_job_text
 from batchchat.job.values import Duration, Whole, nearest
@@ -163,7 +163,7 @@ def load_suite(
     path: str | Path,
     *,
     overrides: Sequence[str] = (),
-    changes: Sequence[Change] = (),
+    changes: Sequence[FieldChange] = (),
     input: str | None = None,
     output: str | None = None,
 ) -> Suite:
@@ -194,9 +194,9 @@ class _Reading:
         self.draft = draft
         self.file = file
         self.base = file.absolute().parent
-        self.job_changes: list[Change] = []
+        self.job_changes: list[FieldChange] = []
 
-    def apply(self, changes: Sequence[Change], output: str | None) -> None:
+    def apply(self, changes: Sequence[FieldChange], output: str | None) -> None:
         """Make paths absolute, and take what the command line says of the suite itself."""
         data = self.draft.data
         self._absolute(self.base)
@@ -206,7 +206,7 @@ class _Reading:
             else:
                 self.job_changes.append(change)
         if output is not None:
-            self.draft.set_path("output", output, Origin(option="--output"), Path.cwd())
+            self.draft.set_path("output", output, FieldOrigin(option="--output"), Path.cwd())
         if isinstance(data.get("output"), dict) and set(data["output"]) == {"path"}:
             data["output"] = data["output"]["path"]
         self._absolute(Path.cwd())
@@ -397,10 +397,10 @@ class _Reading:
             )
         return tuple(made)
 
-    def _changes(self, text: VariantText) -> list[Change]:
+    def _changes(self, text: VariantText) -> list[FieldChange]:
         origins = self.draft.origins
         return [
-            Change(
+            FieldChange(
                 override.path,
                 override.value,
                 origin_of(origins, override.place, self.file),
@@ -414,12 +414,13 @@ class _Reading:
             for override in text.overrides
         ]
 
-    def _own(self, fields: SuiteFields) -> list[Change]:
+    def _own(self, fields: SuiteFields) -> list[FieldChange]:
         """What every variant has from the suite."""
         data = self.draft.data
         names = [name for name in _SHARED if name == "name" or getattr(fields, name) is not None]
         return [
-            Change(name, data[name], origin_of(self.draft.origins, (name,), self.file), self.base, {}) for name in names
+            FieldChange(name, data[name], origin_of(self.draft.origins, (name,), self.file), self.base, {})
+            for name in names
         ]
 
 

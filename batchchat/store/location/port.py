@@ -161,7 +161,7 @@ class StateFiles(Protocol):
         """Return by which name the user finds a file."""
 
 
-class Hold(Protocol):
+class OutputHold(Protocol):
     """The exclusive right to write into an output."""
 
     def release(self) -> None:
@@ -200,7 +200,7 @@ class Location(Protocol):
     def holds_output(self) -> bool:
         """Tell whether an output of batchchat is here; False if nothing is. Raises UsageError if something else is."""
 
-    def hold(self, run_id: str) -> Hold:
+    def hold(self, run_id: str) -> OutputHold:
         """Take the exclusive hold on the output. Raises OutputLocked, UsageError."""
 
     def holder(self) -> dict[str, Any] | None:
