@@ -66,6 +66,18 @@ class InstantService:
     async def create(self, input_ref: str, labels: Mapping[str, str]) -> RemoteBatch:
         return RemoteBatch(input_ref, BatchStatus.IN_PROGRESS, input_ref=input_ref, labels=labels)
 
+    async def find_upload(self, name: str, nbytes: int) -> str | None:
+        return None
+
+    async def find(self, input_ref: str, labels: Mapping[str, str], since: float) -> list[RemoteBatch]:
+        return []
+
+    async def cancel(self, batch_id: str) -> None:
+        return None
+
+    async def delete(self, refs: Sequence[str]) -> None:
+        return None
+
     async def poll(self, ids: Sequence[str]) -> dict[str, RemoteBatch]:
         refs = () if self.status is BatchStatus.IN_PROGRESS else ("all",)
         return {each: RemoteBatch(each, self.status, input_ref=each, result_refs=refs) for each in ids}
