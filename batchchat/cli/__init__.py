@@ -311,7 +311,7 @@ def status(directory: Path, as_json: bool) -> None:
     sys.exit(status_command(directory, as_json=as_json))
 
 
-@cli.command(short_help="List the runs into DIR: when, what, and at what cost.")
+@cli.command(short_help="Cancel the provider's batches of DIR, keep what they answered.")
 @_output_argument
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
@@ -329,7 +329,7 @@ def cancel(directory: Path, **options: Any) -> None:
     sys.exit(cancel_command(directory, **options))
 
 
-@cli.command()
+@cli.command(short_help="List the runs into DIR: when, what, and at what cost.")
 @_output_argument
 @_json_option
 def history(directory: Path, as_json: bool) -> None:

@@ -35,10 +35,10 @@ def render_history(view: HistoryView) -> RenderableType:
         ("failed", count(total.new_failed)),
         ("requests", count(total.requests)),
         ("tokens", short(total.total_tokens)),
-        ("cost", cost(total.cost, view.currency)),
+        (f"cost {view.currency}" if view.currency else "cost", _amount(total.cost, view.currency)),
         ("exit", ""),
     ]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_footer=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_footer=True, collapse_padding=True)
     table.add_column("run", plural(total.runs, "run"), no_wrap=True)
     for name, footer in figures:
         table.add_column(name, footer, justify="right", no_wrap=True)
@@ -53,7 +53,7 @@ def render_history(view: HistoryView) -> RenderableType:
             alarm(run.new_failed, "red"),
             count(run.requests),
             short(run.total_tokens),
-            cost(run.cost, run.currency),
+            _amount(run.cost, run.currency),
             _end(run),
             *prompt,
         )
@@ -61,10 +61,15 @@ def render_history(view: HistoryView) -> RenderableType:
     return Group(title(view.job, view.output), blank(), table, *([blank(), *reasons] if reasons else []))
 
 
+def _amount(amount: float, currency: str | None) -> str:
+    """Return what a run cost without the currency, which stands above."""
+    return cost(amount, currency).removesuffix(f" {currency}")
+
+
 def _when(run: PastRun) -> str:
     if run.started is None:
-        return line(run.run_id, 24)
-    return local_time(run.started)
+        return line(run.run_id, 16)
+    return local_time(run.started)[:16]
 
 
 def _end(run: PastRun) -> Text:

@@ -40,7 +40,17 @@ def status_command(directory: Path, *, as_json: bool) -> int:
     from batchchat.cli.json_output import as_json as to_json
     from batchchat.cli.status_page import render_status
     from batchchat.inspection import status_of
+    from batchchat.store import evaluation_outputs
 
+    if outputs := evaluation_outputs(directory):
+        from batchchat.cli.status_page import render_statuses
+
+        views = [status_of(output) for output in outputs]
+        if as_json:
+            print_json({"output": str(directory), "variants": [to_json(view) for view in views]})
+        else:
+            results().print(render_statuses(directory.name, views))
+        return 0
     _show(status_of(directory), render_status, to_json, as_json=as_json)
     return 0
 
@@ -50,7 +60,17 @@ def history_command(directory: Path, *, as_json: bool) -> int:
     from batchchat.cli.history import render_history
     from batchchat.cli.json_output import as_json as to_json
     from batchchat.history import history_of
+    from batchchat.store import evaluation_outputs
 
+    if outputs := evaluation_outputs(directory):
+        views = [history_of(output) for output in outputs]
+        if as_json:
+            print_json({"output": str(directory), "variants": [to_json(view) for view in views]})
+        for number, view in enumerate([] if as_json else views):
+            if number:
+                results().write_line("")
+            results().print(render_history(view))
+        return 0
     _show(history_of(directory), render_history, to_json, as_json=as_json)
     return 0
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from batchchat.cli.batch_tables import batch_table
-from batchchat.cli.blocks import alarm, blank, cost, local_time, pair, remarks, title
+from batchchat.cli.blocks import alarm, blank, cost, line, local_time, pair, remarks, styled, title
 from batchchat.cli.display import ProgressView
 from batchchat.cli.summary_page import _add_streamed
 from batchchat.cli.tables import failure_table, figures, headed
 from batchchat.events import InFlight
-from batchchat.format import about, asked, count, percent
+from batchchat.format import UNKNOWN, about, asked, count, percent, plural
 from batchchat.views import StatusView
 
 if TYPE_CHECKING:
@@ -39,6 +39,31 @@ def render_status(view: StatusView) -> RenderableType:
     if view.command:
         parts.append(pair("go on with", view.command))
     return Group(*parts)
+
+
+def render_statuses(name: str, views: Sequence[StatusView]) -> RenderableType:
+    """Show how far each variant of an evaluation is, one line each."""
+    from pathlib import Path
+
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("variant", overflow="fold")
+    for heading in ("state", "ok", "failed", "open", "cost"):
+        table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
+    for view in views:
+        if view.running is not None:
+            state = styled("running", "green")
+        elif view.last is None or view.last.exit_code is None:
+            state = styled("not ended", "yellow")
+        else:
+            state = styled(f"ended, {view.last.exit_code}", "" if view.last.exit_code == 0 else "yellow")
+        left = UNKNOWN if view.open is None else count(view.open)
+        spent = cost(view.spent.cost, view.currency)
+        table.add_row(line(Path(view.output).name), state, count(view.ok), alarm(view.failed, "red"), left, spent)
+    return Group(title(name, f"an evaluation of {plural(len(views), 'variant')}"), blank(), table)
 
 
 def _status_table(view: StatusView) -> Table:

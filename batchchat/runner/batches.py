@@ -19,7 +19,7 @@ from batchchat.engines.port import Engine
 from batchchat.events import Listener
 from batchchat.job import Job
 from batchchat.money import Tariff
-from batchchat.providers import Provider
+from batchchat.providers import DEMO, Provider
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared
 from batchchat.runner.writer import Offload
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     import httpx
 
 OpenService = Callable[..., BatchService]
+
+_DEMO_POLL_S = 1.0
+"""Seconds between two looks at batches of the demo provider, which end after about two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class BatchParts:
             terms=Terms(
                 reviewer, job.retry.attempts, fields.rounds, tariff=self.tariff(), job_answered=self.job_answered
             ),
-            poll=fields.poll,
+            poll=_DEMO_POLL_S if fields.poll is None and self.provider.name == DEMO else fields.poll,
             lines=fields.max_lines,
             nbytes=fields.max_bytes,
             queued_tokens=fields.queued_tokens,

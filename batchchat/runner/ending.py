@@ -65,7 +65,7 @@ class Ending:
         """Return true if every sample of the pass that this run had to settle is settled."""
         run = self._run
         counts, tally = run.intake.counts, run.tally
-        settled = tally.ok + tally.failed + tally.revived
+        settled = tally.ok + tally.failed + tally.revived - tally.early
         return run.read_all and settled == counts.to_send + counts.archived + counts.invalid
 
     async def _count_rest(self) -> None:

@@ -326,7 +326,8 @@ def _rows(batches: list[RowBatch]) -> Iterator[tuple[RowBatch, int]]:
 def _check_key_column(job: Job, source: Source) -> None:
     key = job.input.key
     if key is not None and key not in source.columns and key.partition(".")[0] not in source.columns:
-        near = difflib.get_close_matches(key, source.columns, n=1)
+        folded = {name.casefold(): name for name in source.columns}
+        near = [folded[name] for name in difflib.get_close_matches(key.casefold(), folded, n=1)]
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise job.error(
             f"the input has no column {key!r}{hint}",

@@ -29,7 +29,9 @@ class Figures:
         run = self._run
         tally, counts, progress = run.tally, run.intake.counts, run.engine.progress(_OLDEST)
         total, exact = self._total()
-        settled = tally.ok + tally.failed + tally.revived + counts.done + counts.failed_before
+        # What a batch of an earlier run answered is counted by the tally, and found done by the pass.
+        done = max(0, counts.done - tally.early)
+        settled = tally.ok + tally.failed + tally.revived + done + counts.failed_before
         rate = tally.rows.per_s
         return Snapshot(
             run_id=run.run_id,
@@ -41,7 +43,7 @@ class Figures:
             total_exact=exact,
             ok=tally.ok,
             failed=tally.failed,
-            done_before=counts.done + tally.revived,
+            done_before=done + tally.revived,
             failed_before=counts.failed_before,
             sending=progress.sending,
             waiting=progress.waiting,

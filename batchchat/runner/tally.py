@@ -110,6 +110,7 @@ class Tally:
         self.revived = 0
         self.asked = 0
         self.shared = 0
+        self.early = 0
         self.spend = Spend()
         self.rows = MovingRate()
         self.tokens = MovingRate()
@@ -119,8 +120,9 @@ class Tally:
         self._told = False
         self._unknown: dict[str, int] = {}
 
-    def add_record(self, record: Record, *, revived: bool = False) -> None:
-        """Count one record."""
+    def add_record(self, record: Record, *, revived: bool = False, early: bool = False) -> None:
+        """Count one record. An `early` one was settled before the pass asked for it: it will find it done."""
+        self.early += early
         if revived:
             self.revived += 1
             return

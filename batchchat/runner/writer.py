@@ -295,7 +295,7 @@ class Writer:
         for entry in change.committed:
             if isinstance(entry, SettledEntry) and not entry.late:
                 custom_id = entry.record.custom_id
-                self._tally.add_record(entry.record, revived=custom_id in self._revived)
+                self._tally.add_record(entry.record, revived=custom_id in self._revived, early=not entry.seen)
                 self._revived.discard(custom_id)
         self._tally.add_spend(change.spend)
 

@@ -19,6 +19,7 @@ from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
 from batchchat.store.output import (
     Output,
     earlier_prompts,
+    evaluation_outputs,
     frozen_schema,
     is_output,
     iter_output,
@@ -54,6 +55,7 @@ __all__ = [
     "batches_folder",
     "check_currency",
     "earlier_prompts",
+    "evaluation_outputs",
     "frozen_schema",
     "is_live",
     "is_output",

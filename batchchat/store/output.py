@@ -218,6 +218,38 @@ class _Superseding:
         return batch.filter(pc.invert(pc.or_(same_id, same_key)))
 
 
+def evaluation_outputs(directory: Path | str) -> list[Path]:
+    """Return the outputs of the variants of an evaluation, sorted by name; none if the folder holds no evaluation."""
+    root = Path(directory)
+    if _holds_output(root):
+        return []
+    try:
+        return sorted(folder for folder in (root / "variants").iterdir() if _holds_output(folder))
+    except OSError:
+        return []
+
+
+def _holds_output(folder: Path) -> bool:
+    try:
+        return location_of(folder).holds_output()
+    except UsageError:  # something else
+        return False
+
+
+def no_output(directory: Path) -> UsageError:
+    """Return the error of a folder that is no output; an evaluation names the outputs that it has."""
+    outputs = evaluation_outputs(directory)
+    if not outputs:
+        return UsageError(
+            f"{directory} is no output of batchchat", remedy="Give the folder that a job's `output` names."
+        )
+    return UsageError(
+        f"{directory} is an evaluation: its {len(outputs)} outputs are below {directory / 'variants'}, its report is "
+        f"{directory / 'report.html'}",
+        remedy=f"Name one output, such as {outputs[0]}; `batchchat status {directory}` lists them.",
+    )
+
+
 def is_output(directory: Path | str) -> bool:
     """Tell whether a folder is an output of batchchat. Raises UsageError if it holds something else."""
     return location_of(directory).holds_output()
@@ -271,10 +303,9 @@ def read_state(directory: Path | str) -> Output:
 def existing_output(directory: Path | str) -> Location:
     """Return the location of an output. Raises UsageError if the folder is none, or of an unknown format."""
     location = location_of(directory)
-    if not location.holds_output():
-        raise UsageError(
-            f"{location.address} is no output of batchchat", remedy="Give the folder that a job's `output` names."
-        )
+    # What the location says of something else is for those who want to write there.
+    if not _holds_output(Path(location.address)):
+        raise no_output(Path(location.address))
     State(location).check_format()
     return location
 

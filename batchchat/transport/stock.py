@@ -95,7 +95,7 @@ class StockTransport(httpx.AsyncBaseTransport):
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         if http2 and importlib.util.find_spec("h2") is None:
-            raise ImportError("HTTP/2 needs the 'h2' package (pip install 'batchchat[http2]')")
+            raise ImportError("HTTP/2 needs the 'h2' package (pip install h2)")
         self._verify = verify or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._proxy = proxy
         self._http2 = http2

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import batchchat
 from batchchat.errors import BatchchatError, StorageError
+from batchchat.events import RunSummary
 from batchchat.export import export
 from batchchat.history import history_of
 from batchchat.inspection import find_records, status_of
@@ -41,7 +41,7 @@ def provider(_request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, json={"choices": [choice], "usage": usage, "model": "m"})
 
 
-def go(job: Job, **more: Any) -> batchchat.RunSummary:
+def go(job: Job, **more: Any) -> RunSummary:
     return anyio.run(partial(run_job, job, transport=httpx.MockTransport(provider), environ={}, **more))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from batchchat.engines.batch.service import (
     BatchStatus,
     ChunkTooLarge,
     QueueFull,
+    RemoteBatch,
     ResultLine,
     ServiceLimits,
     Unavailable,
@@ -324,3 +326,35 @@ def test_a_chunk_gives_its_requests_back(tmp_path_factory: pytest.TempPathFactor
     reader.close()
     remove_leftovers(folder, set())
     assert list(folder.iterdir()) == []
+
+
+class Expiring(FakeService):
+    """The batches of the first run expire with every other line answered; those of later runs answer all."""
+
+    first: frozenset[str] = frozenset()
+
+    def _now(self, batch_id: str) -> RemoteBatch:
+        batch = super()._now(batch_id)
+        return replace(batch, status=BatchStatus.EXPIRED, result_refs=("out",)) if batch_id in self.first else batch
+
+    async def results(self, batch: RemoteBatch, scratch: Path) -> AsyncIterator[ResultLine]:
+        number = 0
+        async for line in super().results(batch, scratch):
+            number += 1
+            if batch.id not in self.first or number % 2:
+                yield line
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_what_expired_is_asked_again_by_the_next_run_as_the_job_is_then(tmp_path: Path, edited: bool) -> None:
+    service = Expiring()
+    assert simulate(tmp_path, service, 30, options=RunOptions(wait=False))[0].exit_code == 4
+    service.first = frozenset(service.batches)
+    fields: dict[str, Any] = {"messages": [{"role": "user", "content": "Edited: {{ text }}"}]} if edited else {}
+    summary, _, _ = simulate(tmp_path, service, 30, **fields)
+    assert (summary.exit_code, summary.ok, summary.failed) == (0, 30, 0)
+    sent = sum(file.count(b"\n") for file in service.files.values())
+    assert sent == 30 + (30 if edited else 15)
+    assert summary.spend_total.requests == 15 + (30 if edited else 15)
+    again, _, _ = simulate(tmp_path, service, 30, **fields)
+    assert (again.exit_code, again.sent, again.new_ok) == (0, 0, 0)

@@ -199,7 +199,8 @@ class Creation:
 
         Each try to create one had labels of its own.
         """
-        ref, found = state.ref or "", {}
+        ref = state.ref or ""
+        found: dict[str, RemoteBatch] = {}
         for tries in range(1, max(1, state.tries) + 1):
             ask = partial(self._service.find, ref, labels_of(replace(state, tries=tries)), state.planned_at)
             for batch in await self._patience(ask, "the list of batches"):

@@ -85,19 +85,19 @@ _CREDIT: Final = (
     r"spend(?:ing)?[ _]limit|out of credit|no credit|payment required|billing_not_active"
 )
 _QUEUE: Final = (
-    r"token_limit_exceeded|enqueued|queued[ _]tokens?|tokens? in (?:the )?queue|too many (?:active |running |open |"
-    r"concurrent |pending )*(?:batch|job)|(?:batch|job)s? (?:limit|quota)|(?:maximum|max) (?:number of )?"
-    r"(?:active |running |open |concurrent |pending )*(?:batch|job)|at capacity|capacity"
+    r"token_limit_exceeded|enqueued|queued[ _]tokens?|tokens? in (?:the )?queue|"
+    r"(?:too many|(?:maximum|max)(?: number of)?|limit of) (?:\d+ )?(?:active |running |open |concurrent |pending )*"
+    r"(?:batches|jobs)|(?:batches|jobs|concurrent batch) (?:limit|quota)|at capacity|capacity (?:is|has|exceeded)"
 )
 _SIZE: Final = (
     r"too large|too big|too_large|too_many_tasks|exceed\w* .{0,40}(?:size|bytes|[mg]i?b\b)|file size|larger than|"
-    r"(?:maximum|max) (?:file )?size|too many (?:lines|tasks|rows|requests in)|"
+    r"(?:maximum|max) (?:file |batch )?size|too many (?:lines|tasks|rows|requests in)|"
     r"exceed\w* .{0,40}(?:number of (?:requests|lines|rows)|requests per (?:batch|file))"
 )
 _NOT_READY: Final = (
-    r"not (?:yet )?(?:been )?(?:processed|ready|available|uploaded)|"
-    r"still (?:being )?(?:process|validat|upload|pending)|"
-    r"(?:is|status:?|state:?) (?:pending|uploaded|processing)|wait (?:until|for) .{0,40}process"
+    r"\b(?:file|input|upload)\w*\b.{0,100}(?:not (?:yet )?(?:been )?(?:processed|ready|available|uploaded)|"
+    r"still (?:being )?(?:process|validat|upload|pending)|(?:is|status:?|state:?) (?:pending|uploaded|processing))|"
+    r"wait (?:until|for) .{0,40}process"
 )
 _NO_FILE: Final = (
     r"(?:no such|unknown|missing|invalid) (?:input[_ ])?file|file.{0,80}(?:not (?:be )?found|n't exist|not exist)"
