@@ -16,10 +16,10 @@ from batchchat.store.index import (
     kind_of,
 )
 from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
+from batchchat.store.location.folder import evaluation_outputs
 from batchchat.store.output import (
     Output,
     earlier_prompts,
-    evaluation_outputs,
     frozen_schema,
     is_output,
     iter_output,

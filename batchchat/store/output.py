@@ -26,7 +26,7 @@ from batchchat.store.json_files import read_lines
 from batchchat.store.known import KnownRows, Pass
 from batchchat.store.ledger import SpendLedger
 from batchchat.store.loading import INDEXED, IndexLoader
-from batchchat.store.location.folder import location_of
+from batchchat.store.location.folder import evaluation_outputs, is_output_folder, location_of
 from batchchat.store.location.port import Location, PartFiles
 from batchchat.store.manifest import RUNS
 from batchchat.store.parts import ROW_GROUP_ROWS, DamagedPartError, PartReader, latest, newest_of_keys, sample_keys
@@ -218,24 +218,6 @@ class _Superseding:
         return batch.filter(pc.invert(pc.or_(same_id, same_key)))
 
 
-def evaluation_outputs(directory: Path | str) -> list[Path]:
-    """Return the outputs of the variants of an evaluation, sorted by name; none if the folder holds no evaluation."""
-    root = Path(directory)
-    if _holds_output(root):
-        return []
-    try:
-        return sorted(folder for folder in (root / "variants").iterdir() if _holds_output(folder))
-    except OSError:
-        return []
-
-
-def _holds_output(folder: Path) -> bool:
-    try:
-        return location_of(folder).holds_output()
-    except UsageError:  # something else
-        return False
-
-
 def no_output(directory: Path) -> UsageError:
     """Return the error of a folder that is no output; an evaluation names the outputs that it has."""
     outputs = evaluation_outputs(directory)
@@ -304,7 +286,7 @@ def existing_output(directory: Path | str) -> Location:
     """Return the location of an output. Raises UsageError if the folder is none, or of an unknown format."""
     location = location_of(directory)
     # What the location says of something else is for those who want to write there.
-    if not _holds_output(Path(location.address)):
+    if not is_output_folder(Path(location.address)):
         raise no_output(Path(location.address))
     State(location).check_format()
     return location

@@ -63,6 +63,25 @@ def location_of(output: Location | Path | str) -> Location:
     return FolderLocation(Path(output)) if isinstance(output, Path | str) else output
 
 
+def is_output_folder(folder: Path) -> bool:
+    """Tell whether a folder is an output; one that holds something else is none, and no error."""
+    try:
+        return FolderLocation(folder).holds_output()
+    except UsageError:
+        return False
+
+
+def evaluation_outputs(directory: Path | str) -> list[Path]:
+    """Return the outputs of the variants of an evaluation, sorted by name; none if the folder holds no evaluation."""
+    root = Path(directory)
+    if is_output_folder(root):
+        return []
+    try:
+        return sorted(folder for folder in (root / "variants").iterdir() if is_output_folder(folder))
+    except OSError:
+        return []
+
+
 class FolderLocation:
     """The location of an output in a folder."""
 
