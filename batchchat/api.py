@@ -79,7 +79,7 @@ class RunResult(RunSummary):
 
     def __str__(self) -> str:
         """What the command line prints at the end of a run."""
-        from batchchat.cli.report import render_summary
+        from batchchat.cli.summary_page import render_summary
 
         return _as_text(render_summary(self))
 
