@@ -210,6 +210,34 @@ def scoring(bench: Bench) -> list[Figure]:
     ]
 
 
+def batches(bench: Bench) -> list[Figure]:
+    """A provider's Batch API without the provider's time: until all batches are created, and until all is counted."""
+    count = bench.rows(100_000)
+    found: dict[str, list[tuple[float, float]]] = {"create": [], "harvest": []}
+    for _ in range(bench.rounds):
+        for phase, values in found.items():
+            command = [
+                sys.executable,
+                "-m",
+                "tests.benchmarks.batches",
+                str(count),
+                str(bench.folder / "batches"),
+                phase,
+            ]
+            output, peak = bench.run(command)
+            values.append((float(orjson.loads(output.splitlines()[-1])["seconds"]), peak / 2**20))
+    names = {"create": ("until all batches are created", 20.0), "harvest": ("2 kB answers until counted", 15.0)}
+    figures = []
+    for phase, (name, most) in names.items():
+        seconds, peaks = zip(*found[phase], strict=True)
+        title = f"batches, {count:,} requests: {name}"
+        figures += [
+            Figure(title, "s", seconds, target=most, below=True),
+            Figure(f"{title}: peak", "MiB", peaks, target=300, below=True),
+        ]
+    return figures
+
+
 SCENARIOS: Final[dict[str, Callable[[Bench], list[Figure]]]] = {
     "ceiling": ceiling,
     "apart": apart,
@@ -223,4 +251,5 @@ SCENARIOS: Final[dict[str, Callable[[Bench], list[Figure]]]] = {
     "limit": limit,
     "help": help_page,
     "scoring": scoring,
+    "batch": batches,
 }
