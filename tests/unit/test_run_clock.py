@@ -283,7 +283,7 @@ def test_a_server_that_is_only_full_is_not_called_down(tmp_path: Path, how: str)
         return answer()
 
     provider = Provider(handler)
-    fields = {"limits": {"concurrency": 64}, "retry": {"request_timeout": "8s"}}
+    fields: dict[str, Any] = {"limits": {"concurrency": 64}, "retry": {"request_timeout": "8s"}}
     summary, elapsed, events = simulate(tmp_path, provider, 200, **fields)
     assert (summary.exit_code, summary.ok) == (0, 200)
     assert "breaker_opened" not in {event.name for event in events}
