@@ -61,6 +61,25 @@ def whole_tool(bench: Bench, concurrency: int) -> list[Figure]:
     return [Figure(name, "rows/s", ours, PEERS[peer].told, theirs, targets.get(peer)) for peer, theirs in rates.items()]
 
 
+def apart(bench: Bench) -> list[Figure]:
+    """What a run costs before and after its rows, and how fast rows go in between: told from two sizes by turns.
+
+    With so many rows in so many seconds, and twice as many rows, the rate is the difference of rows by that of seconds,
+    and the fixed cost is what the smaller run takes beyond its rows at that rate.
+    """
+    count = bench.rows(20_000)
+    few, many = bench.input(count), bench.input(2 * count)
+    with bench.server() as url:
+        seconds = by_turns(
+            bench, {"few": lambda: bench.tool(url, few, 64).wall, "many": lambda: bench.tool(url, many, 64).wall}
+        )
+    pairs = list(zip(seconds["few"], seconds["many"], strict=True))
+    return [
+        Figure("fixed cost of a run, c=64", "s", [max(0.0, 2 * small - large) for small, large in pairs]),
+        Figure("steady rate, c=64", "rows/s", [count / max(large - small, 1e-9) for small, large in pairs]),
+    ]
+
+
 def ceiling(bench: Bench) -> list[Figure]:
     """The server's own ceiling, so that nobody measures the server."""
     with bench.server() as url:
@@ -221,6 +240,7 @@ def batches(bench: Bench) -> list[Figure]:
 
 SCENARIOS: Final[dict[str, Callable[[Bench], list[Figure]]]] = {
     "ceiling": ceiling,
+    "apart": apart,
     "tool-64": lambda bench: whole_tool(bench, 64),
     "tool-1000": lambda bench: whole_tool(bench, 1000),
     "wide": wide,
