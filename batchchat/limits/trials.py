@@ -23,7 +23,7 @@ _FIRST_FACTOR = 1.3
 """A trial must show a limit soon: at 1.3 a window of 60 s that was 97 % full is met after 0.03 * 60 / 0.3 = 6 s."""
 _LEAST_FACTOR, _MOST_FACTOR = 1.12, 1.5
 """Smaller steps take longer than they are worth (15 s at 1.12), larger ones overshoot by more than half."""
-_GROWN_MAX = 2.5
+_GROWN_MAX = 2.0
 """How much a pace may grow in one go: a window that is not full yet shows nothing until it is."""
 _PAUSE_S, _PAUSE_MAX_S = 5.0, 20.0
 """Seconds until the first trial, and at most until the next: so a limit that doubled is found within half a minute."""
@@ -44,20 +44,25 @@ _DOWN_PAUSE_S, _DOWN_PAUSE_MAX_S = 30.0, 600.0
 
 _LATELY = 1 / 20
 
-Verdict = Literal["wait", "keep", "back"]
+Verdict = Literal["wait", "bolder", "keep", "back"]
 
 
 @dataclass(slots=True)
 class Trial:
     """A pace that is tried: `factor` times the usual one. `needed` answers and `lasts` seconds decide.
 
-    `base` is in requests a minute: what was accepted before, for a trial downwards from no pace at all.
+    A trial upwards may take several steps. `step` is the factor of the last one, begun at `step_at`. `remembers` is the
+    time, in seconds, for which the server may hide a limit: so long the last step is kept up before it is believed.
+    `base` is in requests a minute: what was accepted before, for a trial downwards.
     """
 
     factor: float
     began: float
     needed: int
     lasts: float
+    step: float = 0.0
+    step_at: float = 0.0
+    remembers: float = 0.0
     base: float | None = None
     answered: int = 0
     refused: int = 0
@@ -71,13 +76,15 @@ class Trial:
         self.lately += (refused - self.lately) * _LATELY
 
 
-def judge(trial: Trial, now: float, evidence: RefusalEvidence, *, slow: bool) -> Verdict:
+def judge(trial: Trial, now: float, evidence: RefusalEvidence, *, slow: bool, beyond: bool = False) -> Verdict:
     """Decide on a trial as soon as its answers allow it.
 
-    `slow` is a pace at which a single refusal is a large share of what is sent.
+    `slow` is a pace at which a single refusal is a large share of what is sent. `beyond` tells that more was accepted
+    in the last minute than when the limit was met.
     """
     if trial.factor < 1:
-        if trial.answered < trial.needed and trial.refused <= _DOWN_SHARE * _DOWN_REFUSALS:
+        # A refusal is answered sooner than the work is done: the first answers alone are mostly refusals.
+        if trial.answered < trial.needed:
             return "wait"
         return "keep" if trial.refused <= _DOWN_SHARE * evidence.share * trial.answered else "back"
     usual = evidence.share
@@ -85,23 +92,37 @@ def judge(trial: Trial, now: float, evidence: RefusalEvidence, *, slow: bool) ->
         over = trial.refused > 0
     else:
         # At the limit itself a share of excess / factor would be refused: half of that, beside what is usual, decides.
-        over = trial.lately > (trial.factor - 1) / trial.factor / 2 + 2 * usual
+        over = trial.lately > (trial.step - 1) / trial.step / 2 + 2 * usual
     if over:
         return "back"
-    return "keep" if trial.answered >= trial.needed and now >= trial.began + trial.lasts else "wait"
+    if trial.answered < trial.needed or now < trial.step_at + trial.lasts:
+        return "wait"
+    if trial.remembers and beyond and trial.factor < _GROWN_MAX:
+        return "bolder"
+    return "keep" if now >= trial.step_at + trial.remembers else "wait"
+
+
+def _bolder(factor: float) -> float:
+    return min(_MOST_FACTOR, 1 + (factor - 1) * 1.5)
+
+
+def _needs(factor: float) -> tuple[int, float]:
+    """Return how many answers and how many seconds a raise by `factor` needs to show a limit."""
+    excess = factor - 1
+    # At the limit itself a trial is refused for a share of excess / factor: three of them are to be expected.
+    return math.ceil(3 * factor / excess), (1 - BELOW) * 60.0 / excess
 
 
 class TrialPlan:
     """When the next trial is due, and how bold it is."""
 
-    __slots__ = ("_debt", "_down_at", "_down_pause", "_explained", "_factor", "_grown", "_next_at", "_pause")
+    __slots__ = ("_debt", "_down_at", "_down_pause", "_explained", "_factor", "_next_at", "_pause")
 
     def __init__(self) -> None:
         self._factor = _FIRST_FACTOR
         self._pause = _PAUSE_S
         self._next_at = 0.0
         self._debt = 0.0
-        self._grown = 1.0
         self._down_at = 0.0
         self._down_pause = _DOWN_PAUSE_S
         self._explained = 0.0
@@ -119,13 +140,19 @@ class TrialPlan:
 
     # -- what is due --------------------------------------------------------------------------------------------------
 
-    def up(self, now: float) -> Trial | None:
-        """Return the trial upwards that is due; None if none is."""
+    def up(self, now: float, remembers: float) -> Trial | None:
+        """Return the trial upwards that is due; None if none is. For `remembers`, see `Trial`."""
         if now < self._next_at or self._debt > 0:
             return None
-        excess = self._factor - 1
-        # At the limit itself a trial is refused for a share of excess / factor: three of them are to be expected.
-        return Trial(self._factor, now, math.ceil(3 * self._factor / excess), (1 - BELOW) * 60.0 / excess)
+        return Trial(self._factor, now, *_needs(self._factor), step=self._factor, step_at=now, remembers=remembers)
+
+    def bolder(self, trial: Trial, now: float) -> None:
+        """Take the next step of a trial upwards."""
+        trial.step = min(_bolder(trial.step), _GROWN_MAX / trial.factor)
+        trial.factor *= trial.step
+        trial.step_at = now
+        trial.needed, trial.lasts = _needs(trial.step)
+        trial.answered = 0
 
     def down(self, now: float, evidence: RefusalEvidence, per_minute: float) -> Trial | None:
         """Return the trial downwards that is due, if nothing holds the pace back; None if none is.
@@ -142,14 +169,10 @@ class TrialPlan:
 
     # -- what came of it ----------------------------------------------------------------------------------------------
 
-    def learned(self, now: float, memory: float, *, rough: bool) -> None:
-        """Begin anew: a limit was learned. `memory` is how long the server remembers, in seconds, as far as is known.
-
-        A `rough` first guess is worth a trial, whatever it cost to make.
-        """
+    def learned(self, now: float, *, rough: bool) -> None:
+        """Begin anew: a limit was learned. A `rough` first guess is worth a trial, whatever it cost to make."""
         self._factor, self._pause = _FIRST_FACTOR, _PAUSE_S
-        self._next_at = now + max(_PAUSE_S, memory)
-        self._grown = 1.0
+        self._next_at = now + _PAUSE_S
         if rough:
             self._debt = 0.0
 
@@ -157,22 +180,19 @@ class TrialPlan:
         """Forget what is known of noise: the pace is another one."""
         self._down_at, self._explained, self._down_pause = now, 0.0, _DOWN_PAUSE_S
 
-    def kept(self, trial: Trial, now: float, memory: float) -> None:
-        """Go on after a trial upwards that showed no limit: at once and bolder, but not for ever."""
-        self._factor = min(_MOST_FACTOR, 1 + (trial.factor - 1) * 1.5)
-        self._grown *= trial.factor
+    def kept(self, trial: Trial, now: float) -> None:
+        """Go on after a trial upwards that showed no limit: at once and bolder."""
+        self._factor = _bolder(trial.step)
         self._next_at = now
-        if self._grown * self._factor > _GROWN_MAX:
-            self._grown = 1.0
-            self._next_at = now + memory
 
     def failed(self, trial: Trial, now: float, usual: float) -> None:
-        """Go on after a trial upwards that was refused: with a smaller one, later."""
-        if trial.factor <= _LEAST_FACTOR:
+        """Go on after a trial upwards that was refused: later, and with a smaller one if the server forgets soon."""
+        if trial.remembers:
+            self._factor = _FIRST_FACTOR
+        elif trial.step <= _LEAST_FACTOR:
             self._factor, self._pause = _FIRST_FACTOR, _PAUSE_MAX_S
         else:
-            self._factor = max(_LEAST_FACTOR, 1 + (trial.factor - 1) / 2)
-        self._grown = 1.0
+            self._factor = max(_LEAST_FACTOR, 1 + (trial.step - 1) / 2)
         self._next_at = now + self._pause
         # The more is refused anyway (others use the same limit), the more seldom it is tried.
         self._pause = min(_PAUSE_MAX_S * (1 + min(5.0, 100 * usual)), 2 * self._pause)
