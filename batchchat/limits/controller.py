@@ -264,6 +264,7 @@ class Controller:
             self._undecided = False
             if not hold.probe_refused(now, axis, hint):
                 self.concurrency.undo()
+            hold.wait_for_room(now, self.pacing.room_at(now, hold.step()), hint)
         elif axis is Axis.CONCURRENCY and self.in_use > 0:
             self.concurrency.refused(now, grant.at, grant.level)
         elif hold.active:
@@ -295,6 +296,8 @@ class Controller:
             rate.schedule.rate is not None and rate.near_limit for rate in self.pacing.rates.values()
         )
         self.hold.begin(now, axis, hint, is_rate=is_rate)
+        if is_rate or axis is not Axis.UNKNOWN:
+            self.hold.wait_for_room(now, self.pacing.room_at(now, self.hold.step()), hint)
         self._undecided = axis is Axis.UNKNOWN and not is_rate
         self._gated = True
 

@@ -173,6 +173,8 @@ class Pacing:
         unknown = len(axes) > 1
         if unknown and not self._sizes.vary:
             axes = [Axis.REQUESTS]  # the other axis would say the same
+        if whole and not self.requests.full:
+            return []  # nothing of ours was in the window
         changed = []
         self._rough = False
         for axis in axes:
@@ -218,6 +220,20 @@ class Pacing:
     @property
     def _counts_windows(self) -> bool:
         return self._memory >= _SHORT_S
+
+    def room_at(self, now: float, share: float) -> float | None:
+        """Return when `share` of what fills a window will have left it; None if the server does not count windows.
+
+        A probe before that would be refused.
+        """
+        if not self._counts_windows:
+            return None
+        at = math.inf
+        for rate in self.rates.values():
+            if rate.learned is not None and rate.last_minute(now) > 0.0:
+                minute = rate.schedule.minute
+                at = min(at, minute.room_at(max(1.0, share * rate.wall), minute.total))
+        return at
 
     def _apply(self, now: float, factor: float = 1.0) -> None:
         for rate in self.rates.values():
