@@ -23,12 +23,12 @@ _SETTLED_S = 10.0
 """Seconds after which a new pace has delivered enough to be compared with."""
 _VARIED = 0.2
 """Requests whose sizes have a standard deviation below this share of their mean are all alike."""
-_ASIDE = 1.5
+_ASIDE = 2.5
 """If it is not told which of two axes was refused, tokens are paced and requests held to a wider bound: two schedules
 of the same tightness in a row, with rows of 60 to 6,000 tokens, let only 70 % through."""
 _SHORT_S = 6.0
 """A hold that lasts longer was a window that had to empty; a bucket gives something sooner."""
-_CLEAR = 0.9
+_CLEAR = 0.8
 """A window that had no room and one that had room, if they differ by more than this, make only a rough guess."""
 _BEYOND = 1.03
 """A minute that took so much more than at the last refusal shows that the limit has risen."""
