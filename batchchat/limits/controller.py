@@ -49,7 +49,7 @@ Tell = Callable[[str, str, "Level", Mapping[str, Any]], None]
 class Grant:
     """What the controller must know of a request that is under way.
 
-    `level` is how many were under way when it was granted, itself included. `probe` is True for a request that is sent
+    `number` counts the requests in the order they were sent. `level` is how many were under way when it was granted, itself included. `probe` is True for a request that is sent
     to see whether a provider that was down, or refused everybody, answers.
     """
 
@@ -57,6 +57,7 @@ class Grant:
     tokens: int
     at: float
     level: int
+    number: int
     probe: bool = False
 
 
@@ -119,7 +120,8 @@ class Controller:
             self.concurrency.full_at = now
         self.requests.schedule.take(now, tick, 1)
         self.tokens.schedule.take(now, tick, tokens)
-        grant = Grant(key, tokens, now, level)
+        self.pacing.evidence.sent = number = self.pacing.evidence.sent + 1
+        grant = Grant(key, tokens, now, level, number)
         if self._gated:
             grant.probe = self.breaker.active or self.hold.active
             self.breaker.probing = self.breaker.active
@@ -270,8 +272,8 @@ class Controller:
         elif hold.active:
             hold.heard(now, hint)
         elif grant.at >= self._calm_at:
-            alarm = self.pacing.refused(now, grant.at)
-            if alarm or self._just_held or self._alone(hint):
+            alarm = self.pacing.refused(now, grant.at, grant.number)
+            if alarm or (self._just_held and self.pacing.evidence.share < _RARE) or self._alone(hint):
                 self._begin_hold(grant, axis, hint, now)
             elif axis is Axis.UNKNOWN:
                 if self.concurrency.on_new_ground(grant.level):

@@ -19,6 +19,8 @@ from batchchat.records import Axis
 
 _STEP_DOWN = 0.95
 """A refusal now and then lowers a learned pace by so much, down to what was delivered: five percent over take one."""
+_LOWEST = 0.85
+"""The least share of a pace that refusals now and then leave; if they go on there, it is asked what they mean."""
 _SETTLED_S = 10.0
 """Seconds after which a new pace has delivered enough to be compared with."""
 _VARIED = 0.2
@@ -36,6 +38,8 @@ _STILL = 0.97
 """A window holds as much as before if no more than this has left."""
 _LEAST_ACCEPTED = 5
 """Fewer answers in a cycle do not make a rate."""
+_DOUBT_REFUSALS, _DOUBT_SHARE = 10, 0.02
+"""From so many refusals of a learned pace on, and from this share on, it is asked whether the pace is their cause."""
 _UNBOUND_S = 15.0
 """A learned limit that held nobody back for this long is none."""
 _SLOW = 2 * MINUTE
@@ -56,6 +60,7 @@ class Pacing:
         self._first_at = self._cycle_at = math.inf
         self._memory = 0.0
         self._climbed: Trial | None = None
+        self._doubt = self._set_at = 0
         self._rough = False
         self._marked_at = -math.inf
         self._back_at = -math.inf
@@ -80,27 +85,20 @@ class Pacing:
         self._sizes.add(tokens)
         self.requests.accepted += 1
         self.tokens.accepted += tokens
-        self._plan.pay(self.evidence.share)
-        trial = self.trial
-        if trial is None:
-            self.evidence.accepted()
-            return False
-        if granted_at < max(trial.began, trial.step_at):
-            return False
-        trial.count(refused=False)
-        return self._decide(now, trial)
+        self._plan.pay(self.evidence)
+        return self.trial is not None and self._decide(now, self.trial)
 
-    def refused(self, now: float, granted_at: float) -> bool:
-        """Count a refusal; return whether a limit must have been met."""
+    def refused(self, now: float, granted_at: float, number: int) -> bool:
+        """Count the refusal of request `number`; return whether a limit must have been met."""
         if self.learned:
             self._plan.owe()
         trial = self.trial
         if trial is not None:
             if granted_at < trial.began:
                 return False
-            trial.count(refused=True)
+            trial.refuse(number)
             if trial.factor < 1:
-                return self.evidence.refused()  # a limit is met even so
+                return self.evidence.refused(number)  # a limit is met even so
             if self._verdict(now, trial) != "back":
                 return False
             # A window is full: what was accepted until there is room again tells how large it is.
@@ -110,7 +108,8 @@ class Pacing:
             return False
         if granted_at < self._back_at:
             return False  # it was sent at the pace of a trial that is over
-        if self.evidence.refused():
+        self._doubt += 1
+        if self.evidence.refused(number):
             return True
         self._lower(now)
         return False
@@ -130,22 +129,20 @@ class Pacing:
         lost, and the next trial brings that back.
         """
         began = self._cycle_at
+        if self._doubt <= 2 * self._plan.explained * (self.evidence.sent - self._set_at):
+            return  # as many as at any pace
         # A window that was full still holds what was sent before: it says nothing until that has left.
         if now < began + (_SETTLED_S if self._memory < _SHORT_S else MINUTE):
             return
-        lowered = False
         for rate in self.rates.values():
             learned = rate.learned
             if learned is None:
                 continue
             since, before = (began, rate.cycle) if now < began + MINUTE else rate.marks[0]
-            least = BELOW * (rate.accepted - before) * MINUTE / (now - since)
+            least = max(BELOW * (rate.accepted - before) * MINUTE / (now - since), _LOWEST * learned.found)
             if learned.limit > least:
                 learned.limit = max(_STEP_DOWN * learned.limit, least)
                 rate.apply(now, windows=self._counts_windows)
-                lowered = True
-        if lowered:
-            self.evidence.forgive()
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -251,12 +248,13 @@ class Pacing:
                     return False  # it was refused below what it gave before: the pace is not the cause
             elif climbed and rate.full >= learned.limit:
                 return False  # the refusals were about the pace that was tried
-        rate.learned = Learned(limit, now, stated, now)
+        rate.learned = Learned(limit, limit, now, stated, now)
         rate.apply(now, windows=self._counts_windows)
         self._plan.changed(now)
         return True
 
     def _begin_cycle(self, now: float) -> None:
+        self._begin_doubt()
         self._cycle_at = self._marked_at = now
         for rate in self.rates.values():
             rate.cycle = rate.accepted
@@ -290,11 +288,21 @@ class Pacing:
                 changed.append(axis)
         if self.trial is not None:
             return list(self.rates) if self._decide(now, self.trial) else changed
-        if not self.learned and now >= self._first_at + _SETTLED_S:
+        if self._doubtful or (not self.learned and now >= self._first_at + _SETTLED_S):
             self._begin(now, self._plan.down(now, self.evidence, self._recent_per_minute(now)))
         elif bound:
-            self._begin(now, self._plan.up(now, self._memory if self._counts_windows else 0.0))
+            self._begin(now, self._plan.up(now, self.evidence, self._memory if self._counts_windows else 0.0))
         return changed
+
+    def _begin_doubt(self) -> None:
+        self._doubt, self._set_at = 0, self.evidence.sent
+
+    @property
+    def _doubtful(self) -> bool:
+        """Tell whether a learned pace is refused so often that it may not be the cause."""
+        if not self.learned:
+            return False
+        return self._doubt >= max(_DOUBT_REFUSALS, _DOUBT_SHARE * (self.evidence.sent - self._set_at))
 
     def _recent_per_minute(self, now: float) -> float:
         self.requests.last_minute(now)
@@ -305,13 +313,13 @@ class Pacing:
             return
         self.trial = trial
         if trial.base is not None:
-            self.requests.learned = Learned(trial.base, now, bound_at=now)
+            self.requests.learned = Learned(trial.base, trial.base, now, bound_at=now)
         self._apply(now, trial.factor)
 
     def _verdict(self, now: float, trial: Trial) -> Verdict:
         rate = self.requests.schedule.rate
         beyond = any(each.learned and each.last_minute(now) > _BEYOND * each.wall for each in self.rates.values())
-        return judge(trial, now, self.evidence, slow=rate is not None and rate < _SLOW, beyond=beyond)
+        return judge(trial, now, self.evidence.sent, slow=rate is not None and rate < _SLOW, beyond=beyond)
 
     def _decide(self, now: float, trial: Trial) -> bool:
         """Act on what a trial shows; return whether a pace changed."""
@@ -319,7 +327,7 @@ class Pacing:
         if verdict == "wait":
             return False
         if verdict == "bolder":
-            self._plan.bolder(trial, now)
+            self._plan.bolder(trial, now, self.evidence.sent)
             self._apply(now, trial.factor)
             return False
         usual = self.evidence.share
@@ -328,7 +336,7 @@ class Pacing:
             if trial.factor > 1:
                 self._plan.kept(trial, now)
             else:
-                self.evidence.settled(trial.refused, trial.answered)
+                self.evidence.settled()
                 self._begin_cycle(now)
                 self._plan.learned(now, rough=False)
                 self._plan.was_limit(now)
@@ -344,9 +352,11 @@ class Pacing:
     def _keep(self, now: float, trial: Trial) -> None:
         """Make the pace of the trial the usual one."""
         self.trial = None
+        self._begin_doubt()
         for rate in self.rates.values():
             if rate.learned is not None:
                 rate.learned.limit *= trial.factor
+                rate.learned.found = rate.learned.limit
                 rate.learned.stated = False
                 if rate.known is not None and rate.learned.limit >= rate.known:
                     rate.learned = None
@@ -357,7 +367,8 @@ class Pacing:
         self.trial = None
         self._back_at = now
         if trial.base is not None:
-            self.requests.learned = None
+            self.requests.learned = self.tokens.learned = None
+        self._begin_doubt()
         self._apply(now)
 
     def _pay_back(self, now: float, trial: Trial) -> None:

@@ -49,53 +49,57 @@ Verdict = Literal["wait", "bolder", "keep", "back"]
 
 @dataclass(slots=True)
 class Trial:
-    """A pace that is tried: `factor` times the usual one. `needed` answers and `lasts` seconds decide.
+    """A pace that is tried: `factor` times the usual one. `needed` requests and `lasts` seconds decide.
 
-    A trial upwards may take several steps. `step` is the factor of the last one, begun at `step_at`. `remembers` is the
+    `first` is the number of the last request before this step. `usual` is the share that was refused before.
+    A trial upwards may take several steps: `step` is the factor of the last one, begun at `step_at`. `remembers` is the
     time, in seconds, for which the server may hide a limit: so long the last step is kept up before it is believed.
     `base` is in requests a minute: what was accepted before, for a trial downwards.
     """
 
     factor: float
     began: float
+    first: int
     needed: int
     lasts: float
+    usual: float
     step: float = 0.0
     step_at: float = 0.0
     remembers: float = 0.0
     base: float | None = None
-    answered: int = 0
     refused: int = 0
     lately: float = 0.0
-    """The refused share of the last twenty answers or so."""
+    """The refused share of the last twenty requests or so, as of number `newest`."""
+    newest: int = 0
 
-    def count(self, *, refused: bool) -> None:
-        """Count an answer to a request that was sent at this pace."""
-        self.answered += 1
-        self.refused += refused
-        self.lately += (refused - self.lately) * _LATELY
+    def refuse(self, number: int) -> None:
+        """Count the refusal of a request that was sent at this pace."""
+        self.refused += 1
+        self.lately *= (1 - _LATELY) ** max(0, number - max(self.newest, self.first))
+        self.lately += _LATELY
+        self.newest = max(self.newest, number)
 
 
-def judge(trial: Trial, now: float, evidence: RefusalEvidence, *, slow: bool, beyond: bool = False) -> Verdict:
-    """Decide on a trial as soon as its answers allow it.
+def judge(trial: Trial, now: float, sent: int, *, slow: bool, beyond: bool = False) -> Verdict:
+    """Decide on a trial as soon as its requests allow it; `sent` is the number of the newest one.
 
     `slow` is a pace at which a single refusal is a large share of what is sent. `beyond` tells that more was accepted
     in the last minute than when the limit was met.
     """
+    sent -= trial.first
+    enough = sent >= trial.needed and now >= (trial.step_at or trial.began) + trial.lasts
     if trial.factor < 1:
-        # A refusal is answered sooner than the work is done: the first answers alone are mostly refusals.
-        if trial.answered < trial.needed:
+        if not enough:
             return "wait"
-        return "keep" if trial.refused <= _DOWN_SHARE * evidence.share * trial.answered else "back"
-    usual = evidence.share
-    if slow and usual < _NOISY:
+        return "keep" if trial.refused <= _DOWN_SHARE * trial.usual * sent else "back"
+    if slow and trial.usual < _NOISY:
         over = trial.refused > 0
     else:
         # At the limit itself a share of excess / factor would be refused: half of that, beside what is usual, decides.
-        over = trial.lately > (trial.step - 1) / trial.step / 2 + 2 * usual
+        over = trial.lately > (trial.step - 1) / trial.step / 2 + 2 * trial.usual
     if over:
         return "back"
-    if trial.answered < trial.needed or now < trial.step_at + trial.lasts:
+    if not enough:
         return "wait"
     if trial.remembers and beyond and trial.factor < _GROWN_MAX:
         return "bolder"
@@ -116,7 +120,7 @@ def _needs(factor: float) -> tuple[int, float]:
 class TrialPlan:
     """When the next trial is due, and how bold it is."""
 
-    __slots__ = ("_debt", "_down_at", "_down_pause", "_explained", "_factor", "_next_at", "_pause")
+    __slots__ = ("_debt", "_down_at", "_down_pause", "_factor", "_next_at", "_pause", "explained")
 
     def __init__(self) -> None:
         self._factor = _FIRST_FACTOR
@@ -125,7 +129,7 @@ class TrialPlan:
         self._debt = 0.0
         self._down_at = 0.0
         self._down_pause = _DOWN_PAUSE_S
-        self._explained = 0.0
+        self.explained = 0.0
 
     # -- paying -------------------------------------------------------------------------------------------------------
 
@@ -133,26 +137,37 @@ class TrialPlan:
         """Note a refusal that accepted requests must pay for."""
         self._debt = min(_DEBT_MAX, max(0.0, self._debt) + _PAID_BY)
 
-    def pay(self, usual: float) -> None:
-        """Note an accepted request. `usual` is the share that is refused anyway: nobody pays for that."""
+    def pay(self, evidence: RefusalEvidence) -> None:
+        """Note an accepted request. Nobody pays for the share that is refused anyway."""
         if self._debt > 0:
-            self._debt -= 1 + _PAID_BY * usual
+            self._debt -= 1 + _PAID_BY * evidence.share
 
     # -- what is due --------------------------------------------------------------------------------------------------
 
-    def up(self, now: float, remembers: float) -> Trial | None:
+    def up(self, now: float, evidence: RefusalEvidence, remembers: float) -> Trial | None:
         """Return the trial upwards that is due; None if none is. For `remembers`, see `Trial`."""
         if now < self._next_at or self._debt > 0:
             return None
-        return Trial(self._factor, now, *_needs(self._factor), step=self._factor, step_at=now, remembers=remembers)
+        needed, lasts = _needs(self._factor)
+        return Trial(
+            self._factor,
+            now,
+            evidence.sent,
+            needed,
+            lasts,
+            evidence.share,
+            step=self._factor,
+            step_at=now,
+            remembers=remembers,
+        )
 
-    def bolder(self, trial: Trial, now: float) -> None:
+    def bolder(self, trial: Trial, now: float, sent: int) -> None:
         """Take the next step of a trial upwards."""
         trial.step = min(_bolder(trial.step), _GROWN_MAX / trial.factor)
         trial.factor *= trial.step
         trial.step_at = now
         trial.needed, trial.lasts = _needs(trial.step)
-        trial.answered = 0
+        trial.first = sent
 
     def down(self, now: float, evidence: RefusalEvidence, per_minute: float) -> Trial | None:
         """Return the trial downwards that is due, if nothing holds the pace back; None if none is.
@@ -160,12 +175,13 @@ class TrialPlan:
         `per_minute` is what was accepted in the last seconds.
         """
         share = evidence.share
-        if now < self._down_at or not evidence.known or share <= max(_DOUBTFUL, 1.5 * self._explained):
+        if now < self._down_at or not evidence.known or share <= max(_DOUBTFUL, 1.5 * self.explained):
             return None
         needed = math.ceil(_DOWN_REFUSALS / share)
         if needed > per_minute / 2:
             return None  # it would take more than half a minute, and so few refusals cost less
-        return Trial(min(_DOWN_MOST, _DOWN * (1 - share)), now, needed, 1.0, base=per_minute)
+        factor = min(_DOWN_MOST, _DOWN * (1 - share))
+        return Trial(factor, now, evidence.sent, needed, 1.0, share, base=per_minute)
 
     # -- what came of it ----------------------------------------------------------------------------------------------
 
@@ -177,8 +193,8 @@ class TrialPlan:
             self._debt = 0.0
 
     def changed(self, now: float) -> None:
-        """Forget what is known of noise: the pace is another one."""
-        self._down_at, self._explained, self._down_pause = now, 0.0, _DOWN_PAUSE_S
+        """Ask about noise again: the pace is another one."""
+        self._down_at, self._down_pause = now, _DOWN_PAUSE_S
 
     def kept(self, trial: Trial, now: float) -> None:
         """Go on after a trial upwards that showed no limit: at once and bolder."""
@@ -200,11 +216,12 @@ class TrialPlan:
     def was_limit(self, now: float) -> None:
         """Go on after a trial downwards that found a limit: try soon how far it is."""
         self.changed(now)
+        self.explained = 0.0
         self._down_at = now + self._down_pause
         self._factor, self._next_at = _LEAST_FACTOR, now + _PAUSE_S
 
     def was_noise(self, now: float, share: float) -> None:
         """Go on after a trial downwards that changed nothing: believe the share, and ask again seldom."""
-        self._explained = share
+        self.explained = share
         self._down_pause = min(_DOWN_PAUSE_MAX_S, 2 * self._down_pause)
         self._down_at = now + self._down_pause
