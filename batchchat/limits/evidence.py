@@ -67,6 +67,10 @@ class RefusalEvidence:
         """Forget the last run of refusals: a limit explains it."""
         del self._refused[self._run()[1] :]
 
+    def forgive(self, number: int) -> None:
+        """Take the refusal of request `number` back: the pace was a little too high, and is lower now."""
+        self._refused.remove(number)
+
     def settled(self) -> None:
         """Forget all refusals: the pace was their cause, and it is lower now."""
         self._refused.clear()

@@ -19,8 +19,6 @@ from batchchat.records import Axis
 
 _STEP_DOWN = 0.95
 """A refusal now and then lowers a learned pace by so much, down to what was delivered: five percent over take one."""
-_LOWEST = 0.85
-"""The least share of a pace that refusals now and then leave; if they go on there, it is asked what they mean."""
 _SETTLED_S = 10.0
 """Seconds after which a new pace has delivered enough to be compared with."""
 _VARIED = 0.2
@@ -111,7 +109,7 @@ class Pacing:
         self._doubt += 1
         if self.evidence.refused(number):
             return True
-        self._lower(now)
+        self._lower(now, number)
         return False
 
     def probe_refused(self, now: float) -> None:
@@ -122,7 +120,7 @@ class Pacing:
         if self.learned:
             self._plan.owe()
 
-    def _lower(self, now: float) -> None:
+    def _lower(self, now: float, number: int) -> None:
         """Lower a learned pace that is refused now and then, at most to what the last minutes delivered.
 
         A pace a little over a limit goes below it after a few refusals. If they are noise, no more than their share is
@@ -134,15 +132,19 @@ class Pacing:
         # A window that was full still holds what was sent before: it says nothing until that has left.
         if now < began + (_SETTLED_S if self._memory < _SHORT_S else MINUTE):
             return
+        lowered = False
         for rate in self.rates.values():
             learned = rate.learned
             if learned is None:
                 continue
             since, before = (began, rate.cycle) if now < began + MINUTE else rate.marks[0]
-            least = max(BELOW * (rate.accepted - before) * MINUTE / (now - since), _LOWEST * learned.found)
+            least = BELOW * (rate.accepted - before) * MINUTE / (now - since)
             if learned.limit > least:
                 learned.limit = max(_STEP_DOWN * learned.limit, least)
                 rate.apply(now, windows=self._counts_windows)
+                lowered = True
+        if lowered:
+            self.evidence.forgive(number)
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -248,7 +250,7 @@ class Pacing:
                     return False  # it was refused below what it gave before: the pace is not the cause
             elif climbed and rate.full >= learned.limit:
                 return False  # the refusals were about the pace that was tried
-        rate.learned = Learned(limit, limit, now, stated, now)
+        rate.learned = Learned(limit, now, stated, now)
         rate.apply(now, windows=self._counts_windows)
         self._plan.changed(now)
         return True
@@ -313,7 +315,7 @@ class Pacing:
             return
         self.trial = trial
         if trial.base is not None:
-            self.requests.learned = Learned(trial.base, trial.base, now, bound_at=now)
+            self.requests.learned = Learned(trial.base, now, bound_at=now)
         self._apply(now, trial.factor)
 
     def _verdict(self, now: float, trial: Trial) -> Verdict:
@@ -356,7 +358,6 @@ class Pacing:
         for rate in self.rates.values():
             if rate.learned is not None:
                 rate.learned.limit *= trial.factor
-                rate.learned.found = rate.learned.limit
                 rate.learned.stated = False
                 if rate.known is not None and rate.learned.limit >= rate.known:
                     rate.learned = None

@@ -25,11 +25,10 @@ Source = Literal["job", "provider", "refusal", "learned"]
 class Learned:
     """A limit that refusals taught, in units a minute, since when, and if a refusal named the number.
 
-    `found` is the limit as it was found, before refusals now and then lowered it. `bound_at` is when it last made a request wait.
+    `bound_at` is when it last made a request wait.
     """
 
     limit: float
-    found: float
     since: float
     stated: bool = False
     bound_at: float = 0.0
