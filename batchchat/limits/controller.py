@@ -273,7 +273,7 @@ class Controller:
             hold.heard(now, hint)
         elif grant.at >= self._calm_at:
             alarm = self.pacing.refused(now, grant.at, grant.number)
-            if alarm or (self._just_held and self.pacing.evidence.share < _RARE) or self._alone(hint):
+            if alarm or self._alone(hint):
                 self._begin_hold(grant, axis, hint, now)
             elif axis is Axis.UNKNOWN:
                 if self.concurrency.on_new_ground(grant.level):

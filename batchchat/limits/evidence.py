@@ -26,12 +26,13 @@ _PRIOR, _PRIOR_WEIGHT = 0.002, 20
 class RefusalEvidence:
     """Counts refusals among the requests that were sent. `sent` is the number of the newest one."""
 
-    __slots__ = ("_refused", "_since", "sent")
+    __slots__ = ("_forgiven", "_refused", "_since", "sent")
 
     def __init__(self) -> None:
         self.sent = 0
         self._since = 0
         self._refused: list[int] = []
+        self._forgiven: list[int] = []
 
     @property
     def share(self) -> float:
@@ -40,7 +41,10 @@ class RefusalEvidence:
         refused = self._refused
         if refused and refused[0] <= first:
             del refused[: bisect_left(refused, first + 1)]
-        return (_PRIOR * _PRIOR_WEIGHT + len(refused)) / (_PRIOR_WEIGHT + self.sent - first)
+        while self._forgiven and self._forgiven[0] <= first:
+            del self._forgiven[0]
+        usual = max(0, len(refused) - len(self._forgiven))
+        return (_PRIOR * _PRIOR_WEIGHT + usual) / (_PRIOR_WEIGHT + self.sent - first)
 
     def refused(self, number: int) -> bool:
         """Count the refusal of request `number`; return whether a limit must have been met."""
@@ -66,14 +70,17 @@ class RefusalEvidence:
     def explained(self) -> None:
         """Forget the last run of refusals: a limit explains it."""
         del self._refused[self._run()[1] :]
+        first = self._refused[-1] if self._refused else 0
+        self._forgiven = [number for number in self._forgiven if number <= first]
 
     def forgive(self, number: int) -> None:
         """Take the refusal of request `number` back: the pace was a little too high, and is lower now."""
-        self._refused.remove(number)
+        self._forgiven.append(number)
 
     def settled(self) -> None:
         """Forget all refusals: the pace was their cause, and it is lower now."""
         self._refused.clear()
+        self._forgiven.clear()
         self._since = self.sent
 
     @property

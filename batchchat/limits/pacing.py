@@ -290,8 +290,12 @@ class Pacing:
                 changed.append(axis)
         if self.trial is not None:
             return list(self.rates) if self._decide(now, self.trial) else changed
-        if self._doubtful or (not self.learned and now >= self._first_at + _SETTLED_S):
-            self._begin(now, self._plan.down(now, self.evidence, self._recent_per_minute(now)))
+        if self._doubtful:
+            rate = self.requests.schedule.rate or self._recent_per_minute(now)
+            refused = self._doubt / max(1, self.evidence.sent - self._set_at)
+            self._begin(now, self._plan.down(now, self.evidence, refused, rate * (1 - refused)))
+        elif not self.learned and now >= self._first_at + _SETTLED_S and self.evidence.known:
+            self._begin(now, self._plan.down(now, self.evidence, self.evidence.share, self._recent_per_minute(now)))
         elif bound:
             self._begin(now, self._plan.up(now, self.evidence, self._memory if self._counts_windows else 0.0))
         return changed

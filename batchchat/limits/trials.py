@@ -32,12 +32,11 @@ _PAID_BY = 50
 _DEBT_MAX = 1_000.0
 _NOISY = 0.05
 """From this usual share on, single refusals in a slow trial mean nothing."""
-_DOWN = 0.93
-"""A trial downwards goes this far below what is accepted now: a limit then refuses next to nothing."""
 _DOWN_MOST = 0.85
-_DOWN_REFUSALS = 10
-"""Refusals that noise would show during a trial downwards: 15 % of them or fewer come by chance once in 2,000 times."""
-_DOWN_SHARE = 0.15
+"""A trial downwards goes this far below what is accepted now: a limit then refuses next to nothing."""
+_DOWN_REFUSALS = 12
+"""Refusals that noise would show during a trial downwards: a third of them or fewer come by chance once in 130 times."""
+_DOWN_SHARE = 0.35
 _DOUBTFUL = 0.02
 """Fewer refusals than this share cost less than finding out."""
 _DOWN_PAUSE_S, _DOWN_PAUSE_MAX_S = 30.0, 600.0
@@ -169,19 +168,17 @@ class TrialPlan:
         trial.needed, trial.lasts = _needs(trial.step)
         trial.first = sent
 
-    def down(self, now: float, evidence: RefusalEvidence, per_minute: float) -> Trial | None:
-        """Return the trial downwards that is due, if nothing holds the pace back; None if none is.
+    def down(self, now: float, evidence: RefusalEvidence, share: float, per_minute: float) -> Trial | None:
+        """Return the trial downwards that is due; None if none is.
 
-        `per_minute` is what was accepted in the last seconds.
+        `share` of the last requests was refused, and `per_minute` accepted.
         """
-        share = evidence.share
-        if now < self._down_at or not evidence.known or share <= max(_DOUBTFUL, 1.5 * self.explained):
+        if now < self._down_at or share <= max(_DOUBTFUL, 1.5 * self.explained):
             return None
         needed = math.ceil(_DOWN_REFUSALS / share)
         if needed > per_minute / 2:
             return None  # it would take more than half a minute, and so few refusals cost less
-        factor = min(_DOWN_MOST, _DOWN * (1 - share))
-        return Trial(factor, now, evidence.sent, needed, 1.0, share, base=per_minute)
+        return Trial(_DOWN_MOST, now, evidence.sent, needed, 1.0, share, base=per_minute)
 
     # -- what came of it ----------------------------------------------------------------------------------------------
 
