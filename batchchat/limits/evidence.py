@@ -18,7 +18,8 @@ ALARM = 6.9
 _USUAL_MIN = 0.05
 """A server is taken to refuse at least this share: three refusals in a row then reach the alarm (3 x 2.3)."""
 _USUAL_MAX = 0.3
-_LIMITED = 0.5
+LIMITED = 0.5
+"""From this refused share on, a limit is taken for the cause."""
 _MEMORY = 300
 _PRIOR, _PRIOR_WEIGHT = 0.002, 20
 
@@ -54,7 +55,7 @@ class RefusalEvidence:
     def _run(self) -> tuple[float, int]:
         """Return the evidence for a limit, and where in `_refused` the run begins that it comes from."""
         usual = min(_USUAL_MAX, max(_USUAL_MIN, 1.5 * self.share + 0.02))
-        limited = max(_LIMITED, 2 * usual)
+        limited = max(LIMITED, 2 * usual)
         of_refused = math.log(limited / usual)
         of_accepted = math.log((1 - limited) / (1 - usual))
         score, begin, before = 0.0, 0, self._since

@@ -38,6 +38,8 @@ _LEAST_ACCEPTED = 5
 """Fewer answers in a cycle do not make a rate."""
 _DOUBT_REFUSALS, _DOUBT_SHARE = 10, 0.02
 """From so many refusals of a learned pace on, and from this share on, it is asked whether the pace is their cause."""
+_DOUBT_SENT = 100
+"""Requests after which a smaller share of refusals is believed to be the usual one."""
 _UNBOUND_S = 15.0
 """A learned limit that held nobody back for this long is none."""
 _SLOW = 2 * MINUTE
@@ -127,7 +129,10 @@ class Pacing:
         lost, and the next trial brings that back.
         """
         began = self._cycle_at
-        if self._doubt <= 2 * self._plan.explained * (self.evidence.sent - self._set_at):
+        sent = self.evidence.sent - self._set_at
+        if self._doubt <= 2 * self._plan.explained * sent:
+            if sent >= _DOUBT_SENT:
+                self._plan.explained = min(self._plan.explained, 2 * self._doubt / sent)
             return  # as many as at any pace
         # A window that was full still holds what was sent before: it says nothing until that has left.
         if now < began + (_SETTLED_S if self._memory < _SHORT_S else MINUTE):

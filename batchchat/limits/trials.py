@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from batchchat.limits.evidence import RefusalEvidence
+from batchchat.limits.evidence import LIMITED, RefusalEvidence
 
 BELOW = 0.97
 """Where to go on, relative to what was accepted: a server's window and our schedule do not begin at the same moment."""
@@ -34,9 +34,9 @@ _NOISY = 0.05
 """From this usual share on, single refusals in a slow trial mean nothing."""
 _DOWN_MOST = 0.85
 """A trial downwards goes this far below what is accepted now: a limit then refuses next to nothing."""
-_DOWN_REFUSALS = 12
-"""Refusals that noise would show during a trial downwards: a third of them or fewer come by chance once in 130 times."""
-_DOWN_SHARE = 0.35
+_DOWN_REFUSALS = 24
+"""Refusals that noise would show during a trial downwards: 0.6 of them or fewer come by chance once in 50 times."""
+_DOWN_SHARE = 0.6
 _DOUBTFUL = 0.02
 """Fewer refusals than this share cost less than finding out."""
 _DOWN_PAUSE_S, _DOWN_PAUSE_MAX_S = 30.0, 600.0
@@ -95,7 +95,7 @@ def judge(trial: Trial, now: float, sent: int, *, slow: bool, beyond: bool = Fal
         over = trial.refused > 0
     else:
         # At the limit itself a share of excess / factor would be refused: half of that, beside what is usual, decides.
-        over = trial.lately > (trial.step - 1) / trial.step / 2 + 2 * trial.usual
+        over = trial.lately > (trial.step - 1) / trial.step / 4 + 2 * trial.usual
     if over:
         return "back"
     if not enough:
@@ -173,7 +173,7 @@ class TrialPlan:
 
         `share` of the last requests was refused, and `per_minute` accepted.
         """
-        if now < self._down_at or share <= max(_DOUBTFUL, 1.5 * self.explained):
+        if now < self._down_at or share <= max(_DOUBTFUL, 1.5 * self.explained) or share > LIMITED:
             return None
         needed = math.ceil(_DOWN_REFUSALS / share)
         if needed > per_minute / 2:
