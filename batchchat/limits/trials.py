@@ -35,13 +35,17 @@ _NOISY = 0.05
 _DOWN_MOST = 0.85
 """A trial downwards goes this far below what is accepted now: a limit then refuses next to nothing."""
 _DOWN_REFUSALS = 24
-"""Refusals that noise would show during a trial downwards: 0.6 of them or fewer come by chance once in 50 times."""
-_DOWN_SHARE = 0.6
+"""Refusals that noise would show during a trial downwards."""
+_DOWN_SHARE, _DOWN_SHARE_MUCH, _MUCH = 0.2, 0.6, 0.15
+"""The most of them that a limit would leave. From a refused share of `_MUCH` on, what was accepted before is known badly,
+and the trial may still be a little above the limit."""
 _DOUBTFUL = 0.02
 """Fewer refusals than this share cost less than finding out."""
 _DOWN_PAUSE_S, _DOWN_PAUSE_MAX_S = 30.0, 600.0
 
-_LATELY = 1 / 20
+_LATELY = 1 / 40
+_OVER = 0.06
+"""Three refusals in forty requests: noise of 1 % shows that once in a thousand trials."""
 
 Verdict = Literal["wait", "bolder", "keep", "back"]
 
@@ -68,7 +72,7 @@ class Trial:
     base: float | None = None
     refused: int = 0
     lately: float = 0.0
-    """The refused share of the last twenty requests or so, as of number `newest`."""
+    """The refused share of the last forty requests or so, as of number `newest`."""
     newest: int = 0
 
     def refuse(self, number: int) -> None:
@@ -90,12 +94,14 @@ def judge(trial: Trial, now: float, sent: int, *, slow: bool, beyond: bool = Fal
     if trial.factor < 1:
         if not enough:
             return "wait"
-        return "keep" if trial.refused <= _DOWN_SHARE * trial.usual * sent else "back"
+        left = _DOWN_SHARE if trial.usual < _MUCH else _DOWN_SHARE_MUCH
+        return "keep" if trial.refused <= left * trial.usual * sent else "back"
     if slow and trial.usual < _NOISY:
         over = trial.refused > 0
     else:
-        # At the limit itself a share of excess / factor would be refused: half of that, beside what is usual, decides.
-        over = trial.lately > (trial.step - 1) / trial.step / 4 + 2 * trial.usual
+        # At the limit itself a share of excess / factor would be refused. A quarter of that, beside what is usual,
+        # decides: others that use the same limit are refused some of it.
+        over = trial.lately > max(_OVER, (trial.step - 1) / trial.step / 4) + 2 * trial.usual
     if over:
         return "back"
     if not enough:
