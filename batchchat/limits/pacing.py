@@ -298,9 +298,10 @@ class Pacing:
         if self._doubtful:
             rate = self.requests.schedule.rate or self._recent_per_minute(now)
             refused = self._doubt / max(1, self.evidence.sent - self._set_at)
-            self._begin(now, self._plan.down(now, self.evidence, refused, rate * (1 - refused)))
+            self._begin(now, self._plan.down(now, self.evidence, refused, rate * (1 - refused), learned=True))
         elif not self.learned and now >= self._first_at + _SETTLED_S and self.evidence.known:
-            self._begin(now, self._plan.down(now, self.evidence, self.evidence.share, self._recent_per_minute(now)))
+            recent = self._recent_per_minute(now)
+            self._begin(now, self._plan.down(now, self.evidence, self.evidence.share, recent, learned=False))
         elif bound:
             self._begin(now, self._plan.up(now, self.evidence, self._memory if self._counts_windows else 0.0))
         return changed
@@ -376,7 +377,7 @@ class Pacing:
         """Take the pace from before the trial."""
         self.trial = None
         self._back_at = now
-        if trial.base is not None:
+        if trial.factor < 1:
             self.requests.learned = self.tokens.learned = None
         self._begin_doubt()
         self._apply(now)

@@ -57,7 +57,7 @@ class Trial:
     `first` is the number of the last request before this step. `usual` is the share that was refused before.
     A trial upwards may take several steps: `step` is the factor of the last one, begun at `step_at`. `remembers` is the
     time, in seconds, for which the server may hide a limit: so long the last step is kept up before it is believed.
-    `base` is in requests a minute: what was accepted before, for a trial downwards.
+    `base` is in requests a minute: what was accepted before, for a trial downwards if no pace is learned.
     """
 
     factor: float
@@ -174,16 +174,21 @@ class TrialPlan:
         trial.needed, trial.lasts = _needs(trial.step)
         trial.first = sent
 
-    def down(self, now: float, evidence: RefusalEvidence, share: float, per_minute: float) -> Trial | None:
+    def down(
+        self, now: float, evidence: RefusalEvidence, share: float, per_minute: float, *, learned: bool
+    ) -> Trial | None:
         """Return the trial downwards that is due; None if none is.
 
-        `share` of the last requests was refused, and `per_minute` accepted.
+        `share` of the last requests was refused, and `per_minute` accepted. If a pace is `learned`, that one is tried
+        lower; else the pace of the trial is the first.
         """
         if now < self._down_at or share <= max(_DOUBTFUL, 1.5 * self.explained) or share > LIMITED:
             return None
         needed = math.ceil(_DOWN_REFUSALS / share)
         if needed > per_minute / 2:
             return None  # it would take more than half a minute, and so few refusals cost less
+        if learned:
+            return Trial(_DOWN_MOST * (1 - share), now, evidence.sent, needed, 1.0, share)
         return Trial(_DOWN_MOST, now, evidence.sent, needed, 1.0, share, base=per_minute)
 
     # -- what came of it ----------------------------------------------------------------------------------------------
