@@ -49,7 +49,8 @@ Tell = Callable[[str, str, "Level", Mapping[str, Any]], None]
 class Grant:
     """What the controller must know of a request that is under way.
 
-    `number` counts the requests in the order they were sent. `level` is how many were under way when it was granted, itself included. `probe` is True for a request that is sent
+    `number` counts the requests in the order they were sent. `level` is how many were under way when it was granted,
+    itself included. `probe` is True for a request that is sent
     to see whether a provider that was down, or refused everybody, answers.
     """
 
@@ -79,7 +80,6 @@ class Controller:
         self._tell = tell
         self._gated = False
         self._undecided = False
-        self._just_held = False
         self._strike: tuple[float, int] = (-math.inf, 0)
         self._told: dict[Axis, tuple[float, float]] = {}
         self._review_at = -math.inf
@@ -185,7 +185,6 @@ class Controller:
             elif not self.breaker.probing:
                 self.breaker.next_at = min(self.breaker.next_at, now)
         changed = self.pacing.accepted(now, grant.at, used)
-        self._just_held = False
         if self._undecided:
             self._undecided = False
             self.concurrency.found(now, self.in_use + 1)
@@ -311,7 +310,6 @@ class Controller:
         hold = self.hold
         since = hold.since if hold.since is not None else now
         hold.open()
-        self._just_held = True
         self._undecided = False
         self._calm_at = now
         if hold.axis is Axis.CONCURRENCY:

@@ -1,7 +1,7 @@
 """What refusals prove. A provider refuses now and then for reasons of its own: that says nothing about a rate.
 
-Two questions are told apart by which requests were refused, in the order they were sent. (Refusals come back sooner than
-answers. In the order of replies, each burst would begin with a run of refusals.)
+Two questions are told apart by which requests were refused, in the order they were sent. (Refusals come back sooner
+than answers. In the order of replies, each burst would begin with a run of refusals.)
 
 - *Has a limit been met?* Then nearly everything is refused from one request on. A cumulative sum of log-likelihood
   ratios (CUSUM; Page 1954, Biometrika 41:100-115) of "half of all or more are refused" against "as many as usual"
@@ -38,13 +38,17 @@ class RefusalEvidence:
     @property
     def share(self) -> float:
         """The share of requests that is refused usually."""
+        return self._share(0)
+
+    def _share(self, newest: int) -> float:
+        """Return the share without the `newest` refusals."""
         first = max(self._since, self.sent - _MEMORY)
         refused = self._refused
         if refused and refused[0] <= first:
             del refused[: bisect_left(refused, first + 1)]
         while self._forgiven and self._forgiven[0] <= first:
             del self._forgiven[0]
-        usual = max(0, len(refused) - len(self._forgiven))
+        usual = max(0, len(refused) - newest - len(self._forgiven))
         return (_PRIOR * _PRIOR_WEIGHT + usual) / (_PRIOR_WEIGHT + self.sent - first)
 
     def refused(self, number: int) -> bool:
@@ -54,7 +58,12 @@ class RefusalEvidence:
 
     def _run(self) -> tuple[float, int]:
         """Return the evidence for a limit, and where in `_refused` the run begins that it comes from."""
-        usual = min(_USUAL_MAX, max(_USUAL_MIN, 1.5 * self.share + 0.02))
+        refused = self._refused
+        streak = 1
+        while streak < len(refused) and refused[-streak - 1] == refused[-streak] - 1:
+            streak += 1
+        # What is refused in a row just now is not what is usual.
+        usual = min(_USUAL_MAX, max(_USUAL_MIN, 1.5 * self._share(streak) + 0.02))
         limited = max(LIMITED, 2 * usual)
         of_refused = math.log(limited / usual)
         of_accepted = math.log((1 - limited) / (1 - usual))
@@ -87,4 +96,4 @@ class RefusalEvidence:
     @property
     def known(self) -> bool:
         """Tell whether enough refusals came for `share` to mean something."""
-        return len(self._refused) >= 3  # noqa: PLR2004 - the smallest number with less than 60 % of doubt
+        return len(self._refused) >= 3

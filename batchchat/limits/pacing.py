@@ -38,6 +38,8 @@ _LEAST_ACCEPTED = 5
 """Fewer answers in a cycle do not make a rate."""
 _DOUBT_REFUSALS, _DOUBT_SHARE = 10, 0.02
 """From so many refusals of a learned pace on, and from this share on, it is asked whether the pace is their cause."""
+_CHANCE = 3
+"""So many more refusals than usual come by chance."""
 _DOUBT_SENT = 100
 """Requests after which a smaller share of refusals is believed to be the usual one."""
 _UNBOUND_S = 15.0
@@ -130,7 +132,7 @@ class Pacing:
         """
         began = self._cycle_at
         sent = self.evidence.sent - self._set_at
-        if self._doubt <= 2 * self._plan.explained * sent:
+        if self._plan.explained and self._doubt <= 1.5 * self._plan.explained * sent + _CHANCE:
             if sent >= _DOUBT_SENT:
                 self._plan.explained = min(self._plan.explained, 2 * self._doubt / sent)
             return  # as many as at any pace
@@ -358,7 +360,7 @@ class Pacing:
             self._pay_back(now, trial)
             self._plan.failed(trial, now, usual)
         else:
-            self._plan.was_noise(now, usual)
+            self._plan.was_noise(now, trial.refused / max(1, self.evidence.sent - trial.first))
         return True
 
     def _keep(self, now: float, trial: Trial) -> None:

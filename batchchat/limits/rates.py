@@ -37,11 +37,23 @@ class Learned:
 class Rate:
     """One axis: requests or tokens a minute.
 
-    `accepted` counts all that was ever accepted, `cycle` and `marks` are earlier values of it (see `Pacing`), `full` is
-    what the last minute held when a request was refused. `stated` is a limit that a refusal named.
+    `accepted` counts all that was ever accepted, `cycle` and `marks` are earlier values of it (see `Pacing`). `wall` is
+    what the last minute held when the limit was met, `full` what it held at the last refused probe. `stated` is a limit that a refusal named.
     """
 
-    __slots__ = ("accepted", "ceiling", "cycle", "full", "learned", "marks", "schedule", "stated", "told", "told_at", "wall")
+    __slots__ = (
+        "accepted",
+        "ceiling",
+        "cycle",
+        "full",
+        "learned",
+        "marks",
+        "schedule",
+        "stated",
+        "told",
+        "told_at",
+        "wall",
+    )
 
     def __init__(self, ceiling: float | None, advertised: float | None) -> None:
         self.ceiling = ceiling

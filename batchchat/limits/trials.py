@@ -34,11 +34,11 @@ _NOISY = 0.05
 """From this usual share on, single refusals in a slow trial mean nothing."""
 _DOWN_MOST = 0.85
 """A trial downwards goes this far below what is accepted now: a limit then refuses next to nothing."""
-_DOWN_REFUSALS = 24
+_DOWN_REFUSALS = 30
 """Refusals that noise would show during a trial downwards."""
-_DOWN_SHARE, _DOWN_SHARE_MUCH, _MUCH = 0.2, 0.6, 0.15
-"""The most of them that a limit would leave. From a refused share of `_MUCH` on, what was accepted before is known badly,
-and the trial may still be a little above the limit."""
+_DOWN_SHARE, _DOWN_SHARE_MUCH, _MUCH = 0.2, 0.75, 0.15
+"""The most of them that a limit would leave. From a refused share of `_MUCH` on, what was accepted before is known
+badly, and the trial may still be a little above the limit."""
 _DOUBTFUL = 0.02
 """Fewer refusals than this share cost less than finding out."""
 _DOWN_PAUSE_S, _DOWN_PAUSE_MAX_S = 30.0, 600.0
