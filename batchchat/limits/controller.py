@@ -270,6 +270,7 @@ class Controller:
             self.concurrency.refused(now, grant.at, grant.level)
         elif hold.active:
             hold.heard(now, hint)
+            self.pacing.also_refused(grant.tokens)
         elif grant.at >= self._calm_at:
             alarm = self.pacing.refused(now, grant.at, grant.number)
             if alarm or self._alone(hint):

@@ -96,18 +96,7 @@ class Pacing:
             self._plan.owe()
         trial = self.trial
         if trial is not None:
-            if granted_at < trial.began:
-                return False
-            trial.refuse(number)
-            if trial.factor < 1:
-                return self.evidence.refused(number)  # a limit is met even so
-            if self._verdict(now, trial) != "back":
-                return False
-            # A window is full: what was accepted until there is room again tells how large it is.
-            if trial.remembers:
-                return True
-            self._decide(now, trial)
-            return False
+            return granted_at >= trial.began and self._refused_in_trial(now, trial, number)
         if granted_at < self._back_at:
             return False  # it was sent at the pace of a trial that is over
         self._doubt += 1
@@ -115,6 +104,23 @@ class Pacing:
             return True
         self._lower(now, number)
         return False
+
+    def _refused_in_trial(self, now: float, trial: Trial, number: int) -> bool:
+        trial.refuse(number)
+        if trial.factor < 1:
+            return self.evidence.refused(number)  # a limit is met even so
+        if self._verdict(now, trial) != "back":
+            return False
+        if trial.remembers:
+            return True  # a window is full: what was accepted until there is room again tells how large it is
+        self._decide(now, trial)
+        return False
+
+    def also_refused(self, tokens: int) -> None:
+        """Take a request that was under way when the limit was met, and is refused too, out of what the minute held."""
+        for rate, amount in ((self.requests, 1), (self.tokens, tokens)):
+            rate.full = max(0.0, rate.full - amount)
+            rate.wall = max(0.0, rate.wall - amount)
 
     def probe_refused(self, now: float) -> None:
         """Note a refused probe: the server still counts what was accepted in the last minute."""

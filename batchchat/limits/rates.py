@@ -38,7 +38,8 @@ class Rate:
     """One axis: requests or tokens a minute.
 
     `accepted` counts all that was ever accepted, `cycle` and `marks` are earlier values of it (see `Pacing`). `wall` is
-    what the last minute held when the limit was met, `full` what it held at the last refused probe. `stated` is a limit that a refusal named.
+    what the last minute held when the limit was met, `full` what it held at the last refused probe.
+    `stated` is a limit that a refusal named.
     """
 
     __slots__ = (
