@@ -50,8 +50,8 @@ class Grant:
     """What the controller must know of a request that is under way.
 
     `number` counts the requests in the order they were sent. `level` is how many were under way when it was granted,
-    itself included. `probe` is True for a request that is sent
-    to see whether a provider that was down, or refused everybody, answers.
+    itself included. `probe` is True for a request that is sent to see whether a provider that was down, or refused
+    everybody, answers.
     """
 
     key: object
@@ -78,6 +78,7 @@ class Controller:
         self.refused_since: float | None = None
         self.failing_since: float | None = None
         self._tell = tell
+        self._evidence = self.pacing.evidence
         self._gated = False
         self._undecided = False
         self._strike: tuple[float, int] = (-math.inf, 0)
@@ -120,7 +121,8 @@ class Controller:
             self.concurrency.full_at = now
         self.requests.schedule.take(now, tick, 1)
         self.tokens.schedule.take(now, tick, tokens)
-        self.pacing.evidence.sent = number = self.pacing.evidence.sent + 1
+        evidence = self._evidence
+        evidence.sent = number = evidence.sent + 1
         grant = Grant(key, tokens, now, level, number)
         if self._gated:
             grant.probe = self.breaker.active or self.hold.active

@@ -304,9 +304,9 @@ class Pacing:
         if self.trial is not None:
             return list(self.rates) if self._decide(now, self.trial) else changed
         if self._doubtful:
-            rate = self.requests.schedule.rate or self._recent_per_minute(now)
+            pace = self.requests.schedule.rate or self._recent_per_minute(now)
             refused = self._doubt / max(1, self.evidence.sent - self._set_at)
-            self._begin(now, self._plan.down(now, self.evidence, refused, rate * (1 - refused), learned=True))
+            self._begin(now, self._plan.down(now, self.evidence, refused, pace * (1 - refused), learned=True))
         elif not self.learned and now >= self._first_at + _SETTLED_S and self.evidence.known:
             recent = self._recent_per_minute(now)
             self._begin(now, self._plan.down(now, self.evidence, self.evidence.share, recent, learned=False))

@@ -4,7 +4,8 @@ A trial is a factor on the pace, for enough requests and seconds to show somethi
 counting, and nothing else: `judge` has no side effects.
 
 *Upwards.* If no more is refused than usual, the raise is kept, and the next one is bolder. Else the pace goes back, and
-the next trial is smaller, comes later, and only when accepted requests have paid for what was refused.
+the next trial comes later, and only when accepted requests have paid for what was refused. A server that counts windows
+hides its limit until a window is full: there a trial lasts as long as a window.
 
 *Downwards.* If a provider refuses a share of everything at any pace, that is noise. If a limit lies just below our
 pace, it looks the same. Going slower for a moment tells them apart: a limit then refuses next to nothing."""
@@ -24,7 +25,7 @@ _FIRST_FACTOR = 1.3
 _LEAST_FACTOR, _MOST_FACTOR = 1.12, 1.5
 """Smaller steps take longer than they are worth (15 s at 1.12), larger ones overshoot by more than half."""
 _GROWN_MAX = 2.0
-"""How much a pace may grow in one go: a window that is not full yet shows nothing until it is."""
+"""How much a pace may grow within a window: more fills it so unevenly that nothing goes for half a minute."""
 _PAUSE_S, _PAUSE_MAX_S = 5.0, 20.0
 """Seconds until the first trial, and at most until the next: so a limit that doubled is found within half a minute."""
 _PAID_BY = 50
