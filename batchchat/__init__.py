@@ -3,8 +3,9 @@
 The Python API, imported as it is used:
 
     load_job(path, overrides=…) -> Job          read and validate a job file
-    await run_job(job, transport=…) -> RunSummary
-    run(job) -> RunSummary                      the same for callers without an event loop
+    run(job, rows=…) -> RunResult               run it, in a script or a notebook; rows may be a DataFrame
+    await run_job(job, rows=…) -> RunResult     the same on a running event loop
+    RunResult.to_arrow(columns=…)               its answers as a table; also to_pandas, to_polars
     read_output(directory) -> pyarrow.Table     the dataset in input order
     iter_output(directory) -> Iterator[pyarrow.RecordBatch]
 """
@@ -15,12 +16,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from batchchat.api import RunFailed, RunResult, run, run_job
     from batchchat.errors import BatchchatError, UsageError
     from batchchat.events import Event, RunSummary, Snapshot
     from batchchat.job import Job, load_job
     from batchchat.runner.control import Ceilings, Control, StopRequest
     from batchchat.runner.options import RunOptions
-    from batchchat.runner.run import run, run_job
     from batchchat.store import iter_output, read_output
 
 __version__ = "0.1.0"
@@ -31,7 +32,9 @@ __all__ = [
     "Control",
     "Event",
     "Job",
+    "RunFailed",
     "RunOptions",
+    "RunResult",
     "RunSummary",
     "Snapshot",
     "StopRequest",
@@ -56,8 +59,10 @@ _HOMES = {
     "Ceilings": "batchchat.runner.control",
     "Control": "batchchat.runner.control",
     "StopRequest": "batchchat.runner.control",
-    "run": "batchchat.runner.run",
-    "run_job": "batchchat.runner.run",
+    "RunFailed": "batchchat.api",
+    "RunResult": "batchchat.api",
+    "run": "batchchat.api",
+    "run_job": "batchchat.api",
     "iter_output": "batchchat.store",
     "read_output": "batchchat.store",
 }

@@ -1,7 +1,7 @@
 """Budgets: caps on money, tokens and requests that are looked at before anything is launched.
 
     budget = Budget(max_cost=5.0, max_tokens=None, max_requests=2000)
-    account = budget.account(price, "EUR")              # one run's hold on it: it knows what a token costs there
+    account = budget.account(tariff, "EUR")             # one run's hold on it: it knows what a token costs there
     hold = await account.reserve(prompt, completion)    # waits, or raises StoppedEarly: the budget is used up
     hold.settle(reply)                                  # what it really took; the rest is free again
 
@@ -33,12 +33,12 @@ import anyio
 
 from batchchat.errors import StoppedEarly, UsageError
 from batchchat.events import BudgetUse
+from batchchat.money import UNITS
 
 if TYPE_CHECKING:
-    from batchchat.providers import Price
+    from batchchat.money import Tariff
     from batchchat.records import Reply
 
-_UNITS = 10**12
 _REMEDY = "The same command goes on where it stopped, with a new budget; a larger one goes on further."
 _TOO_SMALL = "Raise it, or lower params.max_tokens: what a request may take is its prompt and max_tokens."
 
@@ -68,19 +68,19 @@ class Budget:
         self.currency: str | None = None
         self.closed: StoppedEarly | None = None
         self.unmetered = 0
-        self._cap_money = None if max_cost is None else math.floor(max_cost * _UNITS)
+        self._cap_money = None if max_cost is None else math.floor(max_cost * UNITS)
         self._requests = self._tokens = self._money = 0
         self._held_requests = self._held_tokens = self._held_money = 0
         self._waiters: deque[_Waiter] = deque()
 
-    def account(self, price: Price | None, currency: str | None) -> Account:
-        """Return one run's hold on this budget. `price` and `currency` are those of its model, None where not known.
+    def account(self, tariff: Tariff | None, currency: str | None) -> Account:
+        """Return one run's hold on this budget. `tariff` and `currency` are those of its model, None if not known.
 
         Raises UsageError where money is capped and the price is not known, or is in another currency than the rest.
         """
         if self.max_cost is None:
-            return Account(self, price)
-        if price is None or currency is None:
+            return Account(self, tariff)
+        if tariff is None or currency is None:
             raise UsageError(
                 "budget.max_cost cannot be kept: the price of the model is not known",
                 remedy="Give `prices: {input, output, currency}` (per million tokens), or cap tokens or requests.",
@@ -92,7 +92,7 @@ class Budget:
                 remedy="Give `prices` in one currency for both.",
             )
         self.currency = currency
-        return Account(self, price)
+        return Account(self, tariff)
 
     def use(self) -> BudgetUse:
         """Return the caps, what is spent, and what is reserved for the requests under way."""
@@ -100,10 +100,10 @@ class Budget:
             max_cost=self.max_cost,
             max_tokens=self.max_tokens,
             max_requests=self.max_requests,
-            cost=self._money / _UNITS,
+            cost=self._money / UNITS,
             tokens=self._tokens,
             requests=self._requests,
-            reserved_cost=self._held_money / _UNITS,
+            reserved_cost=self._held_money / UNITS,
             reserved_tokens=self._held_tokens,
             in_flight=self._held_requests,
             unmetered=self.unmetered,
@@ -152,12 +152,20 @@ class Budget:
         self._held_money += money
         return True
 
-    def settle(self, tokens: int, money: int, *, used_tokens: int, used_money: int, counts: bool) -> None:
-        """Give a reservation back, and count what the request really took. `counts`: it may have been sent."""
-        self._held_requests -= 1
+    def take_over(self, tokens: int, money: int, requests: int) -> None:
+        """Reserve requests that an earlier run launched: nothing can stop them any more."""
+        self._held_requests += requests
+        self._held_tokens += tokens
+        self._held_money += money
+
+    def settle(
+        self, tokens: int, money: int, *, used_tokens: int, used_money: int, counts: bool, requests: int = 1
+    ) -> None:
+        """Give a reservation back, and count what the requests really took. `counts`: they may have been sent."""
+        self._held_requests -= requests
         self._held_tokens -= tokens
         self._held_money -= money
-        self._requests += counts
+        self._requests += requests if counts else 0
         self._tokens += used_tokens
         self._money += used_money
         if self._waiters:
@@ -172,7 +180,7 @@ class Budget:
         )
 
     def _amount(self, money: int) -> str:
-        return f"{_digits(money / _UNITS)} {self.currency}"
+        return f"{_digits(money / UNITS)} {self.currency}"
 
     def _used_up(self, tokens: int, money: int) -> StoppedEarly | None:
         """Why a request does not fit even with nothing under way; None where it does."""
@@ -202,35 +210,34 @@ def _digits(amount: float) -> str:
     return f"{amount:,.{places}f}".rstrip("0").rstrip(".")
 
 
-def _per_token(price: float) -> int:
-    """Money per token, in a million-millionth, of a price per million tokens."""
-    return math.ceil(price * (_UNITS // 10**6))
-
-
 class Account:
     """One run's hold on a budget: what tokens cost there. Made by `Budget.account`."""
 
-    __slots__ = ("_budget", "_cached", "_input", "_output", "_priced")
+    __slots__ = ("_budget", "_tariff")
 
-    def __init__(self, budget: Budget, price: Price | None) -> None:
+    def __init__(self, budget: Budget, tariff: Tariff | None) -> None:
         self._budget = budget
-        self._priced = price is not None
-        self._input = self._output = self._cached = 0
-        if price is not None:
-            self._input, self._output = _per_token(price.input), _per_token(price.output)
-            self._cached = self._input if price.cached_input is None else _per_token(price.cached_input)
+        self._tariff = tariff
 
     def try_reserve(self, prompt: int, completion: int) -> Hold | None:
         """Reserve an attempt at once; None where it has to wait. Raises StoppedEarly: see `Budget`."""
-        money = prompt * self._input + completion * self._output
+        money = self.money(prompt, completion)
         taken = self._budget.try_reserve(prompt + completion, money)
         return Hold(self, prompt + completion, money) if taken else None
 
     async def reserve(self, prompt: int, completion: int) -> Hold:
         """Reserve an attempt with so many tokens at most; wait where it has to. Raises StoppedEarly: see `Budget`."""
-        money = prompt * self._input + completion * self._output
+        money = self.money(prompt, completion)
         await self._budget.reserve(prompt + completion, money)
         return Hold(self, prompt + completion, money)
+
+    def bulk(self) -> Bulk:
+        """Return a reservation that is still empty, for requests that are launched together."""
+        return Bulk(self, self._budget)
+
+    def money(self, prompt: int, completion: int) -> int:
+        """Return the most that so many tokens can cost, in `money.UNITS`."""
+        return 0 if self._tariff is None else self._tariff.at_most(prompt, completion)
 
     def settle(self, hold: Hold, reply: Reply | None) -> None:
         """Count what came of a reservation; see `Hold.settle`."""
@@ -241,10 +248,10 @@ class Account:
             tokens = hold.tokens if total is None else total
             metered = total is not None
             if prompt is not None and completion is not None:
-                cached = min(usage.cached_tokens or 0, prompt)
-                money = (prompt - cached) * self._input + cached * self._cached + completion * self._output
+                money = hold.money if reply.cost is None else reply.cost
             else:
-                money, metered = hold.money, metered and not self._priced
+                # What cannot be counted is taken to cost what was reserved for it.
+                money, metered = hold.money, metered and self._tariff is None
             self._budget.unmetered += not metered
         self._budget.settle(
             hold.tokens,
@@ -281,3 +288,55 @@ class Hold:
             raise RuntimeError("a reservation is settled once")
         self._account = None
         account.settle(self, reply)
+
+
+class Bulk:
+    """The reservation of many requests that are launched together: it grows one by one, and is settled one by one.
+
+    It knows its sums alone, so that it takes the same memory for a million requests. The caller names the same tokens
+    for a request when it adds and when it settles it.
+    """
+
+    __slots__ = ("_account", "_budget", "_money", "_requests", "_tokens")
+
+    def __init__(self, account: Account, budget: Budget) -> None:
+        self._account = account
+        self._budget = budget
+        self._requests = self._tokens = self._money = 0
+
+    def try_add(self, prompt: int, completion: int) -> bool:
+        """Add a request if it fits under the caps beside all others; False if it has to wait. Raises StoppedEarly."""
+        money = self._account.money(prompt, completion)
+        if not self._budget.try_reserve(prompt + completion, money):
+            return False
+        self._note(1, prompt + completion, money)
+        return True
+
+    def take_over(self, prompt: int, completion: int, requests: int) -> None:
+        """Add requests that an earlier run launched, also if they pass the caps: nothing can stop them any more."""
+        money = self._account.money(prompt, completion)
+        self._budget.take_over(prompt + completion, money, requests)
+        self._note(requests, prompt + completion, money)
+
+    def settle(self, prompt: int, completion: int, reply: Reply) -> None:
+        """Give one request's reservation back, and count what its reply tells; unknown usage is charged in full."""
+        money = self._account.money(prompt, completion)
+        if not self._requests:
+            return  # a second answer to the same request: its reservation is gone
+        self._note(-1, -(prompt + completion), -money)
+        hold = Hold(self._account, prompt + completion, money)
+        hold.launched = True
+        hold.settle(reply)
+
+    def release(self) -> None:
+        """Give the rest back: those requests never ran."""
+        if self._requests:
+            self._budget.settle(
+                self._tokens, self._money, used_tokens=0, used_money=0, counts=False, requests=self._requests
+            )
+        self._requests = self._tokens = self._money = 0
+
+    def _note(self, requests: int, tokens: int, money: int) -> None:
+        self._requests += requests
+        self._tokens += tokens
+        self._money += money

@@ -31,6 +31,7 @@ from typing import Any
 import orjson
 
 from batchchat.errors import StorageError, UsageError
+from batchchat.reasoning import is_blank, split
 from batchchat.records import Completion, Usage
 
 MAX_ANSWER_BYTES = 64 * 2**20
@@ -119,6 +120,8 @@ class AnswerCache:
                     if completion is None:
                         self.damaged += key not in self._bad
                         self._bad.add(key)
+                    elif _is_empty(completion):
+                        self._bad.add(key)  # an earlier version kept these: the next answer takes its place
                     else:
                         found[key] = completion
         return found
@@ -293,6 +296,11 @@ def _decode(value: bytes) -> Completion | None:
         tool_calls=tuple(calls) if calls is not None else None,
         logprobs=tuple(logprobs) if logprobs is not None else None,
     )
+
+
+def _is_empty(answer: Completion) -> bool:
+    """Return true if an answer says nothing: neither text, beside reasoning that never ends, nor a tool call."""
+    return not answer.tool_calls and (is_blank(answer.text) or is_blank(split(answer.text or "")[1]))
 
 
 def _are_calls(calls: Any) -> bool:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.errors import JobError, UsageError
+from batchchat.masks import mask_of
 from batchchat.sources import python_rows
 from batchchat.store import Output
 from batchchat.template.leaf import NativeLeaf, RowTemplateError, parse, single_expression, suggestion
@@ -44,19 +45,23 @@ def chosen(output: Output, by: RecordFilter, columns: Sequence[str] | None = Non
         return
     condition = None if by.where is None else _Condition(by.where, schema.names)
     wanted = list(columns) if columns is not None else schema.names
-    needed = ["row_index", "key", "status", *(condition.columns if condition else ())]
-    for batch in output.records(list(dict.fromkeys([*wanted, *needed]))):
-        found = batch
+    needed = list(dict.fromkeys(["row_index", "key", "status", *(condition.columns if condition else ())]))
+    if by == RecordFilter():
+        yield from output.records(wanted)
+        return
+
+    def mask(batch: pa.RecordBatch) -> pa.Array:
+        holds = pa.repeat(True, batch.num_rows)
         if by.row is not None:
-            found = found.filter(pc.equal(found.column("row_index"), by.row))
+            holds = pc.and_(holds, pc.equal(batch.column("row_index"), by.row))
         if by.key is not None:
-            found = found.filter(pc.equal(found.column("key"), by.key))
+            holds = pc.and_(holds, pc.fill_null(pc.equal(batch.column("key"), by.key), False))
         if by.failed:
-            found = found.filter(pc.equal(found.column("status"), "failed"))
-        if condition is not None:
-            found = found.filter(condition.mask(found))
-        if found.num_rows:
-            yield found.select(wanted)
+            holds = pc.and_(holds, pc.equal(batch.column("status"), "failed"))
+        # Only of records that are left: an expression is not asked of the others.
+        return holds if condition is None else condition.mask(batch, holds)
+
+    yield from output.matching(wanted, needed, mask)
     if condition is not None:
         condition.check()
 
@@ -77,12 +82,25 @@ class _Condition:
         if unknown:
             raise UsageError(f"{_PLACE}: {no_column(unknown[0], known)}", remedy=_REMEDY)
         self.columns = list(known) if "row" in self._leaf.names else sorted(self._leaf.names)
+        self._quick = mask_of(text)
         self._computed = 0
         self._error: RowTemplateError | None = None
 
-    def mask(self, batch: pa.RecordBatch) -> pa.Array:
-        """Return for each record whether the expression is true; where it cannot be computed, it is not."""
-        return pa.array([self._holds(row) for row in python_rows(batch.select(self.columns))], pa.bool_())
+    def mask(self, batch: pa.RecordBatch, among: pa.Array) -> pa.Array:
+        """Return for each record whether the expression is true; if it cannot be computed, it is not.
+
+        It is asked of those that `among` names alone.
+        """
+        chosen = batch.select(self.columns)
+        whole = among.true_count == batch.num_rows
+        if not whole:
+            chosen = chosen.filter(among)
+        found = None if self._quick is None else self._quick(chosen)
+        if found is None:
+            found = pa.array([self._holds(row) for row in python_rows(chosen)], pa.bool_())
+        else:
+            self._computed += chosen.num_rows
+        return found if whole else pc.replace_with_mask(among, among, found)
 
     def _holds(self, row: dict[str, object]) -> bool:
         try:

@@ -71,6 +71,7 @@ def _ended(run: Mapping[str, Any], spend: Spend) -> PastRun:
         currency=_text(run.get("currency")),
         exit_code=run["exit_code"] if isinstance(run.get("exit_code"), int) else None,
         reason=_text(run.get("reason")),
+        prompt_id=_text(run.get("prompt_id")),
     )
 
 
@@ -98,6 +99,7 @@ def _unended(
         currency=_text(live.get("currency")),
         exit_code=None,
         reason=None if running else _KILLED,
+        prompt_id=_text(live.get("prompt_id")),
     )
 
 

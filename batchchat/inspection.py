@@ -6,6 +6,7 @@ It needs no lock and works while a run is going.
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.choosing import RecordFilter, chosen
-from batchchat.errors import BatchchatError
+from batchchat.errors import BatchchatError, UsageError
 from batchchat.events import BudgetUse, FailureGroup, Forecast, InFlight, Pace, Snapshot
 from batchchat.images import placeholders
 from batchchat.job import Job, load_job, validate_job
@@ -26,9 +27,9 @@ from batchchat.records import Spend
 from batchchat.runner.questions import compile_questions
 from batchchat.runner.tally import StreamPace
 from batchchat.sources import as_seen, python_rows
-from batchchat.store import Output, read_state
+from batchchat.store import Output, batches_folder, read_state
 from batchchat.template import RowTemplateError, Template
-from batchchat.views import LastRun, RecordView, Running, StatusView
+from batchchat.views import BatchView, LastRun, RecordView, Running, StatusView
 
 _STREAMED = ("ttft_s", "output_tokens_per_s")
 
@@ -100,7 +101,17 @@ def status_of(directory: Path) -> StatusView:
         samples=samples if isinstance(samples, int) else 1,
         streamed=pace.streamed,
         earlier_prompt=earlier,
+        batches=_batches(directory),
     )
+
+
+def _batches(directory: Path) -> list[BatchView]:
+    """Return the batches of an output; nothing is imported for one that has none."""
+    if not batches_folder(directory).is_dir():
+        return []
+    from batchchat.engines.batch.status import batches_of
+
+    return batches_of(directory, now=time.time())
 
 
 def _prompt_id(output: Output) -> str | None:
@@ -125,11 +136,20 @@ def _command(snapshot: Mapping[str, Any], directory: Path) -> str | None:
         return None
     command = f"batchchat run {shlex.quote(file)}"
     try:
-        usual = Path(load_job(file).output.path).absolute() == directory.absolute()
+        job = load_job(file)
+        usual = Path(job.output.path).absolute() == directory.absolute()
+        if _is_batch(snapshot) and not job.engine.batch:
+            command += " --set engine=batch"
     except (BatchchatError, OSError):
         usual = True  # the command itself will say what is wrong with the job
     # The run was given another output than the one that its job names.
     return command if usual else f"{command} --output {shlex.quote(str(directory))}"
+
+
+def _is_batch(snapshot: Mapping[str, Any]) -> bool:
+    """Return true if a job was run through a Batch API."""
+    engine = snapshot.get("engine")
+    return isinstance(engine, dict) and engine.get("kind") == "batch"
 
 
 def _count(batch: pa.RecordBatch, counts: dict[str | None, int], examples: dict[str, tuple[str, int]]) -> None:
@@ -255,6 +275,21 @@ class Templates:
             return compile_questions(job_of(snapshot)).template
         except BatchchatError as error:
             return f"the job of run {run_id} cannot be read: {error.message}"
+
+
+def job_with_batches(directory: Path) -> Job:
+    """Return the job of an output whose batches are to be cancelled. Raises UsageError if it has none under way."""
+    from batchchat.engines.batch.status import under_way
+
+    output = read_state(directory)
+    if not under_way(directory):
+        raise UsageError(
+            f"{directory} has no batches under way", remedy="`batchchat status` shows an output's batches."
+        )
+    job = job_of(output.job)
+    if job.engine.batch:
+        return job
+    return job_of({**output.job, "engine": "batch"})  # the latest run was one of single requests
 
 
 def job_of(snapshot: Mapping[str, Any]) -> Job:

@@ -5,27 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pyarrow.compute as pc
 
-from batchchat.errors import JobError
+from batchchat.errors import JobError, UsageError
+from batchchat.events import FailureGroup
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
+from batchchat.job.values import nearest
 from batchchat.limits import FIRST_COMPLETION
-from batchchat.providers import DEMO, Price, Provider
+from batchchat.money import Tariff, as_float
+from batchchat.providers import DEMO, Provider
 from batchchat.records import Request, Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
-from batchchat.runner.rows import Rows, pass_of
-from batchchat.store import Frozen, frozen_schema, is_output, read_state
+from batchchat.runner.rows import Rows, pass_of, prompt_id_of
+from batchchat.sources import GivenRows
+from batchchat.store import Frozen, check_currency, frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.known import KnownRows, Pass
-from batchchat.store.state import Layout
-from batchchat.views import PlanCap, PlanView, RequestPreview
+from batchchat.views import EnginePlan, PlanCap, PlanView, RequestPreview
 
 if TYPE_CHECKING:
     from batchchat.cache import AnswerCache
@@ -34,40 +38,47 @@ _DEFAULTS = RunOptions()
 _PREVIEWS = 2
 _SLICE = 512
 _EXPECTED_LATENCY_S = 2.0
+_REASONS_TOLD_APART = 50
+"""Messages of rows that would fail, of which each has a count of its own; what comes later is counted by its kind."""
 _UNSET_CONCURRENCY = 64
 
 
-def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREVIEWS) -> PlanView:
-    """Read the input, render what an earlier run does not know, and tell what a run would send. Raises UsageError."""
+def plan_job(
+    job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREVIEWS, rows: GivenRows | None = None
+) -> PlanView:
+    """Read the input, render what an earlier run does not know, and tell what a run would send. Raises UsageError.
+
+    `rows` take the place of the job's input; an iterator is used up by it.
+    """
     directory = Path(job.output.path)
     fresh = options.fresh or not is_output(directory)
     frozen = Frozen() if fresh else frozen_schema(directory)
-    prepared = prepare(job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed)
+    prepared = prepare(job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed, rows=rows)
     job, provider = prepared.job, prepared.provider
     if not fresh:
-        Layout(directory).check_currency(provider.currency if job.model in provider.prices else None)
+        check_currency(directory, provider.currency if job.model in provider.prices else None)
     reopens = options.retry_failed
     reopens = job.retry.reopens() if reopens is None else reopens
-    history = _History(directory, fresh=fresh, job=job, following=pass_of(prepared, reopens))
-    intake = Intake(
-        prepared.template,
-        prepared.identity,
-        index=history.index,
-        keys=history.keys,
-        key_column=job.input.key,
-        reopens=reopens,
-        selection=prepared.selection,
-        samples=job.samples,
-        answer_ids=True,
+    history = _History(
+        directory, fresh=fresh, job=job, following=pass_of(prepared, reopens), prompt_id=prompt_id_of(prepared)
     )
+    intake = prepared.intake(history.index, history.keys, reopens=reopens, answer_ids=True)
     with closing(_Sharing(job)) as sharing, closing(history):
-        shown, usage = _read(prepared, intake, history, sharing, previews)
+        reader = _Reader(prepared, intake, history, sharing)
+        shown, usage = reader.read(previews)
     counts, live = intake.counts, history.index.counts()
     surplus = history.surplus if prepared.selection.whole else 0
+    kept = live.kept - surplus - (counts.changed if job.input.key is not None else 0)
     to_send = counts.to_send - sharing.saved
     tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
     duration, binding = _duration(to_send, tokens, job, provider, history.latency_s)
-    price = provider.prices.get(job.model)
+    tariff = Tariff.of(provider.prices.get(job.model))
+    cost = as_float(tariff.cost(usage)) if tariff is not None else None
+    engines = [EnginePlan("local", not job.engine.batch, cost, duration)]
+    if to_send:
+        engines.append(_batch_engine(job, provider, to_send, usage, reader.nbytes))
+        if job.engine.batch:
+            cost, duration, binding = engines[1].cost, None, None
     return PlanView(
         job=job.name,
         input=job.input.path,
@@ -82,47 +93,124 @@ def plan_job(job: Job, options: RunOptions = _DEFAULTS, *, previews: int = _PREV
         retried=counts.reopened,
         archived=counts.archived,
         unreadable=counts.invalid,
-        kept=live.kept - surplus - (counts.changed if job.input.key is not None else 0),
+        kept=kept,
         surplus=surplus,
         requests=to_send,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        cost=price.cost(usage) if price else None,
-        currency=provider.currency if price else None,
-        prices_as_of=provider.prices_as_of if price else None,
+        cost=cost,
+        currency=provider.currency if tariff else None,
+        prices_as_of=provider.prices_as_of if tariff else None,
         duration_s=duration,
         binding=binding,
         method=history.method,
         spent=history.spent,
-        warnings=[*prepared.warnings, *prepared.source.warnings, *_key_warning(job, provider)],
+        warnings=[
+            *prepared.warnings,
+            *prepared.empty.warning(reader.empty, f"the {counts.rows:,}"),
+            *prepared.source.warnings,
+            *_price_warning(job, provider),
+            *_key_warning(job, provider),
+        ],
         note=provider.note if provider.name == DEMO else "",
         samples=job.samples,
-        caps=_caps(job, to_send, usage, price),
+        caps=_caps(job, to_send, usage, cost),
         deadline_s=job.deadline,
         cache=job.cache,
         cached=sharing.cached,
         dedupe=job.dedupe or job.cache is not None,
         equal=sharing.equal,
+        failures=reader.failures(),
+        empty=reader.empty,
+        earlier_prompt=min(history.others, kept),
+        engines=engines if len(engines) > 1 else (),
     )
 
 
-def _read(
-    prepared: Prepared, intake: Intake, history: _History, sharing: _Sharing, previews: int
-) -> tuple[list[RequestPreview], Usage]:
-    """Sort the rows that need a look; return the first requests, and the tokens to expect of those to be sent."""
-    if history.known is not None:
-        intake.pass_over(history.known)
-    shown: list[RequestPreview] = []
-    prompt_tokens, completion_tokens = 0.0, 0.0
-    for batch, known in Rows(prepared, history.known):
-        if prepared.selection.past(batch.first_index):
-            break
-        for found in intake.slices(batch, _SLICE, known):
-            _preview(found, shown, previews)
-            for request in sharing.left(found.requests):
-                prompt_tokens += request.prompt_tokens * history.prompt_ratio
-                completion_tokens += min(history.completion, request.max_tokens or math.inf)
-    return shown, Usage(round(prompt_tokens), round(completion_tokens))
+_LINE_BYTES = 110
+"""Bytes of a line beside its body: identity, method, address and braces."""
+
+
+def _batch_engine(job: Job, provider: Provider, requests: int, usage: Usage, nbytes: int) -> EnginePlan:
+    """Return what the requests would cost through the provider's Batch API. Asks nobody."""
+    from batchchat.engines.batch.building import Bounds
+    from batchchat.engines.batch.prices import batch_tariff, terms_of
+    from batchchat.engines.batch.services import open_service
+
+    fields = job.engine
+    address = provider if provider.base_url is not None else provider.with_base_url("http://demo.invalid/v1")
+    try:
+        service = open_service(address, fields, api_key=None, environ=load_keys(job), model=job.model)
+        terms, tariff = terms_of(provider, fields), batch_tariff(provider, job.model, fields)
+    except UsageError as error:
+        return EnginePlan("batch", fields.batch, problem=error.message)
+    bounds = Bounds.of(service, lines=fields.max_lines, nbytes=fields.max_bytes, queued_tokens=fields.queued_tokens)
+    nbytes += requests * _LINE_BYTES
+    batches = max(math.ceil(requests / bounds.lines), math.ceil(nbytes / bounds.nbytes))
+    if bounds.queued_tokens is not None:
+        batches = max(batches, math.ceil((usage.prompt_tokens or 0) / bounds.queued_tokens))
+    return EnginePlan(
+        "batch",
+        fields.batch,
+        cost=None if tariff is None else as_float(tariff.cost(usage)),
+        batches=batches,
+        nbytes=nbytes,
+        window=fields.window or (terms.window if terms is not None else service.limits.window),
+        price_factor=None if terms is None else terms.factor,
+        as_of=None if terms is None else terms.as_of,
+    )
+
+
+class _Reader:
+    """Reads the rows that need a look, and counts what would become of them.
+
+    `empty` counts those whose request would hold nothing of the row, `nbytes` the bytes of what would be sent.
+    """
+
+    def __init__(self, prepared: Prepared, intake: Intake, history: _History, sharing: _Sharing) -> None:
+        self._prepared = prepared
+        self._intake = intake
+        self._history = history
+        self._sharing = sharing
+        self._failed: dict[tuple[str, str], FailureGroup] = {}
+        self.empty = 0
+        self.nbytes = 0
+
+    def read(self, previews: int) -> tuple[list[RequestPreview], Usage]:
+        """Sort the rows; return the first requests, and the tokens to expect of those to be sent."""
+        history, prepared = self._history, self._prepared
+        if history.known is not None:
+            self._intake.pass_over(history.known)
+        shown: list[RequestPreview] = []
+        prompt_tokens, completion_tokens = 0.0, 0.0
+        for batch, known in Rows(prepared, history.known):
+            if prepared.selection.past(batch.first_index):
+                break
+            for found in self._intake.slices(batch, _SLICE, known):
+                _preview(found, shown, previews)
+                self._count_failed(found)
+                asked = {(request.batch.first_index, request.offset): request for request in found.requests}
+                self.empty += sum(prepared.empty.finds(each.batch.values[each.offset]) for each in asked.values())
+                for request in self._sharing.left(found.requests):
+                    prompt_tokens += request.prompt_tokens * history.prompt_ratio
+                    completion_tokens += min(history.completion, request.max_tokens or math.inf)
+                    self.nbytes += len(request.body)
+        return shown, Usage(round(prompt_tokens), round(completion_tokens))
+
+    def _count_failed(self, found: Sorted) -> None:
+        for invalid in found.invalid:
+            kind, message = invalid.failure.kind.value, invalid.failure.message
+            row = invalid.batch.first_index + invalid.offset
+            name = kind, message if len(self._failed) < _REASONS_TOLD_APART or (kind, message) in self._failed else ""
+            group = self._failed.get(name)
+            if group is None:
+                self._failed[name] = FailureGroup(kind, 1, message, row)
+            else:
+                self._failed[name] = replace(group, count=group.count + 1)
+
+    def failures(self) -> list[FailureGroup]:
+        """Return why rows would fail, the most frequent reason first."""
+        return sorted(self._failed.values(), key=lambda group: -group.count)
 
 
 class _Sharing:
@@ -171,10 +259,10 @@ class _Sharing:
         return left
 
 
-def _caps(job: Job, requests: int, usage: Usage, price: Price | None) -> list[PlanCap]:
+def _caps(job: Job, requests: int, usage: Usage, cost: float | None) -> list[PlanCap]:
     """The caps of the budget, and what the run would need of each."""
     tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
-    needed = {"max_cost": price.cost(usage) if price else None, "max_tokens": tokens, "max_requests": requests}
+    needed = {"max_cost": cost, "max_tokens": tokens, "max_requests": requests}
     caps = ((name, getattr(job.budget, name)) for name in needed)
     return [PlanCap(name, cap, needed[name]) for name, cap in caps if cap is not None]
 
@@ -182,10 +270,10 @@ def _caps(job: Job, requests: int, usage: Usage, price: Price | None) -> list[Pl
 class _History:
     """What an earlier run into the same output teaches: what is done, how long answers are, how long they take.
 
-    `known` are the rows that it knew, where they may be passed over.
+    `known` are the rows that it knew, if they may be passed over. `others` counts the records of another prompt.
     """
 
-    def __init__(self, directory: Path, *, fresh: bool, job: Job, following: Pass | None) -> None:
+    def __init__(self, directory: Path, *, fresh: bool, job: Job, following: Pass | None, prompt_id: str) -> None:
         self.known: KnownRows | None = None
         self.index, self.keys = RecordIndex(), KeyIndex() if job.input.key is not None else None
         self.prompt_ratio, self.completion, self.latency_s = 1.0, FIRST_COMPLETION, _EXPECTED_LATENCY_S
@@ -195,7 +283,7 @@ class _History:
             "corrected by what was really used once there are answers"
         )
         self.spent = Spend()
-        self.surplus = 0
+        self.surplus = self.others = 0
         if fresh:
             return
         output = read_state(directory)
@@ -205,7 +293,10 @@ class _History:
             self.known.look_up(self.index, self.keys)
         self.spent = output.spend
         answered, completion, latency = 0, 0, 0.0
-        for batch in output.records(["status", "completion_tokens", "latency_s", "sample_index"]):
+        told = ["prompt_id"] if "prompt_id" in output.own_columns else []
+        for batch in output.records(["status", "completion_tokens", "latency_s", "sample_index", *told]):
+            if told:
+                self.others += pc.not_equal(batch.column("prompt_id"), prompt_id).true_count
             self.surplus += pc.sum(pc.greater_equal(batch.column("sample_index"), job.samples)).as_py() or 0
             status, tokens, seconds = (batch.column(name) for name in ("status", "completion_tokens", "latency_s"))
             told = pc.and_(pc.equal(status, "ok"), pc.and_(pc.is_valid(tokens), pc.is_valid(seconds)))
@@ -284,6 +375,23 @@ def _duration(
         times["tokens per minute"] = tokens / token_rate * 60
     binding = max(times, key=lambda name: times[name])
     return times[binding], binding
+
+
+def _price_warning(job: Job, provider: Provider) -> list[str]:
+    """Say if a provider with a list of prices does not have the model in it: its name may be wrong.
+
+    A model on a machine of one's own has no price, and needs none.
+    """
+    if job.model in provider.prices or not provider.prices:
+        return []
+    near = nearest(job.model, list(provider.prices))
+    remedy = "give your own price with `prices: {input: …, output: …, currency: …}`"
+    listed = f"`batchchat providers {provider.name}` lists its models"
+    warning = (
+        f"model: no price is known for {job.model} at {provider.name}{near}, so costs are not counted. "
+        f"{listed}; {remedy}"
+    )
+    return [warning]
 
 
 def _key_warning(job: Job, provider: Provider) -> list[str]:

@@ -13,29 +13,39 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from batchchat.records import Usage
+from batchchat.prices import Price, PriceList
+
+__all__ = [
+    "BATCH_TERMS",
+    "DEMO",
+    "PRICES_READ",
+    "PROFILES",
+    "BatchTerms",
+    "Price",
+    "Provider",
+    "Transport",
+    "normalize_url",
+]
 
 DEMO = "demo"
+PRICES_READ = "2026-11-28"
+"""The day on which the list of prices was made."""
 
 Transport = Literal["auto", "httpx", "http2"]
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
-    """Money per million tokens, in the provider's currency."""
+class BatchTerms:
+    """What a provider's Batch API offers.
 
-    input: float
-    output: float
-    cached_input: float | None = None
+    `factor` is what a request costs in a batch, as a share of its usual price, as it was read on the day `as_of`.
+    `window` is the time in which a batch is promised, in the provider's own words.
+    """
 
-    def cost(self, usage: Usage) -> float:
-        """Money for these tokens; cached prompt tokens at their own price where there is one."""
-        prompt, output, cached = usage.prompt_tokens or 0, usage.completion_tokens or 0, usage.cached_tokens or 0
-        if self.cached_input is None:
-            cached = 0
-        cached = min(cached, prompt)
-        money = (prompt - cached) * self.input + cached * (self.cached_input or 0.0) + output * self.output
-        return money / 1_000_000
+    factor: float
+    as_of: str
+    window: str = "24h"
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,11 @@ def _profile(name: str, base_url: str | None, **fields: object) -> Provider:
     return Provider(name=name, base_url=base_url, identity=name, **fields)  # type: ignore[arg-type]
 
 
+def _listed(name: str) -> dict[str, object]:
+    """The prices of a provider that is in the list."""
+    return {"prices": PriceList(name), "currency": "USD", "prices_as_of": PRICES_READ}
+
+
 PROFILES: Mapping[str, Provider] = {
     provider.name: provider
     for provider in (
@@ -140,12 +155,13 @@ PROFILES: Mapping[str, Provider] = {
             prices_as_of="2026-09-29",
             note="Limits are those of the first tier, per organization; response headers correct them upwards.",
         ),
-        _profile("openai", "https://api.openai.com/v1", api_key_env="OPENAI_API_KEY"),
+        _profile("openai", "https://api.openai.com/v1", api_key_env="OPENAI_API_KEY", **_listed("openai")),
         _profile(
             "mistral",
             "https://api.mistral.ai/v1",
             api_key_env="MISTRAL_API_KEY",
             unsupported=frozenset({"logit_bias", "user", "top_logprobs", "logprobs"}),
+            **_listed("mistral"),
             stream_options=False,  # answered with 422 "extra_forbidden"; usage comes with the last chunk all the same
         ),
         _profile(
@@ -153,8 +169,9 @@ PROFILES: Mapping[str, Provider] = {
             "https://api.groq.com/openai/v1",
             api_key_env="GROQ_API_KEY",
             unsupported=frozenset({"logprobs", "logit_bias", "top_logprobs"}),
+            **_listed("groq"),
         ),
-        _profile("together", "https://api.together.xyz/v1", api_key_env="TOGETHER_API_KEY"),
+        _profile("together", "https://api.together.xyz/v1", api_key_env="TOGETHER_API_KEY", **_listed("together")),
         _profile("vllm", "http://127.0.0.1:8000/v1", note="Set base_url where the server is not on this machine."),
         _profile(
             "ollama",
@@ -163,3 +180,20 @@ PROFILES: Mapping[str, Provider] = {
         ),
     )
 }
+
+BATCH_TERMS: Mapping[str, BatchTerms] = {
+    DEMO: BatchTerms(0.5, "2026-11-01"),
+    "openai": BatchTerms(0.5, "2026-11-28"),
+    "azure": BatchTerms(0.5, "2026-03-19", note="Of the price of a Global Standard deployment. Batches do not expire."),
+    "scaleway": BatchTerms(0.5, "2026-03-10"),
+    "groq": BatchTerms(0.5, "2026-11-28", note="A page of 2025 names a factor of 0.75: look at your invoice."),
+    "mistral": BatchTerms(0.5, "2026-09-02"),
+    "together": BatchTerms(
+        1.0,
+        "2026-09-04",
+        note="Half price for the models that its page of batches lists, the usual price for all others.",
+    ),
+    "deepinfra": BatchTerms(0.8, "2026-06-19"),
+    "doubleword": BatchTerms(0.5, "2026-06-16", note="Up to 90 % less by its own words: set the price of your model."),
+}
+"""The terms by the name of the batch dialect, which is the name of the provider's profile if it has one."""

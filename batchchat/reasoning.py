@@ -20,13 +20,17 @@ import orjson
 _NAMES: Final = r"(?:[a-z0-9]{1,20}[:_])?(?:ant)?think(?:ing)?|thoughts?|thought_process|reason(?:ing)?"
 """Elements that hold reasoning: think (DeepSeek, Qwen, GLM and most others), thinking, thought (EXAONE), reasoning
 (Reka), seed:think (Seed-OSS), longcat_think (LongCat)."""
-_NOTES: Final = r"analysis|reflection|scratchpad|inner_monologue"
+_NOTES: Final = (
+    r"analysis|reflection|scratchpad|inner_monologue|internal_(?:monologue|thoughts?|reasoning)|chain_of_thought|cot|"
+    r"reasoning_content|seed:cot_budget_reflect"
+)
 """Elements that hold reasoning as a whole. A closing mark of theirs alone may be part of any answer."""
 _MARK: Final = re.compile(
     rf"<(?P<end>/)?(?P<tag>{_NAMES}|(?P<notes>{_NOTES}))(?:\s[^<>]{{0,200}})?>"
     # Cohere, Sky-T1, OpenThinker.
     r"|<\|(?P<pipe>/|end_of_|end_|start_of_|begin_of_|start_|begin_)?(?:think(?:ing)?|thought|reasoning)\|>"
     r"|\[(?P<square>/)?think(?:ing)?\]"  # Magistral
+    r"|\[(?:start|(?P<printed>end)) thinking\]"  # what llama.cpp's own command line prints
     r"|◁(?P<triangle>/)?think▷"  # Kimi
     r"|<\|channel>\s?thought\b|(?P<channel><channel\|>)"  # Gemma 4
     r"|<unused94>\s?thought\b|(?P<unused><unused95>)",  # MedGemma
@@ -46,7 +50,16 @@ _WRAPPED: Final = re.compile(
     r"\s*(?:<\|(?:END_RESPONSE|end_of_solution|end_of_box)\|>|\[END FINAL RESPONSE\])\s*\Z"
 )
 """Marks of the answer itself, beside those of its reasoning."""
-_BLANK: Final = re.compile(r"[\s\ufeff\u200b-\u200d\u2060\x00]*")
+_BLANK: Final = re.compile(
+    r"(?:[\s\ufeff\u200b-\u200f\u2060\x00\u00ad\u180e\u2800\u115f\u1160\u3164]++"
+    r"|<\|(?:im_end|end|eot_id|eom_id|end_of_text|endoftext|return|end_of_turn)\|>|</s>|<eos>|<end_of_turn>)*"
+)
+"""What shows nothing: white space, characters without width or ink, and the tokens that end a model's turn.
+
+Some servers leave the last in the text.
+"""
+_FIRST: Final = ("<", "[", "◁")
+"""What every opening mark begins with."""
 _QUOTES: Final = "`'\"“”«»"
 
 
@@ -67,11 +80,11 @@ def is_blank(text: str | None) -> bool:
 def split(text: str) -> tuple[str | None, str]:
     """Return the reasoning before an answer, and the answer.
 
-    Without reasoning the first is None and the second the text as it is. Reasoning whose opening mark has no end is
-    left in the text: it may be ordinary text. So is a marked part between other text.
+    Without reasoning the first is None and the second the text as it is. If the text begins with an opening mark that
+    has no end, all of it is reasoning: the answer is empty. A marked part between other text is left in it.
     """
     if not _may_hold_an_end(text) or _is_json(text):
-        return None, text
+        return _unended(text, 0)
     if "<|channel|>" in text:
         return _harmony(text)
     if text.lstrip().startswith("analysis") and _BARE_FINAL in text:
@@ -84,9 +97,12 @@ def split(text: str) -> tuple[str | None, str]:
     while (part := _leading(text, position)) is not None:
         begin, end, position = part
         thoughts.append(text[begin:end].strip())
+    more, rest = _unended(text, position)
+    if more is not None:
+        thoughts.append(more)
     if not thoughts:
         return None, text
-    return "\n\n".join(filter(None, thoughts)), _unwrapped(text[position:])
+    return "\n\n".join(filter(None, thoughts)), _unwrapped(rest)
 
 
 def unmarked(text: str) -> str:
@@ -113,6 +129,7 @@ def _may_hold_an_end(text: str) -> bool:
         "</" in text
         or "|>" in text
         or "[/" in text
+        or "[End" in text
         or "◁/" in text
         or _BARE_FINAL in text
         or "<unused95>" in text
@@ -138,7 +155,14 @@ def _marks(text: str, position: int) -> Iterator[_Mark]:
         if start > 0 and end < len(text) and text[start - 1] in _QUOTES and text[end] in _QUOTES:
             continue
         pipe = found["pipe"]
-        ends = found["end"] or found["square"] or found["triangle"] or found["channel"] or found["unused"]
+        ends = (
+            found["end"]
+            or found["square"]
+            or found["triangle"]
+            or found["channel"]
+            or found["unused"]
+            or found["printed"]
+        )
         closes = bool(ends) or (pipe is not None and pipe[:1] in "/eE")
         yield _Mark(start, end, closes, (found["notes"] or "").lower())
 
@@ -163,6 +187,19 @@ def _leading(text: str, position: int) -> tuple[int, int, int] | None:
         elif not mark.family:
             return position, mark.start, mark.end
     return None
+
+
+def _unended(text: str, position: int) -> tuple[str | None, str]:
+    """Split what stands at a position: all of it is reasoning if a mark opens it and none of its kind follows."""
+    start = blank.end() if (blank := _BLANK.match(text, position)) else position
+    if text[start : start + 1] not in _FIRST:
+        return None, text[position:]
+    opening, *others = _marks(text, start) if (found := _MARK.match(text, start)) else (None,)
+    if found is None or opening is None or opening.start != start or opening.closes or opening.family:
+        return None, text[position:]
+    if any(mark.closes for mark in others):
+        return None, text[position:]
+    return text[opening.end :].strip(), ""
 
 
 def _harmony(text: str) -> tuple[str | None, str]:

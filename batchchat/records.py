@@ -180,8 +180,9 @@ class Request:
 
     `custom_id` is its identity: 32 hexadecimal digits. `prompt_tokens` is a guess by size, `max_tokens` its own bound.
     `batch` and `offset` say which row it stands for. The rest is the engine's: `attempts` made, those of them that
-    `counted` against the policy, those `unsent`, the `usage` of attempts that settled nothing, times, and the `steps`
-    of a request that needs more than one answer. `answer_id` is the identity of its answer, where answers are shared.
+    `counted` against the policy, those `unsent`, the `usage` of attempts that settled nothing and its `cost` (see
+    `Reply`), times, and the `steps` of a request that needs more than one answer. `answer_id` is the identity of its
+    answer, where answers are shared.
     """
 
     custom_id: str
@@ -196,10 +197,18 @@ class Request:
     counted: int = 0
     unsent: int = 0
     usage: Usage = Usage()
+    cost: int | None = None
     started_at: int = 0
     active_s: float = 0.0
     steps: Steps | None = None
     answer_id: bytes = b""
+
+    def add_billed(self, reply: Reply) -> None:
+        """Add what an attempt took that was answered and settles nothing."""
+        if reply.usage is not None:
+            self.usage = self.usage.plus(reply.usage)
+        if reply.cost is not None:
+            self.cost = (self.cost or 0) + reply.cost
 
     @property
     def row_index(self) -> int:
@@ -222,7 +231,8 @@ class Record:
     unless the last attempt was streamed. The first is the time from the request's going out to the first thing the
     model wrote, reasoning and tool calls included, in seconds; the second is the answer's `completion_tokens` over the
     time from then to the last thing it wrote, null where all came at once. `prompt_id` tells which prompt the record
-    answers (see `runner.rows.prompt_id_of`); null in what an earlier version wrote.
+    answers (see `runner.rows.prompt_id_of`), `engine` who had the answer (`local` or `batch`); both are null in what an
+    earlier version wrote. A `batch` tells no latency.
     """
 
     batch: RowBatch
@@ -261,6 +271,7 @@ class Record:
     ttft_s: float | None = None
     output_tokens_per_s: float | None = None
     prompt_id: str | None = None
+    engine: str | None = None
     parsed: Any = None
 
 
@@ -347,6 +358,7 @@ class Reply:
     `doubted` tells that a refusal says something that cannot be true of the request (such as that its JSON cannot be
     read), so that it is to be believed only if it comes again.
     `ttft_s` and `output_tokens_per_s` are there where the answer was streamed (see `Record`).
+    `cost` is what the usage costs at whoever answered (see `money`), None if nothing was billed or no price is known.
     """
 
     verdict: Verdict
@@ -364,6 +376,7 @@ class Reply:
     ttft_s: float | None = None
     output_tokens_per_s: float | None = None
     doubted: bool = False
+    cost: int | None = None
 
     @property
     def may_be_own_fault(self) -> bool:

@@ -18,6 +18,7 @@ from batchchat.reasoning import is_blank
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, Steps, Usage, Verdict
 
 if TYPE_CHECKING:
+    from batchchat.money import Tariff
     from batchchat.structured import ResponseSchema, Tools
 
 _BYTES_A_TOKEN = 4
@@ -280,15 +281,20 @@ def journaled(request: Request, reply: Reply) -> dict[str, Any]:
         "model": reply.model,
         "attempts": request.attempts,
         "usage": list(request.usage),
+        "cost": request.cost,
         "started_at": request.started_at,
         "active_s": request.active_s,
     }
 
 
-def resume(request: Request, answers: Sequence[Any], reviewer: Reviewer) -> tuple[Reply, Decision] | None:
+def resume(
+    request: Request, answers: Sequence[Any], reviewer: Reviewer, tariff: Tariff | None = None
+) -> tuple[Reply, Decision] | None:
     """Go on from a request's journaled answers, in their order: the last one, and what is decided about it now.
 
     The request is then as it was before that decision; its usage includes the answers', and the reply's own is None.
+    `tariff` prices what an earlier version journaled, which has no cost.
+
     Returns None, with the request unchanged, where the answers cannot be read: it is then asked from its beginning.
     """
     try:
@@ -296,9 +302,11 @@ def resume(request: Request, answers: Sequence[Any], reviewer: Reviewer) -> tupl
         last = answers[-1]
         usage, started_at = Usage(*last["usage"]), int(last["started_at"])
         attempts, active_s = int(last["attempts"]), float(last["active_s"])
+        cost = last["cost"] if "cost" in last else tariff.cost(usage) if tariff is not None else None
+        cost = None if cost is None else int(cost)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return None
-    request.usage, request.started_at = usage, started_at
+    request.usage, request.cost, request.started_at = usage, cost, started_at
     request.attempts, request.active_s = attempts, active_s
     for reply in replies[:-1]:
         decision = reviewer.review(request, reply)

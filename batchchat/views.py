@@ -37,6 +37,27 @@ class PlanCap:
 
 
 @dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """What the requests of a run would cost through one engine, and how long they would take.
+
+    For `batch`: `batches` is how many there would be at least, `nbytes` what is uploaded, `window` the time that the
+    provider has, `price_factor` the share of the usual price, as it was read on the day `as_of`. `problem` says why the
+    provider's batches cannot be used as the job is; then the other figures are None. `chosen` is the job's own engine.
+    """
+
+    engine: Literal["local", "batch"]
+    chosen: bool
+    cost: float | None = None
+    duration_s: float | None = None
+    batches: int | None = None
+    nbytes: int | None = None
+    window: str | None = None
+    price_factor: float | None = None
+    as_of: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PlanView:
     """What a run would do, counted and estimated, with nothing sent.
 
@@ -47,7 +68,10 @@ class PlanView:
     `prompt_tokens`, `completion_tokens`, `cost` and `duration_s` are estimates for the `requests` to send, found as
     `method` says; `binding` names the limit that decides the duration. `cached` answers are in the `cache`; `equal`
     requests ask the same as another one, and are sent or not as `dedupe` says; `requests` are those that are sent.
-    `spent` is what the output has cost so far.
+    `spent` is what the output has cost so far. `failures` tell why the `unreadable` ones would fail, by kind and
+    message, the most frequent first. `empty` rows have nothing in any column that the messages name.
+    `earlier_prompt` of the `kept` records answer another prompt than the job's.
+    `engines` compares single requests with batches; `cost` is that of the job's own engine.
     """
 
     job: str
@@ -85,6 +109,10 @@ class PlanView:
     cached: int = 0
     dedupe: bool = False
     equal: int = 0
+    failures: Sequence[FailureGroup] = ()
+    empty: int = 0
+    earlier_prompt: int = 0
+    engines: Sequence[EnginePlan] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +135,36 @@ class LastRun:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchView:
+    """A batch of an output.
+
+    `state` is the provider's word, or says how far the batch is before and after that. `batch` is the provider's
+    identity, None before it is created. `total`, `completed` and `failed` are the provider's counts, None if it tells
+    none; `harvested` counts the requests whose answers are counted here. Times are UTC, ISO 8601.
+    """
+
+    number: int
+    name: str
+    batch: str | None
+    state: str
+    requests: int
+    total: int | None
+    completed: int | None
+    failed: int | None
+    harvested: int
+    created: str | None
+    age_s: float | None
+    expires: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
     """What an output holds. `live` is the newest snapshot of the run that is going on, if one is.
 
     `open` is None where the number of rows is not known. `spent` is the sum of the ledger. `ok`, `failed` and `open`
     count samples where the job asks each row `samples` times, else rows. `streamed` is about the completions that were
     streamed, None where none was. `earlier_prompt` of the `ok` answer another prompt than that of the latest run.
+    `batches` are those of a provider's Batch API, the oldest first.
     """
 
     job: str
@@ -131,6 +183,7 @@ class StatusView:
     samples: int = 1
     streamed: Streamed | None = None
     earlier_prompt: int = 0
+    batches: Sequence[BatchView] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +205,8 @@ class PastRun:
 
     `new_ok`, `new_failed` and `cache_hits` count its own records; of a run that did not end by itself those that are
     live still. `requests` are the attempts that it made (None: not known), `answers` those of them that were billed,
-    with tokens and cost from the ledger. An `exit_code` of None: it is running, or was killed.
+    with tokens and cost from the ledger. An `exit_code` of None: it is running, or was killed. `prompt_id` tells its
+    prompt, None if that is not known.
     """
 
     run_id: str
@@ -172,6 +226,7 @@ class PastRun:
     currency: str | None
     exit_code: int | None
     reason: str | None
+    prompt_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from batchchat.records import Record, RowBatch, Spend
-from batchchat.store import Answer, Change, Entry, Settled, Store, read_state
+from batchchat.store import AnswerEntry, Entry, SettledEntry, Store, StoreChange, read_state
+from batchchat.store.location.folder import FolderLocation
+from batchchat.store.location.port import Location
 
 SCHEMA = pa.schema([("ticket", pa.string()), ("body", pa.string())])
 SPEND = Spend(1, 10, 5, 15, 0, 0, 0.25)
@@ -102,15 +104,15 @@ def record(
 def settled(first: int, count: int, **more: Any) -> list[Entry]:
     """Return outcomes of consecutive rows, each of which cost SPEND."""
     batch = row_batch(first, count)
-    return [Settled(record(batch, offset, **more), SPEND) for offset in range(count)]
+    return [SettledEntry(record(batch, offset, **more), SPEND) for offset in range(count)]
 
 
-def answer(row: int, step: int, prompt: str = "") -> Answer:
+def answer(row: int, step: int, prompt: str = "") -> AnswerEntry:
     """Return an intermediate answer of a row's request."""
-    return Answer(identity((row, prompt)), step, {"text": f"step {step}"}, SPEND)
+    return AnswerEntry(identity((row, prompt)), step, {"text": f"step {step}"}, SPEND)
 
 
-def open_store(directory: Path, run_id: str = "run-1", **options: Any) -> Store:
+def open_store(directory: Path | Location, run_id: str = "run-1", **options: Any) -> Store:
     """Open an output of the job that these tests run."""
     settings: dict[str, Any] = {
         "job_name": "job",
@@ -122,14 +124,19 @@ def open_store(directory: Path, run_id: str = "run-1", **options: Any) -> Store:
     return Store.open(directory, **(settings | options))
 
 
-def commit(store: Store, entries: Sequence[Entry]) -> Change:
+def journal_path(directory: Path, generation: int) -> Path:
+    """Return where the journal of a generation of an output lies."""
+    return FolderLocation(directory).journals.path(generation)
+
+
+def commit(store: Store, entries: Sequence[Entry]) -> StoreChange:
     """Commit and apply, as a run does."""
     change = store.commit(entries)
     store.apply(change)
     return change
 
 
-def seal(store: Store) -> Change:
+def seal(store: Store) -> StoreChange:
     """Seal everything pending and apply it."""
     change = store.finish()
     store.apply(change)

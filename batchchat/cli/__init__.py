@@ -5,6 +5,8 @@ Only click is imported here; each command imports what it needs when it runs, so
 
 from __future__ import annotations
 
+import gc
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -16,12 +18,12 @@ import click
 import batchchat
 
 _EXIT_CODES = """\b
-Exit codes: 0 every row has a completion · 1 some rows failed · 2 bad usage, job
-file or input · 3 needs a human (key, model, credit) · 4 stopped by a budget or
-the deadline · 5 a gate of an evaluation does not hold · 69 provider unavailable
-· 70 internal error · 74 disk trouble · 75 another run holds the output ·
-129/130/143 stopped by SIGHUP/SIGINT/SIGTERM. All but 2 can be resumed by the
-same command."""
+Exit codes: 0 every row has a completion · 1 some rows failed · 2 bad usage,
+job file or input · 3 needs a human (key, model, credit) · 4 stopped by a
+budget or the deadline · 5 a gate of an evaluation does not hold · 69 provider
+unavailable · 70 internal error · 74 disk trouble · 75 another run holds the
+output · 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM. All but 2 can be
+resumed by the same command."""
 
 
 _FAULTS = """Faults: error_400 error_401 error_403 error_404 error_416 error_422 error_429 error_500 error_503 error_504
@@ -30,11 +32,22 @@ empty_whitespace wrong_label invalid_output misfit misfit_once cut_off fenced re
 sticky_504, and the counts revoke_after and quota_after.
 
 Of streams: stream_cut closes the connection before the usage is told, drop_body half-way; truncated_json ends one
-half-way, stream_error with an error inside; no_usage leaves the usage out."""
+half-way, stream_error with an error inside; no_usage leaves the usage out.
+
+The faults and dialects of the Batch API are in the page `batchchat guide demo-batches`."""
 
 
 class _Group(click.Group):
-    """Commands in the order they are written here, and the nearest name for one that does not exist."""
+    """Commands in the order they are written here, and the nearest name for one that does not exist.
+
+    Without a command it shows its help.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), color=ctx.color)
+            ctx.exit()
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -55,7 +68,7 @@ class _Group(click.Group):
 @click.group(
     cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EXIT_CODES
 )
-@click.version_option(batchchat.__version__, prog_name="batchchat")
+@click.version_option(batchchat.__version__, "-V", "--version", prog_name="batchchat")
 def cli() -> None:
     """Run one prompt over many rows, and never lose or pay twice for an answer.
 
@@ -66,10 +79,28 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; the console script's entry point."""
+    _start_fast()
     from batchchat.cli.running import guarded, leave
 
+    # Arrow reads this once, when it is loaded. `keep_memory_small` says why; what reads Parquet pages heeds this alone.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     leave(guarded(cli))
 
+
+def _start_fast() -> None:
+    """Spare this process work at its start that no command needs.
+
+    Modules make hundreds of thousands of objects that stay, and the collector of cycles would look at them again and
+    again. And httpx brings a command line of its own, with rich and pygments, which it does without if that cannot be
+    imported: importing them was a tenth of the start.
+    """
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 20, 20)
+    # None tells the import system that there is no such module. This process is ours: nobody else imports httpx here.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+
+
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
+"""As many as keep the collector quiet while modules are imported: about five looks instead of hundreds."""
 
 _Command = Callable[..., Any]
 
@@ -158,6 +189,7 @@ def _output_argument(command: _Command) -> _Command:
 @click.option(
     "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
 )
+@click.option("--no-wait", is_flag=True, help="With engine: batch, end when the batches are created; exit code 4.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
 )
@@ -182,7 +214,7 @@ def run(**options: Any) -> None:
     sys.exit(run_command(arguments, command=_command_line(), **options))
 
 
-@cli.command()
+@cli.command(short_help="Show what a run of JOB would send and cost; send nothing.")
 @_job_options
 @_json_option
 def plan(**options: Any) -> None:
@@ -193,7 +225,7 @@ def plan(**options: Any) -> None:
     sys.exit(plan_command(arguments, **options))
 
 
-@cli.command("eval")
+@cli.command("eval", short_help="Run the variants of SUITE, and say which differ.")
 @_suite_options
 @click.option("--plan", "plan_only", is_flag=True, help="Show what it would send and cost; send nothing.")
 @_gate_options
@@ -218,7 +250,7 @@ def eval_(**options: Any) -> None:
     sys.exit(eval_command(arguments, command=_command_line(), **options))
 
 
-@cli.command()
+@cli.command(short_help="Score the answers of SUITE again; send nothing.")
 @click.argument("suite", type=click.Path(path_type=Path))
 @click.option("--output", "output_path", metavar="DIR", help="The folder of the evaluation, if not the suite's.")
 @click.option(
@@ -239,7 +271,7 @@ def score(**options: Any) -> None:
     sys.exit(score_command(**options))
 
 
-@cli.command()
+@cli.command(short_help="Compare two outputs row by row.")
 @click.argument("a", metavar="DIR_A", type=click.Path(path_type=Path))
 @click.argument("b", metavar="DIR_B", type=click.Path(path_type=Path))
 @click.option("--on", metavar="COLUMN", help="What tells rows apart: an input column, key (the default) or row_index.")
@@ -254,6 +286,9 @@ def score(**options: Any) -> None:
     help="Score both by an expected column, such as exact:label, or by a mapping as in a suite. May be repeated.",
 )
 @click.option("--suite", type=click.Path(path_type=Path), metavar="SUITE", help="Score both by this suite's scorers.")
+@click.option(
+    "--cluster", metavar="COLUMN", help="Rows with the same value here are one piece of evidence: document, customer."
+)
 @_json_option
 def compare(**options: Any) -> None:
     """Compare two outputs: two nights, two versions of a prompt, two models. Sends nothing.
@@ -276,7 +311,25 @@ def status(directory: Path, as_json: bool) -> None:
     sys.exit(status_command(directory, as_json=as_json))
 
 
-@cli.command()
+@cli.command(short_help="Cancel the provider's batches of DIR, keep what they answered.")
+@_output_argument
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
+@_json_option
+def cancel(directory: Path, **options: Any) -> None:
+    """Cancel the provider's batches of DIR, wait for their end, and keep what they answered.
+
+    What is answered by then is paid for. Their other rows stay open: the next run asks them again.
+    """
+    from batchchat.cli.running import cancel_command
+
+    sys.exit(cancel_command(directory, **options))
+
+
+@cli.command(short_help="List the runs into DIR: when, what, and at what cost.")
 @_output_argument
 @_json_option
 def history(directory: Path, as_json: bool) -> None:
@@ -286,7 +339,7 @@ def history(directory: Path, as_json: bool) -> None:
     sys.exit(history_command(directory, as_json=as_json))
 
 
-@cli.command()
+@cli.command(short_help="Look at records of DIR: messages in, completion out.")
 @_output_argument
 @click.option("--row", type=click.IntRange(min=0), metavar="N", help="Show the record of row N (the first is 0).")
 @click.option("--key", metavar="KEY", help="Show the record of the row with this key.")
@@ -313,7 +366,7 @@ def show(directory: Path, **options: Any) -> None:
     sys.exit(show_command(directory, **options))
 
 
-@cli.command()
+@cli.command(short_help="Write the records of DIR to one file, in input order.")
 @_output_argument
 @click.option(
     "-o",
@@ -322,12 +375,12 @@ def show(directory: Path, **options: Any) -> None:
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A .parquet, .jsonl or .csv file; - is standard output, with --format.",
+    help="A .parquet, .jsonl, .csv or .xlsx file; - is standard output, with --format.",
 )
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["parquet", "jsonl", "csv", "openai-batch"]),
+    type=click.Choice(["parquet", "jsonl", "csv", "xlsx", "openai-batch"]),
     help="What to write, where the extension does not say it; openai-batch: the output and error lines of a batch.",
 )
 @click.option(
@@ -339,7 +392,12 @@ def show(directory: Path, **options: Any) -> None:
     is_flag=True,
     help="Put ' before each text of a .csv file that a spreadsheet would run as a formula (= + - @).",
 )
-@click.option("--columns", metavar="NAMES", help="Write these columns only, in this order: names joined by commas.")
+@click.option(
+    "--columns",
+    metavar="NAMES",
+    help="Write these columns only, in this order: names joined by commas; parsed.label is a field.",
+)
+@click.option("--flatten", is_flag=True, help="Write the fields of objects as columns of their own: parsed.label.")
 @click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
 def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
@@ -348,7 +406,7 @@ def export(directory: Path, target: Path, format_: str | None, **options: Any) -
     sys.exit(export_command(directory, target, format_, **options))
 
 
-@cli.command()
+@cli.command(short_help="Write an HTML report about DIR.")
 @_output_argument
 @click.option(
     "-o",
@@ -380,7 +438,7 @@ def verify(directory: Path, as_json: bool) -> None:
     sys.exit(verify_command(directory, as_json=as_json))
 
 
-@cli.command()
+@cli.command(short_help="Remove old outputs that `run --fresh` set aside.")
 @_output_argument
 @click.option("--yes", is_flag=True, help="Remove them without a question.")
 def clean(directory: Path, yes: bool) -> None:
@@ -393,7 +451,7 @@ def clean(directory: Path, yes: bool) -> None:
     sys.exit(clean_command(directory, yes=yes))
 
 
-@cli.command()
+@cli.command(short_help="Write a commented job to start from, and sample rows.")
 @click.argument("name", default="demo")
 @click.option("--force", is_flag=True, help="Write over existing files.")
 def init(name: str, force: bool) -> None:
@@ -403,7 +461,17 @@ def init(name: str, force: bool) -> None:
     sys.exit(init_command(name, force=force))
 
 
-@cli.command("guide")
+@cli.command(short_help="List known providers; of one, its limits and prices.")
+@click.argument("name", required=False, metavar="[NAME]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def providers(name: str | None, as_json: bool) -> None:
+    """List the providers that are known by name; of one, its limits and the prices of its models."""
+    from batchchat.cli.providers import providers_command
+
+    sys.exit(providers_command(name, as_json=as_json))
+
+
+@cli.command("guide", short_help="Read the documentation: all topics, or one page.")
 @click.argument("topic", required=False, metavar="[TOPIC]")
 @click.option("--search", "word", metavar="WORD", help="List the places of all pages that hold this word.")
 def guide_(topic: str | None, word: str | None) -> None:
@@ -413,7 +481,7 @@ def guide_(topic: str | None, word: str | None) -> None:
     sys.exit(guide_command(topic, word=word))
 
 
-@cli.command()
+@cli.command(short_help="Print the JSON Schema of a job or suite, for editors.")
 @click.argument("kind", type=click.Choice(["job", "suite"]), default="job")
 def schema(kind: str) -> None:
     """Print the JSON Schema of a job file, or of a suite file, for editors.
@@ -425,7 +493,7 @@ def schema(kind: str) -> None:
     sys.exit(schema_command(kind))
 
 
-@cli.command("demo-server", epilog=_FAULTS)
+@cli.command("demo-server", epilog=_FAULTS, short_help="Run the demo provider as a server of its own.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Everything the server does follows from it.")
@@ -445,6 +513,20 @@ def schema(kind: str) -> None:
     help="Let a share of requests go wrong, such as error_503=0.05. May be repeated.",
 )
 @click.option("--key-env", metavar="VARIABLE", help="Ask for the key that this environment variable holds.")
+@click.option("--batch-seconds", default="2s", show_default=True, metavar="TIME", help="Time of a batch to its end.")
+@click.option(
+    "--batch-fault",
+    "batch_faults",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Let the Batch API go wrong, such as create_lost or line_missing=0.1. May be repeated.",
+)
+@click.option("--batch-dialect", default="openai", show_default=True, metavar="NAME", help="Whose Batch API it plays.")
+@click.option(
+    "--batch-folder",
+    metavar="DIR",
+    help="Keep files and batches in this folder, so that they outlive the server. Without it they end with it.",
+)
 def demo_server(**options: Any) -> None:
     """Run the embedded demo provider as a server of its own, to try limits and faults against."""
     from batchchat.cli.starting import demo_server_command

@@ -10,7 +10,7 @@ from batchchat.errors import UsageError
 
 if TYPE_CHECKING:
     from batchchat.evaluation.suite.suite import Suite
-    from batchchat.job import Change, Job
+    from batchchat.job import FieldChange, Job
     from batchchat.records import ErrorKind
     from batchchat.runner.options import RunOptions
 
@@ -61,7 +61,7 @@ class JobArguments:
             changes=self.changes(),
         )
 
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[FieldChange]:
         """What the options that stand for a field set."""
         from batchchat.job import read_override
 

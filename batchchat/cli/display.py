@@ -6,6 +6,8 @@
       limits  287/300 req/min · 41k/200k tok/min · 32/32 at once
       cost    0.0012 EUR (about 0.0020 at the end) · 41k tokens · 4 retries
 
+Once a row has failed, a line `failed` below the rows names the commonest reasons.
+
 Both kinds take the same snapshots through `update` and keep no thread or clock of their own: a snapshot carries
 the run's time. On a narrow terminal the least important figures of a line give way; no line ever wraps.
 """
@@ -147,7 +149,10 @@ class PlainProgress:
 
 
 class ProgressView:
-    """A snapshot as a rich renderable of five lines (six while draining), none wider than the console."""
+    """A snapshot as a rich renderable of five lines, none wider than the console.
+
+    One more tells why most of the failed rows failed, and one that the run is draining.
+    """
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -157,6 +162,8 @@ class ProgressView:
         snapshot, width = self.snapshot, options.max_width
         yield _headline(snapshot, width)
         yield _line(f"{asked(snapshot.samples)}s", _row_figures(snapshot), width)
+        if snapshot.failures:
+            yield _line("failed", _failure_figures(snapshot), width)
         yield _line("speed", _speed_figures(snapshot), width)
         yield _line("limits", _limit_figures(snapshot.pace), width)
         yield _line("cost", _cost_figures(snapshot), width)
@@ -173,11 +180,12 @@ def progress_line(snapshot: Snapshot) -> str:
     state = _PHASES.get(snapshot.phase) or f"ETA {about(snapshot.eta_s)}"
     groups = (
         _row_figures(snapshot),
+        _failure_figures(snapshot)[:1] if snapshot.failures else [],
         _speed_figures(snapshot),
         _limit_figures(snapshot.pace),
         _cost_figures(snapshot),
     )
-    figures = "; ".join("".join(_joined(group, ", ")) for group in groups)
+    figures = "; ".join("".join(_joined(group, ", ")) for group in groups if group)
     return f"{one_line(snapshot.job, 60)} {percent(_settled(snapshot), _whole(snapshot))}, {state}: {figures}"
 
 
@@ -205,6 +213,16 @@ def _row_figures(snapshot: Snapshot) -> list[Figure]:
     ]
     if snapshot.done_before:
         figures.insert(2, Figure(f"({count(snapshot.done_before)} earlier)", "dim", 4))
+    return figures
+
+
+def _failure_figures(snapshot: Snapshot) -> list[Figure]:
+    """Return the commonest reasons of failures, and an example of the first."""
+    first, *others = sorted(snapshot.failures, key=lambda group: -group.count)
+    figures = [Figure(f"{count(first.count)} {first.kind}", "bold red")]
+    if first.example:
+        figures.append(Figure(f"({one_line(first.example, 200)})", ""))
+    figures += [Figure(f"{count(group.count)} {group.kind}", "red", 1 + number) for number, group in enumerate(others)]
     return figures
 
 

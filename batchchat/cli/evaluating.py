@@ -135,7 +135,15 @@ def score_command(
 
 
 def compare_command(
-    *, a: Path, b: Path, on: str | None, field: str, scorers: Sequence[str], suite: Path | None, as_json: bool
+    *,
+    a: Path,
+    b: Path,
+    on: str | None,
+    field: str,
+    scorers: Sequence[str],
+    suite: Path | None,
+    cluster: str | None,
+    as_json: bool,
 ) -> int:
     """Compare two outputs, and print what differs."""
     from batchchat.evaluation import require_extra
@@ -148,8 +156,10 @@ def compare_command(
 
     wanted = [read_scorer_text(text) for text in scorers]
     if suite is not None:
-        wanted += load_suite(suite).scorers
-    found = compare_outputs(a, b, on=on, field=field, scorers=wanted)
+        loaded = load_suite(suite)
+        wanted += loaded.scorers
+        cluster = cluster or loaded.cluster
+    found = compare_outputs(a, b, on=on, field=field, scorers=wanted, cluster=cluster)
     if as_json:
         print_json({**to_json(found), "summary": to_json(found.summary.as_json())})
     else:

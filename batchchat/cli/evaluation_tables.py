@@ -51,6 +51,10 @@ def render_evaluation(
 def _what(summary: SuiteSummary) -> str:
     rows = max((variant.rows for variant in summary.variants), default=0)
     text = f"{plural(len(summary.variants), 'variant')} on {plural(rows, 'row')}"
+    if summary.cluster is not None:
+        scores = [score for variant in summary.variants for score in variant.scores.values()]
+        clusters = max((score.clusters or 0 for score in scores), default=0)
+        text += f" in {plural(clusters, 'cluster')} by {summary.cluster}"
     return f"{text}, {plural(summary.samples, 'sample')} each" if summary.samples > 1 else text
 
 
@@ -243,6 +247,8 @@ def p_value(value: float) -> str:
 def _verdict(one: Comparison, numbers: Mapping[str, str]) -> Text:
     if one.difference is None:
         return plain_text(one.reason or "", "dim")
+    if one.equivalent:
+        return styled(f"equivalent within {number_of(one.margin or 0.0, one.unit)}", "green")
     if one.better is not None:
         return styled(f"{numbers.get(one.better, one.better)} is better", "green")
     if one.settled:

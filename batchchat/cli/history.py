@@ -4,56 +4,72 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batchchat.cli.blocks import alarm, blank, cost, line, local_time, styled, title
-from batchchat.format import count, duration, plural
+from batchchat.cli.blocks import alarm, blank, cost, line, local_time, pair, styled, title
+from batchchat.format import UNKNOWN, count, duration, plural, short
 from batchchat.views import HistoryView, PastRun
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+_PROMPT_DIGITS = 6
+"""Digits of a prompt's digest that a line shows: enough to tell the few prompts of one output apart."""
+_REASONS = 10
+"""Reasons that are written out, of the latest runs; `--json` has all."""
+
 
 def render_history(view: HistoryView) -> RenderableType:
-    """Show the runs into an output, the oldest first, and their sums. Times are local."""
+    """Show the runs into an output, the oldest first, their sums, and why the latest ones ended early.
+
+    It fits 80 columns. Times are local. Where runs had different prompts, a column tells them apart.
+    """
     from rich import box
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_footer=True)
     total = view.total
-    table.add_column("run", plural(total.runs, "run"), no_wrap=True)
-    for name, footer in (
+    several = len({run.prompt_id for run in view.runs}) > 1
+    figures = [
         ("time", ""),
         ("ok", count(total.new_ok)),
         ("failed", count(total.new_failed)),
         ("requests", count(total.requests)),
-        ("tokens", count(total.total_tokens)),
-        ("cost", cost(total.cost, view.currency)),
+        ("tokens", short(total.total_tokens)),
+        (f"cost {view.currency}" if view.currency else "cost", _amount(total.cost, view.currency)),
         ("exit", ""),
-    ):
+    ]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_footer=True, collapse_padding=True)
+    table.add_column("run", plural(total.runs, "run"), no_wrap=True)
+    for name, footer in figures:
         table.add_column(name, footer, justify="right", no_wrap=True)
-    table.add_column("", style="dim")
+    if several:
+        table.add_column("prompt", no_wrap=True)
     for run in view.runs:
+        prompt = [line(run.prompt_id or UNKNOWN, _PROMPT_DIGITS + 1).removesuffix("…")] if several else []
         table.add_row(
             _when(run),
             duration(run.duration_s),
             count(run.new_ok),
             alarm(run.new_failed, "red"),
             count(run.requests),
-            count(run.total_tokens),
-            cost(run.cost, run.currency),
+            short(run.total_tokens),
+            _amount(run.cost, run.currency),
             _end(run),
-            # One line a run, however long the reason: --json tells it whole.
-            Text(line(run.reason or ""), no_wrap=True, overflow="ellipsis"),
+            *prompt,
         )
-    return Group(title(view.job, view.output), blank(), table)
+    reasons = [pair(f"{_when(run)}  ", run.reason) for run in view.runs if run.reason][-_REASONS:]
+    return Group(title(view.job, view.output), blank(), table, *([blank(), *reasons] if reasons else []))
+
+
+def _amount(amount: float, currency: str | None) -> str:
+    """Return what a run cost without the currency, which stands above."""
+    return cost(amount, currency).removesuffix(f" {currency}")
 
 
 def _when(run: PastRun) -> str:
     if run.started is None:
-        return line(run.run_id, 24)
-    return local_time(run.started)
+        return line(run.run_id, 16)
+    return local_time(run.started)[:16]
 
 
 def _end(run: PastRun) -> Text:

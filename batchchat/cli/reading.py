@@ -40,7 +40,17 @@ def status_command(directory: Path, *, as_json: bool) -> int:
     from batchchat.cli.report import as_json as to_json
     from batchchat.cli.report import render_status
     from batchchat.inspection import status_of
+    from batchchat.store import evaluation_outputs
 
+    if outputs := evaluation_outputs(directory):
+        from batchchat.cli.report import render_statuses
+
+        views = [status_of(output) for output in outputs]
+        if as_json:
+            print_json({"output": str(directory), "variants": [to_json(view) for view in views]})
+        else:
+            results().print(render_statuses(directory.name, views))
+        return 0
     _show(status_of(directory), render_status, to_json, as_json=as_json)
     return 0
 
@@ -50,7 +60,17 @@ def history_command(directory: Path, *, as_json: bool) -> int:
     from batchchat.cli.history import render_history
     from batchchat.cli.report import as_json as to_json
     from batchchat.history import history_of
+    from batchchat.store import evaluation_outputs
 
+    if outputs := evaluation_outputs(directory):
+        views = [history_of(output) for output in outputs]
+        if as_json:
+            print_json({"output": str(directory), "variants": [to_json(view) for view in views]})
+        for number, view in enumerate([] if as_json else views):
+            if number:
+                results().write_line("")
+            results().print(render_history(view))
+        return 0
     _show(history_of(directory), render_history, to_json, as_json=as_json)
     return 0
 
@@ -135,6 +155,7 @@ def export_command(
     force: bool,
     safe_csv: bool,
     columns: str | None,
+    flatten: bool,
     bom: bool,
 ) -> int:
     """Write one file in input order, or the same to standard output for `-`."""
@@ -143,15 +164,21 @@ def export_command(
 
     from batchchat.errors import UsageError
     from batchchat.export import export
-    from batchchat.format import asked
+    from batchchat.format import asked, plural
 
     names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
-    more: dict[str, Any] = {"input_path": input_path, "safe_csv": safe_csv, "columns": names, "bom": bom}
+    more: dict[str, Any] = {
+        "input_path": input_path,
+        "safe_csv": safe_csv,
+        "columns": names,
+        "flatten": flatten,
+        "bom": bom,
+    }
     if str(target) == "-":
         if format_ is None or format_ == "openai-batch":
             raise UsageError(
                 "standard output has no extension that names a format",
-                remedy="Give --format csv, jsonl or parquet; openai-batch makes two files, and needs a name.",
+                remedy="Give --format csv, jsonl, parquet or xlsx; openai-batch makes two files, and needs a name.",
             )
         # Whole or not at all, as a file is: nothing is printed of an export that fails half-way.
         with tempfile.TemporaryDirectory(prefix="batchchat-") as folder:
@@ -162,9 +189,10 @@ def export_command(
         target = Path("standard output")
     else:
         done = export(directory, target, format=format_, force=force, **more)
-    text = f"{done.rows:,} rows written to {target}"
+    text = f"{plural(done.rows, 'row')} written to {target}"
     if len(done.files) > 1:
-        text = f"{done.rows - done.failed:,} lines written to {target}, {done.failed:,} of errors to {done.files[1]}"
+        lines = plural(done.rows - done.failed, "line")
+        text = f"{lines} written to {target}, {done.failed:,} of errors to {done.files[1]}"
     if done.missing:
         noun = asked(done.samples)
         of_them = f"{done.missing:,} {noun}s of the input have" if done.missing > 1 else f"1 {noun} of the input has"
@@ -185,6 +213,7 @@ def report_command(directory: Path, target: Path) -> int:
 def verify_command(directory: Path, *, as_json: bool) -> int:
     """Check an output; 74 where something is wrong."""
     from batchchat.cli.report import as_json as to_json
+    from batchchat.format import plural
     from batchchat.store import verify
 
     report = verify(directory)
@@ -196,8 +225,10 @@ def verify_command(directory: Path, *, as_json: bool) -> int:
             terminal.write_line(problem)
         for note in report.notes:
             terminal.write_line(note)
-        found = f"{report.records:,} records in {report.parts:,} parts, {report.archived:,} in the archive"
-        verdict = f"{len(report.problems)} problems" if report.problems else "no problem found"
+        found = (
+            f"{plural(report.records, 'record')} in {plural(report.parts, 'part')}, {report.archived:,} in the archive"
+        )
+        verdict = plural(len(report.problems), "problem") if report.problems else "no problem found"
         terminal.write_line(f"{found}: {verdict}")
     return 74 if report.problems else 0
 
@@ -212,7 +243,7 @@ def clean_command(directory: Path, *, yes: bool) -> int:
 
     found = old_outputs(directory)
     for old in found:
-        results().write_line(f"{line(str(old.path))}  {old.nbytes:,} bytes")
+        results().write_line(f"{line(str(old.path))}  {plural(old.nbytes, 'byte')}")
     if not found:
         errors().write_line(f"no old outputs beside {directory}")
         return 0

@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from batchchat.cli.batch_tables import batch_table, engine_row
 from batchchat.cli.blocks import alarm as _alarm
 from batchchat.cli.blocks import blank as _blank
 from batchchat.cli.blocks import cost as _cost
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 _GATE_FAILED = 5  # the exit code of a run that ended, but not well enough
 _PREVIEW_LINES = 12
+_REASONS = 5
+"""Reasons why rows would fail that a plan names: the commonest ones, and it stays on one screen."""
 _PREVIEW_LETTERS = 1200
 _ROLE_STYLES = {"system": "magenta", "developer": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 
@@ -102,6 +105,8 @@ def render_plan(view: PlanView) -> RenderableType:
         _blank(),
         _plan_table(view),
     ]
+    if view.failures:
+        parts += [_blank(), _failure_table(_most(view.failures), view.samples, "would fail because of")]
     if view.method:
         parts += [_blank(), _plain_text(f"Estimates: {view.method}", "dim")]
     parts += _remarks(view.warnings, view.note)
@@ -120,6 +125,8 @@ def render_status(view: StatusView) -> RenderableType:
     if running is not None and live is not None:
         parts += [ProgressView(live), _blank()]
     parts.append(_status_table(view))
+    if view.batches:
+        parts += [_blank(), batch_table(view.batches)]
     if running is not None and live is not None and live.oldest:
         parts += [_blank(), _in_flight_table(live.oldest)]
     if view.failures:
@@ -129,6 +136,31 @@ def render_status(view: StatusView) -> RenderableType:
     if view.command:
         parts.append(_pair("go on with", view.command))
     return Group(*parts)
+
+
+def render_statuses(name: str, views: Sequence[StatusView]) -> RenderableType:
+    """Show how far each variant of an evaluation is, one line each."""
+    from pathlib import Path
+
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("variant", overflow="fold")
+    for title in ("state", "ok", "failed", "open", "cost"):
+        table.add_column(title, justify="left" if title == "state" else "right", no_wrap=True)
+    for view in views:
+        if view.running is not None:
+            state = _styled("running", "green")
+        elif view.last is None or view.last.exit_code is None:
+            state = _styled("not ended", "yellow")
+        else:
+            state = _styled(f"ended, {view.last.exit_code}", "" if view.last.exit_code == 0 else "yellow")
+        left = UNKNOWN if view.open is None else count(view.open)
+        spent = _cost(view.spent.cost, view.currency)
+        table.add_row(_line(Path(view.output).name), state, count(view.ok), _alarm(view.failed, "red"), left, spent)
+    return Group(_title(name, f"an evaluation of {plural(len(views), 'variant')}"), _blank(), table)
 
 
 def render_record(view: RecordView) -> RenderableType:
@@ -315,10 +347,11 @@ def _plan_table(view: PlanView) -> Table:
     if view.archived:
         table.add_row(f"{nouns} archived", count(view.archived), "answered before: given back, nothing to send")
     if view.unreadable:
-        remark = "become failed records, nothing to send"
-        table.add_row(f"{nouns} unreadable", _alarm(view.unreadable, "yellow"), remark)
+        remark = "cannot be read or rendered: become failed records, nothing is sent"
+        table.add_row(f"{nouns} that would fail", _alarm(view.unreadable, "yellow"), remark)
     if view.kept:
-        table.add_row("records kept", count(view.kept), "of rows that this run would not take")
+        earlier = f"; {count(view.earlier_prompt)} answer an earlier prompt" if view.earlier_prompt else ""
+        table.add_row("records kept", count(view.kept), f"of rows that this run would not take{earlier}")
     if view.surplus:
         table.add_row("records beyond samples", count(view.surplus), "go to the archive, and come back from there")
     table.add_section()
@@ -331,10 +364,12 @@ def _plan_table(view: PlanView) -> Table:
     table.add_row("prompt tokens", _guess(count(view.prompt_tokens)), "")
     table.add_row("completion tokens", _guess(count(view.completion_tokens)), "")
     dated = f"prices as of {view.prices_as_of}" if view.prices_as_of else ""
-    remark = dated if view.cost is not None else "no price known"
+    remark = dated if view.cost is not None else "no price known: set `prices` in the job"
     table.add_row("cost", _guess(money(view.cost, view.currency)), _styled(_line(remark)))
     bound = f"decided by {view.binding}" if view.binding else ""
     table.add_row("time", _guess(about(view.duration_s)), _styled(_line(bound)))
+    for engine in view.engines:
+        table.add_row(f"engine: {engine.engine}", *engine_row(engine, view.currency))
     for cap in view.caps:
         table.add_row(f"budget {cap.name}", _cap(cap, view.currency), _cap_remark(cap))
     if view.deadline_s is not None:
@@ -438,8 +473,16 @@ def _block(heading: str, text: str, style: str) -> Table:
     return table
 
 
-def _failure_table(failures: Sequence[FailureGroup], samples: int) -> Table:
-    table = _headed("failed because of", f"{asked(samples)}s", "for example")
+def _most(failures: Sequence[FailureGroup]) -> list[FailureGroup]:
+    """Return the commonest reasons, and of those left out how many they are."""
+    most, rest = list(failures[:_REASONS]), failures[_REASONS:]
+    if rest:
+        most.append(FailureGroup("others", sum(group.count for group in rest), rest[0].example, rest[0].row_index))
+    return most
+
+
+def _failure_table(failures: Sequence[FailureGroup], samples: int, heading: str = "failed because of") -> Table:
+    table = _headed(heading, f"{asked(samples)}s", "for example")
     for group in sorted(failures, key=lambda group: (-group.count, group.kind)):
         where = f"row {count(group.row_index)}: " if group.row_index is not None else ""
         example = where + _line(group.example, 300)

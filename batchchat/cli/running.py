@@ -111,9 +111,25 @@ def tell_error(error: BatchchatError) -> None:
 
 def _click_text(error: click.ClickException) -> str:
     text = f"error: {error.format_message()}"
+    if isinstance(error, click.NoSuchOption) and (instead := _instead_of(error.option_name)) is not None:
+        text = f"error: No such option '{error.option_name}'. {instead}"
     if isinstance(error, click.UsageError) and error.ctx is not None:
         text += f"\nTry '{error.ctx.command_path} --help'."
     return text
+
+
+def _instead_of(option: str) -> str | None:
+    """Say what does what an option that does not exist seems to mean: `plan`, or `--set` of a field of the job."""
+    name = option.lstrip("-").replace("-", "_")
+    if name in {"dry_run", "dryrun", "check", "what_if", "simulate"}:
+        return "`batchchat plan JOB` shows what a run would send, and sends nothing."
+    from batchchat.job.model import FIELDS
+
+    for place, section in FIELDS.items():
+        for found, field in section.model_fields.items():
+            if name == (field.alias or found):
+                return f"It is a field of the job: --set {'.'.join((*place, name))}=VALUE"
+    return None
 
 
 def leave(code: int) -> None:
@@ -209,12 +225,13 @@ def run_command(
     quiet: bool,
     as_json: bool,
     html: Path | None = None,
+    no_wait: bool = False,
 ) -> int:
     """Run a job with progress on standard error and the summary at the end; return the exit code."""
     log = log_listener(log_format, verbose=verbose, quiet=quiet)
 
     def work() -> int:
-        summary = _run_job(arguments, log, grace=grace, command=command, html=html)
+        summary = _run_job(arguments, log, grace=grace, command=command, html=html, no_wait=no_wait)
         _tell_end(summary, log, quiet=quiet, as_json=as_json)
         if html is not None:
             _write_page(html, summary, log)
@@ -244,8 +261,50 @@ def _error_event(error: Exception, code: int) -> Event:
     return Event("error", f"internal error: {error!r}", "error", {**fields, "traceback": traceback.format_exc()})
 
 
-def _run_job(arguments: JobArguments, log: LogListener, *, grace: str, command: str, html: Path | None) -> RunSummary:
+def cancel_command(directory: Path, *, log_format: str, verbose: bool, quiet: bool, as_json: bool) -> int:
+    """Cancel the batches of an output and keep what they answered; return the exit code."""
+    log = log_listener(log_format, verbose=verbose, quiet=quiet)
+
+    def work() -> int:
+        from batchchat.inspection import job_with_batches
+        from batchchat.runner.options import RunOptions
+        from batchchat.runner.run import run_job
+
+        job = job_with_batches(directory)
+        hide_key(job)
+        options = RunOptions(cancel_batches=True)
+
+        async def cancel(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
+            return await run_job(job, options=options, listener=log, on_snapshot=on_snapshot, stop=stop)
+
+        summary = attended(cancel, log)
+        if summary.exit_code or as_json or log.format == "json":
+            _tell_end(summary, log, quiet=quiet, as_json=as_json)
+        else:
+            log.terminal.write_line(_cancelled(summary))
+        return summary.exit_code
+
+    return logged(work, log)
+
+
+def _cancelled(summary: RunSummary) -> str:
+    """Say what is left of the batches that were cancelled."""
+    from batchchat.format import money, plural
+
+    paid = summary.spend.requests
+    cost = f" for {money(summary.spend.cost, summary.currency)}" if summary.currency is not None else ""
+    return (
+        f"no batch is under way any more: {plural(paid, 'answer')} {'was' if paid == 1 else 'were'} given and paid"
+        f"{cost}, and kept; {plural(summary.open, 'row')} open"
+    )
+
+
+def _run_job(
+    arguments: JobArguments, log: LogListener, *, grace: str, command: str, html: Path | None, no_wait: bool
+) -> RunSummary:
     """Run the job; return its summary."""
+    from dataclasses import replace
+
     from batchchat.runner.run import run_job
     from batchchat.transport import allow_many_files
 
@@ -256,7 +315,7 @@ def _run_job(arguments: JobArguments, log: LogListener, *, grace: str, command: 
 
         check_page(html)
     hide_key(loaded)
-    options = arguments.options(grace=read_duration("--grace", grace), command=command)
+    options = replace(arguments.options(grace=read_duration("--grace", grace), command=command), wait=not no_wait)
 
     async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
         return await run_job(loaded, options=options, listener=log, on_snapshot=on_snapshot, stop=stop)

@@ -74,9 +74,13 @@ def demo_server_command(
     concurrency: int | None,
     faults: tuple[str, ...],
     key_env: str | None,
+    batch_seconds: str,
+    batch_faults: tuple[str, ...],
+    batch_dialect: str,
+    batch_folder: str | None,
 ) -> int:
     """Serve until a signal ends it."""
-    from batchchat.demo import DemoOptions, serve
+    from batchchat.demo import BatchOptions, Demo, DemoOptions, read_batch_fault, serve
 
     key = None
     if key_env is not None:
@@ -94,6 +98,12 @@ def demo_server_command(
             concurrency=concurrency,
             faults=_read_faults(faults),
             api_key=key,
+            batch=BatchOptions(
+                seconds=read_duration("--batch-seconds", batch_seconds),
+                faults=dict(read_batch_fault(text) for text in batch_faults),
+                dialect=batch_dialect,
+                folder=None if batch_folder is None else Path(batch_folder),
+            ),
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -104,7 +114,15 @@ def demo_server_command(
         errors().write_line(f"the demo provider listens; use it with  --set provider.base_url={base_url}")
 
     try:
-        serve(options, host, port, started)
+        demo = Demo(options)
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"--batch-folder {batch_folder} cannot be used: {said}",
+            remedy="Name an empty folder, or one that only demo servers have written to.",
+        ) from None
+    try:
+        serve(None, host, port, started, demo=demo)
     except OSError as error:
         raise UsageError(
             f"cannot listen on {host}:{port}: {error.strerror}", remedy="--port 0 takes a free port."

@@ -22,6 +22,7 @@ from batchchat.client.masking import KeyMask
 from batchchat.client.streaming import StreamReader, holds_events, is_event_stream, read_whole_stream
 from batchchat.client.wire import read_reply
 from batchchat.clock import running_clock
+from batchchat.money import Tariff
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, Failure, Reply, Verdict
 from batchchat.transport import Exchange, UntrustedServer, request_sent
@@ -63,6 +64,7 @@ class ChatClient:
         *,
         api_key: str | None,
         request_timeout: float,
+        tariff: Tariff | None = None,
         stream: bool = False,
         user_agent: str = "batchchat",
         wall_clock: Callable[[], float] = time.time,
@@ -71,6 +73,7 @@ class ChatClient:
         self._asked = str(self._url.copy_with(query=None))
         self._headers = _header_fields(provider, self._url, user_agent, api_key, stream=stream)
         self._name = provider.name
+        self._tariff = tariff
         self._mask = KeyMask(api_key)
         self._transport = transport
         self._timeout = request_timeout
@@ -119,6 +122,8 @@ class ChatClient:
             if reader is not None:
                 reply = reader.cut_off(reply, now=self._wall_clock(), mask=self._mask)
         reply.latency_s = self._clock() - started
+        if self._tariff is not None and reply.usage is not None:
+            reply.cost = self._tariff.cost(reply.usage)
         return reply
 
     async def _attempt(self, body: bytes, limit: float, reader: StreamReader | None) -> Reply:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import orjson
 
 from batchchat.client.finish import read_finish
-from batchchat.client.problems import blocked_prompt, error_in_choice
+from batchchat.client.problems import blocked_prompt, error_in_choice, is_error
 from batchchat.client.sse import ServerEvent
 from batchchat.client.usage import find_usage
 
@@ -95,7 +95,11 @@ class ChunkAssembler:
             self._fail(chunk, data)
         elif not isinstance(chunk, dict):
             self._refuse("with an event that is no JSON object", event.data)
-        elif chunk.get("error") or chunk.get("object") == "error" or (chunk.get("errors") and not chunk.get("choices")):
+        elif (
+            is_error(chunk.get("error"))
+            or chunk.get("object") == "error"
+            or (chunk.get("errors") and not chunk.get("choices"))
+        ):
             self._fail(chunk, data)
         else:
             try:
@@ -143,7 +147,7 @@ class ChunkAssembler:
         """Note an error: an object as it came, anything else as the message that it is."""
         if not isinstance(chunk, dict):
             chunk = {"error": {"message": data.decode("utf-8", "replace")}}
-        elif not chunk.get("error") and not chunk.get("errors") and chunk.get("object") != "error":
+        elif not is_error(chunk.get("error")) and not chunk.get("errors") and chunk.get("object") != "error":
             chunk = {"error": chunk}
         self.error = chunk
         self._take_usage(chunk)

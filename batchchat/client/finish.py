@@ -3,7 +3,7 @@
 The Chat API knows `stop`, `length`, `tool_calls` and `content_filter`. Servers and gateways pass on the words of the
 engine behind them: Gemini's `MAX_TOKENS`, Mistral's `model_length`, Zhipu's `sensitive`, Cohere's `ERROR_TOXIC`,
 vLLM's `abort`. Case and separators are ignored. A word that is not in the table ends an answer like `stop` does, and
-the run tells that it was met.
+the run tells that it was met. So does a text that is no word at all: markup, a sentence, more than 64 characters.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ _PARTS: Final = (
         Finish.FILTERED,
         (
             r"filter|safety|unsafe|sensitive|recitation|prohibited|block(?!size)|guardrail|toxic|moderat|flagged|policy|"
-            r"inspection|copyright|spii|harm|violat|censor|modelarmor|inappropriate|contentrisk|highrisk|^language$"
+            r"inspection|copyright|spii|harm|violat|censor|modelarmor|inappropriate|contentrisk|highrisk|jailbreak|csam|nsfw|"
+            r"^(?:hate|hatespeech|violence|sexual)$|^language$"
         ),
     ),
     (Finish.REFUSED, r"^refus(?:al|ed)$"),
@@ -53,21 +54,30 @@ _PARTS: Final = (
         Finish.CUT,
         (
             r"length|maxtok|maxout|maxlen|maxnew|maxcompletion|maxpredict|maxcontext|maxgen|contextwindow|context|"
-            r"tokenlimit|outputlimit|limittokens|errorlimit|^limit$|truncat|incomplete|tokenbudget|numpredict"
+            r"tokenlimit|outputlimit|limittokens|errorlimit|^limit$|truncat|incomplete|tokenbudget|numpredict|"
+            r"outoftokens|tokensexhausted|tokensexceeded|exceededtokens|budgetexceeded|cutoff|toolong"
         ),
     ),
     (
         Finish.BROKEN,
         (
             r"error|abort|cancel|fail|time(?:d)?out|timelimit|network|disconnect|unavailable|overload|insufficient|"
-            r"interrupt|preempt|exception|crash|unload|userstopped|notfinished|unfinished|evicted|shutdown|killed"
+            r"interrupt|preempt|exception|crash|unload|userstopped|notfinished|unfinished|evicted|shutdown|killed|"
+            r"outofmemory|^oom$|maxtime$|enginedead"
         ),
     ),
 )
 _TABLE: Final = tuple((finish, re.compile(pattern)) for finish, pattern in _PARTS)
 _PREFIX: Final = re.compile(r"^(?:finish|stop|end)?reason(?=.)")
 _NONE: Final = frozenset({"", "null", "none", "undefined"})
-_LONGEST: Final = 100
+_A_WORD: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,64}(?: [A-Za-z0-9_.:/-]{1,64}){0,2}")
+_LONGEST: Final = 64
+"""A word has at most so many characters, and at most two spaces between its parts (`max output tokens`).
+
+Anything else is no word: what is found in it, as "error" in a piece of markup, says nothing of the answer.
+"""
+_AROUND: Final = " \t\r\n\0\u200b\ufeff"
+"""What may stand around a word and is no part of it."""
 
 
 def read_finish(choice: dict[str, Any]) -> str | None:
@@ -100,7 +110,10 @@ def judge_finish(word: str | None) -> Finish:
     """Return what a word says of its answer. No word at all says that it is whole."""
     if word is None:
         return Finish.WHOLE
-    plain = re.sub(r"[^a-z0-9]", "", word[:_LONGEST].lower())
+    word = word.strip(_AROUND)
+    if len(word) > _LONGEST or not _A_WORD.fullmatch(word):
+        return Finish.UNKNOWN
+    plain = re.sub(r"[^a-z0-9]", "", word.lower())
     plain = _PREFIX.sub("", plain)
     if plain in _NONE or _WHOLE.fullmatch(plain):
         return Finish.WHOLE

@@ -51,19 +51,23 @@ _STATUS_OF_WORDS: Final = (
     ),
     (re.compile(r"server_error|internal"), 500),
 )
+_LIMIT_WORDS: Final = re.compile(r"\brate[ -]limit|\btoo many requests\b|\bthrottl")
 _ERROR_CODE: Final = re.compile(r"Error code: ([45]\d\d)\b")
 """How OpenAI's own client begins a message, which gateways that are built on it pass on."""
 
+_NO_ERROR: Final = frozenset({"0", "200", "ok", "success"})
+
 _FILTER_CODES: Final = re.compile(
     r"content_?(?:filter|policy|moderation|safety|violation|blocked)|moderation|data_inspection|sensitive|"
-    r"responsible_?ai|guardrail|censor|safety|flagged|prohibited_content|harmful|inappropriate"
+    r"responsible_?ai|guardrail|censor|safety|flagged|prohibited_content|harmful|inappropriate|jailbreak|nsfw|\bpii_"
 )
 _FILTER_WORDS: Final = re.compile(
     r"\bflagged\b|content[ _-](?:filter|polic|moderat|management polic|safety|violat)|content exists risk|"
     r"\bmoderation\b|inappropriate|safety (?:check|system|filter|polic|guideline|setting|reason|violat)|safety_check|"
     r"usage (?:guideline|polic)|responsible ai|\bguardrails?\b(?!_)|sensitive (?:word|content|information|material)|"
     r"high[ -]risk|prohibited (?:content|use)|harmful|data_inspection|violat\w* .{0,60}(?:polic|guideline)|"
-    r"blocked .{0,60}(?:safety|content|polic|filter)|敏感|违规|不合规|不安全"
+    r"blocked .{0,60}(?:safety|content|polic|filter)|\bnsfw\b|\bnew_sensitive\b|\bjailbreak\b|\bpii\b|"
+    r"敏感|违规|不合规|不安全"
 )
 _ACCOUNT: Final = re.compile(
     r"\b(?:your|this|the) (?:\w+ )?(?:account|organi[sz]ation|workspace|project|api[ -]?key|key|ip(?: address)?)\b|"
@@ -74,6 +78,13 @@ _SAMPLED: Final = re.compile(
     r"json_validate_failed|tool_use_failed|output_parse_failed|json_generation|"
     r"malformed_(?:model_output|tool_use|function_call|response)"
 )
+_SAMPLED_WORDS: Final = re.compile(
+    r"failed to (?:generate|call|produce) (?:an? |the |valid )*(?:json|tool|function)|"
+    r"model (?:has )?(?:produced|generated|returned|output|wrote) (?:an? )?(?:invalid|malformed|unparseable)|"
+    r"failed to parse (?:fc related info|tool calls?\b|the model)|"
+    r"failed to parse input at pos \d"  # llama.cpp of what its model wrote
+)
+"""What servers say of an answer that they cannot use, if no code says it."""
 _UNREAD: Final = re.compile(
     r"(?:could not|couldn't|cannot|can't|unable to|failed to|failure to|error|fail(?:ed)?|invalid)"
     r"(?: while| when| in)? "
@@ -83,7 +94,8 @@ _UNREAD: Final = re.compile(
     r"not (?:a )?valid json\b(?! schema)|json ?(?:decode|decoding|parse|parsing|syntax) ?error|json_invalid|"
     r"unexpected end of|unexpected eof|eof while parsing|"
     r"invalid character .{1,12} (?:looking for|after|in (?:string|literal|numeric|\\u))|"  # Go's reader of JSON
-    r"(?:expecting|expected) value:? (?:at )?line|"
+    r"(?:expecting|expected) value:? (?:at )?line|parse_error\.101|syntax error while parsing|content-length mismatch|"
+    r"parse error at line \d+, column \d+: attempting to parse an empty|^(?:400 )?bad request\.?$|"
     r"body (?:is |was |must not be |cannot be |can't be )?(?:empty|missing|required|incomplete|truncated|blank|null)|"
     r"(?:empty|missing|no) (?:http )?(?:request )?body|(?:^|\W)body: field required|must provide a (?:model|messages)|"
     r"missing required (?:parameter|field)s?:? [`'\"]?(?:messages|model)\b|sent an invalid request"
@@ -134,14 +146,15 @@ def read_problem(data: Any, body: bytes, mask: Mask, *, bare: bool) -> Problem:
     message = _message(levels, data, mask)
     said = f"{message} {codes}".lower()
     generation = next((value["failed_generation"] for value, _ in objects if "failed_generation" in value), None)
+    sampled = generation is not None or bool(_SAMPLED.search(codes) or _SAMPLED_WORDS.search(message.lower()))
     marked = any(value.get("reasons") or "flagged_input" in value for value, _ in objects)
     return Problem(
         message,
         codes,
         status=_status(levels, bare=bare),
         moderated=marked or _has_filter_code(objects) or _says_moderated(message),
-        unread=_says_unread(said),
-        sampled=generation is not None or _SAMPLED.search(codes) is not None,
+        unread=not sampled and (_says_unread(said) or _says_unread(message.strip())),
+        sampled=sampled,
         generation=generation if isinstance(generation, str) or generation is None else dump(generation),
     )
 
@@ -167,13 +180,22 @@ def blocked_prompt(data: dict[str, Any]) -> str | None:
     return None
 
 
+def is_error(error: object) -> bool:
+    """Return true if the value of a field `error` tells of one: some servers send `{"code": 0}` with every answer."""
+    if not isinstance(error, dict):
+        return bool(error)
+    # A code of success with no more than a polite word beside it is none.
+    code = error.get("code", error.get("status"))
+    return any(error.values()) and not (str(code).lower() in _NO_ERROR and "error" not in error)
+
+
 def error_in_choice(choice: dict[str, Any]) -> Any:
     """Return the error in a choice, in its message or in its delta; None if there is none."""
-    if error := choice.get("error"):
+    if is_error(error := choice.get("error")):
         return error
     for name in ("message", "delta"):
         said = choice.get(name)
-        if isinstance(said, dict) and (error := said.get("error")):
+        if isinstance(said, dict) and is_error(error := said.get("error")):
             return error
     return None
 
@@ -251,6 +273,10 @@ def _status(levels: list[_Level], *, bare: bool) -> int | None:
             number = next((status for pattern, status in _STATUS_OF_WORDS if pattern.search(words)), None)
         if number is not None and (found is None or level.depth >= found[0]):
             found = level.depth, number
+    if found is None and bare:
+        # No status anywhere, not even HTTP's: a limit is told by its name alone.
+        texts = (saying for level in levels for saying in _sayings(level.value))
+        return 429 if any(_LIMIT_WORDS.search(text.lower()) for text in texts) else None
     return found[1] if found is not None else None
 
 

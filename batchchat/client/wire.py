@@ -25,6 +25,7 @@ from batchchat.client.problems import (
     blocked_prompt,
     dump,
     error_in_choice,
+    is_error,
     read_problem,
 )
 from batchchat.client.usage import find_usage, read_usage
@@ -179,7 +180,7 @@ def read_cut(body: bytes, failure: Failure) -> Reply:
 
 def _error_inside(data: dict[str, Any]) -> dict[str, Any] | None:
     """The error in an answer of HTTP 200: beside its choices, in place of them, or in its first choice."""
-    if data.get("error") or data.get("object") == "error":
+    if is_error(data.get("error")) or data.get("object") == "error":
         return data
     choices = data.get("choices")
     if isinstance(choices, list) and choices:
@@ -189,7 +190,18 @@ def _error_inside(data: dict[str, Any]) -> dict[str, Any] | None:
     if data.get("errors"):
         return data
     told = data.get("base_resp")  # MiniMax
-    return data if isinstance(told, dict) and told.get("status_code") else None
+    if isinstance(told, dict) and told.get("status_code"):
+        return data
+    return data if _fails_without_choices(data) else None
+
+
+def _fails_without_choices(data: dict[str, Any]) -> bool:
+    """Return true if an object of HTTP 200 has no choices and says that, or why, the request failed."""
+    if "choices" in data:
+        return False
+    words = next((word for name in ("message", "msg") if isinstance(word := data.get(name), str)), "")
+    said = str(data.get("status")).lower() in {"error", "fail", "failed"} or data.get("success") is False
+    return bool(words.strip()) and (said or data.get("code") not in {None, 0, 200, "0", "200", ""})
 
 
 def _partial_text(data: dict[str, Any]) -> str | None:
@@ -275,7 +287,8 @@ def _read_tool_calls(message: dict[str, Any]) -> tuple[dict[str, str | None], ..
                 "arguments": arguments,
             }
         )
-    return tuple(read) or None
+    # Calls of nothing, for nothing, are none: such an answer is empty.
+    return tuple(read) if any(call["id"] or call["name"] or call["arguments"] for call in read) else None
 
 
 def _read_logprobs(data: object) -> tuple[dict[str, Any], ...] | None:

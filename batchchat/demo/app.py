@@ -2,6 +2,7 @@
 
     POST /v1/chat/completions (also under /{project_id})    GET /v1/models    GET /health
     GET  /demo/stats     counts, as JSON                     GET /demo/bodies  {digest: [received, answered]}
+    /v1/files, /v1/batches: the Batch API (`batches/`)       GET /demo/lines   {custom_id: how often a batch ran it}
 
 One request's way: outage ─> key ─> JSON, model, params ─> limits ─> fault ─> wait ─> answer. Time is read and waited
 for through anyio alone, so the application also runs in memory on a virtual clock (`httpx.ASGITransport`).
@@ -26,6 +27,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from batchchat.demo.batches.results import LineAnswer
+from batchchat.demo.batches.routes import BatchApi, BatchStats
 from batchchat.demo.draws import FaultPlan, draw, pick
 from batchchat.demo.limits import RateGate
 from batchchat.demo.model.answering import answer, corrects
@@ -53,6 +56,8 @@ _HANG_S = 600.0
 _ERROR_SHARE = 0.2
 _SLOW = 20
 _FIRST_TOKEN_SHARE = 0.4
+_OF_CONNECTIONS = frozenset({"html", "error_200", "truncated_json", "drop", "drop_body", "slow", "hang"})
+"""Faults of an exchange, which a line of a batch has none of. An error in mid-stream does not concern it either."""
 
 
 class Disconnected(Exception):
@@ -67,7 +72,7 @@ class DemoStats:
     counts requests that were admitted under the limits and are not answered yet. `disconnected` counts requests whose
     client left first, `dropped` those that the server cut. The three counts of bodies are None where bodies are not
     tracked; `repeated_bodies` counts requests whose body had come before, and `answered_again` completions for a body
-    that already had one: what a client pays twice.
+    that already had one: what a client pays twice. `batch` counts what the Batch API did, which the others leave out.
     """
 
     requests: int
@@ -83,6 +88,7 @@ class DemoStats:
     distinct_bodies: int | None
     repeated_bodies: int | None
     answered_again: int | None
+    batch: BatchStats
 
 
 @dataclass(slots=True)
@@ -118,7 +124,8 @@ class Demo:
         self._requests = self._answered = self._prompt_tokens = self._completion_tokens = 0
         self._disconnected = self._dropped = self._answered_again = 0
         self._first_at: float | None = None
-        self._key = None if options.api_key is None else f"Bearer {options.api_key}".encode()
+        self._key = None if options.api_key is None else options.api_key.encode()
+        self.batches = BatchApi(options, self._answer_line, self._check_key, _abort)
 
     def stats(self) -> DemoStats:
         """Return the counts so far. May be called from any thread."""
@@ -138,6 +145,7 @@ class Demo:
             distinct_bodies=distinct if tracked else None,
             repeated_bodies=sum(body.received - 1 for body in self._bodies.copy().values()) if tracked else None,
             answered_again=self._answered_again if tracked else None,
+            batch=self.batches.stats(),
         )
 
     def bodies(self) -> dict[str, tuple[int, int]]:
@@ -166,12 +174,12 @@ class Demo:
         if self.options.track_bodies:
             self._bodies.setdefault(exchange.digest, _Body()).received += 1
         self._check_outage(now - self._first_at)
-        self._check_key(exchange.scope)
+        self._check_key(next((value for name, value in exchange.scope["headers"] if name == b"authorization"), None))
         request = parse_request(exchange.body, self.options)
         fault = self._faults.befalls(exchange.digest, exchange.attempt, number)
         if fault == "misfit_once" and corrects(request):
             fault = None
-        completion = self._completion(request, exchange, fault)
+        completion = self._completion(request, exchange.digest, exchange.attempt, fault)
         refused = self._gate.admit(completion.total_tokens, now)
         if self.options.rate_headers:
             exchange.headers = self._gate.headers(now)
@@ -193,20 +201,19 @@ class Demo:
             if start <= since_first < start + length:
                 raise plain_error(503)
 
-    def _check_key(self, scope: Scope) -> None:
+    def _check_key(self, given: bytes | None) -> None:
         """Raise 401 where a key is needed and none came, 403 where it is another one. The key is never quoted."""
         if self._key is None:
             return
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), None)
         if given is None:
             raise plain_error(401)
-        if not hmac.compare_digest(given, self._key):
+        if not hmac.compare_digest(given.removeprefix(b"Bearer "), self._key):
             raise plain_error(403)
 
-    def _completion(self, request: ChatRequest, exchange: _Exchange, fault: str | None) -> WireCompletion:
+    def _completion(self, request: ChatRequest, digest: bytes, attempt: int, fault: str | None) -> WireCompletion:
         seed = self.options.seed
-        said = answer(request, seed, exchange.digest, wrong=fault == "wrong_label")
-        named = blake2b(b"%d:%d:" % (seed, exchange.attempt) + exchange.digest, digest_size=12).hexdigest()
+        said = answer(request, seed, digest, wrong=fault == "wrong_label")
+        named = blake2b(b"%d:%d:" % (seed, attempt) + digest, digest_size=12).hexdigest()
         return complete(request, said, self.options, answer_id=f"chatcmpl-{named}", fault=fault)
 
     def _too_many(self, axis: Axis, wait: float) -> ApiError:
@@ -223,6 +230,29 @@ class Demo:
         if options.retry_after:
             headers = ((b"retry-after", b"%d" % max(1, math.ceil(min(wait, options.window_s)))),)
         return ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+
+    def _answer_line(self, body: bytes) -> LineAnswer:
+        """Answer the body of a batch's line as the online request would be answered. Called from another thread."""
+        digest = blake2b(body, digest_size=16).digest()
+        attempt = self._failures[digest] + 1
+        try:
+            request = parse_request(body, self.options)
+            fault = self._faults.befalls(digest, attempt, self._requests)
+            if fault in _OF_CONNECTIONS or (fault is not None and fault.startswith("stream_")):
+                fault = None
+            if fault is not None:
+                self._failures[digest] += 1
+                if error := self._fault_error(digest, attempt, request, fault):
+                    raise error
+            completion = self._completion(request, digest, attempt, fault)
+        except ApiError as error:
+            return LineAnswer(error.status, error_body(error, "nested"))
+        return LineAnswer(
+            200,
+            completion_body(completion, fault=fault),
+            completion.prompt_tokens,
+            completion.completion_tokens,
+        )
 
     def _latency(self, exchange: _Exchange, completion: WireCompletion, fault: str | None) -> float:
         """Seconds from request to complete answer: median, jitter of the body, longer for a longer answer."""
@@ -252,7 +282,7 @@ class Demo:
             await _wait(exchange, _HANG_S)
             raise plain_error(504)
         latency = self._latency(exchange, completion, fault)
-        if error := self._fault_error(exchange, request, fault):
+        if error := self._fault_error(exchange.digest, exchange.attempt, request, fault):
             await _wait(exchange, latency * (1 if error.status == 504 else _ERROR_SHARE))
             raise error
         if fault == "drop":
@@ -270,12 +300,12 @@ class Demo:
             await _wait(exchange, latency)
             await self._whole(exchange, completion, fault)
 
-    def _fault_error(self, exchange: _Exchange, request: ChatRequest, fault: str | None) -> ApiError | None:
+    def _fault_error(self, digest: bytes, attempt: int, request: ChatRequest, fault: str | None) -> ApiError | None:
         if fault is None:
             return None
         if fault == "error_429":
             axes = (Axis.REQUESTS, Axis.TOKENS, Axis.CONCURRENCY)
-            axis = pick(axes, self.options.seed, "axis", exchange.digest, exchange.attempt)
+            axis = pick(axes, self.options.seed, "axis", digest, attempt)
             return _overrun(axis)
         if fault == "stream_error" and not request.stream:
             return plain_error(500)
@@ -356,12 +386,17 @@ class Demo:
     async def _abort(self, exchange: _Exchange) -> None:
         """Cut the connection. Raises ConnectionResetError where the ASGI server offers no way to do so."""
         self._dropped += 1
-        abort: Callable[[], None] | None = exchange.scope.get("extensions", {}).get(ABORT_EXTENSION, {}).get("abort")
-        if abort is None:
-            raise ConnectionResetError("the demo provider cut this connection")
-        abort()
-        while (await exchange.receive())["type"] != "http.disconnect":
-            pass
+        await _abort(exchange.scope, exchange.receive)
+
+
+async def _abort(scope: Scope, receive: Receive) -> None:
+    """Cut a connection. Raises ConnectionResetError where the ASGI server offers no way to do so."""
+    abort: Callable[[], None] | None = scope.get("extensions", {}).get(ABORT_EXTENSION, {}).get("abort")
+    if abort is None:
+        raise ConnectionResetError("the demo provider cut this connection")
+    abort()
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _cut_at(fault: str | None, events: int, *, include_usage: bool) -> int:
@@ -414,10 +449,13 @@ def create_app(options: DemoOptions | None = None, demo: Demo | None = None) -> 
         return _json_response({"status": "ok"})
 
     async def stats(_: Request) -> Response:
-        return _json_response(demo.stats())
+        return _json_response(await anyio.to_thread.run_sync(demo.stats))
 
     async def bodies(_: Request) -> Response:
         return _json_response(demo.bodies())
+
+    async def lines(_: Request) -> Response:
+        return _json_response(await anyio.to_thread.run_sync(demo.batches.lines))
 
     async def http_error(_: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
@@ -433,6 +471,8 @@ def create_app(options: DemoOptions | None = None, demo: Demo | None = None) -> 
             Route("/health", health),
             Route("/demo/stats", stats),
             Route("/demo/bodies", bodies),
+            Route("/demo/lines", lines),
+            *demo.batches.routes(),
         ],
         exception_handlers={HTTPException: http_error},
     )

@@ -162,6 +162,7 @@ class DemoServer:
             with contextlib.suppress(RuntimeError):  # the loop is closed where the thread has failed
                 server.loop.call_soon_threadsafe(server.end)
         thread.join(_STOP_S)
+        self._demo.batches.stop()
         if thread.is_alive():
             raise RuntimeError("the demo server did not stop")
         if self._failure is not None:
@@ -174,6 +175,10 @@ class DemoServer:
     def bodies(self) -> dict[str, tuple[int, int]]:
         """Return how often each body was received and answered, by the digest of its bytes (BLAKE2b-128)."""
         return self._demo.bodies()
+
+    def batch_lines(self) -> dict[str, int]:
+        """Return how often each `custom_id` was run in a batch."""
+        return self._demo.batches.lines()
 
     def __enter__(self) -> Self:
         self.start()
@@ -190,10 +195,13 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     on_start: Callable[[str], None] | None = None,
+    *,
+    demo: Demo | None = None,
 ) -> signal.Signals | None:
     """Serve until SIGINT or SIGTERM, and return the signal; blocks. Call it from the main thread.
 
-    `on_start` is called with the base URL once connections are accepted. Raises OSError where the port cannot be bound.
+    Pass `demo` in the place of options to keep hold of its counts. `on_start` is called with the base URL once
+    connections are accepted. Raises OSError if the port cannot be bound.
     """
     sock = _bound(host, port)
     url = _url(sock)
@@ -202,10 +210,12 @@ def serve(
         if on_start is not None:
             on_start(url)
 
-    server = _Server(_config(Demo(options or DemoOptions())), started, signals=True)
+    demo = demo or Demo(options or DemoOptions())
+    server = _Server(_config(demo), started, signals=True)
     try:
         _run(server, sock)
     finally:
+        demo.batches.stop()
         sock.close()
     return server.ended_by
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from batchchat.demo.batches.options import BatchOptions
+
 LLAMA = "llama-3.1-8b-instruct"
 MISTRAL = "mistral-small-3.2-24b-instruct-2506"
 
@@ -70,7 +72,7 @@ class DemoOptions:
     gets 503. With `api_key` set, a request without a key gets 401, with another key 403. `answer_as` is the model named
     in answers, where it differs from the one asked for. `chunk_chars` is the length of one streamed piece, about a
     token. `track_bodies` keeps a count per distinct body (about 150 bytes each), which `repeated_bodies` and
-    `/demo/bodies` need; switch it off for very long runs.
+    `/demo/bodies` need; switch it off for very long runs. `batch` is about the Batch API.
     """
 
     seed: int = 0
@@ -95,6 +97,7 @@ class DemoOptions:
     inline_reasoning: bool = False
     keep_alive_s: int = 75
     track_bodies: bool = True
+    batch: BatchOptions = BatchOptions()
 
     def __post_init__(self) -> None:
         _check_faults(self.faults)

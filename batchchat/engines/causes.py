@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 
-from batchchat.records import Failure, Reply, Request, Verdict
+from batchchat.records import ErrorKind, Failure, Reply, Request, Verdict
 
 PATIENCE_S = 120.0
 """How long a provider may fail at every request that is left before these are taken for the cause.
 
 Most outages are over by then. A shorter `retry.outage` makes it half of that, so that the requests can still end.
+"""
+ANSWERED_PATIENCE_S = 5.0
+"""The same if the model has answered each request that is left, though with nothing (an empty answer).
+
+A provider that is down gives no answer of a model. The few seconds let answers that are under way come back first.
 """
 NUMBERED = re.compile(r"[\w-]*\d[\w-]*")
 """A number, or a word with one in it: what an error message may tell of its own row or request."""
@@ -29,10 +34,14 @@ _ABOUT_REQUEST = re.compile(
 
 
 class Causes:
-    """The open requests that may have caused their last failure themselves, and what the failures of a run said."""
+    """The open requests that may have caused their last failure themselves, and what the failures of a run said.
+
+    `suspects` holds those requests, each with whether that failure was an empty answer of the model. `last` is the last
+    failure of the run.
+    """
 
     def __init__(self) -> None:
-        self.suspects: set[Request] = set()
+        self.suspects: dict[Request, bool] = {}
         self.last: Failure | None = None
         self._words: str | None = None
         self._alike = True
@@ -48,15 +57,22 @@ class Causes:
         self._alike = self._alike and self._words in {None, words}
         self._words = words
         if reply.may_be_own_fault:
-            self.suspects.add(request)
+            empty = reply.completion is not None and reply.failure.kind is ErrorKind.PROTOCOL
+            self.suspects[request] = empty
         elif reply.verdict is Verdict.RATE_LIMIT:  # it tells nothing of the request
-            self.suspects.discard(request)
+            self.suspects.pop(request, None)
         else:
             self.suspects.clear()
 
     def settled(self, request: Request) -> None:
         """Let go of a request that has its record, or an answer of another kind."""
-        self.suspects.discard(request)
+        self.suspects.pop(request, None)
+
+    @property
+    def patience(self) -> float:
+        """Return for how many seconds the provider may fail at every request that is left."""
+        answered = bool(self.suspects) and all(self.suspects.values())
+        return ANSWERED_PATIENCE_S if answered else PATIENCE_S
 
     @property
     def field(self) -> str | None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from enum import Enum
 
 import anyio
 
-from batchchat.engines.causes import PATIENCE_S, Causes
+from batchchat.engines.causes import Causes
 from batchchat.engines.refusals import Refusals
-from batchchat.errors import NeedsHuman, ProviderUnavailable
+from batchchat.engines.supply import Supply
+from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable
 from batchchat.limits import Limiter
-from batchchat.records import ErrorKind, Failure, Request
+from batchchat.records import ErrorKind, Failure
 from batchchat.retry import RetryPolicy
 
 UNREACHABLE_S = 30.0
@@ -22,6 +23,13 @@ server that is being restarted is back by then.
 """
 
 
+class Step(Enum):
+    """What to do in an outage if the run does not end for it."""
+
+    ASK_THE_REST = "ask every request that is left once, one after the other, without waits"
+    TAKE_FOR_CAUSES = "take the requests that are left for the cause of their failures"
+
+
 class Outage:
     """How long the provider has been down, as the limiter sees it, and what follows.
 
@@ -29,13 +37,31 @@ class Outage:
     that did not reach the provider.
     """
 
-    def __init__(self, limiter: Limiter, policy: RetryPolicy, causes: Causes, refusals: Refusals) -> None:
+    def __init__(
+        self, limiter: Limiter, policy: RetryPolicy, causes: Causes, refusals: Refusals, supply: Supply
+    ) -> None:
         self.resumed_at = -math.inf
         self.last_unreached = "no connection"
         self._limiter = limiter
         self._policy = policy
         self._causes = causes
         self._refusals = refusals
+        self._supply = supply
+
+    def next_step(self, *, answered: bool) -> Step | BatchchatError | None:
+        """Return what follows from the outage now: a step, why the run ends, or None to go on waiting.
+
+        `answered` says that the model has answered in this run.
+        """
+        seconds = self.seconds()
+        asks = seconds > 0 and self.asks_the_rest()
+        if asks and 0 < self._supply.left == len(self._causes.suspects):
+            return Step.TAKE_FOR_CAUSES
+        if seconds > self._policy.outage:
+            return self.error(seconds, answered=answered)
+        if asks:
+            return Step.ASK_THE_REST
+        return self.unreachable_error() if self.unreachable else None
 
     def seconds(self) -> float:
         """Return for how many seconds the provider has been down, 0 if it is up."""
@@ -45,18 +71,18 @@ class Outage:
         # Nothing is sent during a pause, so its length tells nothing of the provider.
         return min(seconds, anyio.current_time() - self.resumed_at)
 
-    def asks_the_rest(self, feed_done: bool, delayed: Iterable[tuple[float, int, Request]]) -> bool:
+    def asks_the_rest(self) -> bool:
         """Return true if it is time to ask every request that is left once, one after the other.
 
         The provider is down for long enough, no further request will come that could show that it is up, and no
         request that waits has a failure that only the provider can have caused.
         """
-        patience = min(PATIENCE_S, self._policy.outage / 2)
+        patience = min(self._causes.patience, self._policy.outage / 2)
         return (
-            feed_done
+            self._supply.ended
             and self._refusals.model_answered
             and self.seconds() > patience
-            and all(request in self._causes.suspects for _, _, request in delayed)
+            and all(request in self._causes.suspects for request in self._supply.delayed())
         )
 
     @property
@@ -102,4 +128,6 @@ _CERTIFICATE_REMEDY = (
     "authority's file in provider.ca_file (PEM). Then run the same command again."
 )
 _MODES = "(json_object or prompt, if the server does not take json_schema)"
-_ADDRESS_REMEDY = "Check the provider's base_url and your network, then run the same command again."
+_ADDRESS_REMEDY = (
+    "Is the server running? Check the provider's base_url and your network, then run the same command again."
+)

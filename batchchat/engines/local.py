@@ -12,13 +12,10 @@ Stopping has two steps. `drain` takes no more work: workers that wait return, at
 
 from __future__ import annotations
 
-import heapq
 import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
-from itertools import count
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -29,9 +26,10 @@ from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.clock import running_clock
 from batchchat.engines.causes import Causes
-from batchchat.engines.halting import Outage, fatal_error
+from batchchat.engines.halting import Outage, Step, fatal_error
 from batchchat.engines.port import Answered, EngineProgress, Feed, Settled, Sink
 from batchchat.engines.refusals import Refusal, Refusals
+from batchchat.engines.supply import Supply
 from batchchat.errors import BatchchatError, NeedsHuman, StoppedEarly
 from batchchat.events import Event, InFlight, Level, Listener
 from batchchat.limits import Limiter, Permit, TokenEstimator
@@ -39,18 +37,6 @@ from batchchat.records import Failure, Reply, Request, Usage, Verdict
 from batchchat.retry import RetryAction, RetryPolicy, decide
 from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled, left_with
 
-_TRIES_FOR_ANOTHER = 32
-"""Random looks for a request to probe with that is no larger: enough if one in ten is. Chosen, not measured."""
-_DELAYED_MAX = 10_000
-"""Requests that may wait for another attempt before no new one is begun: it bounds memory in a long outage."""
-_READY_MIN = 512
-"""Requests that are read ahead at least, so that a slow read of the input leaves no worker idle."""
-_READY_BYTES = 32 * 2**20
-"""Bytes that are read ahead at most: eight requests of 4 MiB, with an image each. Chosen, not measured."""
-_READY_FAR = 16_384
-"""Requests that are read ahead, within the same bytes, if rows that stand together may all be bad."""
-_DELAYED_BYTES = 256 * 2**20
-"""Bytes that may wait for another attempt: like `_DELAYED_MAX`, for large requests."""
 _MONITOR_S = 1.0
 """Seconds between two looks at an outage. `retry.outage` is in minutes, so a second more does not matter."""
 _LONG_S = 3600.0
@@ -71,65 +57,77 @@ class _Seat:
         self.request: Request | None = None
 
 
-class LocalEngine:
-    """Executes requests over one client under one limiter.
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One address of a provider: who sends to it, under which limits, and within which budget.
 
-    `account` holds the run's budget: nothing is launched that does not fit it. `answered_before` says that this model
-    has answered this output's requests in an earlier run, so that a few refusals are less suspicious; `job_answered`
-    that it has answered this job as it is. `reviewer` decides about answers; without one each is taken as it is.
-    `offload` runs blocking code off the event loop. Counters are public: the run reads them for its snapshots.
+    `account` holds the run's budget: nothing is launched that does not fit it. `estimator` guesses the tokens that a
+    request will take, and learns from answers.
+    """
+
+    client: ChatClient
+    limiter: Limiter
+    account: Account | None = None
+    estimator: TokenEstimator = field(default_factory=TokenEstimator)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an engine has around it: who hears of events, and what tests put in place of threads, chance and clock.
+
+    `offload` runs blocking code off the event loop. `wall_clock_us` returns microseconds since the epoch.
+    """
+
+    listener: Listener
+    rng: random.Random = field(default_factory=random.Random)
+    offload: Callable[..., Awaitable[Any]] = anyio.to_thread.run_sync
+    wall_clock_us: Callable[[], int] = lambda: time.time_ns() // 1000
+
+
+class LocalEngine:
+    """Sends each request of a feed to an endpoint until it has an outcome.
+
+    `refusals` knows whether this model, and this job as it is, has been answered before. `reviewer` decides about
+    answers; without one each is taken as it is. Counters are public: the run reads them for its snapshots.
     """
 
     def __init__(
         self,
-        client: ChatClient,
-        limiter: Limiter,
+        endpoint: Endpoint,
         policy: RetryPolicy,
+        surroundings: Surroundings,
         *,
-        estimator: TokenEstimator,
-        listener: Listener,
-        account: Account | None = None,
-        rng: random.Random | None = None,
-        answered_before: bool = False,
-        job_answered: bool = False,
+        refusals: Refusals | None = None,
         reviewer: Reviewer | None = None,
-        offload: Callable[..., Awaitable[Any]] = anyio.to_thread.run_sync,
-        wall_clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        self._client = client
-        self._limiter = limiter
+        # What every attempt uses is kept flat: a look-up more costs at each request.
+        self._client = endpoint.client
+        self._limiter = endpoint.limiter
+        self._account = endpoint.account
+        self._estimator = endpoint.estimator
         self._policy = policy
-        self._listener = listener
-        self._estimator = estimator
-        self._account = account
-        self._rng = rng or random.Random()  # noqa: S311 - jitter, not cryptography
+        self._listener = surroundings.listener
+        self._rng = surroundings.rng
+        self._offload = surroundings.offload
+        self._wall_clock_us = surroundings.wall_clock_us
         self._clock: Callable[[], float] = anyio.current_time
-        self._wall_clock_us = wall_clock_us
+        self._reviewer = reviewer
         self.attempts = 0
         self.retries = 0
         self.rate_limited = 0
         self.corrections = 0
         self.halt: BatchchatError | None = None
-        self._reviewer = reviewer
-        self._offload = offload
         self._succeeded = False
         self._causes = Causes()
-        self._ready: deque[Request] = deque()
-        self._ready_bytes = self._delayed_bytes = self._given = 0
-        self._due: deque[Request] = deque()
-        self._delayed: list[tuple[float, int, Request]] = []
-        self._order = count()
+        self._refusals = refusals if refusals is not None else Refusals()
+        self._supply = Supply(endpoint.limiter, self._causes, self._refusals, surroundings.rng)
+        self._outage = Outage(endpoint.limiter, policy, self._causes, self._refusals, self._supply)
         self._sending: dict[Request, float] = {}
-        self._refusals = Refusals(model_answered=answered_before, job_answered=job_answered)
-        self._outage = Outage(limiter, policy, self._causes, self._refusals)
         self._parked: list[_Seat] = []
-        self._feed_done = False
-        self._feed_room = anyio.Event()
         self._alarm: anyio.CancelScope | None = None
         self._draining = False
         self._paused = False
         self._workers = 0
-        self._in_hand = 0
         self._idle_scopes: set[anyio.CancelScope] = set()
         self._scope: anyio.CancelScope | None = None
         self._group: TaskGroup | None = None
@@ -146,7 +144,7 @@ class LocalEngine:
         """Return what is under way and what was done, with the `oldest` requests that have been in flight longest."""
         return EngineProgress(
             sending=len(self._sending),
-            waiting=len(self._delayed) + len(self._due) + len(self._refusals),
+            waiting=self._supply.waiting + len(self._refusals),
             attempts=self.attempts,
             retries=self.retries,
             rate_limited=self.rate_limited,
@@ -163,7 +161,7 @@ class LocalEngine:
             found.append(InFlight(request.row_index, request.custom_id, request.attempts, now - since, "sending"))
             if len(found) == limit:
                 return tuple(found)
-        for _, _, request in heapq.nsmallest(limit - len(found), self._delayed):
+        for request in self._supply.delayed(limit - len(found)):
             age = (self._wall_clock_us() - request.started_at) / 1e6
             found.append(InFlight(request.row_index, request.custom_id, request.attempts, age, "waiting"))
         return tuple(found)
@@ -239,40 +237,17 @@ class LocalEngine:
     # --- feeding
 
     async def _pump(self, feed: Feed, sink: Sink) -> None:
-        """Move requests from the feed to the workers, keeping a small bounded supply ahead of them.
-
-        `drain` ends it wherever it waits, also for rows of a slow input.
-        """
+        """Read ahead from the feed. `drain` ends it wherever it waits, also for rows of a slow input."""
         with anyio.CancelScope() as scope:
             self._idle_scopes.add(scope)
             try:
-                async with aclosing(feed):
-                    if self._draining:  # asked to stop before anything began
-                        return
-                    async for requests in feed:
-                        self._ready.extend(requests)
-                        self._ready_bytes += sum([len(request.body) for request in requests])
-                        self._given += 1
-                        self._staff(sink)
-                        while len(self._ready) >= self._reach() or self._ready_bytes >= _READY_BYTES:
-                            self._feed_room = anyio.Event()
-                            await self._feed_room.wait()
-                        if sink.full:
-                            await sink.room()
-                    self._feed_done = True
-                    self._staff(sink)
+                if self._draining:  # asked to stop before anything began
+                    await feed.aclose()
+                else:
+                    await self._supply.read(feed, sink, lambda: self._staff(sink))
             finally:
                 self._idle_scopes.discard(scope)
         self._wake_for_end()
-
-    def _supply(self) -> int:
-        return max(_READY_MIN, 2 * self._limiter.window)
-
-    def _reach(self) -> int:
-        """Return how many requests are read ahead now."""
-        supply = self._supply()
-        # What stands together in the input may be bad together: a probe is to come from far beyond it.
-        return max(supply, _READY_FAR) if self._refusals.reading or self._limiter.down else supply
 
     def _staff(self, sink: Sink) -> None:
         """Give what is ready to workers that wait, or start some, no more of them than the window is wide.
@@ -284,7 +259,7 @@ class LocalEngine:
             seat = self._parked.pop()
             seat.request = request
             seat.event.set()
-        wanted = len(self._ready) + len(self._due)
+        wanted = self._supply.startable
         while wanted > 0 and self._workers < self._limiter.window and not self._draining and self._group is not None:
             self._workers += 1
             self._group.start_soon(self._work, sink)
@@ -292,61 +267,21 @@ class LocalEngine:
 
     def _next(self) -> Request | None:
         """Take a request in hand, if there is one and the run is not paused."""
-        if self._paused:
-            return None
-        if self._due:
-            self._in_hand += 1
-            return self._due.popleft()
-        if self._ready and self._may_take:
-            request = self._try_another() if self._refusals.trying else self._draw()
-            if request is not None:
-                self._in_hand += 1
-                self._make_room(request)
-            return request
-        return None
+        return None if self._paused else self._supply.take()
 
-    def _draw(self) -> Request:
-        """Take the next request, or one from anywhere in the supply while some that failed may be the cause themselves.
-
-        So a block of bad rows is mixed with others, whose answers show that the provider is up.
-        """
-        if not self._causes.suspects or len(self._ready) == 1:
-            return self._ready.popleft()
-        place = self._rng.randrange(len(self._ready))
-        request = self._ready[place]
-        del self._ready[place]
-        return request
-
-    def _try_another(self) -> Request | None:
-        """Return a row to try while refusals are held, None if none is to be tried now."""
-        if self._refusals.reading:
-            if not (self._feed_done or len(self._ready) >= _READY_FAR or self._ready_bytes >= _READY_BYTES):
-                self._feed_room.set()
-                return None
-            self._refusals.read_on()
-        return self._refusals.pick(self._ready, self._rng)
-
-    @property
-    def _may_take(self) -> bool:
-        """Return true if a new request may be begun, although it may come to those that wait for another attempt."""
-        return len(self._delayed) < _DELAYED_MAX and self._delayed_bytes < _DELAYED_BYTES
-
-    def _make_room(self, taken: Request) -> None:
-        self._ready_bytes -= len(taken.body)
-        if len(self._ready) * 2 < self._supply() and self._ready_bytes * 2 < _READY_BYTES:
-            self._feed_room.set()
-
-    def _exhausted(self) -> bool:
-        return self._feed_done and not (self._ready or self._due or self._delayed or self._in_hand)
+    def _put_down(self, nbytes: int) -> None:
+        """Count a request of this size out that a worker had, and wake others if it was too large for them to begin."""
+        if self._supply.put_down(nbytes) and self._sink is not None and not self._draining:
+            self._staff(self._sink)
 
     def _wake_for_end(self) -> None:
         """Wake every task that waits, once there is nothing left to do, so that each can return."""
-        if self._draining or self._exhausted():
+        if self._draining or self._supply.exhausted:
             for scope in list(self._idle_scopes):
                 scope.cancel()
             while self._parked:
                 self._parked.pop().event.set()
-            self._feed_room.set()
+            self._supply.read_on()
             if self._alarm is not None:
                 self._alarm.cancel()
 
@@ -356,6 +291,7 @@ class LocalEngine:
         try:
             while (request := await self._take()) is not None:
                 hold: Hold | None = None
+                size = len(request.body)
                 try:
                     if self._account is not None:
                         hold = await self._reserve(self._account, request)
@@ -373,16 +309,16 @@ class LocalEngine:
                     # pause the request is launched first; after a stop it stays open.
                     if self._draining or self._paused:
                         permit.give_back(now)
-                        self._due.appendleft(request)
+                        self._supply.put_first(request)
                         continue
                     if permit.probe and self._limiter.down:
                         request = self._prober(request, permit)
                     await self._attempt(request, permit, hold, sink, now)
                 finally:
-                    self._in_hand -= 1
                     if hold is not None and hold.open:
                         hold.settle(None)
-                if self._feed_done:
+                    self._put_down(size)
+                if self._supply.ended:
                     self._wake_for_end()
                 if sink.full:
                     await self._idle(sink.room)
@@ -396,14 +332,14 @@ class LocalEngine:
         while not self._draining:
             if request is None:
                 request = self._next()
-            if request is not None or self._exhausted():
+            if request is not None or self._supply.exhausted:
                 return request
             seat = _Seat()
             self._parked.append(seat)
             await seat.event.wait()
             request = seat.request
         if request is not None:
-            self._in_hand -= 1  # it stays open
+            self._put_down(len(request.body))  # it stays open
         return None
 
     async def _reserve(self, account: Account, request: Request) -> Hold | None:
@@ -440,21 +376,11 @@ class LocalEngine:
         What stands together in the input may be bad together. So every other probe is another one, and each is if this
         request has failed before and may be the cause itself.
         """
-        keeps = self._limiter.failed_probes % 2 and request not in self._causes.suspects
-        if keeps or not self._ready or not self._may_take:
+        if self._limiter.failed_probes % 2 and request not in self._causes.suspects:
             return request
-        most = self._estimator.at_most(request.prompt_tokens, request.max_tokens)
-        for _ in range(_TRIES_FOR_ANOTHER):
-            place = self._rng.randrange(len(self._ready))
-            other = self._ready[place]
-            prompt, completion = self._estimator.at_most(other.prompt_tokens, other.max_tokens)
-            if prompt <= most[0] and completion <= most[1]:
-                del self._ready[place]
-                self._make_room(other)
-                self._due.append(request)
-                permit.key = other.custom_id
-                return other
-        return request
+        other = self._supply.swap(request, self._estimator)
+        permit.key = other.custom_id
+        return other
 
     async def _idle(self, wait: Callable[[], Awaitable[None]]) -> None:
         """Wait for something that `drain` ends."""
@@ -528,12 +454,12 @@ class LocalEngine:
             sink.put(Settled(request, reply, decision.failure))
         else:
             usage = reply.usage or Usage()
-            request.usage = request.usage.plus(usage)
+            request.add_billed(reply)
             step = request.steps.answers if request.steps is not None else 0
-            sink.put(Answered(request, usage, step, journaled(request, reply)))
+            sink.put(Answered(request, usage, reply.cost or 0, step, journaled(request, reply)))
             go_on(request, reply, decision)
             self.corrections += decision.corrects
-            self._due.append(request)
+            self._supply.put_due(request)
             self._staff(sink)
 
     def _unsuccessful(self, request: Request, reply: Reply, sink: Sink, *, probe: bool) -> None:
@@ -560,12 +486,14 @@ class LocalEngine:
             if decision.counts:
                 request.counted = counted
             self._causes.failed(request, reply)
-            self._put_billed(request, reply.usage, sink)
-            self._delay(request, decision.delay_s)
-            if probe and self._outage.asks_the_rest(self._feed_done, self._delayed):
+            self._put_billed(request, reply, sink)
+            first = self._supply.delay(request, anyio.current_time() + decision.delay_s)
+            if first and self._alarm is not None:
+                self._alarm.cancel()
+            if probe and self._outage.asks_the_rest():
                 self._limiter.hurry()
         elif decision.action is RetryAction.FATAL:
-            self._put_billed(request, reply.usage, sink)
+            self._put_billed(request, reply, sink)
             self.halt_for(fatal_error(reply.failure))
         elif decision.action is RetryAction.REFUSED or self._refusals.may_concern_all(reply):
             self._causes.settled(request)
@@ -586,32 +514,22 @@ class LocalEngine:
         failure = Failure(reply.failure.kind, message, reply.failure.http_status)
         sink.put(Settled(request, *left_with(request, reply, failure)))
 
-    def _put_billed(self, request: Request, usage: Usage | None, sink: Sink) -> None:
-        if usage is not None:
-            request.usage = request.usage.plus(usage)
-            sink.put(Answered(request, usage))
+    def _put_billed(self, request: Request, reply: Reply, sink: Sink) -> None:
+        if reply.usage is not None:
+            request.add_billed(reply)
+            sink.put(Answered(request, reply.usage, reply.cost or 0))
 
     # --- trying again
 
-    def _delay(self, request: Request, delay_s: float) -> None:
-        due = anyio.current_time() + delay_s
-        first = not self._delayed or due < self._delayed[0][0]
-        heapq.heappush(self._delayed, (due, next(self._order), request))
-        self._delayed_bytes += len(request.body)
-        if first and self._alarm is not None:
-            self._alarm.cancel()
-
     async def _ring(self, sink: Sink) -> None:
         """Hand over delayed requests as they come due; sleeps until the next one, or until an earlier one is put in."""
-        while not (self._draining or self._exhausted()):
+        while not (self._draining or self._supply.exhausted):
             now = anyio.current_time()
-            while self._delayed and self._delayed[0][0] <= now:
-                request = heapq.heappop(self._delayed)[2]
-                self._delayed_bytes -= len(request.body)
-                self._due.append(request)
+            self._supply.collect_due(now)
             self._staff(sink)
+            due = self._supply.next_due
             with anyio.CancelScope() as self._alarm:
-                await anyio.sleep(self._delayed[0][0] - now if self._delayed else _LONG_S)
+                await anyio.sleep(due - now if due is not None else _LONG_S)
         self._alarm = None
 
     # --- halting
@@ -627,8 +545,7 @@ class LocalEngine:
 
         To be called when the feed itself waits for what is under way.
         """
-        busy = self._draining or self._ready or self._due or self._delayed or self._in_hand
-        if not busy and not self._halt_for_refusals(ended=True):
+        if not self._draining and not self._supply.left and not self._halt_for_refusals(ended=True):
             self._fail_all(self._refusals.let_go(), sink)
 
     def _fail_all(self, refused: list[Refusal], sink: Sink) -> None:
@@ -638,30 +555,24 @@ class LocalEngine:
     async def _monitor(self, sink: Sink) -> None:
         """Watch for an outage that lasts too long, a host that never answers, and a feed that gives nothing."""
         given = -1
-        while not (self._draining or self._exhausted()):
-            outage = self._outage.seconds()
-            if self._paused:
-                pass  # nobody asks the provider now, so nothing can tell whether it is back
-            elif outage and self._outage.asks_the_rest(self._feed_done, self._delayed) and self._all_suspected():
-                self._take_for_causes()
-            elif outage > self._policy.outage:
-                self.halt_for(self._outage.error(outage, answered=self._succeeded))
-            elif outage and self._outage.asks_the_rest(self._feed_done, self._delayed):
+        supply = self._supply
+        while not (self._draining or supply.exhausted):
+            # Nobody asks the provider during a pause, so nothing can tell whether it is back.
+            step = None if self._paused else self._outage.next_step(answered=self._succeeded)
+            if step is Step.ASK_THE_REST:
                 self._limiter.hurry()
-            elif self._outage.unreachable:
-                self.halt_for(self._outage.unreachable_error())
+            elif step is Step.TAKE_FOR_CAUSES:
+                self._take_for_causes()
+            elif step is not None:
+                self.halt_for(step)
             if self._limiter.down:
-                self._feed_room.set()  # `_reach` is further now
-            if given == self._given and self._refusals.reading:
+                supply.read_on()  # it reaches further now
+            # The feed has given nothing since the last look: what it gave is all there is to try.
+            if given == supply.given and self._refusals.reading:
                 self._refusals.read_on()
                 self._staff(sink)
-            given = self._given if self._refusals.reading else -1
+            given = supply.given if self._refusals.reading else -1
             await self._idle(lambda: anyio.sleep(_MONITOR_S))
-
-    def _all_suspected(self) -> bool:
-        """Return true if every request that is left may have caused its last failure itself."""
-        left = len(self._ready) + len(self._due) + len(self._delayed) + self._in_hand
-        return 0 < left == len(self._causes.suspects)
 
     def _take_for_causes(self) -> None:
         """Let the requests that are left go on, each with its own attempts: no other request can show more."""

@@ -13,22 +13,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from batchchat.errors import BatchchatError
 from batchchat.events import InFlight, Pace
 from batchchat.records import Failure, Reply, Request, Usage
+
+EngineKind = Literal["local", "batch"]
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
     """An attempt that the provider answered and may bill, though its request goes on or stays open.
 
-    With a `step` the request goes on from this answer: `payload` is kept until it is settled (`review.journaled`).
+    `cost` is in `money.UNITS`, 0 if no price is known. With a `step` the request goes on from this answer: `payload` is
+    kept until it is settled (`review.journaled`).
     """
 
     request: Request
     usage: Usage
+    cost: int = 0
     step: int | None = None
     payload: Any = None
 
@@ -37,7 +41,13 @@ class Answered:
 class Settled:
     """A request's end: `failure` is None for a completion. `reply` is its last attempt's.
 
-    `parsed` and `tolerated` are those of an answer that a schema accepted.
+    What its last attempt cost is in the reply, what those before it cost in the request. `parsed` and `tolerated` are
+    those of an answer that a schema accepted. `engine` names the engine that had the answer, None if it is the job's
+    own.
+
+    `of_prompt` is there if the pass that is under way has not asked for this request: a batch of an earlier run may
+    hold requests of a prompt that was edited since. It is that prompt's id. Of these, a `late` one comes after its row
+    had an answer to the newer prompt.
     """
 
     request: Request
@@ -45,6 +55,9 @@ class Settled:
     failure: Failure | None
     parsed: Any = None
     tolerated: bool = False
+    engine: EngineKind | None = None
+    of_prompt: str | None = None
+    late: bool = False
 
 
 Outcome = Answered | Settled
@@ -62,6 +75,9 @@ class Sink(Protocol):
 
     async def room(self) -> None:
         """Wait until the sink has caught up."""
+
+    async def counted(self) -> bool:
+        """Wait until all that was put so far is durable. Return false if the disk failed, and it never will be."""
 
 
 Feed = AsyncGenerator[list[Request], None]

@@ -29,7 +29,7 @@ def require_extra() -> None:
     if missing:
         raise UsageError(
             f"evaluations need {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
-            remedy="pip install 'batchchat[eval]'",
+            remedy=f"pip install {' '.join(missing)}; or in a checkout of batchchat: pip install '.[eval]'",
         )
 
 

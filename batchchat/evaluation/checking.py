@@ -7,13 +7,14 @@ from pathlib import Path
 
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.results.scoring import same_requests
+from batchchat.evaluation.scorers.judging import Judge
 from batchchat.evaluation.scorers.score_batch import check_column, check_path
 from batchchat.evaluation.scorers.scorer import AnswerScorer
 from batchchat.evaluation.suite.suite import Suite
 from batchchat.job import api_key, load_keys
 from batchchat.job.origin import combined
 from batchchat.records import RECORD_COLUMNS
-from batchchat.runner.preparation import Prepared, prepare
+from batchchat.runner.preparation import Prepared, alike_samples, prepare
 from batchchat.runner.questions import compile_questions
 from batchchat.store import frozen_schema
 
@@ -59,7 +60,18 @@ def _misfits(suite: Suite, prepared: Prepared) -> Iterator[JobError]:
     """The errors of scorers that read what is not there."""
     parsed = [] if prepared.parsed is None else [prepared.parsed.name]
     columns = list(dict.fromkeys([*RECORD_COLUMNS, *parsed, *prepared.source.schema.names]))
+    if suite.cluster is not None:
+        try:
+            check_column(suite.cluster, prepared.source.columns, "the input, which `cluster` names")
+        except UsageError as error:
+            yield suite.error(error.message, "cluster", remedy=error.remedy)
+    alike = alike_samples(prepared.job, prepared.template)
+    over = {one.name: one.sample_metrics for one in suite.scorers}
+    over |= {task.scorer.name: task.scorer.sample_metrics for task in suite.judges if isinstance(task.scorer, Judge)}
     for at, name in enumerate(suite.order):
+        for metric in over.get(name, ()) if alike else ():
+            message = f"the samples of a row are alike by construction, since {' and '.join(alike)}"
+            yield suite.error(message, "scorers", at, metric.kind, remedy="Change that, or leave this metric out.")
         try:
             field = _check_columns(suite, name, columns, prepared.source.columns)
             if prepared.parsed is not None:

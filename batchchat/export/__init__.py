@@ -1,5 +1,7 @@
 """One file in input order: the records of an output joined to the current input by `custom_id`. Blocking code.
 
+An input that came through a pipe cannot be read again: its records are written in the order of the rows they came of.
+
 Positions and carried columns come from the input as it is now; the outcome comes from the record. A row that has no
 record is left out and counted. Memory holds the identities (36 bytes a record) and a few parts, not the dataset.
 """
@@ -10,8 +12,6 @@ import base64
 import csv
 import os
 import re
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,23 +25,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchchat.choosing import no_column
 from batchchat.errors import StorageError, UsageError
 from batchchat.export.batch import errors_file, write_batch_lines
+from batchchat.export.selection import pick, schema_of, select_columns
+from batchchat.export.sheet import open_sheet
 from batchchat.inspection import job_of
-from batchchat.intake import Intake
+from batchchat.intake import PassCounts
 from batchchat.job import Job
-from batchchat.records import RowBatch
+from batchchat.joining import records_of_rows
 from batchchat.runner.preparation import prepare
 from batchchat.sources import STDIN, python_rows, reads_file
-from batchchat.store import Output, read_state
-from batchchat.store.index import KeyIndex, RecordIndex
-from batchchat.store.schema import own_columns
+from batchchat.store import Output, read_output, read_state
 
 BATCH = "openai-batch"
-FORMATS = ("parquet", "jsonl", "csv", BATCH)
-_BLOCKS_KEPT = 4
-_SLICE = 512
+FORMATS = ("parquet", "jsonl", "csv", "xlsx", BATCH)
 # Some spreadsheets pass over white space, and take the wide forms of the signs too.
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
@@ -70,6 +67,7 @@ def export(
     force: bool = False,
     safe_csv: bool = False,
     columns: Sequence[str] | None = None,
+    flatten: bool = False,
     bom: bool = False,
 ) -> Exported:
     """Write the records of the current input's rows in the order of the input, whole or not at all.
@@ -77,47 +75,38 @@ def export(
     `format` is one of FORMATS; None takes the one that the file's extension names. `openai-batch` writes the lines of a
     batch's output, and those of its errors to `….errors.jsonl` beside it. With `safe_csv` an apostrophe stands before
     each text of a CSV file that a spreadsheet would run as a formula; without it, texts are written as they are.
-    `columns` are those to write, in this order; None takes all. With `bom` a CSV file begins with a byte order mark,
+    `columns` are those to write, in this order, `column.field` for one inside of an object; None takes all. With
+    `flatten` the fields of objects are columns of their own. With `bom` a CSV file begins with a byte order mark,
     by which Excel knows that it is UTF-8.
 
     Raises UsageError for a target that cannot be written, StorageError where the disk fails.
     """
     kind = _format_of(target) if format is None else format
-    _check_options(kind, safe_csv=safe_csv, bom=bom, columns=columns)
+    _check_options(kind, safe_csv=safe_csv, bom=bom, chosen=columns is not None or flatten)
     targets = (target, errors_file(target)) if kind == BATCH else (target,)
     output = read_state(directory)
     if output.schema is None:
         raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
-    names = output.schema.names if columns is None else _known_columns(columns, output.schema.names)
-    schema = pa.schema([output.schema.field(name) for name in names])
+    chosen = select_columns(output.schema, columns, flatten=flatten)
     job = job_of(output.job)
-    if kind == BATCH and job.samples > 1:
-        raise UsageError(
-            f"each row has {job.samples} answers, and a batch's output has one for a custom_id",
-            remedy="Export to .jsonl, .csv or .parquet.",
-        )
+    # What came through a pipe, or from a program, does not come again: its records hold the rows.
+    alone = job.input.path == STDIN and input_path is None
+    if kind == BATCH:
+        _check_batch(job, alone=alone)
     if input_path is not None:
         path_of_input = input_path if input_path == "-" else str(Path(input_path).absolute())
         job = job.model_copy(update={"input": job.input.model_copy(update={"path": path_of_input})})
     _check_targets(targets, job, force=force)
-    # What was sent is sent: a prompt that uses no column may be exported.
-    prepared = prepare(job.model_copy(update={"constant": True}), frozen=output.frozen)
-    intake = Intake(
-        prepared.template,
-        prepared.identity,
-        index=RecordIndex(),
-        keys=KeyIndex() if job.input.key is not None else None,
-        key_column=job.input.key,
-        reopens=frozenset(),
-        selection=prepared.selection,
-        samples=job.samples,
-    )
     drafts = [path.with_name(f".{path.name}.{os.getpid()}.draft") for path in targets]
+    if alone:
+        batches, counts = _as_they_are(directory), PassCounts()
+    else:
+        batches, counts = _in_input_order(job, output)
     rows = failed = 0
     try:
-        with _opened(drafts, schema, kind, safe_csv=safe_csv, bom=bom) as sink:
-            for batch in _joined(prepared.batches(), intake, _Records(output), output.schema):
-                sink(batch.select(names))
+        with _opened(drafts, schema_of(chosen), kind, safe_csv=safe_csv, bom=bom) as sink:
+            for batch in batches:
+                sink(pick(batch, chosen))
                 rows += batch.num_rows
                 failed += pc.sum(pc.not_equal(batch.column("status"), "ok")).as_py()
         written = targets if failed else targets[:1]
@@ -134,15 +123,43 @@ def export(
     finally:
         for draft in drafts:
             draft.unlink(missing_ok=True)
-    return Exported(rows, intake.counts.samples - rows, written, failed, job.samples)
+    missing = 0 if alone else counts.samples - rows
+    return Exported(rows, missing, written, failed, job.samples)
 
 
-def _check_options(kind: str, *, safe_csv: bool, bom: bool, columns: Sequence[str] | None) -> None:
+def _check_batch(job: Job, *, alone: bool) -> None:
+    if job.samples > 1:
+        raise UsageError(
+            f"each row has {job.samples} answers, and a batch's output has one for a custom_id",
+            remedy="Export to .jsonl, .csv or .parquet.",
+        )
+    if alone:
+        raise UsageError(
+            "the rows of this output came through a pipe, and the lines of a batch need them",
+            remedy="Give them again: --input FILE, or --input - for standard input.",
+        )
+
+
+def _as_they_are(directory: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the records in the order of the rows that they were made of."""
+    yield from read_output(directory).to_batches()
+
+
+def _in_input_order(job: Job, output: Output) -> tuple[Iterator[pa.RecordBatch], PassCounts]:
+    """Return the records of the input's rows, batch by batch, and the counts of these rows, which grow with them."""
+    # What was sent is sent: a prompt that uses no column may be exported.
+    prepared = prepare(job.model_copy(update={"constant": True}), frozen=output.frozen)
+    intake = prepared.intake()
+    return records_of_rows(prepared.batches(), intake, output), intake.counts
+
+
+def _check_options(kind: str, *, safe_csv: bool, bom: bool, chosen: bool) -> None:
     for name, given in (("--safe-csv", safe_csv), ("--bom", bom)):
         if given and kind != "csv":
             raise UsageError(f"{name} is for CSV files alone", remedy="Leave it out, or export to a .csv file.")
-    if columns is not None and kind == BATCH:
-        raise UsageError("the lines of a batch's output have fixed fields", remedy="Leave --columns out.")
+    if chosen and kind == BATCH:
+        remedy = "Leave --columns and --flatten out."
+        raise UsageError("the lines of a batch's output have fixed fields", remedy=remedy)
 
 
 def _check_targets(targets: Sequence[Path], job: Job, *, force: bool) -> None:
@@ -156,93 +173,12 @@ def _check_targets(targets: Sequence[Path], job: Job, *, force: bool) -> None:
             raise UsageError(f"{path} exists already", remedy="Choose another name, or give --force to write over it.")
 
 
-def _known_columns(columns: Sequence[str], known: Sequence[str]) -> list[str]:
-    for name in columns:
-        if name not in known:
-            raise UsageError(f"--columns: {no_column(name, known)}", remedy="Name columns of the output.")
-    if not columns or len(set(columns)) < len(columns):
-        raise UsageError("--columns: names no column, or one twice", remedy="Name each column once.")
-    return list(columns)
-
-
 def _format_of(target: Path) -> str:
     kind = target.suffix.removeprefix(".")
     if kind not in FORMATS:
         known = ", ".join(f".{name}" for name in FORMATS if name != BATCH)
         raise UsageError(f"{target}: unknown extension", remedy=f"Known are {known}; or name the --format.")
     return kind
-
-
-def _joined(
-    batches: Iterator[RowBatch], intake: Intake, records: _Records, schema: pa.Schema
-) -> Iterator[pa.RecordBatch]:
-    own = own_columns(schema)
-    carried = [name for name in schema.names if name not in own]
-    for batch in batches:
-        for found in intake.slices(batch, _SLICE):
-            rows = [(request.offset, request.sample_index, request.custom_id) for request in found.requests]
-            rows += [(invalid.offset, invalid.sample_index, invalid.custom_id) for invalid in found.invalid]
-            offsets, outcome = records.find([(offset, custom_id) for offset, _, custom_id in sorted(rows)], own)
-            if not offsets:
-                continue
-            columns = batch.columns.take(pa.array(offsets, pa.int64()))
-            arrays = {name: columns.column(name) for name in carried}
-            arrays |= {name: outcome.column(name).combine_chunks() for name in own}
-            arrays["row_index"] = pa.array([batch.first_index + offset for offset in offsets], pa.int64())
-            arrays["source"] = pa.array([batch.source] * len(offsets), pa.string())
-            yield pa.RecordBatch.from_arrays([arrays[field.name].cast(field.type) for field in schema], schema=schema)
-
-
-class _Records:
-    """Records by `custom_id`: their identities in memory, their contents block by block as they are asked for."""
-
-    def __init__(self, output: Output) -> None:
-        self._blocks: list[Callable[[], pa.Table]] = []
-        self._starts: list[int] = []
-        self._loaded: OrderedDict[int, pa.Table] = OrderedDict()
-        ids: list[pa.ChunkedArray] = []
-        start = 0
-        # What is only in the journal comes first: of two records with one identity it is the newer.
-        blocks: list[Callable[[], pa.Table]] = [partial(output.read_part, name) for name in output.part_names()]
-        pending = output.pending
-        if pending is not None:
-            blocks.insert(0, lambda: pending)
-        for block in blocks:
-            column = block().column("custom_id")
-            self._blocks.append(block)
-            self._starts.append(start)
-            start += len(column)
-            ids += column.chunks
-        self._ids = pa.chunked_array(ids, pa.string()).combine_chunks() if ids else pa.array([], pa.string())
-
-    def find(self, rows: list[tuple[int, str]], columns: Sequence[str]) -> tuple[list[int], pa.Table]:
-        """The offsets of those rows that have a record, in the order given, and the records' own columns like them."""
-        wanted = pa.array([custom_id for _, custom_id in rows], pa.string())
-        places = pc.index_in(wanted, value_set=self._ids).to_pylist()
-        by_block: dict[int, list[tuple[int, int]]] = {}
-        for number, place in enumerate(places):
-            if place is not None:
-                block = bisect_right(self._starts, place) - 1
-                by_block.setdefault(block, []).append((number, place - self._starts[block]))
-        tables, numbers = [], []
-        for block, found in by_block.items():
-            taken = pa.array([place for _, place in found], pa.int64())
-            tables.append(self._load(block).select(list(columns)).take(taken))
-            numbers += [number for number, _ in found]
-        if not tables:
-            return [], pa.table({})
-        table = pa.concat_tables(tables)
-        order = sorted(range(len(numbers)), key=numbers.__getitem__)
-        return [rows[numbers[place]][0] for place in order], table.take(pa.array(order, pa.int64()))
-
-    def _load(self, block: int) -> pa.Table:
-        table = self._loaded.pop(block, None)
-        if table is None:
-            table = self._blocks[block]()
-            while len(self._loaded) >= _BLOCKS_KEPT:
-                self._loaded.popitem(last=False)
-        self._loaded[block] = table
-        return table
 
 
 @contextmanager
@@ -256,6 +192,9 @@ def _opened(
     elif kind == "jsonl":
         with path.open("wb") as file:
             yield partial(_write_lines, file)
+    elif kind == "xlsx":
+        with open_sheet(path, schema, _cell) as write_rows:
+            yield write_rows
     elif kind == BATCH:
         with path.open("wb") as file, paths[1].open("wb") as errors:
             yield partial(write_batch_lines, file, errors)

@@ -32,6 +32,7 @@ _OF_FIELD: Mapping[str, str] = {
     "limits": "limits",
     "retry": "resume",
     "prices": "providers",
+    "engine": "batch-api",
     "budget": "budgets",
     "deadline": "budgets",
     "cache": "cache",
@@ -42,6 +43,7 @@ _OF_FIELD: Mapping[str, str] = {
     "judge": "judges",
     "failed": "evaluation",
     "seed": "evaluation",
+    "cluster": "evaluation",
 }
 """The page that tells most about a field of a job or a suite."""
 _ENTRY = re.compile(r"^- \[([a-z-]+)\]\(\1\.md\): (.+)$", re.MULTILINE)

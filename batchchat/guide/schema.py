@@ -17,7 +17,8 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from batchchat.guide import page
-from batchchat.job.model import FIELDS, Duration, Job, Number, Size, Whole
+from batchchat.job.model import FIELDS, Job
+from batchchat.job.values import Duration, Number, Size, Whole
 from batchchat.providers import PROFILES
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -97,6 +98,8 @@ def _open_job(schema: dict[str, Any]) -> None:
     properties["messages"]["anyOf"].append({"type": "string", "minLength": 1})
     for name in ("images", "params", "response", "limits", "retry", "budget"):
         properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
+    kinds = schema["$defs"]["EngineFields"]["properties"]["kind"]["enum"]
+    properties["engine"] = {"anyOf": [{"type": "string", "enum": kinds}, properties["engine"], {"type": "null"}]}
     names = {"type": "string", "enum": list(PROFILES)}
     properties["provider"]["anyOf"] = [
         names if one.get("type") == "string" else one for one in properties["provider"]["anyOf"]

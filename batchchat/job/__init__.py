@@ -7,12 +7,13 @@ here touches the network or the output.
 
 from batchchat.job.batch_file import BatchFileJob
 from batchchat.job.keys import api_key, load_keys
-from batchchat.job.model import Job, failed_kinds, parse_duration, write_duration
-from batchchat.job.reading import Change, load_job, read_override, validate_job
+from batchchat.job.model import Job, failed_kinds
+from batchchat.job.reading import FieldChange, load_job, read_override, validate_job
+from batchchat.job.values import parse_duration, write_duration
 
 __all__ = [
     "BatchFileJob",
-    "Change",
+    "FieldChange",
     "Job",
     "api_key",
     "failed_kinds",

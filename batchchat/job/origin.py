@@ -12,7 +12,7 @@ Place = tuple[Hashable, ...]
 """A field by the names and positions that lead to it: `("messages", 0, "content")`."""
 
 
-class Origin(NamedTuple):
+class FieldOrigin(NamedTuple):
     """The line of a file, or the option of the command line, that gave a field."""
 
     file: Path | None = None
@@ -20,7 +20,7 @@ class Origin(NamedTuple):
     option: str | None = None
 
 
-Origins = Mapping[Place, Origin]
+Origins = Mapping[Place, FieldOrigin]
 
 
 def dotted(place: Place) -> str:
@@ -28,13 +28,13 @@ def dotted(place: Place) -> str:
     return ".".join(str(part) for part in place)
 
 
-def origin_of(origins: Origins, place: Place, file: Path | None) -> Origin:
+def origin_of(origins: Origins, place: Place, file: Path | None) -> FieldOrigin:
     """The origin of a field, or of the nearest one around it that has one."""
     while place:
         if place in origins:
             return origins[place]
         place = place[:-1]
-    return Origin(file)
+    return FieldOrigin(file)
 
 
 def job_error(message: str, place: Place, origins: Origins, file: Path | None, remedy: str | None = None) -> JobError:

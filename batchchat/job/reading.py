@@ -15,14 +15,16 @@ from pydantic import ValidationError
 from batchchat.errors import JobError, UsageError
 from batchchat.job.batch_file import BatchFileJob
 from batchchat.job.model import BATCH_FORMAT, Job
-from batchchat.job.origin import Origin, Origins, Place, combined, dotted, job_error
+from batchchat.job.origin import FieldOrigin, Origins, Place, combined, dotted, job_error
 from batchchat.job.syntax import Document, parse_yaml, read_job_text, read_text
 from batchchat.job.wording import validation_errors
 
 _EXAMPLE = "Example: --set limits.concurrency=64"
+_PATHS = frozenset({("provider", "ca_file"), ("images", "root"), ("cache",), ("engine", "folder")})
+"""The fields, beside input and output, that hold a path."""
 
 
-class Change(NamedTuple):
+class FieldChange(NamedTuple):
     """A field of a job that another file sets: its dotted path, the value, and where that file sets it.
 
     `inside` tells where the value's own fields stand, by their places in it. Paths in the value are relative to `base`.
@@ -30,7 +32,7 @@ class Change(NamedTuple):
 
     path: str
     value: Any
-    origin: Origin
+    origin: FieldOrigin
     base: Path
     inside: Origins
 
@@ -39,7 +41,7 @@ def load_job(
     path: str | Path,
     *,
     overrides: Sequence[str] = (),
-    changes: Sequence[Change] = (),
+    changes: Sequence[FieldChange] = (),
     input: str | None = None,
     output: str | None = None,
 ) -> Job:
@@ -66,7 +68,7 @@ def load_job(
         draft.change(change)
     for name, value in (("input", input), ("output", output)):
         if value is not None:
-            draft.set_path(name, value, Origin(option=f"--{name}"), Path.cwd())
+            draft.set_path(name, value, FieldOrigin(option=f"--{name}"), Path.cwd())
     job = validate_job(draft.data, file=file, origins=draft.origins, faults=draft.faults)
     job._answer_model = draft.answer_model  # noqa: SLF001 - pydantic's private attributes are set after validation
     return job
@@ -96,7 +98,7 @@ def validate_job(
     return job
 
 
-def read_override(text: str, option: str | None = None) -> Change:
+def read_override(text: str, option: str | None = None) -> FieldChange:
     """What one `--set` changes, or an `option` of its own that stands for one.
 
     The value is never repeated in an error of its form: it may be a secret.
@@ -105,8 +107,8 @@ def read_override(text: str, option: str | None = None) -> Change:
     path = name.strip()
     if not equals or not all(path.split(".")):
         raise UsageError(f"{f'--set {name[:60]}'.rstrip()}: is not of the form field.path=value", remedy=_EXAMPLE)
-    origin = Origin(option=option or f"--set {path}")
-    return Change(path, _read_value(given, path, origin), origin, Path.cwd(), {})
+    origin = FieldOrigin(option=option or f"--set {path}")
+    return FieldChange(path, _read_value(given, path, origin), origin, Path.cwd(), {})
 
 
 def _is_batch(data: Mapping[str, Any]) -> bool:
@@ -155,6 +157,9 @@ class Draft:
         images = self.data.get("images")
         if isinstance(images, dict) and isinstance(images.get("root"), str) and images["root"]:
             images["root"] = absolute_path(base, images["root"])
+        engine = self.data.get("engine")
+        if isinstance(engine, dict) and isinstance(engine.get("folder"), str) and engine["folder"]:
+            engine["folder"] = absolute_path(base, engine["folder"])
         messages = self.data.get("messages")
         if isinstance(messages, str) and messages:
             self.data["messages"] = self._load_messages(messages, base)
@@ -211,7 +216,7 @@ class Draft:
 
     # --- what the command line, or another file, says
 
-    def change(self, change: Change) -> None:
+    def change(self, change: FieldChange) -> None:
         """Put a value in the place of the file's own."""
         # A copy: the same value may go into several jobs, and a later change into it.
         value, parts = copy.deepcopy(change.value), change.path.split(".")
@@ -219,7 +224,7 @@ class Draft:
             self.set_path(parts[0], value, change.origin, change.base)
             return
         target, place = self._reach(parts, change)
-        if place in {("provider", "ca_file"), ("images", "root"), ("cache",)} and isinstance(value, str) and value:
+        if place in _PATHS and isinstance(value, str) and value:
             value = absolute_path(change.base, value)
         target[place[-1]] = value
         self._note(place, change.origin)
@@ -229,7 +234,7 @@ class Draft:
         if place[:1] == ("response",):
             self._load_schema(change.base)
 
-    def set_path(self, name: str, value: str, origin: Origin, base: Path) -> None:
+    def set_path(self, name: str, value: str, origin: FieldOrigin, base: Path) -> None:
         """Take another input or output, and keep the other fields of its section."""
         if not value:
             raise _refusal("the path is empty", name, origin)
@@ -242,7 +247,7 @@ class Draft:
             value = self.data[name] = {"path": value} if isinstance(value, str) else {}
         return value
 
-    def _reach(self, parts: list[str], change: Change) -> tuple[Any, Place]:
+    def _reach(self, parts: list[str], change: FieldChange) -> tuple[Any, Place]:
         """The mapping or list that holds a field, and the field's place; sections on the way are made."""
         target: Any = self.data
         place: Place = ()
@@ -257,12 +262,14 @@ class Draft:
                 self._note(place, change.origin)
             elif place == ("provider",) and isinstance(value, str):
                 value = target[step] = {"profile": value}
+            elif place == ("engine",) and isinstance(value, str):
+                value = target[step] = {"kind": value}
             elif not isinstance(value, dict | list):
                 raise _refusal(f"{dotted(place)} has no fields of its own", change.path, change.origin)
             target = value
         return target, (*place, _key_in(target, parts[-1], change))
 
-    def _note(self, place: Place, origin: Origin) -> None:
+    def _note(self, place: Place, origin: FieldOrigin) -> None:
         """Remember where a field, and all inside it, came from."""
         for inside in [known for known in self.origins if known[: len(place)] == place]:
             del self.origins[inside]
@@ -274,7 +281,7 @@ def absolute_path(base: Path, path: str) -> str:
     return os.path.normpath(base / Path(path).expanduser())
 
 
-def _read_value(text: str, path: str, origin: Origin) -> Any:
+def _read_value(text: str, path: str, origin: FieldOrigin) -> Any:
     """The YAML value of a `--set`. Lists and mappings are written in brackets; any other `a: b` or `# c` is text."""
     text = text.strip()
     if not text:
@@ -293,7 +300,7 @@ def _read_value(text: str, path: str, origin: Origin) -> Any:
     return value
 
 
-def _key_in(target: Any, part: str, change: Change) -> str | int:
+def _key_in(target: Any, part: str, change: FieldChange) -> str | int:
     if not isinstance(target, list):
         return part
     if not (part.isascii() and part.isdecimal() and int(part) < len(target)):
@@ -302,7 +309,7 @@ def _key_in(target: Any, part: str, change: Change) -> str | int:
     return int(part)
 
 
-def _refusal(message: str, field: str, origin: Origin, remedy: str | None = _EXAMPLE) -> UsageError:
+def _refusal(message: str, field: str, origin: FieldOrigin, remedy: str | None = _EXAMPLE) -> UsageError:
     """The error of a change that has no place in the job."""
     if origin.option is not None:
         return UsageError(f"{origin.option}: {message}", remedy=remedy)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from batchchat.errors import JobError, UsageError
-from batchchat.job.origin import Origin, Place, dotted
+from batchchat.job.origin import FieldOrigin, Place, dotted
 
 MAX_BYTES = 4_000_000
 _MAX_NODES = 100_000
@@ -62,7 +62,7 @@ class Document(NamedTuple):
     """
 
     data: Any
-    origins: dict[Place, Origin]
+    origins: dict[Place, FieldOrigin]
     faults: list[JobError]
 
 
@@ -119,7 +119,7 @@ def read_text(file: Path) -> str:
 
 def parse_yaml(text: str, file: Path, place: Place = ()) -> Document:
     """Read YAML. `place` is where its content belongs in the job. Raises JobError with the line."""
-    origins: dict[Place, Origin] = {}
+    origins: dict[Place, FieldOrigin] = {}
     faults: list[JobError] = []
     loader: _Loader | None = None
     try:
@@ -130,7 +130,7 @@ def parse_yaml(text: str, file: Path, place: Place = ()) -> Document:
         faults += _doubt(node, place, file)
         for field, line, first, value in _walk(node, place, _Budget(file)):
             if first is None:
-                origins[field] = Origin(file, line)
+                origins[field] = FieldOrigin(file, line)
                 faults += _doubt(value, field, file)
             else:
                 message = f"stands twice (first in line {first}): keep one of the two"

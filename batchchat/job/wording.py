@@ -12,8 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from batchchat.errors import JobError
-from batchchat.job.model import FIELDS, is_secret_name, nearest
+from batchchat.job.model import FIELDS
 from batchchat.job.origin import Origins, Place, job_error
+from batchchat.job.secret_names import is_secret_name
+from batchchat.job.values import nearest
 
 _NOUNS = {
     "string_type": "a text",

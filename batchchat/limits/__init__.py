@@ -1,8 +1,8 @@
 """How fast requests may go: requests and tokens per minute, requests at once, pauses, outages.
 
 A `Limiter` is built above the run, one for each (provider, model), and passed in, so that several runs share it. It
-hands out a `Permit` before each attempt and learns from the reply that settles it. `DESIGN.md` beside this file explains
-how it decides.
+hands out a `Permit` before each attempt and learns from the reply that settles it. `DESIGN.md` beside this file
+explains how it decides.
 
 All of it lives on one event loop, reads time with `anyio.current_time` and waits with anyio.
 """

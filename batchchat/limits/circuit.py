@@ -12,7 +12,18 @@ import random
 from batchchat.records import Axis
 
 _OPEN_AFTER = 5
+"""Failures in a row that open the breaker at least. Chosen: fewer may be the luck of a healthy provider."""
+_MOST = 128
+"""No longer streak is asked than that, however many rows are bad: the provider may be down as well."""
+_CHANCE = 1e-6
+"""How seldom rows that fail by themselves may look like an outage: by chance, once in a million runs of failures.
+
+So with every second row bad it takes 20 in a row, with every tenth 6.
+"""
+_LATELY = 64.0
+"""Rows by which the share of bad ones is known: as many as that are forgotten by half. Chosen, not measured."""
 _SUSPECTS = 4096
+"""Requests that are remembered as the cause of their failures. Older ones are forgotten: it bounds memory."""
 _QUICK_S = 3.0
 _LONGEST_S = 16.0
 """The longest wait between probes. Spread by a fifth it is 19 s: so soon after its end even a long outage is over."""
@@ -81,12 +92,23 @@ class Breaker(ProbeGate):
 
     At least five, and a quarter of what is under way, so that one lost connection with many requests on it
     is no outage. A request that failed with an answer while others succeeded is suspected of being the
-    cause itself: its later failures are no evidence, so that the poisoned rows left at the end of a run do
-    not look like an outage. The one that asks for probes should offer another request each time, as a queue
-    of waiting requests does by itself.
+    cause itself: its later failures are no evidence, so that the bad rows left at the end of a run do
+    not look like an outage. The more such rows there were lately, the longer a streak of them has to be. The
+    one that asks for probes should offer another request each time, as a queue of waiting requests does by itself.
     """
 
-    __slots__ = ("_accused", "_first_at", "_first_granted_at", "_late_successes", "_streak", "_suspects", "opened_at")
+    __slots__ = (
+        "_accused",
+        "_bad",
+        "_first_at",
+        "_first_granted_at",
+        "_good",
+        "_late_successes",
+        "_own",
+        "_streak",
+        "_suspects",
+        "opened_at",
+    )
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
@@ -96,12 +118,14 @@ class Breaker(ProbeGate):
         self._first_at = 0.0
         self._first_granted_at = 0.0
         self._late_successes = 0
+        self._bad = self._good = 0.0
+        self._own = 0
         self.opened_at = -math.inf
 
     @property
     def watchful(self) -> bool:
         """Whether a success has anything to tell: a streak to end, a suspect to clear."""
-        return bool(self._streak or self._suspects)
+        return bool(self._streak or self._suspects or self._bad)
 
     def failed(self, now: float, granted_at: float, key: object, *, suspicious: bool, under_way: int) -> bool:
         """Count a failure while closed; True when it opens the breaker. `suspicious`: the request may be the cause."""
@@ -110,9 +134,14 @@ class Breaker(ProbeGate):
         if not self._streak:
             self._first_at = now
             self._first_granted_at = granted_at
-            self._late_successes = 0
+            self._late_successes = self._own = 0
+        self._own += suspicious and key not in self._streak
         self._streak[key] = suspicious
-        if len(self._streak) < max(_OPEN_AFTER, under_way // 4) + self._late_successes:
+        least = max(_OPEN_AFTER, under_way // 4)
+        if under_way:
+            least += self._late_successes  # with nothing under way no long answer can come any more
+        # Failures that a row cannot cause by itself count without regard to how many bad rows there are.
+        if len(self._streak) - self._own < least and len(self._streak) < max(least, self._usual_streak()):
             return False
         self._shut(self._first_at)
         self._accused = [key for key, suspicious in self._streak.items() if suspicious]
@@ -127,14 +156,39 @@ class Breaker(ProbeGate):
         A success that was sent before the first failure of the streak does not show that the provider is still up. It
         only asks for one failure more, so that long answers among quick failures are no outage either.
         """
-        self._suspects.pop(key, None)
+        mended = key in self._suspects
+        if mended:
+            del self._suspects[key]
+        if self._bad:
+            if mended:
+                self._bad = max(0.0, self._bad - 1.0)  # it did not fail by itself
+            self._remember(0, 1)
         if self._streak and granted_at <= self._first_granted_at:
             self._late_successes += 1
             return
         for failed, suspicious in self._streak.items():
             if suspicious:
                 self.suspect(failed)
+        self._remember(self._own, 0)
+        self._own = 0
         self._streak.clear()
+
+    def _remember(self, bad: int, good: int) -> None:
+        """Count rows that failed by themselves, and others; the older they are the less they count."""
+        self._bad += bad
+        self._good += good
+        if self._bad + self._good > _LATELY:
+            self._bad /= 2
+            self._good /= 2
+        if not bad and self._bad < 1.0:
+            self._bad = self._good = 0.0  # from here on it says no more than that bad rows are rare
+
+    def _usual_streak(self) -> float:
+        """Return how many rows in a row may fail by themselves, given how many did so lately."""
+        if not self._bad:
+            return 0.0
+        share = self._bad / (self._bad + self._good + 1.0)
+        return min(_MOST, math.ceil(math.log(_CHANCE) / math.log(share)))
 
     def suspect(self, key: object) -> None:
         """Take a request for the cause of its failures, until it succeeds."""
@@ -147,6 +201,7 @@ class Breaker(ProbeGate):
         super().open()
         for key in self._accused:
             self.suspect(key)
+        self._remember(len(self._accused), 0)
         self._accused = []
 
     def probe_failed(self, now: float) -> None:

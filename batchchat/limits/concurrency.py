@@ -6,8 +6,8 @@ made half as large again. Three things stop that, each remembered for a while th
 - *A refused level.* A limit on concurrency is mostly a fixed number, and finding it again costs a request each time.
 - *No more work done.* If half more at once brings hardly more answers a second, the server is busy, and a larger window
   makes each answer slower. (Little's law: what is under way is answers a second times latency.)
-- *Trouble.* 503 and timeouts shrink the window, once for all requests of a round trip. After timeouts it is what the
-  server answered in that time.
+- *A full server.* Timeouts shrink the window, once for all requests of a round trip, to what the server answered in
+  that time. If a server turns some away (503, 529, no connection) while it keeps others, the window is what it kept.
 
 Growth counts only while the window is full, so that it says something.
 """
@@ -38,8 +38,13 @@ _BETWEEN = 1.1
 _PLATEAU_S = 10.0
 _PLATEAU_MAX_S = 480.0
 _SCORE = 2.0
-"""Trouble (503, timeout) shrinks the window when it outweighs one in `_PER` successes by this much."""
+"""Trouble (timeouts, requests turned away) shrinks the window when it outweighs one in `_PER` successes by this much.
+
+So one row that gets a 503 each time among healthy ones does not.
+"""
 _PER = 16.0
+_RECENT_S = 5.0
+"""How long before a refused connection a request may have been sent whose answer shows that the server was up then."""
 _REMEMBERED = 2048
 """Moments of answers that are kept, to tell how many came while a request waited in vain."""
 
@@ -58,11 +63,14 @@ class Concurrency:
         "_failed_at",
         "_hold_s",
         "_hold_until",
+        "_kept_at",
+        "_kept_of",
         "_last",
         "_plateau_s",
         "_plateau_until",
         "_proven",
         "_score",
+        "_sent_well_at",
         "_shrunk_at",
         "_size",
         "_stage_at",
@@ -88,6 +96,9 @@ class Concurrency:
         self._shrunk_at = -math.inf
         self._before = self._size
         self._score = 0.0
+        self._kept_at = math.inf
+        self._kept_of = 0.0
+        self._sent_well_at = -math.inf
         self._proven = 0
         self._top = (0, 0)
         self._turn_at = -math.inf
@@ -110,6 +121,7 @@ class Concurrency:
         What was under way when the window shrank says nothing about the smaller one.
         """
         self._answers.append(now)
+        self._sent_well_at = max(self._sent_well_at, granted_at)
         if self._score > 0.0:
             self._score = max(0.0, self._score - 1.0 / _PER)
         if level > self._proven and granted_at > self._shrunk_at:
@@ -250,16 +262,53 @@ class Concurrency:
         return True
 
     def troubled(self, now: float, granted_at: float) -> None:
-        """Count a 503; several at once shrink the window, one bad row among healthy ones does not."""
-        if granted_at <= self._shrunk_at:
-            return
-        self._score += 1.0
-        if self._score >= _SCORE:
-            self._score = 0.0
+        """Count a timeout that tells nothing of the window; several at once shrink it."""
+        if granted_at > self._shrunk_at and self._weighs():
             self._before = self._size
             self._shrunk_at = now
             self._set(self._size * _SHRINK)
             self._threshold = self._size
+
+    def turned_away(self, now: float, granted_at: float, level: int, under_way: int, *, reached: bool) -> bool:
+        """Take in a request that was turned away (503, 529, no connection) while so many others are under way.
+
+        It was sent as the `level`th.
+        Return whether the server may be only full: it keeps the others. If they are turned away too, the window goes
+        down with each of them, to one at a time; what fails then is a sign that the provider is down (`down`).
+        `reached` is false if there was no connection. A full server seldom refuses that, and one that is gone always
+        does, with answers still on their way: so it counts only if the server has just answered others, or nobody yet.
+        """
+        if not reached and self._answers and self._sent_well_at < granted_at - _RECENT_S:
+            return False
+        if granted_at > self._shrunk_at:
+            if not self._weighs():
+                return False
+            before = self._size
+            # What was found before does not hold if one within it is turned away: then it may be anything.
+            wrong = self._kept_at < math.inf and level < self._failed_at
+            self.found(now, max(1, int(_SHRINK * under_way) if wrong else under_way))
+            if self._kept_at == math.inf or self._sent_well_at > self._kept_at:
+                self._kept_at, self._kept_of = now, before
+        elif self._kept_at < math.inf and under_way < self._size:
+            # The same round trip: all that the server kept of it is what is still under way.
+            self._failed_at = max(1, under_way) + 1.0
+            self._set(float(max(1, under_way)))
+        return under_way > 0
+
+    def down(self) -> None:
+        """Take back what `turned_away` lowered if nothing that was sent since was answered: it was no full server."""
+        if self._sent_well_at < self._kept_at < math.inf:
+            self._before = max(self._before, self._kept_of)
+            self.undo()
+        self._kept_at = math.inf
+
+    def _weighs(self) -> bool:
+        """Count a trouble; return true if it outweighs the successes, and begin anew."""
+        self._score += 1.0
+        if self._score < _SCORE:
+            return False
+        self._score = 0.0
+        return True
 
     def restart(self, under_way: int, fresh: int = _START) -> None:
         """Go on with a few more than what is under way and double up to where it was: nobody rushes in at once."""

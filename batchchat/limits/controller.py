@@ -40,6 +40,8 @@ _RARE = 0.06
 _REVIEW_S = 0.25
 _LATELY_S = 2.0
 """A limit that made a request wait within this time holds the run back now."""
+_FULL = frozenset({503, 529})
+"""What servers and gateways say when they have too much to do. Some take no connection then."""
 _DOWN = frozenset({ErrorKind.CONNECTION, ErrorKind.TIMEOUT, ErrorKind.SERVER, ErrorKind.PROTOCOL})
 
 Tell = Callable[[str, str, "Level", Mapping[str, Any]], None]
@@ -208,11 +210,14 @@ class Controller:
             self.answered = True
         elif kind is ErrorKind.CONNECTION and not self.answered and self.failing_since is None:
             self.failing_since = now
+        # Too many at once is tried first. Only what fails nevertheless is a sign that the provider is down.
         crowded = False
         if kind is ErrorKind.TIMEOUT:
             crowded = self.concurrency.crowded(now, grant.at)
-        if status == 503 or (kind is ErrorKind.TIMEOUT and not crowded):
-            self.concurrency.troubled(now, grant.at)
+            if not crowded:
+                self.concurrency.troubled(now, grant.at)
+        elif not self.breaker.active and (status in _FULL or not reply.sent):
+            crowded = self.concurrency.turned_away(now, grant.at, grant.level, self.in_use, reached=reply.sent)
         if grant.probe and self.hold.active:
             self.hold.probe_failed(now)
         if kind not in _DOWN:
@@ -222,7 +227,7 @@ class Controller:
             if grant.probe:
                 self.breaker.probe_failed(now)
         elif crowded:
-            pass  # too many were under way: that is tried first, and the next failures decide
+            pass
         elif grant.at >= self.breaker.opened_at and self.breaker.failed(
             now,
             grant.at,
@@ -231,6 +236,7 @@ class Controller:
             under_way=self.in_use,
         ):
             self._gated = True
+            self.concurrency.down()
             message = failure.message if failure is not None else "server error"
             self._tell(
                 "breaker_opened",

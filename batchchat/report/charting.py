@@ -31,7 +31,7 @@ def require_library() -> None:
     if find_spec("plotly") is None:
         raise UsageError(
             "an HTML report needs the package plotly, which is not installed",
-            remedy="Install it with: pip install 'batchchat[report]'",
+            remedy="Install it with: pip install plotly",
         )
 
 

@@ -128,13 +128,15 @@ def _tiles(outcome: Outcome, status: StatusView, runs: list[RunLine]) -> list[Ti
     if outcome.failed or status.open:
         left = f"{plural(status.open, 'row')} still open" if status.open else share(outcome.failed, rows)
         tiles.append(Tile("Failed", count(outcome.failed), left, "bad" if outcome.failed else ""))
+    # What earlier prompts and retried answers used is spent, but belongs to no answer on this page.
     spent = status.spent
-    tokens = spent.prompt_tokens + spent.completion_tokens
-    tiles.append(
-        Tile("Tokens", short(tokens), f"{short(spent.prompt_tokens)} in, {short(spent.completion_tokens)} out")
-    )
+    prompt, completion = (int(outcome.sums[name] or 0) for name in ("prompt_tokens", "completion_tokens"))
+    notes = [f"{short(prompt)} in, {short(completion)} out"]
+    ever = short(spent.prompt_tokens + spent.completion_tokens)
+    if ever != short(prompt + completion):
+        notes.append(f"{ever} spent by all runs")
+    tiles.append(Tile("Tokens of these answers", short(prompt + completion), "; ".join(notes)))
     if outcome.sums["cost"] is not None:
-        # What earlier prompts and retried answers cost is spent, but is no price of the answers on this page.
         cost = outcome.sums["cost"]
         notes = [f"{money(1_000 * cost / outcome.ok, status.currency)} per 1,000 answers"] if outcome.ok else []
         ever = money(spent.cost, status.currency)
@@ -148,8 +150,11 @@ def _tiles(outcome: Outcome, status: StatusView, runs: list[RunLine]) -> list[Ti
     elapsed = sum(run.elapsed_s or 0.0 for run in runs)
     if elapsed:
         settled = sum((run.new_ok or 0) + (run.new_failed or 0) for run in runs)
-        of_runs = f" in {plural(len(runs), 'run')}" if len(runs) > 1 else ""
-        tiles.append(Tile("Time", duration(elapsed), f"{rate(settled / elapsed)} rows/s{of_runs}"))
+        several = len(runs) > 1
+        # All runs count here, also those whose answers were replaced: their rows are named, not those of this page.
+        what = f"{plural(settled, 'row')} in {plural(len(runs), 'run')}, " if several else ""
+        name = "Time of all runs" if several else "Time"
+        tiles.append(Tile(name, duration(elapsed), f"{what}{rate(settled / elapsed)} rows/s"))
     return tiles
 
 

@@ -309,6 +309,8 @@ def _difference(one: Mapping[str, Any], score: ScoreMeaning, names: Sequence[str
 
 
 def _verdict(one: Mapping[str, Any], winner: str | None) -> str:
+    if one.get("equivalent") and one.get("margin") is not None:
+        return f"equivalent within {_signed(one['margin'], str(one.get('unit')), None).lstrip('+')}"
     if winner is not None:
         return f"{winner} is better"
     if one.get("p_adjusted") is None:

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 from batchchat.errors import BatchchatError, StoppedEarly, StorageError
 from batchchat.events import Event, RunSummary
+from batchchat.format import plural
 from batchchat.runner.run_summary import Figures, plain
 from batchchat.runner.state import RunState
-from batchchat.store import Change, earlier_prompts
-from batchchat.store.state import Layout
+from batchchat.store import StoreChange, earlier_prompts
 
 
 class Ending:
@@ -38,11 +38,16 @@ class Ending:
             await self._count_rest()
         if not complete and run.writer.error is None and run.store.counts().kept:
             await self._count_earlier()
-        run.warnings += [*run.prepared.warnings, *run.prepared.source.warnings, *run.tally.remarks()]
+        run.warnings += [
+            *run.prepared.warnings,
+            *run.prepared.first_empty,
+            *run.prepared.source.warnings,
+            *run.tally.remarks(),
+        ]
         if run.budget is not None and run.budget.unmetered:
             run.warnings.append(
-                f"{run.budget.unmetered} answers came without usage: their tokens and cost are not known, and the "
-                "budget was charged what was reserved for them"
+                f"{plural(run.budget.unmetered, 'answer')} came without usage: their tokens and cost are not known, "
+                "and the budget was charged what was reserved for them"
             )
         if run.reuse is not None:
             run.warnings += run.reuse.remarks()
@@ -60,7 +65,7 @@ class Ending:
         """Return true if every sample of the pass that this run had to settle is settled."""
         run = self._run
         counts, tally = run.intake.counts, run.tally
-        settled = tally.ok + tally.failed + tally.revived
+        settled = tally.ok + tally.failed + tally.revived - tally.early
         return run.read_all and settled == counts.to_send + counts.archived + counts.invalid
 
     async def _count_rest(self) -> None:
@@ -93,7 +98,7 @@ class Ending:
             self._tell_archived(change, "beyond the job's `samples`")
         run.store.drop_answers()
         # Answers that equal rows share are of no use once every row has its own record.
-        shared = Layout(run.store.directory).answers
+        shared = run.store.shared_answers()
         if shared.exists():
             from batchchat.cache import remove_cache
 
@@ -101,11 +106,11 @@ class Ending:
         await run.offload(run.wording.settle)
         return await self._check_counts()
 
-    def _tell_archived(self, change: Change, which: str) -> None:
+    def _tell_archived(self, change: StoreChange, which: str) -> None:
         run = self._run
         run.store.apply(change)
         if change.removed:
-            run.tell(Event("archived", f"{len(change.removed)} records {which} went to the archive"))
+            run.tell(Event("archived", f"{plural(len(change.removed), 'record')} {which} went to the archive"))
 
     async def _check_counts(self) -> BatchchatError | None:
         """Return an error unless rows * samples = ok + failed, and dataset = ok + failed + kept."""

@@ -88,7 +88,8 @@ class RequestFeed:
         left = []
         for request in requests:
             answers = run.open_answers.pop(request.custom_id, [])
-            found = resume(request, [answer.payload for answer in answers], run.prepared.reviewer) if answers else None
+            payloads = [answer.payload for answer in answers]
+            found = resume(request, payloads, run.prepared.reviewer, run.tariff) if answers else None
             if found is not None:
                 reply, decision = found
                 if isinstance(decision, Accept):

@@ -12,17 +12,17 @@ from collections.abc import Sequence
 
 from batchchat.events import Forecast
 from batchchat.limits import FIRST_COMPLETION
-from batchchat.providers import Price
+from batchchat.money import Tariff, as_float
 from batchchat.records import Request, Spend, Usage
 
 ENOUGH_ANSWERS = 100
 
 
 class Forecaster:
-    """Keeps the means of a run. `price` is that of its model, None where it is not known."""
+    """Keeps the means of a run. `tariff` is that of its model, None if it is not known."""
 
-    def __init__(self, price: Price | None) -> None:
-        self._price = price
+    def __init__(self, tariff: Tariff | None) -> None:
+        self._tariff = tariff
         self._requests = 0
         self._prompt = 0
         self._completion = 0.0
@@ -48,14 +48,14 @@ class Forecaster:
         share = whole / self._requests
         guess = Usage(round(self._prompt * share), round(self._completion * share))
         guessed_tokens = (guess.prompt_tokens or 0) + (guess.completion_tokens or 0)
-        guessed_cost = self._price.cost(guess) if self._price else None
+        guessed_cost = as_float(self._tariff.cost(guess)) if self._tariff else None
         corrected = asked >= ENOUGH_ANSWERS
         scale = whole / asked if corrected else 0.0
         return Forecast(
             answers=asked,
             corrected=corrected,
             tokens=round(spend.total_tokens * scale) if corrected else guessed_tokens,
-            cost=(spend.cost * scale if corrected else guessed_cost) if self._price else None,
+            cost=(spend.cost * scale if corrected else guessed_cost) if self._tariff else None,
             guessed_tokens=guessed_tokens,
             guessed_cost=guessed_cost,
             prompt_ratio=self._ratio(spend, asked) if corrected else 1.0,

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from batchchat.errors import JobError, UsageError
 from batchchat.identity import Identity
 from batchchat.images import ImageReader
-from batchchat.intake import Selection, read_key
+from batchchat.intake import Intake, Selection, read_key
 from batchchat.job import BatchFileJob, Job
 from batchchat.providers import Provider
-from batchchat.records import RowBatch
+from batchchat.records import ErrorKind, RowBatch
 from batchchat.review import Reviewer
 from batchchat.runner.questions import compile_questions, schema_warnings
-from batchchat.sources import Source, open_source
-from batchchat.store import Frozen, joined_parsed
+from batchchat.sources import STDIN, GivenRows, Source, open_rows, open_source
+from batchchat.store import Frozen, KeyIndex, RecordIndex, joined_parsed
 from batchchat.template import RowTemplateError, Template
 from batchchat.template.lines import COLUMNS, model_of
 
@@ -42,7 +42,8 @@ _LINES_DIFFER = "Each line of a batch file needs a custom_id of its own."
 class Prepared:
     """A job whose input, template and provider are known to fit together.
 
-    `parsed` is the typed column of its answers, where they have a schema. `warnings` are what a person should know.
+    `parsed` is the typed column of its answers, if they have a schema. `warnings` are what a person should know;
+    `first_empty` warns of the first rows that `empty` finds.
     """
 
     job: Job
@@ -53,6 +54,8 @@ class Prepared:
     parsed: pa.Field | None
     identity: Identity
     selection: Selection
+    empty: EmptyTexts
+    first_empty: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _head: list[RowBatch] = field(default_factory=list)
     _rest: Iterator[RowBatch] | None = None
@@ -69,6 +72,32 @@ class Prepared:
         for batch in self._rows():
             yield from self._images.batches(batch, self.selection.takes)
 
+    def intake(
+        self,
+        index: RecordIndex | None = None,
+        keys: KeyIndex | None = None,
+        *,
+        reopens: frozenset[ErrorKind] = frozenset(),
+        answer_ids: bool = False,
+    ) -> Intake:
+        """Return what makes requests of the rows, and leaves out those that `index` and `keys` know as done.
+
+        Without an index, every row becomes a request. `reopens` are the failures to try again. With `answer_ids`,
+        requests tell which of them are equal.
+        """
+        key = self.job.input.key
+        return Intake(
+            self.template,
+            self.identity,
+            index=RecordIndex() if index is None else index,
+            keys=KeyIndex() if keys is None and key is not None else keys,
+            key_column=key,
+            reopens=reopens,
+            selection=self.selection,
+            samples=self.job.samples,
+            answer_ids=answer_ids,
+        )
+
     def _rows(self) -> Iterator[RowBatch]:
         head, self._head = self._head, []
         rest = self._rest if self._rest is not None else iter(())
@@ -79,11 +108,17 @@ class Prepared:
 
 
 def prepare(
-    job: Job, *, frozen: Frozen = _NOT_FROZEN, limit: int | None = None, sample: int | None = None, seed: int = 0
+    job: Job,
+    *,
+    frozen: Frozen = _NOT_FROZEN,
+    limit: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    rows: GivenRows | None = None,
 ) -> Prepared:
     """Open the input, compile the template and try both on the first rows. Raises UsageError; writes nothing.
 
-    `frozen` are the types that the output was made with.
+    `frozen` are the types that the output was made with. `rows` take the place of the job's input.
     """
     provider = job.resolved_provider()
     job.check_params(provider)
@@ -95,7 +130,9 @@ def prepare(
         joined_parsed(frozen.parsed, parsed)
     except UsageError as error:
         raise job.error(error.message, "response", "schema", remedy=error.remedy) from None
-    source = _open_source(job, frozen)
+    if rows is not None:
+        job = _with_rows(job)
+    source = _open_source(job, frozen, rows)
     _check_key_column(job, source)
     images = _image_reader(job, questions.template, source)
     batches = source.batches()
@@ -106,15 +143,17 @@ def prepare(
         size += batch.nbytes
         if batch.first_index + len(batch.values) >= _KEYS_CHECKED or size >= _HEAD_BYTES:
             break
-    rows = list(islice(_rows(head), _KEYS_CHECKED))
+    first = list(islice(_rows(head), _KEYS_CHECKED))
     if job.input.key is not None:
-        _check_keys(job, job.input.key, rows)
+        _check_keys(job, job.input.key, first)
     if isinstance(job, BatchFileJob) and not job.model:
-        job = _with_model(job, rows)
+        job = _with_model(job, first)
         provider, questions = job.resolved_provider(), compile_questions(job)
         job.check_budget(provider)
-    _try_template(job, questions.template, rows[:_ROWS_TRIED], source.columns, images)
+    _try_template(job, questions.template, first[:_ROWS_TRIED], source.columns, images)
     _check_columns_used(job, questions.template, source.columns)
+    empty = EmptyTexts(questions.template, source.columns)
+    read = [values for batch, offset in first if (values := batch.values[offset]) is not None]
     chosen = None
     if sample is not None:
         total = source.known_rows()
@@ -129,8 +168,10 @@ def prepare(
         parsed,
         Identity(provider.identity),
         Selection(limit, chosen),
+        empty,
+        empty.warning(sum(map(empty.finds, read)), f"the first {len(read):,}"),
         [
-            *_text_warnings(job, questions.template, rows),
+            *_text_warnings(job),
             *_sample_warnings(job, questions.template),
             *schema_warnings(job, questions, provider),
         ],
@@ -140,8 +181,18 @@ def prepare(
     )
 
 
-def _open_source(job: Job, frozen: Frozen) -> Source:
+def _with_rows(job: Job) -> Job:
+    """Return the job with the mark for rows that come from outside; how a file is written does not concern them."""
+    files_own = {"format", "encoding", "header", "quoting"} - ({"format"} if isinstance(job, BatchFileJob) else set())
+    kept = job.input.model_dump(exclude=files_own, exclude_unset=True)
+    return job.model_copy(update={"input": type(job.input)(**{**kept, "path": STDIN})})
+
+
+def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:
     given, output = job.input, Path(job.output.path)
+    if rows is not None:
+        types = COLUMNS if isinstance(job, BatchFileJob) else given.types
+        return open_rows(rows, types=types, frozen=frozen.input)
     if isinstance(job, BatchFileJob):
         return open_source(
             given.path, format="jsonl", types=COLUMNS, frozen=frozen.input, output=output, encoding=given.encoding
@@ -216,26 +267,33 @@ def _texts_of(value: object) -> Iterator[str]:
         yield from chain.from_iterable(map(_texts_of, value))
 
 
-def _text_warnings(job: Job, template: Template, rows: list[tuple[RowBatch, int]]) -> list[str]:
-    """Say what the model will not see: columns without a text, and text inside of comments."""
-    warnings = []
+def _text_warnings(job: Job) -> list[str]:
+    """Say what the model will not see: text inside of comments."""
     lost = [text for source in _texts_of(job.messages) for text in _COMMENT.findall(source)]
     lost = [text.strip() for text in lost if "\n" in text.strip() or "{{" in text]
-    if lost:
-        short = lost[0] if len(lost[0]) <= 60 else lost[0][:59] + "…"
-        warnings.append(
-            f"messages: {{# … #}} is a comment, so {sum(map(len, lost)):,} characters are not sent: {short!r}"
-        )
-    read = [values for batch, offset in rows if (values := batch.values[offset]) is not None]
-    names = [name for name in sorted(template.names) if any(name in values for values in read)]
-    if names and not template.uses_row:
-        empty = sum(all(_is_empty(values.get(name)) for name in names) for values in read)
-        if empty:
-            warnings.append(
-                f"{empty:,} of the first {len(read):,} rows {'has' if empty == 1 else 'have'} nothing in "
-                f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}: the request is sent all the same"
-            )
-    return warnings
+    if not lost:
+        return []
+    short = lost[0] if len(lost[0]) <= 60 else lost[0][:59] + "…"
+    return [f"messages: {{# … #}} is a comment, so {sum(map(len, lost)):,} characters are not sent: {short!r}"]
+
+
+class EmptyTexts:
+    """Finds rows that have nothing in any column which the messages and params name."""
+
+    def __init__(self, template: Template, columns: tuple[str, ...]) -> None:
+        self._names = [] if template.uses_row else [name for name in columns if name in template.names]
+
+    def finds(self, values: Mapping[str, object] | None) -> bool:
+        """Tell whether a row is empty in that sense. A row that cannot be read is not."""
+        return values is not None and bool(self._names) and all(_is_empty(values.get(name)) for name in self._names)
+
+    def warning(self, number: int, among: str) -> list[str]:
+        """Return a warning of so many rows among others, such as `the first 1,000`; nothing of none."""
+        if not number:
+            return []
+        named = ", ".join(self._names[:5]) + (" …" if len(self._names) > 5 else "")
+        have = "has" if number == 1 else "have"
+        return [f"{number:,} of {among} rows {have} nothing in {named}: each is sent and paid all the same"]
 
 
 def _is_empty(value: object) -> bool:
@@ -243,7 +301,14 @@ def _is_empty(value: object) -> bool:
 
 
 def _sample_warnings(job: Job, template: Template) -> list[str]:
-    """What makes the samples of a row alike, so that more of them tell no more."""
+    reasons = alike_samples(job, template)
+    if not reasons:
+        return []
+    return [f"samples: the {job.samples} answers to a row may all be alike, since {' and '.join(reasons)}"]
+
+
+def alike_samples(job: Job, template: Template) -> list[str]:
+    """Return what makes the samples of a row alike, so that more of them tell no more."""
     if job.samples == 1 or template.sampled:
         return []
     reasons = []
@@ -251,9 +316,7 @@ def _sample_warnings(job: Job, template: Template) -> list[str]:
         reasons.append("params.temperature is 0")
     if job.params.seed is not None:
         reasons.append('params.seed is the same for all of them (`seed: "{{ sample_index }}"` gives each its own)')
-    if not reasons:
-        return []
-    return [f"samples: the {job.samples} answers to a row may all be alike, since {' and '.join(reasons)}"]
+    return reasons
 
 
 def _rows(batches: list[RowBatch]) -> Iterator[tuple[RowBatch, int]]:
@@ -263,7 +326,8 @@ def _rows(batches: list[RowBatch]) -> Iterator[tuple[RowBatch, int]]:
 def _check_key_column(job: Job, source: Source) -> None:
     key = job.input.key
     if key is not None and key not in source.columns and key.partition(".")[0] not in source.columns:
-        near = difflib.get_close_matches(key, source.columns, n=1)
+        folded = {name.casefold(): name for name in source.columns}
+        near = [folded[name] for name in difflib.get_close_matches(key.casefold(), folded, n=1)]
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise job.error(
             f"the input has no column {key!r}{hint}",

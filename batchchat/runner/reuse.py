@@ -25,6 +25,7 @@ from batchchat.cache import AnswerCache
 from batchchat.engines.port import Outcome, Settled
 from batchchat.errors import StorageError, UsageError
 from batchchat.events import Event, Listener
+from batchchat.format import plural
 from batchchat.records import Completion, Failure, Reply, Request, Verdict, answer_bytes
 from batchchat.review import Accept, Reviewer
 from batchchat.runner.writer import Offload, Writer
@@ -217,6 +218,10 @@ class Reuse:
         """Wait until there is room again."""
         await self._writer.room()
 
+    async def counted(self) -> bool:
+        """Wait until all that was put so far is durable. Return false if the disk failed."""
+        return await self._writer.counted()
+
     # --- beside the commits: the writer's shelf
 
     def take(self) -> dict[bytes, Completion]:
@@ -250,7 +255,8 @@ class Reuse:
     def remarks(self) -> list[str]:
         """What was wrong with the cache, for the summary."""
         damaged = self._cache.damaged
-        told = [f"{damaged} answers in the cache {self._cache.path} are damaged, and were asked for again"]
+        what = f"{plural(damaged, 'answer')} in the cache {self._cache.path}"
+        told = [f"{what} {'is damaged, and was' if damaged == 1 else 'are damaged, and were'} asked for again"]
         return self._warnings + (told if damaged else [])
 
 

@@ -17,7 +17,6 @@ from batchchat import __version__
 from batchchat.intake import Sorted
 from batchchat.records import ErrorKind, Request, RowBatch
 from batchchat.runner.preparation import Prepared
-from batchchat.sources import STDIN
 from batchchat.store import OK
 from batchchat.store.index import state_of
 from batchchat.store.known import KnownBatch, KnownRows, Pass
@@ -39,7 +38,7 @@ def pass_of(prepared: Prepared, reopens: frozenset[ErrorKind]) -> Pass | None:
     and the job say: images are files of their own.
     """
     job = prepared.job
-    if prepared.selection.sample is not None or job.input.path == STDIN or prepared.template.image_columns:
+    if prepared.selection.sample is not None or not prepared.source.lasting or prepared.template.image_columns:
         return None
     final = frozenset({OK, *(state_of("failed", kind.value) for kind in ErrorKind if kind not in reopens)})
     subject = Subject(_text(prepared), job.samples, job.input.key is not None)

@@ -16,20 +16,22 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
 
 from batchchat.budget import Budget
 from batchchat.client import ChatClient
-from batchchat.engines.local import LocalEngine
+from batchchat.engines.local import Endpoint, LocalEngine, Surroundings
 from batchchat.engines.port import Engine
-from batchchat.errors import StoppedEarly, StorageError
+from batchchat.engines.refusals import Refusals
+from batchchat.errors import StoppedEarly, StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
 from batchchat.job import Job, api_key, load_keys, write_duration
-from batchchat.limits import MAX_CONCURRENCY, Limiter, TokenEstimator
+from batchchat.limits import MAX_CONCURRENCY, Limiter
+from batchchat.money import Tariff
 from batchchat.providers import DEMO, Provider
 from batchchat.retry import RetryPolicy
 from batchchat.runner.control import Ceilings, Control
@@ -39,21 +41,22 @@ from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import pass_of, prompt_id_of
-from batchchat.runner.run_summary import Figures, correction_event, plain
+from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain
 from batchchat.runner.state import RunState
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer, in_thread
+from batchchat.sources import GivenRows
 from batchchat.store import Frozen, Store, frozen_schema
-from batchchat.store.state import Layout
 
 if TYPE_CHECKING:
     import httpx
 
     from batchchat.cache import AnswerCache
+    from batchchat.runner.batches import OpenService
     from batchchat.runner.reuse import Reuse
 
-__all__ = ["make_limiter", "run", "run_job"]
+__all__ = ["make_limiter", "run_job"]
 
 _DEFAULTS = RunOptions()
 _TICK_S = 0.25
@@ -70,6 +73,7 @@ async def run_job(
     job: Job,
     *,
     options: RunOptions = _DEFAULTS,
+    rows: GivenRows | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
     limiter: Limiter | None = None,
     budget: Budget | None = None,
@@ -81,14 +85,16 @@ async def run_job(
     open_store: Callable[..., Store] = Store.open,
     seed: int | None = None,
     demo_url: str | None = None,
+    open_service: OpenService | None = None,
 ) -> RunSummary:
     """Run a job, or go on with it where an earlier run stopped.
 
-    `transport` takes the place of the network. `limiter` and `budget` take the place of the job's own, so that runs can
-    share them. `listener` takes events, `on_snapshot` the counts four times a second. `stop` steers the run: it can
-    stop it, pause it and change its limits. `environ` takes the place of the process's environment for keys. `offload`
-    runs blocking code (default: in worker threads), `open_store` takes the place of `Store.open`. `seed` makes jitter
-    repeatable. `demo_url` is the address of a demo server that runs already.
+    `rows` take the place of the job's input, `transport` that of the network. `limiter` and `budget` take the place of
+    the job's own, so that runs can share them. `listener` takes events, `on_snapshot` the counts four times a second.
+    `stop` steers the run: it can stop it, pause it and change its limits. `environ` takes the place of the process's
+    environment for keys. `offload` runs blocking code (default: in worker threads), `open_store` takes the place of
+    `Store.open`. `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs already.
+    `open_service` takes the place of the batch service that `engine: batch` opens.
 
     Returns how the run ended: whatever fails after the start is in the summary's `exit_code` and `reason`.
 
@@ -97,6 +103,7 @@ async def run_job(
     """
     setting = _Setting(
         options=options,
+        rows=rows,
         control=stop or Control(),
         listener=listener,
         on_snapshot=on_snapshot,
@@ -106,13 +113,10 @@ async def run_job(
         limiter=limiter,
         transport=transport,
         demo_url=demo_url,
+        environ=load_keys(job, environ),
+        open_service=open_service,
     )
-    return await _execute(job, setting, budget=budget, environ=environ)
-
-
-def run(job: Job, **options: Any) -> RunSummary:
-    """Run a job to its end: `run_job` for callers without an event loop. Takes the same keywords."""
-    return anyio.run(functools.partial(run_job, job, **options))
+    return await _execute(job, setting, budget=budget)
 
 
 def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
@@ -146,6 +150,7 @@ class _Setting:
     """What a caller of `run_job` may put in place of the usual: see there."""
 
     options: RunOptions
+    rows: GivenRows | None
     control: Control
     listener: Listener
     on_snapshot: Callable[[Snapshot], None] | None
@@ -155,6 +160,8 @@ class _Setting:
     limiter: Limiter | None
     transport: httpx.AsyncBaseTransport | None
     demo_url: str | None
+    environ: Mapping[str, str]
+    open_service: OpenService | None
 
 
 class _Opening:
@@ -164,6 +171,7 @@ class _Opening:
         self._job = job
         self._prepared = prepared
         self._provider = prepared.provider
+        self._tariff = Tariff.of(prepared.provider.prices.get(job.model))
         self._budget = budget
         self._setting = setting
         self._warnings: list[str] = []
@@ -194,7 +202,7 @@ class _Opening:
         renamed = store.recovery.renamed
         if renamed is not None:
             message = f"the old output is kept as {renamed}; `batchchat clean {job.output.path}` removes old ones"
-            setting.listener(Event("set_aside", message, "info", {"path": str(renamed)}))
+            setting.listener(Event("set_aside", message, "info", {"path": renamed}))
         for message in store.recovery.messages:
             self._warnings.append(message)
             setting.listener(Event("recovered", message, "warning"))
@@ -214,19 +222,22 @@ class _Opening:
     ) -> RunState:
         """Connect to the provider and join the parts of the run. `key` is the provider's API key."""
         job, setting, prepared = self._job, self._setting, self._prepared
-        client = await self._connect_client(stack, key)
+        await self._find_provider(stack, store)
         if cache is None and job.dedupe:
-            cache = await self.open_cache(stack, Layout(store.directory).answers)
-        price = self._provider.prices.get(job.model)
+            cache = await self.open_cache(stack, store.shared_answers())
         prompt_id = prompt_id_of(prepared)
         tally = Tally()
-        engine = self._make_engine(client, store, wording)
+        if job.engine.batch:
+            engine, tariff = await self._make_batch_engine(stack, store, wording, prompt_id, key)
+        else:
+            engine = self._make_engine(await self._connect_client(stack, key), store, wording)
+            tariff = self._tariff
         writer = Writer(
             store,
             tally,
             run_id=self._run_id,
             prompt_id=prompt_id,
-            price=price,
+            engine=job.engine.kind,
             offload=setting.offload,
             wall_clock_us=_now_us,
             listener=setting.listener,
@@ -247,7 +258,7 @@ class _Opening:
             store=store,
             wording=wording,
             tally=tally,
-            forecaster=Forecaster(price),
+            forecaster=Forecaster(tariff),
             intake=self._make_intake(store),
             writer=writer,
             engine=engine,
@@ -256,13 +267,17 @@ class _Opening:
             open_answers=store.open_answers(),
         )
 
+    async def _find_provider(self, stack: AsyncExitStack, store: Store) -> None:
+        """Give a provider `demo` without an address a demo server in this process."""
+        setting, provider = self._setting, self._provider
+        if provider.base_url is None and provider.name == DEMO:
+            base_url = "http://demo.invalid/v1" if setting.transport is not None else setting.demo_url
+            self._provider = provider.with_base_url(base_url or await self._start_demo(stack, store))
+
     async def _connect_client(self, stack: AsyncExitStack, key: str | None) -> ChatClient:
-        """Open the client. A provider `demo` without an address gets a demo server in this process."""
+        """Open the client for single requests."""
         job, setting, provider = self._job, self._setting, self._provider
         transport = setting.transport
-        if provider.base_url is None and provider.name == DEMO:
-            base_url = "http://demo.invalid/v1" if transport is not None else setting.demo_url
-            provider = self._provider = provider.with_base_url(base_url or await self._start_demo(stack))
         if transport is None:
             from batchchat.transport import choose_transport
 
@@ -272,51 +287,72 @@ class _Opening:
             transport,
             api_key=key,
             request_timeout=job.retry.request_timeout,
+            tariff=self._tariff,
             stream=bool(job.params.stream),
         )
         await stack.enter_async_context(client)
         return client
 
-    async def _start_demo(self, stack: AsyncExitStack) -> str:
-        from batchchat.demo import DemoOptions, DemoServer
+    async def _start_demo(self, stack: AsyncExitStack, store: Store) -> str:
+        from batchchat.demo import BatchOptions, DemoOptions, DemoServer
 
         offload = self._setting.offload
-        server = DemoServer(DemoOptions(track_bodies=False))
+        # The batches of a demo server that ends with this process go on in the next one.
+        folder = store.batches_folder() / "demo" if self._job.engine.batch else None
+        server = DemoServer(DemoOptions(track_bodies=False, batch=BatchOptions(folder=folder)))
         await offload(server.start)
         stack.push_async_callback(offload, server.stop)
         return server.base_url
 
+    async def _make_batch_engine(
+        self, stack: AsyncExitStack, store: Store, wording: Wording, prompt_id: str, key: str | None
+    ) -> tuple[Engine, Tariff | None]:
+        """Return the engine that sends batches, and what tokens cost there."""
+        from batchchat.runner.batches import BatchParts
+
+        job, setting = self._job, self._setting
+        single: Callable[[], Engine] | None = None
+        if job.engine.then == "local":
+            single = functools.partial(self._make_engine, await self._connect_client(stack, key), store, wording)
+        parts = BatchParts(
+            job=job,
+            prepared=self._prepared,
+            provider=self._provider,
+            options=setting.options,
+            run_id=self._run_id,
+            prompt_id=prompt_id,
+            store=store,
+            job_answered=store.index.counts().ok > 0 and wording.known,
+            budget=self._budget,
+            api_key=key,
+            environ=setting.environ,
+            transport=setting.transport,
+            listener=setting.listener,
+            offload=setting.offload,
+            rng=setting.rng,
+            single=single,
+            connect=setting.open_service,
+        )
+        return parts.engine(), parts.tariff()
+
     def _make_engine(self, client: ChatClient, store: Store, wording: Wording) -> Engine:
+        """Return the engine that sends single requests."""
         job, setting, provider = self._job, self._setting, self._provider
         retry, counts = job.retry, store.index.counts()
-        account = self._budget.account(provider.prices.get(job.model), provider.currency) if self._budget else None
+        account = self._budget.account(self._tariff, provider.currency) if self._budget else None
+        limiter = setting.limiter or make_limiter(job, provider, setting.listener, setting.rng)
         return LocalEngine(
-            client,
-            setting.limiter or make_limiter(job, provider, setting.listener, setting.rng),
+            Endpoint(client, limiter, account),
             RetryPolicy(retry.attempts, retry.request_timeout, retry.row_deadline, retry.outage),
-            estimator=TokenEstimator(),
-            listener=setting.listener,
-            account=account,
-            rng=setting.rng,
-            answered_before=counts.ok > 0,
-            job_answered=counts.ok > 0 and wording.known,
+            Surroundings(setting.listener, setting.rng, setting.offload),
+            refusals=Refusals(model_answered=counts.ok > 0, job_answered=counts.ok > 0 and wording.known),
             reviewer=None if self._prepared.reviewer.idle else self._prepared.reviewer,
-            offload=setting.offload,
         )
 
     def _make_intake(self, store: Store) -> Intake:
         job, prepared = self._job, self._prepared
-        intake = Intake(
-            prepared.template,
-            prepared.identity,
-            index=store.index,
-            keys=store.keys,
-            key_column=job.input.key,
-            reopens=self._reopens,
-            selection=prepared.selection,
-            samples=job.samples,
-            answer_ids=job.cache is not None or job.dedupe,
-        )
+        shares = job.cache is not None or job.dedupe
+        intake = prepared.intake(store.index, store.keys, reopens=self._reopens, answer_ids=shares)
         if store.known is not None:
             intake.pass_over(store.known)
         return intake
@@ -361,6 +397,7 @@ class _Running:
                         if job.deadline is not None:
                             inner.start_soon(self._watch_deadline, job.deadline)
                         await run.engine.run(RequestFeed(run).requests(), run.sink)
+                    self._tell_alike()
                     run.phase = "ending"
                     inner.cancel_scope.cancel()
             finally:
@@ -397,6 +434,13 @@ class _Running:
         )
         self._run.tell(Event("limits_changed", "the job's limits were changed", "info", plain(ceilings)))
 
+    def _tell_alike(self) -> None:
+        """Warn early if many of the first rows failed for one reason: the rest will likely fail, and be paid, too."""
+        run = self._run
+        alike = run.tally.take_alike()
+        if alike is not None:
+            run.tell(alike_event(alike, run.tally.ok + run.tally.failed))
+
     async def _watch_deadline(self, deadline: float) -> None:
         """Launch nothing after the deadline, counted from the start of the run; what is in flight gets the grace."""
         run = self._run
@@ -420,6 +464,7 @@ class _Running:
             # The feed waits for requests that the engine may be holding back.
             if run.reuse is not None and run.reuse.crowded:
                 run.engine.release_held(run.sink)
+            self._tell_alike()
             snapshot = self._figures.snapshot()
             if snapshot.forecast is not None and snapshot.forecast.corrected and not corrected:
                 corrected = True
@@ -437,28 +482,39 @@ class _Running:
             await anyio.sleep(_TICK_S)
 
 
-async def _execute(
-    job: Job, setting: _Setting, *, budget: Budget | None, environ: Mapping[str, str] | None
-) -> RunSummary:
+async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> RunSummary:
     started = anyio.current_time()
     options, offload = setting.options, setting.offload
     if budget is None and job.budget.capped:
         caps = job.budget
         budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
     warned: list[str] = []
-    key = api_key(job, job.resolved_provider(), load_keys(job, environ), warn=warned.append)
+    key = api_key(job, job.resolved_provider(), setting.environ, warn=warned.append)
     for message in warned:
         setting.listener(Event("warning", message, "warning"))
     frozen = Frozen() if options.fresh else await offload(frozen_schema, Path(job.output.path))
     prepared = await offload(
-        functools.partial(prepare, job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed)
+        functools.partial(
+            prepare,
+            job,
+            frozen=frozen,
+            limit=options.limit,
+            sample=options.sample,
+            seed=options.seed,
+            rows=setting.rows,
+        )
     )
+    # Told before anything is sent, so that a person can still stop the run.
+    for message in (*prepared.warnings, *prepared.first_empty):
+        setting.listener(Event("warning", message, "warning"))
     job = prepared.job
     opening = _Opening(job, prepared, budget, setting)
     async with AsyncExitStack() as held:
         cache = await opening.open_cache(held, Path(job.cache)) if job.cache is not None else None
         store = await offload(opening.open_store)
         try:
+            if not job.engine.batch:
+                await offload(_refuse_beside_batches, store)
             wording = Wording(store, prepared)
             await offload(wording.begin)
             async with AsyncExitStack() as stack:
@@ -478,3 +534,20 @@ async def _execute(
 
 def _now_us() -> int:
     return time.time_ns() // 1000
+
+
+def _refuse_beside_batches(store: Store) -> None:
+    """Refuse single requests while batches of this output may answer the same. Raises UsageError, StorageError."""
+    if not store.batches_folder().is_dir():
+        return
+    from batchchat.engines.batch.status import under_way
+
+    batches = under_way(store.directory)
+    if batches:
+        requests = sum(batch.lines for batch in batches)
+        which = "A batch" if len(batches) == 1 else f"{len(batches)} batches"
+        raise UsageError(
+            f"{which} of this output, with {requests:,} requests, may still answer: single requests would ask the same",
+            remedy=f"Run the job with `engine: batch`, which takes the answers. Or run `batchchat cancel "
+            f"{store.directory}` first, which keeps what is answered by then.",
+        )

@@ -10,7 +10,7 @@ import anyio
 
 from batchchat.errors import BatchchatError
 from batchchat.events import Event, FailureGroup, Forecast, Phase, RunSummary, Snapshot
-from batchchat.format import money, short
+from batchchat.format import money, one_line, short
 from batchchat.providers import DEMO
 from batchchat.runner.state import RunState
 
@@ -29,7 +29,9 @@ class Figures:
         run = self._run
         tally, counts, progress = run.tally, run.intake.counts, run.engine.progress(_OLDEST)
         total, exact = self._total()
-        settled = tally.ok + tally.failed + tally.revived + counts.done + counts.failed_before
+        # What a batch of an earlier run answered is counted by the tally, and found done by the pass.
+        done = max(0, counts.done - tally.early)
+        settled = tally.ok + tally.failed + tally.revived + done + counts.failed_before
         rate = tally.rows.per_s
         return Snapshot(
             run_id=run.run_id,
@@ -41,7 +43,7 @@ class Figures:
             total_exact=exact,
             ok=tally.ok,
             failed=tally.failed,
-            done_before=counts.done + tally.revived,
+            done_before=done + tally.revived,
             failed_before=counts.failed_before,
             sending=progress.sending,
             waiting=progress.waiting,
@@ -191,6 +193,36 @@ def correction_event(forecast: Forecast, currency: str | None) -> Event:
         )
     message = f"after {forecast.answers} answers: about {now} at the end, where {guess} were estimated by size"
     return Event("estimate_corrected", message, "info", {**plain(forecast), "currency": currency})
+
+
+_REMEDIES = {
+    "input": "Look at the rows of the input.",
+    "template": "Test for null in the template: `{% if column %}…{% endif %}`.",
+    "truncated": "`response: {truncated: {retry_with_max_tokens: N}}` asks such rows once more.",
+    "invalid_output": "Make the schema simpler, or name the fields and their values in the prompt.",
+    "refusal": "Change the prompt: the model refuses to answer it.",
+    "content_filter": "A filter of the provider stops these rows: look at some of them.",
+    "invalid_request": "The provider refuses these requests: its message says why.",
+    "timeout": "Raise retry.request_timeout, or lower limits.concurrency.",
+    "rate_limit": "Set limits that the provider grants.",
+}
+"""What helps against failures in masses, by their kind; what is not here goes away by itself, or stops the run."""
+
+
+def alike_event(group: FailureGroup, settled: int) -> Event:
+    """The event that tells early of rows that fail alike."""
+    remedy = _REMEDIES.get(group.kind, "Look at the provider, and at the address in the job.")
+    message = (
+        f"{group.count} of the first {settled} rows failed alike ({group.kind}): row {group.row_index}: "
+        f"{_beginning(group.example)}. {remedy} The run goes on; Ctrl-C stops it"
+    )
+    fields = {"error_kind": group.kind, "failed": group.count, "settled": settled, "remedy": remedy}
+    return Event("failing_alike", message, "warning", fields)
+
+
+def _beginning(text: str) -> str:
+    """Return the beginning of a message, without a full stop at its end."""
+    return one_line(text, 160).rstrip(".")
 
 
 def plain(view: Any) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from batchchat.errors import BatchchatError
 from batchchat.events import Listener, Phase
 from batchchat.intake import Intake
 from batchchat.job import Job
-from batchchat.providers import Price, Provider
+from batchchat.money import Tariff
+from batchchat.providers import Provider
 from batchchat.runner.control import Control
 from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
@@ -19,7 +20,7 @@ from batchchat.runner.preparation import Prepared
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer
-from batchchat.store import Answer, Store
+from batchchat.store import AnswerEntry, Store
 
 if TYPE_CHECKING:
     from batchchat.runner.reuse import Reuse
@@ -58,7 +59,7 @@ class RunState:
     engine: Engine
     reuse: Reuse | None
     warnings: list[str]
-    open_answers: dict[str, list[Answer]]
+    open_answers: dict[str, list[AnswerEntry]]
     phase: Phase = "starting"
     failed: BatchchatError | None = None
     read_all: bool = False
@@ -71,9 +72,9 @@ class RunState:
         return self.reuse if self.reuse is not None else self.writer
 
     @property
-    def price(self) -> Price | None:
-        """Return the price of the job's model, None if it is not known."""
-        return self.provider.prices.get(self.job.model)
+    def tariff(self) -> Tariff | None:
+        """Return what the job's model costs, None if that is not known."""
+        return Tariff.of(self.provider.prices.get(self.job.model))
 
     @property
     def currency(self) -> str | None:

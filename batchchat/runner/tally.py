@@ -12,6 +12,10 @@ from batchchat.events import FailureGroup, Streamed
 from batchchat.records import ErrorKind, Record, Spend
 
 _WINDOW_S = 20.0
+_FIRST_ROWS = 50
+_ALIKE = 20
+"""So many of the first rows that failed for one reason are told of at once. Chosen: a row here and there fails of every
+real job, and twenty of fifty are no accident."""
 _MAX_WORDS = 20
 """How many unknown words are told apart; a server that gives a new one each time is told of by these."""
 
@@ -106,15 +110,19 @@ class Tally:
         self.revived = 0
         self.asked = 0
         self.shared = 0
+        self.early = 0
         self.spend = Spend()
         self.rows = MovingRate()
         self.tokens = MovingRate()
         self._pace = StreamPace()
         self._groups: dict[str, _Group] = {}
+        self._alike: FailureGroup | None = None
+        self._told = False
         self._unknown: dict[str, int] = {}
 
-    def add_record(self, record: Record, *, revived: bool = False) -> None:
-        """Count one record."""
+    def add_record(self, record: Record, *, revived: bool = False, early: bool = False) -> None:
+        """Count one record. An `early` one was settled before the pass asked for it: it will find it done."""
+        self.early += early
         if revived:
             self.revived += 1
             return
@@ -164,6 +172,14 @@ class Tally:
             self._groups[kind] = _Group(1, message, row_index)
         else:
             group.count += 1
+            if group.count == _ALIKE and not self._told and self.ok + self.failed <= _FIRST_ROWS:
+                self._told = True
+                self._alike = FailureGroup(kind, group.count, group.example, group.row_index)
+
+    def take_alike(self) -> FailureGroup | None:
+        """Return what many of the first rows failed of; once, then None."""
+        alike, self._alike = self._alike, None
+        return alike
 
     def failures(self) -> tuple[FailureGroup, ...]:
         """Failed rows by kind, the most frequent first, each with its first message."""

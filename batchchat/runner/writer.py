@@ -13,15 +13,14 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from batchchat.engines.port import Answered, Outcome
-from batchchat.engines.port import Settled as EngineSettled
+from batchchat.engines.port import Answered, EngineKind, Outcome, Settled
 from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
-from batchchat.providers import Price
+from batchchat.money import as_float
 from batchchat.records import Completion, Record, Request, Spend, Usage, answer_bytes
 from batchchat.runner.tally import Tally
-from batchchat.store import Answer, Change, Entry, Sealing, Settled, SpendOnly, Store
+from batchchat.store import AnswerEntry, Entry, Sealing, SettledEntry, SpendOnly, Store, StoreChange
 
 _FULL_BYTES = 16 * 2**20
 _NO_USAGE = Usage()
@@ -57,7 +56,7 @@ class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
     `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `shelf` is
-    where answers are shared; None where the job shares none. `prompt_id` goes into every record.
+    where answers are shared; None where the job shares none. `prompt_id` goes into every record. `engine` is the job's.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Writer:
         *,
         run_id: str,
         prompt_id: str | None = None,
-        price: Price | None,
+        engine: EngineKind = "local",
         offload: Offload,
         wall_clock_us: Callable[[], int],
         listener: Listener,
@@ -79,7 +78,7 @@ class Writer:
         self._tally = tally
         self._run_id = run_id
         self._prompt_id = prompt_id
-        self._price = price
+        self._engine: EngineKind = engine
         self._offload = offload
         self._wall_clock_us = wall_clock_us
         self._listener = listener
@@ -87,6 +86,7 @@ class Writer:
         self._entries: list[Entry] = []
         self._revived: set[str] = set()
         self._bytes = 0
+        self._taken = self._committed = 0
         self._wake = anyio.Event()
         self._caught_up = anyio.Event()
         self._finished = False
@@ -99,18 +99,18 @@ class Writer:
         """Take an engine's outcome over; see `Sink`."""
         request = outcome.request
         if isinstance(outcome, Answered):
-            spend = self._spend(outcome.usage)
+            spend = _spend(outcome.usage, outcome.cost)
             if outcome.step is None:
                 self._add(SpendOnly(spend), 200)
             else:
                 kept = outcome.payload["completion"]
                 nbytes = answer_bytes(kept["text"], kept["reasoning"], kept["tool_calls"], kept["logprobs"])
-                self._add(Answer(request.custom_id, outcome.step, outcome.payload, spend), nbytes)
+                self._add(AnswerEntry(request.custom_id, outcome.step, outcome.payload, spend), nbytes)
             return
         record = self._record(request, outcome)
-        usage = outcome.reply.usage
-        spend = Spend() if usage is None else self._spend(usage)
-        self._add_record(record, spend)
+        usage, cost = outcome.reply.usage, outcome.reply.cost
+        spend = _NOTHING if usage is None else _spend(usage, cost or 0)
+        self._add_record(record, spend, seen=outcome.of_prompt is None, late=outcome.late)
 
     def add_invalid(self, invalid: Invalid) -> None:
         """Record a row that yields no request."""
@@ -151,26 +151,27 @@ class Writer:
         self._revived.add(record.custom_id)
         self._add_record(record)
 
-    def add_shared(self, request: Request, outcome: EngineSettled) -> None:
+    def add_shared(self, request: Request, outcome: Settled) -> None:
         """Record what became of an equal request: it was not sent, and costs nothing but what it cost before.
 
         The tokens are those of the answer, when it was given, and of its own earlier answers that did not fit.
         """
         record = self._record(request, outcome)
         record.cache_hit = True
-        record.cost = self._price.cost(request.usage) if self._price and request.usage != _NO_USAGE else 0.0
+        record.cost = as_float(request.cost or 0)
         record.http_status = record.latency_s = None
         record.started_at = record.finished_at
         self._add_record(record)
 
-    def _add_record(self, record: Record, spend: Spend = _NOTHING) -> None:
+    def _add_record(self, record: Record, spend: Spend = _NOTHING, *, seen: bool = True, late: bool = False) -> None:
         # The row is kept with its answer: one that holds an image is most of what waits for the disk.
         row_bytes = record.batch.nbytes // (len(record.batch.values) or 1)
         nbytes = answer_bytes(record.completion, record.reasoning, record.tool_calls, record.logprobs)
-        self._add(Settled(record, spend), nbytes + row_bytes)
+        self._add(SettledEntry(record, spend, seen, late), nbytes + row_bytes)
 
     def _add(self, entry: Entry, nbytes: int) -> None:
         self._entries.append(entry)
+        self._taken += 1
         self._bytes += nbytes
         self._wake.set()
 
@@ -184,7 +185,14 @@ class Writer:
         while self.full:
             await self._caught_up.wait()
 
-    def _record(self, request: Request, outcome: EngineSettled) -> Record:
+    async def counted(self) -> bool:
+        """Wait until all that was put so far is committed. Return false if the disk failed."""
+        wanted = self._taken
+        while self._committed < wanted and self.error is None:
+            await self._caught_up.wait()
+        return self.error is None
+
+    def _record(self, request: Request, outcome: Settled) -> Record:
         reply, failure, steps = outcome.reply, outcome.failure, request.steps
         completion = reply.completion
         usage = (
@@ -217,8 +225,9 @@ class Writer:
             record.cached_tokens,
             record.reasoning_tokens,
         ) = usage
-        if self._price is not None and usage.prompt_tokens is not None:
-            record.cost = self._price.cost(usage)
+        record.engine = engine = outcome.engine or self._engine
+        if usage.prompt_tokens is not None and not (reply.cost is None and request.cost is None):
+            record.cost = as_float((reply.cost or 0) + (request.cost or 0))
         record.http_status = 200
         if failure is not None:
             record.error_kind, record.error_message = failure.kind.value, failure.message
@@ -230,23 +239,12 @@ class Writer:
         record.model = reply.model
         record.request_id = reply.request_id
         record.attempts = request.attempts
-        record.latency_s = round(reply.latency_s, 6)
+        record.latency_s = round(reply.latency_s, 6) if engine == "local" else None
         record.ttft_s, record.output_tokens_per_s = reply.ttft_s, reply.output_tokens_per_s
         record.started_at, record.finished_at = request.started_at, self._wall_clock_us()
         record.tolerated, record.parsed = outcome.tolerated, outcome.parsed
-        record.prompt_id = self._prompt_id
+        record.prompt_id = outcome.of_prompt or self._prompt_id
         return record
-
-    def _spend(self, usage: Usage) -> Spend:
-        return Spend(
-            1,
-            usage.prompt_tokens or 0,
-            usage.completion_tokens or 0,
-            usage.total_tokens or 0,
-            usage.cached_tokens or 0,
-            usage.reasoning_tokens or 0,
-            self._price.cost(usage) if self._price else 0.0,
-        )
 
     # --- committing and sealing
 
@@ -269,11 +267,12 @@ class Writer:
                 continue
             entries, self._entries, self._bytes = self._entries, [], 0
             answers = {} if self.shelf is None else self.shelf.take()
-            change: Change = await self._offload(self._commit, entries, answers)
+            change: StoreChange = await self._offload(self._commit, entries, answers)
             if self.shelf is not None:
                 self.shelf.kept()
             self._store.apply(change)
             self._count(change)
+            self._committed += len(entries)
             self._caught_up.set()
             self._caught_up = anyio.Event()
             if self._due():
@@ -281,22 +280,22 @@ class Writer:
             if self.error is not None:
                 return
         await self._sealed()
-        if self.error is None and self._store.pending_rows:
+        if self.error is None and self._store.unsealed:
             await self._begin_seal()
             await self._sealed()
 
-    def _commit(self, entries: list[Entry], answers: dict[bytes, Completion]) -> Change:
+    def _commit(self, entries: list[Entry], answers: dict[bytes, Completion]) -> StoreChange:
         """Keep the answers that are shared, then the records: no kill leaves a counted answer that is not shared."""
         if self.shelf is not None:
             self.shelf.keep(answers)
         return self._store.commit(entries)
 
-    def _count(self, change: Change) -> None:
+    def _count(self, change: StoreChange) -> None:
         """From now on these count."""
         for entry in change.committed:
-            if isinstance(entry, Settled):
+            if isinstance(entry, SettledEntry) and not entry.late:
                 custom_id = entry.record.custom_id
-                self._tally.add_record(entry.record, revived=custom_id in self._revived)
+                self._tally.add_record(entry.record, revived=custom_id in self._revived, early=not entry.seen)
                 self._revived.discard(custom_id)
         self._tally.add_spend(change.spend)
 
@@ -321,7 +320,7 @@ class Writer:
                 self._sealing.set()
             self._sealing = None
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: StoreChange) -> None:
         self._store.apply(change)
         for message in change.messages:
             self._listener(Event("store", message, "warning"))
@@ -347,3 +346,16 @@ class Writer:
             self._caught_up.set()
             self._wake.set()
             self._on_error()
+
+
+def _spend(usage: Usage, cost: int) -> Spend:
+    """Return the ledger's entry of one answered attempt; `cost` is in `money.UNITS`."""
+    return Spend(
+        1,
+        usage.prompt_tokens or 0,
+        usage.completion_tokens or 0,
+        usage.total_tokens or 0,
+        usage.cached_tokens or 0,
+        usage.reasoning_tokens or 0,
+        as_float(cost),
+    )

@@ -1,4 +1,4 @@
-"""Reading input: JSON Lines, CSV and Parquet, from a file, a folder, a glob or standard input.
+"""Reading input: JSON Lines, CSV and Parquet from a file, a folder, a glob or standard input; rows of a program.
 
 Rows come in batches, in constant memory, each with what the template sees (`values`) and what is carried to the output
 (`columns`, of one frozen schema). A row that cannot be read is a failure in its batch; the rest goes on. All of this is
@@ -18,10 +18,37 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.sources.chunk import Dialect, Limits
 from batchchat.sources.columns import as_seen
 from batchchat.sources.files import STDIN, Found, InputFile, Stamp, find_files, reads_file, text_encoding
+from batchchat.sources.memory import GivenRows, MemorySource, check_rows
 from batchchat.sources.parquet import python_rows
 from batchchat.sources.source import CsvSource, JsonlSource, ParquetSource, Source
 
-__all__ = ["STDIN", "Source", "Stamp", "as_seen", "open_source", "python_rows", "reads_file"]
+__all__ = [
+    "STDIN",
+    "GivenRows",
+    "Source",
+    "Stamp",
+    "as_seen",
+    "check_rows",
+    "open_rows",
+    "open_source",
+    "python_rows",
+    "reads_file",
+]
+
+
+def open_rows(
+    rows: GivenRows,
+    *,
+    types: Mapping[str, str] | None = None,
+    frozen: pa.Schema | None = None,
+    batch_rows: int = 512,
+    batch_bytes: int = 4 * 1024 * 1024,
+) -> Source:
+    """Take rows that the calling program gives, and learn their columns. `types` and `frozen` as in `open_source`.
+
+    Raises UsageError, with what to do, for what gives no rows.
+    """
+    return MemorySource(rows, dict(types or {}), frozen, Limits(batch_rows, batch_bytes, batch_bytes))
 
 
 def open_source(

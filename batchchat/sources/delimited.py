@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from batchchat.errors import UsageError
+from batchchat.format import plural
 from batchchat.sources.chunk import USUAL, Chunk, Dialect, Limits
 from batchchat.sources.convert import MISFIT, Convert
 from batchchat.sources.files import BLOCK, BOM, ByteStream
@@ -84,7 +85,8 @@ class DelimitedReader:
         if isinstance(dialect.header, tuple):
             if cells and len(cells) != len(dialect.header):
                 raise UsageError(
-                    f"{where}: the first row has {len(cells)} fields, and input.header names {len(dialect.header)}",
+                    f"{where}: the first row has {plural(len(cells), 'field')}, and input.header names "
+                    f"{len(dialect.header)}",
                     remedy="Name each column of the file once, in its order.",
                 )
             self._lines.rewind()
@@ -159,7 +161,8 @@ class DelimitedReader:
             )
         elif len(cells) != len(self.header):
             chunk.fail(
-                f"{where}: the row has {len(cells)} fields where the header has {len(self.header)}", self._lines.raw()
+                f"{where}: the row has {plural(len(cells), 'field')} where the header has {len(self.header)}",
+                self._lines.raw(),
             )
         else:
             row: dict[str, Any] = dict(zip(self.header, cells, strict=True))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Place
 from batchchat.sources.chunk import Chunk, Limits
 from batchchat.sources.convert import json_text
+from batchchat.sources.decoded import DecodedSizes
 from batchchat.sources.files import InputFile, Progress
 
-_PROBED = 4
-"""How many rows are decoded to see their size: few, since each may take hundreds of megabytes."""
+_AT_ONCE = 2
+"""How many batches' worth of bytes are decoded at once at most: rows differ in size, and are told by their largest."""
 
 
 class ParquetFile:
@@ -27,8 +30,6 @@ class ParquetFile:
             with pq.ParquetFile(str(file.path)) as opened:
                 self.schema = opened.schema_arrow
                 self.rows: int = opened.metadata.num_rows
-                groups = [opened.metadata.row_group(index) for index in range(opened.metadata.num_row_groups)]
-                self._bytes = sum(group.total_byte_size for group in groups)
         except (pa.ArrowException, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise UsageError(f"{file.path}: not a readable Parquet file: {reason}") from None
@@ -41,35 +42,23 @@ class ParquetFile:
 
         Plain are no dictionaries, views or large offsets.
         """
-        a_row = max(1, self._bytes // max(1, self.rows))
-        size = max(1, min(limits.batch_rows, limits.batch_bytes // a_row))
         before = progress.done
-        with pq.ParquetFile(str(self._file.path), pre_buffer=False, buffer_size=1 << 20) as opened:
+        path = str(self._file.path)
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as opened:
             groups, read = _groups_from(opened.metadata, first)
-            # The footer counts a value of a dictionary once, however many rows have it: see what rows really take.
-            for probe in opened.iter_batches(batch_size=_PROBED, row_groups=groups[:1]):
-                a_row = max(a_row, probe.nbytes // probe.num_rows)
-                size = max(1, min(size, limits.batch_bytes // max(1, a_row)))
-                break
-            for batch in opened.iter_batches(batch_size=size, row_groups=groups):
-                there = batch.slice(max(0, first - read))
-                read += batch.num_rows
-                # A batch of a file that was replaced or cut meanwhile may hold anything.
-                self._file.check_unchanged()
-                progress.done = before + read
-                place = read - there.num_rows
-                for part in _split(there, limits.batch_bytes):
-                    place += part.num_rows
-                    found, broken = _rows(part)
-                    rows: list[dict[str, Any] | None] = [*found]
-                    # Other programs cannot read a column of broken texts: it is carried as the values say it.
-                    plain = {
-                        name: _plain(column)
-                        for name, column in zip(part.schema.names, part.columns, strict=True)
-                        if name not in broken
-                    }
-                    carried = pa.RecordBatch.from_arrays(list(plain.values()), names=list(plain))
-                    yield Chunk(rows, carried.nbytes, arrow=carried, place=Place(0, place))
+            sizes = DecodedSizes(opened, self._read_at)
+            for group in groups:
+                size = sizes.at_once(group, limits.batch_rows, _AT_ONCE * limits.batch_bytes)
+                for batch in opened.iter_batches(batch_size=size, row_groups=[group]):
+                    there = batch.slice(max(0, first - read))
+                    read += batch.num_rows
+                    # A batch of a file that was replaced or cut meanwhile may hold anything.
+                    self._file.check_unchanged()
+                    progress.done = before + read
+                    place = read - there.num_rows
+                    for part in _split(there, limits.batch_bytes):
+                        yield self._chunk(part, place, limits)
+                        place += part.num_rows
             self._file.check_unchanged()
             # Arrow says nothing of a file that ends before the first page of a row group.
             if read != self.rows:
@@ -77,6 +66,27 @@ class ParquetFile:
                     f"{self._file.path}: the file promises {self.rows:,} rows and gave {read:,}: it was cut or changed",
                     remedy="Restore the file, then run the same command again: what is done stays done.",
                 )
+
+    def _read_at(self, offset: int, size: int) -> bytes:
+        with self._file.path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def _chunk(self, part: pa.RecordBatch, place: int, limits: Limits) -> Chunk:
+        """Make a chunk of rows, of which the first has this number in the file."""
+        behind = Place(0, place + part.num_rows)
+        nbytes = _decoded_bytes(part)
+        if part.num_rows == 1 and nbytes > limits.max_line_bytes:
+            chunk = Chunk([], 0, place=behind)
+            chunk.fail(
+                f"{self._file.name}: row {place + 1:,} of the file is too long: {nbytes:,} bytes, and "
+                f"{limits.max_line_bytes:,} are read at most",
+                _digest(part),
+            )
+            return chunk
+        chunk = _chunk_of(part)
+        chunk.place = behind
+        return chunk
 
 
 def _groups_from(metadata: pq.FileMetaData, first: int) -> tuple[list[int], int]:
@@ -90,15 +100,67 @@ def _groups_from(metadata: pq.FileMetaData, first: int) -> tuple[list[int], int]
     return [], before
 
 
+def arrow_chunks(batch: pa.RecordBatch, limit: int) -> Iterator[Chunk]:
+    """Yield the rows of a batch in chunks of at most `limit` bytes, or of one row.
+
+    `arrow` holds them with plain types.
+    """
+    for part in _split(batch, limit):
+        yield _chunk_of(part)
+
+
+def _chunk_of(part: pa.RecordBatch) -> Chunk:
+    found, broken = _rows(part)
+    # Other programs cannot read a column of broken texts: it is carried as the values say it. So is one that Arrow
+    # cannot turn into its plain type.
+    plain: dict[str, pa.Array] = {}
+    for name, column in zip(part.schema.names, part.columns, strict=True):
+        array = None if name in broken else _plain(column)
+        if array is not None:
+            plain[name] = array
+    carried = pa.RecordBatch.from_arrays(list(plain.values()), names=list(plain))
+    rows: list[dict[str, Any] | None] = [*found]
+    return Chunk(rows, max(_decoded_bytes(part), carried.nbytes), arrow=carried)
+
+
 def _split(batch: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:
     """Halve a batch until its parts are within the limit or single rows."""
-    if batch.num_rows <= 1 or batch.nbytes <= limit:
+    if batch.num_rows <= 1 or _decoded_bytes(batch) <= limit:
         if batch.num_rows:
             yield batch
         return
     half = batch.num_rows // 2
     yield from _split(batch.slice(0, half), limit)
     yield from _split(batch.slice(half), limit)
+
+
+def _decoded_bytes(batch: pa.RecordBatch) -> int:
+    """Return the size of a batch's rows, a dictionary's value counted for each row that has it."""
+    return sum(map(_array_bytes, batch.columns))
+
+
+def _array_bytes(array: pa.Array) -> int:
+    kind = array.type
+    if isinstance(array, pa.ExtensionArray):
+        return _array_bytes(array.storage)
+    if pa.types.is_dictionary(kind) and _has_length(kind.value_type):
+        lengths = pc.binary_length(array.dictionary).take(array.indices)
+        return int(pc.sum(lengths).as_py() or 0) + int(array.indices.nbytes)
+    return int(array.nbytes)
+
+
+def _has_length(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_string(kind) or types.is_binary(kind) or types.is_large_string(kind))
+
+
+def _digest(batch: pa.RecordBatch) -> bytes:
+    """Return what tells a row from others without keeping it."""
+    digest = blake2b(digest_size=32)
+    for column in batch.columns:
+        for buffer in pa.concat_arrays([column]).take(pa.array([0])).buffers():
+            digest.update(b"-" if buffer is None else buffer)
+    return digest.digest()
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one return for each type
@@ -127,11 +189,30 @@ def _is_list_view(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
-def _plain(array: pa.Array) -> pa.Array:
+def _plain(array: pa.Array) -> pa.Array | None:
+    """Return a column in its plain type; None where Arrow cannot do it for sure."""
     wanted = plain_type(array.type)
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
-    return array if array.type == wanted else array.cast(wanted)
+    if array.type == wanted:
+        return array
+    if _holds_views(array.type):
+        return None  # seen in Arrow 26: the cast keeps the offsets of the views, of which a list has one more
+    try:
+        plain = array.cast(wanted)
+        plain.validate()
+    except (pa.ArrowException, NotImplementedError):
+        return None
+    return plain
+
+
+def _holds_views(kind: pa.DataType) -> bool:
+    """Return true if a type has a list view at any depth."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _holds_views(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _holds_views(kind.value_type)
+    return _is_list_view(kind) or any(_holds_views(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -222,6 +303,12 @@ def _view_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one return 
         return pa.time64("us")
     if types.is_list(kind):
         return pa.list_(_view_type(kind.value_type))
+    if types.is_large_list(kind):
+        return pa.large_list(_view_type(kind.value_type))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_view_type(kind.value_type), kind.list_size)
+    if types.is_map(kind):
+        return pa.map_(_view_type(kind.key_type), _view_type(kind.item_type))
     if types.is_struct(kind):
         return pa.struct([pa.field(field.name, _view_type(field.type)) for field in kind.fields])
     if types.is_dictionary(kind):

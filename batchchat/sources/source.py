@@ -40,6 +40,8 @@ class Source(ABC):
     """
 
     columns: tuple[str, ...]
+    lasting: bool
+    """Whether a later run finds the rows in the same place, and may pass over those that it knows."""
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class Source(ABC):
         self._inputs: list[InputFile | None] = list(files) if files is not None else [None]
         self._folders = {file.name: file.path.absolute().parent for file in files or ()}
         self._stdin = StdinStream(encoding) if files is None else None
+        self.lasting = bool(files)
         self._begun = False
         self._end: Place | None = None
         self._progress = Progress(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from batchchat.store.cleaning import OldOutput, old_outputs, remove_output
+from batchchat.store.commit_log import Sealing
 from batchchat.store.index import (
     ARCHIVED,
     NONE,
@@ -14,7 +15,8 @@ from batchchat.store.index import (
     key_digest,
     kind_of,
 )
-from batchchat.store.journal import Answer, Entry, Settled, SpendOnly
+from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
+from batchchat.store.location.folder import evaluation_outputs
 from batchchat.store.output import (
     Output,
     earlier_prompts,
@@ -26,8 +28,8 @@ from batchchat.store.output import (
 )
 from batchchat.store.recovery import Recovery
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
-from batchchat.store.state import lock_holder
-from batchchat.store.store import Change, Sealing, Store
+from batchchat.store.state import batches_folder, check_currency, lock_holder
+from batchchat.store.store import Store, StoreChange
 from batchchat.store.verify import VerifyReport, verify
 
 __all__ = [
@@ -35,8 +37,7 @@ __all__ = [
     "NONE",
     "OK",
     "RECORD_SCHEMA",
-    "Answer",
-    "Change",
+    "AnswerEntry",
     "Counts",
     "Entry",
     "Frozen",
@@ -46,11 +47,15 @@ __all__ = [
     "RecordIndex",
     "Recovery",
     "Sealing",
-    "Settled",
+    "SettledEntry",
     "SpendOnly",
     "Store",
+    "StoreChange",
     "VerifyReport",
+    "batches_folder",
+    "check_currency",
     "earlier_prompts",
+    "evaluation_outputs",
     "frozen_schema",
     "is_live",
     "is_output",

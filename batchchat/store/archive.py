@@ -1,22 +1,102 @@
-"""Archived completions, found again by their `custom_id`."""
+"""The archive of an output: records that left the dataset, and what of them can be given back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchchat.store.bounds import PartBounds
 from batchchat.store.location.port import PartFiles
-from batchchat.store.parts import (
-    DamagedPartError,
-    PartReader,
-)
+from batchchat.store.parts import DamagedPartError, PartReader, write_part
 from batchchat.store.schema import own_columns
 
 
-class ArchiveReader:
+class Archive:
+    """The files of the archive. Used by one thread at a time; `fetch` may run beside it.
+
+    `opened` opens a file with the output's columns. `before_removal` is called with the name of a file that is going to
+    be set aside.
+    """
+
+    def __init__(
+        self,
+        files: PartFiles,
+        opened: Callable[[PartFiles, str], PartReader],
+        *,
+        bounds: PartBounds,
+        before_removal: Callable[[str], None],
+    ) -> None:
+        self.files = files
+        self._open = opened
+        self._bounds = bounds
+        self._before_removal = before_removal
+        self._finder = ArchiveFinder(files, self.opened)
+        self.fetch = self._finder.fetch
+
+    def opened(self, name: str) -> PartReader:
+        """Open a file. Raises DamagedPartError, FileNotFoundError, StorageError."""
+        return self._open(self.files, name)
+
+    def add(
+        self, schema: pa.Schema, batches: Callable[[], Iterable[pa.RecordBatch]], rows: int, messages: list[str]
+    ) -> None:
+        """Add records: the last file grows, as parts do, or a new one begins.
+
+        `batches` is called again after a file of the archive was found damaged and set aside; a sentence about it is
+        added to `messages`. Raises what `batches` raises, StorageError.
+        """
+        while True:
+            name, grows = self._file_for(rows)
+
+            def write(sink: BinaryIO, name: str = name, grows: bool = grows) -> None:
+                old = self._whole(name) if grows else ()
+                write_part(sink, schema, chain(old, batches()))
+
+            try:
+                self.files.publish(name, write)
+            except DamagedPartError as error:
+                if error.part != name:
+                    raise
+                messages.append(self.set_aside(error))
+            else:
+                return
+
+    def completions(self, name: str) -> list[str]:
+        """Return the `custom_id`s of the completions in a file. Raises as `opened`."""
+        with self.opened(name) as reader:
+            table = reader.read(["custom_id", "status"])
+        found: list[str] = table.filter(pc.equal(table.column("status"), "ok")).column("custom_id").to_pylist()
+        return found
+
+    def set_aside(self, error: DamagedPartError) -> str:
+        """Take a damaged file out of the archive, and say so in a sentence."""
+        self._before_removal(error.part)
+        kept = self.files.set_aside(error.part)
+        return f"{error}. What it gave back is asked for again when it is wanted. The file is kept as {kept}."
+
+    def _file_for(self, rows: int) -> tuple[str, bool]:
+        """Return the file that takes so many more records, and whether it has some already."""
+        names, kind = self.files.names(), self.files.kind
+        if not names:
+            return kind.name(0), False
+        try:
+            with self.opened(names[-1]) as reader:
+                if reader.rows + rows <= self._bounds.rows and reader.raw_bytes < self._bounds.nbytes:
+                    return names[-1], True
+        except DamagedPartError:
+            pass  # told and set aside by the next start
+        return kind.name((kind.number(names[-1]) or 0) + 1), False
+
+    def _whole(self, name: str) -> Iterator[pa.RecordBatch]:
+        with self.opened(name) as reader:
+            yield from reader.batches()
+
+
+class ArchiveFinder:
     """Find archived completions.
 
     Rows come back in about the order in which they left, so one file is kept open in memory.

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from batchchat.errors import BatchchatError, OutputLocked
-from batchchat.store.location.disk import storage_errors
-from batchchat.store.state import Layout, lock_holder
-
-_OLD = r"\.old-\d{8}-\d{6}(\.\d+)?"
+from batchchat.store.location.folder import FolderLocation
+from batchchat.store.state import lock_holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,29 +23,19 @@ def old_outputs(directory: Path | str) -> list[OldOutput]:
 
     A folder of such a name that is no output of batchchat is left out. Raises StorageError.
     """
-    root = Path(directory).absolute()
-    pattern = re.compile(re.escape(root.name) + _OLD)
-    with storage_errors(root.parent):
-        paths = list(root.parent.iterdir()) if root.parent.is_dir() else []
-    names = sorted(path for path in paths if pattern.fullmatch(path.name) and not path.is_symlink())
-    return [OldOutput(path, _size(path)) for path in names if _is_output(path)]
+    found = FolderLocation(Path(directory).absolute()).moved_away()
+    return [OldOutput(path, FolderLocation(path).nbytes()) for path in found if _is_output(path)]
 
 
 def remove_output(old: OldOutput) -> None:
-    """Remove an old output for good. Raises OutputLocked where a run holds it, StorageError where the disk refuses."""
+    """Remove an old output for good. Raises OutputLocked if a run holds it, StorageError if the disk refuses."""
     if lock_holder(old.path) is not None:
         raise OutputLocked(f"a run holds the output {old.path}", remedy="Wait for it to end.")
-    with storage_errors(old.path):
-        shutil.rmtree(old.path)
+    FolderLocation(old.path).remove()
 
 
 def _is_output(path: Path) -> bool:
     try:
-        return path.is_dir() and Layout(path).is_output()
+        return FolderLocation(path).holds_output()
     except BatchchatError:
         return False
-
-
-def _size(folder: Path) -> int:
-    with storage_errors(folder):
-        return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())

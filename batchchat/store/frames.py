@@ -9,10 +9,10 @@ stand in the wrong place. A length is believed only if the file holds that many 
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import SEEK_END
 from typing import BinaryIO, NamedTuple
 from zlib import crc32
 
@@ -61,7 +61,7 @@ class FrameReader:
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
-        self._size = os.fstat(source.fileno()).st_size
+        self._size = source.seek(0, SEEK_END)
         self.damage: Damage | None = None
 
     def __iter__(self) -> Iterator[Frame]:

@@ -382,6 +382,10 @@ class KeyIndex:
         """Add keys of live records: 16 bytes and one state byte each, KEY_LIVE, with SEEN once this pass has met it."""
         self._table.load(digests, states)
 
+    def is_seen(self, digest: bytes) -> bool:
+        """Tell whether a row of this pass has the key."""
+        return bool(self._table.get(digest) & SEEN)
+
     def is_live(self, digest: bytes) -> bool:
         """Tell whether a live record has (or had, in this run) the key."""
         return bool(self._table.get(digest) & KEY_LIVE)

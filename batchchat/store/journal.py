@@ -5,6 +5,7 @@ Frames of a journal, in order of writing:
     header   {"format", "generation", "run_id", "columns"}; the first frame of each file
     rows     an Arrow IPC stream: input rows that records behind it stand for
     records  [[sequence of its rows frame, place in it, [values of the record's own columns], [spend]], …]
+             with a 1 behind the spend of a record that goes to the archive at once
     answer   {"custom_id", "step", "payload", "spend"}: an answer to a request that is not settled yet
     spend    [spend]: an answered attempt that brought nothing to keep
 
@@ -18,13 +19,10 @@ sparse one (a retry of few failed rows) at most sixteen times what it needs.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -33,15 +31,10 @@ import pyarrow as pa
 from batchchat.errors import StorageError
 from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS, Record, Spend
 from batchchat.store.frames import Damage, Frame, FrameReader, encode
-from batchchat.store.location.disk import (
-    PRIVATE_FILE,
-    json_bytes,
-    storage_errors,
-    synchronize,
-    synchronize_folder,
-    write_all,
-)
-from batchchat.store.location.journals import generation_of
+from batchchat.store.json_files import json_bytes
+from batchchat.store.ledger import sum_spends
+from batchchat.store.location.disk import storage_errors
+from batchchat.store.location.port import JournalFiles, LogFile
 from batchchat.store.pending import Unsealed, storable
 from batchchat.store.schema import FORMAT, kept_columns, kept_type, same_types
 
@@ -56,15 +49,21 @@ _RECORD_BYTES = 400
 
 
 @dataclass(slots=True)
-class Settled:
-    """A request's outcome to commit, and what its answered attempts cost since the last entry about it."""
+class SettledEntry:
+    """A request's outcome to commit, and what its answered attempts cost since the last entry about it.
+
+    `seen` is false if the pass that is under way has not asked for the record. A `late` one came after its row had a
+    newer record: it goes to the archive at once.
+    """
 
     record: Record
     spend: Spend = Spend()
+    seen: bool = True
+    late: bool = False
 
 
 @dataclass(slots=True, frozen=True)
-class Answer:
+class AnswerEntry:
     """An answer to a request that goes on (a correction, a longer second try), numbered by `step` from 0.
 
     `payload` is a JSON value that lets the engine go on at the next step. It is kept until the request is settled.
@@ -83,7 +82,7 @@ class SpendOnly:
     spend: Spend
 
 
-Entry = Settled | Answer | SpendOnly
+Entry = SettledEntry | AnswerEntry | SpendOnly
 
 
 @dataclass(slots=True)
@@ -99,9 +98,9 @@ class Journal:
     """The journal of one generation, open for appending. Raises StorageError where the disk refuses."""
 
     def __init__(
-        self, path: Path, generation: int, run_id: str, input_schema: pa.Schema | None, columns: Sequence[str]
+        self, file: LogFile, generation: int, run_id: str, input_schema: pa.Schema | None, columns: Sequence[str]
     ) -> None:
-        self.path = path
+        self._file = file
         self.generation = generation
         self.run_id = run_id
         self.size = 0
@@ -112,25 +111,23 @@ class Journal:
         self._sequence = 0
         self._sources: dict[int, _Source] = {}
         self._frames: list[bytes] = []
-        with storage_errors(path):
-            self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, PRIVATE_FILE)
 
     @classmethod
     def create(
         cls,
-        path: Path,
+        files: JournalFiles,
         generation: int,
         *,
         run_id: str,
         input_schema: pa.Schema | None,
         columns: Sequence[str] = RECORD_COLUMNS,
-        carried: Iterable[Answer] = (),
+        carried: Iterable[AnswerEntry] = (),
     ) -> Journal:
         """Begin a generation, durably, with the answers that an earlier one leaves open.
 
         `columns` are those that its records bring beside the input's.
         """
-        journal = cls(path, generation, run_id, input_schema, columns)
+        journal = cls(files.create(generation), generation, run_id, input_schema, columns)
         try:
             header = {"format": FORMAT, "generation": generation, "run_id": run_id, "columns": list(columns)}
             journal._frame(HEADER, orjson.dumps(header))
@@ -138,8 +135,6 @@ class Journal:
                 journal._answer(answer, Spend())
             journal.write()
             journal.synchronize()
-            with storage_errors(path):
-                synchronize_folder(path.parent)
         except BaseException:
             journal.close()
             raise
@@ -151,17 +146,19 @@ class Journal:
         `cost` is then what all of them cost. Raises ValueError, before anything is changed, where a record's input
         columns are not the frozen ones.
         """
-        settled = [entry for entry in entries if type(entry) is Settled]
+        settled = [entry for entry in entries if type(entry) is SettledEntry]
         places = self._place([entry.record for entry in settled])
         records: list[Unsealed] = []
-        told: list[tuple[int, int, Sequence[Any], tuple[Any, ...]]] = []
+        told: list[tuple[Any, ...]] = []
         nbytes = 0
         for entry, (columns, frame, place) in zip(settled, places, strict=True):
             record = entry.record
             values = self._values(record)
             size = len(record.completion or "") + _RECORD_BYTES
-            records.append(Unsealed(columns, record.offset, values, size))
-            told.append((frame, place, values, tuple(entry.spend)))
+            row = record.batch.nbytes // (len(record.batch.values) or 1)
+            records.append(Unsealed(columns, record.offset, values, size + row, entry.late))
+            spend = tuple(entry.spend)
+            told.append((frame, place, values, spend, 1) if entry.late else (frame, place, values, spend))
             nbytes += size
             if len(told) == FRAME_RECORDS or nbytes >= FRAME_BYTES:
                 self._frame(RECORDS, _dumps(told))
@@ -176,7 +173,7 @@ class Journal:
 
     def _encode_others(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            if isinstance(entry, Answer):
+            if isinstance(entry, AnswerEntry):
                 self._answer(entry, entry.spend)
             elif isinstance(entry, SpendOnly):
                 self._frame(SPEND, json_bytes(tuple(entry.spend)))
@@ -185,19 +182,16 @@ class Journal:
         """Write what was encoded."""
         data = b"".join(self._frames)
         self._frames = []
-        with storage_errors(self.path):
-            write_all(self._descriptor, data)
+        self._file.append(data)
         self.size += len(data)
 
     def synchronize(self) -> None:
         """Return when everything written is on the disk."""
-        with storage_errors(self.path):
-            synchronize(self._descriptor)
+        self._file.synchronize()
 
     def close(self) -> None:
         """Close the file; what was synchronized stays."""
-        with suppress(OSError):
-            os.close(self._descriptor)
+        self._file.close()
 
     def _frame(self, kind: int, payload: bytes | memoryview) -> int:
         sequence = self._sequence
@@ -205,7 +199,7 @@ class Journal:
         self._sequence += 1
         return sequence
 
-    def _answer(self, answer: Answer, spend: Spend) -> None:
+    def _answer(self, answer: AnswerEntry, spend: Spend) -> None:
         value = {
             "custom_id": answer.custom_id,
             "step": answer.step,
@@ -256,61 +250,59 @@ class Journal:
 class Replay:
     """What one journal says up to its first damage. `settled` are the `custom_id`s of its records."""
 
-    path: Path
+    name: str
     generation: int
     run_id: str
     records: int = 0
     settled: set[str] = field(default_factory=set)
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[AnswerEntry] = field(default_factory=list)
     spend: Spend = Spend()
     damage: Damage | None = None
 
 
 def replay(
-    path: Path, take: Callable[[Unsealed], None] | None = None, columns: Sequence[str] = RECORD_COLUMNS
+    files: JournalFiles,
+    generation: int,
+    take: Callable[[Unsealed], None] | None = None,
+    columns: Sequence[str] = RECORD_COLUMNS,
 ) -> Replay:
-    """Read a journal, giving each record to `take` with the values of these columns of its own.
+    """Read the journal of a generation, giving each record to `take` with the values of these columns of its own.
 
     A column that the journal does not have is None. A torn or damaged tail is told in `damage` and otherwise ignored.
 
-    Raises FileNotFoundError where it is gone (sealed meanwhile), StorageError where the disk refuses or where a later
-    version of batchchat wrote it.
+    Raises FileNotFoundError if it is gone (sealed meanwhile), StorageError if the disk refuses or if a later version
+    of batchchat wrote it.
     """
-    result = Replay(path, generation_of(path), "")
-    with storage_errors(path):
-        try:
-            source = path.open("rb")
-        except FileNotFoundError as error:
-            gone: FileNotFoundError | None = error
-        else:
-            gone = None
-    if gone is not None:
-        raise gone
-    with source, storage_errors(path):
+    result = Replay(files.name(generation), generation, "")
+    address = files.address(generation)
+    with files.open(generation) as source, storage_errors(address):
         reader = FrameReader(source)
-        intake = _Intake(result, take, columns)
+        intake = _ReplayIntake(result, take, columns, address)
         result.spend = sum_spends(intake.add(frame) for frame in reader)
         result.damage = reader.damage
     return result
 
 
-def rows_schema(path: Path) -> pa.Schema | None:
-    """Return the types of the first input rows in a journal; None where it has none.
+def rows_schema(files: JournalFiles, generation: int) -> pa.Schema | None:
+    """Return the types of the first input rows in a journal; None if it has none.
 
-    Raises FileNotFoundError where it is gone, StorageError where the disk refuses.
+    Raises FileNotFoundError if it is gone, StorageError if the disk refuses.
     """
-    with path.open("rb") as source, storage_errors(path):
+    with files.open(generation) as source, storage_errors(files.address(generation)):
         for frame in FrameReader(source):
             if frame.kind == ROWS:
                 return pa.ipc.open_stream(frame.payload).schema
     return None
 
 
-class _Intake:
+class _ReplayIntake:
     """Adds the frames of a journal to its replay, one by one."""
 
-    def __init__(self, result: Replay, take: Callable[[Unsealed], None] | None, columns: Sequence[str]) -> None:
+    def __init__(
+        self, result: Replay, take: Callable[[Unsealed], None] | None, columns: Sequence[str], address: str
+    ) -> None:
         self._result = result
+        self._address = address
         self._take = take
         self._wanted = tuple(columns)
         self._places = _places(FIRST_COLUMNS, self._wanted)
@@ -331,7 +323,7 @@ class _Intake:
             return self._add_record(value, len(frame.payload))
         if frame.kind == ANSWER:
             spend = Spend(*value["spend"])
-            result.answers.append(Answer(value["custom_id"], value["step"], value["payload"], spend))
+            result.answers.append(AnswerEntry(value["custom_id"], value["step"], value["payload"], spend))
             return spend
         if frame.kind == SPEND:
             return Spend(*value)
@@ -342,16 +334,16 @@ class _Intake:
                 self._places = _places(given, self._wanted)
                 return Spend()
         raise StorageError(
-            f"{result.path} was written by a later version of batchchat",
+            f"{self._address} was written by a later version of batchchat",
             remedy="Go on with the version that wrote it, or a later one.",
         )
 
     def _add_record(self, told: list[Any], nbytes: int) -> Spend:
-        number, place, values, spend = told
+        number, place, values, spend, *late = told
         self._result.records += 1
         self._result.settled.add(values[_CUSTOM_ID])
         if self._take is not None:
-            self._take(Unsealed(self._rows[number], place, self._arranged(values), nbytes))
+            self._take(Unsealed(self._rows[number], place, self._arranged(values), nbytes, bool(late)))
         return Spend(*spend)
 
     def _arranged(self, values: list[Any]) -> list[Any]:
@@ -372,9 +364,9 @@ class OpenAnswers:
     """Answers of requests that are not settled: what every new generation carries over."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, dict[int, Answer]] = {}
+        self._answers: dict[str, dict[int, AnswerEntry]] = {}
 
-    def add(self, answers: Iterable[Answer]) -> None:
+    def add(self, answers: Iterable[AnswerEntry]) -> None:
         """Take answers; one that is known already, by request and step, counts once."""
         for answer in answers:
             self._answers.setdefault(answer.custom_id, {})[answer.step] = answer
@@ -385,7 +377,7 @@ class OpenAnswers:
             for custom_id in custom_ids:
                 self._answers.pop(custom_id, None)
 
-    def by_request(self) -> Mapping[str, list[Answer]]:
+    def by_request(self) -> Mapping[str, list[AnswerEntry]]:
         """Return the open answers of each request in the order of their steps."""
         return {custom_id: [steps[step] for step in sorted(steps)] for custom_id, steps in self._answers.copy().items()}
 
@@ -411,9 +403,3 @@ def _dumps(value: Any) -> bytes:
         return orjson.dumps(value)
     except TypeError:
         return orjson.dumps(storable(value), default=str)
-
-
-def sum_spends(spends: Iterable[Spend]) -> Spend:
-    """Add up what several entries cost."""
-    columns = tuple(zip(*spends, strict=True))
-    return Spend(*(sum(column) for column in columns)) if columns else Spend()

@@ -1,45 +1,24 @@
-"""The identities of stored records, read into the indexes of a run."""
+"""The identities of stored records, read into the indexes of a run: of every part, and of the archive."""
 
 from __future__ import annotations
 
 from binascii import unhexlify
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.records import ErrorKind
+from batchchat.store.dataset import Dataset, DatasetChange
 from batchchat.store.index import ID_BYTES, KEY_LIVE, OK, SEEN, KeyIndex, RecordIndex, key_digest, state_of
 from batchchat.store.known import KnownRows
+from batchchat.store.parts import DamagedPartError, PartReader, combined
+from batchchat.store.schema import RECORD_SCHEMA
 
 INDEXED = ("custom_id", "status", "error_kind", "row_index", "sample_index")
 """The columns that the indexes are loaded from."""
 
 _LOADED_AT_ONCE = 150_000
-
-
-def latest(table: pa.Table) -> pa.Table:
-    """Return a table with the last record of each identity."""
-    custom_ids = table.column("custom_id")
-    if pc.count_distinct(custom_ids).as_py() == table.num_rows:
-        return table
-    places = {custom_id: place for place, custom_id in enumerate(custom_ids.to_pylist())}
-    return table.take(pa.array(sorted(places.values()), pa.int64()))
-
-
-def identities(table: pa.Table) -> Iterator[tuple[str, str, int | None]]:
-    """Yield what tells one record from another of the same request: identity, run, end in microseconds."""
-    return zip(
-        table.column("custom_id").to_pylist(),
-        table.column("run_id").to_pylist(),
-        pc.cast(table.column("finished_at"), pa.int64()).to_pylist(),
-        strict=True,
-    )
-
-
-def combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Return a column as one array."""
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 _KIND_NAMES = pa.array([kind.value for kind in ErrorKind], pa.string())
@@ -115,3 +94,88 @@ def _fixed_size(array: pa.Array, size: int) -> memoryview:
     values = array if array.type == pa.binary(size) else array.cast(pa.binary(size))
     start = values.offset * size
     return memoryview(values.buffers()[1] or b"")[start : start + len(values) * size]
+
+
+def load_dataset(
+    dataset: Dataset, index: RecordIndex, keys: KeyIndex | None, known: KnownRows | None = None
+) -> DatasetChange:
+    """Read the identities of every part into the indexes, and those of the archive's completions.
+
+    Final records of `known` rows are loaded as seen by this pass.
+    A part that cannot be read is set aside: its rows are open again, and `messages` of the change says so.
+    """
+    moved = DatasetChange()
+    _look_at_reported(dataset, moved)
+    rows = dataset.rows()
+    index.reserve(rows)
+    if keys is not None:
+        keys.reserve(rows)
+    loader = IndexLoader(index, keys, known)
+    for name in dataset.parts.names():
+        try:
+            _load_part(dataset, name, loader, with_keys=keys is not None)
+        except DamagedPartError as error:
+            dataset.set_aside(error, moved)
+    loader.finish()
+    for name in dataset.archive.files.names():
+        try:
+            completions = dataset.archive.completions(name)
+        except DamagedPartError as error:
+            moved.messages.append(dataset.archive.set_aside(error))
+            continue
+        for custom_id in completions:
+            index.add_archived(custom_id)
+    return moved
+
+
+def _load_part(dataset: Dataset, name: str, loader: IndexLoader, *, with_keys: bool) -> None:
+    """Give a part's identities to the loader. Raises DamagedPartError, with none of them loaded."""
+    with dataset.part(name) as reader:
+        table = reader.read(INDEXED)
+        _check_types(name, table)
+        texts = None
+        if with_keys:
+            key_table = reader.read(["key"])
+            _check_types(name, key_table)
+            texts = key_table.column(0)
+        if reader.older:
+            dataset.older.add(name)
+    try:
+        loader.add(table, texts)
+    except ValueError as error:
+        raise DamagedPartError(name, str(error)) from error
+
+
+def _look_at_reported(dataset: Dataset, moved: DatasetChange) -> None:
+    """Read the files wholly that a reader found damaged, in whatever column, and set aside those that are."""
+    for name in dataset.parts.reported():
+        error = _damage_in(dataset.part, name)
+        if error is not None:
+            dataset.set_aside(error, moved)
+        dataset.parts.forget(name)
+    archive = dataset.archive
+    for name in archive.files.reported():
+        error = _damage_in(archive.opened, name)
+        if error is not None:
+            moved.messages.append(archive.set_aside(error))
+        archive.files.forget(name)
+
+
+def _damage_in(opened: Callable[[str], PartReader], name: str) -> DamagedPartError | None:
+    """Read a file wholly; return its damage, None if it is well or gone."""
+    try:
+        with opened(name) as reader:
+            for _ in reader.batches():
+                pass
+    except FileNotFoundError:
+        return None
+    except DamagedPartError as error:
+        return error
+    return None
+
+
+def _check_types(name: str, table: pa.Table) -> None:
+    """Check that columns have the output's types: a file that somebody else wrote is no part."""
+    for field in table.schema:
+        if field.type != RECORD_SCHEMA.field(field.name).type:
+            raise DamagedPartError(name, f"its column {field.name} is of type {field.type}")

@@ -10,14 +10,16 @@ An output of an earlier version has none; the next run writes it.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from batchchat.errors import StorageError
-from batchchat.store.location.disk import publish_json, read_json, storage_errors
+from batchchat.store.json_files import publish_json, read_json
+from batchchat.store.ledger import LEDGER
+from batchchat.store.location.port import Location, StateFiles
 
-NAME = "manifest.json"
+MANIFEST = "manifest.json"
+RUNS = "runs.jsonl"
 _NAMED = 3
 
 
@@ -52,15 +54,40 @@ class Contents:
         )
 
 
-def read_manifest(folder: Path) -> Contents | None:
-    """Return what the manifest in a folder names; None where there is none. Raises StorageError where it is damaged."""
-    path = folder / NAME
-    found = read_json(path)
+def contents_of(location: Location) -> Contents:
+    """Return what is there now, as the manifest names it. Raises StorageError."""
+    journals = location.journals
+    return Contents(
+        parts=location.parts.names(),
+        archive=location.archive.names(),
+        journals=[journals.name(generation) for generation in journals.generations()],
+        ledger=location.state.size(LEDGER),
+        runs=location.state.size(RUNS),
+    )
+
+
+def missing_files(location: Location) -> list[str]:
+    """Say in sentences which files of an output are gone that no run removed. Raises StorageError."""
+    known = read_manifest(location.state)
+    if known is None:
+        return []
+    lost = known.lost(contents_of(location))
+    if lost != Contents():  # a run at work may have sealed meanwhile: only what is still named is missing
+        again = read_manifest(location.state) or Contents()
+        lost = again.common(known).lost(contents_of(location))
+    return losses(lost, location)
+
+
+def read_manifest(files: StateFiles) -> Contents | None:
+    """Return what the manifest names, None if there is none. Raises StorageError if it is damaged."""
+    found = read_json(files, MANIFEST)
     if found is None:
         return None
     contents = _contents(found)
     if contents is None:
-        raise StorageError(f"{path}: damaged: it holds something else", remedy="The next run writes it anew.")
+        raise StorageError(
+            f"{files.address(MANIFEST)}: damaged: it holds something else", remedy="The next run writes it anew."
+        )
     return contents
 
 
@@ -76,38 +103,38 @@ def _contents(found: Any) -> Contents | None:
     return Contents(**names, **sizes)  # type: ignore[arg-type]
 
 
-def losses(lost: Contents, root: Path) -> list[str]:
+def losses(lost: Contents, location: Location) -> list[str]:
     """Say in sentences what files are missing, and what that means."""
-    state, told = root / "_batchchat", []
+    state, told = location.state, []
     if lost.parts:
         told.append(
-            f"{_listed(root / 'data', lost.parts)} missing, and no run removed {_them(lost.parts)}: the records are "
-            "gone, and their rows run again. Restore the files from a copy if there is one."
+            f"{_listed(location.parts.address(''), lost.parts)} missing, and no run removed {_them(lost.parts)}: the "
+            "records are gone, and their rows run again. Restore the files from a copy if there is one."
         )
     if lost.archive:
         told.append(
-            f"{_listed(state / 'archive', lost.archive)} missing, and no run removed {_them(lost.archive)}: what an "
-            "earlier prompt was answered is asked for again when it comes back."
+            f"{_listed(location.archive.address(''), lost.archive)} missing, and no run removed "
+            f"{_them(lost.archive)}: what an earlier prompt was answered is asked for again when it comes back."
         )
     if lost.journals:
         told.append(
-            f"{_listed(state, lost.journals)} missing, and no run removed {_them(lost.journals)}: what was committed "
-            "there and is in no part is lost, its rows run again, and costs are told too low."
+            f"{_listed(state.address(''), lost.journals)} missing, and no run removed {_them(lost.journals)}: what was "
+            "committed there and is in no part is lost, its rows run again, and costs are told too low."
         )
     if lost.ledger:
         told.append(
-            f"{state / 'ledger.jsonl'} lacks {lost.ledger} bytes that it had: earlier costs are told too low. "
+            f"{state.address(LEDGER)} lacks {lost.ledger} bytes that it had: earlier costs are told too low. "
             "Restore it from a copy if there is one."
         )
     if lost.runs:
         told.append(
-            f"{state / 'runs.jsonl'} lacks {lost.runs} bytes that it had: how earlier runs ended is not known. "
+            f"{state.address(RUNS)} lacks {lost.runs} bytes that it had: how earlier runs ended is not known. "
             "Restore it from a copy if there is one."
         )
     return told
 
 
-def _listed(folder: Path, names: list[str]) -> str:
+def _listed(folder: str, names: list[str]) -> str:
     shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     return f"{folder}: {shown} {'is' if len(names) == 1 else 'are'}"
 
@@ -116,21 +143,12 @@ def _them(names: list[str]) -> str:
     return "it" if len(names) == 1 else "them"
 
 
-def size_of(path: Path) -> int:
-    """Return the size of a file in bytes, 0 where there is none."""
-    with storage_errors(path):
-        try:
-            return path.stat().st_size
-        except FileNotFoundError:
-            return 0
-
-
 class Manifest:
     """The manifest of an output that is held. Any thread may call it. Raises StorageError where the disk refuses."""
 
-    def __init__(self, folder: Path, temporary: Path) -> None:
-        self._folder = folder
-        self._temporary = temporary
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        self._files = location.state
         self._lock = Lock()
         self._contents = Contents()
         self._written: Contents | None = None
@@ -138,7 +156,7 @@ class Manifest:
     def begin(self) -> Contents | None:
         """Read what an earlier run noted; None where there is nothing, or nothing that can be read."""
         try:
-            found = read_manifest(self._folder)
+            found = read_manifest(self._files)
         except StorageError as error:
             if isinstance(error.__cause__, OSError):
                 raise
@@ -146,21 +164,35 @@ class Manifest:
         self._contents, self._written = found or Contents(), found
         return found
 
-    def note(self, **changes: Any) -> None:
-        """Take over what changed: files that are durable now, or all of a kind that are there."""
+    def take_over(self, contents: Contents) -> None:
+        """Note what is there, all of it."""
         with self._lock:
-            self._save(replace(self._contents, **changes))
+            self._save(contents)
 
-    def add_journal(self, name: str) -> None:
+    def add_journal(self, generation: int) -> None:
         """Note a journal that was created."""
         with self._lock:
+            name = self._location.journals.name(generation)
             self._save(replace(self._contents, journals=sorted({*self._contents.journals, name})))
 
-    def sealed(self, journal: str, **changes: Any) -> None:
-        """Note what a sealed generation became, and that its journal is going to be removed."""
+    def sealed(self, generation: int | None = None) -> None:
+        """Note what a sealing or a pruning has left, and that the journal of this generation is going to be removed."""
         with self._lock:
-            left = [name for name in self._contents.journals if name != journal]
-            self._save(replace(self._contents, journals=left, **changes))
+            now, gone = self._location, None if generation is None else self._location.journals.name(generation)
+            self._save(
+                replace(
+                    self._contents,
+                    parts=now.parts.names(),
+                    archive=now.archive.names(),
+                    ledger=self._files.size(LEDGER),
+                    journals=[name for name in self._contents.journals if name != gone],
+                )
+            )
+
+    def note_runs(self) -> None:
+        """Note that the list of runs has grown."""
+        with self._lock:
+            self._save(replace(self._contents, runs=self._files.size(RUNS)))
 
     def forget(self, name: str) -> None:
         """Note that a part or a file of the archive is going to be removed."""
@@ -172,5 +204,5 @@ class Manifest:
     def _save(self, contents: Contents) -> None:
         self._contents = contents
         if contents != self._written:
-            publish_json(self._folder / NAME, asdict(contents), temporary=self._temporary)
+            publish_json(self._files, MANIFEST, asdict(contents))
             self._written = contents

@@ -6,9 +6,11 @@ read first, so that a record which a run publishes meanwhile is met in its part 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,20 @@ import pyarrow.compute as pc
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import RECORD_COLUMNS, Spend
+from batchchat.store.column_types import read_types
 from batchchat.store.index import KeyIndex, RecordIndex
-from batchchat.store.journal import Answer, OpenAnswers, Replay, replay
+from batchchat.store.journal import AnswerEntry, OpenAnswers, Replay, replay
+from batchchat.store.json_files import read_lines
 from batchchat.store.known import KnownRows, Pass
-from batchchat.store.loading import INDEXED, IndexLoader, latest
-from batchchat.store.location.disk import read_lines, storage_errors
-from batchchat.store.location.journals import journals
-from batchchat.store.location.local import LocalFiles
-from batchchat.store.parts import ROW_GROUP_ROWS, DamagedPartError, PartReader, sample_keys
-from batchchat.store.pending import Pending
+from batchchat.store.ledger import SpendLedger
+from batchchat.store.loading import INDEXED, IndexLoader
+from batchchat.store.location.folder import evaluation_outputs, is_output_folder, location_of
+from batchchat.store.location.port import Location, PartFiles
+from batchchat.store.manifest import RUNS
+from batchchat.store.parts import ROW_GROUP_ROWS, DamagedPartError, PartReader, latest, newest_of_keys, sample_keys
+from batchchat.store.pending import Pending, Unsealed
 from batchchat.store.schema import Frozen, own_columns
-from batchchat.store.state import Layout, lock_holder
+from batchchat.store.state import LIVE, STATE, State
 
 _NEEDED = ("custom_id", "key", "sample_index")
 
@@ -44,9 +49,9 @@ class Output:
     live: dict[str, Any] | None
     holder: dict[str, Any] | None
     spend_by_run: dict[str, Spend]
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    answers: dict[str, list[AnswerEntry]] = field(default_factory=dict)
     pending: pa.Table | None = None
-    _layout: Layout = field(default_factory=lambda: Layout(Path()))
+    _location: Location = field(default_factory=lambda: location_of(Path()))
 
     @property
     def spend(self) -> Spend:
@@ -74,14 +79,11 @@ class Output:
 
     def run_ids(self) -> list[str]:
         """Return the identities of all runs that ever held this output, whatever became of them, in their order."""
-        with storage_errors(self._layout.state):
-            paths = list((self._layout.state / "snapshots").glob("*.json"))
-            # An identity tells the second of its run's start; the files themselves tell those of one second apart.
-            return [path.stem for path in sorted(paths, key=lambda path: (path.stem[:15], path.stat().st_mtime_ns))]
+        return State(self._location).run_ids()
 
     def snapshot(self, run_id: str) -> dict[str, Any] | None:
         """Return the job as a run had it, None where that run left none."""
-        return self._layout.object(f"snapshots/{run_id}.json") or None
+        return State(self._location).snapshot(run_id)
 
     def records(
         self, columns: Sequence[str] | None = None, *, batch_rows: int = ROW_GROUP_ROWS
@@ -90,35 +92,61 @@ class Output:
 
         Raises StorageError where a part is damaged.
         """
+        names = columns if columns is not None or self.schema is None else self.schema.names
+        for read in self._pieces(batch_rows):
+            yield from read(list(names or ()))
+
+    def matching(
+        self, columns: Sequence[str], needed: Sequence[str], mask: Callable[[pa.RecordBatch], pa.Array]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the live records for which `mask` is true, with these columns, in the order of `records`.
+
+        `mask` gets batches of the `needed` columns. All others are read of parts alone that hold a wanted record.
+        """
+        for read in self._pieces(ROW_GROUP_ROWS):
+            masks = [mask(batch) for batch in read(list(needed))]
+            if not any(holds.true_count for holds in masks):
+                continue
+            for batch, holds in zip(read(list(columns)), masks, strict=False):
+                found = batch.filter(holds)
+                if found.num_rows:
+                    yield found
+
+    def _pieces(self, batch_rows: int) -> Iterator[Callable[[list[str]], Iterator[pa.RecordBatch]]]:
+        """Yield for each part, and for the journal, what reads columns of its live records."""
         schema = self.schema
         if schema is None:
             return
-        names = list(columns) if columns is not None else schema.names
-        files = self._layout.parts()
+        files = self._location.parts
         pending = self.pending if self.pending is not None and self.pending.num_rows else None
         superseding = None if pending is None else _Superseding(pending)
-        read = names if superseding is None else list(dict.fromkeys([*names, *_NEEDED]))
-        for name in files.names():
+
+        def read_live(part: str, names: list[str]) -> Iterator[pa.RecordBatch]:
+            read = names if superseding is None else list(dict.fromkeys([*names, *_NEEDED]))
             try:
-                with PartReader(files, name, schema) as reader:
+                with PartReader(files, part, schema) as reader:
                     for batch in reader.batches(read, rows=batch_rows):
                         left = batch if superseding is None else superseding.left_of(batch)
                         if left.num_rows:
                             yield left.select(names)
             except FileNotFoundError:
-                continue  # a run has just moved its last records to the archive
+                return  # a run has just moved its last records to the archive
             except DamagedPartError as error:
                 raise _damaged(files, error) from error
+
+        for part in files.names():
+            yield partial(read_live, part)
         if pending is not None:
-            yield from pending.select(names).to_batches(max_chunksize=batch_rows)
+            journaled = pending
+            yield lambda names: iter(journaled.select(names).to_batches(max_chunksize=batch_rows))
 
     def part_names(self) -> list[str]:
         """Return the names of the parts, in their order."""
-        return self._layout.parts().names()
+        return self._location.parts.names()
 
     def read_part(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a part, also records in it that the journal supersedes. Raises StorageError where it is damaged."""
-        files = self._layout.parts()
+        files = self._location.parts
         try:
             with PartReader(files, name, self.schema) as reader:
                 return reader.read(columns)
@@ -127,7 +155,7 @@ class Output:
 
     def _rows(self) -> int:
         """How many live records there are, more or less, as the parts' own footers say it."""
-        files, rows = self._layout.parts(), 0 if self.pending is None else self.pending.num_rows
+        files, rows = self._location.parts, 0 if self.pending is None else self.pending.num_rows
         for name in files.names():
             with suppress(FileNotFoundError, DamagedPartError), PartReader(files, name) as reader:
                 rows += reader.rows
@@ -135,7 +163,7 @@ class Output:
 
     def known(self, following: Pass) -> KnownRows:
         """Return what an earlier pass knew of the rows of this one, as a run would find it. Close its trail."""
-        return following.known(self._layout.state, writable=False)
+        return following.known(self._location.scratch(), writable=False)
 
     def load_index(
         self, *, with_keys: bool = False, known: KnownRows | None = None
@@ -155,7 +183,7 @@ class Output:
         for batch in self.records(columns):
             loader.add(batch, batch.column("key") if with_keys else None)
         loader.finish()
-        files = self._layout.archive()
+        files = self._location.archive
         for name in files.names():
             try:
                 with PartReader(files, name) as reader:
@@ -167,11 +195,11 @@ class Output:
         return index, keys
 
 
-def _damaged(files: LocalFiles, error: DamagedPartError) -> StorageError:
+def _damaged(files: PartFiles, error: DamagedPartError) -> StorageError:
     """Leave word of a damaged part for the next run, and return what to raise."""
     files.report(error.part)
     return StorageError(
-        f"{files.path(error.part)}: {error}",
+        f"{files.address(error.part)}: {error}",
         remedy="Run the job again: it sets the part aside and asks for its rows anew.",
     )
 
@@ -190,57 +218,78 @@ class _Superseding:
         return batch.filter(pc.invert(pc.or_(same_id, same_key)))
 
 
+def no_output(directory: Path) -> UsageError:
+    """Return the error of a folder that is no output; an evaluation names the outputs that it has."""
+    outputs = evaluation_outputs(directory)
+    if not outputs:
+        return UsageError(
+            f"{directory} is no output of batchchat", remedy="Give the folder that a job's `output` names."
+        )
+    return UsageError(
+        f"{directory} is an evaluation: its {len(outputs)} outputs are below {directory / 'variants'}, its report is "
+        f"{directory / 'report.html'}",
+        remedy=f"Name one output, such as {outputs[0]}; `batchchat status {directory}` lists them.",
+    )
+
+
 def is_output(directory: Path | str) -> bool:
-    """Tell whether a folder is an output of batchchat. Raises UsageError where it holds something else."""
-    return Layout(Path(directory)).is_output()
+    """Tell whether a folder is an output of batchchat. Raises UsageError if it holds something else."""
+    return location_of(directory).holds_output()
 
 
 def frozen_schema(directory: Path | str) -> Frozen:
-    """Return the types that an output was made with, those of nothing where there is none yet.
+    """Return the types that an output was made with, those of nothing if there is none yet.
 
-    Raises UsageError where the folder holds something else.
+    Raises UsageError if the folder holds something else.
     """
-    layout = Layout(Path(directory))
-    return layout.read_schema() if layout.is_output() else Frozen()
+    location = location_of(directory)
+    return read_types(location) if location.holds_output() else Frozen()
 
 
 def read_state(directory: Path | str) -> Output:
     """Look at an output without holding it.
 
-    Raises UsageError where the folder is no output of batchchat, StorageError where it cannot be read.
+    Raises UsageError if the folder is no output of batchchat, StorageError if it cannot be read.
     """
-    layout = Layout(Path(directory))
-    if not layout.is_output():
-        raise UsageError(
-            f"{layout.root} is no output of batchchat", remedy="Give the folder that a job's `output` names."
-        )
-    layout.check_format()
-    holder = lock_holder(layout.root)
-    frozen = layout.read_schema()
+    location = existing_output(directory)
+    state = State(location)
+    holder = location.holder()
+    frozen = read_types(location)
     schema = frozen.output()
     pending = None if schema is None else Pending(schema)
-    replays = _replays(layout, pending)
-    by_run, counted, _ = layout.read_ledger()
+    replays = _replays(location, pending)
+    ledger = SpendLedger(location.state).read()
     answers = OpenAnswers()
     for found in replays:
-        if found.generation not in counted:
-            by_run[found.run_id] = by_run.get(found.run_id, Spend()).plus(found.spend)
+        # A journal that is sealed already, and not yet removed, is counted in the ledger.
+        if found.generation not in ledger.generations:
+            ledger.count(found.run_id, found.spend)
         answers.add(found.answers)
     for found in replays:
         answers.settle(found.settled)
     return Output(
-        directory=layout.root,
-        job=layout.job(),
-        state=layout.object("state.json"),
+        directory=Path(location.address),
+        job=state.job(),
+        state=state.object(STATE),
         frozen=frozen,
-        runs=read_lines(layout.runs)[0],
-        live=layout.object("live.json") or None,
+        runs=read_lines(location.state, RUNS)[0],
+        live=state.object(LIVE) or None,
         holder=holder,
-        spend_by_run=by_run,
+        spend_by_run=ledger.by_run,
         answers=dict(answers.by_request()),
-        pending=None if pending is None else latest(pa.Table.from_batches(pending.batches(), pending.schema)),
-        _layout=layout,
+        pending=None if pending is None else _newest(pa.Table.from_batches(pending.batches(), pending.schema)),
+        _location=location,
     )
+
+
+def existing_output(directory: Path | str) -> Location:
+    """Return the location of an output. Raises UsageError if the folder is none, or of an unknown format."""
+    location = location_of(directory)
+    # What the location says of something else is for those who want to write there.
+    if not is_output_folder(Path(location.address)):
+        raise no_output(Path(location.address))
+    State(location).check_format()
+    return location
 
 
 def earlier_prompts(directory: Path | str, prompt_id: str) -> int:
@@ -254,17 +303,28 @@ def earlier_prompts(directory: Path | str, prompt_id: str) -> int:
     return sum(int(pc.not_equal(batch.column("prompt_id"), prompt_id).true_count) for batch in batches)
 
 
-def _replays(layout: Layout, pending: Pending | None) -> list[Replay]:
-    found = []
-    for path in journals(layout.state).values():
+def _replays(location: Location, pending: Pending | None) -> list[Replay]:
+    found, journals = [], location.journals
+    for generation in journals.generations():
         try:
             if pending is None:
-                found.append(replay(path))
+                found.append(replay(journals, generation))
             else:
-                found.append(replay(path, lambda record: pending.add([record]), own_columns(pending.schema)))
+                columns = own_columns(pending.schema)
+                found.append(replay(journals, generation, partial(_add_live, pending), columns))
         except FileNotFoundError:
             continue  # sealed meanwhile: its records are in the parts
     return found
+
+
+def _add_live(pending: Pending, record: Unsealed) -> None:
+    if not record.late:
+        pending.add([record])
+
+
+def _newest(table: pa.Table) -> pa.Table:
+    """Return the last record of each identity, and of each key and sample."""
+    return newest_of_keys(latest(table))[0]
 
 
 def iter_output(
@@ -280,13 +340,19 @@ def iter_output(
 def read_output(directory: Path | str, *, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the live records of an output as one table, in the order of the input's rows and samples.
 
-    Raises UsageError where the folder is no output or holds no records yet, StorageError where a part is damaged.
+    Raises UsageError if the folder is no output, holds no records yet or has no such column, StorageError if a part is
+    damaged.
     """
     output = read_state(directory)
     schema = output.schema
     if schema is None:
         raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
     names = list(columns) if columns is not None else schema.names
+    for name in names:
+        if name not in schema.names:
+            near = difflib.get_close_matches(name, schema.names, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UsageError(f"{directory} has no column {name!r}{hint}", remedy=f"It has {', '.join(schema.names)}.")
     table = pa.Table.from_batches(
         output.records(list(dict.fromkeys([*names, "row_index", "sample_index"]))),
         pa.schema([schema.field(name) for name in dict.fromkeys([*names, "row_index", "sample_index"])]),

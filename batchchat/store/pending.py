@@ -20,12 +20,16 @@ CHUNK_SOURCES = 8
 
 
 class Unsealed(NamedTuple):
-    """A committed record that is not yet Arrow: its input row and the values of its own columns, in order."""
+    """A committed record that is not yet Arrow: its input row and the values of its own columns, in order.
+
+    A `late` one goes to the archive at once.
+    """
 
     columns: pa.RecordBatch
     offset: int
     values: Sequence[Any]
     nbytes: int
+    late: bool = False
 
 
 class Pending:

@@ -23,46 +23,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
-from batchchat.records import PARSED, RECORD_COLUMNS, Spend
-from batchchat.store.dataset import Dataset, Moved, Point
-from batchchat.store.index import Counts, KeyIndex, RecordIndex, is_live, key_digest, state_of
-from batchchat.store.journal import Answer, Entry, Journal, OpenAnswers, Replay, Settled, replay, sum_spends
+from batchchat.records import Spend
+from batchchat.store.bounds import PART_BYTES, PART_ROWS, PART_SECONDS, PartBounds
+from batchchat.store.column_types import OutputTypes, save_types
+from batchchat.store.commit_log import CommitLog, Sealing
+from batchchat.store.components import Components
+from batchchat.store.dataset import Dataset, DatasetChange, Point
+from batchchat.store.index import Counts, KeyIndex, RecordIndex, state_of
+from batchchat.store.journal import AnswerEntry, Entry, OpenAnswers, SettledEntry
+from batchchat.store.json_files import append_json
 from batchchat.store.known import KnownRows, Pass
-from batchchat.store.location.disk import append_line, cut_torn_line
-from batchchat.store.location.journals import journal_path, journals, remove_journal, set_journal_aside
-from batchchat.store.location.lock import Lock
-from batchchat.store.manifest import Manifest, losses, size_of
-from batchchat.store.parts import unkept
-from batchchat.store.pending import Pending, Unsealed
-from batchchat.store.recovery import Recovery, mend_state
-from batchchat.store.schema import Frozen, joined_parsed, output_schema, own_columns, same_types
-from batchchat.store.state import Layout
-
-PART_ROWS = 50_000
-PART_BYTES = 128 * 2**20
-PART_SECONDS = 60.0
-JOURNAL_FACTOR = 4
-"""A journal is sealed at the latest when it is this many times as long as a part may be."""
-
-_CUSTOM_ID = RECORD_COLUMNS.index("custom_id")
-_KEY = RECORD_COLUMNS.index("key")
-_ROW_INDEX = RECORD_COLUMNS.index("row_index")
-_SAMPLE = RECORD_COLUMNS.index("sample_index")
-_RUN_ID = RECORD_COLUMNS.index("run_id")
-_STATUS = RECORD_COLUMNS.index("status")
-_ERROR_KIND = RECORD_COLUMNS.index("error_kind")
-_FINISHED_AT = RECORD_COLUMNS.index("finished_at")
+from batchchat.store.ledger import SpendLedger
+from batchchat.store.live import LiveRecords
+from batchchat.store.location.folder import location_of
+from batchchat.store.location.port import Location, OutputHold
+from batchchat.store.manifest import RUNS, Manifest
+from batchchat.store.recovery import Recovery, mend_state, recover
+from batchchat.store.schema import Frozen, joined_parsed
+from batchchat.store.state import LIVE, STATE, State
 
 
 @dataclass(slots=True)
-class Change:
+class StoreChange:
     """What a blocking call did, for `Store.apply`. `messages` are sentences for the user."""
 
     committed: Sequence[Entry] = ()
@@ -73,25 +62,6 @@ class Change:
     commits: int = 0
 
 
-@dataclass(slots=True)
-class Sealing:
-    """A closed generation of the journal, on its way into parts."""
-
-    generation: int
-    run_id: str
-    path: Path
-    batches: list[pa.RecordBatch]
-    spend: Spend
-    by_id: bool
-    by_key: bool
-    damaged: bool = False
-
-    @property
-    def rows(self) -> int:
-        """How many records are to be published."""
-        return sum(batch.num_rows for batch in self.batches)
-
-
 def _nowhere(_: str) -> None:
     return None
 
@@ -99,53 +69,12 @@ def _nowhere(_: str) -> None:
 class Store:
     """An output held by one run. Made by `Store.open`; see the module for who may call what."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        lock: Lock,
-        *,
-        run_id: str,
-        frozen: Frozen,
-        with_keys: bool,
-        part_rows: int,
-        part_bytes: int,
-        part_seconds: float,
-        metadata: dict[str, str],
-        point: Point,
-    ) -> None:
-        self.directory = layout.root
+    def __init__(self, components: Components, hold: OutputHold, *, run_id: str, recovery: Recovery) -> None:
         self.run_id = run_id
-        self.recovery = Recovery()
-        self.index = RecordIndex()
-        self.keys = KeyIndex() if with_keys else None
-        self.known: KnownRows | None = None
-        self._layout = layout
-        self._lock = lock
-        self._frozen = frozen
-        self._metadata = metadata
-        self._part_rows = part_rows
-        self._part_bytes = part_bytes
-        self._part_seconds = part_seconds
-        self._point = point
-        self._manifest = Manifest(layout.state, layout.temporary)
-        self._dataset = Dataset(
-            layout.parts(),
-            layout.archive(),
-            part_rows=part_rows,
-            part_bytes=part_bytes,
-            point=point,
-            before_removal=self._manifest.forget,
-        )
-        self._schema = self._dataset.schema = frozen.output(metadata)
-        self._journal: Journal | None = None
-        self._generation = 0
-        self._pending: Pending | None = None
-        self._pending_since: float | None = None
-        self._answers = OpenAnswers()
-        self._spend_by_run: dict[str, Spend] = {}
-        self._counted: set[int] = set()
+        self.recovery = recovery
+        self._held = components
+        self._hold = hold
         self._commits = self._applied = 0
-        self._by_id = self._by_key = False
         self._sealing = False
         self._broken: BaseException | None = None
 
@@ -154,7 +83,7 @@ class Store:
     @classmethod
     def open(
         cls,
-        directory: Path | str,
+        output: Location | Path | str,
         *,
         job_name: str,
         snapshot: Mapping[str, Any],
@@ -170,394 +99,141 @@ class Store:
         following: Pass | None = None,
         point: Point = _nowhere,
     ) -> Store:
-        """Take hold of an output, creating it where there is none, and recover what an earlier run left.
+        """Take hold of an output, creating it if there is none, and recover what an earlier run left.
 
-        `snapshot` is the job as JSON values, with its `name`. `input_schema` is frozen where none is yet, and so is
-        the type of `parsed`, if there is such a column; it may come later, and then stays. `fresh` renames an existing
-        output aside first. `following` is the pass that begins, where it may take over what an earlier one knew of its
-        rows (see `known`). `point` is called at named steps, for tests of crashes.
+        `output` is a folder, or a location. `snapshot` is the job as JSON values, with its `name`. `input_schema` is
+        frozen if none is yet, and so is the type of `parsed`, if there is such a column; it may come later, and then
+        stays. `fresh` renames an existing output aside first. `following` is the pass that begins, if it may take over
+        what an earlier one knew of its rows (see `known`). `point` is called at named steps, for tests of crashes.
 
-        Raises UsageError (nothing was created) where the folder is something else, belongs to another job, has an
-        unknown format, another type of `parsed`, or cannot be written; OutputLocked where another run holds it;
-        StorageError where the disk fails.
+        Raises UsageError (nothing was created) if the folder is something else, belongs to another job, has an
+        unknown format, another type of `parsed`, or cannot be written; OutputLocked if another run holds it;
+        StorageError if the disk fails.
         """
+        location = location_of(Path(output).absolute() if isinstance(output, Path | str) else output)
         try:
-            return cls._open(
-                Layout(Path(directory).absolute()),
-                job_name=job_name,
-                snapshot=snapshot,
-                run_id=run_id,
-                input_schema=input_schema,
-                parsed=parsed,
-                with_keys=with_keys,
-                part_rows=part_rows,
-                part_bytes=part_bytes,
-                part_seconds=part_seconds,
-                currency=currency,
-                fresh=fresh,
-                following=following,
-                point=point,
-            )
+            hold, renamed = _take_hold(location, run_id, job_name, fresh=fresh)
+            known: KnownRows | None = None
+            try:
+                before, mended = mend_state(location, input_schema, currency)
+                frozen = Frozen(before.input, joined_parsed(before.parsed, parsed))
+                metadata = {"batchchat.job": job_name} | ({"batchchat.currency": currency} if currency else {})
+                known = following.known(location.scratch()) if following is not None else None
+                held = _assemble(
+                    location,
+                    OutputTypes(location, frozen, metadata),
+                    LiveRecords(with_keys=with_keys, known=known),
+                    bounds=PartBounds(part_rows, part_bytes, part_seconds),
+                    run_id=run_id,
+                    point=point,
+                )
+                recovery = Recovery(renamed=renamed, messages=mended)
+                recover(held, recovery)
+                held.state.save_job(run_id, dict(snapshot))
+                if frozen.input is None and input_schema is not None:
+                    held.types.freeze_input(input_schema)
+                elif frozen.input is not None and frozen.parsed is not before.parsed:
+                    save_types(location.state, frozen.input, frozen.parsed)
+            except BaseException:
+                if known is not None:
+                    known.trail.close()
+                hold.release()
+                raise
         except StorageError as error:
             if isinstance(error.__cause__, PermissionError):
                 raise UsageError(
                     error.message, remedy="Choose a folder that you may read and write, or change its permissions."
                 ) from error
             raise
-
-    @classmethod
-    def _open(
-        cls,
-        layout: Layout,
-        *,
-        job_name: str,
-        snapshot: Mapping[str, Any],
-        input_schema: pa.Schema | None,
-        parsed: pa.Field | None,
-        currency: str | None,
-        fresh: bool,
-        following: Pass | None,
-        **settings: Any,
-    ) -> Store:
-        run_id = settings["run_id"]
-        renamed: Path | None = None
-        if layout.is_output() and fresh:
-            old = layout.hold(run_id)
-            try:
-                renamed = layout.set_aside()
-            finally:
-                old.release()
-        elif layout.is_output():
-            layout.check_format()
-            layout.check_name(job_name)
-        layout.create_base()
-        lock = layout.hold(run_id)
-        store: Store | None = None
-        try:
-            if layout.is_output():  # again: another run may have made it something else before the lock was ours
-                layout.check_format()
-                layout.check_name(job_name)
-            before, mended = mend_state(layout, input_schema, currency)
-            frozen = Frozen(before.input, joined_parsed(before.parsed, parsed))
-            metadata = {"batchchat.job": job_name} | ({"batchchat.currency": currency} if currency else {})
-            store = cls(layout, lock, frozen=frozen, metadata=metadata, **settings)
-            store.recovery.renamed = renamed
-            store.recovery.messages += mended
-            if following is not None:
-                store.known = following.known(layout.state)
-            store._recover()
-            layout.save(f"snapshots/{run_id}.json", dict(snapshot))
-            layout.save("job.json", dict(snapshot))
-            if frozen.input is None and input_schema is not None:
-                store.freeze_input(input_schema)
-            elif frozen.input is not None and frozen.parsed is not before.parsed:
-                layout.save_schema(frozen.input, frozen.parsed)
-        except BaseException:
-            if store is not None and store.known is not None:
-                store.known.trail.close()
-            lock.release()
-            raise
-        return store
+        return cls(held, hold, run_id=run_id, recovery=recovery)
 
     def freeze_input(self, schema: pa.Schema) -> None:
         """Freeze the input's columns and types for all runs into this output.
 
-        Raises UsageError where other ones are frozen already, or where two output columns would have one name.
+        Raises UsageError if other ones are frozen already, or if two output columns would have one name.
         """
-        if self._frozen.input is not None:
-            if not same_types(self._frozen.input, schema):
-                raise UsageError(
-                    f"the input's columns differ from those that {self.directory} was made with",
-                    remedy="Give the types with `input.types`, or start anew with --fresh.",
-                )
-            return
-        parsed = self._frozen.parsed
-        try:
-            output = output_schema(schema, parsed, self._metadata)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        column = unkept(schema)
-        if column is not None:
-            raise UsageError(
-                f"the input column {column!r} is of type {schema.field(column).type}, which Parquet cannot keep",
-                remedy="Give it another type with `input.types`.",
-            )
-        # The fields' own notes stay: a later run learns from them which column of the input a renamed one is.
-        frozen = pa.schema([pa.field(column.name, column.type, metadata=column.metadata) for column in schema])
-        self._layout.save_schema(frozen, parsed)
-        self._frozen = Frozen(frozen, parsed)
-        self._schema = self._dataset.schema = output
-
-    @property
-    def input_schema(self) -> pa.Schema | None:
-        """The frozen input columns; None before the first `freeze_input`."""
-        return self._frozen.input
-
-    @property
-    def output_schema(self) -> pa.Schema | None:
-        """The columns of every part; None before the first `freeze_input`."""
-        return self._schema
-
-    # ---- recovery ---------------------------------------------------------------------------------------------------
-
-    def _recover(self) -> None:
-        self._point("recover.begin")
-        known = self._manifest.begin()
-        if known is not None:
-            now = self._layout.contents()
-            self.recovery.messages += losses(known.lost(now), self._layout.root)
-            self._manifest.note(**asdict(known.common(now)))
-        cut_torn_line(self._layout.runs)
-        cut_torn_line(self._layout.ledger)
-        self._spend_by_run, self._counted, damaged_lines = self._layout.read_ledger()
-        if damaged_lines:
-            self.recovery.messages.append(
-                f"{damaged_lines} lines of {self._layout.ledger} are damaged: earlier costs are told too low."
-            )
-        self._note(self._dataset.load(self.index, self.keys, self.known))
-        found = [replay(path) for path in journals(self._layout.state).values()]
-        self._generation = max([*self._counted, *(each.generation for each in found), 0])
-        for each in found:
-            self._answers.add(each.answers)
-            self.recovery.add_damage(each)
-        for each in found:
-            self._answers.settle(each.settled)
-        if len(self._answers):
-            # Durable in a generation of their own, before the ones that hold them are deleted.
-            self._open_journal()
-        for each in found:
-            self._reseal(each)
-        self._manifest.note(**asdict(self._layout.contents()))
-        self._point("recover.end")
-
-    def _reseal(self, found: Replay) -> None:
-        """Publish what a journal holds and no part does, count its costs, and delete it."""
-        ids = [custom_id for custom_id in found.settled if is_live(self.index.get(custom_id))]
-        published = self._dataset.published(ids) if ids else set()
-        pending: Pending | None = None
-
-        def take(record: Unsealed) -> None:
-            nonlocal pending
-            values = record.values
-            if (values[_CUSTOM_ID], values[_RUN_ID], values[_FINISHED_AT]) in published:
-                return
-            if self._schema is None:  # the journal outlived the schema file: its rows know their types
-                self.freeze_input(record.columns.schema)
-            if pending is None:
-                pending = Pending(self._required_schema)
-            pending.add([record])
-            if self.known is not None:
-                self.known.forget(values[_ROW_INDEX], values[_SAMPLE])
-            state = state_of(values[_STATUS], values[_ERROR_KIND])
-            self._know(values[_CUSTOM_ID], values[_KEY], values[_SAMPLE], state, seen=False)
-
-        if found.records:
-            replay(found.path, take, self._own_columns)
-        sealing = Sealing(
-            found.generation,
-            found.run_id,
-            found.path,
-            pending.batches() if pending is not None else [],
-            found.spend,
-            by_id=self._by_id,
-            by_key=self._by_key,
-            damaged=found.damage is not None and not found.damage.torn,
-        )
-        self._by_id = self._by_key = False
-        self.recovery.records += sealing.rows
-        moved = self._publish(sealing)
-        self._note(moved)
-        if sealing.generation not in self._counted:
-            self._count(sealing.run_id, sealing.spend)
-        self._point("recover.sealed")
-
-    def _note(self, moved: Moved) -> None:
-        for custom_id, archived in moved.removed:
-            self.index.remove(custom_id, archived=archived)
-        if moved.removed and self.known is not None:
-            self.known.forget()
-        self.recovery.messages += moved.messages
+        self._held.types.freeze_input(schema)
 
     # ---- committing -------------------------------------------------------------------------------------------------
 
-    def commit(self, entries: Sequence[Entry]) -> Change:
+    def commit(self, entries: Sequence[Entry]) -> StoreChange:
         """Make entries durable: one write and one synchronization for all of them. Returns the change to apply.
 
-        Raises StorageError where the disk refuses; ValueError where a record's input columns are not the frozen ones.
+        Raises StorageError if the disk refuses; ValueError if a record's input columns are not the frozen ones.
         """
         if not entries:
-            return Change()
+            return StoreChange()
         with self._unbroken():
-            self._point("commit.before")
-            journal = self._journal or self._open_journal()
-            records = journal.encode(entries)
-            journal.write()
-            self._point("commit.written")
-            journal.synchronize()
-            self._point("commit.after")
-            self._answers.add(entry for entry in entries if isinstance(entry, Answer))
-            self._answers.settle(record.values[_CUSTOM_ID] for record in records)
-            if records:
-                if self._pending is None:
-                    self._pending = Pending(self._required_schema)
-                self._pending.add(records)
+            spend = self._held.log.commit(entries)
             self._commits += 1
-            return Change(committed=entries, spend=journal.cost, commits=1)
+            return StoreChange(committed=entries, spend=spend, commits=1)
 
-    def apply(self, change: Change) -> None:
+    def apply(self, change: StoreChange) -> None:
         """Fold a change into `index`, `keys` and the ledger's totals; on the thread that reads them."""
-        self._count(self.run_id, change.spend)
+        live = self._held.live
+        self._held.ledger.count(self.run_id, change.spend)
         for entry in change.committed:
-            if isinstance(entry, Settled):
+            if isinstance(entry, SettledEntry):
                 record = entry.record
+                if entry.late:
+                    if record.status == "ok":
+                        live.index.add_archived(record.custom_id)
+                    continue
                 state = state_of(record.status, record.error_kind)
-                self._know(record.custom_id, record.key, record.sample_index, state, seen=True)
-        for custom_id, archived in change.removed:
-            self.index.remove(custom_id, archived=archived)
+                live.put(record.custom_id, record.key, record.sample_index, state, seen=entry.seen)
+        live.remove(change.removed)
         self._applied += change.commits
 
-    def _know(self, custom_id: str, key: str | None, sample_index: int, state: int, *, seen: bool) -> None:
-        """Note a live record, and whether it may supersede another one."""
-        before = self.index.put(custom_id, state, seen=seen)
-        had_live = is_live(before)
-        self._by_id = self._by_id or had_live
-        if self.keys is not None and key is not None:
-            had_key = self.keys.mark_live(key_digest(key, sample_index))
-            self._by_key = self._by_key or (had_key and not had_live)
-
-    def open_answers(self) -> dict[str, list[Answer]]:
+    def open_answers(self) -> dict[str, list[AnswerEntry]]:
         """Return the answers of requests that are not settled, by `custom_id`, in the order of their steps."""
-        return dict(self._answers.by_request())
+        return dict(self._held.log.answers.by_request())
 
     # ---- sealing ----------------------------------------------------------------------------------------------------
 
     def should_seal(self, now: float) -> bool:
         """Tell whether enough records, bytes or seconds (of the caller's clock) are pending for a seal."""
-        journal = self._journal
-        if journal is None or self._sealing:
-            return False
-        if journal.size >= JOURNAL_FACTOR * self._part_bytes:
-            return True
-        pending = self._pending
-        if pending is None:
-            return False
-        if self._pending_since is None:
-            self._pending_since = now
-        return (
-            pending.rows >= self._part_rows
-            or pending.nbytes >= self._part_bytes
-            or now - self._pending_since >= self._part_seconds
-        )
+        return not self._sealing and self._held.log.is_full(now)
 
     @property
     def pending_rows(self) -> int:
         """How many committed records are in no part yet, save those that are being sealed."""
-        return 0 if self._pending is None else self._pending.rows
+        return self._held.log.pending_rows
+
+    @property
+    def unsealed(self) -> bool:
+        """Tell whether committed records wait to be published, or to go to the archive."""
+        return self._held.log.unsealed
 
     def rotate(self) -> Sealing | None:
-        """Close this generation of the journal and open the next; None where there is nothing to seal.
+        """Close this generation of the journal and open the next; None if there is nothing to seal.
 
-        Answers of open requests are carried over. Raises RuntimeError where a change was not applied, or where the last
-        sealing is still going on; StorageError where the disk refuses.
+        Answers of open requests are carried over. Raises RuntimeError if a change was not applied, or if the last
+        sealing is still going on; StorageError if the disk refuses.
         """
         if self._applied != self._commits:
             raise RuntimeError("apply every change before the journal is rotated")
         if self._sealing:
             raise RuntimeError("one sealing at a time")
         with self._unbroken():
-            old = self._journal
-            if old is None:
+            if not self._held.log.is_open:
                 return None
-            old.close()
-            sealing = Sealing(
-                old.generation,
-                old.run_id,
-                old.path,
-                self._pending.batches() if self._pending is not None else [],
-                old.spend,
-                by_id=self._by_id,
-                by_key=self._by_key,
-            )
-            self._journal = self._pending = self._pending_since = None
-            self._by_id = self._by_key = False
             self._sealing = True
-            if len(self._answers):
-                self._open_journal()
-            return sealing
+            return self._held.log.rotate(self._held.live.take_superseding())
 
-    def seal(self, sealing: Sealing) -> Change:
+    def seal(self, sealing: Sealing) -> StoreChange:
         """Publish a closed generation: archive, rewrite, parts, ledger, and the journal is deleted.
 
-        Raises StorageError where the disk refuses; the journal then stays, and the next `open` goes on.
+        Raises StorageError if the disk refuses; the journal then stays, and the next `open` goes on.
         """
         with self._unbroken():
-            moved = self._publish(sealing)
+            moved = self._held.publish(sealing, self.recovery.set_aside)
             self._sealing = False
-            return Change(removed=moved.removed, lost=moved.lost, messages=moved.messages)
+            return _change_of(moved)
 
-    def finish(self) -> Change:
+    def finish(self) -> StoreChange:
         """Seal everything that is left, when nothing else is at work; apply what it returns."""
         sealing = self.rotate()
-        return Change() if sealing is None else self.seal(sealing)
-
-    def _publish(self, sealing: Sealing) -> Moved:
-        moved = Moved()
-        if sealing.batches:
-            table = pa.Table.from_batches(sealing.batches, self._required_schema)
-            sealing.batches = []  # the table holds them, and lets go of them with this call
-            moved = self._dataset.seal(table, by_id=sealing.by_id, by_key=sealing.by_key)
-            del table
-            pa.default_memory_pool().release_unused()
-        if sealing.generation not in self._counted and any(sealing.spend):
-            self._layout.add_to_ledger(sealing.generation, sealing.run_id, sealing.spend)
-        self._point("seal.ledger")
-        self._note_files(sealing.path.name)
-        if sealing.damaged:
-            self.recovery.set_aside.append(str(set_journal_aside(sealing.path, self._layout.damaged)))
-        else:
-            remove_journal(sealing.path)
-        self._point("seal.trimmed")
-        return moved
-
-    def _note_files(self, sealed: str = "") -> None:
-        """Note in the manifest what a sealing or a pruning has left in the folders."""
-        layout = self._layout
-        self._manifest.sealed(
-            sealed,
-            parts=layout.parts().names(),
-            archive=layout.archive().names(),
-            ledger=size_of(layout.ledger),
-        )
-
-    def _open_journal(self) -> Journal:
-        self._generation += 1
-        self._journal = Journal.create(
-            journal_path(self._layout.state, self._generation),
-            self._generation,
-            run_id=self.run_id,
-            input_schema=self._frozen.input,
-            columns=self._own_columns,
-            carried=self._answers,
-        )
-        self._manifest.add_journal(self._journal.path.name)
-        return self._journal
-
-    @property
-    def _own_columns(self) -> tuple[str, ...]:
-        """The columns that a record of this output brings itself."""
-        if self._schema is not None:
-            return own_columns(self._schema)
-        return RECORD_COLUMNS if self._frozen.parsed is None else (*RECORD_COLUMNS, PARSED)
-
-    @property
-    def _required_schema(self) -> pa.Schema:
-        if self._schema is None:
-            raise RuntimeError("freeze the input's schema before committing records")
-        return self._schema
-
-    def _count(self, run_id: str, spend: Spend) -> None:
-        if any(spend):
-            self._spend_by_run[run_id] = self._spend_by_run.get(run_id, Spend()).plus(spend)
+        return StoreChange() if sealing is None else self.seal(sealing)
 
     @contextmanager
     def _unbroken(self) -> Iterator[None]:
@@ -581,33 +257,63 @@ class Store:
         Those that cannot be found are left out. The caller commits them again, with their row of today and no spend.
         May be called beside `commit` and `seal`, by one thread at a time. Raises StorageError.
         """
-        return self._dataset.fetch_archived(custom_ids)
+        return self._held.dataset.archive.fetch(custom_ids)
 
-    def archive_unseen(self) -> Change:
+    def archive_unseen(self) -> StoreChange:
         """Move every live record that this pass has not met to the archive; `removed` of the change names them.
 
         Only after a complete pass and `finish`, when nothing else is at work. Raises StorageError.
         """
         with self._unbroken():
-            moved = self._dataset.prune(lambda custom_id: not self.index.is_seen(custom_id))
-            self._note_files()
-            return Change(removed=moved.removed, lost=moved.lost, messages=moved.messages)
+            moved = self._held.dataset.prune(lambda custom_id: not self.index.is_seen(custom_id))
+            self._held.manifest.sealed()
+            return _change_of(moved)
 
-    def archive_surplus(self, samples: int) -> Change:
+    def archive_surplus(self, samples: int) -> StoreChange:
         """Move every live record with a `sample_index` of `samples` or more to the archive: a job asks for fewer now.
 
         Only after a complete pass and `finish`, when nothing else is at work. Raises StorageError.
         """
         with self._unbroken():
-            moved = self._dataset.prune_samples(samples)
-            self._note_files()
-            return Change(removed=moved.removed, lost=moved.lost, messages=moved.messages)
+            moved = self._held.dataset.prune_samples(samples)
+            self._held.manifest.sealed()
+            return _change_of(moved)
 
     def drop_answers(self) -> None:
         """Let go of open answers: after a complete pass they belong to requests that the input no longer yields."""
-        self._answers = OpenAnswers()
+        self._held.log.answers = OpenAnswers()
 
     # ---- what is known ----------------------------------------------------------------------------------------------
+
+    @property
+    def directory(self) -> Path:
+        """The folder of the output."""
+        return Path(self._held.location.address)
+
+    @property
+    def index(self) -> RecordIndex:
+        """What is done, by `custom_id`."""
+        return self._held.live.index
+
+    @property
+    def keys(self) -> KeyIndex | None:
+        """Which keys have a live record; None if the job names no key."""
+        return self._held.live.keys
+
+    @property
+    def known(self) -> KnownRows | None:
+        """The rows whose requests an earlier pass noted; None if this pass does not follow one."""
+        return self._held.live.known
+
+    @property
+    def input_schema(self) -> pa.Schema | None:
+        """The frozen input columns; None before the first `freeze_input`."""
+        return self._held.types.frozen.input
+
+    @property
+    def output_schema(self) -> pa.Schema | None:
+        """The columns of every part; None before the first `freeze_input`."""
+        return self._held.types.schema
 
     def counts(self) -> Counts:
         """Return how many records are live, by state, and how many of them this pass has met; constant work."""
@@ -615,42 +321,48 @@ class Store:
 
     def stored_rows(self) -> int:
         """Return how many records the dataset holds, as the parts themselves say, and how many are not in one yet."""
-        return self._dataset.rows() + self.pending_rows
+        return self._held.dataset.rows() + self.pending_rows
 
     def ledger_total(self) -> Spend:
         """Return what all runs into this output have cost, as far as it was applied."""
-        return sum_spends(self._spend_by_run.values())
+        return self._held.ledger.total()
 
     def ledger_of(self, run_id: str) -> Spend:
         """Return what one run has cost."""
-        return self._spend_by_run.get(run_id, Spend())
+        return self._held.ledger.of(run_id)
 
     def read_state(self) -> dict[str, Any]:
         """Return what the last run left for this one; empty at the first."""
-        return self._layout.object("state.json")
+        return self._held.state.object(STATE)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace what the next run will find in `read_state`, durably."""
-        self._layout.save("state.json", dict(state))
+        self._held.state.save(STATE, dict(state))
 
     def write_live(self, live: Mapping[str, Any]) -> None:
         """Replace what `status` reads while the run goes on; whole at every instant, not made durable."""
-        self._layout.save("live.json", dict(live), durable=False)
+        self._held.state.save(LIVE, dict(live), durable=False)
 
     def append_run(self, run: Mapping[str, Any]) -> None:
         """Add a line about an ended run, durably."""
-        append_line(self._layout.runs, dict(run))
-        self._manifest.note(runs=size_of(self._layout.runs))
+        append_json(self._held.location.state, RUNS, dict(run))
+        self._held.manifest.note_runs()
+
+    def shared_answers(self) -> Path:
+        """Return the folder of this machine for answers that equal requests of the pass share (`dedupe`)."""
+        return self._held.location.scratch("answers")
+
+    def batches_folder(self) -> Path:
+        """Return the folder of this machine for requests that are in batches of a provider."""
+        return self._held.location.batches()
 
     def close(self) -> None:
         """Let go of the output. What was committed and not sealed is recovered by the next `open`."""
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        self._held.log.close()
         if self.known is not None:
             self.known.trail.flush()
             self.known.trail.close()
-        self._lock.release()
+        self._hold.release()
 
     def __enter__(self) -> Store:
         """Return the store; leaving the block closes it."""
@@ -658,3 +370,51 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _change_of(moved: DatasetChange) -> StoreChange:
+    return StoreChange(removed=moved.removed, lost=moved.lost, messages=moved.messages)
+
+
+def _take_hold(location: Location, run_id: str, job_name: str, *, fresh: bool) -> tuple[OutputHold, str | None]:
+    """Check the output, set it aside if it is to be `fresh`, and hold it; return where the old one is now."""
+    state = State(location)
+    renamed: str | None = None
+    if location.holds_output():
+        if fresh:
+            old = location.hold(run_id)
+            try:
+                renamed = location.move_away()
+            finally:
+                old.release()
+        else:
+            state.check_format()
+            state.check_name(job_name)
+    location.prepare()
+    hold = location.hold(run_id)
+    try:
+        if location.holds_output():  # again: another run may have made it something else before the hold was ours
+            state.check_format()
+            state.check_name(job_name)
+    except BaseException:
+        hold.release()
+        raise
+    return hold, renamed
+
+
+def _assemble(
+    location: Location, types: OutputTypes, live: LiveRecords, *, bounds: PartBounds, run_id: str, point: Point
+) -> Components:
+    """Make the objects of an output that is held."""
+    manifest = Manifest(location)
+    return Components(
+        location=location,
+        state=State(location),
+        types=types,
+        manifest=manifest,
+        ledger=SpendLedger(location.state),
+        live=live,
+        dataset=Dataset(location, types, bounds=bounds, point=point, before_removal=manifest.forget),
+        log=CommitLog(location.journals, types, manifest, run_id=run_id, bounds=bounds, point=point),
+        point=point,
+    )

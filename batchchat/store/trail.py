@@ -13,9 +13,7 @@ own. All three are written without synchronization: what a crash tears does not 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -28,13 +26,12 @@ from batchchat.records import Place
 from batchchat.sources import Stamp
 from batchchat.store.frames import HEADER_BYTES, Frame, FrameReader, encode
 from batchchat.store.index import ID_BYTES
-from batchchat.store.location.disk import PRIVATE_FILE, write_all
+from batchchat.store.location.scratch import ScratchFile
 
 FORMAT = 1
 NO_KEY = bytes(ID_BYTES)
 _HEADER, _STAMP, _ROWS = range(1, 4)
 _FLUSH_FRAMES = 16
-_FLAGS = os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
 _SUFFIXES = ("log", "ids", "keys")
 
 
@@ -48,7 +45,7 @@ class Tracked(Protocol):
         """Tell how many places still stand behind the same rows, and how the files look now."""
 
 
-class Batch(NamedTuple):
+class TrailBatch(NamedTuple):
     """A batch of rows that the trail knows: up to which row and place it goes, and how long the log is with it."""
 
     rows: int
@@ -76,10 +73,10 @@ class Trail:
 
     def __init__(self, folder: Path, subject: Subject) -> None:
         self.subject = subject
-        self.batches: list[Batch] = []
+        self.batches: list[TrailBatch] = []
         self.path = folder / "trail.ids"
         self._paths = [folder / f"trail.{suffix}" for suffix in _SUFFIXES]
-        self._files: list[int] = []
+        self._files: list[ScratchFile] = []
         self._stamps: dict[int, Stamp] = {}
         self._log_size = self._log_frames = 0
         self._recording = self._writable = True
@@ -98,9 +95,8 @@ class Trail:
         trail = cls(folder, subject)
         trail._recording = trail._writable = writable
         try:
-            flags = _FLAGS if writable else os.O_RDONLY | os.O_CLOEXEC
             for path in trail._paths:
-                trail._files.append(os.open(path, flags, PRIVATE_FILE))
+                trail._files.append(ScratchFile(path, writable=writable))
             trail._read()
         except OSError:
             trail._give_up()
@@ -136,8 +132,8 @@ class Trail:
         Raises OSError.
         """
         width = ID_BYTES * self.subject.samples
-        ids = _read_all(self._files[1], (stop - start) * width, start * width)
-        keys = _read_all(self._files[2], (stop - start) * ID_BYTES, start * ID_BYTES) if self.subject.keyed else b""
+        ids = self._files[1].read((stop - start) * width, start * width)
+        keys = self._files[2].read((stop - start) * ID_BYTES, start * ID_BYTES) if self.subject.keyed else b""
         return ids, keys
 
     # ---- recording --------------------------------------------------------------------------------------------------
@@ -179,16 +175,15 @@ class Trail:
         self._frames, self._unended_from = [], 0
         del self._ids[:ended], self._keys[:ended]
         try:
-            for descriptor, some in zip(self._files, pieces, strict=True):
-                write_all(descriptor, b"".join(some))
+            for file, some in zip(self._files, pieces, strict=True):
+                file.append(b"".join(some))
         except OSError:
             self._give_up()
 
     def close(self) -> None:
         """Let go of the files."""
-        for descriptor in self._files:
-            with suppress(OSError):
-                os.close(descriptor)
+        for file in self._files:
+            file.close()
         self._files = []
 
     def _end(self, place: Place, stamps: Mapping[int, Stamp]) -> None:
@@ -205,7 +200,7 @@ class Trail:
         value = [rows, crc32(ids), crc32(keys), *place]
         value[-2] = place.digest.hex()
         self._frame(_ROWS, orjson.dumps(value))
-        self.batches.append(Batch(self.rows + rows, place, self._log_size, self._log_frames))
+        self.batches.append(TrailBatch(self.rows + rows, place, self._log_size, self._log_frames))
         self._unended_samples, self._unended_from = 0, len(self._ids)
 
     def _note_stamp(self, number: int, stamp: Stamp) -> None:
@@ -236,7 +231,7 @@ class Trail:
     def _read(self) -> None:
         """Read the log up to the first frame that is damaged, or whose identities are; the rest is cut off."""
         size = 0
-        with os.fdopen(os.dup(self._files[0]), "rb") as source:
+        with self._files[0].reader() as source:
             for frame in FrameReader(source):
                 size = frame.offset + HEADER_BYTES + len(frame.payload)
                 try:
@@ -260,7 +255,7 @@ class Trail:
         if crc32(ids) != ids_checksum or crc32(keys) != keys_checksum:
             return False
         where = Place._make([*place, bytes.fromhex(digest), ended])
-        self.batches.append(Batch(self.rows + number, where, size, frame.sequence + 1))
+        self.batches.append(TrailBatch(self.rows + number, where, size, frame.sequence + 1))
         return True
 
     def _cut(self, log_size: int, log_frames: int) -> None:
@@ -270,18 +265,7 @@ class Trail:
             return
         sizes = (log_size, self.rows * self.subject.samples * ID_BYTES, self.rows * ID_BYTES * self.subject.keyed)
         try:
-            for descriptor, size in zip(self._files, sizes, strict=True):
-                if os.fstat(descriptor).st_size != size:
-                    os.ftruncate(descriptor, size)
+            for file, size in zip(self._files, sizes, strict=True):
+                file.cut(size)
         except OSError:
             self._give_up()
-
-
-def _read_all(descriptor: int, size: int, offset: int) -> bytes:
-    """Read so many bytes, fewer only where the file ends."""
-    pieces = []
-    while size > 0 and (piece := os.pread(descriptor, size, offset)):
-        pieces.append(piece)
-        size -= len(piece)
-        offset += len(piece)
-    return b"".join(pieces)

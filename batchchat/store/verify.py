@@ -11,16 +11,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchchat.errors import StorageError, UsageError
+from batchchat.errors import StorageError
+from batchchat.format import plural
 from batchchat.records import ErrorKind
+from batchchat.store.column_types import SCHEMA, read_types
 from batchchat.store.index import OK, RecordIndex
 from batchchat.store.journal import replay
-from batchchat.store.location.disk import read_lines
-from batchchat.store.location.journals import journals
-from batchchat.store.location.local import LocalFiles
-from batchchat.store.parts import DamagedPartError, PartReader
+from batchchat.store.json_files import read_lines
+from batchchat.store.ledger import LEDGER, SpendLedger
+from batchchat.store.location.port import Location, PartFiles
+from batchchat.store.manifest import MANIFEST, RUNS, missing_files
+from batchchat.store.output import existing_output
+from batchchat.store.parts import DamagedPartError, PartReader, bounded_batches
 from batchchat.store.schema import same_types
-from batchchat.store.state import Layout, lock_holder
+from batchchat.store.state import FORMAT_FILE, LIVE, State
 
 _ANEW = "The next run writes it anew."
 _KINDS = pa.array([kind.value for kind in ErrorKind], pa.string())
@@ -50,54 +54,49 @@ def verify(directory: Path | str) -> VerifyReport:
 
     Raises UsageError where the folder is no output of batchchat.
     """
-    layout = Layout(Path(directory))
-    if not layout.is_output():
-        raise UsageError(
-            f"{layout.root} is no output of batchchat", remedy="Give the folder that a job's `output` names."
-        )
-    layout.check_format()
+    location = existing_output(directory)
     report = VerifyReport()
-    holder = lock_holder(layout.root)
+    holder = location.holder()
     if holder is not None:
         report.notes.append(f"A run is at work (pid {holder.get('pid')}): files may change while they are read.")
-    schema = _check_state(layout, report)
-    _check_parts(layout, schema, report)
-    _check_archive(layout, schema, report)
-    _check_journals(layout, report, running=holder is not None)
+    schema = _check_state(location, report)
+    _check_parts(location, schema, report)
+    _check_archive(location, schema, report)
+    _check_journals(location, report, running=holder is not None)
     return report
 
 
-def _check_state(layout: Layout, report: VerifyReport) -> pa.Schema | None:
-    schema = None
+def _check_state(location: Location, report: VerifyReport) -> pa.Schema | None:
+    schema, state, files = None, State(location), location.state
     try:
-        frozen = layout.read_schema()
+        frozen = read_types(location)
         schema = frozen.output()
-        damaged = layout.damaged_files()
-        if frozen.recovered and "schema.json" not in damaged:
-            report.problems.append(f"{layout.state / 'schema.json'}: missing, or no schema. {_ANEW}")
+        damaged = state.damaged_files()
+        if frozen.recovered and SCHEMA not in damaged:
+            report.problems.append(f"{files.address(SCHEMA)}: missing, or no schema. {_ANEW}")
         for name in damaged:
-            if name == "live.json":  # nobody needs it
-                report.notes.append(f"{layout.state / name}: damaged; it tells about the last run's progress only")
+            if name == LIVE:  # nobody needs it
+                report.notes.append(f"{files.address(name)}: damaged; it tells about the last run's progress only")
             else:
-                report.problems.append(f"{layout.state / name}: damaged: it holds no JSON object. {_ANEW}")
-        if not (layout.state / "format.json").exists():
-            report.problems.append(f"{layout.state / 'format.json'}: missing. {_ANEW}")
-        if "manifest.json" not in damaged:
-            report.problems += layout.missing()
+                report.problems.append(f"{files.address(name)}: damaged: it holds no JSON object. {_ANEW}")
+        if state.lacks_format:
+            report.problems.append(f"{files.address(FORMAT_FILE)}: missing. {_ANEW}")
+        if MANIFEST not in damaged:
+            report.problems += missing_files(location)
     except StorageError as error:
         report.problems.append(error.message)
-    for path, number in ((layout.ledger, layout.read_ledger()[2]), (layout.runs, read_lines(layout.runs)[1])):
-        if number:
-            report.problems.append(f"{path}: {number} lines are damaged")
+    damaged_lines = {LEDGER: SpendLedger(files).read().damaged_lines, RUNS: read_lines(files, RUNS)[1]}
+    for name, count in damaged_lines.items():
+        if count:
+            are = "is" if count == 1 else "are"
+            report.problems.append(f"{files.address(name)}: {plural(count, 'line')} {are} damaged")
     return schema
 
 
-def _check_parts(layout: Layout, schema: pa.Schema | None, report: VerifyReport) -> None:
-    files = layout.parts()
+def _check_parts(location: Location, schema: pa.Schema | None, report: VerifyReport) -> None:
+    files = location.parts
     names = files.names()
-    if layout.data.is_dir():
-        others = sorted(path.name for path in layout.data.iterdir() if path.name not in names)
-        report.problems += [f"{layout.data / name}: not written by batchchat" for name in others]
+    report.problems += [f"{files.address(name)}: not written by batchchat" for name in files.others()]
     seen = RecordIndex()
 
     def check(name: str, batch: pa.RecordBatch) -> None:
@@ -111,14 +110,16 @@ def _check_parts(layout: Layout, schema: pa.Schema | None, report: VerifyReport)
                 problems["without a proper custom_id"] = problems.get("without a proper custom_id", 0) + 1
         if twice:
             problems["whose custom_id is there already"] = twice
-        report.problems += [f"{files.path(name)}: {count} records {text}" for text, count in problems.items() if count]
+        report.problems += [
+            f"{files.address(name)}: {plural(count, 'record')} {text}" for text, count in problems.items() if count
+        ]
 
     for name in names:
         report.parts += _check_file(files, name, schema, report, check)
 
 
-def _check_archive(layout: Layout, schema: pa.Schema | None, report: VerifyReport) -> None:
-    files = layout.archive()
+def _check_archive(location: Location, schema: pa.Schema | None, report: VerifyReport) -> None:
+    files = location.archive
 
     def check(_: str, batch: pa.RecordBatch) -> None:
         report.archived += batch.num_rows
@@ -128,7 +129,7 @@ def _check_archive(layout: Layout, schema: pa.Schema | None, report: VerifyRepor
 
 
 def _check_file(
-    files: LocalFiles,
+    files: PartFiles,
     name: str,
     schema: pa.Schema | None,
     report: VerifyReport,
@@ -138,38 +139,43 @@ def _check_file(
     try:
         with PartReader(files, name, schema) as reader:
             if schema is None:
-                report.problems.append(f"{files.path(name)}: there are records, but no frozen schema")
+                report.problems.append(f"{files.address(name)}: there are records, but no frozen schema")
             elif not same_types(reader.schema, schema):
-                report.problems.append(f"{files.path(name)}: its columns are not those of the output")
+                report.problems.append(f"{files.address(name)}: its columns are not those of the output")
                 return True
             for batch in reader.batches():
                 check(name, batch)
-        _read_as_others_do(files.path(name), name)
+        _read_as_others_do(files, name)
     except FileNotFoundError:
         return False
     except DamagedPartError as error:
         files.report(name)
-        report.problems.append(f"{files.path(name)}: {error}. The next run sets it aside.")
+        report.problems.append(f"{files.address(name)}: {error}. The next run sets it aside.")
     except StorageError as error:
-        report.problems.append(f"{files.path(name)}: {error}")
+        report.problems.append(f"{files.address(name)}: {error}")
     return True
 
 
-def _read_as_others_do(path: Path, name: str) -> None:
+def _read_as_others_do(files: PartFiles, name: str) -> None:
     """Read a file as its users do, since they check other things: page checksums cover neither headers nor the footer.
 
     With DuckDB only where it is installed. Raises DamagedPartError; FileNotFoundError where the file is gone.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with files.open(name) as source, pq.ParquetFile(source) as file:
+
+            def read_at(offset: int, size: int) -> bytes:
+                source.seek(offset)
+                return source.read(size)
+
             rows = file.metadata.num_rows
-            read = sum(batch.num_rows for batch in file.iter_batches())
+            read = sum(batch.num_rows for batch in bounded_batches(file, read_at))
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DamagedPartError(name, f"a plain Parquet reader refuses it: {error}") from error
     if read != rows:
-        raise DamagedPartError(name, f"it promises {rows} records, and a plain Parquet reader finds {read}")
+        raise DamagedPartError(name, f"it promises {plural(rows, 'record')}, and a plain Parquet reader finds {read}")
     if find_spec("duckdb") is None:
         return
     import duckdb
@@ -180,13 +186,13 @@ def _read_as_others_do(path: Path, name: str) -> None:
             # that a run at work is not held up.
             connection.execute("SET threads = 1")
             query = "SELECT count(*), bit_xor(hash(COLUMNS(*))) FROM read_parquet($1)"
-            (read, *_), *_ = connection.execute(query, [str(path)]).fetchall()
+            (read, *_), *_ = connection.execute(query, [files.address(name)]).fetchall()
     except duckdb.Error as error:
-        if not path.exists():
-            raise FileNotFoundError(path) from error
+        if name not in files.names():  # a run has replaced it meanwhile
+            raise FileNotFoundError(files.address(name)) from error
         raise DamagedPartError(name, f"DuckDB refuses it: {error}") from error
     if read != rows:
-        raise DamagedPartError(name, f"it promises {rows} records, and DuckDB finds {read}")
+        raise DamagedPartError(name, f"it promises {plural(rows, 'record')}, and DuckDB finds {read}")
 
 
 def _inconsistencies(batch: pa.RecordBatch) -> dict[str, int]:
@@ -214,10 +220,11 @@ def _is_identity(text: object) -> bool:
     return isinstance(text, str) and len(text) == 32 and not set(text) - set("0123456789abcdef")
 
 
-def _check_journals(layout: Layout, report: VerifyReport, *, running: bool) -> None:
-    for path in journals(layout.state).values():
+def _check_journals(location: Location, report: VerifyReport, *, running: bool) -> None:
+    journals = location.journals
+    for generation in journals.generations():
         try:
-            found = replay(path)
+            found = replay(journals, generation)
         except FileNotFoundError:
             continue
         except StorageError as error:
@@ -228,7 +235,7 @@ def _check_journals(layout: Layout, report: VerifyReport, *, running: bool) -> N
         damage = found.damage
         if damage is None:
             continue
-        text = f"{path}: {damage.dropped} bytes after byte {damage.offset}"
+        text = f"{journals.address(generation)}: {plural(damage.dropped, 'byte')} after byte {damage.offset}"
         if not damage.torn:
             report.problems.append(f"{text} are damaged")
         elif not running:

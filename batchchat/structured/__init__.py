@@ -13,11 +13,11 @@ from batchchat.structured.correction import answer_correction, calls_correction,
 from batchchat.structured.dialect import SchemaError
 from batchchat.structured.schema import Mode, ResponseSchema, load_schema
 from batchchat.structured.tools import Tools, load_tools
-from batchchat.structured.validation import Answer, AnswerValidator
+from batchchat.structured.validation import AnswerValidator, CheckedAnswer
 
 __all__ = [
-    "Answer",
     "AnswerValidator",
+    "CheckedAnswer",
     "Misfit",
     "Mode",
     "ParsedColumn",

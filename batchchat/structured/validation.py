@@ -15,7 +15,7 @@ from batchchat.structured.find import NotJSON, embedded, fenced, parse
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CheckedAnswer:
     """What was found in an answer.
 
     `parsed` is the value for the typed column where there are no `errors` (`None` is a value too). `tolerated` says
@@ -45,7 +45,7 @@ class AnswerValidator:
         self._column = column
         self._further = further
 
-    def read(self, text: str | None) -> Answer:
+    def read(self, text: str | None) -> CheckedAnswer:
         """Judge an answer's text. Never raises, and takes time linear in the text's length to find JSON in it.
 
         The text as a whole is tried first, then what stands in code fences, then what stands among other text, but
@@ -53,22 +53,22 @@ class AnswerValidator:
         is taken: which of them was meant is not ours to say.
         """
         if text is None or is_blank(text):
-            return Answer(errors=("the answer is empty",))
+            return CheckedAnswer(errors=("the answer is empty",))
         try:
             value = parse(text)
         except NotJSON as problem:
             return self._tolerant(text, problem)
         return self._judged(value, tolerated=False)
 
-    def _tolerant(self, text: str, problem: NotJSON) -> Answer:
+    def _tolerant(self, text: str, problem: NotJSON) -> CheckedAnswer:
         text = unmarked(text)
         if is_blank(text):
-            return Answer(errors=("the answer holds reasoning and nothing else",))
-        first: Answer | None = None
+            return CheckedAnswer(errors=("the answer holds reasoning and nothing else",))
+        first: CheckedAnswer | None = None
         for find in (fenced, embedded):
             items = list(find(text))
             found = [
-                Answer(errors=(f"the answer is not taken as JSON: {shorten(str(item))}",))
+                CheckedAnswer(errors=(f"the answer is not taken as JSON: {shorten(str(item))}",))
                 if isinstance(item, NotJSON)
                 else self._judged(item, tolerated=True)
                 for item in items
@@ -77,22 +77,24 @@ class AnswerValidator:
             if len(fitting) == 1 and not any(isinstance(item, NotJSON) for item in items):
                 return next(iter(fitting.values()))
             if len(fitting) > 1:
-                return Answer(errors=(f"the answer holds {len(fitting)} different JSON values that fit: give one",))
+                return CheckedAnswer(
+                    errors=(f"the answer holds {len(fitting)} different JSON values that fit: give one",)
+                )
             # Of several that do not fit, the last is most likely the one that was meant.
             first = first or next((answer for answer in reversed(found) if not answer.ok), None)
         if first is not None:
             return first
         if text.lstrip()[:1] in {"{", "[", '"'}:
-            return Answer(errors=(f"the answer is not JSON: {shorten(str(problem))}",))
-        return Answer(errors=("there is no JSON in the answer",))
+            return CheckedAnswer(errors=(f"the answer is not JSON: {shorten(str(problem))}",))
+        return CheckedAnswer(errors=("there is no JSON in the answer",))
 
-    def _judged(self, value: Any, *, tolerated: bool) -> Answer:
+    def _judged(self, value: Any, *, tolerated: bool) -> CheckedAnswer:
         errors = self._checker.errors(value)
         if not errors and self._further is not None:
             errors = self._further(value)
         if errors:
-            return Answer(errors=errors, tolerated=tolerated)
+            return CheckedAnswer(errors=errors, tolerated=tolerated)
         try:
-            return Answer(self._column.convert(value), tolerated=tolerated)
+            return CheckedAnswer(self._column.convert(value), tolerated=tolerated)
         except Misfit as misfit:
-            return Answer(errors=(f"{path_text(misfit.path)}: {misfit.reason}",), tolerated=tolerated)
+            return CheckedAnswer(errors=(f"{path_text(misfit.path)}: {misfit.reason}",), tolerated=tolerated)

@@ -23,7 +23,7 @@ from batchchat.template.instructions import Instructions
 from batchchat.template.leaf import RowTemplateError
 from batchchat.template.lines import LineMessages, LineParams
 from batchchat.template.messages import Messages, with_pictures
-from batchchat.template.params import Params
+from batchchat.template.params import CompiledParams
 from batchchat.template.plain import canonical, to_json
 from batchchat.template.sandbox import MAX_TEXT, Environment
 
@@ -63,7 +63,7 @@ class Template:
     def __init__(
         self,
         messages: Messages | LineMessages,
-        params: Params | LineParams,
+        params: CompiledParams | LineParams,
         *,
         text_digest: str,
         instructions: Instructions | None = None,
@@ -146,7 +146,7 @@ def compile_template(
             text |= {"fixed": canonical(fixed or {}), "instructions": instructions}
         return Template(
             Messages(environment, messages, max_images=max_images),
-            Params(environment, model, params, fixed or {}, transfer),
+            CompiledParams(environment, model, params, fixed or {}, transfer),
             text_digest=blake2b(to_json(text, sort=True), digest_size=16).hexdigest(),
             instructions=None if instructions is None else Instructions(instructions),
         )
@@ -176,7 +176,7 @@ def compile_lines(
     try:
         text = {"model": model, "params": canonical(params), "removed": sorted(removed)}
         text |= {"fixed": canonical(fixed or {}), "instructions": instructions}
-        compiled = Params(Environment(), model, params, fixed or {}, transfer)
+        compiled = CompiledParams(Environment(), model, params, fixed or {}, transfer)
         return Template(
             LineMessages(max_images=max_images),
             LineParams(

@@ -165,10 +165,19 @@ def _syntax_error(error: TemplateSyntaxError, place: str, environment: Environme
 
 
 def _undefined(message: str, values: Values) -> str:
+    found = re.fullmatch(r"'None' has no attribute '(.*)'", message)
+    if found is not None:
+        return (
+            f"the value that {found[1]!r} is asked of is null in this row: test it first, as in "
+            f"{{% if value %}}{{{{ value.{found[1]} }}}}{{% endif %}}"
+        )
     found = re.fullmatch(r"'(.*)' is undefined", message)
     if found is None:
         return message
-    return f"there is no column {found[1]!r}{suggestion(found[1], values)}; the row has: {listed(values)}"
+    name, near = found[1], suggestion(found[1], values)
+    # Rows of JSON Lines may leave a column out: a name that is like none of the row's is likely one of those.
+    remedy = "" if near else f". If other rows have it, write {{{{ {name} | default('') }}}}"
+    return f"there is no column {name!r}{near}; the row has: {listed(values)}{remedy}"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -2,8 +2,8 @@
 
     {"custom_id": "r-1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": …, "messages": […], …}}
 
-`method` and `url` may be left out, as Mistral's and Together's files do, and `url` may be that of Azure,
-`/chat/completions`.
+`method` and `url` may be left out, as Mistral's and Together's files do. `url` may be any address of Chat Completions:
+Azure's `/chat/completions`, that of a deployment, or a whole one. Nothing is sent to it: the job names the provider.
 
 A line's body is sent as it is, save what the job itself says: its model and its params go over those of the lines, and
 a param that it sets to null is left out. A line that no batch API would take is a bad row of the input.
@@ -21,14 +21,14 @@ import orjson
 from batchchat.records import ErrorKind, Loaded
 from batchchat.template.leaf import RowTemplateError, Values
 from batchchat.template.messages import Filled, measured, too_many
-from batchchat.template.params import LENGTHS, Params, Written, write
+from batchchat.template.params import LENGTHS, CompiledParams, Written, write
 from batchchat.template.plain import to_json
 
 KEY = "custom_id"
 COLUMNS = {KEY: "string", "method": "string", "url": "string", "body": "json"}
 """The fields of a line, as types of input columns."""
 METHOD = "POST"
-URLS = ("/v1/chat/completions", "/chat/completions")
+URL = "/v1/chat/completions"
 _TRAVEL = frozenset({"stream", "stream_options", "n"})
 
 
@@ -79,7 +79,7 @@ class LineParams:
 
     def __init__(
         self,
-        of_job: Params,
+        of_job: CompiledParams,
         *,
         own_model: bool,
         expected: str,
@@ -152,13 +152,19 @@ def model_of(values: Mapping[str, Any]) -> str | None:
     return model if isinstance(model, str) and model else None
 
 
+def _is_chat(url: Any) -> bool:
+    """Return true if an address, or its path alone, is one of Chat Completions."""
+    path = url.strip().partition("?")[0].rstrip("/") if isinstance(url, str) else ""
+    return f"/{path}".endswith("/chat/completions")
+
+
 def _body(values: Values) -> dict[str, Any]:
     """A line's body. RowTemplateError where the line is none of a chat completion."""
     method, url, body = values.get("method"), values.get("url"), values.get("body")
-    if method not in (None, METHOD):
+    if method is not None and not (isinstance(method, str) and method.strip().upper() == METHOD):
         raise _bad(f"method must be {METHOD}, or left out{_not(method)}")
-    if url not in (None, *URLS):
-        raise _bad(f"url must be {URLS[0]}, or left out{_not(url)}")
+    if url is not None and not _is_chat(url):
+        raise _bad(f"url must be {URL}, or left out{_not(url)}")
     if not isinstance(body, dict):
         raise _bad("body must be an object" + (", and is missing" if body is None else ""))
     return body

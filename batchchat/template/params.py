@@ -18,6 +18,8 @@ from batchchat.template.sandbox import Environment
 _RESERVED = frozenset({"model", "messages"})
 _IN_PROMPT = frozenset({"tools", "functions", "response_format"})
 """Params that a server writes into the prompt, so that they count as prompt tokens."""
+_COUNTS = frozenset({"max_tokens", "max_completion_tokens", "n", "seed", "top_logprobs"})
+"""Params that are whole numbers."""
 _NUMBERS = frozenset(
     {"temperature", "top_p", "max_tokens", "max_completion_tokens", "presence_penalty", "frequency_penalty"}
     | {"n", "top_logprobs", "seed"}
@@ -36,7 +38,7 @@ class Written(NamedTuple):
     weight: int
 
 
-class Params:
+class CompiledParams:
     """Compiled params.
 
     Where no row changes them (`varies` is false), `head` is the body up to its messages, `canonical` what goes into the
@@ -175,7 +177,12 @@ def _fill(value: Any, values: Values) -> Any:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """Return what a param is on the wire: a CSV holds `0.5` as a text. An empty text leaves the param out."""
+    """Return what a param is on the wire: a CSV holds `0.5` as a text. An empty text leaves the param out.
+
+    A whole number stays one: a column of integers with missing values holds 64.0, which no API takes for a count.
+    """
+    if isinstance(value, float) and name in _COUNTS and value.is_integer():
+        return int(value)
     if not isinstance(value, str) or (name not in _NUMBERS and name not in _FLAGS):
         return value
     text = value.strip()
@@ -193,7 +200,7 @@ def _typed(name: str, value: Any) -> Any:
         number = float(text)
     if not math.isfinite(number):
         raise RowTemplateError(f"params.{name}: must be a finite number, not {text[:100]!r}")
-    return number
+    return int(number) if name in _COUNTS and number.is_integer() else number
 
 
 def _number(value: Any, place: str) -> Any:

@@ -24,7 +24,7 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, dict):
         return dict(value)
-    if isinstance(value, list | range):
+    if isinstance(value, list | tuple | range):  # `groupby` gives named tuples
         return list(value)
     # An undefined value says by itself what is missing.
     raise TypeError(f"{type(value).__name__} has no JSON form: {str(value)[:200]}")

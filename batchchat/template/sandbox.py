@@ -1,7 +1,7 @@
 """The Jinja2 environment that templates run in: sandboxed, strict, repeatable, and bounded in work and size.
 
 Jinja2's sandbox keeps a template away from Python's internals and from changing data; it does not keep it from being
-endless or from building a text of a terabyte. A `Budget` does: loops, calls and filters are charged for what they
+endless or from building a text of a terabyte. A `WorkBudget` does: loops, calls and filters are charged for what they
 walk over and for the text they make, and an operation that could make far more than it was given (`*`, `center`,
 `replace`, …) is checked before it runs. A loop over a sequence is charged once, by its length, and a template
 without loops, filters and calls pays nothing.
@@ -47,7 +47,7 @@ class TooMuchError(Exception):
     """A rendering that would take too long or grow too large."""
 
 
-class Budget(threading.local):
+class WorkBudget(threading.local):
     """What the rendering under way may still do; each thread has its own."""
 
     left = MAX_WORK
@@ -247,7 +247,7 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(undefined=_Missing, autoescape=False, keep_trailing_newline=True, finalize=self.as_text)
-        self.budget = budget = Budget()
+        self.budget = budget = WorkBudget()
         self.eval_ctx = EvalContext(self)
         for name in _NOT_REPEATABLE + _HTML_ONLY:
             self.globals.pop(name, None)

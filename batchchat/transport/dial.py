@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -89,7 +90,7 @@ async def dial(addresses: Sequence[Address]) -> socket.socket:
         try:
             sock = await _connect(address)
         except OSError as error:
-            errors.append(str(error))
+            errors.append(_reason(error))
             failed.set()
             return
         if winner is None:
@@ -126,7 +127,13 @@ def connect_error(error: OSError | EOFError, where: str) -> httpx.RequestError |
         return tell_sent(httpx.ConnectError(f"TLS with {where} failed: {error}"), sent=False)
     if isinstance(error, TimeoutError):
         return tell_sent(httpx.ConnectTimeout(f"{where} does not answer"), sent=False)
-    return tell_sent(httpx.ConnectError(f"cannot connect to {where}: {error}"), sent=False)
+    return tell_sent(httpx.ConnectError(f"cannot connect to {where}: {_reason(error)}"), sent=False)
+
+
+def _reason(error: OSError | EOFError) -> str:
+    """Return the system's own words for an error, such as `Connection refused`, without numbers and Python's."""
+    known = isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno in errno.errorcode
+    return os.strerror(error.errno or 0) if isinstance(error, OSError) and known else str(error)
 
 
 def _too_many_files(error: OSError) -> StorageError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import httpx
@@ -19,6 +19,8 @@ from batchchat.transport.decoding import ACCEPT_ENCODING, BodyDecoder, decoder_f
 from batchchat.transport.faults import ResponseTooLarge, UntrustedServer, request_sent, tell_sent, untrusted
 from batchchat.transport.lean import MAX_RESPONSE_BYTES
 
+_LOOK_S: Final = 0.001
+"""How long a kept connection is listened to before it carries another request: one turn of the event loop or two."""
 _LANE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=60.0)
 _SHARED: Final = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=60.0)
 
@@ -37,16 +39,43 @@ class _Lane:
     def unread(self) -> bytes:
         """What came behind the end of the last answer, without the line breaks that some servers send.
 
-        httpx does not tell, and its parser would take these bytes for the answer to the next request. So this looks
-        into it; a version of httpx that is built otherwise tells nothing.
+        httpx does not tell, and its parser would take these bytes for the answer to the next request.
+        """
+        connection = self._connection()
+        data: bytes = connection._h11_state.trailing_data[0] if connection is not None else b""  # noqa: SLF001
+        return data.strip(b"\r\n")
+
+    async def listen(self) -> bytes | None:
+        """Return what a kept connection brings before it is asked anything: None for nothing, empty if it has ended.
+
+        httpx asks the socket alone. Bytes that the event loop or TLS has taken from there already are seen by reading.
+        """
+        import httpcore  # with its first use: a process that takes the fast path needs none
+
+        connection = self._connection()
+        if connection is None:
+            return None
+        try:
+            data: bytes = await connection._network_stream.read(64, timeout=_LOOK_S)  # noqa: SLF001
+        except httpcore.ReadTimeout:
+            return None
+        except (httpcore.NetworkError, anyio.ClosedResourceError):
+            return b""
+        return data
+
+    def _connection(self) -> Any:
+        """Return httpcore's HTTP/1.1 connection: below the one to the host, or to a proxy before it.
+
+        A version of httpcore that is built otherwise has none, and tells nothing.
         """
         pool = getattr(self.transport, "_pool", None)
         for connection in getattr(pool, "connections", ()):
-            parser = getattr(getattr(connection, "_connection", None), "_h11_state", None)
-            if parser is not None:
-                data: bytes = parser.trailing_data[0]
-                return data.strip(b"\r\n")
-        return b""
+            inner = connection
+            while inner is not None and not hasattr(inner, "_h11_state"):
+                inner = getattr(inner, "_connection", None)
+            if inner is not None and hasattr(inner, "_network_stream"):
+                return inner
+        return None
 
 
 class StockTransport(httpx.AsyncBaseTransport):
@@ -66,7 +95,7 @@ class StockTransport(httpx.AsyncBaseTransport):
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         if http2 and importlib.util.find_spec("h2") is None:
-            raise ImportError("HTTP/2 needs the 'h2' package (pip install 'batchchat[http2]')")
+            raise ImportError("HTTP/2 needs the 'h2' package (pip install h2)")
         self._verify = verify or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._proxy = proxy
         self._http2 = http2
@@ -109,6 +138,14 @@ class StockTransport(httpx.AsyncBaseTransport):
     async def _sent(self, lane: _Lane, request: httpx.Request) -> httpx.Response:
         """Send a request; again, once, if a kept connection ends before it is answered: the server had closed it."""
         if self._http2 or not lane.kept:
+            return await _carried(lane.transport, request)
+        if (heard := await lane.listen()) is not None:
+            if heard.strip(b"\r\n"):
+                self._keeps = False
+            lane.kept = False
+            await lane.transport.aclose()
+            if not heard and lane.streamed and anyio.current_time() - lane.free_at < EARLY_END_S:
+                self._keeps_streams = False
             return await _carried(lane.transport, request)
         opened, started, outer = False, anyio.current_time(), request.extensions.get("trace")
 

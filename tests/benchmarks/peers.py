@@ -149,10 +149,10 @@ def run_discarding(job_path: Path) -> float:
     from batchchat.cli.running import event_loop_options
     from batchchat.job import load_job
     from batchchat.runner.run import run_job
-    from batchchat.store import Change, Entry, Store
+    from batchchat.store import Entry, Store, StoreChange
 
-    def commit(_: Store, entries: Sequence[Entry]) -> Change:
-        return Change(committed=entries, commits=1)
+    def commit(_: Store, entries: Sequence[Entry]) -> StoreChange:
+        return StoreChange(committed=entries, commits=1)
 
     setattr(Store, "commit", commit)  # noqa: B010 - what is measured is its absence
     job = load_job(job_path)

@@ -11,7 +11,10 @@ import signal
 import sys
 from pathlib import Path
 
+import anyio
+
 import batchchat
+from batchchat.runner.run import run_job
 from batchchat.store import Store
 
 
@@ -27,4 +30,5 @@ def main() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     open_store = functools.partial(Store.open, point=point)
-    sys.exit(batchchat.run(batchchat.load_job(Path(job)), open_store=open_store, environ={}).exit_code)
+    work = functools.partial(run_job, batchchat.load_job(Path(job)), open_store=open_store, environ={})
+    sys.exit(anyio.run(work).exit_code)

@@ -143,6 +143,13 @@ BAD = [
     (["export", "nowhere", "-o", "x.csv"], "nowhere"),
     (["init", "a/b c"], "name"),
     (["demo-server", "--fault", "error_999=1"], "did you mean"),
+    (["demo-server", "--batch-fault", "create_loss"], "did you mean 'create_lost'"),
+    (["demo-server", "--batch-fault", "create_lost=x"], "takes a number, such as create_lost=1"),
+    (["demo-server", "--batch-fault", "line_twice=2"], "probability from 0 to 1"),
+    (["demo-server", "--batch-fault", "bad_text"], "bad_text=WORD"),
+    (["demo-server", "--batch-fault", "queue_status"], "needs queue_tokens"),
+    (["demo-server", "--batch-dialect", "openapi"], "did you mean 'openai'"),
+    (["demo-server", "--batch-folder", "/dev/null"], "cannot be used"),
     (["demo-server", "--ttft", "soon"], "--ttft"),
     (["rnu", "job.yaml"], "Did you mean 'run'"),
 ]
@@ -407,3 +414,34 @@ def test_the_plan_tells_what_a_budget_and_a_deadline_are_enough_for(command: Com
     refused = command("plan", job, "--max-cost", "1", "--set", "model=unpriced", cwd=job.parent)
     assert refused.returncode == 2
     assert "--max-cost: budget.max_cost: cannot be kept: no price is known for unpriced at demo" in refused.stderr
+
+
+def test_help_fits_eighty_columns_and_cuts_no_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    bare = CliRunner().invoke(cli, [])
+    assert bare.exit_code == 0
+    assert bare.output == CliRunner().invoke(cli, ["--help"]).output
+    assert all(len(line) <= 80 for line in bare.output.splitlines())
+    assert "..." not in bare.output.replace("[ARGS]...", "")
+    assert CliRunner().invoke(cli, ["-V"]).output == CliRunner().invoke(cli, ["--version"]).output
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("--dry-run", "`batchchat plan JOB`"),
+        ("--model", "--set model=VALUE"),
+        ("--concurrency", "--set limits.concurrency=VALUE"),
+        ("--temperature", "--set params.temperature=VALUE"),
+        ("--schema", "--set response.schema=VALUE"),
+        ("--prun", "Did you mean"),
+    ],
+)
+def test_an_option_that_is_a_field_of_the_job_is_told_as_one(
+    option: str, hint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["batchchat", "run", "job.yaml", option, "x"])
+    assert guarded(cli) == 2
+    told = capsys.readouterr().err
+    assert f"'{option}'" in told
+    assert hint in told

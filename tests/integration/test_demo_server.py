@@ -682,6 +682,7 @@ def test_the_counts_add_up() -> None:
             "distinct_bodies": 3,
             "repeated_bodies": 1,
             "answered_again": 1,
+            "batch": {"calls": {}, "created": 0, "by_status": {}, "lines": 0, "faults": {}},
         }
         bodies = demo.client.get(f"{root}/demo/bodies").json()
         assert sorted(bodies.values()) == [[1, 0], [1, 1], [2, 2]]

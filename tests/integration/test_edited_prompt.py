@@ -54,6 +54,15 @@ def test_two_prompts_in_one_dataset_are_told_apart_until_every_row_answers_the_l
     assert (second["kept"], second["earlier_prompt"]) == (7, 7)
     assert prompts(tmp_path) == {first["prompt_id"]: 7, second["prompt_id"]: 5}
     assert status(tmp_path)["earlier_prompt"] == 7
+    plan = json.loads(command("plan", "job.yaml", "--limit", "5", "--json", cwd=tmp_path).stdout)
+    assert (plan["requests"], plan["kept"], plan["earlier_prompt"]) == (0, 7, 7)
+    runs = json.loads(command("history", "out", "--json", cwd=tmp_path).stdout)["runs"]
+    assert [run["prompt_id"] for run in runs] == [first["prompt_id"], second["prompt_id"]]
+    assert f" {second['prompt_id'][:6]}\n" in command("history", "out", cwd=tmp_path).stdout
+    assert command("report", "out", "-o", "page.html", cwd=tmp_path).returncode == 0
+    page = " ".join((tmp_path / "page.html").read_text(encoding="utf-8").split())
+    assert "7 answers of 12 are to an earlier prompt" in page
+    assert "every row has an answer" not in page
     shown = command("status", "out", cwd=tmp_path).stdout
     assert "answer an earlier prompt" in shown
     assert "41%" in shown  # 5 of 12

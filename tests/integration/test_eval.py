@@ -166,4 +166,4 @@ def test_a_missing_extra_is_told(command: Command, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("batchchat.evaluation.find_spec", lambda name: None if name == "scipy" else name)
     done = command("eval", str(ROOT / SUITE), cwd=tmp_path)
     assert done.returncode == 2
-    assert "evaluations need scipy, which is not installed\npip install 'batchchat[eval]'" in done.stderr
+    assert "evaluations need scipy, which is not installed\npip install scipy; or in a checkout" in done.stderr

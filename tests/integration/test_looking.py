@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from batchchat.cli import cli
 from batchchat.demo import DemoOptions, DemoServer
-from tests.integration.jobs import texts, write_rows
+from batchchat.errors import UsageError
+from tests.integration.jobs import make_job, run, texts, write_rows
 from tests.integration.processes import batchchat as command
 from tests.integration.processes import start, wait_for
 
@@ -44,8 +47,10 @@ def test_times_are_utc_with_their_offset_and_the_command_goes_on_with_this_outpu
 ) -> None:
     write_job(tmp_path, demo.base_url)
     zone = {"TZ": "Asia/Kolkata"}
-    running = start("run", "job.yaml", "--output", "other place", "-q", cwd=tmp_path, env=zone)
-    wait_for(lambda: demo.stats().answered >= 20)
+    # So slow that it cannot end by itself before it is killed.
+    slowly = ("--set", "limits.requests_per_minute=30")
+    running = start("run", "job.yaml", "--output", "other place", *slowly, "-q", cwd=tmp_path, env=zone)
+    wait_for(lambda: demo.stats().answered >= 2)
     told = json.loads(command("status", "other place", "--json", cwd=tmp_path, env=zone).stdout)
     assert MOMENT.fullmatch(told["running"]["since"])
     live = told["live"]
@@ -92,3 +97,29 @@ def test_an_output_that_cannot_be_is_refused_in_the_systems_own_words(tmp_path: 
         assert refused.returncode == 2
         assert reason in refused.stderr
     assert demo.stats().requests == 0
+
+
+def test_an_evaluations_folder_is_looked_at_by_its_variants(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(3))
+    for name in ("long", "short"):
+        output = {"path": str(tmp_path / "ev" / "variants" / name)}
+        assert run(make_job(tmp_path, None, name=name, output=output), limit=2).ok == 2
+    folder = str(tmp_path / "ev")
+    told = json.loads(CliRunner().invoke(cli, ["status", folder, "--json"]).stdout)
+    assert [(view["job"], view["ok"], view["open"]) for view in told["variants"]] == [("long", 2, 0), ("short", 2, 0)]
+    shown = CliRunner().invoke(cli, ["status", folder]).stdout
+    assert "an evaluation of 2 variants" in shown
+    assert [line.split()[0] for line in shown.splitlines()[4:6]] == ["long", "short"]
+    runs = json.loads(CliRunner().invoke(cli, ["history", folder, "--json"]).stdout)["variants"]
+    assert [len(view["runs"]) for view in runs] == [1, 1]
+    assert CliRunner().invoke(cli, ["history", folder]).stdout.count("1 run ") == 2
+    for words in (["show", folder], ["verify", folder], ["export", folder, "-o", str(tmp_path / "x.csv")]):
+        error = CliRunner().invoke(cli, words).exception
+        assert isinstance(error, UsageError)
+        assert "is an evaluation: its 2 outputs are below" in error.message
+        assert str(tmp_path / "ev" / "variants" / "long") in (error.remedy or "")
+    for words in (["show", str(tmp_path)], ["status", str(tmp_path)]):
+        error = CliRunner().invoke(cli, words).exception
+        assert isinstance(error, UsageError)
+        assert "no output of batchchat" in error.message
+        assert "Choose an empty folder" not in (error.remedy or "")

@@ -209,7 +209,7 @@ def test_what_keeps_a_report_from_being_written_is_found_before_anything_is_sent
         assert message in capfd.readouterr().err
     monkeypatch.setattr(charting, "find_spec", lambda _name: None)
     assert command(monkeypatch, "run", job_file, "--html", folder / "report.html") == 2
-    assert "pip install 'batchchat[report]'" in capfd.readouterr().err
+    assert "pip install plotly" in capfd.readouterr().err
     assert foreign.read_text() == "<!doctype html><p>ten years of work"
     assert not (folder / "out").exists()
 

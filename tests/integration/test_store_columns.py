@@ -15,12 +15,23 @@ from batchchat.errors import UsageError
 from batchchat.inspection import status_of
 from batchchat.records import FIRST_COLUMNS, RECORD_COLUMNS
 from batchchat.report.outcome import outcome_of
-from batchchat.store import Settled, Store, earlier_prompts, read_output, read_state, verify
+from batchchat.store import SettledEntry, Store, earlier_prompts, read_output, read_state, verify
 from batchchat.store.frames import encode
 from batchchat.store.journal import HEADER, RECORD
-from batchchat.store.location.journals import journal_path, journals
 from batchchat.structured import parsed_field
-from tests.store_cases import SCHEMA, SPEND, commit, identity, live, open_store, record, row_batch, seal, settled
+from tests.store_cases import (
+    SCHEMA,
+    SPEND,
+    commit,
+    identity,
+    journal_path,
+    live,
+    open_store,
+    record,
+    row_batch,
+    seal,
+    settled,
+)
 
 TICKET = {
     "type": "object",
@@ -117,7 +128,7 @@ def test_its_archive_takes_and_gives_records_of_both_kinds(tmp_path: Path) -> No
 def test_a_journal_of_the_first_version_is_recovered(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         commit(store, settled(0, 3))
-        (path,) = journals(tmp_path / "_batchchat").values()
+        path = journal_path(tmp_path, 1)
         frames = _frames_as_of_the_first_version(path)
     path.write_bytes(frames)
     assert [row["completion"] for row in live(tmp_path)] == ["answer 0 ", "answer 1 ", "answer 2 "]
@@ -184,7 +195,7 @@ def test_an_input_column_with_the_name_of_a_later_one_stays_that_of_the_input(tm
     def records(first: int, count: int, **more: Any) -> list[Any]:
         texts = [f"mine {n}" for n in range(first, first + count)]
         batch = row_batch(first, count, pa.RecordBatch.from_arrays([pa.array(texts)] * 2, schema=schema))
-        return [Settled(record(batch, offset, **more), SPEND) for offset in range(count)]
+        return [SettledEntry(record(batch, offset, **more), SPEND) for offset in range(count)]
 
     own = [column for column in RECORD_COLUMNS if column != name]
     with open_store(tmp_path, input_schema=schema) as store:
@@ -222,6 +233,6 @@ def test_a_journal_with_columns_of_a_later_version_is_not_read_halfway(tmp_path:
     with open_store(tmp_path):
         pass
     header = {"format": 1, "generation": 9, "run_id": "r", "columns": [*RECORD_COLUMNS, "mood"]}
-    journal_path(tmp_path / "_batchchat", 9).write_bytes(encode(HEADER, 0, orjson.dumps(header)))
+    journal_path(tmp_path, 9).write_bytes(encode(HEADER, 0, orjson.dumps(header)))
     with pytest.raises(StorageError, match="a later version"):
         open_store(tmp_path, "run-2")

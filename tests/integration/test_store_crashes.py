@@ -17,14 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchchat.records import Spend
-from batchchat.store import Answer, Entry, Settled, Store, read_state, verify
-from batchchat.store.location.journals import journal_path
+from batchchat.store import AnswerEntry, Entry, SettledEntry, Store, read_state, verify
 from tests.store_cases import (
     POINTS,
     SPEND,
     answer,
     commit,
     identity,
+    journal_path,
     live,
     open_store,
     record,
@@ -70,7 +70,7 @@ def second_run(store: Store, counted: list[Entry]) -> None:
     do(settled(12, 3, run_id="run-2"))
     store.apply(store.finish())
     do([*settled(15, 2, run_id="run-2"), answer(50, 1), answer(51, 0)])
-    do([Settled(record(row_batch(51, 1), 0, run_id="run-2"), SPEND)])
+    do([SettledEntry(record(row_batch(51, 1), 0, run_id="run-2"), SPEND)])
     store.apply(store.finish())
 
 
@@ -81,12 +81,12 @@ def check(directory: Path, counted: list[Entry], launched: int) -> None:
     assert len(rows) == len(set(rows)), "a row has two live records"
     ids = {row["custom_id"]: row["run_id"] for row in found}
     for entry in counted:
-        if isinstance(entry, Settled):
+        if isinstance(entry, SettledEntry):
             assert ids[entry.record.custom_id] == entry.record.run_id
     assert set(range(12)) <= set(rows)
     answers = {(each.custom_id, each.step) for steps in read_state(directory).answers.values() for each in steps}
     for entry in counted:
-        if isinstance(entry, Answer) and entry.custom_id not in ids:
+        if isinstance(entry, AnswerEntry) and entry.custom_id not in ids:
             assert (entry.custom_id, entry.step) in answers
     lines = [json.loads(line) for line in (directory / "_batchchat" / "ledger.jsonl").read_text().splitlines()]
     assert len({line["generation"] for line in lines}) == len(lines)
@@ -222,14 +222,14 @@ def unsealed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple
     with open_store(directory, "run-2") as store:
         for first, count in ((2, 2), (4, 1), (5, 2)):
             commit(store, settled(first, count, run_id="run-2"))
-            ends.append((journal_path(directory / "_batchchat", 2).stat().st_size, first + count))
+            ends.append((journal_path(directory, 2).stat().st_size, first + count))
     return directory, ends
 
 
 def recover(source: Path, target: Path, journal: bytes) -> tuple[list[int], Store]:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
-    journal_path(target / "_batchchat", 2).write_bytes(journal)
+    journal_path(target, 2).write_bytes(journal)
     store = open_store(target, "run-3")
     store.close()
     rows = live(target, "row_index", "completion", "ticket")
@@ -240,7 +240,7 @@ def recover(source: Path, target: Path, journal: bytes) -> tuple[list[int], Stor
 
 def check_cuts(folder: Path, unsealed: tuple[Path, list[tuple[int, int]]], step: int) -> None:
     source, ends = unsealed
-    whole = journal_path(source / "_batchchat", 2).read_bytes()
+    whole = journal_path(source, 2).read_bytes()
     cuts = sorted(
         {*range(0, len(whole), step), *(end + step for end, _ in ends for step in (-1, 0, 1))} - {len(whole) + 1}
     )
@@ -275,7 +275,7 @@ def test_a_flipped_byte_in_the_journal_is_told_and_never_believed(
     tmp_path: Path, unsealed: tuple[Path, list[tuple[int, int]]], place: float, flip: int
 ) -> None:
     source, ends = unsealed
-    data = bytearray(journal_path(source / "_batchchat", 2).read_bytes())
+    data = bytearray(journal_path(source, 2).read_bytes())
     at = int(place * len(data))
     data[at] ^= flip
     rows, store = recover(source, tmp_path / "out", bytes(data))

@@ -18,7 +18,9 @@ import pytest
 from batchchat.errors import OutputLocked, StorageError, UsageError
 from batchchat.store import Entry, Store, is_output, lock_holder, read_output, read_state, verify
 from batchchat.store.location.disk import storage_error
-from batchchat.store.location.local import LocalFiles
+from batchchat.store.location.folder import FolderLocation
+from batchchat.store.location.folder_files import FolderParts
+from batchchat.store.location.port import PartNames
 from tests.store_cases import commit, live, open_store, seal, settled
 
 HOLD = """
@@ -148,8 +150,8 @@ def test_fresh_sets_the_old_output_aside_whole(tmp_path: Path) -> None:
             seal(store)
         assert (renamed is None) == (run == "run-1")
         if renamed is not None:
-            assert renamed.name.startswith("out.old-")
-            assert len(live(renamed)) == 3
+            assert Path(renamed).name.startswith("out.old-")
+            assert len(live(Path(renamed))) == 3
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -250,7 +252,7 @@ def test_a_disk_that_fills_up_in_any_publication_is_told_plainly(
     for failing in ("write_all", "synchronize", "synchronize_folder"):
         with monkeypatch.context() as patch, open_store(tmp_path, "run-2", part_rows=4) as store:
             patch.setattr("batchchat.store.location.disk." + failing, full)
-            patch.setattr("batchchat.store.journal." + failing, full)
+            patch.setattr("batchchat.store.location.folder_files." + failing, full)
             with pytest.raises(StorageError, match="the disk is full") as refused:
                 seal_after(store, settled(1, 1, prompt=failing))
             assert "Free some space" in str(refused.value)
@@ -266,16 +268,24 @@ def seal_after(store: Store, entries: list[Entry]) -> None:
     seal(store)
 
 
-class Failing(LocalFiles):
-    """Parts on a store that refuses every publication."""
+class FullParts(FolderParts):
+    """Parts in a place that refuses every publication."""
 
     def publish(self, name: str, write: Callable[[BinaryIO], None], before: Callable[[], None] | None = None) -> None:
         raise storage_error(name, OSError(errno.EDQUOT, "quota"))
 
 
-def test_another_port_may_fail_in_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchchat.store.state.LocalFiles", Failing)
-    with open_store(tmp_path) as store:
+class FullLocation(FolderLocation):
+    """A folder whose parts are kept in another place."""
+
+    @property
+    def parts(self) -> FolderParts:
+        places = {"temporary": self.scratch("tmp"), "damaged": self.scratch("damaged")}
+        return FullParts(self.root / "data", PartNames("part", ".parquet"), **places, mode=0o600)
+
+
+def test_another_location_may_fail_in_its_own_way(tmp_path: Path) -> None:
+    with open_store(FullLocation(tmp_path)) as store:
         commit(store, settled(0, 3))
         with pytest.raises(StorageError, match=r"part-00000\.parquet: the disk quota is used up"):
             store.finish()

@@ -14,7 +14,7 @@ from batchchat.store import (
     ARCHIVED,
     NONE,
     OK,
-    Settled,
+    SettledEntry,
     SpendOnly,
     Store,
     is_live,
@@ -101,7 +101,7 @@ def test_a_changed_row_with_a_key_replaces_its_old_record_and_going_back_costs_n
         values = found[wanted[0]] | {"run_id": "run-3"}
         assert values["finished_at"] == record(batch, 1).finished_at
         revived = Record(batch, 1, **values)
-        commit(store, [Settled(revived)])
+        commit(store, [SettledEntry(revived)])
         seal(store)
         assert store.index.get(wanted[0]) == OK
         assert store.counts().ok == 6
@@ -114,7 +114,7 @@ def test_samples_of_one_key_live_side_by_side(tmp_path: Path) -> None:
     batch = row_batch(0, 1)
     for run, samples in (("run-1", (0,)), ("run-2", (1, 2))):
         with open_store(tmp_path, run) as store:
-            commit(store, [Settled(record(batch, 0, prompt=str(n), sample_index=n, run_id=run)) for n in samples])
+            commit(store, [SettledEntry(record(batch, 0, prompt=str(n), sample_index=n, run_id=run)) for n in samples])
             seal(store)
     assert [row["sample_index"] for row in live(tmp_path, "sample_index")] == [0, 1, 2]
     assert verify(tmp_path).archived == 0
@@ -184,7 +184,7 @@ def test_a_small_last_part_grows_until_it_is_full_and_no_part_exceeds_its_rows(t
 def test_parts_are_bounded_in_bytes_too(tmp_path: Path) -> None:
     with open_store(tmp_path, part_bytes=200_000) as store:
         batch = row_batch(0, 30)
-        commit(store, [Settled(record(batch, i, completion="x" * 20_000)) for i in range(30)])
+        commit(store, [SettledEntry(record(batch, i, completion="x" * 20_000)) for i in range(30)])
         assert store.should_seal(0.0)
         seal(store)
     assert len(parts(tmp_path)) == 4
@@ -398,7 +398,7 @@ def test_the_input_is_frozen_at_the_first_run(tmp_path: Path) -> None:
 
 def broken(store: Store) -> None:
     with pytest.raises(ValueError, match="differ from the frozen"):
-        store.commit([Settled(record(row_batch(0, 1, row_batch(0, 1).columns.select(["ticket"])), 0))])
+        store.commit([SettledEntry(record(row_batch(0, 1, row_batch(0, 1).columns.select(["ticket"])), 0))])
     store.commit(settled(1, 1))
 
 
@@ -442,8 +442,8 @@ def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "_batchchat" / "ledger.jsonl").write_text("nonsense\n")
     text = "\n".join(verify(tmp_path).problems)
     assert "part-00002.parquet: 3 records whose custom_id is there already" in text
-    assert "part-00001.parquet: 1 records with an unknown status" in text
-    assert "part-00001.parquet: 1 records that failed without an error_kind" in text
+    assert "part-00001.parquet: 1 record with an unknown status" in text
+    assert "part-00001.parquet: 1 record that failed without an error_kind" in text
     assert "part-00003.parquet: its columns are not those of the output" in text
     assert "notes.txt: not written by batchchat" in text
-    assert "ledger.jsonl: 1 lines are damaged" in text
+    assert "ledger.jsonl: 1 line is damaged" in text

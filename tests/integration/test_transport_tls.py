@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -226,6 +227,57 @@ async def test_a_request_that_a_stale_connection_did_not_deliver_is_sent_once_mo
             assert (await ask(transport, server.url)).body == COMPLETION
         assert len(server.received) == 2
         assert server.connections == 2
+
+
+def _transport(kind: str, trusting: ssl.SSLContext) -> LeanTransport | StockTransport:
+    return LeanTransport(verify=trusting) if kind == "lean" else StockTransport(verify=trusting)
+
+
+@pytest.mark.parametrize("kind", ["lean", "httpx"])
+@pytest.mark.parametrize("apart", [False, True], ids=["in one write", "later"])
+async def test_an_answer_that_nobody_asked_for_is_not_given_to_the_next_request(
+    trusting: ssl.SSLContext, certificate: ssl.SSLContext, kind: str, apart: bool
+) -> None:
+    more = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        while True:
+            own = response(body=(await peer.request()).rpartition(b"\r\n\r\n")[2])
+            await peer.send(own if apart else own + response(body=b"unasked"))
+            if apart:
+                await more.wait()
+                await peer.send(response(body=b"unasked"))
+
+    with RawServer(script, tls=certificate) as server:
+        async with _transport(kind, trusting) as transport:
+            for number in range(4):
+                body = b"row %d" % number
+                assert (await ask_seam(transport, server.url, body)).body == body
+                if apart:
+                    server.call(more.set)
+                    time.sleep(0.05)  # noqa: ASYNC251  # the loop does not look meanwhile
+        assert server.connections == 4
+
+
+@pytest.mark.parametrize("kind", ["lean", "httpx"])
+@pytest.mark.parametrize("farewell", [True, False], ids=["with a farewell", "without"])
+async def test_a_kept_connection_that_the_server_has_ended_costs_no_failure(
+    trusting: ssl.SSLContext, certificate: ssl.SSLContext, kind: str, farewell: bool
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(response())
+        if farewell:
+            peer.writer.close()
+        else:
+            peer.writer.transport.abort()
+
+    with RawServer(script, tls=certificate) as server:
+        async with _transport(kind, trusting) as transport:
+            for _ in range(4):
+                assert (await ask_seam(transport, server.url)).body == COMPLETION
+                time.sleep(0.02)  # noqa: ASYNC251  # the loop does not look meanwhile
+        assert (server.connections, len(server.received)) == (4, 4)
 
 
 def test_a_ca_file_that_cannot_be_used_is_told(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import assert_type
 
+import pyarrow as pa
+
 import batchchat
-from batchchat import Ceilings, Control, Event, Job, RunOptions, RunSummary, Snapshot, StopRequest
+from batchchat import Ceilings, Control, Event, Job, RunOptions, RunResult, RunSummary, Snapshot, StopRequest
 
 
 def a_job_is_read_from_a_file_with_changes() -> None:
@@ -20,7 +22,9 @@ def a_job_is_read_from_a_file_with_changes() -> None:
 
 def a_run_returns_its_summary(job: Job) -> None:
     summary = batchchat.run(job)
-    assert_type(summary, RunSummary)
+    assert_type(summary, RunResult)
+    kept: RunSummary = summary
+    assert_type(kept.exit_code, int)
     assert_type(summary.exit_code, int)
     assert_type(summary.reason, str | None)
     assert_type(summary.ok, int)
@@ -47,7 +51,26 @@ async def a_run_is_watched_and_steered(job: Job) -> None:
     summary = await batchchat.run_job(
         job, options=options, listener=on_event, on_snapshot=on_snapshot, stop=control, environ={"KEY": "value"}
     )
-    assert_type(summary, RunSummary)
+    assert_type(summary, RunResult)
+
+
+def rows_come_from_a_table_or_an_iterable_of_dicts(job: Job, table: pa.Table) -> None:
+    batchchat.run(job, rows=table, progress=True)
+    batchchat.run(job, rows=[{"id": 1, "text": "a"}])
+    batchchat.run(job, rows=({"id": number} for number in range(3)))
+
+
+def a_result_gives_its_answers_as_a_table(result: RunResult) -> None:
+    assert_type(result.raise_for_status(), RunResult)
+    assert result.to_arrow(columns=["completion"]).num_rows
+    assert len(result.to_pandas()) == len(result.to_polars(["completion"]))
+
+
+def a_failed_run_is_an_error_if_that_is_wanted(error: batchchat.RunFailed) -> None:
+    assert_type(error.exit_code, int)
+    assert_type(error.result, RunResult)
+    wrong: batchchat.BatchchatError = error
+    raise wrong
 
 
 def the_old_name_of_a_control_is_one() -> None:

@@ -11,16 +11,25 @@ from hypothesis import strategies as st
 
 from batchchat.budget import Account, Budget, Hold
 from batchchat.errors import StoppedEarly, UsageError
+from batchchat.money import Tariff, as_float
 from batchchat.providers import Price
 from batchchat.records import ErrorKind, Failure, Reply, Usage, Verdict
 
-PRICE = Price(0.15, 0.35)
+TARIFF = Tariff(150_000, 350_000, 150_000)
 
 
-def answered(prompt: int | None, completion: int | None, *, total: int | None = None, cached: int = 0) -> Reply:
+def answered(
+    prompt: int | None,
+    completion: int | None,
+    *,
+    total: int | None = None,
+    cached: int = 0,
+    tariff: Tariff | None = TARIFF,
+) -> Reply:
     if total is None and prompt is not None and completion is not None:
         total = prompt + completion
-    return Reply(Verdict.OK, usage=Usage(prompt, completion, total, cached))
+    usage = Usage(prompt, completion, total, cached)
+    return Reply(Verdict.OK, usage=usage, cost=None if tariff is None else tariff.cost(usage))
 
 
 def lost(*, sent: bool = True) -> Reply:
@@ -50,7 +59,7 @@ def test_a_launch_never_passes_a_cap_and_spending_only_by_what_reservations_miss
     """`truthful`: no attempt takes more than was reserved for it; then no cap is ever passed at all."""
     max_tokens, max_requests, max_cost = limits
     budget = Budget(max_cost=max_cost, max_tokens=max_tokens, max_requests=max_requests)
-    budget.account(PRICE, "EUR")
+    budget.account(TARIFF, "EUR")
     held: list[tuple[int, int]] = []
     missed_tokens = missed_money = 0
 
@@ -95,18 +104,19 @@ def test_a_launch_never_passes_a_cap_and_spending_only_by_what_reservations_miss
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500), st.integers(0, 500)), max_size=40))
 def test_an_account_charges_what_the_price_says(uses: list[tuple[int, int, int]]) -> None:
-    price = Price(0.15, 0.35, cached_input=0.05)
+    tariff = Tariff.of(Price(0.15, 0.35, cached_input=0.05))
+    assert tariff is not None
     budget = Budget(max_cost=1.0)
-    account = budget.account(price, "EUR")
+    account = budget.account(tariff, "EUR")
 
     async def work() -> None:
         for prompt, completion, cached in uses:
             hold = await account.reserve(prompt, completion)
-            hold.settle(answered(prompt, completion, cached=cached))
+            hold.settle(answered(prompt, completion, cached=cached, tariff=tariff))
 
     go(work)
-    ledger = sum(price.cost(Usage(prompt, completion, cached_tokens=cached)) for prompt, completion, cached in uses)
-    assert budget.use().cost == pytest.approx(ledger, abs=1e-9)
+    ledger = sum(tariff.cost(Usage(prompt, completion, cached_tokens=cached)) for prompt, completion, cached in uses)
+    assert budget.use().cost == as_float(ledger)
     assert budget.use().tokens == sum(prompt + completion for prompt, completion, _ in uses)
     assert budget.use().requests == len(uses)
 
@@ -116,7 +126,7 @@ def test_an_account_charges_what_the_price_says(uses: list[tuple[int, int, int]]
 
 def test_an_answer_without_usage_is_charged_its_reservation_and_told() -> None:
     budget = Budget(max_cost=1.0, max_tokens=1000)
-    account = budget.account(PRICE, "EUR")
+    account = budget.account(TARIFF, "EUR")
 
     async def work() -> None:
         (await account.reserve(100, 50)).settle(answered(None, None))
@@ -126,7 +136,7 @@ def test_an_answer_without_usage_is_charged_its_reservation_and_told() -> None:
     go(work)
     use = budget.use()
     assert (use.tokens, use.unmetered) == (150 + 70 + 15, 2)
-    assert use.cost == pytest.approx(2 * PRICE.cost(Usage(100, 50)) + PRICE.cost(Usage(10, 5)))
+    assert use.cost == pytest.approx(as_float(2 * TARIFF.cost(Usage(100, 50)) + TARIFF.cost(Usage(10, 5))))
 
 
 @pytest.mark.parametrize(
@@ -247,11 +257,12 @@ def test_a_wait_that_is_given_up_leaves_the_line_to_the_next() -> None:
 
 def test_several_runs_share_one_budget_with_prices_of_their_own() -> None:
     budget = Budget(max_cost=1.0)
-    cheap, dear = budget.account(Price(1, 1), "EUR"), budget.account(Price(10, 10), "EUR")
+    low, high = Tariff.of(Price(1, 1)), Tariff.of(Price(10, 10))
+    cheap, dear = budget.account(low, "EUR"), budget.account(high, "EUR")
 
     async def work() -> None:
-        (await cheap.reserve(100_000, 0)).settle(answered(100_000, 0))
-        (await dear.reserve(80_000, 0)).settle(answered(80_000, 0))
+        (await cheap.reserve(100_000, 0)).settle(answered(100_000, 0, tariff=low))
+        (await dear.reserve(80_000, 0)).settle(answered(80_000, 0, tariff=high))
         with pytest.raises(StoppedEarly, match=r"0\.9 EUR is spent, and the next request may take 0\.2 EUR more"):
             await dear.reserve(20_000, 0)
         with pytest.raises(StoppedEarly):
@@ -264,9 +275,9 @@ def test_money_needs_a_price_and_one_currency() -> None:
     budget = Budget(max_cost=1.0)
     with pytest.raises(UsageError, match="price"):
         budget.account(None, None)
-    budget.account(PRICE, "EUR")
+    budget.account(TARIFF, "EUR")
     with pytest.raises(UsageError, match="currencies are never added"):
-        budget.account(PRICE, "USD")
+        budget.account(TARIFF, "USD")
     Budget(max_tokens=1).account(None, None)
 
 

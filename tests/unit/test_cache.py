@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from batchchat.cache import AnswerCache, remove_cache
 from batchchat.errors import StorageError, UsageError
+from batchchat.reasoning import is_blank, split
 from batchchat.records import Completion, Usage
 
 ANSWER = Completion(
@@ -70,7 +72,7 @@ calls = st.none() | st.lists(
 
 usages = st.builds(Usage, counts, counts, counts, counts, counts)
 completions = st.builds(Completion, texts, texts, texts, usages, texts, st.none(), texts, calls)
-whole = completions.filter(lambda found: found.text is not None or found.tool_calls is not None)
+whole = completions.filter(lambda found: bool(found.tool_calls) or not is_blank(split(found.text or "")[1]))
 
 
 @settings(deadline=None, max_examples=50)
@@ -122,6 +124,15 @@ def test_a_damaged_answer_is_absent_and_replaced_by_the_next_one(cache: AnswerCa
     assert cache.fetch([key(1), key(2)]) == {key(2): PLAIN}
     assert cache.fetch([key(1)]) == {}
     assert cache.damaged == 1
+    cache.add([(key(1), PLAIN)])
+    assert cache.fetch([key(1)]) == {key(1): PLAIN}
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\u200b", "<think>never closed", "<think>so</think>\n "])
+def test_an_empty_answer_of_an_earlier_version_is_absent_and_replaced(cache: AnswerCache, text: str) -> None:
+    cache.add([(key(1), replace(PLAIN, text=text))])
+    assert cache.fetch([key(1)]) == {}
+    assert cache.damaged == 0
     cache.add([(key(1), PLAIN)])
     assert cache.fetch([key(1)]) == {key(1): PLAIN}
 
@@ -209,6 +220,7 @@ def test_many_threads_may_open_a_new_cache_at_once(tmp_path: Path) -> None:
 _CHILD = """
 import sys
 from batchchat.cache import AnswerCache
+from batchchat.reasoning import is_blank, split
 from batchchat.records import Completion, Usage
 cache, start = AnswerCache.open(sys.argv[1]), int(sys.argv[2])
 for number in range(start, start + 10**9, 10):

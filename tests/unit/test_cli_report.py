@@ -248,14 +248,23 @@ def test_a_plan_shows_requests_counts_and_what_it_would_cost() -> None:
 def test_a_plan_tells_what_is_archived_kept_unreadable_or_already_spent() -> None:
     text = words(shown(render_plan(replace(PLAN, archived=3, unreadable=1, kept=7, spent=Spend(100, cost=0.5)))))
     assert "rows archived 3 answered before" in text
-    assert "rows unreadable 1" in text
+    assert "rows that would fail 1" in text
     assert "records kept 7" in text
     assert "already spent 0.5000 EUR 100 answers so far" in text
 
 
+def test_a_plan_says_why_rows_would_fail_the_commonest_reasons_first() -> None:
+    failures = tuple(FailureGroup("template", 20 - number, f"reason {number}", number) for number in range(8))
+    text = words(shown(render_plan(replace(PLAN, unreadable=100, failures=failures))))
+    assert "would fail because of rows for example" in text
+    assert "template 20 row 0: reason 0 template 19" in text
+    assert "others 42 row 5: reason 5" in text
+    assert "reason 6" not in text
+
+
 def test_a_plan_without_prices_makes_none_up() -> None:
     text = words(shown(render_plan(replace(PLAN, cost=None, duration_s=None, binding=None))))
-    assert "cost \N{EN DASH} no price known time \N{EN DASH}" in text
+    assert "cost \N{EN DASH} no price known: set `prices` in the job time \N{EN DASH}" in text
 
 
 def test_a_long_message_is_shown_from_its_beginning() -> None:

@@ -143,3 +143,16 @@ def test_folders_that_cannot_be_compared(bench: Bench, tmp_path: Path) -> None:
         read_scorer_text("exat:gold")
     with pytest.raises(UsageError, match=r"there is no column 'parsed' in the records"):
         compare(a, a, field="parsed.label")
+
+
+def test_rows_of_a_cluster_are_one_piece_of_evidence(bench: Bench) -> None:
+    rows = [{**row, "document": at // 5} for at, row in enumerate(ROWS)]
+    a, b = run(bench, "a", "good", rows), run(bench, "b", "bad")
+    with pytest.raises(UsageError, match="which --cluster names"):
+        compare(a, b, cluster="document")
+    b = run(bench, "c", "bad", rows)
+    plain, found = compare(a, b, "exact:gold"), compare(a, b, "exact:gold", cluster="document")
+    assert (found.agreement.share.clusters, found.summary.cluster) == (2, "document")
+    by = {one.scorer: one for one in found.summary.comparisons}
+    assert (by["exact"].difference, by["exact"].clusters) == (plain.summary.of("exact")[0].difference, 2)
+    assert (by["exact"].p_value, by["exact"].test) == (0.5, "sign_flip_exact_clusters")

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchchat.demo.model import answering, judgement, label_ranking
 from batchchat.demo.model.answering import ModelAnswer, answer
 from batchchat.demo.model.label_ranking import find_labels, make_labels, rank
+from batchchat.demo.model.scanning import Scan
 from batchchat.demo.model.schema_filler import Filler, guess_language
 from batchchat.demo.request import ApiError, parse_request
 from batchchat.demo.server_options import LLAMA, MISTRAL, DemoOptions
@@ -467,3 +469,25 @@ def test_repetitive_text_takes_no_time_to_read(unit: str) -> None:
     asked(("user", said))
     asked(("system", "Rate from 1 to 5. Answer with JSON."), ("user", said), response_format=wanted)
     assert time.process_time() - started < 2
+
+
+SCANS = {name: scan for module in (answering, judgement, label_ranking) for name, scan in vars(module).items()}
+SCANS = {name: scan for name, scan in SCANS.items() if isinstance(scan, Scan)}
+SAID = (
+    "label labels category categorise class one of either option as into to with say answer only rate rated better "
+    "a, b or c d|e choose between pick decide summary summarise tl;dr headline which x y 1. : , . \u0130 \u017fay"
+)
+
+
+@pytest.mark.parametrize("name", SCANS)
+@given(
+    words=st.lists(
+        st.sampled_from([*SAID.split(), "Labels:", "RATE", "\n", "\n- one\n- two\n", "as a, b or c"]), max_size=25
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_a_scan_finds_what_its_pattern_finds(name: str, words: list[str]) -> None:
+    scan, text = SCANS[name], " ".join(words)
+    expected = [match.span() for match in scan._pattern.finditer(text)]
+    assert [match.span() for match in scan.finditer(text)] == expected
+    assert [match.span() for match in [scan.search(text)] if match] == expected[:1]

@@ -18,7 +18,7 @@ from rich.console import Console
 from batchchat.cli.display import PlainProgress, ProgressDisplay, ProgressView, progress, progress_line
 from batchchat.cli.logs import LogFormat, LogListener
 from batchchat.cli.terminal import Terminal
-from batchchat.events import BudgetUse, Event, Forecast, Level, Pace, Snapshot
+from batchchat.events import BudgetUse, Event, FailureGroup, Forecast, Level, Pace, Snapshot
 from batchchat.records import Spend
 
 SNAPSHOT = Snapshot(
@@ -56,6 +56,16 @@ def test_what_is_used_of_a_budget_stands_beside_it() -> None:
     budget = BudgetUse(max_cost=0.002, max_tokens=50_000, max_requests=200, requests=180, in_flight=10, currency="EUR")
     lines = drawn(replace(SNAPSHOT, budget=budget, forecast=None, retries=0), width=120)
     assert lines[4].rstrip() == ("  cost    0.0012 EUR (of 0.0020) · 41k tokens (of 50k) · 190 requests (of 200)")
+
+
+def test_the_commonest_reason_of_failures_has_a_line_of_its_own() -> None:
+    failures = (FailureGroup("server", 2, "503", 1), FailureGroup("truncated", 131, "cut off:\nraise max_tokens", 0))
+    lines = [line.rstrip() for line in drawn(replace(SNAPSHOT, failures=failures), 80)]
+    assert len(lines) == 6
+    assert lines[2] == "  failed  131 truncated (cut off: raise max_tokens) · 2 server"
+    assert drawn(replace(SNAPSHOT, failures=failures), 30)[2].rstrip().startswith("  failed  131 truncated")
+    assert "; 131 truncated; " in progress_line(replace(SNAPSHOT, failures=failures))
+    assert len(drawn(SNAPSHOT)) == 5
 
 
 def test_samples_are_called_so() -> None:

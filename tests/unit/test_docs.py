@@ -20,7 +20,8 @@ from batchchat.cli import cli
 from batchchat.cli.guide import show
 from batchchat.cli.running import tell_error
 from batchchat.cli.terminal import Terminal
-from batchchat.demo import FAULTS
+from batchchat.demo import BATCH_FAULTS, FAULTS
+from batchchat.demo.batches.options import DIALECTS, FaultKind
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.scorers.answer_scorers import MODELS
 from batchchat.evaluation.scorers.judging import JUDGES, JudgeScorer
@@ -28,7 +29,8 @@ from batchchat.evaluation.suite.suite import SuiteFields
 from batchchat.events import RunSummary
 from batchchat.guide.schema import job_schema, suite_schema
 from batchchat.job import parse_duration
-from batchchat.job.model import FIELDS, Params
+from batchchat.job.model import FIELDS
+from batchchat.job.params import Params
 from batchchat.providers import PROFILES, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind, Record
 from batchchat.template.sandbox import Environment
@@ -43,7 +45,7 @@ SAMPLE_JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 
 def test_the_contents_list_every_page_and_nothing_else() -> None:
     topics = [topic.name for topic in guide.topics()]
-    assert sorted(topics) == [path.stem for path in PAGES]
+    assert sorted(topics) == sorted(path.stem for path in PAGES)
     assert len(set(topics)) == len(topics)
 
 
@@ -101,7 +103,7 @@ def test_commands_options_and_topics_that_are_named_exist(path: Path) -> None:
         if command == "guide" and words and words[0].islower() and not words[0].startswith("-"):
             assert guide.page(words[0])
     known = {name for command in cli.commands.values() for name in _options(command)} | {"--help", "--version"}
-    outside = {"--quick"}
+    outside = {"--quick", "--model"}  # of other programs
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - known - outside == set()
 
 
@@ -270,6 +272,16 @@ def test_the_table_of_judges_is_that_of_the_models() -> None:
 
 def test_the_table_of_faults_is_that_of_the_demo_server() -> None:
     assert list(table("demo", "Faults")) == list(FAULTS)
+    batch_faults = table("demo-batches", "Faults")
+    assert list(batch_faults) == list(BATCH_FAULTS)
+    for name, (value, does) in batch_faults.items():
+        fault = BATCH_FAULTS[name]
+        assert does == fault.does
+        told = re.fullmatch(r"(?:(?P<kind>\w+)(?: \((?P<default>[\d.]+)\))?)?", value)
+        assert told is not None, name
+        assert bool(told["kind"]) is (fault.kind is not FaultKind.FLAG), name
+        assert not told["default"] or float(told["default"]) == fault.default, name
+    assert tuple(table("demo-batches", "Dialects")) == DIALECTS
 
 
 def test_the_table_of_providers_is_that_of_the_profiles() -> None:

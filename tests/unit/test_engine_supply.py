@@ -13,9 +13,9 @@ import trio.testing
 
 from batchchat.budget import Account, Budget
 from batchchat.client import ChatClient
-from batchchat.engines.local import LocalEngine
+from batchchat.engines.local import Endpoint, LocalEngine, Surroundings
 from batchchat.engines.port import Outcome, Settled
-from batchchat.limits import Limiter, TokenEstimator
+from batchchat.limits import Limiter
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, RowBatch, Usage, Verdict
 from batchchat.retry import RetryPolicy
 
@@ -45,6 +45,9 @@ class Sink:
 
     async def room(self) -> None:
         return None
+
+    async def counted(self) -> bool:
+        return True
 
 
 class Client:
@@ -86,13 +89,9 @@ def run(client: Client, size: int, count: int, concurrency: int) -> tuple[int, i
 
 def make_engine(client: Any, limiter: Limiter, account: Account | None = None) -> LocalEngine:
     return LocalEngine(
-        cast("ChatClient", client),
-        limiter,
+        Endpoint(cast("ChatClient", client), limiter, account),
         RetryPolicy(6, 310, 900, 600),
-        estimator=TokenEstimator(),
-        listener=lambda _: None,
-        account=account,
-        rng=random.Random(1),
+        Surroundings(lambda _: None, random.Random(1)),
     )
 
 
@@ -104,7 +103,13 @@ def on_virtual_clock(main: Callable[[], Awaitable[None]]) -> None:
 def test_large_requests_are_not_piled_up() -> None:
     most, settled = run(Client(), size=4 * MB, count=60, concurrency=2)
     assert settled == 60
-    assert most <= (32 + 4 * 4) * MB
+    assert most <= (16 + 4 * 4) * MB
+
+
+def test_large_requests_are_not_sent_all_at_once() -> None:
+    most, settled = run(Client(), size=30 * MB, count=40, concurrency=64)
+    assert settled == 40
+    assert most <= (128 + 16 + 3 * 30) * MB  # in hand, and read ahead
 
 
 def test_one_request_larger_than_the_bound_passes() -> None:

@@ -11,13 +11,15 @@ import pytest
 
 from batchchat import read_output
 from batchchat.errors import JobError, UsageError
+from batchchat.evaluation.checking import check_suite
 from batchchat.evaluation.evaluate import Evaluation, evaluate
-from batchchat.evaluation.results.current_rows import Choice, Identities
+from batchchat.evaluation.results.current_rows import Choice
 from batchchat.evaluation.results.gates import Baseline, GateResult
 from batchchat.evaluation.results.scoring import score_suite
 from batchchat.evaluation.results.summary import read_summary
 from batchchat.events import Snapshot
 from batchchat.inspection import status_of
+from batchchat.joining import Identities
 from tests.integration.suites import Bench, Provider, on_virtual_clock
 
 GOLD = ["yes", "no"] * 10
@@ -65,7 +67,7 @@ def test_every_score_has_its_line(bench: Bench) -> None:
     (folder,) = bench.out.glob("variants/good-*")
     ids = {record["row_index"]: record["custom_id"] for record in read_output(folder).to_pylist()}
     place = {"variant": "good", "row_index": 0, "key": "r0", "sample_index": 0, "custom_id": ids[0]}
-    none = {"reason": None, "expected": None, "given": None}
+    none = {"reason": None, "expected": None, "given": None, "cluster": None}
     assert lines[0] == {**none, **place, "scorer": "accuracy", "value": 0.0}
     labels = {"expected": lines[20]["expected"], "given": lines[20]["given"]}
     assert lines[20] == {**none, **place, **labels, "scorer": "t.accuracy", "value": 0.0}
@@ -351,7 +353,10 @@ def test_what_a_scorer_cannot_tell_is_said(bench: Bench) -> None:
 
 
 def test_an_evaluation_is_held_against_an_earlier_one(bench: Bench) -> None:
-    scorers = [{"name": "t", "kind": "classes", "expected": "gold"}, {"name": "words", "kind": "length"}]
+    scorers: list[dict[str, Any]] = [
+        {"name": "t", "kind": "classes", "expected": "gold"},
+        {"name": "words", "kind": "length"},
+    ]
     before = bench.folder / "out" / "before"
     bench.evaluate(bench.suite(variants=[{"name": "one"}], scorers=scorers, output="out/before"))
 
@@ -371,6 +376,13 @@ def test_an_evaluation_is_held_against_an_earlier_one(bench: Bench) -> None:
     )
     # Where each side has one variant only, its name does not matter.
     assert check(variants=[{"name": "renamed"}]).passed
+    # Twenty rows of two clusters are two pieces of evidence.
+    clustered = check(variants=[{"name": "one", "model": "bad"}], cluster="gold")
+    assert (clustered.passed, clustered.message) == (True, "-0.3 against one on 20 rows, p = 0.5")
+    scorers[0]["margin"] = 0.9
+    within = check(variants=[{"name": "one", "model": "bad"}])
+    assert (within.passed, within.message.endswith("p = 0.031, equivalent within 0.9")) == (True, True)
+    scorers[0].pop("margin")
     bench.rows({"id": f"r{at}", "text": f"row {at}", "gold": gold} for at, gold in enumerate(GOLD[:8]))
     few = check(variants=[{"name": "one", "model": "bad"}])
     assert (few.passed, few.message) == (True, "-0.25 against one on 8 rows, p = 0.5")
@@ -388,3 +400,49 @@ def test_identities_whose_halves_repeat_are_told_apart() -> None:
     assert found.find(pa.array([], pa.string())).tolist() == []
     assert Identities(b"").find(pa.array(ids)).tolist() == [-1] * 9
     assert Identities(b"").digest != found.digest
+
+
+def test_rows_of_a_cluster_are_one_piece_of_evidence(bench: Bench) -> None:
+    rows = [{"id": f"r{at}", "text": f"row {at}", "gold": gold} for at, gold in enumerate(GOLD)]
+    documents = [None if at == 19 else at // 4 for at in range(20)]
+    bench.rows({**row, "document": document} for row, document in zip(rows, documents, strict=True))
+    done = bench.evaluate(bench.suite(cluster="document"))
+    assert done.summary is not None
+    assert done.summary.cluster == "document"
+    accuracy = done.summary.variants[0].scores["accuracy"]
+    # A row without a document stands for itself.
+    assert (accuracy.mean, accuracy.n, accuracy.clusters, accuracy.ci_method) == (0.95, 20, 6, "student_t_clusters")
+    (compared,) = done.summary.comparisons
+    assert (compared.clusters, compared.test) == (6, "sign_flip_exact_clusters")
+    assert compared.difference == pytest.approx(0.3)
+    assert [line["cluster"] for line in bench.scores()[:5]] == ["0", "0", "0", "0", "1"]
+    assert read_summary(bench.out) == done.summary
+    with pytest.raises(JobError, match=r"documint.*did you mean 'document'"):
+        check_suite(bench.suite(cluster="documint"))
+
+
+def test_a_suite_tells_of_several_samples(bench: Bench) -> None:
+    scorer = {"name": "accuracy", "kind": "exact", "expected": "gold", "pass_at": 2, "pass_all": 3, "consistency": True}
+    suite = bench.suite(samples=3, scorers=[scorer], job={"params": {"temperature": 0.7}})
+    names = ["accuracy", "accuracy.pass_at_2", "accuracy.pass_all_3", "accuracy.consistency"]
+    assert list(suite.scores()) == names
+    done = bench.evaluate(suite)
+    assert done.summary is not None
+    assert [one.name for one in done.summary.scorers] == names
+    # Equal requests have equal answers here: all samples of a row are right, or none is.
+    scores = done.summary.variants[0].scores
+    assert {scores[name].mean for name in names[:3]} == {0.95}
+    assert (scores["accuracy.consistency"].mean, scores["accuracy.pass_at_2"].n) == (1.0, 20)
+    assert [one.scorer for one in done.summary.comparisons] == names
+
+
+def test_what_samples_cannot_tell_is_refused_with_its_place(bench: Bench) -> None:
+    scorer = {"name": "accuracy", "kind": "exact", "expected": "gold", "majority": 5}
+    with pytest.raises(JobError, match=r"majority.*needs 5 samples of each row, and there are 3"):
+        bench.suite(samples=3, scorers=[scorer])
+    length = {"name": "words", "kind": "length", "pass_at": 2}
+    with pytest.raises(JobError, match=r"pass_at.*is for yes/no scores"):
+        bench.suite(samples=3, scorers=[length])
+    alike = bench.suite(samples=5, scorers=[scorer], job={"params": {"temperature": 0}})
+    with pytest.raises(JobError, match=r"alike by construction, since params\.temperature is 0"):
+        check_suite(alike)

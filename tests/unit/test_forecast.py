@@ -8,15 +8,15 @@ import anyio
 import httpx
 import pytest
 
+from batchchat.money import Tariff
 from batchchat.plan import plan_job
-from batchchat.providers import Price
 from batchchat.records import Request, RowBatch, Spend
 from batchchat.runner.forecast import ENOUGH_ANSWERS, Forecaster
 from tests.integration.jobs import make_job, texts, write_rows
 from tests.unit.test_run_budget import billed
 from tests.unit.test_run_clock import Provider, simulate
 
-PRICE = Price(1.0, 2.0)
+TARIFF = Tariff(1_000_000, 2_000_000, 1_000_000)
 
 
 def requests(count: int, prompt: int, max_tokens: int | None) -> list[Request]:
@@ -25,7 +25,7 @@ def requests(count: int, prompt: int, max_tokens: int | None) -> list[Request]:
 
 
 def test_the_guess_is_by_size_until_there_are_enough_answers() -> None:
-    forecaster = Forecaster(PRICE)
+    forecaster = Forecaster(TARIFF)
     assert forecaster.forecast(settled=0, asked=0, spend=Spend(), left=10) is None
     forecaster.add(requests(50, 30, 10))
     forecaster.add(requests(50, 10, None))
@@ -37,7 +37,7 @@ def test_the_guess_is_by_size_until_there_are_enough_answers() -> None:
 
 
 def test_from_the_hundredth_answer_on_it_follows_real_usage() -> None:
-    forecaster = Forecaster(PRICE)
+    forecaster = Forecaster(TARIFF)
     forecaster.add(requests(300, 20, 10))
     spend = Spend(ENOUGH_ANSWERS, 3000, 200, 3200, 0, 0, 0.0034)
     found = forecaster.forecast(settled=ENOUGH_ANSWERS, asked=ENOUGH_ANSWERS, spend=spend, left=900)

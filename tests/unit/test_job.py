@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from batchchat.errors import JobError, UsageError
 from batchchat.job import (
-    Change,
+    FieldChange,
     Job,
     api_key,
     failed_kinds,
@@ -28,8 +28,8 @@ from batchchat.job import (
     validate_job,
     write_duration,
 )
-from batchchat.job.model import Output
-from batchchat.job.origin import Origin, Place
+from batchchat.job.model import OutputFields
+from batchchat.job.origin import FieldOrigin, Place
 from batchchat.job.syntax import MAX_BYTES
 from batchchat.providers import PROFILES
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
@@ -85,7 +85,7 @@ def test_a_small_job_is_read_with_its_defaults(folder: Path) -> None:
     assert job.params.as_body() == {}
     assert (job.limits.requests_per_minute, job.limits.tokens_per_minute, job.limits.concurrency) == (None, None, None)
     assert (job.retry.attempts, job.retry.request_timeout, job.retry.row_deadline) == (6, 310.0, 900.0)
-    assert (job.output.part_rows, job.output.part_bytes) == (50_000, 128_000_000)
+    assert (job.output.part_rows, job.output.part_bytes) == (50_000, 32_000_000)
     assert job.file == folder / "job.yaml"
 
 
@@ -928,7 +928,7 @@ def test_any_value_is_a_bounded_duration_or_refused(value: object) -> None:
     ],
 )
 def test_a_size_is_read(value: object, size: int) -> None:
-    assert Output(path="o", part_bytes=value).part_bytes == size
+    assert OutputFields(path="o", part_bytes=value).part_bytes == size
 
 
 @pytest.mark.parametrize(
@@ -936,14 +936,14 @@ def test_a_size_is_read(value: object, size: int) -> None:
 )
 def test_what_is_no_sensible_size_is_refused(value: object) -> None:
     with pytest.raises(ValidationError):
-        Output(path="o", part_bytes=value)
+        OutputFields(path="o", part_bytes=value)
 
 
 @given(st.integers(1, 100_000), st.sampled_from([("kB", 10**3), ("KiB", 2**10), ("MB", 10**6), ("B", 1)]))
 def test_a_size_is_read_back_as_it_was_written(number: int, unit: tuple[str, int]) -> None:
     size = number * unit[1]
     if 1_000 <= size <= 10**11:
-        assert Output(path="o", part_bytes=f"{number}{unit[0]}").part_bytes == size
+        assert OutputFields(path="o", part_bytes=f"{number}{unit[0]}").part_bytes == size
 
 
 # --- the job as a value
@@ -1017,8 +1017,8 @@ def changed(folder: Path, path: str, value: Any, **inside: int) -> Job:
     other = folder / "suites"
     other.mkdir(exist_ok=True)
     file = other / "suite.yaml"
-    places: dict[Place, Origin] = {(place,): Origin(file, line) for place, line in inside.items()}
-    change = Change(path, value, Origin(file, 9), other, places)
+    places: dict[Place, FieldOrigin] = {(place,): FieldOrigin(file, line) for place, line in inside.items()}
+    change = FieldChange(path, value, FieldOrigin(file, 9), other, places)
     return load_job(write(folder), overrides=["model=from-the-command-line"], changes=[change])
 
 

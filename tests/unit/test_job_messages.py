@@ -55,9 +55,22 @@ def test_a_template_with_a_column_is_taken(tmp_path: Path, content: str) -> None
     assert plan_job(job(tmp_path, HEAD + MESSAGES % content)).requests == 3
 
 
+def test_a_plan_names_the_rows_that_would_fail_and_why(tmp_path: Path) -> None:
+    rows = [{"s": {"name": "x"}}, {"s": None}, {"s": {"name": None}}, {"s": None}, {}]
+    (tmp_path / "sparse.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    view = plan_job(job(tmp_path, HEAD.replace("rows.jsonl", "sparse.jsonl") + MESSAGES % "{{ s.name }}"))
+    assert (view.requests, view.unreadable) == (2, 3)
+    assert [(group.kind, group.count, group.row_index) for group in view.failures] == [
+        ("template", 2, 1), ("template", 1, 4),
+    ]  # fmt: skip
+    assert "'name' is asked of is null" in view.failures[0].example
+    assert "{% if value %}" in view.failures[0].example
+    assert "default('')" in view.failures[1].example
+
+
 def test_rows_without_text_and_comments_are_told(tmp_path: Path) -> None:
     told_of = plan_job(job(tmp_path, HEAD + MESSAGES % "{{ text }} {# {{ other }} #}")).warnings
-    assert any("2 of the first 3 rows have nothing in text" in warning for warning in told_of)
+    assert any("2 of the 3 rows have nothing in text" in warning for warning in told_of)
     assert any("13 characters are not sent" in warning or "is a comment" in warning for warning in told_of)
     assert not plan_job(job(tmp_path, HEAD + MESSAGES % "{{ text }} {{ other }} {# a note #}")).warnings
 

@@ -191,3 +191,24 @@ def test_no_line_changes_how_the_next_one_renders(lines: list[dict[str, Any]]) -
     one_for_all = compile_lines({}, model="")
     for fields in lines:
         assert outcome(one_for_all, fields) == outcome(compile_lines({}, model=""), fields)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/v1/chat/completions",
+        "v1/chat/completions/",
+        "/chat/completions",
+        "/openai/deployments/gpt/chat/completions?api-version=2024-10-21",
+        "https://api.example.com/v1/chat/completions",
+        None,
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "post", None])
+def test_a_line_may_name_any_address_of_chat_completions(url: str | None, method: str | None) -> None:
+    assert AS_IT_IS.render({**line(), "url": url, "method": method}) == AS_IT_IS.render(line())
+
+
+@pytest.mark.parametrize("url", ["", "/v1/completions", "/v1/notchat/completions", "/v1/chat/completions/x", 3, []])
+def test_a_line_for_another_address_is_refused(url: object) -> None:
+    assert problem(AS_IT_IS, {**line(), "url": url}).startswith("url must be /v1/chat/completions")

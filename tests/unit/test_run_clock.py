@@ -236,6 +236,77 @@ def test_a_block_of_rows_that_break_a_healthy_provider_pays_its_own_attempts(
     assert len(provider.times) <= rows + len(bad) * 3 + 100
 
 
+@pytest.mark.parametrize("bad", [range(0, 240, 2), range(60, 180)], ids=["every other", "middle"])
+def test_many_bad_rows_cost_no_waits_for_a_provider_that_is_up(tmp_path: Path, bad: range) -> None:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.05)
+        return broken("500") if row_of(request) in bad else answer()
+
+    provider = Provider(handler)
+    summary, elapsed, events = simulate(tmp_path, provider, 240)
+    assert (summary.exit_code, summary.ok, summary.failed) == (1, 120, 120)
+    assert len(provider.times) <= 120 + 6 * 120 + 10
+    assert elapsed < 80
+    assert sum(event.name == "breaker_opened" for event in events) <= 2
+
+
+def test_empty_answers_at_the_end_are_soon_taken_for_their_rows_own(tmp_path: Path) -> None:
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.05)
+        return answer("") if row_of(request) >= 30 else answer()
+
+    provider = Provider(handler)
+    summary, elapsed, _ = simulate(tmp_path, provider, 52)
+    assert (summary.exit_code, summary.ok, summary.failed) == (1, 30, 22)
+    assert elapsed < 60
+
+
+SLOTS = 2
+
+
+@pytest.mark.parametrize("how", ["503", "529", "no connection", "waits too long"])
+def test_a_server_that_is_only_full_is_not_called_down(tmp_path: Path, how: str) -> None:
+    busy = 0
+
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        nonlocal busy
+        if busy >= SLOTS:
+            await anyio.sleep(1000 if how == "waits too long" else 0.01)
+            if how == "no connection":
+                raise httpx.ConnectError("[Errno 111] Connection refused")
+            return httpx.Response(int(how), json={"error": {"message": "no free slot"}})
+        busy += 1
+        try:
+            await anyio.sleep(0.5)
+        finally:
+            busy -= 1
+        return answer()
+
+    provider = Provider(handler)
+    fields: dict[str, Any] = {"limits": {"concurrency": 64}, "retry": {"request_timeout": "8s"}}
+    summary, elapsed, events = simulate(tmp_path, provider, 200, **fields)
+    assert (summary.exit_code, summary.ok) == (0, 200)
+    assert "breaker_opened" not in {event.name for event in events}
+    # Two at a time take 50 s; those that wait too long cost 8 s each time.
+    assert elapsed < (100 if how == "waits too long" else 60)
+    assert len(provider.times) <= 200 + (220 if how == "waits too long" else 100)
+
+
+def test_a_provider_that_goes_down_at_once_is_not_taken_for_a_full_one_for_long(tmp_path: Path) -> None:
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        down = 5 <= anyio.current_time() - provider.times[0] < 35
+        await anyio.sleep(0.01 if down else 1)
+        return httpx.Response(503, json={"error": "down"}) if down else answer()
+
+    provider = Provider(handler)
+    summary, elapsed, events = simulate(tmp_path, provider, 640, limits={"concurrency": 32})
+    assert (summary.exit_code, summary.ok) == (0, 640)
+    assert "breaker_opened" in {event.name for event in events}
+    # Those under way, a few more until it is called down, and then probes.
+    assert sum(6 <= time - provider.times[0] < 34 for time in provider.times) <= 20
+    assert elapsed < 20 + 30 + 25
+
+
 @pytest.mark.parametrize("how", HOWS)
 def test_bad_rows_that_an_earlier_run_left_open_end_with_the_next(tmp_path: Path, how: str) -> None:
     async def handler(request: httpx.Request) -> httpx.Response:

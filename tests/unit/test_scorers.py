@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def test_contains_all_and_any() -> None:
     assert judge("any_of", "black", ["red", "blue"]) == (0.0, 'not found: "red", "blue"')
     assert judge("any_of", "black", "black")[0] == 1.0
     # An empty text is in every answer and says nothing.
-    assert judge("contains", "anything", "") == (None, "the expected value names no text to look for")
+    assert judge("contains", "anything", "") == (None, "the input has no gold here")
 
 
 def test_regex() -> None:
@@ -432,7 +433,7 @@ def test_missing_columns_are_found_before_anything_is_sent() -> None:
         ({"kind": "exact", "expcted": "x"}, r"expcted: is not a field \(did you mean 'expected'\?\)"),
         ({"kind": "exact"}, "needs either `expected`"),
         ({"kind": "exact", "expected": "x", "value": "y"}, "needs either `expected`"),
-        ({"kind": "latency", "failed": "wrong"}, "failed: is not a field; known are name, kind"),
+        ({"kind": "latency", "failed": "wrong"}, "failed: is not a field; known are name, (margin, )?kind"),
         ({"kind": "regex", "pattern": "("}, "pattern: is not a regular expression"),
         ({"kind": "numeric", "value": "x"}, "value: is a number"),
         ({"kind": "numeric", "value": 1, "absolute": -1}, "absolute: must be at least 0, not -1"),
@@ -493,3 +494,55 @@ def test_lists_in_another_order_are_the_same_where_order_is_ignored(items: list[
     shuffled = list(items)
     random.shuffle(shuffled)
     assert json_difference(shuffled, items, ignore_order=True) is None
+
+
+MIDNIGHT = datetime(2024, 1, 2, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("1", 1.0),
+        ("1.0", 1),
+        ("1", Decimal("1.00")),
+        ("1.5", Decimal("1.50")),
+        ("True", True),
+        ("2024-01-02", date(2024, 1, 2)),
+        ("2024-01-02T00:00:00Z", MIDNIGHT),
+        ("2024-01-02 01:00+01:00", MIDNIGHT),
+        ("2024-01-02", datetime(2024, 1, 2)),  # noqa: DTZ001 - what a column without a zone gives
+        ("10:30", time(10, 30)),
+        ("x", b"x"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["exact", "normalized", "json_equal", "classes"])
+def test_an_answer_is_text_and_equals_what_a_typed_column_holds(kind: str, answer: str, gold: Any) -> None:
+    assert judge(kind, answer, gold)[0] == 1.0
+    assert judge(kind, f"not {answer}", gold)[0] == 0.0
+
+
+@pytest.mark.parametrize("gold", [float("nan"), float("inf"), Decimal("NaN"), "", " \n"])
+@pytest.mark.parametrize(
+    "kind", ["exact", "normalized", "json_equal", "classes", "numeric", "contains", "edit_similarity"]
+)
+def test_where_nothing_is_expected_there_is_no_value(kind: str, gold: Any) -> None:
+    assert judge(kind, "a", gold) == (None, "the input has no gold here")
+
+
+def test_a_label_has_one_name_in_the_matrix_however_it_is_written() -> None:
+    scorer = read_scorer({"kind": "classes", "name": "c", "expected": "gold"})
+    records = [{"status": "ok", "completion": text} for text in ("1", "1.0", "2")]
+    labels = scorer.score(ScoreBatch(records, [{"gold": 1.0}, {"gold": 1}, {"gold": 1.0}])).labels
+    assert labels == (["1", "1", "1"], ["1", "1", "2"])
+
+
+def test_a_list_without_items_and_nulls_in_a_list_of_texts() -> None:
+    assert judge("set_f1", "[]", "")[0] == 1.0
+    assert judge("all_of", "a", ["a", None])[0] == 1.0
+    assert judge("any_of", "null", [None])[0] is None
+
+
+def test_a_date_inside_of_json_is_text_in_the_answer() -> None:
+    gold = {"day": date(2024, 1, 2), "price": Decimal("9.50"), "note": None}
+    assert judge("json_equal", '{"day": "2024-01-02", "price": 9.5}', gold)[0] == 1.0
+    assert judge("json_equal", '{"day": "2024-01-03", "price": 9.5}', gold)[0] == 0.0

@@ -220,7 +220,7 @@ class TestCsv:
         messages = [failure.message for failure in batch.failures.values()]
         assert [message.split(" ")[0] for message in messages] == ["t.csv:3:", "t.csv:5:", "t.csv:6:", "t.csv:7:"]
         assert batch.raw[1] == b'"x\ny",\xff\n'
-        assert "has 1 fields where the header has 2" in messages[1]
+        assert "has 1 field where the header has 2" in messages[1]
         assert source.count_rows() == 6
 
     def test_an_open_quote_and_an_overlong_line_are_failures(self, tmp_path: Path) -> None:

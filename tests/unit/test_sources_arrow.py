@@ -16,6 +16,7 @@ import pytest
 
 from batchchat.identity import row_bytes
 from batchchat.sources import open_source
+from batchchat.sources.decoded import DecodedSizes
 
 FAR = 2**62
 _BINARY = pa.array([b"\xff", b"", b"a", b"b"])
@@ -54,6 +55,10 @@ WRAPS: dict[str, Callable[[pa.Array], pa.Array]] = {
     "list": lambda array: pa.ListArray.from_arrays(_OFFSETS, array),
     "large list": lambda array: pa.LargeListArray.from_arrays(_OFFSETS.cast(pa.int64()), array),
     "fixed list": lambda array: pa.FixedSizeListArray.from_arrays(array, 1),
+    "list view": lambda array: pa.ListViewArray.from_arrays(_OFFSETS[:4], pa.array([1] * 4, pa.int32()), array),
+    "large list view": lambda array: pa.LargeListViewArray.from_arrays(
+        _OFFSETS[:4].cast(pa.int64()), pa.array([1] * 4, pa.int64()), array
+    ),
     "map": lambda array: pa.MapArray.from_arrays(_OFFSETS, _TEXTS, array),
     "keys": lambda array: pa.MapArray.from_arrays(_OFFSETS, array, _TEXTS),
 }
@@ -124,3 +129,96 @@ def test_a_value_that_a_dictionary_holds_once_is_counted_for_each_row(tmp_path: 
     before = pa.total_allocated_bytes()
     peak = max(pa.total_allocated_bytes() - before for _ in source.batches())
     assert peak < 10_000_000  # all rows take 40 MB
+
+
+LONG = "x" * 100_000
+
+
+def _later_group(path: Path) -> None:
+    with pq.ParquetWriter(path, pa.schema([("x", pa.string())])) as writer:
+        for text in ("s", "t", LONG):
+            writer.write_table(pa.table({"x": [text] * 400}))
+
+
+def _categories(path: Path) -> None:
+    indices = pa.array([0] * 600 + [1] * 400, pa.int32())
+    pq.write_table(pa.table({"x": pa.DictionaryArray.from_arrays(indices, pa.array(["s", LONG]))}), path)
+
+
+def _lists(path: Path) -> None:
+    pq.write_table(pa.table({"x": [["s"]] * 400 + [[LONG, LONG]] * 200}), path)
+
+
+def _fixed(path: Path) -> None:
+    pq.write_table(pa.table({"x": pa.array([LONG.encode()] * 400, pa.binary(len(LONG)))}), path)
+
+
+def _many_numbers(path: Path) -> None:
+    pq.write_table(pa.table({"x": pa.array([[0] * 10_000] * 1000, pa.list_(pa.int64()))}), path)
+
+
+def _plain_texts(path: Path) -> None:
+    pq.write_table(pa.table({"x": [f"{row}{LONG}" for row in range(300)]}), path, use_dictionary=False)
+
+
+@pytest.mark.parametrize(
+    "write", [_later_group, _categories, _lists, _fixed, _many_numbers, _plain_texts], ids=lambda write: write.__name__
+)
+def test_a_small_file_with_large_rows_is_read_a_few_rows_at_a_time(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "x.parquet"
+    write(path)
+    source = open_source(str(path), batch_bytes=1_000_000)
+    before, peak, rows = pa.total_allocated_bytes(), 0, 0
+    for batch in source.batches():
+        peak = max(peak, pa.total_allocated_bytes() - before)
+        rows += len(batch.values)
+        assert len(batch.values) == 1 or batch.nbytes <= 1_000_000
+    assert rows == pq.read_metadata(path).num_rows
+    # A few batches, and what Arrow keeps of a page: all rows take 30 to 80 MB.
+    assert peak < (40_000_000 if write is _plain_texts else 6_000_000)
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_the_longest_text_of_a_dictionary_is_told_without_decoding_it(
+    tmp_path: Path, compression: str, version: str
+) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.table(
+        {"x": ["a" * (n % 3) for n in range(500)] + ["ü" * 5000], "y": [["b" * 70]] * 501, "n": range(501)}
+    )
+    pq.write_table(table, path, compression=compression, data_page_version=version)
+    data = path.read_bytes()
+    sizes = DecodedSizes(pq.ParquetFile(path), lambda offset, size: data[offset : offset + size])
+    assert sizes.at_once(0, 501, 100_000_000) == 501
+    # 10,000 bytes in x, 70 in y, and what each value takes beside.
+    assert sizes.at_once(0, 501, 1_000_000) == 1_000_000 // (10_004 + 74 + 9)
+    assert sizes.at_once(0, 501, 60_000, ["y"]) == 501
+    assert sizes.at_once(0, 501, 10) == 1
+    damaged = DecodedSizes(pq.ParquetFile(path), lambda _offset, size: b"\xff" * size)
+    assert 1 <= damaged.at_once(0, 501, 1_000_000) <= 501
+
+
+def test_a_row_of_parquet_that_is_too_long_is_a_failed_record(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"x": ["s", "x" * 3000, "y" * 3000, "t"]}), path)
+    source = open_source(str(path), batch_bytes=1000, max_line_bytes=2000)
+    batches = list(source.batches())
+    failures = [failure.message for batch in batches for failure in batch.failures.values()]
+    assert [row and row["x"] for batch in batches for row in batch.values] == ["s", None, None, "t"]
+    assert [message.partition(": row ")[2][:6] for message in failures] == ["2 of t", "3 of t"]
+    assert len({raw for batch in batches for raw in batch.raw.values()}) == 2
+    assert sum(batch.columns.nbytes for batch in batches) < 1000
+
+
+def test_a_list_of_views_is_read_and_carried(tmp_path: Path) -> None:
+    array = pa.array([["a"], None, ["b", "c"], []], pa.list_view(pa.string()))
+    pq.write_table(
+        pa.table({"x": array, "y": pa.array([{"z": each} for each in array.to_pylist()])}), tmp_path / "x.parquet"
+    )
+    (batch,) = open_source(str(tmp_path / "x.parquet")).batches()
+    assert [row and row["x"] for row in batch.values] == [["a"], None, ["b", "c"], []]
+    assert batch.columns.column("x").to_pylist() == [["a"], None, ["b", "c"], []]
+    assert set(batch.columns.column("input_extra").to_pylist()) == {None}

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from batchchat.errors import StorageError
+from batchchat.store.json_files import append_json, read_lines
 from batchchat.store.location import disk as files
+from batchchat.store.location.folder_files import FolderParts, FolderState
+from batchchat.store.location.port import PartNames
 from tests.store_cases import answer, commit, open_store, seal, settled
 
 
@@ -43,22 +46,13 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             done.append(f"delete {path.name.split('.')[0]}")
         unlink(path, missing_ok)
 
-    for module in (
-        "location.disk",
-        "journal",
-        "parts",
-        "state",
-        "store",
-        "location.local",
-        "location.lock",
-        "location.journals",
-    ):
+    for module in ("disk", "folder", "folder_files"):
         for name, noted in (
             ("synchronize", noted_synchronize),
             ("synchronize_folder", noted_folder),
             ("write_all", noted_write),
         ):
-            monkeypatch.setattr(f"batchchat.store.{module}.{name}", noted, raising=False)
+            monkeypatch.setattr(f"batchchat.store.location.{module}.{name}", noted, raising=False)
     monkeypatch.setattr(Path, "replace", noted_replace)
     monkeypatch.setattr(Path, "unlink", noted_unlink)
     return done
@@ -127,13 +121,33 @@ def test_what_is_published_is_whole_or_not_there(tmp_path: Path) -> None:
 
 
 def test_lines_that_are_not_whole_are_cut_and_those_that_are_no_json_are_counted(tmp_path: Path) -> None:
-    path = tmp_path / "lines"
-    assert files.read_lines(path) == ([], 0)
-    assert files.cut_torn_line(path) == 0
-    files.append_line(path, {"n": 1})
-    with path.open("ab") as sink:
+    state = FolderState(tmp_path, temporary=tmp_path, damaged=tmp_path)
+    assert read_lines(state, "lines") == ([], 0)
+    assert state.cut_torn_line("lines") == 0
+    append_json(state, "lines", {"n": 1})
+    with (tmp_path / "lines").open("ab") as sink:
         sink.write(b'not json\n[1]\n{"n": 2')
-    assert files.read_lines(path) == ([{"n": 1}], 2)
-    assert files.cut_torn_line(path) == 7
-    files.append_line(path, {"n": 3})
-    assert files.read_lines(path) == ([{"n": 1}, {"n": 3}], 2)
+    assert read_lines(state, "lines") == ([{"n": 1}], 2)
+    assert state.cut_torn_line("lines") == 7
+    append_json(state, "lines", {"n": 3})
+    assert read_lines(state, "lines") == ([{"n": 1}, {"n": 3}], 2)
+
+
+def test_the_parts_of_two_shards_lie_in_one_folder_and_neither_shard_sees_the_other_one(tmp_path: Path) -> None:
+    places = {"temporary": tmp_path / "tmp", "damaged": tmp_path / "damaged"}
+    data = tmp_path / "data"
+    for folder in (data, *places.values()):
+        folder.mkdir()
+    shards = (None, 0, 3, 1000)
+    kinds = [PartNames("part", ".parquet", shard) for shard in shards]
+    parts = [FolderParts(data, kind, **places, mode=0o600) for kind in kinds]
+    for each, kind in zip(parts, kinds, strict=True):
+        for number in (100_000, 0, 99_999):
+            each.publish(kind.name(number), lambda sink: None)
+    (data / "notes.txt").touch()
+    for each, kind in zip(parts, kinds, strict=True):
+        assert [kind.number(name) for name in each.names()] == [0, 99_999, 100_000]
+        assert each.others() == ["notes.txt"]
+    assert kinds[0].name(7) == "part-00007.parquet"
+    assert kinds[2].name(7) == "part-003-00007.parquet"
+    assert kinds[0].number("part-7.parquet") is None

@@ -13,23 +13,31 @@ import pytest
 
 from batchchat.errors import StorageError
 from batchchat.records import RECORD_COLUMNS, Spend
-from batchchat.store import Answer, Entry, Settled, SpendOnly
+from batchchat.store import AnswerEntry, Entry, SettledEntry, SpendOnly
 from batchchat.store.frames import encode
 from batchchat.store.journal import HEADER, Journal, replay
-from batchchat.store.location.journals import journal_path, journals
+from batchchat.store.location.folder_files import FolderJournals
 from batchchat.store.pending import Pending, to_batch
 from batchchat.store.schema import output_schema
 from tests.store_cases import RICH, SCHEMA, SPEND, answer, identity, record, rich_rows, row_batch, settled
 
 
+def files(folder: Path) -> FolderJournals:
+    return FolderJournals(folder, damaged=folder / "damaged")
+
+
+def path_of(folder: Path) -> Path:
+    return files(folder).path(1)
+
+
 def journal(folder: Path, schema: pa.Schema = SCHEMA, **options: Any) -> Journal:
-    return Journal.create(journal_path(folder, 1), 1, run_id="run-1", input_schema=schema, **options)
+    return Journal.create(files(folder), 1, run_id="run-1", input_schema=schema, **options)
 
 
-def read(path: Path) -> tuple[list[Any], Any]:
+def read(folder: Path) -> tuple[list[Any], Any]:
     """Return the records of a journal, and what else it says."""
     records: list[Any] = []
-    found = replay(path, records.append)
+    found = replay(files(folder), 1, records.append)
     assert found.records == len(records)
     return records, found
 
@@ -45,10 +53,10 @@ def test_records_come_back_with_their_input_rows_in_their_types(tmp_path: Path) 
     batch = row_batch(0, 100, rich_rows(100))
     log = journal(tmp_path, RICH)
     calls = ({"id": "c1", "type": "function", "name": "f", "arguments": '{"x": 1}'},)
-    written = write(log, [Settled(record(batch, 7, tool_calls=calls, latency_s=0.125), SPEND)])
-    written += write(log, [Settled(record(batch, offset), SPEND) for offset in range(40, 60)])
+    written = write(log, [SettledEntry(record(batch, 7, tool_calls=calls, latency_s=0.125), SPEND)])
+    written += write(log, [SettledEntry(record(batch, offset), SPEND) for offset in range(40, 60)])
     log.close()
-    records, found = read(log.path)
+    records, found = read(tmp_path)
     schema = output_schema(RICH)
     assert found.damage is None
     assert (found.generation, found.run_id) == (1, "run-1")
@@ -63,22 +71,22 @@ def test_few_rows_of_a_batch_bring_only_themselves_many_bring_it_once(tmp_path: 
     wide = pa.RecordBatch.from_arrays([pa.array(["x"] * 1600), pa.array(["y" * 1000] * 1600)], schema=SCHEMA)
     batch = row_batch(0, 1600, wide)
     log = journal(tmp_path)
-    write(log, [Settled(record(batch, 0))])
+    write(log, [SettledEntry(record(batch, 0))])
     assert log.size < 10_000
-    write(log, [Settled(record(batch, offset)) for offset in range(1, 200)])
+    write(log, [SettledEntry(record(batch, offset)) for offset in range(1, 200)])
     once = log.size
     assert once > wide.nbytes
-    write(log, [Settled(record(batch, offset)) for offset in range(200, 1600)])
+    write(log, [SettledEntry(record(batch, offset)) for offset in range(200, 1600)])
     assert log.size - once < 1_000_000
     log.close()
-    assert to_batch(read(log.path)[0], output_schema(SCHEMA)).column("row_index").to_pylist() == list(range(1600))
+    assert to_batch(read(tmp_path)[0], output_schema(SCHEMA)).column("row_index").to_pylist() == list(range(1600))
 
 
 def test_the_journal_keeps_no_row_batch_alive(tmp_path: Path) -> None:
     log = journal(tmp_path)
     batch = row_batch(0, 10)
     columns = weakref.ref(batch.columns)
-    write(log, [Settled(record(batch, 0))])
+    write(log, [SettledEntry(record(batch, 0))])
     del batch
     gc.collect()
     assert columns() is None
@@ -91,11 +99,11 @@ def test_a_row_batch_at_the_address_of_a_freed_one_is_not_taken_for_it(tmp_path:
     for first in range(0, 200, 2):
         batch = row_batch(first, 2)
         addresses.add(id(batch.columns))
-        write(log, [Settled(record(batch, 1))])
+        write(log, [SettledEntry(record(batch, 1))])
         del batch
     log.close()
     assert len(addresses) < 100  # addresses were used again, else this test shows nothing
-    tickets = to_batch(read(log.path)[0], output_schema(SCHEMA)).column("ticket").to_pylist()
+    tickets = to_batch(read(tmp_path)[0], output_schema(SCHEMA)).column("ticket").to_pylist()
     assert tickets == [f"t{row}" for row in range(1, 200, 2)]
 
 
@@ -103,27 +111,27 @@ def test_text_that_no_utf8_can_hold_and_huge_numbers_are_stored_as_well_as_possi
     batch = row_batch(0, 3)
     log = journal(tmp_path)
     entries: list[Entry] = [
-        Settled(record(batch, 0, completion="a\ud800b", total_tokens=2**70, cost=float("nan"))),
-        Settled(record(batch, 1, http_status=2**40, completion="fine")),
-        Answer(identity(5), 0, {"text": "\udc00", "n": 2**80}),
+        SettledEntry(record(batch, 0, completion="a\ud800b", total_tokens=2**70, cost=float("nan"))),
+        SettledEntry(record(batch, 1, http_status=2**40, completion="fine")),
+        AnswerEntry(identity(5), 0, {"text": "\udc00", "n": 2**80}),
     ]
     written = write(log, entries)
     log.close()
-    for records in (written, read(log.path)[0]):
+    for records in (written, read(tmp_path)[0]):
         first, second = to_batch(records, output_schema(SCHEMA)).to_pylist()
         assert first["completion"] == "a\ufffdb"
         assert first["total_tokens"] is None
         assert (second["http_status"], second["completion"]) == (None, "fine")
-    assert replay(log.path).answers[0].payload == {"text": "\ufffd", "n": str(2**80)}
+    assert replay(files(tmp_path), 1).answers[0].payload == {"text": "\ufffd", "n": str(2**80)}
 
 
 def test_input_columns_other_than_the_frozen_ones_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     log = journal(tmp_path)
-    size = log.path.stat().st_size
+    size = path_of(tmp_path).stat().st_size
     with pytest.raises(ValueError, match="differ from the frozen ones"):
-        log.encode([*settled(0, 3), Settled(record(row_batch(0, 5, rich_rows(5)), 0))])
+        log.encode([*settled(0, 3), SettledEntry(record(row_batch(0, 5, rich_rows(5)), 0))])
     log.write()
-    assert log.path.stat().st_size == size
+    assert path_of(tmp_path).stat().st_size == size
     log.close()
 
 
@@ -131,7 +139,7 @@ def test_a_new_generation_carries_open_answers_that_cost_nothing_again(tmp_path:
     log = journal(tmp_path, carried=[answer(1, 0), answer(1, 1)])
     write(log, [answer(2, 0), SpendOnly(SPEND)])
     log.close()
-    found = replay(log.path)
+    found = replay(files(tmp_path), 1)
     assert [(each.custom_id, each.step) for each in found.answers] == [
         (identity((1, "")), 0),
         (identity((1, "")), 1),
@@ -142,17 +150,16 @@ def test_a_new_generation_carries_open_answers_that_cost_nothing_again(tmp_path:
 
 
 def test_a_journal_of_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
-    path = journal_path(tmp_path, 3)
-    path.write_bytes(encode(HEADER, 0, b'{"format":2,"generation":3,"run_id":"r"}'))
+    files(tmp_path).path(3).write_bytes(encode(HEADER, 0, b'{"format":2,"generation":3,"run_id":"r"}'))
     with pytest.raises(StorageError, match=r"journal-0000000003\.log was written by a later version"):
-        replay(path)
+        replay(files(tmp_path), 3)
 
 
 def test_a_generation_never_overwrites_another(tmp_path: Path) -> None:
     journal(tmp_path).close()
     with pytest.raises(StorageError, match="exist"):
         journal(tmp_path)
-    assert list(journals(tmp_path)) == [1]
+    assert files(tmp_path).generations() == [1]
 
 
 def test_pending_records_are_kept_in_few_chunks_whatever_they_come_from(tmp_path: Path) -> None:
@@ -161,7 +168,7 @@ def test_pending_records_are_kept_in_few_chunks_whatever_they_come_from(tmp_path
     expected = []
     for first in range(0, 2400, 2):  # each row batch gives one record only: none may be kept alive for long
         batch = row_batch(first, 2)
-        pending.add(log.encode([Settled(record(batch, 1))]))
+        pending.add(log.encode([SettledEntry(record(batch, 1))]))
         expected.append(first + 1)
     log.close()
     batches = pending.batches()
@@ -175,7 +182,7 @@ def test_pending_records_are_kept_in_few_chunks_whatever_they_come_from(tmp_path
 def test_every_record_column_has_a_place(tmp_path: Path) -> None:
     batch = row_batch(0, 1)
     log = journal(tmp_path)
-    (found,) = log.encode([Settled(record(batch, 0))])
+    (found,) = log.encode([SettledEntry(record(batch, 0))])
     log.close()
     assert len(found.values) == len(RECORD_COLUMNS)
 
@@ -183,17 +190,18 @@ def test_every_record_column_has_a_place(tmp_path: Path) -> None:
 def check_damage(folder: Path, damage: Callable[[bytes, int], bytes], step: int) -> None:
     """Damage a journal at every `step` bytes: commits before the place come back, and nothing that was not written."""
     log = journal(folder)
+    path = path_of(folder)
     written: list[Any] = []
-    ends = [(log.path.stat().st_size, 0)]
+    ends = [(path.stat().st_size, 0)]
     for first, count in ((0, 1), (1, 2)):
         written += [list(each.values) for each in write(log, settled(first, count))]
-        ends.append((log.path.stat().st_size, len(written)))
+        ends.append((path.stat().st_size, len(written)))
     log.close()
-    whole = log.path.read_bytes()
+    whole = path.read_bytes()
     for place in {*range(0, len(whole), step), *(end for end, _ in ends[:-1])}:
         damaged = damage(whole, place)
-        log.path.write_bytes(damaged)
-        records, found = read(log.path)
+        path.write_bytes(damaged)
+        records, found = read(folder)
         assert [list(each.values) for each in records] == written[: len(records)]
         assert len(records) >= max((count for end, count in ends if end <= place), default=0)
         assert (found.damage is None) == (

@@ -14,19 +14,21 @@ import pytest
 
 from batchchat.errors import UsageError
 from batchchat.records import RECORD_COLUMNS
-from batchchat.store import RECORD_SCHEMA, Settled, output_schema, read_output, verify
-from batchchat.store.location.local import LocalFiles
+from batchchat.sources.decoded import _page_header
+from batchchat.store import RECORD_SCHEMA, SettledEntry, Store, iter_output, output_schema, read_output, verify
+from batchchat.store.location.folder import FolderLocation
+from batchchat.store.location.folder_files import FolderParts
 from batchchat.store.parts import DamagedPartError, PartReader, write_part
-from batchchat.store.state import Layout
 from tests.store_cases import RICH, SCHEMA, commit, open_store, record, rich_rows, row_batch, seal, settled
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> LocalFiles:
-    layout = Layout(tmp_path / "out")
-    layout.create_base()
-    layout.create_rest()
-    return layout.parts()
+def files(tmp_path: Path) -> FolderParts:
+    location = FolderLocation(tmp_path / "out")
+    location.prepare()
+    location.complete()
+    location.state.publish("format.json", b'{"format": 1}')
+    return location.parts
 
 
 def test_the_columns_are_those_of_the_contract() -> None:
@@ -50,7 +52,7 @@ def test_types_are_the_same_where_everything_is_null(tmp_path: Path) -> None:
             if first:
                 columns = pa.RecordBatch.from_arrays([pa.nulls(4, f.type) for f in RICH], schema=RICH)
             batch = row_batch(first, 4, columns)
-            commit(store, [Settled(record(batch, i, failed="input" if first else None)) for i in range(4)])
+            commit(store, [SettledEntry(record(batch, i, failed="input" if first else None)) for i in range(4)])
             seal(store)
     one, two = (pq.read_schema(path) for path in sorted((tmp_path / "data").iterdir()))
     assert one.names == two.names
@@ -86,10 +88,10 @@ def test_every_input_type_is_kept_or_becomes_its_nearest(tmp_path: Path, given: 
     schema = pa.schema([("column", given)])
     with open_store(tmp_path, input_schema=schema) as store:
         batch = row_batch(0, 2, pa.RecordBatch.from_arrays([pa.nulls(2, given)], schema=schema))
-        commit(store, [Settled(record(batch, 0))])
+        commit(store, [SettledEntry(record(batch, 0))])
     with open_store(tmp_path, "run-2", input_schema=schema) as store:
         assert store.input_schema == schema
-        commit(store, [Settled(record(batch, 1))])
+        commit(store, [SettledEntry(record(batch, 1))])
         seal(store)
     assert read_output(tmp_path).schema.field("column").type == kept
     assert pq.read_schema(tmp_path / "data" / "part-00000.parquet").field("column").type == kept
@@ -102,7 +104,7 @@ def test_dictionaries_of_many_batches_need_not_fit_one_narrow_index(tmp_path: Pa
         for first in range(0, 400, 100):
             values = pa.array([f"c{n}" for n in range(first, first + 100)]).cast(schema.field("colour").type)
             batch = row_batch(first, 100, pa.RecordBatch.from_arrays([values], schema=schema))
-            commit(store, [Settled(record(batch, i)) for i in range(100)])
+            commit(store, [SettledEntry(record(batch, i)) for i in range(100)])
         seal(store)
     assert read_output(tmp_path, columns=["colour"]).column("colour").to_pylist() == [f"c{n}" for n in range(400)]
 
@@ -120,7 +122,7 @@ def test_duckdb_reads_the_folder_with_its_types(tmp_path: Path) -> None:
     with open_store(tmp_path, input_schema=RICH) as store:
         batch = row_batch(0, 50, rich_rows(50))
         calls = ({"id": "1", "type": "function", "name": "f", "arguments": "{}"},)
-        commit(store, [Settled(record(batch, i, tool_calls=calls if i == 3 else None)) for i in range(50)])
+        commit(store, [SettledEntry(record(batch, i, tool_calls=calls if i == 3 else None)) for i in range(50)])
         seal(store)
     with duckdb.connect() as connection:
         connection.execute("set timezone='UTC'")
@@ -143,7 +145,7 @@ def test_duckdb_reads_the_folder_with_its_types(tmp_path: Path) -> None:
 
 def test_nanoseconds_are_kept(tmp_path: Path) -> None:
     with open_store(tmp_path, input_schema=RICH) as store:
-        commit(store, [Settled(record(row_batch(0, 2, rich_rows(2)), 1))])
+        commit(store, [SettledEntry(record(row_batch(0, 2, rich_rows(2)), 1))])
         seal(store)
     assert read_output(tmp_path).column("when").cast(pa.int64()).to_pylist() == [1_700_000_000_123_456_790]
 
@@ -152,7 +154,7 @@ def test_records_of_a_part_are_sorted_by_row_and_sample(tmp_path: Path) -> None:
     with open_store(tmp_path, with_keys=False) as store:
         batch = row_batch(0, 3)
         entries = [
-            Settled(record(batch, row, sample_index=sample, prompt=str(sample)))
+            SettledEntry(record(batch, row, sample_index=sample, prompt=str(sample)))
             for row, sample in ((2, 0), (0, 1), (1, 0), (0, 0))
         ]
         commit(store, entries)
@@ -174,13 +176,13 @@ def test_large_parts_are_written_in_row_groups(tmp_path: Path) -> None:
     assert metadata.metadata[b"batchchat.job"] == b"job"
 
 
-def one_part(files: LocalFiles, rows: int = 500) -> bytes:
+def one_part(files: FolderParts, rows: int = 500) -> bytes:
     table = pa.table({"n": list(range(rows)), "text": [f"text {n} " * 5 for n in range(rows)]})
     files.publish("part-00000.parquet", lambda sink: write_part(sink, table.schema, [table]))
     return files.path("part-00000.parquet").read_bytes()
 
 
-def test_flipped_or_missing_bytes_never_give_other_records(files: LocalFiles) -> None:
+def test_flipped_or_missing_bytes_never_give_other_records(files: FolderParts) -> None:
     data = one_part(files)
     path = files.path("part-00000.parquet")
     expected = pq.read_table(path).to_pylist()
@@ -204,7 +206,7 @@ def test_flipped_or_missing_bytes_never_give_other_records(files: LocalFiles) ->
     assert outcomes["damaged"] > 80
 
 
-def test_names_that_are_no_parts_are_left_alone(files: LocalFiles) -> None:
+def test_names_that_are_no_parts_are_left_alone(files: FolderParts) -> None:
     one_part(files)
     for name in ("notes.txt", "part-1.parquet", "part-00001.parquet.tmp", "xpart-00001.parquet"):
         (files.path(name)).write_text("x")
@@ -213,7 +215,7 @@ def test_names_that_are_no_parts_are_left_alone(files: LocalFiles) -> None:
     assert files.names() == ["part-00000.parquet", "part-99999.parquet", "part-100000.parquet"]
 
 
-def test_a_part_set_aside_never_replaces_another(files: LocalFiles) -> None:
+def test_a_part_set_aside_never_replaces_another(files: FolderParts) -> None:
     one_part(files)
     first = files.set_aside("part-00000.parquet")
     one_part(files)
@@ -244,7 +246,7 @@ class _Watched(io.BufferedReader):
 
 
 def test_a_part_is_read_by_no_thread_that_could_outlive_the_interpreter(
-    tmp_path: Path, files: LocalFiles, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, files: FolderParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_store(tmp_path / "out", part_rows=1000) as store:
         commit(store, settled(0, 1000))
@@ -256,3 +258,53 @@ def test_a_part_is_read_by_no_thread_that_could_outlive_the_interpreter(
         assert reader.read(["custom_id", "row_index"]).num_rows == 1000
         assert sum(batch.num_rows for batch in reader.batches(rows=100)) == 1000
     assert threads == {threading.get_ident()}
+
+
+def wide(texts: list[str]) -> pa.RecordBatch:
+    names = pa.array([f"T{i}" for i in range(len(texts))])
+    return pa.RecordBatch.from_arrays([names, pa.array(texts)], schema=SCHEMA)
+
+
+def put(store: Store, columns: pa.RecordBatch, first: int = 0) -> None:
+    batch = row_batch(first, columns.num_rows, columns)
+    batch.nbytes = columns.nbytes
+    commit(store, [SettledEntry(record(batch, offset)) for offset in range(columns.num_rows)])
+
+
+def test_long_rows_make_short_row_groups_and_pages(tmp_path: Path) -> None:
+    texts = [f"{number:03d}" * 100_000 for number in range(120)]  # 36 MB
+    with open_store(tmp_path, part_bytes=100_000_000) as store:
+        put(store, wide(texts))
+        seal(store)
+    (path,) = (tmp_path / "data").iterdir()
+    footer = pq.read_metadata(path)
+    column = footer.schema.names.index("body")
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        assert group.total_byte_size <= 17 * 2**20
+        # A dictionary is given up at once: of whole row groups it would be a page of 16 MiB.
+        body = group.column(column)
+        start = body.dictionary_page_offset
+        assert page_size(path.read_bytes()[start : start + 100]) <= 2**20 + 300_000
+    assert read_output(tmp_path).column("body").to_pylist() == texts
+
+
+def page_size(data: bytes) -> int:
+    return _page_header(data)[1]
+
+
+def test_records_that_repeat_one_another_are_read_and_kept_by_their_real_size(tmp_path: Path) -> None:
+    """A file of 100 KB may hold 100 MB."""
+    text = "x" * 50_000
+    for run in range(2):
+        with open_store(tmp_path, f"run-{run}", part_bytes=40_000_000) as store:
+            put(store, wide([text] * 1000), run * 1000)
+            seal(store)
+    files = sorted((tmp_path / "data").iterdir())
+    assert sum(path.stat().st_size for path in files) < 2_000_000
+    rows = [pq.read_metadata(path).num_rows for path in files]
+    assert sum(rows) == 2000
+    assert max(rows) * len(text) <= 40_000_000
+    for batch in iter_output(tmp_path):
+        assert batch.nbytes <= 17 * 2**20
+    assert verify(tmp_path).problems == []

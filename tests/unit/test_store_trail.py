@@ -192,7 +192,7 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(
         write_all(descriptor, data)
 
     trail = opened(tmp_path)
-    monkeypatch.setattr("batchchat.store.trail.write_all", full)
+    monkeypatch.setattr("batchchat.store.location.scratch.write_all", full)
     source = Input()
     for start in (0, 2, 4):
         record(trail, source, start, start + 2)
@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_written_has_no_trail(tmp_path: Path, monkeypatc
     def refused(*_: Any) -> int:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("batchchat.store.trail.os.open", refused)
+    monkeypatch.setattr("batchchat.store.location.scratch.os.open", refused)
     trail = opened(tmp_path)
     source = Input()
     trail.keep(source)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from batchchat.structured import Answer, AnswerValidator, load_schema
+from batchchat.structured import AnswerValidator, CheckedAnswer, load_schema
 from batchchat.structured.checker import MAX_ERRORS
 from batchchat.structured.dialect import path_text, shorten
 from batchchat.structured.find import MAX_DEPTH, NotJSON, embedded, fenced, parse
@@ -65,7 +65,7 @@ prose = st.text(st.characters(codec="utf-8", exclude_characters="{}[]`"), max_si
 
 
 def test_a_plain_answer_is_taken_as_it_is() -> None:
-    assert tickets.read('{"label": "bug"}') == Answer({"label": "bug"})
+    assert tickets.read('{"label": "bug"}') == CheckedAnswer({"label": "bug"})
     assert tickets.read(' \n{"label": "bug", "count": 2}\n').tolerated is False
 
 
@@ -87,7 +87,7 @@ def test_a_plain_answer_is_taken_as_it_is() -> None:
     ],
 )
 def test_fences_and_prose_are_tolerated_and_told(text: str) -> None:
-    assert tickets.read(text) == Answer({"label": "bug"}, tolerated=True)
+    assert tickets.read(text) == CheckedAnswer({"label": "bug"}, tolerated=True)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_a_date_time_may_lack_its_offset() -> None:
 
 def test_null_is_an_answer_where_the_schema_allows_it() -> None:
     nullable = validator({"type": ["object", "null"], "properties": {"a": {"type": "string"}}})
-    assert nullable.read("null") == Answer(None)
-    assert nullable.read("```json\nnull\n```") == Answer(None, tolerated=True)
+    assert nullable.read("null") == CheckedAnswer(None)
+    assert nullable.read("```json\nnull\n```") == CheckedAnswer(None, tolerated=True)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchchat.runner.tally import Median, StreamPace
+from batchchat.events import FailureGroup
+from batchchat.records import ErrorKind
+from batchchat.runner.run_summary import alike_event
+from batchchat.runner.tally import Median, StreamPace, Tally
+from tests.store_cases import record, row_batch
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=200))
@@ -39,3 +43,37 @@ def test_a_pace_may_be_unknown() -> None:
     assert pace.streamed is not None
     assert pace.streamed.median_ttft_s == pytest.approx(0.5, rel=0.0101)
     assert pace.streamed.median_output_tokens_per_s is None
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        (["truncated"] * 19, None),
+        (["truncated"] * 20, (20, 20)),
+        ([None] * 30 + ["truncated"] * 20, (20, 50)),
+        ([None] * 31 + ["truncated"] * 20, None),
+        (["truncated", "server"] * 19, None),
+        (["truncated", "server"] * 25, (20, 39)),
+    ],
+    ids=["19", "20", "in the first 50", "later", "of two kinds", "of two kinds, many"],
+)
+def test_many_of_the_first_rows_that_fail_alike_are_told_once(
+    kinds: list[str | None], told: tuple[int, int] | None
+) -> None:
+    tally = Tally()
+    found = []
+    for row, kind in enumerate(kinds):
+        tally.add_record(record(row_batch(row, 1), 0, failed=kind))
+        alike = tally.take_alike()
+        if alike is not None:
+            found.append((alike, tally.ok + tally.failed))
+    assert [(group.count, settled) for group, settled in found] == ([told] if told else [])
+
+
+@pytest.mark.parametrize("kind", list(ErrorKind))
+def test_rows_that_fail_alike_are_told_of_with_a_remedy(kind: ErrorKind) -> None:
+    event = alike_event(FailureGroup(kind.value, 20, "the reason.", 7), 41)
+    assert event.level == "warning"
+    assert event.message.startswith(f"20 of the first 41 rows failed alike ({kind.value}): row 7: the reason. ")
+    assert str(event.fields["remedy"]) in event.message
+    assert event.fields["error_kind"] == kind.value

@@ -168,6 +168,7 @@ def test_a_column_called_row_is_that_column() -> None:
     ("name", "given", "sent"),
     [
         *[("temperature", "0.5", 0.5), ("max_tokens", " 20 ", 20), ("seed", "-7", -7), ("top_p", ".9", 0.9)],
+        *[("max_tokens", "20.0", 20), ("max_tokens", 20.0, 20), ("n", "1e1", 10), ("top_p", "1.0", 1.0)],
         *[("logprobs", "true", True), ("logprobs", "False", False), ("user", "7", "7"), ("temperature", 0.5, 0.5)],
     ],
 )
@@ -194,3 +195,9 @@ def test_an_unknown_filter_is_told_with_the_nearest_name(source: str, told: str)
         text(source)
     assert told in str(refused.value)
     assert "trim," in str(refused.value.remedy) or "odd," in str(refused.value.remedy)
+
+
+def test_the_groups_of_groupby_are_written_as_json() -> None:
+    row = {"o": [{"k": "x", "n": 1}, {"k": "y", "n": 2}]}
+    assert text("{{ o|groupby('k')|list }}", row) == '[["x",[{"k":"x","n":1}]],["y",[{"k":"y","n":2}]]]'
+    assert text("{{ (o|groupby('k')|first)|tojson }}", row) == '["x",[{"k":"x","n":1}]]'

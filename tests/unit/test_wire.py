@@ -67,7 +67,6 @@ def test_a_plain_answer_is_read_whole() -> None:
         ({"content": "4", "reasoning": {"odd": 1}}, "4", None),
         ({"content": "<think>2+2\n= 4</think>\n\n4"}, "4", "2+2\n= 4"),
         ({"content": "\n<think></think>4"}, "4", ""),
-        ({"content": "<think>never closed"}, "<think>never closed", None),
         ({"content": "the tag <think>x</think> in a text"}, "the tag <think>x</think> in a text", None),
         ({"content": "<think>a</think>4", "reasoning": "2+2"}, "4", "2+2\n\na"),
         ({"content": "<think>2+2</think>4", "reasoning": "2+2"}, "4", "2+2"),

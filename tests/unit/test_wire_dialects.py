@@ -63,12 +63,15 @@ CUT, FILTERED, BROKEN = ErrorKind.TRUNCATED, ErrorKind.CONTENT_FILTER, ErrorKind
         ("FinishReason.STOP FINISH_REASON_STOP function_call eosFound end_id", "ok", None),
         ("length LENGTH max_tokens maxTokens max-output-tokens model_length token_limit ERROR_LIMIT", "no", CUT),
         ("FINISH_REASON_MAX_TOKENS model_context_window_exceeded contextLengthReached REASON_MAX_LEN", "no", CUT),
+        ("tokens_exhausted out_of_tokens cut_off too_long token_budget_exceeded", "no", CUT),
         ("content_filter Content-Filter SAFETY IMAGE_SAFETY blocklist PROHIBITED_CONTENT SPII", "no", FILTERED),
         ("sensitive recitation ERROR_TOXIC guardrail_intervened content_filtered LANGUAGE", "no", FILTERED),
+        ("jailbreak csam hate sexual violence", "no", FILTERED),
         ("refusal", "no", ErrorKind.REFUSAL),
         ("error ERROR network_error abort aborted cancelled USER_CANCEL timed_out time_limit", "transient", BROKEN),
         ("insufficient_system_resource server_error connection_failed overloaded", "transient", BROKEN),
         ("MALFORMED_FUNCTION_CALL malformed_model_output", "transient", ErrorKind.INVALID_OUTPUT),
+        ("out_of_memory OOM max_time", "transient", BROKEN),
         ("pause_turn OTHER whatever", "ok", None),
     ],
 )
@@ -77,6 +80,25 @@ def test_an_end_is_understood_in_any_servers_words(words: str, verdict: str, kin
         for reply in (whole("half", word), streamed("half", word)):
             assert outcome(reply) == (verdict, kind), word
             assert reply.text == "half"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<img src=x onerror=alert(1)>",
+        "the model stopped since an error came",
+        "error" * 13,
+        "error\nlength",
+        "error()",
+        "длина error",
+        "error  length",
+    ],
+)
+def test_what_is_no_word_says_nothing_of_the_answer(text: str) -> None:
+    for reply in (whole("x", text), streamed("x", text)):
+        assert outcome(reply) == (Verdict.OK, None)
+        assert judge_finish(text) is Finish.UNKNOWN
+    assert judge_finish(" max output tokens \n") is Finish.CUT
 
 
 @pytest.mark.parametrize(
@@ -128,6 +150,10 @@ def test_any_word_has_a_meaning(word: str) -> None:
         ('<think effort="high">a</think>b', "a", "b"),
         ("<analysis>a</analysis>b", "a", "b"),
         ("<seed:think>a</seed:think>b", "a", "b"),
+        ("<seed:cot_budget_reflect>a</seed:cot_budget_reflect><seed:think>c</seed:think>b", "a\n\nc", "b"),
+        ("<chain_of_thought>a</chain_of_thought>b", "a", "b"),
+        ("<reasoning_content>a</reasoning_content>b", "a", "b"),
+        ("[Start thinking]\na\n[End thinking]\n\nb", "a", "b"),
         ("<longcat_think>a</longcat_think>b", "a", "b"),
         ("[THINK]a[/THINK]b", "a", "b"),
         ("a[/THINK]b", "a", "b"),
@@ -162,7 +188,8 @@ def test_marked_reasoning_is_told_apart_in_every_dialect(text: str, reasoning: s
     "text",
     [
         "the tag <think>x</think> in a text",
-        "<think>never closed",
+        "<analysis>never closed",
+        "`<think>` is never closed",
         "end it with `</think>` and go on",
         '{"note": "write </think> there"}',
         '["<think>a</think>"]',
@@ -210,7 +237,9 @@ def test_marks_without_end_take_time_that_grows_with_the_text_alone() -> None:
 # --- empty answers
 
 
-@pytest.mark.parametrize("nothing", ["", " \n\t", "\u200b\ufeff", "\xa0", None, "<think>all of it</think>"])
+@pytest.mark.parametrize(
+    "nothing", ["", " \n\t", "\u200b\ufeff", "\xa0", None, "<think>all of it</think>", "\xad\u2800", "<|im_end|>\n"]
+)
 def test_an_answer_that_says_nothing_is_one_thing_however_it_comes(nothing: str | None) -> None:
     for reply in (whole({"content": nothing}), streamed(nothing)):
         assert outcome(reply) == (Verdict.TRANSIENT, ErrorKind.PROTOCOL)
@@ -224,6 +253,7 @@ def test_an_answer_without_words_counts_where_it_calls_a_tool() -> None:
     assert outcome(whole({"content": "", "tool_calls": [call]}, "tool_calls")) == (Verdict.OK, None)
     calls = {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}], "usage": COUNTS}
     assert outcome(events(calls)) == (Verdict.OK, None)
+    assert outcome(whole({"content": "", "tool_calls": [{}]}, "tool_calls")) == (TRANSIENT, ErrorKind.PROTOCOL)
 
 
 def test_blank_is_what_shows_nothing() -> None:
@@ -288,6 +318,29 @@ def test_the_innermost_error_decides_and_is_told(
     assert outcome(reply) == (verdict, kind or ErrorKind.RATE_LIMIT)
     assert reply.failure is not None
     assert words in reply.failure.message
+
+
+@pytest.mark.parametrize("nothing", [{"code": 0, "message": ""}, {"code": 0, "message": "success"}, {"code": "OK"}])
+def test_an_error_that_says_that_there_is_none_costs_no_answer(nothing: dict[str, Any]) -> None:
+    said = {"index": 0, "message": {"content": "x"}, "finish_reason": "stop", "error": nothing}
+    assert outcome(error(200, {"choices": [said], "error": nothing})) == (Verdict.OK, None)
+    first = {"choices": [{"index": 0, "delta": {"content": "x"}}], "error": nothing}
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "error": nothing}], "error": nothing}
+    assert outcome(events(first, last)) == (Verdict.OK, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "want"),
+    [
+        ({"success": False, "message": "engine crashed"}, (TRANSIENT, BROKEN)),
+        ({"status": "error", "message": "out of memory"}, (TRANSIENT, BROKEN)),
+        ({"code": 1302, "msg": "rate limit reached for requests"}, (RATE, ErrorKind.RATE_LIMIT)),
+        ({"code": 503, "msg": "loading"}, (TRANSIENT, BROKEN)),
+        ({"code": 0, "msg": "ok"}, (TRANSIENT, ErrorKind.PROTOCOL)),
+    ],
+)
+def test_an_answer_without_choices_that_says_why_is_an_error(body: Any, want: tuple[Verdict, ErrorKind]) -> None:
+    assert outcome(error(200, body)) == want
 
 
 def test_a_refused_key_and_a_pause_are_believed_of_the_address_itself() -> None:
@@ -385,6 +438,11 @@ def test_any_error_body_is_read(body: Any, status: int) -> None:
             {"error": {"message": "p", "metadata": {"raw": '{"error": {"code": "content_filter", "message": "x"}}'}}},
         ),
         (200, {"error": {"code": 403, "message": "Output was flagged by moderation"}}),
+        (200, {"base_resp": {"status_code": 1026, "status_msg": "input new_sensitive"}}),
+        (200, {"code": 1301, "msg": "系统检测到输入或生成内容可能包含不安全或敏感内容"}),
+        (422, {"error": {"message": "NSFW content detected in prompt"}}),
+        (400, {"error": {"message": "Request blocked: PII detected in input", "code": "pii_blocked"}}),
+        (400, {"error": {"message": "no", "code": "jailbreak"}}),
     ],
 )
 def test_an_input_that_a_provider_will_not_have_is_filtered(status: int, body: Any) -> None:
@@ -465,6 +523,21 @@ def test_a_failure_of_sampling_keeps_its_text_and_is_no_bad_request(told: dict[s
         assert not reply.doubted
 
 
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "Failed to generate tool_calls. Please adjust your prompt."),
+        (400, "The model produced invalid JSON"),
+        (400, "Failed to parse fc related info to json format!"),
+        (500, "Failed to parse input at pos 5: <|channel|>"),
+    ],
+)
+def test_a_failure_of_sampling_is_known_by_its_words_alone(status: int, message: str) -> None:
+    reply = error(status, {"error": {"message": message}})
+    assert outcome(reply) == (TRANSIENT, ErrorKind.INVALID_OUTPUT)
+    assert not reply.doubted
+
+
 # --- a refusal that cannot be true
 
 
@@ -483,6 +556,9 @@ def test_a_failure_of_sampling_keeps_its_text_and_is_no_bad_request(told: dict[s
         (422, {"detail": [{"type": "missing", "loc": ["body"], "msg": "Field required"}]}),
         (400, b"<html><h1>400 Bad request</h1>Your browser sent an invalid request.</html>"),
         (400, b""),
+        (400, b"Bad Request"),
+        (400, {"error": {"message": "Content-Length mismatch"}}),
+        (400, {"error": {"message": "[json.exception.parse_error.101] parse error at line 1, column 1: syntax error"}}),
     ],
 )
 def test_a_400_that_a_valid_request_cannot_get_is_doubted(status: int, body: Any) -> None:
@@ -523,6 +599,14 @@ def test_any_other_400_is_believed(message: str) -> None:
             Usage(11, 3, 14),
         ),
         ({"x_vendor": {"usage": {"credits": 2}}}, {}, Usage()),
+        ({"meta": {"billed_units": {"input_tokens": 11, "output_tokens": 3}}}, {}, Usage(11, 3, 14)),
+        ({"prompt_eval_count": 11, "eval_count": 3}, {}, Usage(11, 3, 14)),
+        ({"token_usage": COUNTS}, {}, Usage(11, 3, 14)),
+        ({"usage": [COUNTS]}, {}, Usage(11, 3, 14)),
+        ({"usage": {"prompt_tokens": 11.0, "completion_tokens": 3.0}}, {}, Usage(11, 3, 14)),
+        ({"usage": {"prompt_tokens": 11, "completion_tokens": None, "total_tokens": 14}}, {}, Usage(11, 3, 14)),
+        ({"usage": dict.fromkeys(COUNTS, 0), "x_vendor": {"usage": COUNTS}}, {}, Usage(11, 3, 14)),
+        ({"usage": dict.fromkeys(COUNTS, 0)}, {}, Usage(0, 0, 0)),
     ],
 )
 def test_usage_is_found_wherever_a_server_puts_it(fields: dict[str, Any], choice: dict[str, Any], usage: Usage) -> None:
@@ -531,3 +615,32 @@ def test_usage_is_found_wherever_a_server_puts_it(fields: dict[str, Any], choice
     last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", **choice}], **fields}
     stream = events({"choices": [{"index": 0, "delta": {"content": "x"}}]}, last)
     assert reply.usage == stream.usage == usage
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>so",
+        "\n<thinking>\nso",
+        "[THINK]so",
+        "◁think▷so",
+        "<|begin_of_thought|>so",
+        "<seed:think>so",
+        "<thought>so",
+    ],
+)
+@pytest.mark.parametrize("word", ["stop", "length"])
+def test_reasoning_that_never_ends_is_no_answer(text: str, word: str | None) -> None:
+    for reply in (whole(text, word), streamed(text, word)):
+        assert reply.failure is not None
+        assert reply.failure.kind is (ErrorKind.TRUNCATED if word == "length" else ErrorKind.PROTOCOL)
+        assert reply.completion is not None
+        assert (reply.completion.text, reply.completion.reasoning) == ("", "so")
+
+
+def test_reasoning_that_never_ends_beside_a_tool_call_is_reasoning() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    reply = whole({"content": "<think>so", "tool_calls": [call]})
+    assert reply.failure is None
+    assert reply.completion is not None
+    assert (reply.completion.text, reply.completion.reasoning) == ("", "so")

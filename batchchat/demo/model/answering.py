@@ -24,11 +24,12 @@ import orjson
 from batchchat.demo.draws import draw, pick
 from batchchat.demo.model.judgement import Judgement, judge
 from batchchat.demo.model.label_ranking import Label, LabelList, evidence, find_labels, make_labels, rank
+from batchchat.demo.model.scanning import Scan
 from batchchat.demo.model.schema_filler import Filler, first_words
 from batchchat.demo.request import ApiError, ChatRequest
 
 _SLIPS_LARGE, _SLIPS_SMALL, _SLIPS_UNDESCRIBED, _SLIPS_PER_TEMPERATURE = 0.02, 0.06, 0.04, 0.08
-_SUMMARY = re.compile(r"\bsummar(?:y|ies|i[sz]e)|\btl;?dr\b|\bheadline\b|\bshorten\b", re.I)
+_SUMMARY = Scan(r"\bsummar(?:y|ies|i[sz]e)|\btl;?dr\b|\bheadline\b|\bshorten\b", "summar|tl|headline|shorten")
 _SUMMARY_WORDS = re.compile(r"(\d+)[ -]words?\b", re.I)
 _SUMMARY_SENTENCES = re.compile(r"\b(one|a single|two|three|[1-9])(?: short| plain)?[- ]sentences?\b", re.I)
 _READ_CHARS = 20_000

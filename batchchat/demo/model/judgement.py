@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from batchchat.demo.model.lexicon import content_stems
+from batchchat.demo.model.scanning import Scan
 
-_ASKS = re.compile(
-    r"\b(?:rate|score|grade|judge|evaluate|assess|compare|which (?:answer|response|is better)|better)\b", re.I
+_ASKS = Scan(
+    r"\b(?:rate|score|grade|judge|evaluate|assess|compare|which (?:answer|response|is better)|better)\b",
+    "rate|score|grade|judge|evaluate|assess|compare|which |better",
 )
 _SCALE = re.compile(
     r"\b(?:from|between|scale(?: of)?|of)?\s*(\d{1,3})\s*(?:to|-|\u2013|and|through)\s*(\d{1,3})\b", re.I

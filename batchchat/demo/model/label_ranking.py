@@ -8,39 +8,46 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from batchchat.demo.model.lexicon import FALLBACK_LABELS, Words, concept_words, content_stems, stems
+from batchchat.demo.model.scanning import Scan
 
 _HEAD = (
     r"(?:labels?|categor(?:y|ies)|class(?:es)?|options?|choices?|tags?|intents?|topics?|departments?|queues?"
     r"|sentiments?|priorit(?:y|ies)|teams?|values?|one of|either|one word)"
 )
-_BULLETS = re.compile(
-    rf"\b{_HEAD}\b[^:\n]{{0,80}}:[ \t]*\n((?:[ \t]*\n)?(?:[ \t]*(?:[-*•]|\d+[.)])[ \t]+\S[^\n]*(?:\n|$))+)", re.I
+_HEAD_STARTS = (
+    "label|categor|class|option|choice|tag|intent|topic|department|queue|sentiment|priorit|team|value|one of|either"
+    "|one word"
+)
+_BULLETS = Scan(
+    rf"\b{_HEAD}\b[^:\n]{{0,80}}:[ \t]*\n((?:[ \t]*\n)?(?:[ \t]*(?:[-*•]|\d+[.)])[ \t]+\S[^\n]*(?:\n|$))+)",
+    _HEAD_STARTS,
 )
 _BULLET = re.compile(r"^[ \t]*(?:[-*•]|\d+[.)])[ \t]+(.+)$", re.M)
-_AFTER_COLON = re.compile(rf"\b{_HEAD}\b[^:\n.]{{0,80}}:[ \t]*((?!.*\b(?:one of|either)\b)[^\n]+)", re.I)
-_AFTER_ONE_OF = re.compile(
+_AFTER_COLON = Scan(rf"\b{_HEAD}\b[^:\n.]{{0,80}}:[ \t]*((?!.*\b(?:one of|either)\b)[^\n]+)", _HEAD_STARTS)
+_AFTER_ONE_OF = Scan(
     r"\b(?:one of|either)\b(?: the| these| following| labels| categories| options| words| values)*"
     r"[ \t]*[(:]?[ \t]*([^\n]+)",
-    re.I,
+    "one of|either",
 )
 _NAME = r"[\w`'\"-]+"
-_AFTER_AS = re.compile(
+_AFTER_AS = Scan(
     rf"\b(?:as|into|to|with|say|answer)(?: either)?[ \t]+"
     rf"((?:{_NAME},\s*)+{_NAME},?\s+(?:or|and)\s+{_NAME}|(?:{_NAME},\s*){{2,}}{_NAME})",
-    re.I,
+    "as|into|to|with|say|answer",
 )
 _IN_BRACKETS = re.compile(r"[(\[{<]\s*([\w-]+(?:\s*[/|]\s*[\w-]+)+)\s*[)\]}>]")
-_BETWEEN = re.compile(r"\b(?:choose|decide|pick) between[ \t]+([^\n]+)", re.I)
-_PAIR = re.compile(
+_BETWEEN = Scan(r"\b(?:choose|decide|pick) between[ \t]+([^\n]+)", "choose|decide|pick")
+_PAIR = Scan(
     r"\b(?:answer|reply|respond|say|with|only|output|write|return)[ \t:]+[\"'`]?([\w-]+)[\"'`]?"
     r"(?:,[ \t]*[\"'`]?([\w-]+)[\"'`]?,?)?"
     r"[ \t]+or[ \t]+[\"'`]?([\w-]+)",
-    re.I,
+    "answer|reply|respond|say|with|only|output|write|return",
 )
-_DIRECTS = re.compile(
+_DIRECTS = Scan(
     r"\b(?:classify|label|categori[sz]e|sort|assign|choose|pick|decide|tag|rate|judge|compare|sentiment|intent|category"
     r"|(?:answer|reply|respond|say|output|write|return)(?: only| just)?[ \t:]+(?:with|yes|one|a\b|either|exactly|the))",
-    re.I,
+    "classify|label|categori|sort|assign|choose|pick|decide|tag|rate|judge|compare|sentiment|intent|category"
+    "|answer|reply|respond|say|output|write|return",
 )
 """Words that tell a model what to do: without one, `one of` and lists in a text are just prose."""
 
@@ -98,7 +105,8 @@ def find_labels(prompt: str) -> LabelList | None:
         if usable := _usable(items):
             return _label_list(usable, found.span())
     loose = (_AFTER_ONE_OF, _AFTER_AS, _IN_BRACKETS, _BETWEEN) if _DIRECTS.search(prompt) else ()
-    for pattern in (_AFTER_COLON, *loose):
+    patterns: tuple[Scan | re.Pattern[str], ...] = (_AFTER_COLON, *loose)
+    for pattern in patterns:
         for match in pattern.finditer(prompt):
             if usable := _usable(_listed(match[1])):
                 return _label_list(_with_bullets(usable, prompt), match.span())

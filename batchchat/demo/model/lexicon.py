@@ -10,7 +10,7 @@ import re
 import tomllib
 import unicodedata
 from collections.abc import Iterable, Mapping
-from functools import cache, lru_cache
+from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
@@ -69,7 +69,6 @@ FALLBACK_LABELS = (
 """The labels to answer with when nothing in the text points anywhere, best first."""
 
 
-@lru_cache(maxsize=50_000)
 def stem(word: str) -> str:
     """Reduce a lower-case word lightly, so that `charged`, `charges` and `charging` are one."""
     if not word.isascii():
@@ -89,15 +88,32 @@ def stem(word: str) -> str:
     return word
 
 
+class _Stems(dict[str, str]):
+    """Stems by their words, worked out when they are asked for first. A dictionary is faster than a cached function."""
+
+    def __missing__(self, word: str) -> str:
+        if len(self) >= _MOST_STEMS:
+            self.clear()
+        found = self[word] = stem(word)
+        return found
+
+
+_MOST_STEMS = 50_000
+_STEMS = _Stems()
+
+
 def stems(text: str) -> list[str]:
     """Return the stems of a text's words in order, stop words included."""
-    return [stem(word) for word in _WORD.findall(text.lower()) if len(word) <= _LONGEST_WORD]
+    known = _STEMS
+    return [known[word] for word in _WORD.findall(text.lower()) if len(word) <= _LONGEST_WORD]
 
 
 def content_stems(text: str) -> set[str]:
     """Return the stems of a text's words that carry meaning."""
     return {
-        stem(word) for word in _WORD.findall(text.lower()) if word not in STOP_WORDS and 1 < len(word) <= _LONGEST_WORD
+        _STEMS[word]
+        for word in _WORD.findall(text.lower())
+        if word not in STOP_WORDS and 1 < len(word) <= _LONGEST_WORD
     }
 
 

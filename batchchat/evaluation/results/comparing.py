@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchchat.errors import UsageError
-from batchchat.evaluation.results.current_rows import CurrentRows, Positions, WholeRows, current_records
+from batchchat.evaluation.results.current_rows import CurrentRows, WholeRows
 from batchchat.evaluation.results.suite_results import SuiteResults
 from batchchat.evaluation.results.summary import SUMMARY_NAME, SuiteSummary, VariantSummary
 from batchchat.evaluation.results.variant_scores import VariantScores
@@ -32,8 +32,9 @@ from batchchat.evaluation.statistics.intervals import SEED
 from batchchat.evaluation.statistics.unit import YES_NO, ScoreUnit
 from batchchat.format import plural
 from batchchat.inspection import job_of
-from batchchat.job.model import nearest
 from batchchat.job.syntax import parse_yaml
+from batchchat.job.values import nearest
+from batchchat.joining import Positions, current_records
 from batchchat.records import RECORD_COLUMNS
 from batchchat.store import Output, read_state
 
@@ -117,16 +118,20 @@ def compare_outputs(
     on: str | None = None,
     field: str = "completion",
     scorers: Sequence[Scorer] = (),
+    cluster: str | None = None,
     seed: int = SEED,
 ) -> OutputComparison:
     """Compare two outputs. `on` names what tells rows apart: `key`, `row_index`, or a column of the input.
 
-    `field` is what counts as the answer. Raises UsageError where a folder is no output, rows cannot be matched, or a
+    `field` is what counts as the answer. `cluster` names an input column: rows with the same value there are one piece
+    of evidence.
+
+    Raises UsageError where a folder is no output, rows cannot be matched, or a
     scorer reads a column that is not there.
     """
     sides = [_Side(_open(a), a), _Side(_open(b), b)]
     by = _matching(sides, on)
-    with _Shared(sides, by, scorers) as shared:
+    with _Shared(sides, by, scorers, cluster) as shared:
         agreement = shared.agreement(field, seed)
         summary = shared.summary(scorers, seed)
     return OutputComparison(
@@ -243,8 +248,9 @@ def _text(value: Any) -> str:
 class _Shared:
     """The rows that both outputs have, in the order of the second one's input."""
 
-    def __init__(self, sides: Sequence[_Side], by: str, scorers: Sequence[Scorer]) -> None:
+    def __init__(self, sides: Sequence[_Side], by: str, scorers: Sequence[Scorer], cluster: str | None) -> None:
         self.sides = sides
+        self.cluster = cluster
         self.notes: list[str] = []
         columns = [side.column_of(by) if by not in (KEY, ROW_INDEX) else by for side in sides]
         found = [self._rows_of(side, column) for side, column in zip(sides, columns, strict=True)]
@@ -263,6 +269,10 @@ class _Shared:
         wanted = sorted(frozenset[str]().union(*(names for names in reads if names is not None)))
         for name in wanted:
             check_column(sides[1].column_of(name), sides[1].carried(), f"{sides[1].directory}, which a scorer reads")
+        if cluster is not None:
+            place = f"{sides[1].directory}, which --cluster names"
+            check_column(sides[1].column_of(cluster), sides[1].carried(), place)
+            wanted = sorted({*wanted, cluster})
         self.rows = CurrentRows(
             samples=samples,
             all_of_input=True,
@@ -338,6 +348,7 @@ class _Shared:
     def agreement(self, field: str, seed: int) -> Agreement:
         """How often the answers are the same."""
         size = len(self.rows) * self.rows.samples
+        clusters = None if self.cluster is None else self.rows.clusters(self.cluster)
         digests = [self._digests(number, field, size) for number in (0, 1)]
         both = (digests[0] != _UNSET) & (digests[1] != _UNSET)
         same = digests[0] == digests[1]
@@ -350,9 +361,10 @@ class _Shared:
             Disagreement(keys[position // self.rows.samples].as_py(), texts[0].get(position), texts[1].get(position))
             for position in differing.tolist()
         ]
+        share = summarize(values, YES_NO, seed=seed, clusters=clusters)
         count = int(both.sum())
         right = int((both & same).sum())
-        return Agreement(field, right, count - right, summarize(values, YES_NO, seed=seed), tuple(examples))
+        return Agreement(field, right, count - right, share, tuple(examples))
 
     def _answers(self, number: int, field: str) -> Any:
         names = frozenset({"status", "error_kind", "error_message", field.partition(".")[0]})
@@ -389,7 +401,8 @@ class _Shared:
             sheet = VariantScores(name, self.rows)
             sheet.read(side.output, finder, every)
             sheets.append(sheet)
-        findings = SuiteResults(sheets, [_variant(*one) for one in zip(self.sides, sheets, strict=True)], seed=seed)
+        variants = [_variant(*one) for one in zip(self.sides, sheets, strict=True)]
+        findings = SuiteResults(sheets, variants, seed=seed, cluster=self.cluster)
         for scorer in every:
             findings.add(scorer)
         return SuiteSummary(
@@ -397,6 +410,7 @@ class _Shared:
             samples=self.rows.samples,
             seed=seed,
             input=self.sides[1].job.input.path,
+            cluster=self.cluster,
             scorers=tuple(findings.scorers),
             variants=tuple(findings.variants),
             comparisons=tuple(findings.comparisons),

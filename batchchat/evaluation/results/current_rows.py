@@ -8,30 +8,28 @@ where a scorer wants whole rows. Blocking code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchchat.evaluation.results.disk_list import DiskList
+from batchchat.evaluation.scorers.matching import text_of
 from batchchat.evaluation.scorers.score_batch import Lists
-from batchchat.intake import Intake
+from batchchat.evaluation.statistics.clusters import Clusters
 from batchchat.job import Job
+from batchchat.joining import Identities
 from batchchat.records import RowBatch
 from batchchat.runner.preparation import Prepared, prepare
-from batchchat.store import Output, frozen_schema
-from batchchat.store.index import KeyIndex, RecordIndex
+from batchchat.store import frozen_schema
 
-_ID_BYTES = 16
 _INTERNED = 100_000
 _LONGEST_INTERNED = 200
-Positions = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,85 +42,6 @@ class Choice:
 
 
 EVERY_ROW = Choice()
-
-
-class Identities:
-    """The `custom_id` of each sample of each row, in their order; finds the positions of records' identities.
-
-    `digest` tells all of them from those of another job.
-    """
-
-    def __init__(self, digests: bytes | bytearray) -> None:
-        self.columns = frozenset({"custom_id"})
-        self.digest = blake2b(digests, digest_size=16).digest()
-        halves = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
-        self._order = np.argsort(halves[:, 0], kind="stable").astype(np.int64)
-        self._first, self._second = halves[self._order, 0], halves[self._order, 1]
-
-    def locate(self, batch: pa.RecordBatch) -> Positions:
-        """The position of each record of a batch, -1 for one that answers no row as it is now."""
-        return self.find(batch.column("custom_id"))
-
-    def find(self, custom_ids: pa.Array) -> Positions:
-        """The position of each identity, -1 where it is none of these."""
-        halves = as_halves(custom_ids)
-        found = np.full(len(halves), -1, dtype=np.int64)
-        if not len(self._order):
-            return found
-        place = np.searchsorted(self._first, halves[:, 0])
-        # Halves of 64 bits practically never repeat; where they do, the next ones are looked at.
-        open_ = np.arange(len(halves))
-        while open_.size:
-            open_ = open_[place[open_] < self._first.size]
-            open_ = open_[self._first[place[open_]] == halves[open_, 0]]
-            same = self._second[place[open_]] == halves[open_, 1]
-            found[open_[same]] = self._order[place[open_[same]]]
-            open_ = open_[~same]
-            place[open_] += 1
-        return found
-
-
-_NIBBLES = np.zeros(256, dtype=np.uint8)
-for _value, _digit in enumerate(b"0123456789abcdef"):
-    _NIBBLES[_digit] = _value
-
-
-def as_halves(custom_ids: pa.Array) -> NDArray[np.uint64]:
-    """Identities of 32 hexadecimal digits as pairs of 64 bits."""
-    text = "".join(custom_ids.to_pylist()).encode()
-    digits = _NIBBLES[np.frombuffer(text, dtype=np.uint8)].reshape(-1, 2)
-    return (digits[:, 0] << 4 | digits[:, 1]).reshape(-1, _ID_BYTES).view(np.uint64)
-
-
-class Finder(Protocol):
-    """Finds the positions of records, by the columns that it names; -1 for one that has none."""
-
-    columns: frozenset[str]
-
-    def locate(self, batch: pa.RecordBatch) -> Positions:
-        """The position of each record of a batch."""
-        ...
-
-
-def current_records(
-    output: Output, finder: Finder, columns: frozenset[str] | None
-) -> Iterator[tuple[Positions, pa.RecordBatch, int]]:
-    """Yield the records that have a position, with it, and how many of their batch have none.
-
-    `columns` are those wanted, None for all; one that the output does not have is left out. Raises StorageError where a
-    part is damaged.
-    """
-    names: list[str] | None = None
-    if output.schema is not None and columns is not None:
-        names = [name for name in output.schema.names if name in columns or name in finder.columns]
-    for batch in output.records(names):
-        positions = finder.locate(batch)
-        current = positions >= 0
-        stale = len(current) - int(current.sum())
-        if not stale:
-            yield positions, batch, 0
-        else:
-            yield positions[current], batch.filter(pa.array(current)), stale
 
 
 class WholeRows:
@@ -179,6 +98,17 @@ class CurrentRows:
         if self._whole is not None:
             self._whole.close()
 
+    def clusters(self, column: str) -> Clusters:
+        """Return the cluster of each row by the values of a kept column. A row without a value is its own cluster."""
+        texts = self.texts(column).dictionary_encode()
+        alone = -1 - np.arange(len(texts), dtype=np.int64)
+        codes = texts.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.where(codes < 0, alone, codes)
+
+    def texts(self, column: str) -> pa.StringArray:
+        """Return the values of a kept column as texts, null for null."""
+        return pa.array([None if value is None else text_of(value) for value in self._columns[column]], pa.string())
+
     def take(self, numbers: Sequence[int], columns: frozenset[str] | None) -> Lists | list[dict[str, Any]]:
         """What is kept of these rows: the columns named, or whole rows where that is None."""
         if columns is None:
@@ -211,7 +141,7 @@ class _Reader:
     ) -> None:
         self.samples = jobs[0].samples
         self.prepared = [_prepare(job, choice) for job in jobs]
-        self.intakes = [_intake(prepared) for prepared in self.prepared]
+        self.intakes = [prepared.intake() for prepared in self.prepared]
         self.digests = [bytearray() for _ in jobs]
         self.numbers: list[int] = []
         self.keys: list[str | None] = []
@@ -306,16 +236,3 @@ def _prepare(job: Job, choice: Choice) -> Prepared:
     # The answers are here already: a prompt that uses no column may be scored.
     job = job.model_copy(update={"constant": True})
     return prepare(job, frozen=frozen, limit=choice.limit, sample=choice.sample, seed=choice.seed)
-
-
-def _intake(prepared: Prepared) -> Intake:
-    return Intake(
-        prepared.template,
-        prepared.identity,
-        index=RecordIndex(),
-        keys=KeyIndex() if prepared.job.input.key is not None else None,
-        key_column=prepared.job.input.key,
-        reopens=frozenset(),
-        selection=prepared.selection,
-        samples=prepared.job.samples,
-    )

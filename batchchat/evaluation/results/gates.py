@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,7 +20,7 @@ from batchchat.evaluation.results.summary import SCORES_NAME, SuiteSummary, read
 from batchchat.evaluation.statistics.comparison import Comparison, adjust, compare
 from batchchat.evaluation.statistics.unit import SHARE, YES_NO, ScoreUnit
 from batchchat.evaluation.suite.suite import Suite
-from batchchat.job.model import nearest
+from batchchat.job.values import nearest
 
 # XML 1.0 has no form for these, however they are escaped.
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -100,8 +100,11 @@ class Baseline:
     """An earlier evaluation, in a folder of its own, that this one must not be worse than.
 
     Variants are matched by name, or where each side has one only, to each other; rows by key, without keys by their
-    position. A variant fails where a test finds it worse at 5 %, by Holm's method over the variants of a score. Raises
-    UsageError where there is nothing to compare.
+    position. A variant fails if a test finds it worse at 5 %, by Holm's method over the variants of a score, unless the
+    difference is settledly smaller than the score's margin. With `cluster` in the suite, clusters are those of the rows
+    as they are now.
+
+    Raises UsageError if there is nothing to compare.
     """
 
     def __init__(self, directory: Path, suite: Suite) -> None:
@@ -118,6 +121,8 @@ class Baseline:
         if len(names) == len(own) == 1:
             self._pairs = {own[0]: names[0]}
         scores = suite.scores()
+        self._margins = {name: score.margin for name, score in scores.items()}
+        self._clustered = suite.cluster is not None
         self._scorers = [
             one.name
             for one in self.summary.scorers
@@ -137,20 +142,22 @@ class Baseline:
         kinds = {one.name: one for one in summary.scorers}
         for name in self._scorers:
             scale = _scale(kinds[name].unit, kinds[name].higher_is_better)
-            compared = [
-                _compare(_values(directory, new, name), _values(self.directory, old, name), scale, name)
-                for new, old in self._pairs.items()
-            ]
+            compared = []
+            for new, old in self._pairs.items():
+                now, then = _RowValues(directory, new, name), _RowValues(self.directory, old, name)
+                compared.append(_compare(now, then, scale, name, self._margins[name], clustered=self._clustered))
             for (new, old), made in zip(self._pairs.items(), adjust(compared), strict=True):
                 rule = f"{name} not worse than in {self.directory}"
-                found.append(GateResult(new, rule, made.better != "then", _told(made, old)))
+                passed = made.equivalent or made.better != "then"
+                found.append(GateResult(new, rule, passed, _told(made, old)))
         return found
 
 
 def _told(made: Comparison, old: str) -> str:
     if made.difference is None or made.p_adjusted is None:
         return f"cannot be compared with {old}: {made.reason}"
-    return f"{made.difference:+.4g} against {old} on {made.n:,} rows, p = {made.p_adjusted:.2g}"
+    told = f"{made.difference:+.4g} against {old} on {made.n:,} rows, p = {made.p_adjusted:.2g}"
+    return f"{told}, equivalent within {made.margin:g}" if made.equivalent else told
 
 
 def _scale(unit: str, higher_is_better: bool | None) -> ScoreUnit:
@@ -158,28 +165,41 @@ def _scale(unit: str, higher_is_better: bool | None) -> ScoreUnit:
     return known.get(unit, ScoreUnit(unit, higher_is_better))
 
 
-def _values(directory: Path, variant: str, scorer: str) -> Mapping[object, float]:
-    """The mean of each row's values, by key or position."""
-    path = directory / SCORES_NAME
-    try:
-        table = pq.read_table(
-            path,
-            columns=["row_index", "key", "value"],
-            filters=(pc.field("variant") == variant) & (pc.field("scorer") == scorer),
-        )
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"{path} cannot be read: {error}", remedy="Score that evaluation again.") from error
-    keyed = table.column("key").null_count == 0
-    by = "key" if keyed else "row_index"
-    means = table.group_by(by).aggregate([("value", "mean")])
-    pairs = zip(means.column(by).to_pylist(), means.column("value_mean").to_pylist(), strict=True)
-    return {row: value for row, value in pairs if value is not None}
+class _RowValues:
+    """The mean of each row's values, and its cluster if it has one, by key or position."""
+
+    def __init__(self, directory: Path, variant: str, scorer: str) -> None:
+        path = directory / SCORES_NAME
+        try:
+            # An earlier version wrote no clusters.
+            clusters = [name for name in pq.read_schema(path).names if name == "cluster"]
+            table = pq.read_table(
+                path,
+                columns=["row_index", "key", "value", *clusters],
+                filters=(pc.field("variant") == variant) & (pc.field("scorer") == scorer),
+            )
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(f"{path} cannot be read: {error}", remedy="Score that evaluation again.") from error
+        by = "key" if table.column("key").null_count == 0 else "row_index"
+        wanted = [("value", "mean"), *((name, "min") for name in clusters)]
+        rows = table.group_by(by).aggregate(wanted).filter(pc.field("value_mean").is_valid())
+        keys = rows.column(by).to_pylist()
+        self.values = dict(zip(keys, rows.column("value_mean").to_pylist(), strict=True))
+        self.clusters = dict(zip(keys, rows.column("cluster_min").to_pylist(), strict=True)) if clusters else {}
 
 
-def _compare(now: Mapping[object, float], then: Mapping[object, float], scale: ScoreUnit, scorer: str) -> Comparison:
-    shared = [row for row in now if row in then]
-    sides = {name: np.array([side[row] for row in shared]) for name, side in (("now", now), ("then", then))}
-    (made,) = compare(sides, scale, scorer=scorer)
+def _compare(
+    now: _RowValues, then: _RowValues, scale: ScoreUnit, scorer: str, margin: float | None, *, clustered: bool
+) -> Comparison:
+    shared = [row for row in now.values if row in then.values]
+    sides = {name: np.array([side.values[row] for row in shared]) for name, side in (("now", now), ("then", then))}
+    clusters = None
+    if clustered:
+        codes: dict[object, int] = {}
+        # A row without a cluster is one by itself.
+        names = [now.clusters.get(row) or (row,) for row in shared]
+        clusters = np.array([codes.setdefault(name, len(codes)) for name in names], dtype=np.int64)
+    (made,) = compare(sides, scale, scorer=scorer, clusters=clusters, margin=margin)
     return made
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from batchchat.evaluation.results.current_rows import CurrentRows, Identities, current_records, read_rows
+from batchchat.evaluation.results.current_rows import CurrentRows, read_rows
 from batchchat.evaluation.results.disk_list import DiskList
 from batchchat.evaluation.results.summary import whole_file
 from batchchat.evaluation.results.variant_scores import NOT_JUDGED
@@ -27,6 +27,7 @@ from batchchat.evaluation.scorers.judging import Judge, JudgeScorer, Pairwise
 from batchchat.evaluation.scorers.matching import text_of
 from batchchat.evaluation.scorers.score_batch import Absent, Lists, ScoreBatch
 from batchchat.evaluation.suite.suite import JudgeTask
+from batchchat.joining import Identities, current_records
 from batchchat.store import Output, is_output, read_state
 
 _LINES = 10_000

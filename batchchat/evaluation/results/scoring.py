@@ -75,7 +75,9 @@ class Scoring:
         self.suite = suite
         reads = [scorer.inputs for scorer in suite.scorers]
         columns = frozenset[str]().union(
-            *(names for names in reads if names is not None), *(task.scorer.inputs for task in suite.judges)
+            *(names for names in reads if names is not None),
+            *(task.scorer.inputs for task in suite.judges),
+            () if suite.cluster is None else (suite.cluster,),
         )
         self.rows: CurrentRows = read_rows(
             [variant.job for variant in suite.variants],
@@ -120,7 +122,7 @@ class Scoring:
         ]
         pairs = {name: _pair_columns(one.of_pairs, rows) for name, one in judged.items() if one.of_pairs}
         summary = self._summary(sheets, judged, pairs)
-        write_scores(suite.output, (batch for sheet in sheets for batch in sheet.lines()))
+        write_scores(suite.output, (batch for sheet in sheets for batch in sheet.lines(suite.cluster)))
         write_pairwise(suite.output, _pair_batches(pairs, rows) if pairs else None)
         write_summary(suite.output, summary)
         return summary
@@ -133,7 +135,7 @@ class Scoring:
     ) -> SuiteSummary:
         suite = self.suite
         variants = [_variant(variant, sheet) for variant, sheet in zip(suite.variants, sheets, strict=True)]
-        findings = SuiteResults(sheets, variants, seed=suite.seed)
+        findings = SuiteResults(sheets, variants, seed=suite.seed, cluster=suite.cluster)
         scorers = {scorer.name: scorer for scorer in suite.scorers}
         judges = {task.scorer.name: task.scorer for task in suite.judges}
         for name in suite.order:
@@ -147,6 +149,7 @@ class Scoring:
             samples=self.rows.samples,
             seed=suite.seed,
             input=suite.variants[0].job.input.path,
+            cluster=suite.cluster,
             scorers=tuple(findings.scorers),
             variants=tuple(findings.variants),
             comparisons=tuple(findings.comparisons),

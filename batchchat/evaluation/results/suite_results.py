@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from batchchat.evaluation.results.summary import ScorerSummary, VariantSummary
-from batchchat.evaluation.results.variant_scores import ScoreColumn, VariantScores, row_metric
+from batchchat.evaluation.results.variant_scores import Grid, ScoreColumn, VariantScores, row_metric
 from batchchat.evaluation.scorers.answer_scorers import Classes
 from batchchat.evaluation.scorers.judging import Judge, Pairwise
 from batchchat.evaluation.scorers.scorer import Scorer
@@ -19,33 +19,54 @@ from batchchat.evaluation.statistics.classification import (
     summarize_macro_f1,
 )
 from batchchat.evaluation.statistics.comparison import Comparison, compare, compare_outcomes, summarize
+from batchchat.evaluation.statistics.samples import SampleMetric
 from batchchat.evaluation.statistics.unit import SHARE
 
 
 class SuiteResults:
     """Adds up what the sheets of variants hold, one scorer after another.
 
-    `variants` are the variants' summaries, to which their scores are added. All sheets have the same rows.
+    `variants` are the variants' summaries, to which their scores are added. All sheets have the same rows, and with
+    `cluster`, a column that is kept of them, those of equal value are one piece of evidence.
     """
 
-    def __init__(self, sheets: Sequence[VariantScores], variants: Sequence[VariantSummary], *, seed: int) -> None:
+    def __init__(
+        self, sheets: Sequence[VariantScores], variants: Sequence[VariantSummary], *, seed: int, cluster: str | None
+    ) -> None:
         self.variants = list(variants)
         self.comparisons: list[Comparison] = []
         self.scorers: list[ScorerSummary] = []
         self._sheets = sheets
         self._seed = seed
+        self._clusters = None if cluster is None else sheets[0].rows.clusters(cluster)
 
     def add(self, scorer: Scorer | Judge) -> None:
         """Add the values that a scorer gave each answer."""
         name = scorer.name if isinstance(scorer, Judge) else row_metric(scorer)
         grids = {sheet.name: sheet.grid(name) for sheet in self._sheets}
         for at, sheet in enumerate(self._sheets):
-            summary = summarize(grids[sheet.name], scorer.scale, seed=self._seed)
+            summary = summarize(grids[sheet.name], scorer.scale, seed=self._seed, clusters=self._clusters)
             self.variants[at] = replace(self.variants[at], scores={**self.variants[at].scores, name: summary})
-        self.comparisons += compare(grids, scorer.scale, scorer=name, seed=self._seed)
+        self.comparisons += compare(
+            grids, scorer.scale, scorer=name, seed=self._seed, clusters=self._clusters, margin=scorer.margin
+        )
         self.scorers.append(_scorer(scorer, name))
+        for metric in scorer.sample_metrics:
+            self._add_samples(scorer, metric, grids)
         if isinstance(scorer, Classes):
             self._add_classes(scorer)
+
+    def _add_samples(self, scorer: Scorer | Judge, metric: SampleMetric, grids: Mapping[str, Grid]) -> None:
+        """Add what the samples of a row tell together."""
+        name = f"{scorer.name}.{metric.name}"
+        values = {variant: metric.values(grid) for variant, grid in grids.items()}
+        for at, sheet in enumerate(self._sheets):
+            summary = summarize(values[sheet.name], SHARE, seed=self._seed, clusters=self._clusters)
+            self.variants[at] = replace(self.variants[at], scores={**self.variants[at].scores, name: summary})
+        self.comparisons += compare(
+            values, SHARE, scorer=name, seed=self._seed, clusters=self._clusters, margin=scorer.margin
+        )
+        self.scorers.append(replace(_scorer(scorer, name), unit=SHARE.unit))
 
     def _add_classes(self, scorer: Classes) -> None:
         """Add a scorer's reports over classes; its classes are the same for all variants."""
@@ -56,18 +77,27 @@ class SuiteResults:
         labels = classes_of(list(answers.values()), scorer.labels)
         for at, variant in enumerate(self.variants):
             own = answers[variant.name]
-            summary = summarize_macro_f1(own, labels, seed=self._seed)
+            summary = summarize_macro_f1(own, labels, seed=self._seed, clusters=self._clusters)
             report = classification_report(own, labels)
             scores, classes = {**variant.scores, name: summary}, {**variant.classes, scorer.name: report}
             self.variants[at] = replace(variant, scores=scores, classes=classes)
-        self.comparisons += compare_macro_f1(answers, labels, scorer=name, seed=self._seed)
+        self.comparisons += compare_macro_f1(
+            answers, labels, scorer=name, seed=self._seed, clusters=self._clusters, margin=scorer.margin
+        )
         self.scorers.append(replace(self.scorers[-1], name=name, unit=SHARE.unit))
 
     def add_pairs(self, scorer: Pairwise, pairs: Mapping[tuple[str, str], ScoreColumn]) -> None:
         """Add what a pairwise judge said."""
         samples = self._sheets[0].rows.samples
         grids = {pair: column.values.reshape(-1, samples) for pair, column in pairs.items()}
-        self.comparisons += compare_outcomes(grids, scorer.scale, scorer=scorer.name, seed=self._seed)
+        self.comparisons += compare_outcomes(
+            grids,
+            scorer.scale,
+            scorer=scorer.name,
+            seed=self._seed,
+            clusters=self._clusters,
+            margin=scorer.margin,
+        )
         self.scorers.append(_scorer(scorer, scorer.name))
 
 

@@ -6,16 +6,17 @@
     DIR/variants/<folder>/     each variant's records: an output like that of any run
     DIR/judges/<name>/         each judge's own requests and verdicts, likewise
 
-    {"version": 1, "name", "samples", "seed", "input",
+    {"version": 1, "name", "samples", "seed", "input", "cluster",
      "scorers": [{"name", "kind", "unit", "higher_is_better", "field", "expected"}],
      "variants": [{"name", "folder", "overrides", "model", "provider", "rows", "open", "failed", "failures": {KIND: n},
                    "cost", "currency", "prompt_tokens", "completion_tokens", "latency_p50_s", "latency_p95_s",
                    "scores": {NAME: {"mean", "ci_low", "ci_high", "n", "unit", "higher_is_better", "ci_method",
-                                     "nulls", "seed", "reason"}},
+                                     "nulls", "seed", "reason", "clusters"}},
                    "classes": {SCORER: {"accuracy", "macro_f1", "n", "classes": [{"label", "precision", …}],
                                         "given": [LABEL, …], "confusion": [[n, …], …]}}}],
      "comparisons": [{"a", "b", "scorer", "difference", "ci_low", "ci_high", "p_value", "p_adjusted", "test",
-                      "wins_a", "wins_b", "ties", "n", "nulls", "flips_to_a", "flips_to_b", "needed_n", …}],
+                      "wins_a", "wins_b", "ties", "n", "nulls", "flips_to_a", "flips_to_b", "needed_n", "clusters",
+                      "margin", "equivalent", …}],
      "judges": [{"name", "folder", "model", "requests", "failed", "cost", "currency"}],
      "notes": [TEXT, …]}
 
@@ -40,7 +41,8 @@ from batchchat.errors import UsageError
 from batchchat.evaluation.results.variant_scores import PAIRWISE_SCHEMA, SCORES_SCHEMA
 from batchchat.evaluation.statistics.classification import ClassReport, ClassScore
 from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary
-from batchchat.store.location.disk import json_bytes, storage_errors, synchronize, synchronize_folder
+from batchchat.store.json_files import json_bytes
+from batchchat.store.location.disk import storage_errors, synchronize, synchronize_folder
 
 VERSION = 1
 SUMMARY_NAME, SCORES_NAME, PAIRWISE_NAME = "summary.json", "scores.parquet", "pairwise.parquet"
@@ -107,6 +109,7 @@ class SuiteSummary:
     comparisons: tuple[Comparison, ...]
     judges: tuple[JudgeSummary, ...] = ()
     notes: tuple[str, ...] = ()
+    cluster: str | None = None
 
     def of(self, scorer: str) -> list[Comparison]:
         """The comparisons by one scorer."""

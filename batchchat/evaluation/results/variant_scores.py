@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchchat.evaluation.results.current_rows import CurrentRows, Finder, Positions, as_halves, current_records
+from batchchat.evaluation.results.current_rows import CurrentRows
 from batchchat.evaluation.scorers.score_batch import ScoreBatch, Scores
 from batchchat.evaluation.scorers.scorer import Scorer, scores_of
 from batchchat.evaluation.statistics.classification import LabelledAnswers
+from batchchat.joining import Finder, Positions, as_halves, current_records
 from batchchat.store import Output
 
 Grid = NDArray[np.float64]
@@ -35,13 +36,15 @@ SCORES_SCHEMA = pa.schema(
         pa.field("expected", pa.string()),
         pa.field("given", pa.string()),
         pa.field("custom_id", pa.string(), nullable=False),
+        pa.field("cluster", pa.string()),
     ]
 )
 """The columns of `scores.parquet`: one line for each variant, scorer, row and sample that has a record, in that order.
 
 A composite scorer's lines carry the name of its first metric (`tickets.accuracy`); its others have no value for a
 single answer. `value` is null where the scorer could not tell, and `reason` then says why. `expected` and `given` are
-the labels of a scorer of classes. Places are those of the current input; `custom_id` leads to the record.
+the labels of a scorer of classes. Places are those of the current input; `custom_id` leads to the record. Rows with the
+same `cluster` are one piece of evidence; it is null if the suite names no column for it.
 """
 
 PAIRWISE_SCHEMA = pa.schema(
@@ -233,8 +236,9 @@ class VariantScores:
         if scores.labels is not None:
             self.labels[scorer.name].put(positions, scores.labels)
 
-    def lines(self) -> Iterator[pa.RecordBatch]:
-        """All scores as lines of `scores.parquet`, in blocks."""
+    def lines(self, cluster: str | None = None) -> Iterator[pa.RecordBatch]:
+        """All scores as lines of `scores.parquet`, in blocks; `cluster` names the column of clusters."""
+        clusters = None if cluster is None else self.rows.texts(cluster)
         answered = np.flatnonzero(self.answered)
         for name, column in self.columns.items():
             labels = self.labels.get(name.rpartition(".")[0])
@@ -254,6 +258,7 @@ class VariantScores:
                         column.reasons(positions),
                         *((none, none) if labels is None else labels.texts(positions)),
                         _custom_ids(self._ids[positions]),
+                        none if clusters is None else clusters.take(pa.array(numbers)),
                     ],
                     schema=SCORES_SCHEMA,
                 )

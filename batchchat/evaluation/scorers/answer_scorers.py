@@ -44,8 +44,8 @@ from batchchat.evaluation.scorers.record_scorers import Cost, Latency, Length, P
 from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores
 from batchchat.evaluation.scorers.scorer import AnswerScorer, Comparing, Judge, Judgement, Scorer, base_of
 from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
-from batchchat.job.model import nearest
 from batchchat.job.origin import Origins, Place, combined, job_error
+from batchchat.job.values import nearest
 from batchchat.job.wording import Grammar, validation_errors
 
 AnyScorer = TypeVar("AnyScorer", bound=BaseModel)
@@ -85,7 +85,13 @@ class _Texts(Comparing):
 
     def _missing(self, answer: Any, wanted: Any) -> tuple[list[str], list[str]]:
         """The texts looked for, and those of them that the answer does not hold."""
-        sought = [text for text in map(text_of, wanted if isinstance(wanted, list) else [wanted]) if text]
+        sought = [
+            text
+            for text in map(
+                text_of, [each for each in (wanted if isinstance(wanted, list) else [wanted]) if each is not None]
+            )
+            if text
+        ]
         held = text_of(answer).casefold() if self.ignore_case else text_of(answer)
         return sought, [text for text in sought if (text.casefold() if self.ignore_case else text) not in held]
 
@@ -246,6 +252,8 @@ class JsonEqual(Comparing):
     def _judge(self) -> Judge:
         def judge(answer: Any, wanted: Any) -> Judgement:
             found, target = _as_json(answer), _as_json(wanted)
+            if isinstance(found, str) and same(found.strip(), target):
+                return 1.0, None
             if isinstance(found, str) and not isinstance(target, str):
                 return 0.0, "the answer is not JSON"
             difference = json_difference(found, target, ignore_order=self.ignore_order)
@@ -326,6 +334,10 @@ class SetF1(Comparing):
 
     SCALE: ClassVar[ScoreUnit] = SHARE
 
+    def _says_nothing(self, value: Any) -> bool:
+        # A blank text is a list of no items, which an answer may give too: `[]`.
+        return not isinstance(value, str) and super()._says_nothing(value)
+
     def _judge(self) -> Judge:
         def items(value: Any) -> set[str]:
             return {text.casefold() if self.ignore_case else text for text in items_of(value, self.separator)}
@@ -370,11 +382,13 @@ class Classes(Comparing):
 
         expected: list[str | None] = []
         given: list[str | None] = []
-        for counts, line in zip(scores.values.is_valid().to_pylist(), self._lines(batch), strict=True):
+        for value, line in zip(scores.values.to_pylist(), self._lines(batch), strict=True):
             failure, answer, wanted = line
+            counts = value is not None
             expected.append(spell(wanted) if counts else None)
             answered = counts and failure is None and not isinstance(answer, Absent)
-            given.append(spell(answer) if answered else None)
+            # What is right has one name, also if 1.0 was expected and `1` was answered.
+            given.append(spell(wanted if value else answer) if answered else None)
         return Scores(scores.values, scores.reasons, (expected, given))
 
     def _label(self, value: Any) -> str:
@@ -388,8 +402,10 @@ class Classes(Comparing):
             target, label = self._label(wanted), self._label(answer)
             if known is not None and target not in known:
                 return None, f"the expected value {shown(wanted)} is none of the labels"
+            if label == target or same(answer.strip() if isinstance(answer, str) else answer, wanted):
+                return 1.0, None
             stray = known is not None and label not in known
-            return float(label == target), f"{shown(answer)} is none of the labels" if stray else None
+            return 0.0, f"{shown(answer)} is none of the labels" if stray else None
 
         return judge
 

@@ -19,9 +19,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from batchchat.errors import JobError
+from batchchat.evaluation.scorers.over_samples import OverSamples
 from batchchat.evaluation.statistics.unit import YES_NO, ScoreUnit
 from batchchat.job import Job, validate_job
-from batchchat.job.origin import Origin, Origins, Place, origin_of
+from batchchat.job.origin import FieldOrigin, Origins, Place, origin_of
 from batchchat.job.reading import absolute_path
 
 _JOB_FIELDS = ("provider", "model", "params", "limits", "retry", "prices")
@@ -49,11 +50,12 @@ class JudgeSettings(BaseModel):
 
 
 class JudgeScorer(JudgeSettings):
-    """What both kinds have: a name, a rubric, and what the model is shown."""
+    """What both kinds have: a name, a rubric, what the model is shown, and the difference that does not matter."""
 
     METRICS: ClassVar[tuple[str, ...]] = ()
     name: str = Field(pattern=r"^[\w-]+$", max_length=100)
     rubric: str = Field(min_length=1)
+    margin: float | None = Field(None, gt=0)
     field: str = Field("completion", min_length=1)
     expected: str | None = Field(None, min_length=1)
     show: list[str] | None = None
@@ -109,7 +111,7 @@ def _points(value: object) -> object:
     raise ValueError("must be the lowest and the highest number of points, such as [1, 5]")
 
 
-class Judge(JudgeScorer):
+class Judge(JudgeScorer, OverSamples):
     """Judges one answer: yes or no, a whole number of `points`, or one of `labels` with their values."""
 
     kind: Literal["judge"] = "judge"
@@ -195,7 +197,7 @@ def judge_job(
     the suite file that gave a wrong field, made by `fail(message, *place)`.
     """
     data: dict[str, Any] = {}
-    found: dict[Place, Origin] = {("messages",): origin_of(origins, (*place, "rubric"), base.file)}
+    found: dict[Place, FieldOrigin] = {("messages",): origin_of(origins, (*place, "rubric"), base.file)}
     for source, at in ((settings, ("judge",)), (judge, place)):
         for name in _JOB_FIELDS:
             if (value := getattr(source, name)) is not None:
@@ -229,7 +231,7 @@ def judge_job(
     return validate_job(data, file=base.file, origins=found)
 
 
-def _moved(origins: Origins, source: Place, target: Place) -> dict[Place, Origin]:
+def _moved(origins: Origins, source: Place, target: Place) -> dict[Place, FieldOrigin]:
     """The origins at and inside one place, as those of another."""
     size = len(source)
     return {(*target, *place[size:]): origin for place, origin in origins.items() if place[:size] == source}

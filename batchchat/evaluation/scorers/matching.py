@@ -8,6 +8,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -29,11 +30,20 @@ _CONTEXT = decimal.Context(prec=60, Emax=9_999, Emin=-9_999, traps=[])
 def text_of(value: Any) -> str:
     """Return a value as text: a text as it is, everything else as JSON writes it (`true`, `3`, `["a"]`).
 
-    A whole float is written as an integer: a column of integers with missing values is often read as floats.
+    A whole float is written as an integer: a column of integers with missing values is often read as floats. So is a
+    whole decimal. A date or time is written in ISO 8601, bytes as the text that they are.
     """
+    if isinstance(value, str):
+        return value
     if type(value) is float and value.is_integer() and abs(value) < 2**53:
         value = int(value)
-    return value if isinstance(value, str) else quoted(value)
+    elif isinstance(value, Decimal):
+        return f"{value.to_integral_value() if value == value.to_integral_value() else value:f}"
+    elif isinstance(value, date | time):
+        return value.isoformat()
+    elif isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return quoted(value)
 
 
 def quoted(value: Any) -> str:
@@ -81,7 +91,8 @@ def same(a: Any, b: Any) -> bool:
     """Return whether two values are equal; the rest than what follows compares as JSON does.
 
     Two texts must be the same to the letter. A number equals a text that is this number in plain digits (`1`, `1.0`,
-    `-0.5`). A boolean equals the texts `true` and `false`, in any case. Else the other value is compared as JSON text.
+    `-0.5`). A boolean equals the texts `true` and `false`, in any case. A date or time equals a text that is the same
+    moment in ISO 8601. Else the other value is compared as JSON text.
     """
     if isinstance(a, str) and isinstance(b, str):
         return a == b
@@ -92,8 +103,27 @@ def same(a: Any, b: Any) -> bool:
         number = number_of(value)
         if number is not None and _PLAIN_NUMBER.fullmatch(text):
             return Decimal(text) == number
-        return bool(text == text_of(value))
+        return bool(text == text_of(value)) or _same_time(text, value)
     return json_difference(a, b) is None
+
+
+def _same_time(text: str, value: Any) -> bool:
+    """Return whether a text is a date or time in ISO 8601, and the same as the value. One without a zone is in UTC."""
+    if not isinstance(value, date | time):
+        return False
+    try:
+        if isinstance(value, time):
+            return time.fromisoformat(text.strip()) == value
+        found = _in_utc(datetime.fromisoformat(text.strip()))
+    except ValueError:
+        return False
+    return found == _in_utc(
+        value if isinstance(value, datetime) else datetime(value.year, value.month, value.day, tzinfo=UTC)
+    )
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 def read_json(text: str) -> Any:
@@ -123,6 +153,9 @@ def json_difference(found: Any, wanted: Any, place: str = "$", *, ignore_order: 
     else:
         a, b = number_of(found), number_of(wanted)
         equal = a == b if a is not None and b is not None else type(found) is type(wanted) and found == wanted
+        # JSON has no dates and no bytes: a column of the input may, and an answer has them as texts.
+        if not equal and isinstance(found, str) and isinstance(wanted, date | time | bytes):
+            equal = same(found, wanted)
         texts = ["nothing" if value is None else shown(value) for value in (found, wanted)]
         return None if equal else f"{place}: {texts[0]} instead of {texts[1]}"
     return next(filter(None, (json_difference(x, y, at, ignore_order=ignore_order) for at, x, y in pairs)), None)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from batchchat.errors import UsageError
 from batchchat.evaluation.scorers.matching import read_json
-from batchchat.job.model import nearest
+from batchchat.job.values import nearest
 from batchchat.records import PARSED, RECORD_COLUMNS
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 
+from batchchat.evaluation.scorers.over_samples import OverSamples
 from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores, check_column
 from batchchat.evaluation.statistics.unit import YES_NO, ScoreUnit
 
@@ -26,15 +29,16 @@ _PLAIN = (str, int, float, bool, type(None))
 _STATUS = frozenset({"status", "error_kind", "error_message"})
 
 
-class Scorer(BaseModel, ABC):
+class Scorer(OverSamples, ABC):
     """Judges records one by one. `name` names the score in all results; a composite one is `name.metric`
-    for each of its `METRICS`."""
+    for each of its `METRICS`. `margin` is the difference, in the score's unit, that does not matter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     SCALE: ClassVar[ScoreUnit] = YES_NO
     METRICS: ClassVar[tuple[str, ...]] = ()
     name: str = Field(pattern=r"^[\w-]+$", max_length=100)
+    margin: float | None = Field(None, gt=0)
 
     @property
     def scale(self) -> ScoreUnit:
@@ -153,8 +157,17 @@ class Comparing(AnswerScorer):
         if self.expected is None:
             return [self.value] * len(batch)
         missing = Absent(f"the input has no {self.expected} here")
-        # NaN is how a column of numbers writes that there is none.
-        return [missing if value is None or value != value else value for value in batch.expected(self.expected)]  # noqa: PLR0124
+        return [missing if self._says_nothing(value) else value for value in batch.expected(self.expected)]
+
+    def _says_nothing(self, value: Any) -> bool:
+        """Return whether an expected value is none: null, NaN or infinite, or blank beside a whole answer.
+
+        NaN is how a column of numbers writes that there is no value, and an empty field how a CSV file does. No answer
+        is blank, so that nothing could equal it; a field of a typed answer may be.
+        """
+        if isinstance(value, float | Decimal):
+            return not math.isfinite(value)
+        return value is None or (isinstance(value, str) and self.field == "completion" and not value.strip())
 
 
 class Measure(Scorer):

@@ -7,8 +7,7 @@ that is none of them is wrong, and stands in the confusion matrix's column for o
 The samples of a row are its cluster, as in `statistics`. Rows that look alike (the same expected and given labels) are
 counted once, so that resampling is quick and does not depend on the order of the rows. Up to 1,000 rows are resampled.
 Beyond, macro-F1 is linearized: each row has an influence on it, to first order, and the influences are treated as the
-row values of a mean (the delta method; Takahashi et al. 2022, Applied Intelligence 52:4961-4972, for macro-F1).
-"""
+row"""
 
 from __future__ import annotations
 
@@ -24,7 +23,8 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 
 from batchchat.errors import UsageError
-from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary, adjust
+from batchchat.evaluation.statistics.clusters import Clusters, cluster_sums
+from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary, adjust, is_inside
 from batchchat.evaluation.statistics.intervals import BOOTSTRAP_ROWS, CONFIDENCE, SEED, Array, Interval
 from batchchat.evaluation.statistics.significance import ALPHA, FLIPS, enough_draws, sign_flip_test
 from batchchat.evaluation.statistics.unit import SHARE
@@ -116,9 +116,16 @@ def classification_report(answers: LabelledAnswers, labels: Sequence[str] | None
 
 
 def summarize_macro_f1(
-    answers: LabelledAnswers, labels: Sequence[str] | None = None, *, seed: int = SEED
+    answers: LabelledAnswers,
+    labels: Sequence[str] | None = None,
+    *,
+    seed: int = SEED,
+    clusters: Clusters | None = None,
 ) -> ScoreSummary:
-    """Macro-F1 with its 95 % interval: percentiles of 1,999 resamples, or linearized. `n` counts rows."""
+    """Macro-F1 with its 95 % interval: percentiles of 1,999 resamples, or linearized. `n` counts rows.
+
+    `clusters` has the cluster of each row position.
+    """
     classes = classes_of([answers], labels)
     patterns = _patterns([_side(answers, classes)])
     made = ScoreSummary(None, None, None, patterns.rows, SHARE.unit, True, None, reason="no row has an expected class")
@@ -126,8 +133,11 @@ def summarize_macro_f1(
         return made
     (tallies,) = patterns.tallies
     estimate = float(_macro_f1(patterns.sums(0))[0])
-    if patterns.rows > BOOTSTRAP_ROWS[-1]:
-        interval = _linear_interval(patterns, _influence(patterns, 0), estimate, 0.0, 1.0)
+    own = None if clusters is None else clusters[patterns.positions]
+    if own is not None:
+        interval = _clustered_interval(_influence(patterns, 0)[patterns.places], own, estimate, (0.0, 1.0))
+    elif patterns.rows > BOOTSTRAP_ROWS[-1]:
+        interval = _linear_interval(patterns, _influence(patterns, 0), estimate, (0.0, 1.0))
     else:
         interval = _bootstrap_interval(patterns, lambda weights: _macro_f1(weights @ tallies), estimate, seed)
     return replace(
@@ -138,24 +148,42 @@ def summarize_macro_f1(
         ci_method=interval.method,
         seed=seed if interval.method == "bootstrap_percentile" else None,
         reason=interval.reason,
+        clusters=None if own is None else int(np.unique(own).size),
     )
 
 
 def compare_macro_f1(
-    variants: Mapping[str, LabelledAnswers], labels: Sequence[str] | None = None, *, scorer: str, seed: int = SEED
+    variants: Mapping[str, LabelledAnswers],
+    labels: Sequence[str] | None = None,
+    *,
+    scorer: str,
+    seed: int = SEED,
+    clusters: Clusters | None = None,
+    margin: float | None = None,
 ) -> list[Comparison]:
     """Compare macro-F1 of every pair of variants on the rows that both answered.
 
     If the variants were alike, swapping their answers to a row would change nothing. The test is by m such draws, 1,999
     or more where many pairs ask for them, p = (b + 1) / (m + 1); beyond 1,000 rows it flips the signs of the rows'
-    linearized differences. Wins are rows with more right answers.
+    linearized differences, or with `clusters` those of whole clusters. Wins are rows with more right answers.
     """
     classes = classes_of(list(variants.values()), labels)
     sides = {name: _side(answers, classes) for name, answers in variants.items()}
     pairs = list(itertools.combinations(sides, 2))
     draws = enough_draws(ALPHA / max(1, len(pairs)), RESAMPLES)
-    made = [_compare_pair((a, sides[a]), (b, sides[b]), scorer=scorer, seed=seed, draws=draws) for a, b in pairs]
-    return adjust(made)
+    alpha = ALPHA / max(1, len(pairs))
+    test = _Test(seed, draws, alpha, clusters, margin)
+    return adjust([_compare_pair((a, sides[a]), (b, sides[b]), scorer, test) for a, b in pairs])
+
+
+class _Test(NamedTuple):
+    """How pairs are tested; see `compare_macro_f1`. `alpha` is the strictest level that a pair may be held to."""
+
+    seed: int
+    draws: int
+    alpha: float
+    clusters: Clusters | None
+    margin: float | None
 
 
 class _Side(NamedTuple):
@@ -172,12 +200,21 @@ class _Side(NamedTuple):
 
 
 class _Patterns(NamedTuple):
-    """Rows that look alike on every side: how many there are, and for each side their tallies and right shares."""
+    """Rows that look alike on every side: how many there are, and for each side their tallies and right shares.
+
+    `positions` are the row positions that every side answered, and `places` has the pattern of each.
+    """
 
     counts: _Codes
     tallies: list[sparse.csr_array]
     right: list[Array]
-    rows: int
+    positions: _Codes
+    places: _Codes
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows."""
+        return int(self.positions.size)
 
     def sums(self, side: int) -> Array:
         """The tallies of all rows of one side, as one line."""
@@ -219,14 +256,17 @@ def _patterns(sides: Sequence[_Side]) -> _Patterns:
     looks = [side.looks[np.searchsorted(side.rows, shared)] for side in sides]
     shape = tuple(side.right.size for side in sides)
     if shared.size == 0:
-        return _Patterns(np.zeros(0, dtype=np.int64), [], [np.zeros(0)] * len(sides), 0)
-    together, counts = np.unique(np.ravel_multi_index(looks, shape), return_counts=True)
+        nothing = np.zeros(0, dtype=np.int64)
+        return _Patterns(nothing, [], [np.zeros(0)] * len(sides), nothing, nothing)
+    seen = np.ravel_multi_index(looks, shape)
+    together, places, counts = np.unique(seen, return_inverse=True, return_counts=True)
     apart = np.unravel_index(together, shape)
     return _Patterns(
         counts.astype(np.int64),
         [side.tallies[chosen] for side, chosen in zip(sides, apart, strict=True)],
         [side.right[chosen] for side, chosen in zip(sides, apart, strict=True)],
-        int(shared.size),
+        shared.astype(np.int64),
+        places.reshape(-1).astype(np.int64),
     )
 
 
@@ -265,13 +305,31 @@ def _influence(patterns: _Patterns, side: int, sums: Array | None = None) -> Arr
     return made
 
 
-def _linear_interval(patterns: _Patterns, influence: Array, estimate: float, low: float, high: float) -> Interval:
+def _linear_interval(
+    patterns: _Patterns, influence: Array, estimate: float, span: tuple[float, float], confidence: float = CONFIDENCE
+) -> Interval:
     rows = patterns.rows
+    if rows == 1:
+        return Interval(None, None, None, "a single row says nothing about the spread")
     spread = float(np.sum(patterns.counts * influence**2)) * rows / (rows - 1)
     if spread == 0:
         return Interval(None, None, None, _ALIKE)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, rows - 1)) * math.sqrt(spread)
-    return Interval(max(estimate - half, low), min(estimate + half, high), "delta_method")
+    half = float(stats.t.ppf((1 + confidence) / 2, rows - 1)) * math.sqrt(spread)
+    return Interval(max(estimate - half, span[0]), min(estimate + half, span[1]), "delta_method")
+
+
+def _clustered_interval(
+    influence: Array, clusters: Clusters, estimate: float, span: tuple[float, float], confidence: float = CONFIDENCE
+) -> Interval:
+    """The same for rows in clusters; `influence` has one value for each row."""
+    sums = cluster_sums(influence, clusters).sums
+    if sums.size == 1:
+        return Interval(None, None, None, "all rows are of one cluster: it says nothing about the spread")
+    spread = sums.size / (sums.size - 1) * math.fsum(sums**2)
+    if spread == 0:
+        return Interval(None, None, None, _ALIKE)
+    half = float(stats.t.ppf((1 + confidence) / 2, sums.size - 1)) * math.sqrt(spread)
+    return Interval(max(estimate - half, span[0]), min(estimate + half, span[1]), "delta_method_clusters")
 
 
 def _bootstrap_interval(
@@ -287,7 +345,7 @@ def _bootstrap_interval(
     return Interval(min(low, estimate), max(high, estimate), "bootstrap_percentile")
 
 
-def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], *, scorer: str, seed: int, draws: int) -> Comparison:
+def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], scorer: str, test: _Test) -> Comparison:
     either = np.union1d(a[1].rows, b[1].rows).size
     patterns = _patterns([a[1], b[1]])
     left, right = patterns.right
@@ -309,24 +367,38 @@ def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], *, scorer: str, se
         nulls=int(either - patterns.rows),
         unit=SHARE.unit,
         higher_is_better=True,
+        margin=test.margin,
     )
     if patterns.rows == 0:
         return replace(made, reason="no row has a value on both sides")
     ours, theirs = patterns.tallies
     difference = float(_macro_f1(patterns.sums(0))[0] - _macro_f1(patterns.sums(1))[0])
-    if patterns.rows > BOOTSTRAP_ROWS[-1]:
-        influence = _influence(patterns, 0) - _influence(patterns, 1)
-        interval = _linear_interval(patterns, influence, difference, -1.0, 1.0)
-        middle = (patterns.sums(0) + patterns.sums(1)) / 2
-        changes = _influence(patterns, 0, middle) - _influence(patterns, 1, middle)
-        flipped = np.repeat(changes, patterns.counts)
-        p_value, method = sign_flip_test(flipped, seed=seed, draws=max(draws, FLIPS))
-        test = f"{method}_linearized"
+    own = None if test.clusters is None else test.clusters[patterns.positions]
+    # To first order, what each row adds to the difference. It carries the interval of large samples and of clusters,
+    # and the two one-sided tests.
+    influence = _influence(patterns, 0) - _influence(patterns, 1)
+    middle = (patterns.sums(0) + patterns.sums(1)) / 2
+    changes = (_influence(patterns, 0, middle) - _influence(patterns, 1, middle))[patterns.places]
+
+    def linear(confidence: float) -> Interval:
+        if own is None:
+            return _linear_interval(patterns, influence, difference, (-1.0, 1.0), confidence)
+        return _clustered_interval(influence[patterns.places], own, difference, (-1.0, 1.0), confidence)
+
+    if own is not None:
+        interval = linear(CONFIDENCE)
+        sums = cluster_sums(changes, own).sums
+        p_value, method = sign_flip_test(sums, seed=test.seed, draws=max(test.draws, FLIPS))
+        name = f"{method}_linearized_clusters"
+    elif patterns.rows > BOOTSTRAP_ROWS[-1]:
+        interval = linear(CONFIDENCE)
+        p_value, method = sign_flip_test(changes, seed=test.seed, draws=max(test.draws, FLIPS))
+        name = f"{method}_linearized"
     else:
         interval = _bootstrap_interval(
-            patterns, lambda weights: _macro_f1(weights @ ours) - _macro_f1(weights @ theirs), difference, seed
+            patterns, lambda weights: _macro_f1(weights @ ours) - _macro_f1(weights @ theirs), difference, test.seed
         )
-        p_value, test = _swap_p(patterns, difference, seed, draws), "swap_monte_carlo"
+        p_value, name = _swap_p(patterns, difference, test.seed, test.draws), "swap_monte_carlo"
     return replace(
         made,
         difference=difference,
@@ -334,9 +406,11 @@ def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], *, scorer: str, se
         ci_high=interval.high,
         ci_method=interval.method,
         p_value=p_value,
-        test=test,
-        seed=seed if "monte_carlo" in test or interval.method == "bootstrap_percentile" else None,
+        test=name,
+        seed=test.seed if "monte_carlo" in name or interval.method == "bootstrap_percentile" else None,
         reason=interval.reason,
+        clusters=None if own is None else int(np.unique(own).size),
+        equivalent=test.margin is not None and is_inside(linear(1 - 2 * test.alpha), test.margin),
     )
 
 

@@ -8,6 +8,11 @@ that asking the same row five times does not count as five rows. A row without a
 |---|---|---|---|
 | yes/no, each row all yes or all no | Wilson | Newcombe, paired | exact McNemar |
 | otherwise | BCa bootstrap of row means, 10 to 1,000 rows; else Student's t | the same, of differences | sign flips |
+| rows in clusters | Student's t over clusters | the same, of differences | sign flips of whole clusters |
+
+With a margin, two variants may also be *equivalent*: two one-sided tests at 5 % each show that they differ by less than
+the margin either way (Schuirmann 1987, J. of Pharmacokinetics and Biopharmaceutics 15:657-680). That is the same as a
+90 % interval of the difference that lies inside the margin, and so it is computed.
 
 No result is ever NaN: what cannot be computed is None, with a reason. Results do not depend on the order of the
 rows, and comparing b with a gives exactly the negative of comparing a with b.
@@ -15,14 +20,16 @@ rows, and comparing b with a gives exactly the negative of comparing a with b.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from batchchat.evaluation.statistics.clusters import Clusters, cluster_sums, clustered_interval
 from batchchat.evaluation.statistics.intervals import (
     SEED,
     Array,
@@ -30,6 +37,7 @@ from batchchat.evaluation.statistics.intervals import (
     is_binary,
     mean_interval,
     newcombe_paired_interval,
+    wilson_interval,
 )
 from batchchat.evaluation.statistics.significance import (
     ALPHA,
@@ -37,11 +45,14 @@ from batchchat.evaluation.statistics.significance import (
     enough_draws,
     holm,
     mcnemar_exact,
+    needed_for_equivalence,
     needed_pairs,
     needed_rows,
     sign_flip_test,
 )
 from batchchat.evaluation.statistics.unit import ScoreUnit
+
+Verdict = Literal["better", "worse", "equivalent", "open"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +60,8 @@ class ScoreSummary:
     """The mean score of one variant with its 95 % interval.
 
     `n` counts the rows behind the mean, `nulls` those left out because they have no value. `ci_method` is `wilson`,
-    `bootstrap_bca` (with `seed`), `bootstrap_percentile` (with `seed`; macro-F1) or `student_t`.
+    `bootstrap_bca` (with `seed`), `bootstrap_percentile` (with `seed`; macro-F1) or `student_t`; with `clusters`, which
+    counts those that the rows are in, `student_t_clusters`, `wilson_clusters` or `delta_method_clusters`.
     """
 
     mean: float | None
@@ -62,6 +74,7 @@ class ScoreSummary:
     nulls: int = 0
     seed: int | None = None
     reason: str | None = None
+    clusters: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,10 @@ class Comparison:
     the better row mean (the higher one where no direction is better). `flips_to_a` counts rows that most samples of
     a get right and most of b get wrong, `flips_to_b` the reverse; None where the score is not yes/no. `needed_n` is the
     number of rows that would settle a difference of this size, None where it is settled already or there is none.
+    With clusters it counts rows in clusters as large as these, and `clusters` is how many the rows are in.
+
+    `margin` is the difference that does not matter, None if nobody named one. `equivalent` tells that the difference is
+    settledly smaller; with a margin `needed_n` may be the number of rows that would show that.
     """
 
     a: str
@@ -96,6 +113,20 @@ class Comparison:
     needed_n: int | None = None
     seed: int | None = None
     reason: str | None = None
+    clusters: int | None = None
+    margin: float | None = None
+    equivalent: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return what is known of a against b.
+
+        A difference that is settled and settledly smaller than the margin is no difference that matters.
+        """
+        if self.equivalent:
+            return "equivalent"
+        better = self.better
+        return "open" if better is None else "better" if better == self.a else "worse"
 
     @property
     def settled(self) -> bool:
@@ -110,11 +141,17 @@ class Comparison:
         return self.a if (self.difference > 0) == self.higher_is_better else self.b
 
 
-def summarize(values: ArrayLike, scale: ScoreUnit, *, seed: int = SEED) -> ScoreSummary:
-    """The mean of row means with its interval."""
+def summarize(
+    values: ArrayLike, scale: ScoreUnit, *, seed: int = SEED, clusters: Clusters | None = None
+) -> ScoreSummary:
+    """Return the mean of row means with its interval; `clusters` has the shape (rows,)."""
     means = _row_means(values)
-    present = np.sort(means[np.isfinite(means)])
-    interval = mean_interval(present, scale, seed=seed)
+    known = np.isfinite(means)
+    present = np.sort(means[known])
+    if clusters is None:
+        interval = mean_interval(present, scale, seed=seed)
+    else:
+        interval = clustered_interval(means[known], clusters[known], scale)
     return ScoreSummary(
         mean=float(np.mean(present)) if present.size else None,
         ci_low=interval.low,
@@ -126,13 +163,24 @@ def summarize(values: ArrayLike, scale: ScoreUnit, *, seed: int = SEED) -> Score
         nulls=int(means.size - present.size),
         seed=seed if interval.method == "bootstrap_bca" else None,
         reason=interval.reason,
+        clusters=None if clusters is None else int(np.unique(clusters[known]).size),
     )
 
 
-def compare(variants: Mapping[str, ArrayLike], scale: ScoreUnit, *, scorer: str, seed: int = SEED) -> list[Comparison]:
+def compare(
+    variants: Mapping[str, ArrayLike],
+    scale: ScoreUnit,
+    *,
+    scorer: str,
+    seed: int = SEED,
+    clusters: Clusters | None = None,
+    margin: float | None = None,
+) -> list[Comparison]:
     """Compare every pair of variants on one scorer, in the order of the mapping, p values adjusted over the pairs.
 
-    All arrays have the same number of rows. Raises ValueError where they have not.
+    All arrays have the same number of rows, and so has `clusters`. `margin` is in the score's unit.
+
+    Raises ValueError if they have not.
     """
     means = {name: _row_means(values) for name, values in variants.items()}
     if len({array.size for array in means.values()}) > 1:
@@ -140,14 +188,18 @@ def compare(variants: Mapping[str, ArrayLike], scale: ScoreUnit, *, scorer: str,
     pairs = list(combinations(means.items(), 2))
     # Each pair is sized for the strictest level that Holm's method may hold it to.
     alpha = ALPHA / max(1, len(pairs))
-    return adjust([_compare_pair(a, b, scale, scorer=scorer, seed=seed, alpha=alpha) for a, b in pairs])
+    test = _Test(scale, seed, alpha, clusters, margin)
+    return adjust([_compare_pair(a, b, test, scorer=scorer) for a, b in pairs])
 
 
 def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Fill in `p_adjusted` by Holm's method over all of these, and drop `needed_n` where that settles a difference."""
     adjusted = holm([comparison.p_value for comparison in comparisons])
     filled = [replace(comparison, p_adjusted=p) for comparison, p in zip(comparisons, adjusted, strict=True)]
-    return [replace(comparison, needed_n=None) if comparison.settled else comparison for comparison in filled]
+    return [
+        replace(comparison, needed_n=None) if comparison.settled or comparison.equivalent else comparison
+        for comparison in filled
+    ]
 
 
 def leader(comparisons: Sequence[Comparison]) -> str | None:
@@ -166,6 +218,26 @@ def flips(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp
     return np.flatnonzero((left > 0.5) & (right < 0.5)), np.flatnonzero((left < 0.5) & (right > 0.5))
 
 
+class _Test(NamedTuple):
+    """How pairs are tested. `alpha` is the strictest level that a pair may be held to; `clusters` are those of rows."""
+
+    scale: ScoreUnit
+    seed: int
+    alpha: float
+    clusters: Clusters | None = None
+    margin: float | None = None
+
+    def of(self, rows: NDArray[np.bool_]) -> _Test:
+        """Return the same for some of the rows."""
+        return self if self.clusters is None else self._replace(clusters=self.clusters[rows])
+
+    @property
+    def differences(self) -> ScoreUnit:
+        """Return the scale of differences."""
+        span = self.scale.high - self.scale.low
+        return ScoreUnit("difference", None, -span, span)
+
+
 class _Evidence(NamedTuple):
     difference: float | None
     interval: Interval
@@ -173,21 +245,23 @@ class _Evidence(NamedTuple):
     test: str | None
     needed_n: int | None
     seeded: bool = False
+    equivalent: bool = False
 
 
-def _compare_pair(
-    a: tuple[str, Array], b: tuple[str, Array], scale: ScoreUnit, *, scorer: str, seed: int, alpha: float
-) -> Comparison:
+def _compare_pair(a: tuple[str, Array], b: tuple[str, Array], test: _Test, *, scorer: str) -> Comparison:
     both = np.isfinite(a[1]) & np.isfinite(b[1])
-    left, right = a[1][both], b[1][both]
+    left, right, test = a[1][both], b[1][both], test.of(both)
+    scale = test.scale
     n, above, below = int(left.size), int(np.sum(left > right)), int(np.sum(left < right))
     if n == 0:
         nothing = Interval(None, None, None, "no row has a value on both sides")
         evidence = _Evidence(None, nothing, None, None, None)
+    elif test.clusters is not None:
+        evidence = _clustered_evidence(left - right, test.clusters, test)
     elif scale.yes_no and is_binary(left) and is_binary(right):
-        evidence = _binary_evidence(int(np.sum((left == 1) & (right == 1))), above, below, n, alpha)
+        evidence = _binary_evidence(int(np.sum((left == 1) & (right == 1))), above, below, n, test)
     else:
-        evidence = _mean_evidence(left - right, scale, seed, alpha)
+        evidence = _mean_evidence(left - right, test)
     to_a, to_b = (int(rows.size) for rows in flips(left, right))
     return Comparison(
         a=a[0],
@@ -210,34 +284,48 @@ def _compare_pair(
         flips_to_a=to_a if scale.yes_no else None,
         flips_to_b=to_b if scale.yes_no else None,
         needed_n=evidence.needed_n,
-        seed=seed if evidence.seeded else None,
+        seed=test.seed if evidence.seeded else None,
         reason=evidence.interval.reason,
+        clusters=None if test.clusters is None else int(np.unique(test.clusters).size),
+        margin=test.margin,
+        equivalent=evidence.equivalent,
     )
 
 
 def compare_outcomes(
-    outcomes: Mapping[tuple[str, str], ArrayLike], scale: ScoreUnit, *, scorer: str, seed: int = SEED
+    outcomes: Mapping[tuple[str, str], ArrayLike],
+    scale: ScoreUnit,
+    *,
+    scorer: str,
+    seed: int = SEED,
+    clusters: Clusters | None = None,
+    margin: float | None = None,
 ) -> list[Comparison]:
     """Compare pairs that were judged side by side: 1 where a wins, -1 where b does, 0 for a tie, NaN for no verdict.
 
     Each array has the shape (rows,) or (rows, samples). The difference is the mean of row means: wins less losses, by
     row. With one verdict a row its test is the exact sign test over the rows that are no tie (Arbuthnot 1710; Conover
-    1999, Practical Nonparametric Statistics, section 3.4), else a permutation test of row means. p values are adjusted
-    over the pairs.
+    1999, Practical Nonparametric Statistics, section 3.4), else a permutation test of row means, or of whole clusters.
+    p values are adjusted over the pairs.
     """
-    alpha = ALPHA / max(1, len(outcomes))
+    # Wins less losses lie between -1 and 1: they are differences already, of a score with a span of 1.
+    unit = ScoreUnit(scale.unit, scale.higher_is_better, -0.5, 0.5)
+    every = _Test(unit, seed, ALPHA / max(1, len(outcomes)), clusters, margin)
     made = []
     for (a, b), values in outcomes.items():
         means = _row_means(values)
-        rows = means[np.isfinite(means)]
+        known = np.isfinite(means)
+        rows, test = means[known], every.of(known)
         n, above, below = int(rows.size), int(np.sum(rows > 0)), int(np.sum(rows < 0))
         if n == 0:
             nothing = Interval(None, None, None, "no row has a verdict")
             evidence = _Evidence(None, nothing, None, None, None)
+        elif test.clusters is not None:
+            evidence = _clustered_evidence(rows, test.clusters, test)
         elif np.all(np.isin(rows, (-1.0, 0.0, 1.0))):
-            evidence = _sign_evidence(rows, above, below, seed, alpha)
+            evidence = _sign_evidence(rows, above, below, test)
         else:
-            evidence = _mean_evidence(rows, ScoreUnit(scale.unit, scale.higher_is_better, -0.5, 0.5), seed, alpha)
+            evidence = _mean_evidence(rows, test)
         made.append(
             Comparison(
                 a=a,
@@ -260,54 +348,132 @@ def compare_outcomes(
                 needed_n=evidence.needed_n,
                 seed=seed if evidence.seeded else None,
                 reason=evidence.interval.reason,
+                clusters=None if test.clusters is None else int(np.unique(test.clusters).size),
+                margin=margin,
+                equivalent=evidence.equivalent,
             )
         )
     return adjust(made)
 
 
-def _sign_evidence(rows: Array, above: int, below: int, seed: int, alpha: float) -> _Evidence:
+def _sign_evidence(rows: Array, above: int, below: int, test: _Test) -> _Evidence:
     # The interval is that of a difference of shares of the same rows; its orientation is chosen as in _mean_evidence.
-    interval = _mean_evidence(rows, ScoreUnit("", None, -0.5, 0.5), seed, alpha)
+    found = _mean_evidence(rows, test)
     n = rows.size
-    return _Evidence(
+    return found._replace(
         difference=(above - below) / n,
-        interval=interval.interval,
         p_value=mcnemar_exact(above, below),
         test="sign_exact",
-        needed_n=needed_pairs(above / n, below / n, alpha=alpha),
-        seeded=interval.interval.method == "bootstrap_bca",
+        needed_n=_fewest(needed_pairs(above / n, below / n, alpha=test.alpha), _to_show_equivalence(rows, test)),
+        seeded=found.interval.method == "bootstrap_bca",
     )
 
 
-def _binary_evidence(both: int, only_a: int, only_b: int, n: int, alpha: float) -> _Evidence:
+def _binary_evidence(both: int, only_a: int, only_b: int, n: int, test: _Test) -> _Evidence:
+    table = (both, only_a, only_b, n - both - only_a - only_b)
+    differences = np.repeat([1.0, -1.0, 0.0], [only_a, only_b, n - only_a - only_b])
+    narrow = newcombe_paired_interval(*table, confidence=1 - 2 * test.alpha)
+    needed = needed_pairs(only_a / n, only_b / n, alpha=test.alpha)
     return _Evidence(
         difference=(only_a - only_b) / n,
-        interval=newcombe_paired_interval(both, only_a, only_b, n - both - only_a - only_b),
+        interval=newcombe_paired_interval(*table),
         p_value=mcnemar_exact(only_a, only_b),
         test="mcnemar_exact",
-        needed_n=needed_pairs(only_a / n, only_b / n, alpha=alpha),
+        needed_n=_fewest(needed, _to_show_equivalence(differences, test)),
+        equivalent=is_inside(narrow, test.margin),
     )
 
 
-def _mean_evidence(differences: Array, scale: ScoreUnit, seed: int, alpha: float) -> _Evidence:
+def _mean_evidence(differences: Array, test: _Test) -> _Evidence:
     # Of the two orientations the one with the larger sorted values is computed, so that b - a mirrors a - b exactly.
     forward, backward = np.sort(differences), np.sort(-differences)
     unequal = np.flatnonzero(forward != backward)
     turned = bool(unequal.size and backward[unequal[0]] > forward[unequal[0]])
     rows = backward if turned else forward
-    span = scale.high - scale.low
-    interval = mean_interval(rows, ScoreUnit("difference", None, -span, span), seed=seed)
-    p_value, test = sign_flip_test(rows, seed=seed, draws=enough_draws(alpha, FLIPS))
+    interval = mean_interval(rows, test.differences, seed=test.seed)
+    p_value, name = sign_flip_test(rows, seed=test.seed, draws=enough_draws(test.alpha, FLIPS))
     # Differences that mirror themselves add up to exactly nothing; the sum of floats leaves rounding noise, which would
     # be the same in both orientations and would ask for 10**33 rows.
     mean = float(np.mean(rows)) if unequal.size else 0.0
-    needed = needed_rows(mean, float(np.std(rows, ddof=1)) if rows.size > 1 else 0.0, alpha=alpha)
-    seeded = interval.method == "bootstrap_bca" or test == "sign_flip_monte_carlo"
+    needed = needed_rows(mean, float(np.std(rows, ddof=1)) if rows.size > 1 else 0.0, alpha=test.alpha)
+    seeded = interval.method == "bootstrap_bca" or name == "sign_flip_monte_carlo"
     if turned:
         mean = -mean
         if interval.low is not None and interval.high is not None:
             interval = replace(interval, low=-interval.high, high=-interval.low)
-    return _Evidence(mean, interval, p_value, test, needed, seeded)
+    narrow = Interval(None, None, None)
+    if test.margin is not None:
+        # Two one-sided tests of a mean are Student's t, whatever the interval that is shown. Each row is a cluster.
+        narrow = _narrow_interval(differences, np.arange(differences.size), test)
+    needed = _fewest(needed, _to_show_equivalence(differences, test))
+    return _Evidence(mean, interval, p_value, name, needed, seeded, is_inside(narrow, test.margin))
+
+
+def _clustered_evidence(differences: Array, clusters: Clusters, test: _Test) -> _Evidence:
+    """Return what differences of rows in clusters show.
+
+    If the variants were alike, the differences of a whole cluster would be as likely with the other sign: so the sums
+    of clusters are flipped.
+    """
+    found = cluster_sums(differences, clusters)
+    # As in _mean_evidence, one of two orientations is computed.
+    forward, backward = np.sort(found.sums), np.sort(-found.sums)
+    unequal = np.flatnonzero(forward != backward)
+    turned = bool(unequal.size and backward[unequal[0]] > forward[unequal[0]])
+    draws = enough_draws(test.alpha, FLIPS)
+    p_value, name = sign_flip_test(backward if turned else forward, seed=test.seed, draws=draws)
+    mean, size = found.mean, found.sums.size
+    # The deviation that rows would need for this standard error, if they were independent.
+    deviation = found.standard_error() * math.sqrt(found.rows) if size > 1 else 0.0
+    needed = _fewest(
+        needed_rows(mean, deviation, alpha=test.alpha), _to_show_equivalence(differences, test, deviation=deviation)
+    )
+    return _Evidence(
+        mean,
+        clustered_interval(differences, clusters, test.differences),
+        p_value,
+        f"{name}_clusters",
+        needed,
+        seeded=name == "sign_flip_monte_carlo",
+        equivalent=test.margin is not None and is_inside(_narrow_interval(differences, clusters, test), test.margin),
+    )
+
+
+# --- equivalence
+
+
+def _narrow_interval(differences: Array, clusters: Clusters, test: _Test) -> Interval:
+    """Return the interval of a mean difference that two one-sided tests at `alpha` each come to."""
+    if np.any(differences):
+        return clustered_interval(differences, clusters, test.differences, confidence=1 - 2 * test.alpha)
+    # Where nothing differs there is no spread. But rows that differ by as much as the scale allows may be as frequent
+    # as Wilson's bound of a share of which none was seen.
+    most = wilson_interval(0, int(np.unique(clusters).size), confidence=1 - 2 * test.alpha).high or 1.0
+    span = test.differences.high
+    return Interval(-most * span, most * span, "wilson_clusters") if math.isfinite(span) else Interval(None, None, None)
+
+
+def is_inside(interval: Interval, margin: float | None) -> bool:
+    """Return whether an interval lies inside a margin either way."""
+    if margin is None or interval.low is None or interval.high is None:
+        return False
+    return -margin < interval.low and interval.high < margin
+
+
+def _to_show_equivalence(differences: Array, test: _Test, *, deviation: float | None = None) -> int | None:
+    """Return the rows that would show that a difference of this size is within the margin, None if it is not."""
+    if test.margin is None or differences.size < 2:
+        return None
+    mean = math.fsum(differences) / differences.size
+    if deviation is None:
+        deviation = math.sqrt(math.fsum((differences - mean) ** 2) / (differences.size - 1))
+    return needed_for_equivalence(mean, deviation, test.margin, alpha=test.alpha)
+
+
+def _fewest(*needed: int | None) -> int | None:
+    """Return the least of those that are known."""
+    known = [rows for rows in needed if rows is not None]
+    return min(known) if known else None
 
 
 def _row_means(values: ArrayLike) -> Array:

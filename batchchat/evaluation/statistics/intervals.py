@@ -68,19 +68,21 @@ def mean_interval(values: ArrayLike, scale: ScoreUnit, *, seed: int = SEED) -> I
     return Interval(min(low, mean), max(high, mean), "student_t")
 
 
-def wilson_interval(successes: int, n: int) -> Interval:
-    """Wilson's 95 % score interval of a share (Wilson 1927, JASA 22:209-212), without continuity correction.
+def wilson_interval(successes: int, n: int, *, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's score interval of a share (Wilson 1927, JASA 22:209-212), without continuity correction.
 
     Newcombe 1998 (Statistics in Medicine 17:857-872) recommends it: method 3 of the seven compared there.
     """
     if n == 0:
         return Interval(None, None, None, "no row has a value")
-    found = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
+    found = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return Interval(float(found.low), float(found.high), "wilson")
 
 
-def newcombe_paired_interval(both: int, only_a: int, only_b: int, neither: int) -> Interval:
-    """The 95 % interval of the difference a - b between two shares of the same rows.
+def newcombe_paired_interval(
+    both: int, only_a: int, only_b: int, neither: int, *, confidence: float = CONFIDENCE
+) -> Interval:
+    """The interval of the difference a - b between two shares of the same rows.
 
     Method 10 of Newcombe 1998 (Statistics in Medicine 17:2635-2650): Wilson's limits of both shares, squared and
     added with the correlation between them. It stays inside [-1, 1], has a width also where no pair is discordant,
@@ -90,7 +92,8 @@ def newcombe_paired_interval(both: int, only_a: int, only_b: int, neither: int) 
     if n == 0:
         return Interval(None, None, None, "no row has a value on both sides")
     share_a, share_b = (both + only_a) / n, (both + only_b) / n
-    wilson_a, wilson_b = wilson_interval(both + only_a, n), wilson_interval(both + only_b, n)
+    wilson_a = wilson_interval(both + only_a, n, confidence=confidence)
+    wilson_b = wilson_interval(both + only_b, n, confidence=confidence)
     below_a, above_a = share_a - (wilson_a.low or 0.0), (wilson_a.high or 0.0) - share_a
     below_b, above_b = share_b - (wilson_b.low or 0.0), (wilson_b.high or 0.0) - share_b
     product = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)

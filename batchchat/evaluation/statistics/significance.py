@@ -138,3 +138,18 @@ def needed_rows(difference: float, deviation: float, *, alpha: float = ALPHA, po
         return None
     root = (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) * deviation / difference
     return math.ceil(root**2) if math.isfinite(root**2) else None
+
+
+def needed_for_equivalence(
+    difference: float, deviation: float, margin: float, *, alpha: float = ALPHA, power: float = POWER
+) -> int | None:
+    """Rows that two one-sided tests need to show that a difference is smaller than a margin; None if it is not.
+
+    n = ((z₁ + z₂) s / (m - |δ|))² with the normal quantiles of 1 - alpha and of 1 - (1 - power) / 2 (Chow, Shao and
+    Wang 2008, Sample Size Calculations in Clinical Research, section 3.1).
+    """
+    room = margin - abs(difference)
+    if room <= 0 or deviation == 0:
+        return None
+    root = (stats.norm.ppf(1 - alpha) + stats.norm.ppf(1 - (1 - power) / 2)) * deviation / room
+    return math.ceil(root**2) if math.isfinite(root**2) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,11 +23,12 @@ from batchchat.evaluation.scorers.scorer import Scorer
 from batchchat.evaluation.statistics.intervals import SEED
 from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
 from batchchat.evaluation.suite.variants import VariantText, read_variants
-from batchchat.job import Change, Job, load_job
-from batchchat.job.model import BudgetCaps, Duration, Whole, nearest
-from batchchat.job.origin import Origin, Origins, Place, combined, job_error, origin_of
+from batchchat.job import FieldChange, Job, load_job
+from batchchat.job.model import BudgetCaps
+from batchchat.job.origin import FieldOrigin, Origins, Place, combined, job_error, origin_of
 from batchchat.job.reading import Draft, absolute_path, nearest_file, read_override
 from batchchat.job.syntax import parse_yaml, read_job_text
+from batchchat.job.values import Duration, Whole, nearest
 from batchchat.job.wording import Grammar, validation_errors
 
 _AnyScorer = Scorer | Judge | Pairwise
@@ -52,6 +53,7 @@ class SuiteFields(BaseModel):
     budget: BudgetCaps | None = None
     deadline: Duration | None = Field(None, gt=0)
     seed: Whole = Field(SEED, ge=0, lt=2**63)
+    cluster: str | None = Field(None, min_length=1)
 
 
 _GRAMMAR = Grammar(
@@ -76,10 +78,14 @@ _GRAMMAR = Grammar(
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A score that the suite has. `of_rows`: it has a value for each answer, not only for all of them together."""
+    """A score that the suite has. `of_rows`: it has a value for each answer, not only for all of them together.
+
+    `margin` is the difference that does not matter, None if nobody named one.
+    """
 
     scale: ScoreUnit
     of_rows: bool
+    margin: float | None = None
 
     @property
     def higher_is_better(self) -> bool | None:
@@ -110,7 +116,8 @@ class JudgeTask:
 class Suite:
     """A validated suite file. All paths are absolute. `budget` and `deadline` hold for all runs together.
 
-    `scorers` look at records alone, `judges` ask models; `order` has the names of both as the file has them.
+    `scorers` look at records alone, `judges` ask models; `order` has the names of both as the file has them. `cluster`
+    is the input's column that tells which rows belong together, None if each is evidence by itself.
     """
 
     name: str
@@ -124,6 +131,7 @@ class Suite:
     deadline: float | None
     seed: int
     origins: Origins
+    cluster: str | None = None
 
     @property
     def jobs(self) -> list[Job]:
@@ -138,9 +146,12 @@ class Suite:
         for scorer in (every[name] for name in self.order if name in every):
             scale = scorer.scale
             if not scorer.METRICS:
-                found[scorer.name] = Score(scale, of_rows=True)
+                found[scorer.name] = Score(scale, of_rows=True, margin=scorer.margin)
             for number, metric in enumerate(scorer.METRICS):
-                found[f"{scorer.name}.{metric}"] = Score(scale if number == 0 else SHARE, of_rows=number == 0)
+                unit, of_rows = (scale, True) if number == 0 else (SHARE, False)
+                found[f"{scorer.name}.{metric}"] = Score(unit, of_rows=of_rows, margin=scorer.margin)
+            for over in scorer.sample_metrics:
+                found[f"{scorer.name}.{over.name}"] = Score(SHARE, of_rows=False, margin=scorer.margin)
         return found
 
     def error(self, message: str, *place: Hashable, remedy: str | None = None) -> JobError:
@@ -152,7 +163,7 @@ def load_suite(
     path: str | Path,
     *,
     overrides: Sequence[str] = (),
-    changes: Sequence[Change] = (),
+    changes: Sequence[FieldChange] = (),
     input: str | None = None,
     output: str | None = None,
 ) -> Suite:
@@ -183,9 +194,9 @@ class _Reading:
         self.draft = draft
         self.file = file
         self.base = file.absolute().parent
-        self.job_changes: list[Change] = []
+        self.job_changes: list[FieldChange] = []
 
-    def apply(self, changes: Sequence[Change], output: str | None) -> None:
+    def apply(self, changes: Sequence[FieldChange], output: str | None) -> None:
         """Make paths absolute, and take what the command line says of the suite itself."""
         data = self.draft.data
         self._absolute(self.base)
@@ -195,7 +206,7 @@ class _Reading:
             else:
                 self.job_changes.append(change)
         if output is not None:
-            self.draft.set_path("output", output, Origin(option="--output"), Path.cwd())
+            self.draft.set_path("output", output, FieldOrigin(option="--output"), Path.cwd())
         if isinstance(data.get("output"), dict) and set(data["output"]) == {"path"}:
             data["output"] = data["output"]["path"]
         self._absolute(Path.cwd())
@@ -232,6 +243,7 @@ class _Reading:
             self._check_overrides(texts)
             variants = self._variants(texts, fields, input)
             judges = self._judges(scorers, variants, fields)
+            errors += self._sample_errors(scorers, variants)
         except JobError as error:
             errors.append(error)
         if errors:
@@ -248,6 +260,7 @@ class _Reading:
             deadline=variants[0].job.deadline,
             seed=fields.seed,
             origins=dict(draft.origins),
+            cluster=fields.cluster,
         )
 
     # --- scorers
@@ -317,6 +330,21 @@ class _Reading:
             raise combined(errors)
         return made
 
+    def _sample_errors(
+        self, scorers: Sequence[tuple[Place, _AnyScorer]], variants: Sequence[Variant]
+    ) -> Iterator[JobError]:
+        """Yield an error for each metric over samples of a score without yes and no, or of too few samples."""
+        for place, scorer in scorers:
+            for metric in () if isinstance(scorer, Pairwise) else scorer.sample_metrics:
+                at = (*place, metric.kind)
+                if not scorer.scale.yes_no:
+                    yield self.fail(f"is for yes/no scores, and {scorer.name} is in {scorer.scale.unit}", *at)
+                    continue
+                job = variants[0].job
+                if job.samples < metric.k:
+                    told = f"needs {metric.k} samples of each row, and there are {job.samples}"
+                    yield self.fail(told, *at, remedy=f"Set `samples: {metric.k}` or more.")
+
     def _check_pairs(self, scorer: Judge | Pairwise, place: Place, variants: Sequence[Variant]) -> None:
         if not isinstance(scorer, Pairwise):
             return
@@ -369,10 +397,10 @@ class _Reading:
             )
         return tuple(made)
 
-    def _changes(self, text: VariantText) -> list[Change]:
+    def _changes(self, text: VariantText) -> list[FieldChange]:
         origins = self.draft.origins
         return [
-            Change(
+            FieldChange(
                 override.path,
                 override.value,
                 origin_of(origins, override.place, self.file),
@@ -386,12 +414,13 @@ class _Reading:
             for override in text.overrides
         ]
 
-    def _own(self, fields: SuiteFields) -> list[Change]:
+    def _own(self, fields: SuiteFields) -> list[FieldChange]:
         """What every variant has from the suite."""
         data = self.draft.data
         names = [name for name in _SHARED if name == "name" or getattr(fields, name) is not None]
         return [
-            Change(name, data[name], origin_of(self.draft.origins, (name,), self.file), self.base, {}) for name in names
+            FieldChange(name, data[name], origin_of(self.draft.origins, (name,), self.file), self.base, {})
+            for name in names
         ]
 
 

@@ -27,8 +27,9 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from batchchat.errors import JobError
-from batchchat.job.model import Job, nearest
+from batchchat.job.model import Job
 from batchchat.job.origin import Place, combined
+from batchchat.job.values import nearest
 
 MAX_VARIANTS = 100
 _SLUG_LETTERS = 48

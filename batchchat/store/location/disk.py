@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-import orjson
+from typing import BinaryIO, cast
 
 from batchchat.errors import StorageError
 
@@ -125,46 +122,8 @@ def publish_bytes(path: Path, data: bytes, *, temporary: Path, durable: bool = T
         draft.replace(path)
 
 
-def json_bytes(value: Any, *, indent: bool = False, default: Callable[[Any], Any] | None = None) -> bytes:
-    """Return a JSON value as bytes with a line break at the end.
-
-    Integers beyond 64 bits keep their digits: a job's schema, or the sums of an older output, may hold some.
-    Raises TypeError for a value that has no form in JSON and that `default` does not turn into one.
-    """
-    option = orjson.OPT_APPEND_NEWLINE | (orjson.OPT_INDENT_2 if indent else 0)
-    try:
-        return orjson.dumps(value, option=option, default=default)
-    except TypeError:
-        text = json.dumps(value, indent=2 if indent else None, ensure_ascii=False, default=default)
-        return text.encode("utf-8", "replace") + b"\n"
-
-
-def publish_json(path: Path, value: Any, *, temporary: Path, durable: bool = True) -> None:
-    """Publish a JSON value as a small private file."""
-    publish_bytes(path, json_bytes(value, indent=True), temporary=temporary, durable=durable)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; None where it does not exist.
-
-    Raises StorageError where it cannot be read, with a cause that is an OSError where the system refused.
-    """
-    with storage_errors(path):
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
-    try:
-        return json.loads(data)  # which keeps every digit of a number
-    except (ValueError, RecursionError) as error:
-        raise StorageError(
-            f"{path}: damaged: it holds no JSON", remedy="Restore it from a copy if there is one."
-        ) from error
-
-
-def append_line(path: Path, value: Any) -> None:
-    """Append a JSON value as one line, durable on return."""
-    line = json_bytes(value)
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line, which ends with its line break; durable on return."""
     with storage_errors(path):
         new = not path.exists()
         with open_private(path, "ab", PRIVATE_FILE) as sink:
@@ -188,28 +147,13 @@ def cut_torn_line(path: Path) -> int:
         return torn
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read a file of JSON objects, one a line; return them and how many lines could not be read.
-
-    An unfinished last line is ignored: it was never counted. A missing file has no lines.
-    """
+def size_of(path: Path) -> int:
+    """Return the size of a file in bytes, 0 if there is none."""
     with storage_errors(path):
         try:
-            data = path.read_bytes()
+            return path.stat().st_size
         except FileNotFoundError:
-            return [], 0
-    values: list[dict[str, Any]] = []
-    damaged = 0
-    for line in data[: data.rfind(b"\n") + 1].splitlines():
-        try:
-            value = json.loads(line)  # which keeps every digit of a number
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
-            values.append(value)
-        else:
-            damaged += 1
-    return values, damaged
+            return 0
 
 
 def open_private(path: Path, mode: str, permissions: int) -> BinaryIO:

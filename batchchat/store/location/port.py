@@ -1,45 +1,216 @@
-"""The port of a location: what the store asks of the place that keeps an output's files.
+"""The port of a location: what the store asks of the place that keeps an output.
 
-An object store can do all of it as well as a folder: a file appears whole or not at all, and nothing is renamed.
+A folder of this machine is one carrier of it (`folder`). An object store can be another: a part appears whole or not
+at all, no part is renamed, and only journals and lists of lines grow, by whole appends that can be objects.
+
+Every method raises StorageError if the place refuses. Blocking code.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import BinaryIO, Protocol
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+
+class PartNames(NamedTuple):
+    """How the files of one kind are named: a stem, a number, and a suffix; between them the shard, if there is one.
+
+    Two shards of one dataset write beside each other, so no name of one is a name of the other.
+    """
+
+    stem: str
+    suffix: str
+    shard: int | None = None
+
+    def name(self, number: int) -> str:
+        """Return the name of a file by its number: `part-00000.parquet`, in shard 3 `part-003-00000.parquet`."""
+        shard = "" if self.shard is None else f"{self.shard:03d}-"
+        return f"{self.stem}-{shard}{number:05d}{self.suffix}"
+
+    def number(self, name: str) -> int | None:
+        """Return the number in a name; None if the name is another kind's or another shard's."""
+        found = self._number_and_shard(name)
+        return found[0] if found is not None and found[1] == self.shard else None
+
+    def is_of_any_shard(self, name: str) -> bool:
+        """Tell whether a name is of this kind, whichever shard wrote it."""
+        return self._number_and_shard(name) is not None
+
+    def _number_and_shard(self, name: str) -> tuple[int, int | None] | None:
+        stem, suffix = re.escape(self.stem), re.escape(self.suffix)
+        found = re.fullmatch(rf"{stem}-(?:(\d{{3,}})-)?(\d{{5,}}){suffix}", name)
+        return None if found is None else (int(found[2]), int(found[1]) if found[1] else None)
 
 
 class PartFiles(Protocol):
-    """Where parts are kept: what object storage can do as well as a folder."""
+    """Where the parts, or the files of the archive, are kept."""
+
+    kind: PartNames
 
     def names(self) -> list[str]:
-        """Return the names of all parts, in order."""
+        """Return the names of all parts, in the order of their numbers."""
+
+    def others(self) -> list[str]:
+        """Return the names of what lies beside the parts and is none."""
 
     def open(self, name: str) -> BinaryIO:
-        """Open a part for reading, at random positions. Raises StorageError; FileNotFoundError where it is gone."""
+        """Open a part for reading, at random positions. Raises FileNotFoundError if it is gone."""
 
     def publish(self, name: str, write: Callable[[BinaryIO], None], before: Callable[[], None] | None = None) -> None:
         """Make what `write` writes the content of a part: wholly and durably, or not at all.
 
-        `before` is called when everything is written and nothing is visible yet. Raises StorageError.
+        `before` is called when everything is written and nothing is visible yet.
         """
 
     def remove(self, name: str) -> None:
-        """Remove a part. Raises StorageError."""
+        """Remove a part, durably."""
 
     def size(self, name: str) -> int:
-        """Return a part's size in bytes. Raises StorageError."""
+        """Return a part's size in bytes."""
+
+    def address(self, name: str) -> str:
+        """Return by which name the user, or another program, finds a part."""
 
     def set_aside(self, name: str) -> str:
-        """Move a damaged part out of the dataset, and say where it is now. Raises StorageError."""
+        """Move a damaged part out of the dataset, and return its address now."""
+
+    def report(self, name: str) -> None:
+        """Leave a report for the next run that a part is damaged: a reader may not take it out itself.
+
+        If the report cannot be written, the error that the reader raises is all there is.
+        """
 
     def reported(self) -> list[str]:
         """Return the names of parts that somebody found damaged; they are still in the dataset."""
 
     def forget(self, name: str) -> None:
-        """Forget such a report: the part was looked at. Raises StorageError."""
+        """Forget such a report: the part was looked at."""
 
 
-def part_number(name: str) -> int:
-    """Return the number in the name of a part or an archive file."""
-    return int(name.partition("-")[2].partition(".")[0])
+class LogFile(Protocol):
+    """A journal open for appending. What was appended counts when `synchronize` has returned."""
+
+    def append(self, data: bytes) -> None:
+        """Write all of the data at the end."""
+
+    def synchronize(self) -> None:
+        """Return when everything that was appended is durable, and the file's name too."""
+
+    def close(self) -> None:
+        """Close the file; what was synchronized stays."""
+
+
+class JournalFiles(Protocol):
+    """Where the journals are kept, one a generation."""
+
+    def generations(self) -> list[int]:
+        """Return the generations that have a journal, the oldest first."""
+
+    def name(self, generation: int) -> str:
+        """Return the name of a generation's journal, as the manifest notes it."""
+
+    def address(self, generation: int) -> str:
+        """Return by which name the user finds a journal."""
+
+    def create(self, generation: int) -> LogFile:
+        """Begin a journal. Raises StorageError if there is one already."""
+
+    def open(self, generation: int) -> BinaryIO:
+        """Open a journal for reading. Raises FileNotFoundError if it is gone."""
+
+    def remove(self, generation: int) -> None:
+        """Delete a sealed journal, durably."""
+
+    def set_aside(self, generation: int) -> str:
+        """Move a damaged journal out of the way, durably, and return its address now."""
+
+
+class StateFiles(Protocol):
+    """Where the small files of an output's state are kept. A name may have a folder before it: `snapshots/x.json`."""
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is such a file."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's content, None if there is none."""
+
+    def publish(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Replace a file's content, whole at every instant. If not `durable`, a loss of power may take it."""
+
+    def append(self, name: str, line: bytes) -> None:
+        """Append a line to a file, creating it if there is none; durable on return."""
+
+    def cut_torn_line(self, name: str) -> int:
+        """Cut what follows the last line break of a file that grows by lines; return how many bytes that was."""
+
+    def size(self, name: str) -> int:
+        """Return a file's size in bytes, 0 if there is none."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+
+    def set_aside(self, name: str) -> str:
+        """Move a damaged file out of the way, and return its address now."""
+
+    def written(self, folder: str) -> list[tuple[str, int]]:
+        """Return the names in a folder of the state, each with when it was written, in nanoseconds; in no order."""
+
+    def address(self, name: str) -> str:
+        """Return by which name the user finds a file."""
+
+
+class OutputHold(Protocol):
+    """The exclusive right to write into an output."""
+
+    def release(self) -> None:
+        """Let go of the output."""
+
+
+class Location(Protocol):
+    """Where one output is."""
+
+    @property
+    def address(self) -> str:
+        """Return by which name the user knows the output."""
+
+    @property
+    def parts(self) -> PartFiles:
+        """Return the files of the dataset."""
+
+    @property
+    def archive(self) -> PartFiles:
+        """Return the files of records that left the dataset."""
+
+    @property
+    def journals(self) -> JournalFiles:
+        """Return the journals."""
+
+    @property
+    def state(self) -> StateFiles:
+        """Return the small files of the state."""
+
+    def scratch(self, name: str = "") -> Path:
+        """Return a path on this machine for what may be lost at any time: memories of a pass, shared answers."""
+
+    def batches(self) -> Path:
+        """Return a folder on this machine for requests in batches of a provider. What is in it must not be lost."""
+
+    def holds_output(self) -> bool:
+        """Tell whether an output of batchchat is here; False if nothing is. Raises UsageError if something else is."""
+
+    def hold(self, run_id: str) -> OutputHold:
+        """Take the exclusive hold on the output. Raises OutputLocked, UsageError."""
+
+    def holder(self) -> dict[str, Any] | None:
+        """Return who holds the output now (`pid`, `host`, `run_id`, `started_at`), None if nobody does."""
+
+    def prepare(self) -> None:
+        """Create what `hold` needs. Raises UsageError, with nothing created, if that is not allowed."""
+
+    def complete(self) -> None:
+        """Create the rest, and remove what an earlier run left unfinished. Only while the output is held."""
+
+    def move_away(self) -> str:
+        """Give the whole output a free name beside it, and return its address now."""

@@ -1,0 +1,107 @@
+"""A run through a provider's Batch API: its service, its price and its engine, made of what the run has."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from batchchat.budget import Budget
+from batchchat.engines.batch.building import Asker
+from batchchat.engines.batch.carried import Carried
+from batchchat.engines.batch.engine import BatchEngine, BatchSetting
+from batchchat.engines.batch.harvest import Terms
+from batchchat.engines.batch.prices import batch_tariff
+from batchchat.engines.batch.service import BatchService
+from batchchat.engines.batch.services import open_service
+from batchchat.engines.port import Engine
+from batchchat.events import Listener
+from batchchat.job import Job
+from batchchat.money import Tariff
+from batchchat.providers import DEMO, Provider
+from batchchat.runner.options import RunOptions
+from batchchat.runner.preparation import Prepared
+from batchchat.runner.writer import Offload
+from batchchat.store import Store
+
+if TYPE_CHECKING:
+    import httpx
+
+OpenService = Callable[..., BatchService]
+
+_DEMO_POLL_S = 1.0
+"""Seconds between two looks at batches of the demo provider, which end after about two seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchParts:
+    """What a batch engine is made of.
+
+    `job_answered` says that the model has answered this job as it is. `environ` holds the keys of a bucket. `single`
+    makes the engine for what batches did not answer, None if the job asks for none. `connect` takes the place of
+    `open_service` in tests.
+    """
+
+    job: Job
+    prepared: Prepared
+    provider: Provider
+    options: RunOptions
+    run_id: str
+    prompt_id: str
+    store: Store
+    job_answered: bool
+    budget: Budget | None
+    api_key: str | None
+    environ: Mapping[str, str]
+    transport: httpx.AsyncBaseTransport | None
+    listener: Listener
+    offload: Offload
+    rng: random.Random
+    single: Callable[[], Engine] | None
+    connect: OpenService | None
+
+    def tariff(self) -> Tariff | None:
+        """Return what the model's tokens cost in a batch, None if it is not known."""
+        return batch_tariff(self.provider, self.job.model, self.job.engine)
+
+    def engine(self) -> BatchEngine:
+        """Return the engine. Raises UsageError if the provider's batches cannot be used as the job says."""
+        job, fields, store = self.job, self.job.engine, self.store
+        service = (self.connect or open_service)(
+            self.provider,
+            fields,
+            api_key=self.api_key,
+            environ=self.environ,
+            model=job.model,
+            transport=self.transport,
+        )
+        folder = store.batches_folder()
+        reviewer = None if self.prepared.reviewer.idle else self.prepared.reviewer
+        setting = BatchSetting(
+            folder=folder,
+            asker=Asker(job.name, self.run_id, self.prompt_id, job.model),
+            terms=Terms(
+                reviewer, job.retry.attempts, fields.rounds, tariff=self.tariff(), job_answered=self.job_answered
+            ),
+            poll=_DEMO_POLL_S if fields.poll is None and self.provider.name == DEMO else fields.poll,
+            lines=fields.max_lines,
+            nbytes=fields.max_bytes,
+            queued_tokens=fields.queued_tokens,
+            outage=job.retry.outage,
+            keep_files=fields.keep_files is not False,
+            wait=self.options.wait,
+            cancel=self.options.cancel_batches,
+        )
+        steps = {custom_id: len(answers) for custom_id, answers in store.open_answers().items()}
+        account = self.budget.account(self.tariff(), self.provider.currency) if self.budget is not None else None
+        return BatchEngine(
+            service,
+            setting,
+            Carried(store.index, store.keys, steps, folder),
+            listener=self.listener,
+            account=account,
+            onward=self.single,
+            rng=self.rng,
+            offload=self.offload,
+        )

@@ -1,0 +1,112 @@
+"""Runs of batches that are killed again and again: no batch is created twice, no line is paid for twice."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+from random import Random
+
+import pytest
+import yaml
+
+import batchchat
+from batchchat.demo import DemoOptions, DemoServer
+from batchchat.demo.batches.options import BatchOptions
+from batchchat.store import read_state, verify
+from tests.integration.batch_crash_child import STEPS
+from tests.integration.jobs import texts, write_rows
+from tests.integration.processes import batchchat as command
+from tests.integration.processes import start
+
+LINES = 8
+ENTRY = "tests.integration.batch_crash_child:main"
+
+
+def write_job(folder: Path, demo: DemoServer, rows: int) -> None:
+    write_rows(folder / "rows.jsonl", texts(rows))
+    data = {
+        "name": "killed",
+        "input": {"path": "rows.jsonl", "key": "id"},
+        "output": {"path": "out", "part_rows": 20, "part_seconds": 0.1},
+        "provider": {"profile": "demo", "base_url": demo.base_url},
+        "model": "llama-3.1-8b-instruct",
+        "messages": [{"role": "user", "content": "Labels: yes, no\n{{ text }}"}],
+        "engine": {"kind": "batch", "poll": 0.05, "max_lines": LINES},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
+
+
+def kill_at(folder: Path, step: str, number: int = 1) -> bool:
+    """Run until the step is passed so often, and kill; false if the run ended before."""
+    process = start("job.yaml", step, str(number), cwd=folder, entry=ENTRY)
+    _, told = process.communicate()
+    assert process.returncode in {0, 4, -signal.SIGKILL}, told
+    return process.returncode == -signal.SIGKILL
+
+
+def kill_after(folder: Path, seconds: float) -> bool:
+    process = start("run", "job.yaml", cwd=folder)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    _, told = process.communicate()
+    assert process.returncode in {0, 4, -signal.SIGKILL}, told
+    return process.returncode == -signal.SIGKILL
+
+
+def finish(folder: Path, demo: DemoServer, rows: int) -> None:
+    """Run to the end, and hold the whole against what it should be."""
+    done = command("run", "job.yaml", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    records = batchchat.read_output(folder / "out").to_pylist()
+    assert [record["row_index"] for record in records] == list(range(rows))
+    assert {record["status"] for record in records} == {"ok"}
+    stats = demo.stats().batch
+    assert stats.lines == rows, "a line was run twice"
+    assert read_state(folder / "out").spend.requests == rows, "the ledger differs from what was answered"
+    assert verify(folder / "out").problems == []
+    left = {path.name for path in (folder / "out" / "_batchchat" / "batches").iterdir()}
+    assert left <= {"batches.jsonl", "downloads"}
+
+
+@pytest.mark.timeout(240)
+def test_a_run_killed_at_every_step_creates_no_batch_and_pays_no_line_twice(tmp_path: Path) -> None:
+    rows, killed = 80, set()
+    with DemoServer(DemoOptions(batch=BatchOptions(seconds=0.2))) as demo:
+        write_job(tmp_path, demo, rows)
+        for step in STEPS:
+            if kill_at(tmp_path, step):
+                killed.add(step)
+        finish(tmp_path, demo, rows)
+        assert demo.stats().batch.created == rows // LINES
+    assert killed == set(STEPS)
+
+
+@pytest.mark.timeout(120)
+def test_a_lost_answer_to_create_and_a_kill_cost_no_second_batch(tmp_path: Path) -> None:
+    with DemoServer(DemoOptions(batch=BatchOptions(seconds=0.2, faults={"create_lost": 2}))) as demo:
+        write_job(tmp_path, demo, 24)
+        assert kill_at(tmp_path, "ledger.creating", 1)
+        finish(tmp_path, demo, 24)
+        assert demo.stats().batch.created == 3
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_same_with_forty_kills(tmp_path: Path, seed: int) -> None:
+    random = Random(seed)
+    rows, kills, turn = 800, 0, 0
+    faults = {"create_lost": 5, "list_late": 0.1, "download_torn": 3}
+    with DemoServer(DemoOptions(batch=BatchOptions(seconds=0.5, faults=faults))) as demo:
+        write_job(tmp_path, demo, rows)
+        while kills < 40 and turn < 200:
+            turn += 1
+            if turn % 2:
+                kills += kill_at(tmp_path, STEPS[turn % len(STEPS)], random.randint(1, 3))
+            else:
+                kills += kill_after(tmp_path, random.uniform(0.1, 2.0))
+        finish(tmp_path, demo, rows)
+    assert kills >= 40
