@@ -3,10 +3,19 @@ all."""
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from batchchat.events import Event
+from batchchat.limits import Limiter
+from batchchat.limits.concurrency import Concurrency
+from batchchat.limits.controller import Controller
 from batchchat.limits.evidence import RefusalEvidence
+from batchchat.limits.rates import Learned, Rate
 from batchchat.limits.trials import Trial, TrialPlan, judge
+from tests.limits_lab.servers import Server, TokenBucket
+from tests.limits_lab.simulation import simulate
 from tests.limits_lab.table import Row, rows, worst
 
 ROWS = rows()
@@ -170,3 +179,34 @@ def test_no_slower_pace_is_tried_if_it_could_tell_nothing(share: float) -> None:
     plan.was_noise(100.0, 0.1)
     assert plan.down(1_000.0, evidence, 0.1, 1e6, learned=True) is None
     assert plan.down(1_000.0, evidence, 0.2, 1e6, learned=True) is not None
+
+
+# -- what a person is told --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "learned", "words"),
+    [
+        (None, Learned(60.0, 0.0, stated=True), "60 requests/min, told by the provider in a refusal 12 s ago"),
+        (None, Learned(60.0, 0.0), "60 requests/min, found by refusals 12 s ago"),
+        (60.0, None, "60 requests/min, known of the provider"),
+    ],
+)
+def test_it_is_said_which_limit_holds_a_run_whose_word_it_is_and_how_old(
+    told: float | None, learned: Learned | None, words: str
+) -> None:
+    rate = Rate(None, told)
+    rate.learned = learned
+    rate.apply(0.0)
+    controller = Controller(rate, Rate(None, None), Concurrency(8, 8), random.Random(1), lambda *_: None)
+    controller.grant(11.9, 100, None)
+    assert controller.wait(12.0, 100) > 0.0
+    assert controller.held_by(12.0) == words
+
+
+def test_a_quarter_of_an_hour_under_an_untold_limit_takes_few_lines() -> None:
+    told: list[Event] = []
+    limiter = Limiter(concurrency=32, rng=random.Random(3), listener=told.append)
+    simulate(Server(3, requests=TokenBucket(300, 10)), [limiter], 900.0)
+    paces = [event for event in told if event.name.startswith("pace_")]
+    assert 1 <= len(paces) <= 45
