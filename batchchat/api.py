@@ -11,7 +11,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 import anyio
 
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     import httpx
     import pyarrow as pa
 
+    from batchchat.budget import Budget
     from batchchat.cli.display import PlainProgress, ProgressDisplay
+    from batchchat.limits import Limiter
+    from batchchat.runner.writer import Offload
+    from batchchat.store import Store
 
 _DEFAULTS = RunOptions()
 _INTERRUPTED = 130
@@ -79,7 +83,7 @@ class RunResult(RunSummary):
 
     def __str__(self) -> str:
         """What the command line prints at the end of a run."""
-        from batchchat.cli.report import render_summary
+        from batchchat.cli.summary_page import render_summary
 
         return _as_text(render_summary(self))
 
@@ -89,6 +93,19 @@ class RunResult(RunSummary):
             f"RunResult({self.job!r}: exit_code={self.exit_code}, ok={self.ok}, failed={self.failed}, "
             f"open={self.open}{cost}, output={self.output!r})"
         )
+
+
+class Shared(TypedDict, total=False):
+    """What may take the place of a run's own parts, so that runs can share them.
+
+    `limiter` and `budget` take the place of the job's. `offload` runs blocking code (default: in worker threads), and
+    `open_store` takes the place of `Store.open`.
+    """
+
+    limiter: Limiter | None
+    budget: Budget | None
+    offload: Offload
+    open_store: Callable[..., Store]
 
 
 async def run_job(
@@ -104,6 +121,7 @@ async def run_job(
     environ: Mapping[str, str] | None = None,
     seed: int | None = None,
     demo_url: str | None = None,
+    **shared: Unpack[Shared],
 ) -> RunResult:
     """Run a job, or go on with it where an earlier run stopped, on the event loop that is running.
 
@@ -111,7 +129,8 @@ async def run_job(
     pyarrow), or an iterable of dicts. `progress` shows how the run goes on: in a notebook if it is not said. `listener`
     takes events, `on_snapshot` the counts four times a second. `stop` steers the run: it can stop it, pause it and
     change its limits. `transport` takes the place of the network, `environ` that of the process's environment for keys.
-    `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs already.
+    `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs already. `shared` takes the
+    place of parts of the run; see `Shared`.
 
     Returns how the run ended: what fails after the start is in the result's `exit_code` and `reason`.
 
@@ -132,6 +151,7 @@ async def run_job(
             environ=environ,
             seed=seed,
             demo_url=demo_url,
+            **shared,
         )
     return RunResult.of(summary)
 
@@ -149,6 +169,7 @@ def run(
     environ: Mapping[str, str] | None = None,
     seed: int | None = None,
     demo_url: str | None = None,
+    **shared: Unpack[Shared],
 ) -> RunResult:
     """Run a job to its end, from a script or a notebook; see `run_job`.
 
@@ -174,6 +195,7 @@ def run(
             environ=environ,
             seed=seed,
             demo_url=demo_url,
+            **shared,
         )
         return RunResult.of(_Blocking(work, control, options.grace).result())
 

@@ -22,7 +22,7 @@ from rich.text import Text
 
 import batchchat
 from batchchat.cli.display import ProgressView
-from batchchat.cli.report import render_summary
+from batchchat.cli.summary_page import render_summary
 from batchchat.events import Snapshot
 from tests.docs import README, ROOT, blocks
 

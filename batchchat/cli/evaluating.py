@@ -150,7 +150,7 @@ def compare_command(
 
     require_extra()
     from batchchat.cli.evaluation_tables import render_output_comparison
-    from batchchat.cli.report import as_json as to_json
+    from batchchat.cli.json_output import as_json as to_json
     from batchchat.evaluation.results.comparing import compare_outputs, read_scorer_text
     from batchchat.evaluation.suite.suite import load_suite
 
@@ -170,7 +170,7 @@ def compare_command(
 def plan_suite_command(suite: Suite, arguments: JobArguments, *, command: str, as_json: bool) -> int:
     """Print what an evaluation would send and cost."""
     from batchchat.cli.evaluation_tables import render_suite_plan
-    from batchchat.cli.report import as_json as to_json
+    from batchchat.cli.json_output import as_json as to_json
     from batchchat.evaluation.planning import plan_suite
 
     words = [word for word in shlex.split(command) if word not in {"--plan", "--json"}]
@@ -227,7 +227,7 @@ def _json(
     done: Evaluation | None,
 ) -> dict[str, Any]:
     """What `--json` prints: the content of summary.json, and how the command ended."""
-    from batchchat.cli.report import as_json
+    from batchchat.cli.json_output import as_json
 
     found: dict[str, Any] = {} if summary is None else as_json(summary.as_json())
     found |= {"exit_code": code, "reason": reason, "gates": [as_json(result) for result in passed]}

@@ -18,8 +18,8 @@ def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
     """Print what a run would do."""
     from dataclasses import replace
 
-    from batchchat.cli.report import as_json as to_json
-    from batchchat.cli.report import render_plan
+    from batchchat.cli.json_output import as_json as to_json
+    from batchchat.cli.plan_page import render_plan
     from batchchat.evaluation import is_suite
     from batchchat.plan import plan_job
 
@@ -37,13 +37,13 @@ def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
 
 def status_command(directory: Path, *, as_json: bool) -> int:
     """Print how far a run is."""
-    from batchchat.cli.report import as_json as to_json
-    from batchchat.cli.report import render_status
+    from batchchat.cli.json_output import as_json as to_json
+    from batchchat.cli.status_page import render_status
     from batchchat.inspection import status_of
     from batchchat.store import evaluation_outputs
 
     if outputs := evaluation_outputs(directory):
-        from batchchat.cli.report import render_statuses
+        from batchchat.cli.status_page import render_statuses
 
         views = [status_of(output) for output in outputs]
         if as_json:
@@ -58,7 +58,7 @@ def status_command(directory: Path, *, as_json: bool) -> int:
 def history_command(directory: Path, *, as_json: bool) -> int:
     """Print the runs into an output."""
     from batchchat.cli.history import render_history
-    from batchchat.cli.report import as_json as to_json
+    from batchchat.cli.json_output import as_json as to_json
     from batchchat.history import history_of
     from batchchat.store import evaluation_outputs
 
@@ -89,8 +89,8 @@ def show_command(
 ) -> int:
     """Print records whole, as a table, or how often each value of a column is there."""
     from batchchat.choosing import RecordFilter
-    from batchchat.cli.report import as_json as to_json
-    from batchchat.cli.report import render_record, render_records
+    from batchchat.cli.json_output import as_json as to_json
+    from batchchat.cli.record_page import render_record, render_records
     from batchchat.errors import UsageError
     from batchchat.inspection import find_records
 
@@ -130,7 +130,7 @@ def show_command(
 
 def _count_command(directory: Path, by: RecordFilter, column: str, most: int, *, as_json: bool) -> int:
     from batchchat.choosing import count_values
-    from batchchat.cli.report import render_counts
+    from batchchat.cli.record_page import render_counts
     from batchchat.store import read_state
 
     counts = count_values(read_state(directory), by, column)
@@ -212,7 +212,7 @@ def report_command(directory: Path, target: Path) -> int:
 
 def verify_command(directory: Path, *, as_json: bool) -> int:
     """Check an output; 74 where something is wrong."""
-    from batchchat.cli.report import as_json as to_json
+    from batchchat.cli.json_output import as_json as to_json
     from batchchat.format import plural
     from batchchat.store import verify
 

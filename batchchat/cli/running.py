@@ -325,7 +325,8 @@ def _run_job(
 
 def _tell_end(summary: RunSummary, log: LogListener, *, quiet: bool, as_json: bool) -> None:
     """Print how a run ended, for the reader there is."""
-    from batchchat.cli.report import render_summary, summary_json
+    from batchchat.cli.json_output import summary_json
+    from batchchat.cli.summary_page import render_summary
 
     if as_json:
         print_json(summary_json(summary))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from batchchat.budget import Budget
 from batchchat.engines.batch.building import Asker
 from batchchat.engines.batch.carried import Carried
-from batchchat.engines.batch.engine import BatchEngine, BatchSetting
+from batchchat.engines.batch.engine import POLL_FIRST_S, BatchEngine, BatchSetting
 from batchchat.engines.batch.harvest import Terms
 from batchchat.engines.batch.prices import batch_tariff
 from batchchat.engines.batch.service import BatchService
@@ -84,7 +84,8 @@ class BatchParts:
             terms=Terms(
                 reviewer, job.retry.attempts, fields.rounds, tariff=self.tariff(), job_answered=self.job_answered
             ),
-            poll=_DEMO_POLL_S if fields.poll is None and self.provider.name == DEMO else fields.poll,
+            poll=fields.poll,
+            poll_first=_DEMO_POLL_S if self.provider.name == DEMO else POLL_FIRST_S,
             lines=fields.max_lines,
             nbytes=fields.max_bytes,
             queued_tokens=fields.queued_tokens,

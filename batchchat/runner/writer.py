@@ -186,10 +186,14 @@ class Writer:
             await self._caught_up.wait()
 
     async def counted(self) -> bool:
-        """Wait until all that was put so far is committed. Return false if the disk failed."""
+        """Wait until all that was put so far is committed, and no part is being sealed: so memory holds one of them.
+
+        Return false if the disk failed.
+        """
         wanted = self._taken
         while self._committed < wanted and self.error is None:
             await self._caught_up.wait()
+        await self._sealed()
         return self.error is None
 
     def _record(self, request: Request, outcome: Settled) -> Record:

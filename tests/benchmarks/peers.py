@@ -124,9 +124,30 @@ async def batchllm_file(rows: Sequence[dict[str, Any]], url: str, concurrency: i
     _check([result.output_text for result in results], rows)
 
 
+async def lm_deluge_all(rows: Sequence[dict[str, Any]], url: str, concurrency: int) -> None:
+    """lm-deluge: one call for all prompts, with its limits set so high that they never hold anything back."""
+    deluge = importlib.import_module("lm_deluge")
+    register = importlib.import_module("lm_deluge.models").register_model
+    os.environ.setdefault("BENCHMARK_API_KEY", "test-key")
+    register(id="bench", name=MODEL, api_base=f"{url}/v1", api_key_env_var="BENCHMARK_API_KEY")
+    client = deluge.LLMClient(
+        "bench",
+        max_requests_per_minute=10**9,
+        max_tokens_per_minute=10**12,
+        max_concurrent_requests=concurrency,
+        request_timeout=int(_TIMEOUT_S),
+        temperature=0.0,
+        max_new_tokens=64,
+    )
+    prompts = [deluge.Conversation().system(SYSTEM).user(f"{row['subject']}\n\n{row['body']}") for row in rows]
+    answers = await client.process_prompts_async(prompts, show_progress=False)
+    _check([answer.completion for answer in answers], rows)
+
+
 PEERS: Final[dict[str, Peer]] = {
     "openai": Peer("openai", "openai", "openai SDK, gather and a semaphore", openai_loop),
     "litellm": Peer("litellm", "litellm", "litellm, gather and a semaphore", litellm_loop),
+    "lm_deluge": Peer("lm_deluge", "lm-deluge", "lm-deluge, one call for all prompts", lm_deluge_all),
     "batchllm": Peer("batchllm", "batchllm-ai", "batchllm-ai", batchllm_file),
     "aiohttp": Peer("aiohttp", "aiohttp", "bare aiohttp loop, no files", aiohttp_loop),
 }

@@ -61,6 +61,25 @@ def whole_tool(bench: Bench, concurrency: int) -> list[Figure]:
     return [Figure(name, "rows/s", ours, PEERS[peer].told, theirs, targets.get(peer)) for peer, theirs in rates.items()]
 
 
+def apart(bench: Bench) -> list[Figure]:
+    """What a run costs before and after its rows, and how fast rows go in between: told from two sizes by turns.
+
+    With so many rows in so many seconds, and twice as many rows, the rate is the difference of rows by that of seconds,
+    and the fixed cost is what the smaller run takes beyond its rows at that rate.
+    """
+    count = bench.rows(20_000)
+    few, many = bench.input(count), bench.input(2 * count)
+    with bench.server() as url:
+        seconds = by_turns(
+            bench, {"few": lambda: bench.tool(url, few, 64).wall, "many": lambda: bench.tool(url, many, 64).wall}
+        )
+    pairs = list(zip(seconds["few"], seconds["many"], strict=True))
+    return [
+        Figure("fixed cost of a run, c=64", "s", [max(0.0, 2 * small - large) for small, large in pairs]),
+        Figure("steady rate, c=64", "rows/s", [count / max(large - small, 1e-9) for small, large in pairs]),
+    ]
+
+
 def ceiling(bench: Bench) -> list[Figure]:
     """The server's own ceiling, so that nobody measures the server."""
     with bench.server() as url:
@@ -191,8 +210,37 @@ def scoring(bench: Bench) -> list[Figure]:
     ]
 
 
+def batches(bench: Bench) -> list[Figure]:
+    """A provider's Batch API without the provider's time: until all batches are created, and until all is counted."""
+    count = bench.rows(100_000)
+    found: dict[str, list[tuple[float, float]]] = {"create": [], "harvest": []}
+    for _ in range(bench.rounds):
+        for phase, values in found.items():
+            command = [
+                sys.executable,
+                "-m",
+                "tests.benchmarks.batches",
+                str(count),
+                str(bench.folder / "batches"),
+                phase,
+            ]
+            output, peak = bench.run(command)
+            values.append((float(orjson.loads(output.splitlines()[-1])["seconds"]), peak / 2**20))
+    names = {"create": ("until all batches are created", 20.0), "harvest": ("2 kB answers until counted", 15.0)}
+    figures = []
+    for phase, (name, most) in names.items():
+        seconds, peaks = zip(*found[phase], strict=True)
+        title = f"batches, {count:,} requests: {name}"
+        figures += [
+            Figure(title, "s", seconds, target=most, below=True),
+            Figure(f"{title}: peak", "MiB", peaks, target=300, below=True),
+        ]
+    return figures
+
+
 SCENARIOS: Final[dict[str, Callable[[Bench], list[Figure]]]] = {
     "ceiling": ceiling,
+    "apart": apart,
     "tool-64": lambda bench: whole_tool(bench, 64),
     "tool-1000": lambda bench: whole_tool(bench, 1000),
     "wide": wide,
@@ -203,4 +251,5 @@ SCENARIOS: Final[dict[str, Callable[[Bench], list[Figure]]]] = {
     "limit": limit,
     "help": help_page,
     "scoring": scoring,
+    "batch": batches,
 }

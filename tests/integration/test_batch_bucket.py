@@ -6,18 +6,21 @@ import json
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import anyio
 import httpx
+import obstore
 import pytest
 
 from batchchat.demo import BatchOptions, DemoOptions, DemoServer
 from batchchat.engines.batch.service import BatchService, BatchStatus, Gone, RemoteBatch, Unavailable
 from batchchat.engines.batch.services import open_service
-from batchchat.engines.batch.services.bucket import read_place
+from batchchat.engines.batch.services.bucket import open_bucket, read_place
 from batchchat.errors import NeedsHuman, UsageError
 from batchchat.providers import PROFILES
 from batchchat.runner.run import run_job
@@ -90,6 +93,9 @@ def storage() -> Iterator[Storage]:
         )
         yield Storage(url, s3, users)
     finally:
+        # Rights and objects are those of the process, not of the server: later tests begin anew.
+        httpx.post(f"{url}/moto-api/reset-auth", content=b"inf")
+        httpx.post(f"{url}/moto-api/reset")
         server.stop()
 
 
@@ -380,6 +386,22 @@ def test_places_of_buckets(name: str) -> None:
     assert place.key("s3://other/x.jsonl") is None
     assert place.key("https://other.s3.fr-par.scw.cloud/x.jsonl") is None
     assert place.key("7c9e6679-7425-40de-944b-e07fc1f90ae7") is None
+
+
+@pytest.mark.parametrize("bucket", ["mybucket/runs", "my.bucket", "https://mybucket.s3.nl-ams.scw.cloud/runs"])
+@pytest.mark.parametrize("endpoint", [None, "http://127.0.0.1:9000"])
+def test_objects_are_asked_for_where_the_provider_is_told_that_they_are(bucket: str, endpoint: str | None) -> None:
+    environ = {"SCW_ACCESS_KEY": "SCWX", "SCW_SECRET_KEY": "secret-0123456789"}
+    files = open_bucket(bucket, environ | ({"AWS_ENDPOINT_URL": endpoint} if endpoint else {}))
+    key = files._key("a b.jsonl")
+    signed = urlsplit(obstore.sign(files._store, "GET", key, timedelta(minutes=1)))
+    told = urlsplit(files._place.url(key))
+    if "my.bucket" in bucket and endpoint is None:
+        # No certificate is good for a name with a dot: we ask for it by its path.
+        assert (signed.netloc, signed.path) == ("s3.fr-par.scw.cloud", f"/my.bucket{told.path}")
+    else:
+        assert (signed.scheme, signed.netloc, signed.path) == (told.scheme, told.netloc, told.path)
+    assert ("nl-ams" in signed.query) is ("nl-ams" in bucket)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import batchchat
-from batchchat.cli.report import as_json, render_plan, render_record
+from batchchat.cli.json_output import as_json
+from batchchat.cli.plan_page import render_plan
+from batchchat.cli.record_page import render_record
 from batchchat.cli.terminal import Terminal
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.errors import JobError

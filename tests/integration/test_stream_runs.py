@@ -11,7 +11,10 @@ import httpx
 import pytest
 
 import batchchat
-from batchchat.cli.report import as_json, render_record, render_status, render_summary
+from batchchat.cli.json_output import as_json
+from batchchat.cli.record_page import render_record
+from batchchat.cli.status_page import render_status
+from batchchat.cli.summary_page import render_summary
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.events import RunSummary
 from batchchat.inspection import find_records, status_of

@@ -11,7 +11,8 @@ import duckdb
 import pytest
 
 import batchchat
-from batchchat.cli.report import render_plan, render_record
+from batchchat.cli.plan_page import render_plan
+from batchchat.cli.record_page import render_record
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.inspection import find_records
 from batchchat.plan import plan_job

@@ -20,8 +20,10 @@ from click.testing import CliRunner
 
 import batchchat
 from batchchat.api import NotebookProgress
+from batchchat.budget import Budget
 from batchchat.cli import cli
 from batchchat.events import Snapshot
+from batchchat.limits import Limiter
 from batchchat.sources import open_rows
 
 ROWS = [{"id": f"r{number}", "text": f"text {number}"} for number in range(12)]
@@ -304,3 +306,10 @@ def test_a_script_is_quiet_unless_it_asks_for_progress(tmp_path: Path, capsys: p
     seen: list[Snapshot] = []
     run(job_for(tmp_path), ROWS, progress=True, on_snapshot=seen.append)
     assert seen[-1].phase == "ended"
+
+
+def test_runs_may_share_a_limiter_and_a_budget(tmp_path: Path) -> None:
+    budget, limiter = Budget(max_requests=5), Limiter(concurrency=1)
+    first = run(job_for(tmp_path / "a"), ROWS[:4], budget=budget, limiter=limiter)
+    second = run(job_for(tmp_path / "b"), ROWS[:4], budget=budget, limiter=limiter)
+    assert (first.exit_code, first.sent, second.exit_code, second.sent) == (0, 4, 4, 1)

@@ -10,15 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from batchchat.cli.report import (
-    as_json,
-    content_text,
-    render_plan,
-    render_record,
-    render_status,
-    render_summary,
-    summary_json,
-)
+from batchchat.cli.json_output import as_json, summary_json
+from batchchat.cli.message_text import content_text
+from batchchat.cli.plan_page import render_plan
+from batchchat.cli.record_page import render_record
+from batchchat.cli.status_page import render_status
+from batchchat.cli.summary_page import render_summary
 from batchchat.cli.terminal import Terminal, mask
 from batchchat.events import FailureGroup, InFlight, RunSummary, Snapshot
 from batchchat.records import ErrorKind, Spend

@@ -430,7 +430,7 @@ def test_fields_in_the_schema_have_the_words_of_the_guide() -> None:
     assert done.exit_code == 0
     schema = json.loads(done.output)
     assert schema["properties"]["name"]["description"] == "the name of the job; an output belongs to one name"
-    limit = schema["$defs"]["Limits"]["properties"]["concurrency"]
+    limit = schema["$defs"]["LimitFields"]["properties"]["concurrency"]
     assert limit["description"] == "never more requests at the same time"
     assert "`" not in done.output
     assert '"ge"' not in done.output

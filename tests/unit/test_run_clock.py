@@ -581,7 +581,7 @@ def test_a_block_of_bad_rows_without_end_is_passed_by_way_of_a_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the stop's own advice says, also where the output holds records of another prompt."""
-    monkeypatch.setattr("batchchat.engines.local._READY_FAR", 600)
+    monkeypatch.setattr("batchchat.engines.supply._READY_FAR", 600)
     earlier: dict[str, Any] = {"params": {"max_tokens": 9}}
     assert simulate(tmp_path, Provider(always_yes), 10, **earlier)[0].exit_code == 0
     bad = Provider(refusing(lambda row: row < 800))
@@ -638,7 +638,7 @@ def test_a_row_that_never_ends_does_not_keep_refused_ones_waiting(tmp_path: Path
 
 def test_samples_of_a_row_are_one_of_those_that_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row has so many that only five are read ahead, and that cannot be read further."""
-    monkeypatch.setattr("batchchat.engines.local._READY_FAR", 512)
+    monkeypatch.setattr("batchchat.engines.supply._READY_FAR", 512)
     summary, _, _ = simulate(tmp_path, Provider(refusing(lambda row: row < 12)), 15, samples=100)
     assert (summary.exit_code, summary.failed, summary.ok) == (1, 1200, 300)
 

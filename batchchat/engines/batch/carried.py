@@ -85,10 +85,9 @@ class Carried:
 
     def is_replaced(self, request: Request) -> bool:
         """Return true if the row of a request that the pass does not ask for has a newer record."""
-        if request.key is None or self._keys is None or self.wants(request.custom_id):
+        if request.key is None or self._keys is None or not self._keys.is_seen(key_digest(request.key)):
             return False
-        digest = key_digest(request.key, request.sample_index)
-        return self._keys.is_live(digest) and self._keys.is_seen(key_digest(request.key))
+        return self._keys.is_live(key_digest(request.key, request.sample_index)) and not self.wants(request.custom_id)
 
     def release(self, request: Request, batches: int) -> None:
         """Let the feed have a request that its batch did not answer."""

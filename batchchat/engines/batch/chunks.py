@@ -10,7 +10,8 @@ A chunk counts from the moment on that the ledger knows it (`ledger.py`); files 
 from __future__ import annotations
 
 import base64
-import re
+import shutil
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
@@ -217,23 +218,20 @@ class ChunkReader:
         metadata = self._file.schema.metadata or {}
         self._schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(metadata[b"input"])))
         self._groups = [_Group(self._file.get_batch(number)) for number in range(self._file.num_record_batches)]
-        self._places: dict[bytes, tuple[int, int]] = {}
-        for number, group in enumerate(self._groups):
-            for offset, identity in enumerate(group.rows.column(0).to_pylist()):
-                self._places[identity] = (number, offset)
+        self._starts: list[int] = []
+        self._places: dict[str, int] = {}
+        for group in self._groups:
+            self._starts.append(len(self._places))
+            for identity in group.rows.column(0).to_pylist():
+                self._places[identity.hex()] = len(self._places)
         self.rows = len(self._places)
 
     def __contains__(self, custom_id: object) -> bool:
-        return self._place(custom_id) is not None
-
-    def _place(self, custom_id: object) -> tuple[int, int] | None:
-        if not isinstance(custom_id, str) or not _IDENTITY.fullmatch(custom_id):
-            return None
-        return self._places.get(bytes.fromhex(custom_id))
+        return custom_id in self._places
 
     def custom_ids(self) -> Iterator[str]:
         """Iterate over the identities of all requests, in the order of their lines."""
-        return (identity.hex() for identity in self._places)
+        return iter(self._places)
 
     def at_line(self, line: int) -> str | None:
         """Return the identity of the request in a line, counted from 1; None if there is no such line."""
@@ -249,12 +247,12 @@ class ChunkReader:
 
         Without its body, which most answers need not, most of the file is never read.
         """
-        place = self._place(custom_id)
+        place = self._places.get(custom_id)
         if place is None:
             return None
-        number, offset = place
-        group = self._groups[number]
-        return group.request(offset, self._schema, with_body=with_body)
+        number = bisect_right(self._starts, place) - 1
+        offset = place - self._starts[number]
+        return self._groups[number].request(custom_id, offset, self._schema, with_body=with_body)
 
     def all_tokens(self) -> Iterator[tuple[int, int | None]]:
         """Iterate over the prompt tokens and the bound of the answer of each request."""
@@ -279,9 +277,9 @@ class _Group:
         self._columns: pa.RecordBatch | None = None
         self._values: list[dict[str, Any] | None] = [None] * rows.num_rows
         self._batches: dict[tuple[str, int], RowBatch] = {}
-        self._own: list[list[Any]] = []
+        self._own: list[tuple[Any, ...]] = []
 
-    def request(self, offset: int, schema: pa.Schema, *, with_body: bool) -> tuple[Request, int]:
+    def request(self, custom_id: str, offset: int, schema: pa.Schema, *, with_body: bool) -> tuple[Request, int]:
         """Return the request of a row, and how many batches it was in before."""
         if self._columns is None:
             struct = self.rows.column("input")
@@ -289,10 +287,8 @@ class _Group:
             self._columns = pa.RecordBatch.from_arrays(
                 [column.cast(each.type) for column, each in zip(columns, schema, strict=True)], schema=schema
             )
-            self._own = [self.rows.column(name).to_pylist() for name in _LISTED]
-        key, source, row_index, sample_index, row_bytes, prompt_tokens, max_tokens, *rest = (
-            values[offset] for values in self._own
-        )
+            self._own = list(zip(*(self.rows.column(name).to_pylist() for name in _LISTED), strict=True))
+        key, source, row_index, sample_index, row_bytes, prompt_tokens, max_tokens, *rest = self._own[offset]
         attempts, counted, batches, answer_id, further = rest
         # A batch of rows knows where it begins, and these may stand anywhere in the input.
         begins = row_index - offset
@@ -303,7 +299,7 @@ class _Group:
             self._batches[(source, begins)] = batch
         body: bytes = self.rows.column("body")[offset].as_py() if with_body else b""
         request = Request(
-            self.rows.column("custom_id")[offset].as_py().hex(),
+            custom_id,
             body,
             prompt_tokens,
             max_tokens,
@@ -320,7 +316,6 @@ class _Group:
         return request, batches
 
 
-_IDENTITY = re.compile(r"[0-9a-f]{32}")
 _LISTED = (
     *("key", "source", "row_index", "sample_index", "row_bytes", "prompt_tokens", "max_tokens"),
     *("attempts", "counted", "batches", "answer_id", "further"),
@@ -349,9 +344,19 @@ def remove_files(folder: Path, name: str) -> None:
             (folder / f"{name}{suffix}").unlink(missing_ok=True)
 
 
+def downloads(folder: Path) -> Path:
+    """Return the folder for result files while they are read; it is made if it is not there."""
+    path = folder / "downloads"
+    with storage_errors(path):
+        path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+    return path
+
+
 def remove_leftovers(folder: Path, known: set[str]) -> None:
-    """Remove the files of chunks that the ledger does not know, and drafts. Raises StorageError."""
+    """Remove the files of chunks that the ledger does not know, drafts and downloads. Raises StorageError."""
     with storage_errors(folder):
+        if (folder / "downloads").is_dir():
+            shutil.rmtree(folder / "downloads")
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.suffix in {LINES, ROWS} and path.stem not in known and path.name != "batches.jsonl":
                 path.unlink(missing_ok=True)

@@ -50,7 +50,7 @@ _CREATORS = 2
 """Chunks that are uploaded at the same time: one alone leaves the line idle while its batch is created."""
 _AHEAD = 2
 """Chunks that are written before the first of them is taken: more would only fill the disk."""
-_POLL_FIRST_S, _POLL_LONGEST_S = 30.0, 60.0
+POLL_FIRST_S, _POLL_LONGEST_S = 30.0, 60.0
 """Seconds between two looks at young batches, and at those that are an hour old: what providers advise."""
 _POLL_CANCELLED_S = 10.0
 """The same while batches are being cancelled: a person waits for it, and it takes up to ten minutes."""
@@ -71,16 +71,18 @@ _NEW_BUDGET = "The same command goes on where it stopped, with a new budget."
 class BatchSetting:
     """How a batch engine works.
 
-    `folder` holds chunks and ledger. `poll` is the time between two looks in seconds, None for the usual one. `lines`,
-    `nbytes` and `queued_tokens` bound chunks below what the provider allows. `outage` is how long the provider may be
-    out of reach for uploads. With `keep_files` the provider's copies stay. With `wait` the run waits for its batches.
-    With `cancel` it cancels all batches, and takes what they answered.
+    `folder` holds chunks and ledger. `poll` is the time between two looks in seconds, None for the usual one, which
+    begins with `poll_first` and grows with the age of the batches. `lines`, `nbytes` and `queued_tokens` bound chunks
+    below what the provider allows. `outage` is how long the provider may be out of reach for uploads. With `keep_files`
+    the provider's copies stay. With `wait` the run waits for its batches. With `cancel` it cancels all batches, and
+    takes what they answered.
     """
 
     folder: Path
     asker: Asker
     terms: Terms
     poll: float | None = None
+    poll_first: float = POLL_FIRST_S
     lines: int | None = None
     nbytes: int | None = None
     queued_tokens: int | None = None
@@ -281,7 +283,7 @@ class BatchEngine:
             setting.folder,
             patience=patience,
             listener=self._listener,
-            poll_s=setting.poll or _POLL_FIRST_S,
+            poll_s=setting.poll or POLL_FIRST_S,
             wall_clock=self._wall_clock,
             offload=self._offload,
         )
@@ -294,7 +296,7 @@ class BatchEngine:
             folder=setting.folder,
             terms=replace(setting.terms, onward=self._make_onward is not None, leave_open=setting.cancel),
             keep_files=setting.keep_files,
-            poll_s=setting.poll or _POLL_FIRST_S,
+            poll_s=setting.poll or POLL_FIRST_S,
             asker=setting.asker,
             listener=self._listener,
             wall_clock=self._wall_clock,
@@ -569,8 +571,10 @@ class BatchEngine:
             return _POLL_CANCELLED_S
         now = self._wall_clock()
         ages = [now - (planned.state.created_at or now) for planned in self._live.values()]
-        share = min(1.0, max(0.0, min(ages, default=0.0)) / _AGE_S)
-        return _POLL_FIRST_S + (_POLL_LONGEST_S - _POLL_FIRST_S) * share
+        age = max(0.0, min(ages, default=0.0))
+        # Where batches may end within seconds, the wait is as long as the youngest is old, up to the usual one.
+        young = min(POLL_FIRST_S, max(self._setting.poll_first, age))
+        return young + (_POLL_LONGEST_S - young) * min(1.0, age / _AGE_S)
 
     async def _look(self) -> None:
         """Look at all batches once, and harvest those that have ended."""

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 
 from batchchat.engines.batch.building import Asker, Planned
-from batchchat.engines.batch.chunks import ChunkReader, remove_files
+from batchchat.engines.batch.chunks import ChunkReader, downloads, remove_files
 from batchchat.engines.batch.creation import Creation, Patience
 from batchchat.engines.batch.harvest import Harvest, Owner, Terms
 from batchchat.engines.batch.ledger import ChunkState
@@ -132,8 +132,7 @@ class Gathering:
 
     async def _read(self, harvest: Harvest, batch: RemoteBatch) -> None:
         """Read the files of a batch, again if they are cut."""
-        scratch = self._folder / "downloads"
-        scratch.mkdir(mode=0o700, exist_ok=True)
+        scratch = downloads(self._folder)
         what = f"the results of batch {batch.id}"
         for tries in range(1, _READS + 1):
             try:

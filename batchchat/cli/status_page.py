@@ -1,0 +1,107 @@
+"""What an output holds and how its run goes on: the page of `status`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from batchchat.cli.batch_tables import batch_table
+from batchchat.cli.blocks import alarm, blank, cost, line, local_time, pair, remarks, styled, title
+from batchchat.cli.display import ProgressView
+from batchchat.cli.summary_page import _add_streamed
+from batchchat.cli.tables import failure_table, figures, headed
+from batchchat.events import InFlight
+from batchchat.format import UNKNOWN, about, asked, count, percent, plural
+from batchchat.views import StatusView
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+def render_status(view: StatusView) -> RenderableType:
+    """Show what an output holds, and the run that is going on or how the last one ended."""
+    from rich.console import Group
+
+    running, live = view.running, view.live
+    parts: list[RenderableType] = [title(view.job, _state(view)), blank()]
+    if running is not None and live is not None:
+        parts += [ProgressView(live), blank()]
+    parts.append(_status_table(view))
+    if view.batches:
+        parts += [blank(), batch_table(view.batches)]
+    if running is not None and live is not None and live.oldest:
+        parts += [blank(), _in_flight_table(live.oldest)]
+    if view.failures:
+        parts += [blank(), failure_table(view.failures, view.samples)]
+    parts += remarks(view.warnings, "")
+    parts += [blank(), pair("output", view.output)]
+    if view.command:
+        parts.append(pair("go on with", view.command))
+    return Group(*parts)
+
+
+def render_statuses(name: str, views: Sequence[StatusView]) -> RenderableType:
+    """Show how far each variant of an evaluation is, one line each."""
+    from pathlib import Path
+
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("variant", overflow="fold")
+    for heading in ("state", "ok", "failed", "open", "cost"):
+        table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
+    for view in views:
+        if view.running is not None:
+            state = styled("running", "green")
+        elif view.last is None or view.last.exit_code is None:
+            state = styled("not ended", "yellow")
+        else:
+            state = styled(f"ended, {view.last.exit_code}", "" if view.last.exit_code == 0 else "yellow")
+        left = UNKNOWN if view.open is None else count(view.open)
+        spent = cost(view.spent.cost, view.currency)
+        table.add_row(line(Path(view.output).name), state, count(view.ok), alarm(view.failed, "red"), left, spent)
+    return Group(title(name, f"an evaluation of {plural(len(views), 'variant')}"), blank(), table)
+
+
+def _status_table(view: StatusView) -> Table:
+    table = figures("", "", last="left")
+    rows = None if view.open is None else view.ok + view.failed + view.open
+    nouns = f"{asked(view.samples)}s"
+    # A row that answers an earlier prompt is not done as the job is now: 100% is said only when every row is.
+    done = view.ok - view.earlier_prompt
+    table.add_row(f"{nouns} ok", count(view.ok), percent(done, rows) if rows else "")
+    if view.earlier_prompt:
+        remark = "not asked again since the prompt was edited"
+        table.add_row("  answer an earlier prompt", alarm(view.earlier_prompt, "yellow"), remark)
+    table.add_row(f"{nouns} failed", alarm(view.failed, "bold red"), "")
+    table.add_row(f"{nouns} open", count(view.open), "")
+    table.add_row("answers paid for", count(view.spent.requests), "")
+    table.add_row("prompt tokens", count(view.spent.prompt_tokens), "")
+    table.add_row("completion tokens", count(view.spent.completion_tokens), "")
+    table.add_row("cost", cost(view.spent.cost, view.currency), "")
+    _add_streamed(table, view.streamed)
+    return table
+
+
+def _state(view: StatusView) -> str:
+    running, last = view.running, view.last
+    if running is not None:
+        return f"running since {local_time(running.since)} (process {running.pid} on {running.host})"
+    if last is None:
+        return "never run"
+    when = f" {local_time(last.ended)}" if last.ended else ""
+    if last.exit_code is None:
+        return f"the last run was killed{when}"
+    reason = f": {last.reason}" if last.reason else ""
+    return f"last run ended{when} with exit code {last.exit_code}{reason}"
+
+
+def _in_flight_table(requests: Sequence[InFlight]) -> Table:
+    table = headed("longest in flight", "age", "state")
+    for request in requests:
+        state = f"{request.state}, attempt {request.attempt}"
+        table.add_row(f"row {count(request.row_index)}", about(request.age_s), state)
+    return table
