@@ -28,7 +28,7 @@ from batchchat.engines.batch.service import (
     ServiceLimits,
     Unavailable,
 )
-from batchchat.errors import StorageError
+from batchchat.errors import NeedsHuman, StorageError
 from batchchat.events import Event, RunSummary
 from batchchat.records import Completion, Request, RowBatch, Steps, Usage
 from batchchat.runner.control import Control
@@ -52,6 +52,7 @@ def simulate(
 ) -> tuple[RunSummary, float, list[Event]]:
     """Run a job of batches; return the summary, the virtual seconds it took and its events."""
     write_rows(folder / "rows.jsonl", texts(rows))
+    fields = {"provider": {"base_url": "http://127.0.0.1:1/v1"}, **fields}
     job = make_job(folder, None, engine={"kind": "batch", "max_lines": 10, **(engine or {})}, **fields)
     events: list[Event] = []
     control = stop or Control()
@@ -103,6 +104,32 @@ def test_a_batch_that_shows_up_too_late_is_cancelled_and_what_it_cost_is_counted
     assert summary.spend.requests == 10
 
 
+def test_a_batch_whose_run_ended_before_it_was_found_is_not_forgotten(tmp_path: Path) -> None:
+    service = FakeService(lost_creates=1, list_lag=400.0, seconds=600.0)
+
+    async def stop(control: Control) -> None:
+        await anyio.sleep(20)
+        control.stop(reason="stopped", exit_code=130)
+
+    first, _, _ = simulate(tmp_path, service, 10, during=stop)
+    assert (first.exit_code, first.open, len(service.batches)) == (130, 10, 1)
+    service.batches = {name: (batch, 0.0) for name, (batch, _) in service.batches.items()}
+    summary, _, events = simulate(tmp_path, service, 10)
+    assert (summary.exit_code, summary.ok) == (0, 10)
+    assert "batch_surplus" in names(events)
+    assert list(service.cancelled) == ["batch_0"]
+    assert summary.spend_total.requests == 10
+
+
+def test_a_provider_is_not_asked_if_nothing_is_to_be_sent(tmp_path: Path) -> None:
+    assert simulate(tmp_path, FakeService())[0].exit_code == 0
+    service = FakeService(script={"preflight": [NeedsHuman("the key is refused")]})
+    summary, _, _ = simulate(tmp_path, service)
+    assert (summary.exit_code, summary.ok, service.calls) == (0, 20, {})
+    summary, _, _ = simulate(tmp_path, service, 25)
+    assert (summary.exit_code, summary.open, "upload" in service.calls) == (3, 5, False)
+
+
 def test_nothing_is_created_while_paused(tmp_path: Path) -> None:
     service = FakeService()
 
@@ -115,7 +142,7 @@ def test_nothing_is_created_while_paused(tmp_path: Path) -> None:
     summary, elapsed, _ = simulate(tmp_path, service, stop=control, during=pause)
     assert summary.exit_code == 0
     assert elapsed > 500
-    assert min(service.calls["create"]) - min(service.calls["preflight"]) >= 500
+    assert min(service.calls["create"]) >= 500
 
 
 # --- patience

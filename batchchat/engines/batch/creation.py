@@ -101,7 +101,7 @@ class Creation:
         self._service = service
         self._ledger = ledger
         self._folder = folder
-        self._patience = patience
+        self.patience = patience
         self._listener = listener
         self._poll_s = poll_s
         self._wall_clock = wall_clock
@@ -134,7 +134,7 @@ class Creation:
             ref = state.ref or ""
             try:
                 labels = labels_of(state)
-                batch = await self._patience(partial(self._service.create, ref, labels), "the creation of a batch")
+                batch = await self.patience(partial(self._service.create, ref, labels), "the creation of a batch")
             except OutcomeUnknown as error:
                 self._listener(Event("batch_uncertain", f"{state.name}: {error}; looking for the batch", "warning"))
                 found = await self.settle(state)
@@ -145,7 +145,7 @@ class Creation:
                 state = await self.note(state, "not_created", ref=None)
                 if again == _MORE_LOOKS - 1:
                     raise
-                await self._patience.rest(self._poll_s)
+                await self.patience.rest(self._poll_s)
             except BaseException as error:
                 if not isinstance(error, Exception):
                     raise  # cancelled in the middle: the next run looks
@@ -164,7 +164,7 @@ class Creation:
         state = await self.note(state, "uploading")
         path = self._folder / f"{state.name}{LINES}"
         name = f"{state.name}{LINES}"
-        ref = await self._patience(lambda: self._service.upload(name, path), f"the upload of {name}")
+        ref = await self.patience(lambda: self._service.upload(name, path), f"the upload of {name}")
         return await self.note(state, "uploaded", ref=ref)
 
     async def _created(self, state: ChunkState, batch: RemoteBatch) -> ChunkState:
@@ -183,7 +183,7 @@ class Creation:
     async def settle(self, state: ChunkState) -> ChunkState | None:
         """Find out whether the batch of a chunk was created. Return None, noted, if it was not."""
         for wait in _LOOKS:
-            await self._patience.rest(wait * self._poll_s)
+            await self.patience.rest(wait * self._poll_s)
             found = await self.find(state)
             if found:
                 first, *others = found
@@ -203,7 +203,7 @@ class Creation:
         found: dict[str, RemoteBatch] = {}
         for tries in range(1, max(1, state.tries) + 1):
             ask = partial(self._service.find, ref, labels_of(replace(state, tries=tries)), state.planned_at)
-            for batch in await self._patience(ask, "the list of batches"):
+            for batch in await self.patience(ask, "the list of batches"):
                 if batch.status is not BatchStatus.FAILED or batch.result_refs:
                     found.setdefault(batch.id, batch)
         return list(found.values())
@@ -214,7 +214,7 @@ class Creation:
         message = f"batch {batch_id} is a second one for the same requests: it is cancelled"
         self._listener(Event("batch_surplus", message, "warning", {"batch": batch_id, "chunk": state.number}))
         with suppress(Gone):
-            await self._patience(lambda: self._service.cancel(batch_id), f"the cancelling of batch {batch_id}")
+            await self.patience(lambda: self._service.cancel(batch_id), f"the cancelling of batch {batch_id}")
         return state
 
 

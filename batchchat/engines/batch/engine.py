@@ -134,6 +134,9 @@ class BatchEngine:
         self._ready: deque[Planned] = deque()
         self._live: dict[int, Planned] = {}
         self._unknown: dict[str, int] = {}
+        self._opened = False
+        self._checked = False
+        self._checking = anyio.Lock()
         self._feed_done = False
         self._creating = 0
         self._created_at = 0.0
@@ -164,7 +167,7 @@ class BatchEngine:
         waiting = sum(planned.state.lines for planned in self._ready)
         retries = self._known.asked_again
         corrections = self._known.corrections
-        if hasattr(self, "_builder"):
+        if self._opened:
             waiting += self._builder.waiting + self._again.waiting
         return replace(
             single,
@@ -262,7 +265,7 @@ class BatchEngine:
             self.halt_for(ProviderUnavailable(message, remedy="Run the same command again."))
         if not self._draining and self._make_onward is not None:
             await self._go_onward(sink)
-        if hasattr(self, "_builder"):
+        if self._opened:
             with anyio.CancelScope(shield=True):
                 await self._offload(self._builder.discard)
                 await self._offload(self._again.discard)
@@ -305,8 +308,15 @@ class BatchEngine:
             offload=self._offload,
         )
         self._parting = Parting(setting.folder, self, sink, taken_before=setting.terms.job_answered)
-        await patience(self._service.preflight, "a first look at the provider's batches")
+        self._opened = True
         await self._take_over()
+
+    async def _check(self) -> None:
+        """Check key, address and bucket before the provider is asked for the first time. Raises as `preflight`."""
+        async with self._checking:
+            if not self._checked:
+                await self._creation.patience(self._service.preflight, "a first look at the provider's batches")
+                self._checked = True
 
     def _new_builder(self) -> Builder:
         setting = self._setting
@@ -316,6 +326,8 @@ class BatchEngine:
 
     async def _take_over(self) -> None:
         """Go on with the chunks of earlier runs."""
+        if any(state.paid for state in self._ledger.chunks.values()):
+            await self._check()
         for number in list(self._ledger.chunks):
             state = await self._settled(self._ledger.chunks[number])
             if state.step >= Step.HARVESTED:
@@ -324,8 +336,11 @@ class BatchEngine:
             hold = self._account.bulk() if self._account is not None else None
             if hold is not None:
                 hold.take_over(state.prompt_tokens, state.max_tokens, state.lines)
-            self._live[state.number] = Planned(state, hold)
-        names = {planned.state.name for planned in self._live.values()}
+            if state.step < Step.CREATED:
+                self._ready.append(Planned(state, hold))
+            else:
+                self._live[state.number] = Planned(state, hold)
+        names = {planned.state.name for planned in (*self._ready, *self._live.values())}
         await self._offload(self._known.take_over, names)
 
     async def _settled(self, state: ChunkState) -> ChunkState:
@@ -336,7 +351,12 @@ class BatchEngine:
         if state.step is not Step.CREATING:
             return state
         found = await self._creation.settle(state)
-        return found or await self._creation.note(state, "dropped", reason="never created")
+        if found is not None:
+            return found
+        if state.prompt_id == self._setting.asker.prompt_id and not self._setting.cancel:
+            # It is created anew, and not forgotten: a batch that shows up in the list later is known for its own.
+            return self._ledger.chunks[state.number]
+        return await self._creation.note(state, "dropped", reason="never created")
 
     async def _work(self, feed: Feed, sink: Sink) -> None:
         if self._setting.cancel:
@@ -466,6 +486,7 @@ class BatchEngine:
     async def _create_one(self, planned: Planned) -> None:
         state = planned.state
         try:
+            await self._check()
             planned.state = await self._creation.create(state)
             self._sent += state.lines
             return
