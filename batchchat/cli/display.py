@@ -165,7 +165,10 @@ class ProgressView:
         if snapshot.failures:
             yield _line("failed", _failure_figures(snapshot), width)
         yield _line("speed", _speed_figures(snapshot), width)
-        yield _line("limits", _limit_figures(snapshot.pace), width)
+        yield _line("limits", _limit_figures(snapshot.pace, held=False), width)
+        if snapshot.pace.held_by is not None:
+            # A line of its own: beside the figures a terminal of 80 columns has no room for it.
+            yield _line("held", [Figure(f"by {snapshot.pace.held_by}", "dim")], width)
         yield _line("cost", _cost_figures(snapshot), width)
         if snapshot.phase == "draining":
             yield _line(
@@ -234,13 +237,13 @@ def _speed_figures(snapshot: Snapshot) -> list[Figure]:
     ]
 
 
-def _limit_figures(pace: Pace) -> list[Figure]:
+def _limit_figures(pace: Pace, *, held: bool = True) -> list[Figure]:
     figures = [
         _used(pace.requests_used, pace.requests_per_minute, "req/min", 2),
         _used(pace.tokens_used, pace.tokens_per_minute, "tok/min", 3),
         Figure(f"{pace.in_use}/{pace.concurrency} at once", "", 4),
     ]
-    if pace.held_by is not None:
+    if held and pace.held_by is not None:
         figures.append(Figure(f"held by {pace.held_by}", "dim", 5))
     if pace.paused_s > 0:
         figures.append(Figure(f"paused {about(max(1.0, pace.paused_s))}", "yellow", 1))

@@ -27,6 +27,8 @@ _SUSPECTS = 4096
 _QUICK_S = 3.0
 _LONGEST_S = 16.0
 """The longest wait between probes. Spread by a fifth it is 19 s: so soon after its end even a long outage is over."""
+_LEAVES, _LEAVES_MAX = 0.03, 0.06
+"""After the first share a window holds what a learned pace fills it with; the last is the error of what is learned."""
 _FIRST_S = 0.25
 """The first wait after refusals: a limit per second, or a bucket that refills quickly, costs no more than that."""
 
@@ -245,6 +247,18 @@ class RateLimitHold(ProbeGate):
             self.axis = axis
         self.is_rate = True
         return known
+
+    def step(self) -> float:
+        """Return the share of a full window that should leave it before the next probe: growing, but never by much.
+
+        The last refused probe and the one that is accepted tell how much a window holds.
+        """
+        return min(_LEAVES_MAX, _LEAVES * 1.5**self.tries)
+
+    def wait_for_room(self, now: float, room_at: float | None, hint: float | None) -> None:
+        """Wait for the next probe until a window has some room; a longer hint is obeyed."""
+        if room_at is not None:
+            self.next_at = max(now + (hint or 0.0), min(now + self._wait(_LONGEST_S), room_at))
 
     def probe_failed(self, now: float, hint: float | None = None) -> None:
         """Wait for the next probe; a longer hint is obeyed."""

@@ -33,7 +33,7 @@ _STAGE_ROUNDS = 2
 """Answers in a stage: at least 24, and 2 for each slot. Latencies that vary by 60 % then leave 12 % of doubt."""
 _WORTH = 0.2
 """The least share of what a step promises that it must bring; below, the server is busy."""
-_BETWEEN = 1.25
+_BETWEEN = 1.1
 """Where to stay, relative to the last size that was worth it: what the server can do lies between two stages."""
 _PLATEAU_S = 10.0
 _PLATEAU_MAX_S = 480.0

@@ -51,14 +51,16 @@ Tell = Callable[[str, str, "Level", Mapping[str, Any]], None]
 class Grant:
     """What the controller must know of a request that is under way.
 
-    `level` is how many were under way when it was granted, itself included. `probe` is True for a request that is sent
-    to see whether a provider that was down, or refused everybody, answers.
+    `number` counts the requests in the order they were sent. `level` is how many were under way when it was granted,
+    itself included. `probe` is True for a request that is sent to see whether a provider that was down, or refused
+    everybody, answers.
     """
 
     key: object
     tokens: int
     at: float
     level: int
+    number: int
     probe: bool = False
 
 
@@ -78,9 +80,9 @@ class Controller:
         self.refused_since: float | None = None
         self.failing_since: float | None = None
         self._tell = tell
+        self._evidence = self.pacing.evidence
         self._gated = False
         self._undecided = False
-        self._just_held = False
         self._strike: tuple[float, int] = (-math.inf, 0)
         self._told: dict[Axis, tuple[float, float]] = {}
         self._review_at = -math.inf
@@ -121,7 +123,9 @@ class Controller:
             self.concurrency.full_at = now
         self.requests.schedule.take(now, tick, 1)
         self.tokens.schedule.take(now, tick, tokens)
-        grant = Grant(key, tokens, now, level)
+        evidence = self._evidence
+        evidence.sent = number = evidence.sent + 1
+        grant = Grant(key, tokens, now, level, number)
         if self._gated:
             grant.probe = self.breaker.active or self.hold.active
             self.breaker.probing = self.breaker.active
@@ -185,7 +189,6 @@ class Controller:
             elif not self.breaker.probing:
                 self.breaker.next_at = min(self.breaker.next_at, now)
         changed = self.pacing.accepted(now, grant.at, used)
-        self._just_held = False
         if self._undecided:
             self._undecided = False
             self.concurrency.found(now, self.in_use + 1)
@@ -270,13 +273,15 @@ class Controller:
             self._undecided = False
             if not hold.probe_refused(now, axis, hint):
                 self.concurrency.undo()
+            hold.wait_for_room(now, self.pacing.room_at(now, hold.step()), hint)
         elif axis is Axis.CONCURRENCY and self.in_use > 0:
             self.concurrency.refused(now, grant.at, grant.level)
         elif hold.active:
             hold.heard(now, hint)
+            self.pacing.also_refused(grant.tokens)
         elif grant.at >= self._calm_at:
-            alarm = self.pacing.refused(now, grant.at)
-            if alarm or self._just_held or self._alone(hint):
+            alarm = self.pacing.refused(now, grant.at, grant.number)
+            if alarm or self._alone(hint):
                 self._begin_hold(grant, axis, hint, now)
             elif axis is Axis.UNKNOWN:
                 if self.concurrency.on_new_ground(grant.level):
@@ -301,6 +306,8 @@ class Controller:
             rate.schedule.rate is not None and rate.near_limit for rate in self.pacing.rates.values()
         )
         self.hold.begin(now, axis, hint, is_rate=is_rate)
+        if is_rate or axis is not Axis.UNKNOWN:
+            self.hold.wait_for_room(now, self.pacing.room_at(now, self.hold.step()), hint)
         self._undecided = axis is Axis.UNKNOWN and not is_rate
         self._gated = True
 
@@ -312,7 +319,6 @@ class Controller:
         hold = self.hold
         since = hold.since if hold.since is not None else now
         hold.open()
-        self._just_held = True
         self._undecided = False
         self._calm_at = now
         if hold.axis is Axis.CONCURRENCY:

@@ -14,7 +14,7 @@ import math
 from batchchat.limits.evidence import RefusalEvidence
 from batchchat.limits.rates import Learned, Rate
 from batchchat.limits.schedule import MINUTE
-from batchchat.limits.trials import BELOW, Trial, TrialPlan, judge
+from batchchat.limits.trials import BELOW, Trial, TrialPlan, Verdict, judge
 from batchchat.records import Axis
 
 _STEP_DOWN = 0.95
@@ -23,15 +23,25 @@ _SETTLED_S = 10.0
 """Seconds after which a new pace has delivered enough to be compared with."""
 _VARIED = 0.2
 """Requests whose sizes have a standard deviation below this share of their mean are all alike."""
-_ASIDE = 1.5
+_ASIDE = 2.5
 """If it is not told which of two axes was refused, tokens are paced and requests held to a wider bound: two schedules
 of the same tightness in a row, with rows of 60 to 6,000 tokens, let only 70 % through."""
-_SHORT_S = 3.0
+_SHORT_S = 6.0
 """A hold that lasts longer was a window that had to empty; a bucket gives something sooner."""
+_CLEAR = 0.8
+"""A window that had no room and one that had room, if they differ by more than this, make only a rough guess."""
+_BEYOND = 1.03
+"""A minute that took so much more than at the last refusal shows that the limit has risen."""
+_STILL = 0.97
+"""A window holds as much as before if no more than this has left."""
 _LEAST_ACCEPTED = 5
 """Fewer answers in a cycle do not make a rate."""
-_MEMORY_S = 300.0
-"""How long it is remembered that the server counts windows."""
+_DOUBT_REFUSALS, _DOUBT_SHARE = 10, 0.02
+"""From so many refusals of a learned pace on, and from this share on, it is asked whether the pace is their cause."""
+_CHANCE = 3
+"""So many more refusals than usual come by chance."""
+_DOUBT_SENT = 100
+"""Requests after which a smaller share of refusals is believed to be the usual one."""
 _UNBOUND_S = 15.0
 """A learned limit that held nobody back for this long is none."""
 _SLOW = 2 * MINUTE
@@ -51,7 +61,9 @@ class Pacing:
         self._sizes = _Sizes()
         self._first_at = self._cycle_at = math.inf
         self._memory = 0.0
-        self._memory_until = -math.inf
+        self._climbed: Trial | None = None
+        self._doubt = self._set_at = 0
+        self._rough = False
         self._marked_at = -math.inf
         self._back_at = -math.inf
         self._probe_refused_at = -math.inf
@@ -75,32 +87,40 @@ class Pacing:
         self._sizes.add(tokens)
         self.requests.accepted += 1
         self.tokens.accepted += tokens
-        self._plan.pay(self.evidence.share)
-        trial = self.trial
-        if trial is None:
-            self.evidence.accepted()
-            return False
-        if granted_at < trial.began:
-            return False
-        trial.count(refused=False)
-        return self._decide(now, trial)
+        self._plan.pay(self.evidence)
+        return self.trial is not None and self._decide(now, self.trial)
 
-    def refused(self, now: float, granted_at: float) -> bool:
-        """Count a refusal; return whether a limit must have been met."""
+    def refused(self, now: float, granted_at: float, number: int) -> bool:
+        """Count the refusal of request `number`; return whether a limit must have been met."""
         if self.learned:
             self._plan.owe()
         trial = self.trial
         if trial is not None:
-            if granted_at >= trial.began:
-                trial.count(refused=True)
-                self._decide(now, trial)
-            return False
+            return granted_at >= trial.began and self._refused_in_trial(now, trial, number)
         if granted_at < self._back_at:
             return False  # it was sent at the pace of a trial that is over
-        if self.evidence.refused():
+        self._doubt += 1
+        if self.evidence.refused(number):
             return True
-        self._lower(now)
+        self._lower(now, number)
         return False
+
+    def _refused_in_trial(self, now: float, trial: Trial, number: int) -> bool:
+        trial.refuse(number)
+        if trial.factor < 1:
+            return self.evidence.refused(number)  # a limit is met even so
+        if self._verdict(now, trial) != "back":
+            return False
+        if trial.remembers:
+            return True  # a window is full: what was accepted until there is room again tells how large it is
+        self._decide(now, trial)
+        return False
+
+    def also_refused(self, tokens: int) -> None:
+        """Take a request that was under way when the limit was met, and is refused too, out of what the minute held."""
+        for rate, amount in ((self.requests, 1), (self.tokens, tokens)):
+            rate.full = max(0.0, rate.full - amount)
+            rate.wall = max(0.0, rate.wall - amount)
 
     def probe_refused(self, now: float) -> None:
         """Note a refused probe: the server still counts what was accepted in the last minute."""
@@ -110,13 +130,18 @@ class Pacing:
         if self.learned:
             self._plan.owe()
 
-    def _lower(self, now: float) -> None:
+    def _lower(self, now: float, number: int) -> None:
         """Lower a learned pace that is refused now and then, at most to what the last minutes delivered.
 
         A pace a little over a limit goes below it after a few refusals. If they are noise, no more than their share is
         lost, and the next trial brings that back.
         """
         began = self._cycle_at
+        sent = self.evidence.sent - self._set_at
+        if self._plan.explained and self._doubt <= 1.5 * self._plan.explained * sent + _CHANCE:
+            if sent >= _DOUBT_SENT:
+                self._plan.explained = min(self._plan.explained, 2 * self._doubt / sent)
+            return  # as many as at any pace
         # A window that was full still holds what was sent before: it says nothing until that has left.
         if now < began + (_SETTLED_S if self._memory < _SHORT_S else MINUTE):
             return
@@ -129,48 +154,53 @@ class Pacing:
             least = BELOW * (rate.accepted - before) * MINUTE / (now - since)
             if learned.limit > least:
                 learned.limit = max(_STEP_DOWN * learned.limit, least)
-                rate.apply(now)
+                rate.apply(now, windows=self._counts_windows)
                 lowered = True
         if lowered:
-            self.evidence.forgive()
+            self.evidence.forgive(number)
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
     def hold(self, now: float) -> None:
         """Note that everybody is refused from now on. A trial that was under way is over."""
-        if self.trial is not None:
-            self._go_back(now, self.trial)
+        trial = self.trial
+        if trial is not None:
+            self._go_back(now, trial)
+            if trial.factor > 1:
+                self._climbed = trial
         self.evidence.explained()
         for rate in self.rates.values():
-            rate.full = rate.last_minute(now)
+            rate.wall = rate.full = rate.last_minute(now)
 
     def learn(self, now: float, since: float, axes: list[Axis]) -> list[Axis]:
         """Draw the conclusion of a hold that began at `since` and is over; return the axes whose limit changed.
 
         `axes` are those that the refusals may have been about.
         """
-        held = now - since
-        self._memory = max(min(MINUTE, held), self._memory if now < self._memory_until else 0.0)
-        self._memory_until = now + _MEMORY_S
-        window = self._memory >= _SHORT_S
-        whole = window and since >= self._first_at + MINUTE
-        if window and not whole and self.learned:
-            return []  # part of a window was accepted: that says nothing before a minute is over
+        climbed, self._climbed = self._climbed, None
+        self._memory = max(self._memory, min(MINUTE, now - since))
+        whole = self._counts_windows
         if not whole and self.requests.accepted - self.requests.cycle < _LEAST_ACCEPTED:
             return []  # the cycle goes on
         unknown = len(axes) > 1
         if unknown and not self._sizes.vary:
             axes = [Axis.REQUESTS]  # the other axis would say the same
+        if whole and not self.requests.full:
+            return []  # nothing of ours was in the window
         changed = []
+        self._rough = False
         for axis in axes:
             rate = self.rates[axis]
             estimate, stated = self._estimate(rate, now, since, whole=whole)
             if unknown and len(axes) > 1 and axis is Axis.REQUESTS:
                 estimate *= _ASIDE
-            if self._conclude(now, rate, max(estimate, 1.0), stated=stated):
+            if self._conclude(now, rate, max(estimate, 1.0), stated=stated, climbed=climbed is not None):
                 changed.append(axis)
         self._begin_cycle(now)
-        self._plan.learned(now, self._memory, rough=now < self._first_at + MINUTE)
+        if climbed is None or self._rough:
+            self._plan.learned(now, rough=self._rough or now < self._first_at + MINUTE)
+        else:
+            self._plan.failed(climbed, now, self.evidence.share)
         return changed
 
     def _estimate(self, rate: Rate, now: float, since: float, *, whole: bool) -> tuple[float, bool]:
@@ -179,28 +209,67 @@ class Pacing:
         # A number below what was accepted in the last minute is wrong.
         if stated is not None and stated >= 0.9 * rate.full:
             return stated, True
+        if whole:
+            return self._window(rate, now), False
         if since - self._cycle_at >= MINUTE:
-            # The newest minute says more than a long cycle. A window had no room at the last refused probe: now it has.
-            return ((rate.full + rate.last_minute(now)) / 2 if whole else rate.full), False
+            return rate.full, False  # the newest minute says more than a long cycle
         # There was room again somewhere between the last probe that was refused and the one that was not.
         ended = (now + self._probe_refused_at) / 2 if self._probe_refused_at > since else now
         estimate = (rate.accepted - rate.cycle) * MINUTE / max(0.5, ended - self._cycle_at)
-        return (max(estimate, rate.full) if whole else estimate), False
+        return estimate, False
 
-    def _conclude(self, now: float, rate: Rate, estimate: float, *, stated: bool) -> bool:
+    def _window(self, rate: Rate, now: float) -> float:
+        """Return how much a window holds that was full and has room now.
+
+        What it held at the first refusal was too much then, if some of that left and it still refused.
+        """
+        if rate.full >= _STILL * rate.wall:
+            return rate.full
+        least = rate.last_minute(now)
+        self._rough = self._rough or least < _CLEAR * rate.full
+        return (rate.full + least) / 2
+
+    @property
+    def _counts_windows(self) -> bool:
+        return self._memory >= _SHORT_S
+
+    def room_at(self, now: float, share: float) -> float | None:
+        """Return when `share` of what fills a window will have left it; None if the server does not count windows.
+
+        A probe before that would be refused.
+        """
+        if not self._counts_windows:
+            return None
+        at = math.inf
+        for rate in self.rates.values():
+            if rate.learned is not None and rate.last_minute(now) > 0.0:
+                minute = rate.schedule.minute
+                at = min(at, minute.room_at(max(1.0, share * rate.wall), minute.total))
+        return at
+
+    def _apply(self, now: float, factor: float = 1.0) -> None:
+        for rate in self.rates.values():
+            rate.apply(now, factor, windows=self._counts_windows)
+
+    def _conclude(self, now: float, rate: Rate, estimate: float, *, stated: bool, climbed: bool) -> bool:
         learned = rate.learned
         if learned is None and rate.known is not None and estimate >= 0.95 * rate.known:
             rate.schedule.widen()  # the limit is right, and the way to the server less even than was thought
             return False
         limit = estimate if stated else BELOW * estimate
-        if learned is not None and limit >= 0.98 * learned.limit:
-            return False  # it was refused below what it gave before: the pace is not the cause
+        if learned is not None:
+            if limit >= 0.98 * learned.limit:
+                if not climbed:
+                    return False  # it was refused below what it gave before: the pace is not the cause
+            elif climbed and rate.full >= learned.limit:
+                return False  # the refusals were about the pace that was tried
         rate.learned = Learned(limit, now, stated, now)
-        rate.apply(now)
+        rate.apply(now, windows=self._counts_windows)
         self._plan.changed(now)
         return True
 
     def _begin_cycle(self, now: float) -> None:
+        self._begin_doubt()
         self._cycle_at = self._marked_at = now
         for rate in self.rates.values():
             rate.cycle = rate.accepted
@@ -230,15 +299,30 @@ class Pacing:
                 bound = True
             elif now > learned.bound_at + _UNBOUND_S and self.trial is None:
                 rate.learned = None
-                rate.apply(now)
+                rate.apply(now, windows=self._counts_windows)
                 changed.append(axis)
         if self.trial is not None:
             return list(self.rates) if self._decide(now, self.trial) else changed
-        if not self.learned and now >= self._first_at + _SETTLED_S:
-            self._begin(now, self._plan.down(now, self.evidence, self._recent_per_minute(now)))
+        if self._doubtful:
+            pace = self.requests.schedule.rate or self._recent_per_minute(now)
+            refused = self._doubt / max(1, self.evidence.sent - self._set_at)
+            self._begin(now, self._plan.down(now, self.evidence, refused, pace * (1 - refused), learned=True))
+        elif not self.learned and now >= self._first_at + _SETTLED_S and self.evidence.known:
+            recent = self._recent_per_minute(now)
+            self._begin(now, self._plan.down(now, self.evidence, self.evidence.share, recent, learned=False))
         elif bound:
-            self._begin(now, self._plan.up(now))
+            self._begin(now, self._plan.up(now, self.evidence, self._memory if self._counts_windows else 0.0))
         return changed
+
+    def _begin_doubt(self) -> None:
+        self._doubt, self._set_at = 0, self.evidence.sent
+
+    @property
+    def _doubtful(self) -> bool:
+        """Tell whether a learned pace is refused so often that it may not be the cause."""
+        if not self.learned:
+            return False
+        return self._doubt >= max(_DOUBT_REFUSALS, _DOUBT_SHARE * (self.evidence.sent - self._set_at))
 
     def _recent_per_minute(self, now: float) -> float:
         self.requests.last_minute(now)
@@ -250,24 +334,31 @@ class Pacing:
         self.trial = trial
         if trial.base is not None:
             self.requests.learned = Learned(trial.base, now, bound_at=now)
-        for rate in self.rates.values():
-            rate.apply(now, trial.factor)
+        self._apply(now, trial.factor)
+
+    def _verdict(self, now: float, trial: Trial) -> Verdict:
+        rate = self.requests.schedule.rate
+        beyond = any(each.learned and each.last_minute(now) > _BEYOND * each.wall for each in self.rates.values())
+        return judge(trial, now, self.evidence.sent, slow=rate is not None and rate < _SLOW, beyond=beyond)
 
     def _decide(self, now: float, trial: Trial) -> bool:
         """Act on what a trial shows; return whether a pace changed."""
-        rate = self.requests.schedule.rate
-        verdict = judge(trial, now, self.evidence, slow=rate is not None and rate < _SLOW)
+        verdict = self._verdict(now, trial)
         if verdict == "wait":
+            return False
+        if verdict == "bolder":
+            self._plan.bolder(trial, now, self.evidence.sent)
+            self._apply(now, trial.factor)
             return False
         usual = self.evidence.share
         if verdict == "keep":
             self._keep(now, trial)
             if trial.factor > 1:
-                self._plan.kept(trial, now, self._memory)
+                self._plan.kept(trial, now)
             else:
-                self.evidence.settled(trial.refused, trial.answered)
+                self.evidence.settled()
                 self._begin_cycle(now)
-                self._plan.learned(now, self._memory, rough=False)
+                self._plan.learned(now, rough=False)
                 self._plan.was_limit(now)
             return True
         self._go_back(now, trial)
@@ -275,28 +366,29 @@ class Pacing:
             self._pay_back(now, trial)
             self._plan.failed(trial, now, usual)
         else:
-            self._plan.was_noise(now, usual)
+            self._plan.was_noise(now, trial.refused / max(1, self.evidence.sent - trial.first))
         return True
 
     def _keep(self, now: float, trial: Trial) -> None:
         """Make the pace of the trial the usual one."""
         self.trial = None
+        self._begin_doubt()
         for rate in self.rates.values():
             if rate.learned is not None:
                 rate.learned.limit *= trial.factor
                 rate.learned.stated = False
                 if rate.known is not None and rate.learned.limit >= rate.known:
                     rate.learned = None
-            rate.apply(now)
+            rate.apply(now, windows=self._counts_windows)
 
     def _go_back(self, now: float, trial: Trial) -> None:
         """Take the pace from before the trial."""
         self.trial = None
         self._back_at = now
-        if trial.base is not None:
-            self.requests.learned = None
-        for rate in self.rates.values():
-            rate.apply(now)
+        if trial.factor < 1:
+            self.requests.learned = self.tokens.learned = None
+        self._begin_doubt()
+        self._apply(now)
 
     def _pay_back(self, now: float, trial: Trial) -> None:
         """Wait for what was sent too early: a window is full of it."""

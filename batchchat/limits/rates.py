@@ -14,6 +14,9 @@ from typing import Literal
 
 from batchchat.limits.schedule import TICKS_PER_S, Schedule
 
+_UNEVEN = 1.015
+"""How much more than a learned pace a minute may hold: half of what the pace stays below the limit."""
+
 Source = Literal["job", "provider", "refusal", "learned"]
 """Whose word a limit is: the job's, the provider's, a number that a refusal named, or what refusals showed."""
 
@@ -34,11 +37,24 @@ class Learned:
 class Rate:
     """One axis: requests or tokens a minute.
 
-    `accepted` counts all that was ever accepted, `cycle` and `marks` are earlier values of it (see `Pacing`), `full` is
-    what the last minute held when a request was refused. `stated` is a limit that a refusal named.
+    `accepted` counts all that was ever accepted, `cycle` and `marks` are earlier values of it (see `Pacing`). `wall` is
+    what the last minute held when the limit was met, `full` what it held at the last refused probe.
+    `stated` is a limit that a refusal named.
     """
 
-    __slots__ = ("accepted", "ceiling", "cycle", "full", "learned", "marks", "schedule", "stated", "told", "told_at")
+    __slots__ = (
+        "accepted",
+        "ceiling",
+        "cycle",
+        "full",
+        "learned",
+        "marks",
+        "schedule",
+        "stated",
+        "told",
+        "told_at",
+        "wall",
+    )
 
     def __init__(self, ceiling: float | None, advertised: float | None) -> None:
         self.ceiling = ceiling
@@ -48,7 +64,7 @@ class Rate:
         self.stated: float | None = None
         self.accepted = 0.0
         self.cycle = 0.0
-        self.full = 0.0
+        self.full = self.wall = 0.0
         self.marks = ((0.0, 0.0), (0.0, 0.0))
         self.schedule = Schedule()
         self.apply(0.0)
@@ -70,13 +86,21 @@ class Rate:
         self.schedule.minute.advance(int(now * TICKS_PER_S))
         return self.schedule.minute.total
 
-    def apply(self, now: float, factor: float = 1.0) -> None:
-        """Keep the lowest limit from now on; `factor` is that of a trial of the learned one."""
+    def apply(self, now: float, factor: float = 1.0, *, windows: bool = False) -> None:
+        """Keep the lowest limit from now on; `factor` is that of a trial of the learned one.
+
+        If the server counts `windows`, a learned limit bounds the last minute too, as a known one does: what went
+        before the pace was found still fills the window.
+        """
         known = self.known
-        rate = known
+        rate = most = known
         if self.learned is not None:
-            rate = self.learned.limit * factor if known is None else min(known, self.learned.limit * factor)
-        self.schedule.set_rate(now, rate, known)
+            tried = self.learned.limit * factor
+            if known is None or tried < known:
+                rate = tried
+                if windows:
+                    most = tried * _UNEVEN if known is None else min(known, tried * _UNEVEN)
+        self.schedule.set_rate(now, rate, most)
 
     def source(self) -> Source | None:
         """Return whose word the limit is that is kept; None without a limit."""

@@ -107,6 +107,13 @@ def test_limits_that_are_not_set_show_what_is_used() -> None:
     assert line.strip() == "limits  12 req in 60 s · 1.5k tok in 60 s · 3/8 at once"
 
 
+def test_what_holds_a_run_has_a_line_of_its_own_that_fits_80_columns() -> None:
+    words = "60 requests/min, told by the provider in a refusal 12 s ago"
+    lines = drawn(replace(SNAPSHOT, pace=replace(SNAPSHOT.pace, held_by=words)))
+    assert [line.rstrip() for line in lines if "held" in line] == [f"  held    by {words}"]
+    assert not any("held" in line for line in drawn(SNAPSHOT))
+
+
 def test_an_unknown_eta_total_or_price_is_not_made_up() -> None:
     lines = drawn(replace(SNAPSHOT, total=None, eta_s=None, currency=None, spend=Spend()))
     assert "ETA \N{EN DASH}" in lines[0]

@@ -3,55 +3,45 @@ all."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import random
 
 import pytest
 
+from batchchat.events import Event
+from batchchat.limits import Limiter
+from batchchat.limits.concurrency import Concurrency
+from batchchat.limits.controller import Controller
 from batchchat.limits.evidence import RefusalEvidence
+from batchchat.limits.rates import Learned, Rate
 from batchchat.limits.trials import Trial, TrialPlan, judge
+from tests.limits_lab.servers import Server, TokenBucket
+from tests.limits_lab.simulation import simulate
 from tests.limits_lab.table import Row, rows, worst
 
 ROWS = rows()
-REACHED = {
-    # Asked 0.90 for each (0.85 for tokens): what is reached, and why no more, stands in batchchat/limits/DESIGN.md.
-    "limit halved in mid-run, sliding window": 0.75,
-    "limit halved in mid-run, bucket of 10": 0.85,
-    "limit doubled in mid-run, sliding window": 0.70,
-    "4 runs under one untold limit": None,
-    "untold 300,000 tokens/min, rows of 60 to 6,000, sliding window": 0.80,
-    "untold 300,000 tokens/min, rows of 60 to 6,000, fixed window": 0.80,
-}
-REACHED_BY_THE_WORST_OF_FIVE = REACHED | {
-    "refuses 20% for 60 s, then never": 0.20,
-    "untold 30 requests/min, fixed window": 0.65,
-    "untold 300 requests/min, fixed window": 0.74,
-    # No share is held here: latency is 3.2 times that of a quiet server, 3.0 are asked; one of 2 runs gets a third.
-    "overload: 100/s, slower the more is under way, 503 above 200": None,
-    "2 runs under one untold limit": None,
-}
-WASTED_BY_THE_WORST_OF_FIVE = {"untold 30 requests/min, a limit per second": 0.032}
-QUICK = [row for row in ROWS if "6000" not in row.name and "with" not in row.name.partition("without")[0]]
-"""Rows for each run of the tests: those with 100 requests a second and more take seconds each."""
+SHORT = ("2 runs under one untold limit", "4 runs under one untold limit")
+"""The rows that are not reached: see batchchat/limits/DESIGN.md. Their waste is held, the least share is not."""
+HEAVY = ("6000", "with Retry-After", "with a false limit", "concurrency 100", "contradict")
+"""Rows with 100 requests a second and more take seconds each; the ways of headers make no difference to noise."""
+QUICK = [row for row in ROWS if not any(word in row.name for word in HEAVY)]
 
 
-def check(row: Row, seeds: range, reached: Mapping[str, float | None], wasted: Mapping[str, float | None]) -> None:
+def check(row: Row, seeds: range) -> None:
     found = worst(row, seeds)
-    share, waste = reached.get(row.name, row.share), wasted.get(row.name, row.waste)
-    assert share is None or found.share >= share, found
-    assert waste is None or found.waste <= waste + 1e-9, found
+    assert found.share >= row.share or row.name in SHORT, found
+    assert row.waste is None or found.waste <= row.waste + 1e-9, found
 
 
 @pytest.mark.parametrize("row", QUICK, ids=[row.name for row in QUICK])
 def test_a_server_gives_what_it_can(row: Row) -> None:
-    check(row, range(1, 2), REACHED, {})
+    check(row, range(1, 2))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 def test_a_server_gives_what_it_can_with_the_worst_of_five_seeds(row: Row) -> None:
-    check(row, range(1, 6), REACHED_BY_THE_WORST_OF_FIVE, WASTED_BY_THE_WORST_OF_FIVE)
+    check(row, range(1, 6))
 
 
 # -- the decisions, as tables -----------------------------------------------------------------------------------------
@@ -71,74 +61,152 @@ def test_a_server_gives_what_it_can_with_the_worst_of_five_seeds(row: Row) -> No
     ids=["one", "every other at the start", "9 %", "all after 200", "all after 20", "5 %", "20 %"],
 )
 def test_refusals_in_a_row_are_a_limit_and_refusals_now_and_then_are_noise(pattern: str, alarms: bool) -> None:
-    evidence = RefusalEvidence()
+    assert alarms_at(RefusalEvidence(), pattern) is alarms
+
+
+def alarms_at(evidence: RefusalEvidence, pattern: str) -> bool:
     found = False
     for answer in pattern:
+        evidence.sent += 1
         if answer == "R":
-            found = evidence.refused() or found
-        else:
-            evidence.accepted()
-    assert found is alarms
+            found = evidence.refused(evidence.sent) or found
+    return found
+
+
+def test_refusals_that_come_back_first_are_no_run_if_others_of_the_same_burst_were_accepted() -> None:
+    evidence = RefusalEvidence()
+    evidence.sent = 40
+    assert not any(evidence.refused(number) for number in (3, 11, 8, 27, 19, 33, 38))
+    evidence.sent = 60
+    assert [evidence.refused(number) for number in range(45, 60)][-1]
 
 
 def test_what_a_limit_explains_is_not_taken_for_the_usual_share() -> None:
     evidence = RefusalEvidence()
-    for _ in range(100):
-        evidence.accepted()
+    alarms_at(evidence, "A" * 100)
     before = evidence.share
-    while not evidence.refused():
-        pass
+    assert alarms_at(evidence, "RRR")
     evidence.explained()
-    assert evidence.share == pytest.approx(before)
+    assert evidence.share == pytest.approx(before, rel=0.05)
 
 
-def trial(factor: float, answered: int, refused: int, *, lately: float = 0.0) -> Trial:
-    return Trial(factor, 0.0, 13, 6.0, answered=answered, refused=refused, lately=lately)
+def test_the_usual_share_is_that_of_the_last_three_hundred_requests() -> None:
+    evidence = RefusalEvidence()
+    alarms_at(evidence, "RAAAA" * 100)
+    assert evidence.share == pytest.approx(0.2, abs=0.02)
+    alarms_at(evidence, "A" * 300)
+    assert evidence.share < 0.001
+
+
+def trial(factor: float, refused: int, *, lately: float = 0.0, usual: float = 0.002, remembers: float = 0.0) -> Trial:
+    step = factor if factor > 1 else 0.0
+    return Trial(factor, 0.0, 100, 13, 6.0, usual, step=step, refused=refused, lately=lately, remembers=remembers)
 
 
 @pytest.mark.parametrize(
-    ("made", "now", "slow", "verdict"),
+    ("made", "sent", "now", "slow", "beyond", "verdict"),
     [
-        (trial(1.3, 13, 0), 5.0, False, "wait"),
-        (trial(1.3, 12, 0), 7.0, False, "wait"),
-        (trial(1.3, 13, 0), 6.0, False, "keep"),
-        (trial(1.3, 200, 2, lately=0.05), 6.0, False, "keep"),
-        (trial(1.3, 20, 4, lately=0.2), 2.0, False, "back"),
-        (trial(1.3, 5, 1, lately=0.05), 9.0, True, "back"),
-        (trial(0.85, 12, 0), 1.0, False, "wait"),
-        (trial(0.85, 13, 0), 1.0, False, "keep"),
-        (trial(0.85, 5, 2), 1.0, False, "back"),
+        (trial(1.3, 0), 13, 5.0, False, False, "wait"),
+        (trial(1.3, 0), 12, 7.0, False, False, "wait"),
+        (trial(1.3, 0), 13, 6.0, False, False, "keep"),
+        (trial(1.3, 2, lately=0.05), 200, 6.0, False, False, "keep"),
+        (trial(1.3, 4, lately=0.2), 20, 2.0, False, False, "back"),
+        (trial(1.3, 1, lately=0.02), 5, 9.0, True, False, "back"),
+        # A server that counts windows may hide its limit for a minute, unless more was accepted than ever before.
+        (trial(1.3, 0, remembers=60.0), 50, 30.0, False, False, "wait"),
+        (trial(1.3, 0, remembers=60.0), 50, 30.0, False, True, "bolder"),
+        (trial(1.3, 0, remembers=60.0), 50, 60.0, False, False, "keep"),
+        (trial(2.0, 0, remembers=60.0), 50, 30.0, False, True, "wait"),
+        # A slower pace that ends the refusals was their cause. One that does not was not.
+        (trial(0.85, 0, usual=0.03), 12, 7.0, False, False, "wait"),
+        (trial(0.85, 4, usual=0.03), 1000, 7.0, False, False, "keep"),
+        (trial(0.85, 12, usual=0.03), 1000, 7.0, False, False, "back"),
+        (trial(0.68, 20, usual=0.4), 75, 7.0, False, False, "keep"),
+        (trial(0.68, 28, usual=0.4), 75, 7.0, False, False, "back"),
     ],
 )
-def test_a_trial_is_decided_by_its_answers_alone(made: Trial, now: float, slow: bool, verdict: str) -> None:
-    assert judge(made, now, RefusalEvidence(), slow=slow) == verdict
+def test_a_trial_is_decided_by_its_requests_alone(
+    made: Trial, sent: int, now: float, slow: bool, beyond: bool, verdict: str
+) -> None:
+    assert judge(made, now, made.first + sent, slow=slow, beyond=beyond) == verdict
 
 
 def test_a_refusal_is_paid_for_before_the_next_trial_and_noise_pays_for_itself() -> None:
-    for usual, needed in ((0.0, 50), (0.05, 15)):
+    for pattern, needed in (("A" * 300, 50), ("A" * 19 + "R", 15)):
+        evidence = RefusalEvidence()
+        alarms_at(evidence, pattern * 15)
         plan = TrialPlan()
         plan.owe()
         paid = 0
-        while plan.up(100.0) is None:
-            plan.pay(usual)
+        while plan.up(100.0, evidence, 0.0) is None:
+            plan.pay(evidence)
             paid += 1
         assert paid == pytest.approx(needed, abs=1)
 
 
-def test_trials_grow_bolder_and_smaller_and_wait_where_a_window_hides_the_limit() -> None:
-    plan = TrialPlan()
-    first = plan.up(10.0)
+def test_trials_grow_bolder_after_each_that_is_kept_and_smaller_after_each_that_is_refused() -> None:
+    plan, evidence = TrialPlan(), RefusalEvidence()
+    first = plan.up(10.0, evidence, 0.0)
     assert first is not None
     assert first.factor == 1.3
-    plan.kept(first, 16.0, memory=60.0)
-    second = plan.up(16.0)
+    plan.kept(first, 16.0)
+    second = plan.up(16.0, evidence, 0.0)
     assert second is not None
     assert second.factor == pytest.approx(1.45)
-    plan.kept(second, 20.0, memory=60.0)
-    assert plan.up(21.0) is None  # 1.3 * 1.45 * 1.5 would be more than a window can hide
-    assert plan.up(80.0) is not None
-    plan.failed(second, 90.0, usual=0.0)
-    smaller = plan.up(130.0)
-    assert smaller is not None
-    assert smaller.factor == pytest.approx(1.225)
-    assert math.isfinite(smaller.lasts)
+    plan.failed(second, 20.0, usual=0.0)
+    assert plan.up(24.9, evidence, 0.0) is None
+    third = plan.up(25.0, evidence, 0.0)
+    assert third is not None
+    assert third.factor == pytest.approx(1.225)
+
+
+def test_a_trial_at_a_server_that_counts_windows_at_most_doubles_a_pace() -> None:
+    plan, evidence = TrialPlan(), RefusalEvidence()
+    made = plan.up(10.0, evidence, 60.0)
+    assert made is not None
+    for at, factor in ((20.0, 1.885), (30.0, 2.0)):
+        plan.bolder(made, at, 50)
+        assert made.factor == pytest.approx(factor)
+        assert made.first == 50
+
+
+@pytest.mark.parametrize("share", [0.01, 0.6], ids=["too few to matter", "a limit by its share"])
+def test_no_slower_pace_is_tried_if_it_could_tell_nothing(share: float) -> None:
+    plan, evidence = TrialPlan(), RefusalEvidence()
+    assert plan.down(100.0, evidence, share, 1e6, learned=True) is None
+    assert plan.down(100.0, evidence, 0.1, 1e6, learned=True) is not None
+    assert plan.down(100.0, evidence, 0.1, 100.0, learned=True) is None
+    plan.was_noise(100.0, 0.1)
+    assert plan.down(1_000.0, evidence, 0.1, 1e6, learned=True) is None
+    assert plan.down(1_000.0, evidence, 0.2, 1e6, learned=True) is not None
+
+
+# -- what a person is told --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "learned", "words"),
+    [
+        (None, Learned(60.0, 0.0, stated=True), "60 requests/min, told by the provider in a refusal 12 s ago"),
+        (None, Learned(60.0, 0.0), "60 requests/min, found by refusals 12 s ago"),
+        (60.0, None, "60 requests/min, known of the provider"),
+    ],
+)
+def test_it_is_said_which_limit_holds_a_run_whose_word_it_is_and_how_old(
+    told: float | None, learned: Learned | None, words: str
+) -> None:
+    rate = Rate(None, told)
+    rate.learned = learned
+    rate.apply(0.0)
+    controller = Controller(rate, Rate(None, None), Concurrency(8, 8), random.Random(1), lambda *_: None)
+    controller.grant(11.9, 100, None)
+    assert controller.wait(12.0, 100) > 0.0
+    assert controller.held_by(12.0) == words
+
+
+def test_a_quarter_of_an_hour_under_an_untold_limit_takes_few_lines() -> None:
+    told: list[Event] = []
+    limiter = Limiter(concurrency=32, rng=random.Random(3), listener=told.append)
+    simulate(Server(3, requests=TokenBucket(300, 10)), [limiter], 900.0)
+    paces = [event for event in told if event.name.startswith("pace_")]
+    assert 1 <= len(paces) <= 45

@@ -219,8 +219,9 @@ def learned_at(limit: float) -> Pacing:
 
 def step(pacing: Pacing, now: float, *, refused: bool = False) -> None:
     """One request that was sent and answered now, at a pace that binds."""
+    pacing.evidence.sent += 1
     if refused:
-        pacing.refused(now, now)
+        pacing.refused(now, now, pacing.evidence.sent)
     else:
         pacing.accepted(now, now, 100)
     pacing.requests.schedule.binding = True
@@ -244,7 +245,7 @@ def test_a_trial_that_is_refused_goes_back_and_the_next_one_waits_until_it_is_pa
     before = pacing.trial
     for _ in range(6_000):
         now += 0.1
-        refused = pacing.trial is not None and pacing.trial.answered >= 5
+        refused = pacing.trial is not None and pacing.evidence.sent - pacing.trial.first >= 5
         refusals += refused
         step(pacing, now, refused=refused)
         trials += pacing.trial is not None and before is None

@@ -139,6 +139,7 @@ class BatchEngine:
         self._checking = anyio.Lock()
         self._feed_done = False
         self._creating = 0
+        self._created_at = 0.0
         self._next_look: float | None = None
         self._queue_full_until: float | None = None
         self._out_of_budget: StoppedEarly | None = None
@@ -273,6 +274,7 @@ class BatchEngine:
     async def _open(self, sink: Sink) -> None:
         """Read the ledger, and find out what became of the chunks of earlier runs."""
         setting = self._setting
+        self._created_at = anyio.current_time()
         self._ledger = await self._offload(Ledger, setting.folder)
         self._bounds = Bounds.of(
             self._service, lines=setting.lines, nbytes=setting.nbytes, queued_tokens=setting.queued_tokens
@@ -454,6 +456,7 @@ class BatchEngine:
                 await self._create_one(planned)
             finally:
                 self._creating -= 1
+                self._created_at = anyio.current_time()
                 self._wake()
 
     def _next(self) -> Planned | None:
@@ -593,8 +596,9 @@ class BatchEngine:
         now = self._wall_clock()
         ages = [now - (planned.state.created_at or now) for planned in self._live.values()]
         age = max(0.0, min(ages, default=0.0))
-        # Where batches may end within seconds, the wait is as long as the youngest is old, up to the usual one.
-        young = min(POLL_FIRST_S, max(self._setting.poll_first, age))
+        # Where batches may end within seconds, the wait is as long as the newest is old, up to the usual one.
+        newest = anyio.current_time() - self._created_at
+        young = min(POLL_FIRST_S, max(self._setting.poll_first, newest))
         return young + (_POLL_LONGEST_S - young) * min(1.0, age / _AGE_S)
 
     async def _look(self) -> None:
