@@ -70,7 +70,7 @@ def simulate(
             job, transport=provider, offload=inline, environ={}, seed=1, listener=events.append, stop=stop,
             options=options or RunOptions(), on_snapshot=on_snapshot,
             # These runs last minutes to hours: four snapshots a second would be most of the work.
-            tick_s=5.0 if on_snapshot is None else 0.25,
+            tick_s=1.0 if on_snapshot is None else 0.25,
         )  # fmt: skip
         return summary, anyio.current_time() - started
 
