@@ -149,6 +149,8 @@ class AnswerBrowser:
         """The labels of each scorer of classes; of several samples those of the first."""
         found: dict[str, _Labels] = {}
         for scorer in self.scorers:
+            if "." not in scorer:
+                continue  # Only a scorer of classes has metrics: the other texts may be a different one in each row.
             codes: dict[str, int] = {}
             labels = _Labels([], [None] * len(self), [[None] * len(self) for _ in self.names])
             for number, table in enumerate(lines.values()):

@@ -68,13 +68,44 @@ def test_every_score_has_its_line(bench: Bench) -> None:
     ids = {record["row_index"]: record["custom_id"] for record in read_output(folder).to_pylist()}
     place = {"variant": "good", "row_index": 0, "key": "r0", "sample_index": 0, "custom_id": ids[0]}
     none = {"reason": None, "expected": None, "given": None, "cluster": None}
-    assert lines[0] == {**none, **place, "scorer": "accuracy", "value": 0.0}
+    compared = {"expected": lines[20]["expected"], "given": lines[20]["given"]}
+    assert lines[0] == {**none, **place, **compared, "scorer": "accuracy", "value": 0.0}
     labels = {"expected": lines[20]["expected"], "given": lines[20]["given"]}
     assert lines[20] == {**none, **place, **labels, "scorer": "t.accuracy", "value": 0.0}
     assert labels["expected"] != labels["given"]
     assert set(labels.values()) <= {"yes", "no"}
     assert [line["row_index"] for line in lines] == [*range(20), *range(20)] * 2
     assert [line["custom_id"] for line in lines[:20]] == [ids[row] for row in range(20)]
+
+
+def test_a_score_tells_what_was_expected_and_given(tmp_path: Path) -> None:
+    answers = ["yes", "y" * 300, "no", 500]
+    bench = Bench(tmp_path, Provider(lambda _model, text: answers[int(text)]))
+    bench.rows(
+        [
+            {"id": "a", "text": "0", "gold": "yes", "number": 3.0, "items": ["a", "b"]},
+            {"id": "b", "text": "1", "gold": "x" * 300, "number": None, "items": None},
+            {"id": "c", "text": "2", "gold": None, "number": 0.5, "items": []},
+            {"id": "d", "text": "3", "gold": "no", "number": 4.0, "items": ["c"]},
+        ]
+    )
+    gold, given = ["yes", "x" * 200, None, "no"], ["yes", "y" * 200, "no", None]
+    none = [None] * 4
+    cases: list[tuple[dict[str, Any], list[str | None], list[str | None]]] = [
+        ({"kind": "exact", "expected": "gold"}, gold, given),
+        ({"kind": "numeric", "expected": "number"}, ["3", None, "0.5", "4"], given),
+        ({"kind": "set_f1", "expected": "items"}, ['["a","b"]', None, "[]", '["c"]'], given),
+        ({"kind": "contains", "value": "e"}, ["e"] * 4, given),
+        ({"kind": "regex", "pattern": "e"}, none, given),
+        ({"kind": "exact", "expected": "gold", "field": "completion.label"}, gold, none),
+        ({"kind": "length"}, none, none),
+    ]
+    scorers = [{"name": f"s{at}", **scorer} for at, (scorer, _, _) in enumerate(cases)]
+    bench.evaluate(bench.suite(scorers=scorers, variants=[{"name": "one"}]))
+    lines = bench.scores()
+    for at, (scorer, *wanted) in enumerate(cases):
+        told = [line for line in lines if line["scorer"] == f"s{at}"]
+        assert [[line[side] for line in told] for side in ("expected", "given")] == wanted, scorer
 
 
 def test_the_summary_is_what_is_documented_and_reads_back(bench: Bench) -> None:
