@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from batchchat import read_output
+from batchchat.cli.evaluation_tables import leaders, render_evaluation
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.checking import check_suite
 from batchchat.evaluation.evaluate import Evaluation, evaluate
@@ -106,6 +109,32 @@ def test_a_score_tells_what_was_expected_and_given(tmp_path: Path) -> None:
     for at, (scorer, *wanted) in enumerate(cases):
         told = [line for line in lines if line["scorer"] == f"s{at}"]
         assert [[line[side] for line in told] for side in ("expected", "given")] == wanted, scorer
+
+
+@pytest.mark.parametrize("width", [50, 110])
+def test_an_evaluation_ends_with_the_leader_and_no_name_is_lost(bench: Bench, width: int) -> None:
+    scorers = [
+        {"name": "accuracy", "kind": "exact", "expected": "gold"},
+        {"name": "speed", "kind": "latency"},
+        {"name": "price", "kind": "cost"},
+        {"name": "length", "kind": "length"},
+    ]
+    done = bench.evaluate(bench.suite(scorers=scorers))
+    assert done.summary is not None
+    assert leaders(done.summary) == [
+        "accuracy: 1 leads with 0.950; better than 2",
+        "speed (seconds): 1 leads with 1; level with 2",
+        "price (per 1,000): 1 leads with 0.014; level with 2",
+    ]
+    console = Console(file=io.StringIO(), width=width)
+    console.print(render_evaluation(done.summary, [], bench.out))
+    text = console.file.getvalue()
+    comparisons = text[text.index("1 less 2") :]
+    for name in ("accuracy", "speed", "price (per 1,000)", "length"):
+        assert f"\n{name} " in comparisons
+    assert "e-05" not in text
+    for word in ("better", "+0.300"):
+        assert word in comparisons
 
 
 def test_the_summary_is_what_is_documented_and_reads_back(bench: Bench) -> None:

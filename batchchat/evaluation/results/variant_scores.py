@@ -46,9 +46,9 @@ SCORES_SCHEMA = pa.schema(
 
 A composite scorer's lines carry the name of its first metric (`tickets.accuracy`); its others have no value for a
 single answer. `value` is null where the scorer could not tell, and `reason` then says why. `expected` and `given` are
-what a scorer compared, each cut after 200 characters; a scorer of classes writes its labels. `given` is null if there is
-no answer, `expected` if nothing is expected. Places are those of the current input; `custom_id` leads to the record. Rows with the
-same `cluster` are one piece of evidence; it is null if the suite names no column for it.
+what a scorer compared, each cut after 200 characters; a scorer of classes writes its labels. `given` is null if there
+is no answer, `expected` if nothing is expected. Places are those of the current input; `custom_id` leads to the record.
+Rows with the same `cluster` are one piece of evidence; it is null if the suite names no column for it.
 """
 
 PAIRWISE_SCHEMA = pa.schema(
