@@ -82,7 +82,7 @@ def test_every_score_has_its_line(bench: Bench) -> None:
 
 
 def test_a_score_tells_what_was_expected_and_given(tmp_path: Path) -> None:
-    answers = ["yes", "y" * 300, "no", 500]
+    answers: list[str | int] = ["yes", "y" * 300, "no", 500]
     bench = Bench(tmp_path, Provider(lambda _model, text: answers[int(text)]))
     bench.rows(
         [
@@ -92,8 +92,8 @@ def test_a_score_tells_what_was_expected_and_given(tmp_path: Path) -> None:
             {"id": "d", "text": "3", "gold": "no", "number": 4.0, "items": ["c"]},
         ]
     )
+    none: list[str | None] = [None] * 4
     gold, given = ["yes", "x" * 200, None, "no"], ["yes", "y" * 200, "no", None]
-    none = [None] * 4
     cases: list[tuple[dict[str, Any], list[str | None], list[str | None]]] = [
         ({"kind": "exact", "expected": "gold"}, gold, given),
         ({"kind": "numeric", "expected": "number"}, ["3", None, "0.5", "4"], given),
@@ -126,9 +126,9 @@ def test_an_evaluation_ends_with_the_leader_and_no_name_is_lost(bench: Bench, wi
         "speed (seconds): 1 leads with 1; level with 2",
         "price (per 1,000): 1 leads with 0.014; level with 2",
     ]
-    console = Console(file=io.StringIO(), width=width)
-    console.print(render_evaluation(done.summary, [], bench.out))
-    text = console.file.getvalue()
+    shown = io.StringIO()
+    Console(file=shown, width=width).print(render_evaluation(done.summary, [], bench.out))
+    text = shown.getvalue()
     comparisons = text[text.index("1 less 2") :]
     for name in ("accuracy", "speed", "price (per 1,000)", "length"):
         assert f"\n{name} " in comparisons
