@@ -46,8 +46,8 @@ class Settled:
     own.
 
     `of_prompt` is there if the pass that is under way has not asked for this request: a batch of an earlier run may
-    hold requests of a prompt that was edited since. It is that prompt's id. Of these, a `late` one comes after its row
-    had an answer to the newer prompt.
+    hold requests of a prompt that was edited since. It is that prompt's id. Of these, a `late` one must not take the
+    place of another record of its row: it goes to the archive.
     """
 
     request: Request

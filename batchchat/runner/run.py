@@ -86,6 +86,7 @@ async def run_job(
     seed: int | None = None,
     demo_url: str | None = None,
     open_service: OpenService | None = None,
+    tick_s: float = _TICK_S,
 ) -> RunSummary:
     """Run a job, or go on with it where an earlier run stopped.
 
@@ -94,7 +95,8 @@ async def run_job(
     `stop` steers the run: it can stop it, pause it and change its limits. `environ` takes the place of the process's
     environment for keys. `offload` runs blocking code (default: in worker threads), `open_store` takes the place of
     `Store.open`. `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs already.
-    `open_service` takes the place of the batch service that `engine: batch` opens.
+    `open_service` takes the place of the batch service that `engine: batch` opens. `tick_s` is the time between two
+    snapshots in seconds.
 
     Returns how the run ended: whatever fails after the start is in the summary's `exit_code` and `reason`.
 
@@ -115,6 +117,7 @@ async def run_job(
         demo_url=demo_url,
         environ=load_keys(job, environ),
         open_service=open_service,
+        tick_s=tick_s,
     )
     return await _execute(job, setting, budget=budget)
 
@@ -162,6 +165,7 @@ class _Setting:
     demo_url: str | None
     environ: Mapping[str, str]
     open_service: OpenService | None
+    tick_s: float
 
 
 class _Opening:
@@ -374,10 +378,13 @@ class _Opening:
 class _Running:
     """Moves a run from its first row to its last outcome, under the person's control."""
 
-    def __init__(self, run: RunState, figures: Figures, on_snapshot: Callable[[Snapshot], None] | None) -> None:
+    def __init__(
+        self, run: RunState, figures: Figures, on_snapshot: Callable[[Snapshot], None] | None, tick_s: float
+    ) -> None:
         self._run = run
         self._figures = figures
         self._on_snapshot = on_snapshot
+        self._tick_s = tick_s
         self._group: TaskGroup
 
     async def work(self) -> None:
@@ -479,7 +486,7 @@ class _Running:
                     return
                 run.writer.poke()
             ticks += 1
-            await anyio.sleep(_TICK_S)
+            await anyio.sleep(self._tick_s)
 
 
 async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> RunSummary:
@@ -522,7 +529,7 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
                 run.started = started
                 run.warnings[:0] = warned
                 figures = Figures(run)
-                await _Running(run, figures, setting.on_snapshot).work()
+                await _Running(run, figures, setting.on_snapshot, setting.tick_s).work()
             summary = await Ending(run, figures).end()
             if setting.on_snapshot is not None:
                 setting.on_snapshot(figures.snapshot())

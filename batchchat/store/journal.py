@@ -52,8 +52,8 @@ _RECORD_BYTES = 400
 class SettledEntry:
     """A request's outcome to commit, and what its answered attempts cost since the last entry about it.
 
-    `seen` is false if the pass that is under way has not asked for the record. A `late` one came after its row had a
-    newer record: it goes to the archive at once.
+    `seen` is false if the pass that is under way has not asked for the record. A `late` one must not take the place of
+    another record of its row: it goes to the archive at once.
     """
 
     record: Record

@@ -83,14 +83,14 @@ async def dial(addresses: Sequence[Address]) -> socket.socket:
     if len(addresses) == 1:
         return await _connect(addresses[0])
     winner: socket.socket | None = None
-    errors: list[str] = []
+    errors: dict[str, list[str]] = {}
 
     async def attempt(address: Address, failed: anyio.Event) -> None:
         nonlocal winner
         try:
             sock = await _connect(address)
         except OSError as error:
-            errors.append(_reason(error))
+            errors.setdefault(_reason(error), []).append(_text(address))
             failed.set()
             return
         if winner is None:
@@ -113,7 +113,7 @@ async def dial(addresses: Sequence[Address]) -> socket.socket:
             raise full.exceptions[0] from None
         raise
     if winner is None:
-        raise OSError("; ".join(dict.fromkeys(errors)))
+        raise OSError("; ".join(f"{reason} at {' and '.join(places)}" for reason, places in errors.items()))
     return winner
 
 
@@ -134,6 +134,11 @@ def _reason(error: OSError | EOFError) -> str:
     """Return the system's own words for an error, such as `Connection refused`, without numbers and Python's."""
     known = isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno in errno.errorcode
     return os.strerror(error.errno or 0) if isinstance(error, OSError) and known else str(error)
+
+
+def _text(address: Address) -> str:
+    host, port = address[1][0], address[1][1]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
 def _too_many_files(error: OSError) -> StorageError:

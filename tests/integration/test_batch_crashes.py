@@ -23,7 +23,7 @@ LINES = 8
 ENTRY = "tests.integration.batch_crash_child:main"
 
 
-def write_job(folder: Path, demo: DemoServer, rows: int) -> None:
+def write_job(folder: Path, demo: DemoServer, rows: int, edition: int = 0) -> None:
     write_rows(folder / "rows.jsonl", texts(rows))
     data = {
         "name": "killed",
@@ -31,7 +31,7 @@ def write_job(folder: Path, demo: DemoServer, rows: int) -> None:
         "output": {"path": "out", "part_rows": 20, "part_seconds": 0.1},
         "provider": {"profile": "demo", "base_url": demo.base_url},
         "model": "llama-3.1-8b-instruct",
-        "messages": [{"role": "user", "content": "Labels: yes, no\n{{ text }}"}],
+        "messages": [{"role": "user", "content": f"Labels: yes, no\n{'edited ' * edition}{{{{ text }}}}"}],
         "engine": {"kind": "batch", "poll": 0.05, "max_lines": LINES},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
@@ -110,3 +110,35 @@ def test_the_same_with_forty_kills(tmp_path: Path, seed: int) -> None:
                 kills += kill_after(tmp_path, random.uniform(0.1, 2.0))
         finish(tmp_path, demo, rows)
     assert kills >= 40
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(6))
+def test_kills_and_edits_of_the_prompt_pay_each_answer_once_and_lose_none(tmp_path: Path, seed: int) -> None:
+    random, rows = Random(seed), 60
+    faults = {"create_lost": 2}
+    with DemoServer(DemoOptions(batch=BatchOptions(seconds=1.0, faults=faults))) as demo:
+        editions = {1}
+        for _ in range(14):
+            edition = random.randint(0, 2)
+            editions.add(edition)
+            write_job(tmp_path, demo, rows, edition)
+            way = random.random()
+            if way < 0.4:
+                kill_at(tmp_path, random.choice(STEPS), random.randint(1, 2))
+            elif way < 0.8:
+                kill_after(tmp_path, random.uniform(0.2, 2.5))
+            else:
+                assert command("run", "job.yaml", "--no-wait", cwd=tmp_path).returncode in {0, 4}
+        for edition in (1, *editions):
+            write_job(tmp_path, demo, rows, edition)
+            done = command("run", "job.yaml", cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            records = batchchat.read_output(tmp_path / "out").to_pylist()
+            assert sorted(record["row_index"] for record in records) == list(range(rows))
+            assert len({record["prompt_id"] for record in records}) == 1
+        lines = demo.stats().batch.lines
+        assert lines <= rows * len(editions), "a line was run twice"
+        assert read_state(tmp_path / "out").spend.requests == lines, "the ledger differs from what was answered"
+        assert verify(tmp_path / "out").problems == []

@@ -137,7 +137,7 @@ BAD = [
     (["run", "job.yaml", "--grace", "soon"], "--grace"),
     (["run", "badtemplate.yaml"], "txt"),
     (["run", "notyaml.yaml"], "notyaml.yaml:3"),
-    (["status", "foreign"], "something else"),
+    (["status", "foreign"], "foreign is no output of batchchat"),
     (["show", "nowhere"], "nowhere"),
     (["verify", "nowhere"], "nowhere"),
     (["export", "nowhere", "-o", "x.csv"], "nowhere"),

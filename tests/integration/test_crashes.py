@@ -231,7 +231,7 @@ def check(figures: Figures) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_killed_ten_times_loses_nothing_and_pays_nothing_twice(tmp_path: Path, seed: int) -> None:
     figures = run_series(tmp_path, seed, 10)
     check(figures)

@@ -69,6 +69,8 @@ def simulate(
         summary = await run_job(
             job, transport=provider, offload=inline, environ={}, seed=1, listener=events.append, stop=stop,
             options=options or RunOptions(), on_snapshot=on_snapshot,
+            # These runs last minutes to hours: four snapshots a second would be most of the work.
+            tick_s=5.0 if on_snapshot is None else 0.25,
         )  # fmt: skip
         return summary, anyio.current_time() - started
 
@@ -162,7 +164,7 @@ def test_rows_that_always_fail_cost_their_attempts_and_slow_nobody(tmp_path: Pat
 
 @pytest.mark.parametrize("concurrency", [8, 64])
 @pytest.mark.parametrize(("place", "within"), [(0, 260), (200, 260), (400, 400)], ids=["first", "middle", "last"])
-@pytest.mark.parametrize("status", [500, 504])
+@pytest.mark.parametrize("status", [500, pytest.param(504, marks=pytest.mark.long)])
 def test_bad_rows_that_stand_together_are_not_taken_for_an_outage(
     tmp_path: Path, status: int, place: int, within: float, concurrency: int
 ) -> None:
@@ -557,8 +559,15 @@ def test_a_few_refused_rows_and_no_others_are_failed_rows(tmp_path: Path) -> Non
     assert (summary.exit_code, summary.failed, summary.open) == (1, 9, 0)
 
 
-@pytest.mark.parametrize("concurrency", [1, 8, 64])
-@pytest.mark.parametrize("bad", [1, 40, 400])
+@pytest.mark.parametrize(
+    ("bad", "concurrency"),
+    [
+        *((bad, concurrency) for bad in (1, 40, 400) for concurrency in (8, 64)),
+        (40, 1),
+        # One by one they take seconds.
+        *(pytest.param(bad, 1, marks=pytest.mark.long) for bad in (1, 400)),
+    ],
+)
 def test_rows_that_are_bad_together_at_the_start_stop_nothing(tmp_path: Path, bad: int, concurrency: int) -> None:
     """As the longest prompts of a sorted input are, of which each is said to be too long by so many tokens."""
     rows = [{"id": n, "text": ("word " * 50 if n < bad else "") + f"row {n}"} for n in range(800)]

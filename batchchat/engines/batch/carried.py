@@ -15,7 +15,7 @@ from typing import Any
 from batchchat.engines.batch.chunks import ChunkReader, ChunkWriter, remove_files, remove_leftovers
 from batchchat.engines.port import Feed
 from batchchat.records import Request, Usage
-from batchchat.store.index import OK, KeyIndex, RecordIndex, key_digest
+from batchchat.store.index import OK, KeyIndex, RecordIndex, is_live, key_digest
 
 _TOGETHER = 64
 """Requests that are handed on together, as in the feed of a run."""
@@ -45,12 +45,14 @@ class Carried:
         self.asked_again = 0
         self.corrections = 0
         self.onward_count = 0
+        self.postponed = 0
         self._index = index
         self._keys = keys
         self._steps = steps
         self._folder = folder
         self._owned = RecordIndex()
         self._released: dict[str, _Past] = {}
+        self._late: set[str] = set()
         self._onward: ChunkWriter | None = None
 
     def take_over(self, names: set[str]) -> None:
@@ -69,6 +71,8 @@ class Carried:
         if self._owned.get(request.custom_id) != OK:
             past = self._released.pop(request.custom_id, None) if self._released else None
             return request, 0 if past is None else _resumed(request, past)
+        # Its answer went to the archive just now, and only the next run can see it there.
+        self.postponed += request.custom_id in self._late
         return None
 
     def is_settled(self, custom_id: str) -> bool:
@@ -84,10 +88,21 @@ class Carried:
         return self._index.is_seen(custom_id)
 
     def is_replaced(self, request: Request) -> bool:
-        """Return true if the row of a request that the pass does not ask for has a newer record."""
-        if request.key is None or self._keys is None or not self._keys.is_seen(key_digest(request.key)):
+        """Return true if the answer to a request must not take the place of another record of its row.
+
+        So it is if the pass asks the row something else, or if the row has another record and it is not known yet what
+        the pass asks. The answer then goes to the archive, which gives it back to a pass that wants it.
+        """
+        if request.key is None or self._keys is None or self.wants(request.custom_id):
             return False
-        return self._keys.is_live(key_digest(request.key, request.sample_index)) and not self.wants(request.custom_id)
+        if is_live(self._index.get(request.custom_id)):
+            return False  # the row's record is an earlier failure of this very request
+        if self._keys.is_seen(key_digest(request.key)):
+            return True
+        if not self._keys.is_live(key_digest(request.key, request.sample_index)):
+            return False
+        self._late.add(request.custom_id)
+        return True
 
     def release(self, request: Request, batches: int) -> None:
         """Let the feed have a request that its batch did not answer."""

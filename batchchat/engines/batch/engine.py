@@ -714,7 +714,7 @@ class BatchEngine:
         return self._known.wants(custom_id)
 
     def is_replaced(self, request: Request) -> bool:
-        """Return true if the row of a request that the pass does not ask for has a newer record."""
+        """Return true if the pass asks the row of a request something else."""
         return self._known.is_replaced(request)
 
     def again(self, request: Request, batches: int) -> bool:
@@ -758,6 +758,11 @@ class BatchEngine:
         """Say what is left to the next run."""
         if self._out_of_budget is not None and self.halt is None:
             self.halt_for(self._out_of_budget)
+        if self._known.postponed and self.halt is None:
+            message = f"{self._known.postponed} answers came just before their rows were read, and lie in the archive"
+            self.halt_for(
+                StoppedEarly(message, remedy="The same command takes them from there; nothing is sent twice.")
+            )
         running = [planned.state for planned in self._live.values() if planned.state.step >= Step.CREATING]
         if not running or isinstance(self.halt, NeedsHuman | StorageError):
             return

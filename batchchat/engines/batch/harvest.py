@@ -48,7 +48,7 @@ class HarvestCounts:
     """What became of a chunk's requests.
 
     Each of them is `ok`, `failed`, goes `again` into another batch, or is `left` open. `unanswered` of them had no
-    answer. `known` were counted before, `replaced` went to the archive since their row has an answer to a newer prompt.
+    answer. `known` were counted before, `replaced` went to the archive since their row is asked something else by now.
     `twice` are answers beyond a request's first, `strange` lines of nobody.
     """
 
@@ -76,7 +76,7 @@ class Owner(Protocol):
         """Take a request that is to be asked again, and was in so many batches. False: it stays open for now."""
 
     def is_replaced(self, request: Request) -> bool:
-        """Return true if the row of a request that the pass does not ask for has a newer record."""
+        """Return true if the pass asks the row of a request something else."""
 
     def wants(self, custom_id: str) -> bool:
         """Return true if the pass that is under way asks for the request, as far as it was read."""
