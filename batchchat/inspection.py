@@ -130,20 +130,22 @@ def _earlier(batch: pa.RecordBatch, prompt_id: str) -> int:
 def _command(snapshot: Mapping[str, Any], directory: Path) -> str | None:
     """The command that goes on with this output; None where its job was made in Python."""
     suite, file = _text(snapshot.get("suite")), _text(snapshot.get("file"))
+    words = [str(word) for word in snapshot.get("options") or ()]
     if suite:
-        return f"batchchat eval {shlex.quote(suite)}"
+        return shlex.join(["batchchat", "eval", suite, *words])
     if not file:
         return None
-    command = f"batchchat run {shlex.quote(file)}"
     try:
-        job = load_job(file)
+        job = load_job(
+            file, overrides=[text for word, text in zip(words[::2], words[1::2], strict=True) if word == "--set"]
+        )
         usual = Path(job.output.path).absolute() == directory.absolute()
         if _is_batch(snapshot) and not job.engine.batch:
-            command += " --set engine=batch"
+            words += ["--set", "engine=batch"]
     except (BatchchatError, OSError):
         usual = True  # the command itself will say what is wrong with the job
     # The run was given another output than the one that its job names.
-    return command if usual else f"{command} --output {shlex.quote(str(directory))}"
+    return shlex.join(["batchchat", "run", file, *words, *([] if usual else ["--output", str(directory)])])
 
 
 def _is_batch(snapshot: Mapping[str, Any]) -> bool:
@@ -294,6 +296,6 @@ def job_with_batches(directory: Path) -> Job:
 
 def job_of(snapshot: Mapping[str, Any]) -> Job:
     """The job that a snapshot was made from."""
-    data = {name: value for name, value in snapshot.items() if name not in {"file", "suite"}}
+    data = {name: value for name, value in snapshot.items() if name not in {"file", "suite", "options"}}
     file = _text(snapshot.get("file"))
     return validate_job(data, file=Path(file) if file else None)

@@ -276,7 +276,11 @@ def score(**options: Any) -> None:
 @click.argument("b", metavar="DIR_B", type=click.Path(path_type=Path))
 @click.option("--on", metavar="COLUMN", help="What tells rows apart: an input column, key (the default) or row_index.")
 @click.option(
-    "--field", default="completion", show_default=True, metavar="PATH", help="What counts as the answer: parsed.label."
+    "--field",
+    default="completion",
+    show_default=True,
+    metavar="PATH[=PATH]",
+    help="What counts as the answer: parsed.label, or completion=parsed.label for a path of each output.",
 )
 @click.option(
     "--scorer",

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from batchchat.evaluation.results.gates import GateResult
 
 _SHARES = {"yes/no", "share", "net wins"}
+_COST = "cost"
 _NAME_WIDTH = 30
 _NAME_LEAST = 20
 _SCORE_WIDTH = 24
+_WORD_WIDTH = 12
 _ALL_PAIRS = 3
 
 
@@ -42,6 +44,9 @@ def render_evaluation(
     if gates:
         parts += [blank(), *_gates(gates)]
     parts += remarks([*summary.notes, *warnings], note)
+    told = leaders(summary)
+    if told:
+        parts += [blank(), *(plain_text(text, "bold") for text in told)]
     parts.append(blank())
     for name, file in (("scores", "scores.parquet"), ("summary", "summary.json"), ("report", "report.html")):
         parts.append(pair(name, str(output / file)))
@@ -84,7 +89,8 @@ def render_output_comparison(found: OutputComparison) -> RenderableType:
     parts += [line_, blank(), ScoreTables(found.summary), blank(), _costs(found.summary.variants)]
     parts += render_comparisons(found.summary, {"a": "a", "b": "b"})
     if agreement.examples:
-        table = _table("row", f"{agreement.field} of a", f"{agreement.field} of b", left=(1, 2), numbered=False)
+        first, _, second = agreement.field.partition("=")
+        table = _table("row", f"{first} of a", f"{second or first} of b", left=(1, 2), numbered=False)
         for one in agreement.examples:
             table.add_row(line(one.row, 40), line(one.a or "", 200), line(one.b or "", 200))
         parts += [blank(), styled("first rows that differ", "bold"), table]
@@ -120,6 +126,8 @@ class ScoreTables:
 
 
 def _unit(scorer: ScorerSummary) -> str:
+    if scorer.unit == _COST:
+        return " (per 1,000)"
     return "" if scorer.unit in {*_SHARES, scorer.name} else f" ({scorer.unit})"
 
 
@@ -134,7 +142,12 @@ def _score(score: ScoreSummary | None, best: bool) -> Text:
 
 
 def number_of(value: float, unit: str) -> str:
-    """Write a score with the digits that mean something: shares with three places, other numbers with four digits."""
+    """Write a score with the digits that mean something: shares with three places, other numbers with four digits.
+
+    A cost is that of 1,000 answers: one answer costs too little to be read.
+    """
+    if unit == _COST:
+        value *= 1000
     return (
         f"{value:.3f}" if unit in {"yes/no", "share"} else f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     )
@@ -182,14 +195,14 @@ def render_comparisons(summary: SuiteSummary, names: Mapping[str, str] | None = 
         # One pair: a line for each score says it all.
         first, second = numbers.values()
         lines = [(scorer.name, one) for scorer in summary.scorers for one in compared[scorer.name]]
-        return [blank(), _comparison_table(f"{first} - {second}", lines, numbers)] if lines else []
+        return [blank(), _comparison_table(f"{first} less {second}", lines, numbers)] if lines else []
     parts: list[RenderableType] = []
     for scorer in summary.scorers:
         every = compared[scorer.name]
         shown = every if len(numbers) <= _ALL_PAIRS else _with_best(summary, scorer, every)
         if not shown:
             continue
-        lines = [(f"{numbers.get(one.a, one.a)} - {numbers.get(one.b, one.b)}", one) for one in shown]
+        lines = [(f"{numbers.get(one.a, one.a)} less {numbers.get(one.b, one.b)}", one) for one in shown]
         parts += [blank(), styled(line(scorer.name), "bold"), _comparison_table("", lines, numbers)]
         if len(shown) < len(every):
             left = len(every) - len(shown)
@@ -202,9 +215,13 @@ def render_comparisons(summary: SuiteSummary, names: Mapping[str, str] | None = 
 
 def _comparison_table(first: str, lines: Sequence[tuple[str, Comparison]], numbers: Mapping[str, str]) -> Table:
     table = _table(first, "difference", "p adjusted", "wins", "", left=(4,), numbered=False)
-    for name, one in lines:
+    # On a narrow terminal the interval and the verdict are broken between words, and the name stays.
+    name, difference, *_, verdict = table.columns
+    name.no_wrap, difference.no_wrap = True, False
+    difference.min_width = verdict.min_width = _WORD_WIDTH
+    for told, one in lines:
         table.add_row(
-            line(name),
+            line(f"{told} (per 1,000)" if one.unit == _COST else told),
             _difference(one),
             UNKNOWN if one.p_adjusted is None else p_value(one.p_adjusted),
             f"{count(one.wins_a)} : {count(one.wins_b)}",
@@ -213,17 +230,55 @@ def _comparison_table(first: str, lines: Sequence[tuple[str, Comparison]], numbe
     return table
 
 
+def leaders(summary: SuiteSummary) -> list[str]:
+    """Return a sentence for each score of two variants or more: which leads, and against which that is sure."""
+    numbers = {variant.name: str(number) for number, variant in enumerate(summary.variants, 1)}
+    told = []
+    for scorer in summary.scorers:
+        best = _best_mean(summary, scorer)
+        if best is None or scorer.higher_is_better is None:
+            continue
+        groups: dict[str, list[str]] = {"better than": [], "level with": [], "equivalent to": [], "open against": []}
+        for one in summary.of(scorer.name):
+            if best not in {one.a, one.b}:
+                continue
+            other = numbers.get(one.b if one.a == best else one.a, UNKNOWN)
+            if one.better == best:
+                group = "better than"
+            elif not one.difference:
+                group = "level with"
+            else:
+                group = "equivalent to" if one.equivalent else "open against"
+            groups[group].append(other)
+        if not any(groups.values()):
+            continue
+        mean = next(one for one in summary.variants if one.name == best).scores[scorer.name].mean or 0.0
+        against = "; ".join(f"{words} {_listed(others)}" for words, others in groups.items() if others)
+        told.append(
+            f"{scorer.name}{_unit(scorer)}: {numbers[best]} leads with {number_of(mean, scorer.unit)}; {against}"
+        )
+    return told
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
 def _with_best(summary: SuiteSummary, scorer: ScorerSummary, compared: list[Comparison]) -> list[Comparison]:
     """The comparisons with the variant that has the best mean."""
+    best = _best_mean(summary, scorer)
+    return compared if best is None else [one for one in compared if best in {one.a, one.b}]
+
+
+def _best_mean(summary: SuiteSummary, scorer: ScorerSummary) -> str | None:
+    """Return the variant with the best mean, None if none has a mean."""
     means = {
         variant.name: score.mean
         for variant in summary.variants
         if (score := variant.scores.get(scorer.name)) is not None and score.mean is not None
     }
-    if not means:
-        return compared
-    best = min(means, key=means.__getitem__) if scorer.higher_is_better is False else max(means, key=means.__getitem__)
-    return [one for one in compared if best in {one.a, one.b}]
+    best = min if scorer.higher_is_better is False else max
+    return best(means, key=means.__getitem__) if means else None
 
 
 def _difference(one: Comparison) -> Text:

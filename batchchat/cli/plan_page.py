@@ -60,9 +60,13 @@ def _plan_table(view: PlanView) -> Table:
     nouns = f"{asked(view.samples)}s"
     each = f"{view.samples} for each row" if view.samples > 1 else ""
     table.add_row(f"{nouns} new", count(view.new), each)
-    table.add_row(f"{nouns} changed", count(view.changed), "the prompt or the row is not the one of the record")
-    table.add_row(f"{nouns} failed", count(view.failed), f"{count(view.retried)} of them to be tried again")
-    table.add_row(f"{nouns} done", count(view.done), "nothing to send")
+    # A zero needs no explanation.
+    for name, number, remark in (
+        ("changed", view.changed, "the prompt or the row is not the one of the record"),
+        ("failed", view.failed, f"{count(view.retried)} of them to be tried again"),
+        ("done", view.done, "nothing to send"),
+    ):
+        table.add_row(f"{nouns} {name}", count(number), remark if number else "")
     if view.archived:
         table.add_row(f"{nouns} archived", count(view.archived), "answered before: given back, nothing to send")
     if view.unreadable:
@@ -74,7 +78,7 @@ def _plan_table(view: PlanView) -> Table:
     if view.surplus:
         table.add_row("records beyond samples", count(view.surplus), "go to the archive, and come back from there")
     table.add_section()
-    cached = f"answers are in {view.cache}" if view.cache is not None else "no `cache` is set"
+    cached = f"answers are in {view.cache}" if view.cache is not None else ""
     table.add_row("cache", count(view.cached) if view.cache is not None else "off", styled(line(cached)))
     equal = f"{plural(view.equal, 'request')} {'asks' if view.equal == 1 else 'ask'} the same as another one"
     remark = f"{equal}: {'sent once' if view.dedupe else '`dedupe: true` would send it once'}" if view.equal else ""

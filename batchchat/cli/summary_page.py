@@ -51,6 +51,8 @@ def _outcome(summary: RunSummary) -> Text:
         text, style = f"all {count(whole)} {noun}s have a completion" if whole > 1 else done, "bold green"
         if summary.rows == 0:
             text = "no rows"
+        elif not (summary.sent or summary.new_ok or summary.revived):
+            text += ": nothing to do"
     elif summary.exit_code == 1:
         text, style = f"{done}, {count(summary.failed)} failed", "bold yellow"
     else:
@@ -76,10 +78,13 @@ def _summary_table(summary: RunSummary) -> Table:
     if summary.kept > summary.earlier_prompt:
         table.add_row("records of rows not in this run", "", count(summary.kept - summary.earlier_prompt))
     table.add_row("requests sent", count(summary.sent), "")
-    table.add_row("  of them retries", count(summary.retries), "")
-    table.add_row("  of them rate limited", count(summary.rate_limited), "")
-    if summary.corrections:
-        table.add_row("  of them corrections", count(summary.corrections), "")
+    for name, number in (
+        ("retries", summary.retries),
+        ("rate limited", summary.rate_limited),
+        ("corrections", summary.corrections),
+    ):
+        if number:
+            table.add_row(f"  of them {name}", count(number), "")
     table.add_row("answers paid for", count(new.requests), count(whole.requests))
     table.add_row("prompt tokens", count(new.prompt_tokens), count(whole.prompt_tokens))
     table.add_row("completion tokens", count(new.completion_tokens), count(whole.completion_tokens))

@@ -19,9 +19,13 @@ def figures(middle: str, end: str, *, last: str = "right") -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_header=bool(middle), show_edge=False, pad_edge=False)
-    table.add_column("", no_wrap=True)
+    # On a narrow terminal the names are broken, and no figure is.
+    table.add_column("", min_width=12)
     table.add_column(middle, justify="right", no_wrap=True)
-    table.add_column(end, justify="right" if last == "right" else "left", style="" if last == "right" else "dim")
+    if last == "right":
+        table.add_column(end, justify="right", no_wrap=True)
+    else:
+        table.add_column(end, style="dim")
     return table
 
 

@@ -11,7 +11,7 @@ from batchchat.evaluation.scorers.judging import Judge
 from batchchat.evaluation.scorers.score_batch import check_column, check_path
 from batchchat.evaluation.scorers.scorer import AnswerScorer
 from batchchat.evaluation.suite.suite import Suite
-from batchchat.job import api_key, load_keys
+from batchchat.job import Job, api_key, load_keys
 from batchchat.job.origin import combined
 from batchchat.records import RECORD_COLUMNS
 from batchchat.runner.preparation import Prepared, alike_samples, prepare
@@ -38,11 +38,23 @@ def check_suite(suite: Suite) -> list[str]:
         task.job.check_params(provider)
         task.job.check_budget(provider)
         compile_questions(task.job)
+        own = [one.name for one in suite.variants if _answers_alike(one.job, task.job)]
+        if own:
+            warnings.append(
+                f"judge {task.scorer.name}: {task.job.model} judges its own answers, those of {', '.join(own)}, and "
+                "models tend to prefer their own. Take a judge that is the model of no variant, if there is one."
+            )
     errors += _currencies(suite)
     if errors:
         # What is wrong for every variant is told once.
         raise combined(list({error.message: error for error in errors}.values()))
     return warnings
+
+
+def _answers_alike(variant: Job, judge: Job) -> bool:
+    """Return whether a judge is the model that answers a variant."""
+    one, other = variant.resolved_provider(), judge.resolved_provider()
+    return variant.model == judge.model and one.identity == other.identity
 
 
 def _currencies(suite: Suite) -> Iterator[JobError]:

@@ -264,6 +264,7 @@ class Job(Section):
 
     _file: Path | None = PrivateAttr(None)
     _suite: Path | None = PrivateAttr(None)
+    _options: tuple[str, ...] = PrivateAttr(())
     _answer_model: tuple[str, Path] | None = PrivateAttr(None)
     _origins: dict[Place, FieldOrigin] = PrivateAttr(default_factory=dict)
 
@@ -437,17 +438,21 @@ class Job(Section):
         return refused
 
     def snapshot(self) -> dict[str, Any]:
-        """The job as plain JSON, to be kept beside its output. It holds no key: keys never stand in a job."""
+        """The job as plain JSON, to be kept beside its output. It holds no key: keys never stand in a job.
+
+        Beside its fields it names the `file`, the `suite`, and the `options` of the command line that changed it.
+        """
         return {
             **self.model_dump(mode="json", exclude_unset=True, by_alias=True),
             "file": str(self._file.absolute()) if self._file else None,
             **({"suite": str(self._suite.absolute())} if self._suite else {}),
+            **({"options": list(self._options)} if self._options else {}),
         }
 
-    def in_suite(self, file: Path) -> Self:
-        """This job as one that a suite file makes and runs: its snapshot names that file too."""
+    def in_suite(self, file: Path, options: tuple[str, ...] = ()) -> Self:
+        """This job as one that a suite file makes, with options of the command line: its snapshot names both."""
         job = self.model_copy()
-        job._suite = file  # noqa: SLF001 - of the copy that is made here
+        job._suite, job._options = file, options  # noqa: SLF001 - of the copy that is made here
         return job
 
 

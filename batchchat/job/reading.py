@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,17 @@ def load_job(
             draft.set_path(name, value, FieldOrigin(option=f"--{name}"), Path.cwd())
     job = validate_job(draft.data, file=file, origins=draft.origins, faults=draft.faults)
     job._answer_model = draft.answer_model  # noqa: SLF001 - pydantic's private attributes are set after validation
+    job._options = options_of(overrides, changes, input)  # noqa: SLF001 - as above
     return job
+
+
+def options_of(overrides: Sequence[str], changes: Sequence[FieldChange], input: str | None) -> tuple[str, ...]:
+    """Return the options of the command line that say the same as these; the output is known without them."""
+    texts = [*overrides, *(f"{change.path}={json.dumps(change.value, ensure_ascii=False)}" for change in changes)]
+    words = [word for text in texts for word in ("--set", text)]
+    if input is not None:
+        words += ["--input", input if input == "-" or "://" in input else str(Path(input).absolute())]
+    return tuple(words)
 
 
 def validate_job(

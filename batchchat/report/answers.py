@@ -105,6 +105,8 @@ class AnswerBrowser:
             name: [[] for _ in self.names] for name in ("cost", "latency_s", "letters")
         }
         self.starts: list[int] = []
+        # For each variant the lines of the prompt that every row has, None before the first row.
+        self._alike: list[set[str] | None] = [None for _ in self.names]
 
     @property
     def labelled(self) -> list[str]:
@@ -149,6 +151,8 @@ class AnswerBrowser:
         """The labels of each scorer of classes; of several samples those of the first."""
         found: dict[str, _Labels] = {}
         for scorer in self.scorers:
+            if "." not in scorer:
+                continue  # Only a scorer of classes has metrics: the other texts may be a different one in each row.
             codes: dict[str, int] = {}
             labels = _Labels([], [None] * len(self), [[None] * len(self) for _ in self.names])
             for number, table in enumerate(lines.values()):
@@ -202,6 +206,10 @@ class AnswerBrowser:
         for number, samples in enumerate(records):
             messages, note = self._records[number].messages(position) if samples else (None, "")
             used.append(None if messages is None else _place(prompts, messages))
+            if messages is not None:
+                lines = {line for _, text in messages for line in text.split("\n")}
+                alike = self._alike[number]
+                self._alike[number] = lines if alike is None else alike & lines
             told = [self._answer(number, position, sample, samples.get(sample)) for sample in range(self.samples)]
             if note and told[0] is not None:
                 told[0]["n"] = note
@@ -267,7 +275,9 @@ class AnswerBrowser:
             self._measures["letters"][number].append(_mean([record.get("letters") for record in ordered]))
 
     def index(self) -> str:
-        """What filters and orders need, packed."""
+        """What filters, orders and the search need, packed."""
+        # One row has nothing but what every row has.
+        alike = set[str]().union(*(lines or () for lines in self._alike)) if len(self) > 1 else set[str]()
         return pack(
             orjson.dumps(
                 {
@@ -281,6 +291,7 @@ class AnswerBrowser:
                     "group": self._groups,
                     "value": [[self._means(score) for score in scores] for scores in self._scores],
                     "labels": self._labels,
+                    "alike": sorted(alike),
                     "pairs": [
                         {"scorer": pair.scorer, "a": pair.a, "b": pair.b, "value": self._means(pair.scores)}
                         for pair in self._pairs

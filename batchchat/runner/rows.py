@@ -23,7 +23,20 @@ from batchchat.store.known import KnownBatch, KnownRows, Pass
 from batchchat.store.trail import Subject
 
 _SHAPES_NO_REQUEST = (
-    *("name", "output", "limits", "retry", "prices", "budget", "deadline", "cache", "dedupe", "file", "suite"),
+    *(
+        "name",
+        "output",
+        "limits",
+        "retry",
+        "prices",
+        "budget",
+        "deadline",
+        "cache",
+        "dedupe",
+        "file",
+        "suite",
+        "options",
+    ),
 )
 """Sections of a job that may change without any row becoming another request; all others make a new trail."""
 _RENDERERS = ("jinja2", "orjson", "pyarrow")

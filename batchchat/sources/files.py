@@ -431,11 +431,12 @@ class ByteStream:
 
     It counts and digests what it took from the file: `position` is the number of bytes before the next block. `tail` is
     where a reader of lines leaves what follows the last line end, `end` where it notes the end of the file, unless what
-    stands there is left open.
+    stands there is left open, and `array` whether the text begins with `[`.
     """
 
     tail = b""
     position = 0
+    array = False
     end: Place | None = None
     encoding = "UTF-8"
     encoding_remedy = "Save the file as UTF-8, or name its encoding: `encoding: cp1252` under input (Excel on Windows)."

@@ -84,6 +84,7 @@ def _lines(stream: ByteStream, limits: Limits) -> Iterator[tuple[list[bytes], in
     block = stream.read(size)
     if first:
         block = block.removeprefix(BOM)
+        stream.array = block.lstrip()[:1] == b"["
     while block:
         if not length and overlong is None and block[-1:] == b"\n" and not block.strip():
             # A small compressed file may hold billions of line ends: a block of them must cost no line of its own.

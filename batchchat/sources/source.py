@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -25,7 +26,9 @@ from batchchat.sources.jsonl import count_jsonl, read_jsonl
 from batchchat.sources.parquet import ParquetFile, plain_type
 
 _MAX_COLUMNS = 1_000
-_ONE_OBJECT_A_LINE = "JSON Lines has one object a line; `jq -c '.[]' array.json > rows.jsonl` turns an array into it."
+_ONE_OBJECT_A_LINE = "JSON Lines has one object on each line, and a line ends with a line end."
+_LINES_OF_ARRAY = "import json, sys; [print(json.dumps(row)) for row in json.load(sys.stdin.buffer)]"
+_UNPACK = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
 _SAMPLE_ROWS = 10_000
 _SAMPLE_BYTES = 64 * 1024 * 1024
 
@@ -309,13 +312,17 @@ class Source(ABC):
 class JsonlSource(Source):
     """JSON Lines: the columns are those of the first 10,000 rows."""
 
+    _array = False
+    """Whether the stream that was read last begins as a JSON array."""
+
     def _learn(self, frozen: pa.Schema | None) -> None:
         shapes: dict[str, Shape] = {}
         rows = read = 0
         problem = None
-        for name, chunk in self._pass(Progress(0)):
-            if rows == 0:
-                self._refuse_array(name, chunk)
+        for _, chunk in self._pass(Progress(0)):
+            # In an array of many lines, the last object has no comma behind it and is a row.
+            if rows == 0 and (len(chunk.failures) == len(chunk.rows) or chunk.raw.get(0, b"").strip() == b"["):
+                self._refuse_array()
             rows += len(chunk.rows)
             read += chunk.nbytes
             good = [row for row in chunk.rows if row is not None]
@@ -329,6 +336,7 @@ class JsonlSource(Source):
             if rows >= _SAMPLE_ROWS or read >= _SAMPLE_BYTES or (frozen is not None and shapes):
                 break
         if rows == 0:
+            self._refuse_array()
             if len(self.warnings) > len(self._lasting_warnings):
                 raise self._no_rows(f": {self.warnings[-1]}", _ONE_OBJECT_A_LINE)
             raise self._no_rows()
@@ -343,19 +351,34 @@ class JsonlSource(Source):
             (Column(name, *self._types.get(name) or shape.column_type()) for name, shape in shapes.items()), frozen
         )
 
-    def _refuse_array(self, name: str, chunk: Chunk) -> None:
-        first = chunk.raw.get(0, b"").strip()
-        if first == b"[" or (first.startswith(b"[") and len(chunk.failures) == len(chunk.rows)):
-            raise UsageError(
-                f"{name}: holds a JSON array, not one object on each line",
-                remedy=f"Convert it: jq -c '.[]' {name} > {name.partition('.')[0]}.jsonl",
-            )
+    def _refuse_array(self) -> None:
+        """Raise UsageError if the first input begins as a JSON array, and say how to make JSON Lines of it."""
+        if not self._array:
+            return
+        file = self._inputs[0]
+        convert = f"python3 -c {shlex.quote(_LINES_OF_ARRAY)}"
+        if file is None:
+            where, command = "standard input", f"... | {convert} | batchchat run JOB --input -"
+        else:
+            where, lines = str(file.path), file.path
+            while lines.suffix:
+                lines = lines.with_suffix("")
+            source, unpack = shlex.quote(where), _UNPACK.get(file.path.suffix)
+            read = f"{convert} < {source}" if unpack is None else f"{unpack} -dc {source} | {convert}"
+            command = f"{read} > {shlex.quote(f'{lines}.jsonl')}"
+        raise UsageError(
+            f"{where}: holds a JSON array, not one object on each line",
+            remedy=f"Convert it, and name the new file: {command}",
+        )
 
     def _chunks(self, file: InputFile | None, progress: Progress, after: Place | None = None) -> Iterator[Chunk]:
         stream = self._stream(file, progress, after)
         name, line = file.name if file is not None else STDIN, 1 if after is None else after.line
         with closing(stream):
-            yield from read_jsonl(stream, name, self._limits, self._warn, line=line)
+            for chunk in read_jsonl(stream, name, self._limits, self._warn, line=line):
+                self._array = stream.array
+                yield chunk
+            self._array = stream.array
         self._end = stream.end
 
     def _count(self, file: InputFile) -> int:

@@ -52,7 +52,7 @@ class LineMessages:
             try:
                 _, added, more = measured(message)
             except ValueError as error:
-                raise _bad(f"body.messages[{index}] {error}") from None
+                raise _bad(f"body.messages.{index} {error}") from None
             weight += added
             shown += more
         if self._max_images is not None and shown > self._max_images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ _SHAREGPT_ROLES = {
     **{role: role for role in ("system", "developer")},
 }
 _MESSAGE_WEIGHT = 4 * 8
+_ROLE = re.compile(r"messages\.\d+\.role")
+_PART = re.compile(r"messages\.\d+\.content\.\d+")
 _MEDIA_WEIGHT = 1_000 * 8
 """A picture, sound or file costs tokens by its own rules, not by the length of its address or its base64 text."""
 _MEDIA_PARTS = ("image_url", "input_audio", "file", "video_url", "audio_url")
@@ -291,8 +294,8 @@ def _weigh(value: Any) -> int:
 
 
 def _in_content(place: str) -> bool:
-    """Whether a place is that of a part: `messages[0].content[1]`."""
-    return place.endswith("]") and place.rpartition("[")[0].endswith("].content") and place.count(".") == 1
+    """Whether a place is that of a part: `messages.0.content.1`."""
+    return _PART.fullmatch(place) is not None
 
 
 def too_many(images: int, limit: int) -> str:
@@ -325,7 +328,7 @@ class Messages:
             raise JobError("is a list of messages, or {from: column}", field="messages")
         self._fixed(b"[")
         for index, item in enumerate(items):
-            place = "messages" if isinstance(messages, Mapping) else f"messages[{index}]"
+            place = "messages" if isinstance(messages, Mapping) else f"messages.{index}"
             self._fixed(b"," if index else b"")
             self._add_item(item, place)
         self._fixed(b"]")
@@ -411,7 +414,7 @@ class Messages:
             self._fixed(b"[")
             for number, item in enumerate(value):
                 self._fixed(b"," if number else b"")
-                self._add_value(item, f"{place}[{number}]", media=media)
+                self._add_value(item, f"{place}.{number}", media=media)
             self._fixed(b"]")
         else:
             try:
@@ -433,7 +436,7 @@ class Messages:
     def _add_text(self, source: str, place: str, *, media: bool) -> None:
         leaf = Leaf(self._environment, source, place)
         self.names |= leaf.names
-        is_role = place.endswith(".role") and place.count(".") == 1
+        is_role = _ROLE.fullmatch(place) is not None
         if leaf.constant is None:
             self._slots.append((self._next_slot(), _RoleSlot(leaf) if is_role else _TextSlot(leaf, media)))
             return

@@ -108,7 +108,7 @@ class CompiledParams:
         if isinstance(value, Mapping):
             return {str(name): self._compile(item, f"{place}.{name}") for name, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self._compile(item, f"{place}[{index}]") for index, item in enumerate(value)]
+            return [self._compile(item, f"{place}.{index}") for index, item in enumerate(value)]
         if isinstance(value, float) and not math.isfinite(value):
             raise JobError(f"{value} is not a number that JSON can hold", field=place)
         return value

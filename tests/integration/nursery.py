@@ -103,6 +103,10 @@ def _become(order: dict[str, Any]) -> None:
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
+    for number, usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        # Tests that run under nohup, or in the background of a shell, would hand on what they ignore.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     for name in order["ignore"]:
         signal.signal(signal.Signals(name), signal.SIG_IGN)
     for kind, value in order["limits"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,20 @@ def test_an_answer_from_the_archive_is_one_to_the_prompt_as_it_is_again(tmp_path
     back = go(tmp_path)
     assert (back["sent"], back["revived"]) == (0, 6)
     assert prompts(tmp_path) == {back["prompt_id"]: 6}
+
+
+def test_the_command_to_go_on_with_has_the_options_that_changed_the_job(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(6))
+    write_rows(tmp_path / "other.jsonl", texts(6))
+    write_job(tmp_path, "{{ text }}")
+    changed = ["--set", "messages.0.content=It's {{ text }}", "--input", "other.jsonl", "--output", "out"]
+    ended = command("run", "job.yaml", "-q", "--max-requests", "2", *changed, cwd=tmp_path)
+    assert ended.returncode == 4, ended.stderr
+    told = str(status(tmp_path)["command"])
+    options = [*changed[:2], "--set", "budget.max_requests=2", "--input", str(tmp_path / "other.jsonl")]
+    assert told == shlex.join(["batchchat", "run", str(tmp_path / "job.yaml"), *options])
+    # It goes on where the run stopped: two rows at a time, until none is left.
+    for code in (4, 0):
+        assert command(*shlex.split(told)[1:], "-q", cwd=tmp_path).returncode == code
+    assert status(tmp_path)["ok"] == 6
+    assert len(prompts(tmp_path)) == 1

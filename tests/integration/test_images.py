@@ -168,7 +168,7 @@ def test_a_bad_image_fails_its_row_alone(tmp_path: Path, demo: DemoServer) -> No
     assert [(row, kind) for row, kind, _ in found] == [(row, "input") for row in (1, 2, 3, 4)]
     for (_, _, message), told in zip(found, ("not an image", "No such file", "lies outside", "is null"), strict=True):
         assert told in message
-        assert message.startswith("messages[0].content[1] from 'photo': the column ")
+        assert message.startswith("messages.0.content.1 from 'photo': the column ")
     (tmp_path / "photos" / "1.png").write_bytes(GIF)
     mended = run(make_job(tmp_path, demo.base_url, messages=ASK))
     assert (mended.sent, mended.ok, mended.failed, mended.kept) == (1, 3, 3, 0)

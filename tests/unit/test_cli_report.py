@@ -203,6 +203,18 @@ def test_notes_and_warnings_are_shown() -> None:
     assert "note: A demo model." in text
 
 
+def test_what_is_zero_takes_no_line_and_no_explanation() -> None:
+    quiet = replace(SUMMARY, sent=0, retries=0, rate_limited=0, corrections=0, new_ok=0, new_failed=0, revived=0)
+    text = shown(render_summary(replace(quiet, exit_code=0, failed=0, ok=SUMMARY.rows, failures=(), reason=None)))
+    assert text.splitlines()[0] == "label-tickets · all 12,300 rows have a completion: nothing to do"
+    for word in ("retries", "rate limited", "corrections"):
+        assert word not in text
+    text = shown(render_plan(replace(PLAN, changed=0, failed=0, retried=0, done=0, cache=None)))
+    lines = [words(line) for line in text.splitlines()]
+    for line in ("rows changed 0", "rows failed 0", "rows done 0", "cache off"):
+        assert line in lines
+
+
 def test_a_price_that_is_not_known_is_not_shown_as_free() -> None:
     summary = replace(SUMMARY, currency=None, spend=Spend(1), spend_total=Spend(1))
     assert "cost \N{EN DASH} \N{EN DASH}" in [words(line) for line in shown(render_summary(summary)).splitlines()]

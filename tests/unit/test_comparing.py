@@ -141,8 +141,25 @@ def test_folders_that_cannot_be_compared(bench: Bench, tmp_path: Path) -> None:
         read_scorer_text("exact")
     with pytest.raises(UsageError, match=r"did you mean 'exact'"):
         read_scorer_text("exat:gold")
-    with pytest.raises(UsageError, match=r"there is no column 'parsed' in the records"):
+    with pytest.raises(UsageError, match=r"--field parsed.label: .* has no column 'parsed'"):
         compare(a, a, field="parsed.label")
+
+
+def test_each_output_may_have_its_answers_at_a_place_of_its_own(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Provider(lambda model, _text: "yes" if model == "good" else '{"label": "yes"}'))
+    a, b = run(bench, "a", "good"), run(bench, "b", "bad")
+    assert compare(a, b, "exact:gold").agreement.same == 0
+    found = compare(a, b, "exact:gold", field="completion=completion.label")
+    assert (found.agreement.same, found.agreement.different) == (10, 0)
+    # A scorer that names no field judges the same answers.
+    assert [one.scores["exact"].mean for one in found.summary.variants] == [1, 1]
+    own = "{name: own, kind: exact, expected: gold, field: completion}"
+    found = compare(b, a, own, field="completion.label=completion")
+    assert [one.scores["own"].mean for one in found.summary.variants] == [0, 1]
+    with pytest.raises(UsageError, match=r"--field completion=parsd.label: .*b.* has no column 'parsd'") as told:
+        compare(a, b, field="completion=parsd.label")
+    assert "--field completion=parsed.label" in str(told.value.remedy)
+    assert "completion, finish_reason" in str(told.value.remedy)
 
 
 def test_rows_of_a_cluster_are_one_piece_of_evidence(bench: Bench) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from batchchat import read_output
+from batchchat.cli.evaluation_tables import leaders, render_evaluation
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.checking import check_suite
 from batchchat.evaluation.evaluate import Evaluation, evaluate
@@ -68,13 +71,70 @@ def test_every_score_has_its_line(bench: Bench) -> None:
     ids = {record["row_index"]: record["custom_id"] for record in read_output(folder).to_pylist()}
     place = {"variant": "good", "row_index": 0, "key": "r0", "sample_index": 0, "custom_id": ids[0]}
     none = {"reason": None, "expected": None, "given": None, "cluster": None}
-    assert lines[0] == {**none, **place, "scorer": "accuracy", "value": 0.0}
+    compared = {"expected": lines[20]["expected"], "given": lines[20]["given"]}
+    assert lines[0] == {**none, **place, **compared, "scorer": "accuracy", "value": 0.0}
     labels = {"expected": lines[20]["expected"], "given": lines[20]["given"]}
     assert lines[20] == {**none, **place, **labels, "scorer": "t.accuracy", "value": 0.0}
     assert labels["expected"] != labels["given"]
     assert set(labels.values()) <= {"yes", "no"}
     assert [line["row_index"] for line in lines] == [*range(20), *range(20)] * 2
     assert [line["custom_id"] for line in lines[:20]] == [ids[row] for row in range(20)]
+
+
+def test_a_score_tells_what_was_expected_and_given(tmp_path: Path) -> None:
+    answers: list[str | int] = ["yes", "y" * 300, "no", 500]
+    bench = Bench(tmp_path, Provider(lambda _model, text: answers[int(text)]))
+    bench.rows(
+        [
+            {"id": "a", "text": "0", "gold": "yes", "number": 3.0, "items": ["a", "b"]},
+            {"id": "b", "text": "1", "gold": "x" * 300, "number": None, "items": None},
+            {"id": "c", "text": "2", "gold": None, "number": 0.5, "items": []},
+            {"id": "d", "text": "3", "gold": "no", "number": 4.0, "items": ["c"]},
+        ]
+    )
+    none: list[str | None] = [None] * 4
+    gold, given = ["yes", "x" * 200, None, "no"], ["yes", "y" * 200, "no", None]
+    cases: list[tuple[dict[str, Any], list[str | None], list[str | None]]] = [
+        ({"kind": "exact", "expected": "gold"}, gold, given),
+        ({"kind": "numeric", "expected": "number"}, ["3", None, "0.5", "4"], given),
+        ({"kind": "set_f1", "expected": "items"}, ['["a","b"]', None, "[]", '["c"]'], given),
+        ({"kind": "contains", "value": "e"}, ["e"] * 4, given),
+        ({"kind": "regex", "pattern": "e"}, none, given),
+        ({"kind": "exact", "expected": "gold", "field": "completion.label"}, gold, none),
+        ({"kind": "length"}, none, none),
+    ]
+    scorers = [{"name": f"s{at}", **scorer} for at, (scorer, _, _) in enumerate(cases)]
+    bench.evaluate(bench.suite(scorers=scorers, variants=[{"name": "one"}]))
+    lines = bench.scores()
+    for at, (scorer, *wanted) in enumerate(cases):
+        told = [line for line in lines if line["scorer"] == f"s{at}"]
+        assert [[line[side] for line in told] for side in ("expected", "given")] == wanted, scorer
+
+
+@pytest.mark.parametrize("width", [50, 110])
+def test_an_evaluation_ends_with_the_leader_and_no_name_is_lost(bench: Bench, width: int) -> None:
+    scorers = [
+        {"name": "accuracy", "kind": "exact", "expected": "gold"},
+        {"name": "speed", "kind": "latency"},
+        {"name": "price", "kind": "cost"},
+        {"name": "length", "kind": "length"},
+    ]
+    done = bench.evaluate(bench.suite(scorers=scorers))
+    assert done.summary is not None
+    assert leaders(done.summary) == [
+        "accuracy: 1 leads with 0.950; better than 2",
+        "speed (seconds): 1 leads with 1; level with 2",
+        "price (per 1,000): 1 leads with 0.014; level with 2",
+    ]
+    shown = io.StringIO()
+    Console(file=shown, width=width).print(render_evaluation(done.summary, [], bench.out))
+    text = shown.getvalue()
+    comparisons = text[text.index("1 less 2") :]
+    for name in ("accuracy", "speed", "price (per 1,000)", "length"):
+        assert f"\n{name} " in comparisons
+    assert "e-05" not in text
+    for word in ("better", "+0.300"):
+        assert word in comparisons
 
 
 def test_the_summary_is_what_is_documented_and_reads_back(bench: Bench) -> None:

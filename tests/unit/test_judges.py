@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchchat.errors import JobError
+from batchchat.evaluation.checking import check_suite
 from batchchat.evaluation.planning import plan_suite
 from batchchat.evaluation.results.scoring import score_suite
 from batchchat.evaluation.results.summary import SuiteSummary
@@ -289,3 +290,12 @@ def test_what_a_judge_cannot_be_is_told_before_anything_is_sent(
 def test_a_pairwise_judge_needs_two_variants(bench: Bench) -> None:
     with pytest.raises(JobError, match=r"scorers.0: compares variants, and there is one only"):
         bench.suite(scorers=[BETTER], variants=[{"name": "one"}])
+
+
+def test_a_judge_of_its_own_answers_is_told_before_anything_is_sent(bench: Bench) -> None:
+    (told,) = check_suite(bench.suite(scorers=[{**POLITE, "model": "bad"}]))
+    assert told.startswith("judge polite: bad judges its own answers, those of bad, ")
+    assert check_suite(bench.suite(scorers=[POLITE, BETTER])) == []
+    # The same name at another provider is another model.
+    other = {**POLITE, "model": "bad", "provider": {"base_url": "http://other.invalid/v1"}}
+    assert check_suite(bench.suite(scorers=[other])) == []

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -185,12 +186,32 @@ class TestJsonLines:
                 whole.append((found, source.warnings))
         assert whole[0] == whole[1]
 
+    def test_an_array_is_refused_with_a_command_that_makes_lines_of_it(self, tmp_path: Path) -> None:
+        array = [{"a": 1, "b": "Zürich"}, {"a": 2, "b": "x" * 200}]
+        text = json.dumps(array, ensure_ascii=False).encode()
+        cases = {
+            "one line.json": text,
+            "ended.json": text + b"\n",
+            "marked.json": b"\xef\xbb\xbf" + json.dumps(array).encode(),
+            "many.lines.json": b"\n [\n" + b",\n".join(json.dumps(row).encode() for row in array) + b"\n]\n",
+            "pretty.jsonl.json": json.dumps(array, indent=1).encode(),
+            "objects of lines.json": b"[" + b",\n".join(json.dumps(row).encode() for row in array) + b"]",
+            "packed.json.gz": gzip.compress(text),
+            "packed2.json.bz2": bz2.compress(text),
+        }
+        for name, data in cases.items():
+            path = write(tmp_path / name, data)
+            for longest in (1_000_000, 50):
+                with pytest.raises(UsageError, match="holds a JSON array") as told:
+                    open_source(str(path), max_line_bytes=longest)
+            convert = str(told.value.remedy).partition(": ")[2]
+            subprocess.run(["sh", "-c", convert], check=True, cwd=tmp_path)
+            lines_ = tmp_path / f"{name.partition('.')[0]}.jsonl"
+            assert [row for batch in open_source(str(lines_)).batches() for row in batch.values] == array, name
+
     @pytest.mark.parametrize(
         ("data", "reason"),
         [
-            (b'[{"a": 1}]\n', "jq -c"),
-            (b'[\n{"a": 1},\n{"a": 2}\n]\n', "jq -c"),
-            (b'[{"a": 1},\n {"a": 2}]', "jq -c"),
             (b'{\n  "a": 1\n}\n', "none of the first 3 lines is a row"),
             (b"a,b\n1,2\n", "input.format"),
             ('{"a": 1}\n'.encode("utf-16"), "encoding: utf-16"),

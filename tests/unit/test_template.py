@@ -218,7 +218,7 @@ class TestMistakes:
     def test_a_missing_column_is_named_with_the_nearest_one(self) -> None:
         for source in ("{{ subjct }}", "{{ subjct|upper }}"):
             message = failure(one(source), ROW)
-            assert "messages[0].content" in message
+            assert "messages.0.content" in message
             assert "'subjct'" in message
             assert "did you mean 'subject'?" in message
             assert "subject, body, n, tags, meta" in message
@@ -258,7 +258,7 @@ class TestMistakes:
         ],
     )
     def test_a_bad_template_is_found_before_any_row(self, source: str, reason: str) -> None:
-        with pytest.raises(JobError, match=r"messages\[1\].content") as caught:
+        with pytest.raises(JobError, match=r"messages\.1.content") as caught:
             compile_template([{"role": "system", "content": "x"}, *user(source)], {}, model="m")
         assert reason in str(caught.value)
 

@@ -26,7 +26,7 @@ from batchchat.evaluation.scorers.answer_scorers import read_scorer
 from batchchat.evaluation.scorers.matching import text_of
 from batchchat.evaluation.scorers.record_scorers import Cost, Latency, Length
 from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores, check_column
-from batchchat.evaluation.scorers.scorer import Scorer, scores_of
+from batchchat.evaluation.scorers.scorer import AnswerScorer, Scorer, scores_of
 from batchchat.evaluation.statistics.comparison import ScoreSummary, summarize
 from batchchat.evaluation.statistics.intervals import SEED
 from batchchat.evaluation.statistics.unit import YES_NO, ScoreUnit
@@ -123,17 +123,19 @@ def compare_outputs(
 ) -> OutputComparison:
     """Compare two outputs. `on` names what tells rows apart: `key`, `row_index`, or a column of the input.
 
-    `field` is what counts as the answer. `cluster` names an input column: rows with the same value there are one piece
-    of evidence.
+    `field` is what counts as the answer: a dotted path, or `PATH=PATH` for a path of each output. Scorers that name no
+    `field` of their own judge it too. `cluster` names an input column: rows with the same value there are one piece of
+    evidence.
 
     Raises UsageError where a folder is no output, rows cannot be matched, or a
     scorer reads a column that is not there.
     """
     sides = [_Side(_open(a), a), _Side(_open(b), b)]
+    fields = _fields(field, sides)
     by = _matching(sides, on)
     with _Shared(sides, by, scorers, cluster) as shared:
-        agreement = shared.agreement(field, seed)
-        summary = shared.summary(scorers, seed)
+        agreement = shared.agreement(field, fields, seed)
+        summary = shared.summary(scorers, fields, seed)
     return OutputComparison(
         a=str(a),
         b=str(b),
@@ -196,6 +198,21 @@ class _Side:
     def carried(self) -> list[str]:
         """The columns that carry the input."""
         return [name for name in self.names if name not in RECORD_COLUMNS and name != "parsed"]
+
+
+def _fields(text: str, sides: Sequence[_Side]) -> list[str]:
+    """Return the path of each side's answers. Raises UsageError if an output has no such column."""
+    first, equals, second = text.partition("=")
+    fields = [first.strip(), second.strip() if equals else first.strip()]
+    for side, path in zip(sides, fields, strict=True):
+        column = path.partition(".")[0]
+        if column not in side.names:
+            raise UsageError(
+                f"--field {text}: {side.directory} has no column {column!r}{nearest(column, side.names)}",
+                remedy=f"It has: {', '.join(side.names)}. If the answers of both stand at different places, name both: "
+                "--field completion=parsed.label",
+            )
+    return fields
 
 
 def _matching(sides: Sequence[_Side], on: str | None) -> str:
@@ -345,16 +362,16 @@ class _Shared:
 
     # --- what is told
 
-    def agreement(self, field: str, seed: int) -> Agreement:
-        """How often the answers are the same."""
+    def agreement(self, field: str, fields: Sequence[str], seed: int) -> Agreement:
+        """Return how often the answers at a path of each output are the same; `field` is how both are called."""
         size = len(self.rows) * self.rows.samples
         clusters = None if self.cluster is None else self.rows.clusters(self.cluster)
-        digests = [self._digests(number, field, size) for number in (0, 1)]
+        digests = [self._digests(number, path, size) for number, path in enumerate(fields)]
         both = (digests[0] != _UNSET) & (digests[1] != _UNSET)
         same = digests[0] == digests[1]
         values = np.where(both, same.astype(np.float64), np.nan).reshape(-1, self.rows.samples)
         differing = np.flatnonzero(both & ~same)[:_EXAMPLES]
-        texts = [self._texts(number, field, differing) for number in (0, 1)]
+        texts = [self._texts(number, path, differing) for number, path in enumerate(fields)]
         keys = self.rows.keys
         assert keys is not None  # noqa: S101 - rows are matched by something
         examples = [
@@ -389,17 +406,18 @@ class _Shared:
             if position in wanted and failure is None and not isinstance(answer, Absent)
         }
 
-    def summary(self, scorers: Sequence[Scorer], seed: int) -> SuiteSummary:
+    def summary(self, scorers: Sequence[Scorer], fields: Sequence[str], seed: int) -> SuiteSummary:
         """Both outputs by all scorers, those asked for first."""
         names = {scorer.name for scorer in scorers}
         every = [*scorers, *(one for one in standard_scorers() if one.name not in names)]
-        for side in self.sides:
-            for scorer in every:
+        of_sides = [[_at(scorer, path) for scorer in every] for path in fields]
+        for side, own in zip(self.sides, of_sides, strict=True):
+            for scorer in own:
                 scorer.check(side.names, [*self.sides[1].carried(), *(scorer.inputs or ())])
         sheets = []
-        for name, side, finder in zip("ab", self.sides, self.finders, strict=True):
+        for name, side, finder, own in zip("ab", self.sides, self.finders, of_sides, strict=True):
             sheet = VariantScores(name, self.rows)
-            sheet.read(side.output, finder, every)
+            sheet.read(side.output, finder, own)
             sheets.append(sheet)
         variants = [_variant(*one) for one in zip(self.sides, sheets, strict=True)]
         findings = SuiteResults(sheets, variants, seed=seed, cluster=self.cluster)
@@ -416,6 +434,13 @@ class _Shared:
             comparisons=tuple(findings.comparisons),
             notes=tuple(self.notes),
         )
+
+
+def _at(scorer: Scorer, path: str) -> Scorer:
+    """Return a scorer of answers that judges what stands at a path, unless it names a `field` itself."""
+    if isinstance(scorer, AnswerScorer) and "field" not in scorer.model_fields_set:
+        return scorer.model_copy(update={"field": path})
+    return scorer
 
 
 def _variant(side: _Side, sheet: VariantScores) -> VariantSummary:

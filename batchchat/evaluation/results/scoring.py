@@ -192,7 +192,7 @@ class Scoring:
                 sheet.column(name).put_all(judged[name][variant.name])
         output = output_of(variant)
         if output is not None:
-            sheet.read(output, self.rows.identities[number], self.suite.scorers)
+            sheet.read(output, self.rows.identities[number], self.suite.scorers, texts=True)
         return sheet
 
 

@@ -1,7 +1,8 @@
 """A sheet: every score of one variant, value by value, and what its answers cost.
 
 Records are read part by part, in whatever order they were answered, and find their place by identity. What stays in
-memory is a number for each scorer and answer, two codes for each scorer of classes, and the reasons that there are.
+memory is a number for each scorer and answer, two codes for each scorer of classes, the reasons that there are, and the
+start of each text that a scorer read, once for all scorers of a `field`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +18,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchchat.evaluation.results.current_rows import CurrentRows
-from batchchat.evaluation.scorers.score_batch import ScoreBatch, Scores
-from batchchat.evaluation.scorers.scorer import Scorer, scores_of
+from batchchat.evaluation.scorers.matching import text_of
+from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores
+from batchchat.evaluation.scorers.scorer import AnswerScorer, Scorer, scores_of
 from batchchat.evaluation.statistics.classification import LabelledAnswers
 from batchchat.joining import Finder, Positions, as_halves, current_records
 from batchchat.store import Output
@@ -43,8 +46,9 @@ SCORES_SCHEMA = pa.schema(
 
 A composite scorer's lines carry the name of its first metric (`tickets.accuracy`); its others have no value for a
 single answer. `value` is null where the scorer could not tell, and `reason` then says why. `expected` and `given` are
-the labels of a scorer of classes. Places are those of the current input; `custom_id` leads to the record. Rows with the
-same `cluster` are one piece of evidence; it is null if the suite names no column for it.
+what a scorer compared, each cut after 200 characters; a scorer of classes writes its labels. `given` is null if there
+is no answer, `expected` if nothing is expected. Places are those of the current input; `custom_id` leads to the record.
+Rows with the same `cluster` are one piece of evidence; it is null if the suite names no column for it.
 """
 
 PAIRWISE_SCHEMA = pa.schema(
@@ -61,6 +65,8 @@ PAIRWISE_SCHEMA = pa.schema(
 
 _NEEDED = frozenset({"custom_id", "status", "error_kind", "cost", "prompt_tokens", "completion_tokens", "latency_s"})
 _LINES = 100_000
+# Long enough for labels, numbers and short answers; a million whole completions would not fit into memory.
+_TEXT_CHARACTERS = 200
 NOT_JUDGED = "not judged yet"
 _TOLD_ELSEWHERE = ("failed", NOT_JUDGED)
 
@@ -108,6 +114,29 @@ class ScoreColumn:
         place[told] = np.arange(len(told))
         chosen = place[positions]
         return pa.concat_arrays(self._reasons).take(pa.array(chosen, mask=chosen < 0))
+
+
+class TextColumn:
+    """Short texts by position. Equal texts of one batch cost a code each."""
+
+    def __init__(self, size: int) -> None:
+        self._place: NDArray[np.int64] = np.full(size, -1, dtype=np.int64)
+        self._count = 0
+        self._chunks: list[pa.Array] = []
+
+    def put(self, positions: Positions, texts: Sequence[str | None]) -> None:
+        """Take the texts of some positions."""
+        self._place[positions] = np.arange(self._count, self._count + len(positions))
+        self._count += len(positions)
+        self._chunks.append(pa.array(texts, pa.string()).dictionary_encode())
+
+    def texts(self, positions: Positions) -> pa.Array:
+        """Return the texts at these positions, null if there is none."""
+        if not self._chunks:
+            return pa.nulls(len(positions), pa.string())
+        chosen = self._place[positions]
+        taken = pa.chunked_array(self._chunks).take(pa.array(chosen, mask=chosen < 0))
+        return taken.cast(pa.string()).combine_chunks()
 
 
 class LabelColumn:
@@ -180,6 +209,9 @@ class VariantScores:
         # In the order in which they were first asked for.
         self.columns: dict[str, ScoreColumn] = {}
         self.labels: dict[str, LabelColumn] = {}
+        # What each scorer of answers compares, by the name of its column, and what was given, by `field`.
+        self._compared: dict[str, AnswerScorer] = {}
+        self._given: dict[str, TextColumn] = {}
         self._ids: NDArray[np.uint64] = np.zeros((size, 2), dtype=np.uint64)
 
     def column(self, name: str) -> ScoreColumn:
@@ -209,13 +241,19 @@ class VariantScores:
         """Rows that have at least one record."""
         return int(self.answered.reshape(-1, self.rows.samples).any(axis=1).sum())
 
-    def read(self, output: Output, finder: Finder, scorers: Sequence[Scorer]) -> None:
-        """Read all records of an output, and score those that have a place among the rows."""
+    def read(self, output: Output, finder: Finder, scorers: Sequence[Scorer], *, texts: bool = False) -> None:
+        """Read all records of an output, and score those that have a place among the rows.
+
+        With `texts`, what the scorers compared is kept for `lines`.
+        """
         sessions = [(scorer, scorer.session()) for scorer in scorers]
         for scorer in scorers:
             self.column(row_metric(scorer))
             if scorer.METRICS:
                 self.labels[scorer.name] = LabelColumn(len(self.answered))
+            elif texts and isinstance(scorer, AnswerScorer):
+                self._compared[row_metric(scorer)] = scorer
+                self._given.setdefault(scorer.field, TextColumn(len(self.answered)))
         inputs = _union(scorer.inputs for scorer in scorers)
         wanted = _union(scorer.columns for scorer in scorers)
         columns = None if wanted is None else wanted | _NEEDED
@@ -230,6 +268,9 @@ class VariantScores:
             scored = ScoreBatch(batch, self.rows.take(numbers, inputs))
             for scorer, score in sessions:
                 self._put(scorer, positions, score(scored))
+            for name, column in self._given.items():
+                answers = zip(scored.failures(), scored.answers(name), strict=True)
+                column.put(positions, [None if failure is not None else start_of(one) for failure, one in answers])
 
     def _put(self, scorer: Scorer, positions: Positions, scores: Scores) -> None:
         self.column(row_metric(scorer)).put(positions, scores)
@@ -241,7 +282,6 @@ class VariantScores:
         clusters = None if cluster is None else self.rows.texts(cluster)
         answered = np.flatnonzero(self.answered)
         for name, column in self.columns.items():
-            labels = self.labels.get(name.rpartition(".")[0])
             for start in range(0, len(answered), _LINES):
                 positions = answered[start : start + _LINES]
                 numbers, samples = np.divmod(positions, self.rows.samples)
@@ -256,12 +296,34 @@ class VariantScores:
                         pa.repeat(name, len(positions)),
                         pa.array(values, mask=np.isnan(values)),
                         column.reasons(positions),
-                        *((none, none) if labels is None else labels.texts(positions)),
+                        *self._texts(name, positions),
                         _custom_ids(self._ids[positions]),
                         none if clusters is None else clusters.take(pa.array(numbers)),
                     ],
                     schema=SCORES_SCHEMA,
                 )
+
+    def _texts(self, name: str, positions: Positions) -> tuple[pa.Array, pa.Array]:
+        """Return what was expected and what was given at these positions, as the scorer of a column compared them."""
+        labels, scorer = self.labels.get(name.rpartition(".")[0]), self._compared.get(name)
+        if labels is not None:
+            return labels.texts(positions)
+        if scorer is None:
+            none = pa.nulls(len(positions), pa.string())
+            return none, none
+        rows = ScoreBatch(
+            [{}] * len(positions), self.rows.take((positions // self.rows.samples).tolist(), scorer.inputs)
+        )
+        expected = [start_of(value) for value in scorer.wanted(rows)]
+        return pa.array(expected, pa.string()), self._given[scorer.field].texts(positions)
+
+
+def start_of(value: Any) -> str | None:
+    """Return the first 200 characters of a value as text, None if there is no value."""
+    if value is None or isinstance(value, Absent):
+        return None
+    # A text of JSON may hold half a surrogate pair, which no UTF-8 can.
+    return text_of(value)[:_TEXT_CHARACTERS].encode("utf-8", "replace").decode()
 
 
 def pair_lines(a: str, b: str, scorer: str, column: ScoreColumn, rows: CurrentRows) -> Iterator[pa.RecordBatch]:

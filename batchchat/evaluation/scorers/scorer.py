@@ -109,9 +109,10 @@ class AnswerScorer(Scorer):
 
     def _lines(self, batch: ScoreBatch) -> Iterable[tuple[str | None, Any, Any]]:
         """Failure, answer and expected value of each record."""
-        return zip(batch.failures(), batch.answers(self.field), self._wanted(batch), strict=True)
+        return zip(batch.failures(), batch.answers(self.field), self.wanted(batch), strict=True)
 
-    def _wanted(self, batch: ScoreBatch) -> list[Any]:
+    def wanted(self, batch: ScoreBatch) -> list[Any]:
+        """Return what is expected of each record: None if nothing is, `Absent` if it should be there and is not."""
         return [None] * len(batch)
 
     @abstractmethod
@@ -153,7 +154,8 @@ class Comparing(AnswerScorer):
         """The `expected` column, if there is one."""
         return frozenset() if self.expected is None else frozenset({self.expected})
 
-    def _wanted(self, batch: ScoreBatch) -> list[Any]:
+    def wanted(self, batch: ScoreBatch) -> list[Any]:
+        """Return the expected value of each record, `Absent` if there is none."""
         if self.expected is None:
             return [self.value] * len(batch)
         missing = Absent(f"the input has no {self.expected} here")

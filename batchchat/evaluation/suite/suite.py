@@ -26,7 +26,7 @@ from batchchat.evaluation.suite.variants import VariantText, read_variants
 from batchchat.job import FieldChange, Job, load_job
 from batchchat.job.model import BudgetCaps
 from batchchat.job.origin import FieldOrigin, Origins, Place, combined, job_error, origin_of
-from batchchat.job.reading import Draft, absolute_path, nearest_file, read_override
+from batchchat.job.reading import Draft, absolute_path, nearest_file, options_of, read_override
 from batchchat.job.syntax import parse_yaml, read_job_text
 from batchchat.job.values import Duration, Whole, nearest
 from batchchat.job.wording import Grammar, validation_errors
@@ -184,6 +184,9 @@ def load_suite(
         )
     reading = _Reading(Draft(document, file), file)
     reading.apply([*map(read_override, overrides), *changes], output)
+    reading.options = options_of(overrides, changes, input)
+    if output is not None:
+        reading.options += ("--output", str(Path(output).absolute()))
     return reading.suite(input)
 
 
@@ -195,6 +198,7 @@ class _Reading:
         self.file = file
         self.base = file.absolute().parent
         self.job_changes: list[FieldChange] = []
+        self.options: tuple[str, ...] = ()
 
     def apply(self, changes: Sequence[FieldChange], output: str | None) -> None:
         """Make paths absolute, and take what the command line says of the suite itself."""
@@ -325,7 +329,7 @@ class _Reading:
             except JobError as error:
                 errors.append(error)
             else:
-                made.append(JudgeTask(scorer, job.in_suite(self.file), place))
+                made.append(JudgeTask(scorer, job.in_suite(self.file, self.options), place))
         if errors:
             raise combined(errors)
         return made
@@ -387,7 +391,7 @@ class _Reading:
                 # What is wrong in the base job is wrong in every variant, and told once.
                 errors.setdefault(error.message, error)
             else:
-                made.append(Variant(text.name, text.changes, folder.name, job.in_suite(self.file)))
+                made.append(Variant(text.name, text.changes, folder.name, job.in_suite(self.file, self.options)))
         if errors:
             raise combined(list(errors.values()))
         if made[0].job.input.path == "-":

@@ -11,6 +11,7 @@ const browser = (() => {
   const byId = (id) => document.getElementById(id);
 
   let index = null;
+  let alike = new Set();
   const state = {
     shown: variants.map((_, number) => number < MOST_COLUMNS),
     chip: null, sort: null, order: [], page: 0, open: null, run: 0,
@@ -176,7 +177,9 @@ const browser = (() => {
   // ---- search
 
   function texts(row) {
-    const found = row.m.flatMap((messages) => messages.map(([, text]) => text));
+    // Lines that every row's prompt has would be found in every row.
+    const own = (text) => text.split('\n').filter((one) => !alike.has(one)).join('\n');
+    const found = row.m.flatMap((messages) => messages.map(([, text]) => own(text)));
     for (const samples of row.a) {
       for (const answer of samples) {
         if (!answer) continue;
@@ -520,6 +523,7 @@ const browser = (() => {
 
   async function start() {
     index = JSON.parse(await page.unpacked(byId('index').textContent));
+    alike = new Set(index.alike);
     const reference = byId('reference');
     suite.options(reference, ['nothing', ...suite.numbered], ['', ...variants.map((_, number) => String(number))]);
     reference.value = variants.length > 1 ? '0' : '';
