@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from rich.console import Console
@@ -20,6 +21,7 @@ from batchchat.evaluation.results.current_rows import Choice
 from batchchat.evaluation.results.gates import Baseline, GateResult
 from batchchat.evaluation.results.scoring import score_suite
 from batchchat.evaluation.results.summary import read_summary
+from batchchat.evaluation.results.variant_scores import TextColumn
 from batchchat.events import Snapshot
 from batchchat.inspection import status_of
 from batchchat.joining import Identities
@@ -109,6 +111,15 @@ def test_a_score_tells_what_was_expected_and_given(tmp_path: Path) -> None:
     for at, (scorer, *wanted) in enumerate(cases):
         told = [line for line in lines if line["scorer"] == f"s{at}"]
         assert [[line[side] for line in told] for side in ("expected", "given")] == wanted, scorer
+
+
+def test_texts_of_several_parts_find_their_places() -> None:
+    column = TextColumn(6)
+    assert column.texts(np.arange(2)).to_pylist() == [None, None]
+    for positions, texts in (([5, 1], ["a", "b"]), ([0, 3, 2], ["c", None, "a"]), ([], [])):
+        column.put(np.array(positions, np.int64), texts)
+    assert column.texts(np.arange(6)).to_pylist() == ["c", "b", "a", None, None, "a"]
+    assert column.texts(np.array([5, 4])).to_pylist() == ["a", None]
 
 
 @pytest.mark.parametrize("width", [50, 110])
