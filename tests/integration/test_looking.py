@@ -62,7 +62,9 @@ def test_times_are_utc_with_their_offset_and_the_command_goes_on_with_this_outpu
     words = shlex.split(told["command"])
     assert words[1] == "run"
     assert words[-2:] == ["--output", "other place"]
-    assert command(*words[1:], "-q", cwd=tmp_path, env=zone).returncode == 0
+    assert words[3:5] == list(slowly)
+    quickly = ("--set", "limits.requests_per_minute=60000")
+    assert command(*words[1:], *quickly, "-q", cwd=tmp_path, env=zone).returncode == 0
     assert not (tmp_path / "out").exists()
     told = json.loads(command("status", "other place", "--json", cwd=tmp_path, env=zone).stdout)
     assert MOMENT.fullmatch(told["last"]["ended"])
