@@ -23,7 +23,7 @@ server that is being restarted is back by then.
 """
 
 
-class Step(Enum):
+class OutageStep(Enum):
     """What to do in an outage if the run does not end for it."""
 
     ASK_THE_REST = "ask every request that is left once, one after the other, without waits"
@@ -48,7 +48,7 @@ class Outage:
         self._refusals = refusals
         self._supply = supply
 
-    def next_step(self, *, answered: bool) -> Step | BatchchatError | None:
+    def next_step(self, *, answered: bool) -> OutageStep | BatchchatError | None:
         """Return what follows from the outage now: a step, why the run ends, or None to go on waiting.
 
         `answered` says that the model has answered in this run.
@@ -56,11 +56,11 @@ class Outage:
         seconds = self.seconds()
         asks = seconds > 0 and self.asks_the_rest()
         if asks and 0 < self._supply.left == len(self._causes.suspects):
-            return Step.TAKE_FOR_CAUSES
+            return OutageStep.TAKE_FOR_CAUSES
         if seconds > self._policy.outage:
             return self.error(seconds, answered=answered)
         if asks:
-            return Step.ASK_THE_REST
+            return OutageStep.ASK_THE_REST
         return self.unreachable_error() if self.unreachable else None
 
     def seconds(self) -> float:

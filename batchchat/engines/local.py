@@ -26,7 +26,7 @@ from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.clock import running_clock
 from batchchat.engines.causes import Causes
-from batchchat.engines.halting import Outage, Step, fatal_error
+from batchchat.engines.halting import Outage, OutageStep, fatal_error
 from batchchat.engines.port import Answered, EngineProgress, Feed, Settled, Sink
 from batchchat.engines.refusals import Refusal, Refusals
 from batchchat.engines.supply import Supply
@@ -559,9 +559,9 @@ class LocalEngine:
         while not (self._draining or supply.exhausted):
             # Nobody asks the provider during a pause, so nothing can tell whether it is back.
             step = None if self._paused else self._outage.next_step(answered=self._succeeded)
-            if step is Step.ASK_THE_REST:
+            if step is OutageStep.ASK_THE_REST:
                 self._limiter.hurry()
-            elif step is Step.TAKE_FOR_CAUSES:
+            elif step is OutageStep.TAKE_FOR_CAUSES:
                 self._take_for_causes()
             elif step is not None:
                 self.halt_for(step)

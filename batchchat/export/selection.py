@@ -12,7 +12,7 @@ from batchchat.choosing import no_column
 from batchchat.errors import UsageError
 
 
-class Column(NamedTuple):
+class ExportColumn(NamedTuple):
     """A column of the file: its name and type, and the way to it: a column of the dataset, then fields inside of it."""
 
     name: str
@@ -20,14 +20,14 @@ class Column(NamedTuple):
     kind: pa.DataType
 
 
-def select_columns(schema: pa.Schema, names: Sequence[str] | None, *, flatten: bool) -> list[Column]:
+def select_columns(schema: pa.Schema, names: Sequence[str] | None, *, flatten: bool) -> list[ExportColumn]:
     """Return the columns to write: all, or those with these names, in their order.
 
     `column.field` names a field of an object. With `flatten` the fields of objects are columns of their own, at any
     depth. Raises UsageError for a name that is not there.
     """
     if names is None:
-        found = [Column(field.name, (field.name,), field.type) for field in schema]
+        found = [ExportColumn(field.name, (field.name,), field.type) for field in schema]
     else:
         if not names or len(set(names)) < len(names):
             raise UsageError("--columns: names no column, or one twice", remedy="Name each column once.")
@@ -35,12 +35,12 @@ def select_columns(schema: pa.Schema, names: Sequence[str] | None, *, flatten: b
     return list(_flat(found)) if flatten else found
 
 
-def schema_of(columns: Sequence[Column]) -> pa.Schema:
+def schema_of(columns: Sequence[ExportColumn]) -> pa.Schema:
     """Return the schema of the file."""
     return pa.schema([pa.field(column.name, column.kind) for column in columns])
 
 
-def pick(batch: pa.RecordBatch, columns: Sequence[Column]) -> pa.RecordBatch:
+def pick(batch: pa.RecordBatch, columns: Sequence[ExportColumn]) -> pa.RecordBatch:
     """Return the chosen columns of a batch."""
     arrays = []
     for column in columns:
@@ -51,15 +51,17 @@ def pick(batch: pa.RecordBatch, columns: Sequence[Column]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema_of(columns))
 
 
-def _named(name: str, schema: pa.Schema) -> Column:
+def _named(name: str, schema: pa.Schema) -> ExportColumn:
     if name in schema.names:
-        return Column(name, (name,), schema.field(name).type)
+        return ExportColumn(name, (name,), schema.field(name).type)
     parts = name.split(".")
     # A name of a column may hold dots itself: the longest one that is there counts.
     for length in range(len(parts) - 1, 0, -1):
         first = ".".join(parts[:length])
         if first in schema.names:
-            return Column(name, (first, *parts[length:]), _inside(schema.field(first).type, first, parts[length:]))
+            return ExportColumn(
+                name, (first, *parts[length:]), _inside(schema.field(first).type, first, parts[length:])
+            )
     raise UsageError(f"--columns: {no_column(name, schema.names)}", remedy="Name columns of the output.")
 
 
@@ -77,7 +79,7 @@ def _inside(kind: pa.DataType, where: str, path: Sequence[str]) -> pa.DataType:
     return kind
 
 
-def _flat(columns: Sequence[Column]) -> Iterator[Column]:
+def _flat(columns: Sequence[ExportColumn]) -> Iterator[ExportColumn]:
     """Put the fields of objects in the place of the objects, unless one would have the name of another column."""
     taken = {column.name for column in columns}
     for column in columns:
@@ -87,7 +89,7 @@ def _flat(columns: Sequence[Column]) -> Iterator[Column]:
         fields = list(
             _flat(
                 [
-                    Column(f"{column.name}.{field.name}", (*column.path, field.name), field.type)
+                    ExportColumn(f"{column.name}.{field.name}", (*column.path, field.name), field.type)
                     for field in column.kind.fields
                 ]
             )

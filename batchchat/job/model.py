@@ -18,7 +18,7 @@ from pydantic import (
 
 from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
-from batchchat.job.origin import FieldOrigin, Place, combined, job_error
+from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error
 from batchchat.job.params import Params
 from batchchat.job.provider_fields import ProviderFields
 from batchchat.job.values import MANY, Duration, Name, Number, Section, Size, Switch, Whole, instead_of, nearest
@@ -266,7 +266,7 @@ class Job(Section):
     _suite: Path | None = PrivateAttr(None)
     _options: tuple[str, ...] = PrivateAttr(())
     _answer_model: tuple[str, Path] | None = PrivateAttr(None)
-    _origins: dict[Place, FieldOrigin] = PrivateAttr(default_factory=dict)
+    _origins: dict[FieldPlace, FieldOrigin] = PrivateAttr(default_factory=dict)
 
     @field_validator("input", "output", mode="before")
     @classmethod

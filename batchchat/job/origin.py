@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from batchchat.errors import JobError
 
-Place = tuple[Hashable, ...]
+FieldPlace = tuple[Hashable, ...]
 """A field by the names and positions that lead to it: `("messages", 0, "content")`."""
 
 
@@ -20,15 +20,15 @@ class FieldOrigin(NamedTuple):
     option: str | None = None
 
 
-Origins = Mapping[Place, FieldOrigin]
+Origins = Mapping[FieldPlace, FieldOrigin]
 
 
-def dotted(place: Place) -> str:
+def dotted(place: FieldPlace) -> str:
     """A place as a person writes it: `messages.0.content`."""
     return ".".join(str(part) for part in place)
 
 
-def origin_of(origins: Origins, place: Place, file: Path | None) -> FieldOrigin:
+def origin_of(origins: Origins, place: FieldPlace, file: Path | None) -> FieldOrigin:
     """The origin of a field, or of the nearest one around it that has one."""
     while place:
         if place in origins:
@@ -37,7 +37,9 @@ def origin_of(origins: Origins, place: Place, file: Path | None) -> FieldOrigin:
     return FieldOrigin(file)
 
 
-def job_error(message: str, place: Place, origins: Origins, file: Path | None, remedy: str | None = None) -> JobError:
+def job_error(
+    message: str, place: FieldPlace, origins: Origins, file: Path | None, remedy: str | None = None
+) -> JobError:
     """Make the error of one field, which names the file and line, or the option, that gave it."""
     origin, field = origin_of(origins, place, file), dotted(place) or None
     if origin.option is None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from batchchat.errors import JobError, UsageError
 from batchchat.job.batch_file import BatchFileJob
 from batchchat.job.model import BATCH_FORMAT, Job
-from batchchat.job.origin import FieldOrigin, Origins, Place, combined, dotted, job_error
+from batchchat.job.origin import FieldOrigin, FieldPlace, Origins, combined, dotted, job_error
 from batchchat.job.syntax import Document, parse_yaml, read_job_text, read_text
 from batchchat.job.wording import validation_errors
 
@@ -222,7 +222,7 @@ class Draft:
             response["name"] = loaded.name
             self._schema_named = True
 
-    def _error(self, message: str, place: Place, remedy: str | None = None) -> JobError:
+    def _error(self, message: str, place: FieldPlace, remedy: str | None = None) -> JobError:
         return job_error(message, place, self.origins, self.file, remedy)
 
     # --- what the command line, or another file, says
@@ -258,10 +258,10 @@ class Draft:
             value = self.data[name] = {"path": value} if isinstance(value, str) else {}
         return value
 
-    def _reach(self, parts: list[str], change: FieldChange) -> tuple[Any, Place]:
+    def _reach(self, parts: list[str], change: FieldChange) -> tuple[Any, FieldPlace]:
         """The mapping or list that holds a field, and the field's place; sections on the way are made."""
         target: Any = self.data
-        place: Place = ()
+        place: FieldPlace = ()
         if parts[0] in {"input", "output"} and len(parts) > 1:
             self._section(parts[0])
         for part in parts[:-1]:
@@ -280,7 +280,7 @@ class Draft:
             target = value
         return target, (*place, _key_in(target, parts[-1], change))
 
-    def _note(self, place: Place, origin: FieldOrigin) -> None:
+    def _note(self, place: FieldPlace, origin: FieldOrigin) -> None:
         """Remember where a field, and all inside it, came from."""
         for inside in [known for known in self.origins if known[: len(place)] == place]:
             del self.origins[inside]

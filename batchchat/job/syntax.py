@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from batchchat.errors import JobError, UsageError
-from batchchat.job.origin import FieldOrigin, Place, dotted
+from batchchat.job.origin import FieldOrigin, FieldPlace, dotted
 
 MAX_BYTES = 4_000_000
 _MAX_NODES = 100_000
@@ -62,7 +62,7 @@ class Document(NamedTuple):
     """
 
     data: Any
-    origins: dict[Place, FieldOrigin]
+    origins: dict[FieldPlace, FieldOrigin]
     faults: list[JobError]
 
 
@@ -117,9 +117,9 @@ def read_text(file: Path) -> str:
         raise ValueError(f"not UTF-8 text (byte {error.start})") from None
 
 
-def parse_yaml(text: str, file: Path, place: Place = ()) -> Document:
+def parse_yaml(text: str, file: Path, place: FieldPlace = ()) -> Document:
     """Read YAML. `place` is where its content belongs in the job. Raises JobError with the line."""
-    origins: dict[Place, FieldOrigin] = {}
+    origins: dict[FieldPlace, FieldOrigin] = {}
     faults: list[JobError] = []
     loader: _Loader | None = None
     try:
@@ -162,7 +162,7 @@ class _Budget:
             raise JobError(f"{what} (do its aliases repeat each other?)", file=self.file, line=node.start_mark.line + 1)
 
 
-def _doubt(node: yaml.Node, field: Place, file: Path) -> list[JobError]:
+def _doubt(node: yaml.Node, field: FieldPlace, file: Path) -> list[JobError]:
     """Return an error for a value of `extra_body` that can be read in two ways.
 
     The entries of a list are choices, and so is a `const`: they are texts.
@@ -181,8 +181,8 @@ def _doubt(node: yaml.Node, field: Place, file: Path) -> list[JobError]:
 
 
 def _walk(
-    node: yaml.Node, place: Place, budget: _Budget, depth: int = 0
-) -> Iterator[tuple[Place, int, int | None, yaml.Node]]:
+    node: yaml.Node, place: FieldPlace, budget: _Budget, depth: int = 0
+) -> Iterator[tuple[FieldPlace, int, int | None, yaml.Node]]:
     """Yield each field's place, line and value; of one that stands there twice, also the line where it stood first."""
     budget.spend(node, depth)
     if isinstance(node, yaml.MappingNode):

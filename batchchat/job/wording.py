@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from batchchat.errors import JobError
 from batchchat.job.model import FIELDS
-from batchchat.job.origin import Origins, Place, job_error
+from batchchat.job.origin import FieldPlace, Origins, job_error
 from batchchat.job.secret_names import is_secret_name
 from batchchat.job.values import nearest
 
@@ -38,7 +38,7 @@ _BOUNDS = {
     "less_than": ("less than", "lt"),
     "less_than_equal": ("at most", "le"),
 }
-_EXAMPLES: Mapping[Place, str] = {
+_EXAMPLES: Mapping[FieldPlace, str] = {
     ("name",): "name: label-tickets",
     ("input",): "input: rows.jsonl",
     ("output",): "output: out/label-tickets",
@@ -51,7 +51,7 @@ _EXAMPLES: Mapping[Place, str] = {
     ("prices", "output"): "output: 0.35",
     ("prices", "currency"): "currency: EUR",
 }
-_PATTERNS: Mapping[Place, str] = {
+_PATTERNS: Mapping[FieldPlace, str] = {
     ("name",): "must begin with a letter or digit and go on with up to 99 letters, digits, dots, _ or -",
     ("response", "name"): "must be 1 to 64 letters, digits, _ or -",
     ("prices", "currency"): "must be a currency's three capital letters, such as EUR",
@@ -73,11 +73,11 @@ class Grammar:
     """
 
     fields: Mapping[tuple[str, ...], type[BaseModel]]
-    examples: Mapping[Place, str] = field(default_factory=dict)
-    patterns: Mapping[Place, str] = field(default_factory=dict)
+    examples: Mapping[FieldPlace, str] = field(default_factory=dict)
+    patterns: Mapping[FieldPlace, str] = field(default_factory=dict)
     hints: Mapping[str, str] = field(default_factory=dict)
 
-    def names(self, place: Place) -> list[str]:
+    def names(self, place: FieldPlace) -> list[str]:
         """The field names that may stand at a place, as they are written."""
         section = self.fields.get(tuple(str(part) for part in place))
         return [one.alias or name for name, one in section.model_fields.items()] if section else []
@@ -98,13 +98,13 @@ def validation_errors(
     file: Path | None,
     *,
     grammar: Grammar = JOB_GRAMMAR,
-    at: Place = (),
+    at: FieldPlace = (),
 ) -> list[JobError]:
     """Turn pydantic's findings into one error for each place, the most telling one.
 
     `data` is what was validated, and stands at the place `at` of the file.
     """
-    found: dict[Place, list[Mapping[str, Any]]] = {}
+    found: dict[FieldPlace, list[Mapping[str, Any]]] = {}
     for item in error.errors(include_url=False):
         found.setdefault(_place(item, data, grammar), []).append(item)
     return [
@@ -115,7 +115,7 @@ def validation_errors(
     ]
 
 
-def _place(error: Mapping[str, Any], data: Mapping[str, Any], grammar: Grammar) -> Place:
+def _place(error: Mapping[str, Any], data: Mapping[str, Any], grammar: Grammar) -> FieldPlace:
     """pydantic's location without the parts that name a union's member."""
     place: list[Any] = []
     value: Any = data
@@ -130,7 +130,7 @@ def _place(error: Mapping[str, Any], data: Mapping[str, Any], grammar: Grammar) 
     return tuple(place)
 
 
-def _message(items: Sequence[Mapping[str, Any]], place: Place, grammar: Grammar) -> str:
+def _message(items: Sequence[Mapping[str, Any]], place: FieldPlace, grammar: Grammar) -> str:
     # A union's members each say that the value is not of their type; what is not about types says more.
     telling = [item for item in items if item["type"] not in _NOUNS]
     if telling:
@@ -142,12 +142,12 @@ def _message(items: Sequence[Mapping[str, Any]], place: Place, grammar: Grammar)
     return f"must be {' or '.join(nouns)}{_instead(items[0], place)}"
 
 
-def _missing(_: Mapping[str, Any], place: Place, grammar: Grammar) -> str:
+def _missing(_: Mapping[str, Any], place: FieldPlace, grammar: Grammar) -> str:
     example = grammar.examples.get(place)
     return f"is missing; for example `{example}`" if example else "is missing"
 
 
-def _unknown(_: Mapping[str, Any], place: Place, grammar: Grammar) -> str:
+def _unknown(_: Mapping[str, Any], place: FieldPlace, grammar: Grammar) -> str:
     name, section = str(place[-1]), place[:-1]
     known = grammar.names(section)
     if is_secret_name(name):
@@ -161,27 +161,27 @@ def _unknown(_: Mapping[str, Any], place: Place, grammar: Grammar) -> str:
     return f"is not a field{near}; known are {', '.join(known)}"
 
 
-def _bound(item: Mapping[str, Any], place: Place, _: Grammar) -> str:
+def _bound(item: Mapping[str, Any], place: FieldPlace, _: Grammar) -> str:
     words, name = _BOUNDS[item["type"]]
     return f"must be {words} {item['ctx'][name]:.15g}{_instead(item, place)}"
 
 
-def _choice(item: Mapping[str, Any], place: Place, _: Grammar) -> str:
+def _choice(item: Mapping[str, Any], place: FieldPlace, _: Grammar) -> str:
     expected = str(item["ctx"]["expected"])
     near = nearest(str(item.get("input"))[:80], re.findall(r"'([^']*)'", expected))
     return f"must be {expected}{_instead(item, place)}{near}"
 
 
-def _pattern(item: Mapping[str, Any], place: Place, grammar: Grammar) -> str:
+def _pattern(item: Mapping[str, Any], place: FieldPlace, grammar: Grammar) -> str:
     return f"{grammar.patterns.get(place, 'is not of the form that is needed')}{_instead(item, place)}"
 
 
-def _in_its_own_words(item: Mapping[str, Any], _: Place, __: Grammar) -> str:
+def _in_its_own_words(item: Mapping[str, Any], _: FieldPlace, __: Grammar) -> str:
     text = str(item["msg"])
     return text[:1].lower() + text[1:]
 
 
-_SENTENCES: Mapping[str, Callable[[Mapping[str, Any], Place, Grammar], str]] = {
+_SENTENCES: Mapping[str, Callable[[Mapping[str, Any], FieldPlace, Grammar], str]] = {
     "missing": _missing,
     "extra_forbidden": _unknown,
     "value_error": lambda item, *_: str(item["ctx"]["error"]),
@@ -197,7 +197,7 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, Any], Place, Grammar], str]] = {
 }
 
 
-def _instead(item: Mapping[str, Any], place: Place) -> str:
+def _instead(item: Mapping[str, Any], place: FieldPlace) -> str:
     """`, not 3`: what stands there, where it is short and cannot be a secret."""
     shown = item.get("input")
     if any(str(part) in _UNSHOWN or is_secret_name(str(part)) for part in place):

@@ -44,7 +44,7 @@ class FailureKind:
 
 
 @dataclass(slots=True)
-class Outcome:
+class RecordTotals:
     """All live records of an output, added up."""
 
     ok: int = 0
@@ -108,10 +108,10 @@ def _examples(batch: pa.RecordBatch, known: set[str]) -> Iterator[Example]:
             yield Example(row["row_index"], row["key"], message)
 
 
-def outcome_of(output: Output) -> Outcome:
+def outcome_of(output: Output) -> RecordTotals:
     """Read all live records of an output once, and its completions as long as they look like labels."""
     schema = output.schema
-    found = Outcome()
+    found = RecordTotals()
     if schema is None:
         return found
     found.measured = {name: Distribution() for name in _MEASURED if name in output.own_columns}

@@ -25,7 +25,7 @@ from batchchat.report.figures import (
     spread,
     tokens_over_time,
 )
-from batchchat.report.outcome import Outcome, outcome_of
+from batchchat.report.outcome import RecordTotals, outcome_of
 from batchchat.report.page import check_page, write_page
 from batchchat.store import Output, read_state
 from batchchat.views import StatusView
@@ -122,7 +122,7 @@ def write_run_report(directory: Path, target: Path) -> None:
     )
 
 
-def _tiles(outcome: Outcome, status: StatusView, runs: list[RunLine]) -> list[Tile]:
+def _tiles(outcome: RecordTotals, status: StatusView, runs: list[RunLine]) -> list[Tile]:
     rows = outcome.rows + (status.open or 0)
     tiles = [Tile("Answers", count(outcome.ok), f"{percent(outcome.ok, rows)} of {plural(rows, 'row')}", "good")]
     if outcome.failed or status.open:
@@ -158,7 +158,7 @@ def _tiles(outcome: Outcome, status: StatusView, runs: list[RunLine]) -> list[Ti
     return tiles
 
 
-def _over_time(outcome: Outcome, currency: str | None) -> list[Chart]:
+def _over_time(outcome: RecordTotals, currency: str | None) -> list[Chart]:
     course = outcome.timeline.course()
     if not course.moments:
         return []
@@ -197,7 +197,7 @@ def _width(seconds: int) -> str:
     return "second"
 
 
-def _spreads(outcome: Outcome) -> list[Chart]:
+def _spreads(outcome: RecordTotals) -> list[Chart]:
     charts = []
     for name, title, note, color, seconds in _SPREADS:
         distribution = outcome.measured.get(name)
@@ -210,7 +210,7 @@ def _spreads(outcome: Outcome) -> list[Chart]:
     return charts
 
 
-def _tallies(outcome: Outcome, model: object) -> list[tuple[str, list[tuple[str, int]]]]:
+def _tallies(outcome: RecordTotals, model: object) -> list[tuple[str, list[tuple[str, int]]]]:
     """Small counts worth a table: those with more than one value, or with one that tells something."""
     found = []
     for name, title, dull in _TALLIES:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
-from batchchat.sources.chunk import Dialect, Limits
+from batchchat.sources.chunk import Limits, TableDialect
 from batchchat.sources.columns import as_seen
 from batchchat.sources.files import STDIN, Found, InputFile, Stamp, find_files, reads_file, text_encoding
 from batchchat.sources.memory import GivenRows, MemorySource, check_rows
@@ -73,11 +73,11 @@ def open_source(
     tell. `types` gives columns a type of their own: string, int64, float64, bool, timestamp, date, decimal(p,s), json.
     `frozen` is the schema of an earlier run, which is then kept as it is. `output` is the folder of the
     records: an input that would read it is refused. `encoding` is that of the text if it is not UTF-8. `header` and
-    `quoting` tell how CSV and TSV are written, as in `Dialect`.
+    `quoting` tell how CSV and TSV are written, as in `TableDialect`.
 
     Raises UsageError with the file's name and what to do, for an input that has no rows or cannot be used.
     """
-    dialect = Dialect(header, quoting)
+    dialect = TableDialect(header, quoting)
     if encoding is not None:
         encoding = text_encoding(encoding)
     limits = Limits(batch_rows, batch_bytes, max_line_bytes)
@@ -92,7 +92,7 @@ def open_source(
         listing = partial(find_files, path, base, format, output)
         files, notes = listing()
         kind = files[0].format
-    if kind not in {"csv", "tsv"} and dialect != Dialect():
+    if kind not in {"csv", "tsv"} and dialect != TableDialect():
         raise UsageError(
             f"input.header and input.quoting are for CSV and TSV, and the input is {kind}", remedy="Leave them out."
         )

@@ -24,7 +24,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class TableDialect:
     """How delimited text is written, if not as usual.
 
     `header`: False if there is no header line, or the names that take its place. `quoting`: whether a field may stand
@@ -35,7 +35,7 @@ class Dialect:
     quoting: bool | None = None
 
 
-USUAL = Dialect()
+USUAL = TableDialect()
 
 
 @dataclass(slots=True)

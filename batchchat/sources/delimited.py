@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from batchchat.errors import UsageError
 from batchchat.format import plural
-from batchchat.sources.chunk import USUAL, Chunk, Dialect, Limits
+from batchchat.sources.chunk import USUAL, Chunk, Limits, TableDialect
 from batchchat.sources.convert import MISFIT, Convert
 from batchchat.sources.files import BLOCK, BOM, ByteStream
 
@@ -33,7 +33,7 @@ class DelimitedReader:
     without a name is called `column_1`, `column_2`, … by its place. Blank lines are no rows.
     """
 
-    def __init__(self, stream: ByteStream, name: str, kind: str, limits: Limits, dialect: Dialect = USUAL) -> None:
+    def __init__(self, stream: ByteStream, name: str, kind: str, limits: Limits, dialect: TableDialect = USUAL) -> None:
         csv.field_size_limit(max(csv.field_size_limit(), limits.max_line_bytes))
         self._name = name
         self._limits = limits
@@ -69,7 +69,7 @@ class DelimitedReader:
         self._lines = _Lines(stream, self._limits.max_line_bytes, line)
         self._reader = self._new_reader()
 
-    def _read_header(self, dialect: Dialect) -> tuple[str, ...]:
+    def _read_header(self, dialect: TableDialect) -> tuple[str, ...]:
         try:
             cells = next(self._reader, [])
         except csv.Error as error:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import ErrorKind, Failure, Place, RowBatch
-from batchchat.sources.chunk import USUAL, Chunk, Dialect, Limits
+from batchchat.sources.chunk import USUAL, Chunk, Limits, TableDialect
 from batchchat.sources.columns import Column, Columns, freeze
 from batchchat.sources.convert import DECLARED, JSON, MISFIT, Convert, converter, declared_type
 from batchchat.sources.delimited import DelimitedReader
@@ -56,7 +56,7 @@ class Source(ABC):
         *,
         listing: Callable[[], Found] | None = None,
         notes: Iterable[str] = (),
-        dialect: Dialect = USUAL,
+        dialect: TableDialect = USUAL,
         encoding: str | None = None,
     ) -> None:
         self.files = tuple(file.name for file in files) if files is not None else (STDIN,)

@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from batchchat.structured.arrow import ParsedColumn
-from batchchat.structured.dialect import KEYWORDS, UNENFORCED, Place, nearest_keyword, path_text, resolve, subschemas
+from batchchat.structured.dialect import (
+    KEYWORDS,
+    UNENFORCED,
+    SchemaPlace,
+    nearest_keyword,
+    path_text,
+    resolve,
+    subschemas,
+)
 from batchchat.structured.schema import Mode, ResponseSchema
 
 _LONG_ANSWER = 1_000
@@ -58,8 +66,8 @@ def _form_warnings(schema: Mapping[str, Any], mode: Mode) -> list[str]:
     root = _followed(schema, schema)
     if mode != "prompt" and not (isinstance(root, Mapping) and root.get("type") == "object"):
         warnings.append(f"the schema's root is not `type: object`: many servers refuse that with {mode}")
-    open_objects: list[Place] = []
-    optional: list[Place] = []
+    open_objects: list[SchemaPlace] = []
+    optional: list[SchemaPlace] = []
     for place, inner in subschemas(schema):
         if not isinstance(inner, Mapping) or not (inner.get("type") == "object" or "properties" in inner):
             continue
@@ -83,7 +91,7 @@ def _form_warnings(schema: Mapping[str, Any], mode: Mode) -> list[str]:
 
 def _keyword_warnings(schema: Mapping[str, Any], mode: Mode) -> list[str]:
     warnings: list[str] = []
-    unenforced: list[Place] = []
+    unenforced: list[SchemaPlace] = []
     unknown: list[str] = []
     for place, inner in subschemas(schema):
         if not isinstance(inner, Mapping):
@@ -138,7 +146,7 @@ def _comes_back(root: Mapping[str, Any], schema: Any) -> bool:
     return False
 
 
-def _told(places: list[Place]) -> str:
+def _told(places: list[SchemaPlace]) -> str:
     more = f" and {len(places) - _PLACES} more" if len(places) > _PLACES else ""
     return ", ".join(path_text(place) for place in places[:_PLACES]) + more
 

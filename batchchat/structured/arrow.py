@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import orjson
 import pyarrow as pa
 
-from batchchat.structured.dialect import Place, Schema, SchemaError, path_text, resolve
+from batchchat.structured.dialect import Schema, SchemaError, SchemaPlace, path_text, resolve
 
 JSON_METADATA = {b"batchchat.json": b"true"}
 """Metadata of a string field that holds JSON text."""
@@ -79,10 +79,10 @@ class _Derivation:
         self._open: list[int] = []
         self._count = 0
 
-    def shape(self, schema: Any, place: Place) -> _Shape:
+    def shape(self, schema: Any, place: SchemaPlace) -> _Shape:
         return self._known(schema, place) or _JSON
 
-    def _known(self, schema: Any, place: Place) -> _Shape | None:
+    def _known(self, schema: Any, place: SchemaPlace) -> _Shape | None:
         if not isinstance(schema, Mapping):
             return None
         if id(schema) in self._open:
@@ -97,7 +97,7 @@ class _Derivation:
         finally:
             self._open.pop()
 
-    def _combined(self, schema: Schema, place: Place) -> _Shape | None:
+    def _combined(self, schema: Schema, place: SchemaPlace) -> _Shape | None:
         """What holds together: a schema's own keywords, its reference, its `allOf`, one of its `anyOf`, `oneOf`."""
         shapes = [self._own(schema, place)]
         if isinstance(schema.get("$ref"), str):
@@ -115,7 +115,7 @@ class _Derivation:
             shapes.append(_JSON)
         return _intersection([shape for shape in shapes if shape is not None], place)
 
-    def _own(self, schema: Schema, place: Place) -> _Shape | None:
+    def _own(self, schema: Schema, place: SchemaPlace) -> _Shape | None:
         types = _types(schema)
         if types is None:
             return None
@@ -131,7 +131,7 @@ class _Derivation:
         shape: _Shape = _SIMPLE.get(some, _JSON)
         return shape
 
-    def _list(self, schema: Schema, place: Place) -> _Shape | None:
+    def _list(self, schema: Schema, place: SchemaPlace) -> _Shape | None:
         items = schema.get("items")
         if "prefixItems" in schema or isinstance(items, list) or items is False:
             return _JSON
@@ -139,7 +139,7 @@ class _Derivation:
             return None
         return _list_of(self.shape(items, (*place, "items")))
 
-    def _struct(self, schema: Schema, place: Place) -> _Shape | None:
+    def _struct(self, schema: Schema, place: SchemaPlace) -> _Shape | None:
         properties = schema.get("properties") or {}
         if not properties and not schema.get("patternProperties") and any(name in schema for name in _COMBINING):
             return None
@@ -191,7 +191,7 @@ def _list_of(item: _Shape) -> _Shape:
     return _Shape(pa.list_(item.field("element")))
 
 
-def _struct_of(fields: Sequence[pa.Field], place: Place) -> _Shape:
+def _struct_of(fields: Sequence[pa.Field], place: SchemaPlace) -> _Shape:
     folded: dict[str, str] = {}
     for field in fields:
         other = folded.setdefault(field.name.lower(), field.name)
@@ -221,7 +221,7 @@ def _union(branches: Sequence[_Shape | None]) -> _Shape | None:
     return _Shape(pa.float64()) if numbers else _JSON
 
 
-def _intersection(shapes: Sequence[_Shape], place: Place) -> _Shape | None:
+def _intersection(shapes: Sequence[_Shape], place: SchemaPlace) -> _Shape | None:
     """The shape of a value that has all of several forms at once."""
     typed = [shape for shape in shapes if not shape.null]
     if not typed:
@@ -241,7 +241,7 @@ def _intersection(shapes: Sequence[_Shape], place: Place) -> _Shape | None:
     return _JSON
 
 
-def _merged(structs: Sequence[_Shape], place: Place) -> _Shape:
+def _merged(structs: Sequence[_Shape], place: SchemaPlace) -> _Shape:
     fields: dict[str, pa.Field] = {}
     for struct in structs:
         for field in struct.type:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jsonschema_rs
 
 from batchchat.structured.dialect import (
-    Place,
     SchemaError,
+    SchemaPlace,
     compile_map,
     compile_schema,
     path_text,
@@ -49,9 +49,9 @@ class _Part(NamedTuple):
     """A part of a schema (its place in the whole) and the part of the value that it is about."""
 
     schema: Any
-    place: Place
+    place: SchemaPlace
     value: Any
-    path: Place
+    path: SchemaPlace
 
 
 class Checker:
@@ -64,7 +64,7 @@ class Checker:
         self._root = schema
         self._validator = compile_schema(schema)
         self._map: jsonschema_rs.ValidatorMap | None = None
-        self._shells: dict[Place, jsonschema_rs.Validator | None] = {}
+        self._shells: dict[SchemaPlace, jsonschema_rs.Validator | None] = {}
 
     def errors(self, value: Any) -> tuple[str, ...]:
         """Say why a JSON value does not fit: at most `MAX_ERRORS` bounded texts, each with a path; none where it fits.
@@ -82,14 +82,14 @@ class Checker:
             messages[MAX_ERRORS - 1 :] = ["and there is more that does not fit"]
         return tuple(messages)
 
-    def fits(self, place: Place, value: Any) -> bool:
+    def fits(self, place: SchemaPlace, value: Any) -> bool:
         """Whether a value fits a part of the schema; True where that part cannot be told apart."""
         if self._map is None:
             self._map = compile_map(self._root)
         validator = self._map.get("#" + "".join(f"/{_escaped(step)}" for step in place))
         return validator is None or validator.is_valid(value)
 
-    def shell(self, place: Place, schema: Mapping[str, Any]) -> jsonschema_rs.Validator | None:
+    def shell(self, place: SchemaPlace, schema: Mapping[str, Any]) -> jsonschema_rs.Validator | None:
         """A validator of what a part of the schema says of a value as a whole, without what it says of its parts."""
         if place not in self._shells:
             kept = {name: item for name, item in schema.items() if name not in _PARTS and _is_plain(item)}
@@ -118,7 +118,7 @@ class _Walk:
         self._checker = checker
         self._root = root
         self._steps = 0
-        self._open: set[tuple[Place, int]] = set()
+        self._open: set[tuple[SchemaPlace, int]] = set()
 
     def reasons(self, part: _Part) -> Iterator[str]:
         """Why a value does not fit a part of the schema."""

@@ -17,7 +17,7 @@ import jsonschema_rs
 from batchchat.errors import UsageError
 
 Schema = Mapping[str, Any]
-Place = tuple[str | int, ...]
+SchemaPlace = tuple[str | int, ...]
 
 _ONE = (
     *("additionalItems", "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not"),
@@ -57,7 +57,7 @@ _DATE_TIME = re.compile(
 class SchemaError(UsageError):
     """A schema or tool that cannot be used: `place` is where in it, `reason` why."""
 
-    def __init__(self, reason: str, place: Place = (), *, remedy: str | None = None) -> None:
+    def __init__(self, reason: str, place: SchemaPlace = (), *, remedy: str | None = None) -> None:
         super().__init__(f"{path_text(place)}: {reason}" if place else reason, remedy=remedy)
         self.reason = reason
         self.place = place
@@ -82,15 +82,15 @@ def shorten(text: str, limit: int = _MAX_MESSAGE) -> str:
     return f"{text[:head]} … {text[len(text) - (limit - 3 - head) :]}"
 
 
-def subschemas(root: Schema) -> Iterator[tuple[Place, Any]]:
+def subschemas(root: Schema) -> Iterator[tuple[SchemaPlace, Any]]:
     """Walk a schema and all schemas in it (mappings and booleans) from the outside in, each with its place."""
-    waiting: list[tuple[Place, Any]] = [((), root)]
+    waiting: list[tuple[SchemaPlace, Any]] = [((), root)]
     while waiting:
         place, schema = waiting.pop()
         yield place, schema
         if not isinstance(schema, Mapping):
             continue
-        inner: list[tuple[Place, Any]] = []
+        inner: list[tuple[SchemaPlace, Any]] = []
         for keyword, value in schema.items():
             here = (*place, keyword)
             if keyword in _NAMED and isinstance(value, Mapping):
@@ -161,7 +161,7 @@ def compile_map(schema: Schema) -> jsonschema_rs.ValidatorMap:
     return jsonschema_rs.validator_map_for(dict(schema), **_OPTIONS)
 
 
-def _check_references(schema: Schema, place: Place) -> None:
+def _check_references(schema: Schema, place: SchemaPlace) -> None:
     for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
         reference = schema.get(keyword)
         if isinstance(reference, str) and not reference.startswith("#"):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchchat.structured.arrow import ParsedColumn, parsed_field
 from batchchat.structured.checker import Checker
-from batchchat.structured.dialect import KEYWORDS, UNENFORCED, Place, SchemaError, resolve, shorten, subschemas
+from batchchat.structured.dialect import KEYWORDS, UNENFORCED, SchemaError, SchemaPlace, resolve, shorten, subschemas
 from batchchat.structured.find import NotJSON, parse
 from batchchat.structured.validation import AnswerValidator
 
@@ -153,7 +153,7 @@ def is_strict(schema: Mapping[str, Any]) -> bool:
     return True
 
 
-def as_json(value: Any, place: Place = ()) -> Any:
+def as_json(value: Any, place: SchemaPlace = ()) -> Any:
     """Copy a mapping of a job as plain JSON; SchemaError with the place of what JSON has not, or of too much."""
     return _Copy().copy(value, place, 0)
 
@@ -164,7 +164,7 @@ class _Copy:
     def __init__(self) -> None:
         self._count = 0
 
-    def copy(self, value: Any, place: Place, level: int) -> Any:
+    def copy(self, value: Any, place: SchemaPlace, level: int) -> Any:
         self._count += 1
         if level > _MAX_LEVELS or self._count > _MAX_VALUES:
             raise SchemaError(f"is larger than {_MAX_VALUES:,} values or deeper than {_MAX_LEVELS} levels", place[:3])
@@ -185,14 +185,14 @@ class _Copy:
         return value
 
     @staticmethod
-    def _refuse_unless(usable: bool, value: Any, place: Place) -> None:
+    def _refuse_unless(usable: bool, value: Any, place: SchemaPlace) -> None:
         if not usable:
             kind = type(value).__name__
             told = shorten(str(value), 60) if kind != "int" else "a whole number of more than 300 digits"
             raise SchemaError(f"{told} is nothing that JSON has", place, remedy="Quote it, if it is meant as text.")
 
     @staticmethod
-    def _check_text(text: str, place: Place) -> None:
+    def _check_text(text: str, place: SchemaPlace) -> None:
         try:
             text.encode()
         except UnicodeEncodeError:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from batchchat.structured.checker import Checker
-from batchchat.structured.dialect import Place, SchemaError, shorten
+from batchchat.structured.dialect import SchemaError, SchemaPlace, shorten
 from batchchat.structured.find import NotJSON, parse
 from batchchat.structured.schema import as_json
 
@@ -73,7 +73,7 @@ def load_tools(tools: object, tool_choice: object = None) -> Tools:
         raise SchemaError(f"holds {len(tools)} tools; servers take at most {_MAX_TOOLS}", ("tools",))
     checkers: dict[str, Checker] = {}
     for index, tool in enumerate(tools):
-        place: Place = ("tools", index)
+        place: SchemaPlace = ("tools", index)
         name, checker = _load_tool(tool, place)
         if name in checkers:
             raise SchemaError(f"a second tool is named {name!r}", (*place, "function", "name"))
@@ -81,7 +81,7 @@ def load_tools(tools: object, tool_choice: object = None) -> Tools:
     return _chosen(checkers, tool_choice)
 
 
-def _load_tool(tool: object, place: Place) -> tuple[str, Checker]:
+def _load_tool(tool: object, place: SchemaPlace) -> tuple[str, Checker]:
     if not isinstance(tool, Mapping) or tool.get("type") != "function":
         raise SchemaError("is not a tool of `type: function`", place, remedy=f"A tool is {_EXAMPLE}.")
     function = tool.get("function")

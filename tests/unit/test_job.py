@@ -29,7 +29,7 @@ from batchchat.job import (
     write_duration,
 )
 from batchchat.job.model import OutputFields
-from batchchat.job.origin import FieldOrigin, Place
+from batchchat.job.origin import FieldOrigin, FieldPlace
 from batchchat.job.syntax import MAX_BYTES
 from batchchat.providers import PROFILES
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
@@ -1017,7 +1017,7 @@ def changed(folder: Path, path: str, value: Any, **inside: int) -> Job:
     other = folder / "suites"
     other.mkdir(exist_ok=True)
     file = other / "suite.yaml"
-    places: dict[Place, FieldOrigin] = {(place,): FieldOrigin(file, line) for place, line in inside.items()}
+    places: dict[FieldPlace, FieldOrigin] = {(place,): FieldOrigin(file, line) for place, line in inside.items()}
     change = FieldChange(path, value, FieldOrigin(file, 9), other, places)
     return load_job(write(folder), overrides=["model=from-the-command-line"], changes=[change])
 

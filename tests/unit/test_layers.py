@@ -225,28 +225,10 @@ def test_the_map_of_contributors_names_every_room() -> None:
     assert rooms - named == set()
 
 
-_NAMED_TWICE = {
-    "Answer",
-    "BatchView",
-    "Batches",
-    "Column",
-    "Creation",
-    "Dialect",
-    "Outcome",
-    "Place",
-    "Problem",
-    "Refused",
-    "Step",
-}
-"""Public classes that still share their name with another one. The set may only shrink."""
-
-
 def test_a_public_class_has_its_name_alone() -> None:
     homes: dict[str, list[str]] = {}
     for name, tree in _trees():
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 homes.setdefault(node.name, []).append(f"{name}:{node.lineno}")
-    twice = {name: found for name, found in homes.items() if len(found) > 1}
-    assert {name: found for name, found in twice.items() if name not in _NAMED_TWICE} == {}
-    assert _NAMED_TWICE - set(twice) == set(), "these names are single now: take them out of the set"
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from batchchat.demo.batches.checking import Problem
+from batchchat.demo.batches.checking import FileProblem
 from batchchat.demo.batches.files import KEPT_S, read_record
 
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
@@ -31,7 +31,7 @@ class Stand:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class BatchOutcome:
     """What a batch left behind. `ran` counts the lines that the model ran, also if they are in no file."""
 
     stand: Stand
@@ -59,28 +59,28 @@ class Batch:
     model: str | None = None
     total: int = 0
     tokens: int = 0
-    problem: Problem | None = None
+    problem: FileProblem | None = None
     output_kept_s: float = KEPT_S
-    bad_lines: dict[str, Problem] = field(default_factory=dict)
+    bad_lines: dict[str, FileProblem] = field(default_factory=dict)
     cancelled: float | None = None
     worked: float | None = None
-    outcome: Outcome | None = None
+    outcome: BatchOutcome | None = None
 
     @classmethod
     def read(cls, path: Path) -> Batch:
         """Read a record that `write_record` wrote."""
         data = read_record(path)
         if data["problem"] is not None:
-            data["problem"] = Problem(**data["problem"])
-        data["bad_lines"] = {index: Problem(**problem) for index, problem in data["bad_lines"].items()}
+            data["problem"] = FileProblem(**data["problem"])
+        data["bad_lines"] = {index: FileProblem(**problem) for index, problem in data["bad_lines"].items()}
         if data["outcome"] is not None:
             stand = Stand(**data["outcome"].pop("stand"))
-            data["outcome"] = Outcome(stand=stand, **data["outcome"])
+            data["outcome"] = BatchOutcome(stand=stand, **data["outcome"])
         return cls(**data)
 
 
 @dataclass(frozen=True, slots=True)
-class Creation:
+class BatchOrder:
     """What a create call asks for. `window_s` is the window in seconds; `model` is one for all lines."""
 
     input_ref: str

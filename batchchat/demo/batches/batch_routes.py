@@ -8,11 +8,11 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from batchchat.demo.batches.batch import Batch, Creation, Stand
+from batchchat.demo.batches.batch import Batch, BatchOrder, Stand
 from batchchat.demo.batches.batches import queue_problem
-from batchchat.demo.batches.checking import Checked, Problem, check_file
+from batchchat.demo.batches.checking import Checked, FileProblem, check_file
 from batchchat.demo.batches.context import Context
-from batchchat.demo.batches.dialects import BatchView
+from batchchat.demo.batches.dialects import ToldBatch
 from batchchat.demo.batches.http import Cut, error_answer, json_answer, json_object, server_error
 from batchchat.demo.request import ApiError
 
@@ -53,7 +53,7 @@ class BatchRoutes:
         told = self._tell(batch, Stand("validating"))
         return json_answer(context.dialect.created(told), context.dialect.created_status)
 
-    def _make(self, asked: Creation) -> Batch:
+    def _make(self, asked: BatchOrder) -> Batch:
         context, faults = self._context, self._faults
         now = context.clock.now()
         record = context.files.find(asked.input_ref, now)
@@ -61,7 +61,7 @@ class BatchRoutes:
             raise ApiError(400, "The file is not processed yet.", param="input_file_id", code="file_not_processed")
         scratch = context.scratch / "fetched.jsonl"
         found = context.place.fetch(asked.input_ref, scratch, now)
-        if isinstance(found, Problem):
+        if isinstance(found, FileProblem):
             checked, source = Checked.bad(found), None
         else:
             source = found
@@ -80,7 +80,7 @@ class BatchRoutes:
         scratch.unlink(missing_ok=True)
         return batch
 
-    def _queue_error(self, status: int, problem: Problem | None) -> ApiError:
+    def _queue_error(self, status: int, problem: FileProblem | None) -> ApiError:
         problem = problem or queue_problem(self._context.options.models[0], self._faults.number("queue_tokens"))
         return ApiError(status, problem.message, type="tokens", code=problem.code)
 
@@ -113,7 +113,7 @@ class BatchRoutes:
         if status == "in_progress" and faults.flag("unknown_status"):
             status = UNKNOWN_STATUS
         numbers = not faults.flag("no_line_number")
-        told = dialect.batch(BatchView(batch, stand, status, counts, *refs, line_numbers=numbers))
+        told = dialect.batch(ToldBatch(batch, stand, status, counts, *refs, line_numbers=numbers))
         if faults.flag("ids_empty") or dialect.empty_ids:
             told.update({name: "" for name in ("output_file_id", "error_file_id") if told.get(name, "") is None})
         if faults.flag("ids_absent"):

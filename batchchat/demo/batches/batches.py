@@ -19,13 +19,13 @@ from typing import Any
 
 import orjson
 
-from batchchat.demo.batches.batch import Batch, Creation, Outcome, Stand
-from batchchat.demo.batches.checking import Checked, Problem, check_file
-from batchchat.demo.batches.dialects import Dialect
+from batchchat.demo.batches.batch import Batch, BatchOrder, BatchOutcome, Stand
+from batchchat.demo.batches.checking import Checked, FileProblem, check_file
+from batchchat.demo.batches.dialects import DemoDialect
 from batchchat.demo.batches.faults import BatchFaults
 from batchchat.demo.batches.files import write_record
 from batchchat.demo.batches.options import BatchOptions
-from batchchat.demo.batches.places import Place
+from batchchat.demo.batches.places import FilePlace
 from batchchat.demo.batches.results import LineAnswer, LineWriter
 from batchchat.demo.batches.work import Lines, Work, Worker
 
@@ -42,8 +42,8 @@ class Batches:
         *,
         faults: BatchFaults,
         folder: Path,
-        place: Place,
-        dialect: Dialect,
+        place: FilePlace,
+        dialect: DemoDialect,
         answer: Callable[[bytes], LineAnswer],
         now: Callable[[], float],
     ) -> None:
@@ -79,7 +79,7 @@ class Batches:
         """Stop working."""
         self._worker.stop()
 
-    def create(self, asked: Creation, source: Path | None, checked: Checked) -> Batch:
+    def create(self, asked: BatchOrder, source: Path | None, checked: Checked) -> Batch:
         """Make a batch of a file that was checked. `source` is None if there is no such file."""
         with self._lock:
             now = self._now()
@@ -109,12 +109,12 @@ class Batches:
                 self._start(batch, checked)
             return batch
 
-    def queue_problem(self, checked: Checked) -> Problem | None:
+    def queue_problem(self, checked: Checked) -> FileProblem | None:
         """Return what is wrong if a batch of this file does not fit into the queue of tokens now."""
         with self._lock:
             return self._queue_problem(checked, 0, self._now())
 
-    def _queue_problem(self, checked: Checked, number: int, now: float) -> Problem | None:
+    def _queue_problem(self, checked: Checked, number: int, now: float) -> FileProblem | None:
         limit = self._faults.number("queue_tokens")
         full = number > 0 and self._faults.batch("queue_full", number)
         if limit is not None:
@@ -301,12 +301,12 @@ class Batches:
         """Write the files of a batch that has ended, and its record."""
         work = self._works.pop(batch.id, None)
         if work is None:
-            batch.outcome = Outcome(stand, 0, 0)
+            batch.outcome = BatchOutcome(stand, 0, 0)
         else:
             work.abandon()
             completed = work.oks[stand.kept]
             output_ref, error_ref = self._write_files(batch, work, stand)
-            batch.outcome = Outcome(
+            batch.outcome = BatchOutcome(
                 stand,
                 completed=completed,
                 failed=batch.total - completed if stand.kept == batch.total else stand.kept - completed,
@@ -353,10 +353,10 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def queue_problem(model: str | None, limit: float | None) -> Problem:
+def queue_problem(model: str | None, limit: float | None) -> FileProblem:
     """Return the error of a queue that is full."""
     tokens = "90,000" if limit is None else f"{int(limit):,}"
-    return Problem(
+    return FileProblem(
         "token_limit_exceeded",
         f"Enqueued token limit reached for {model} in organization demo. Limit: {tokens} enqueued tokens."
         " Please try again once some in_progress batches have been completed.",

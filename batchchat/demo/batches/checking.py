@@ -18,7 +18,7 @@ _BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class FileProblem:
     """What is wrong with a whole batch, as OpenAI tells it. `line` counts from 1."""
 
     code: str
@@ -37,11 +37,11 @@ class Checked:
     offsets: array[int]
     model: str | None = None
     tokens: int = 0
-    problem: Problem | None = None
-    bad_lines: Mapping[int, Problem] = field(default_factory=dict)
+    problem: FileProblem | None = None
+    bad_lines: Mapping[int, FileProblem] = field(default_factory=dict)
 
     @classmethod
-    def bad(cls, problem: Problem) -> Checked:
+    def bad(cls, problem: FileProblem) -> Checked:
         """Return a file of which nothing can run."""
         return cls(array("Q", [0]), problem=problem)
 
@@ -51,7 +51,7 @@ class Checked:
         return len(self.offsets) - 1
 
 
-LineCheck = Callable[[int, dict[str, Any]], Problem | None]
+LineCheck = Callable[[int, dict[str, Any]], FileProblem | None]
 """Looks at a line that is a JSON object, by its number, and tells what is wrong with it."""
 
 
@@ -59,7 +59,7 @@ def check_file(
     path: Path, check: LineCheck, *, max_lines: int, bad_text: str | None = None, alone: bool = False
 ) -> Checked:
     """Read a file up to the first bad line; with `alone`, up to its end: bad lines fail alone."""
-    bad_lines: dict[int, Problem] = {}
+    bad_lines: dict[int, FileProblem] = {}
     offsets = array("Q", [0])
     offset = tokens = 0
     model: str | None = None
@@ -68,16 +68,16 @@ def check_file(
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             if number > max_lines:
-                return Checked.bad(Problem("too_many_tasks", f"The file has more than {max_lines} lines."))
+                return Checked.bad(FileProblem("too_many_tasks", f"The file has more than {max_lines} lines."))
             try:
                 line = orjson.loads(raw)
             except orjson.JSONDecodeError:
                 line = None
-            problem: Problem | None
+            problem: FileProblem | None
             if not isinstance(line, dict):
-                problem = Problem("invalid_json_line", "This line is not parseable as valid JSON.", line=number)
+                problem = FileProblem("invalid_json_line", "This line is not parseable as valid JSON.", line=number)
             elif bad_bytes is not None and bad_bytes in raw:
-                problem = Problem("invalid_request", "This line cannot be processed.", "body", number)
+                problem = FileProblem("invalid_request", "This line cannot be processed.", "body", number)
             else:
                 problem = check(number, line)
             if problem is not None:
@@ -91,7 +91,7 @@ def check_file(
             tokens += len(raw) // _BYTES_PER_TOKEN
             offsets.append(offset)
     if offset == 0:
-        return Checked.bad(Problem("empty_file", "The file has no lines."))
+        return Checked.bad(FileProblem("empty_file", "The file has no lines."))
     return Checked(offsets, model, tokens, bad_lines=bad_lines)
 
 
@@ -114,44 +114,46 @@ class OpenAICheck:
         self._seen: set[str] = set()
         self._model: str | None = None
 
-    def __call__(self, number: int, line: dict[str, Any]) -> Problem | None:
+    def __call__(self, number: int, line: dict[str, Any]) -> FileProblem | None:
         """Return what is wrong with a line."""
         return self._check_id(number, line) or self._check_url(number, line) or self._check_body(number, line)
 
-    def _check_id(self, number: int, line: dict[str, Any]) -> Problem | None:
+    def _check_id(self, number: int, line: dict[str, Any]) -> FileProblem | None:
         custom_id = line.get("custom_id")
         if not isinstance(custom_id, str) or not custom_id:
-            return Problem(
+            return FileProblem(
                 "missing_required_parameter", "Missing required parameter: 'custom_id'.", "custom_id", number
             )
         if custom_id in self._seen:
             message = f"The custom_id {custom_id[:100]!r} is the one of another line, too."
-            return Problem(self._words.duplicate, message, "custom_id", number)
+            return FileProblem(self._words.duplicate, message, "custom_id", number)
         self._seen.add(custom_id)
         return None
 
-    def _check_url(self, number: int, line: dict[str, Any]) -> Problem | None:
+    def _check_url(self, number: int, line: dict[str, Any]) -> FileProblem | None:
         if line.get("method") != "POST":
-            return Problem("invalid_request", "The method must be POST.", "method", number)
+            return FileProblem("invalid_request", "The method must be POST.", "method", number)
         if line.get("url") not in self._urls:
             message = f"The URL of this line is not the endpoint of the batch, {' or '.join(self._urls)}."
-            return Problem(self._words.url, message, "url", number)
+            return FileProblem(self._words.url, message, "url", number)
         return None
 
-    def _check_body(self, number: int, line: dict[str, Any]) -> Problem | None:
+    def _check_body(self, number: int, line: dict[str, Any]) -> FileProblem | None:
         body = line.get("body")
         if not isinstance(body, dict):
-            return Problem("missing_required_parameter", "Missing required parameter: 'body'.", "body", number)
+            return FileProblem("missing_required_parameter", "Missing required parameter: 'body'.", "body", number)
         model = body.get("model")
         if not isinstance(model, str) or not model:
-            return Problem("invalid_request", "The body names no model.", "body.model", number)
+            return FileProblem("invalid_request", "The body names no model.", "body.model", number)
         if self._model is None:
             if model not in self._models:
-                return Problem("model_not_found", f"The model {model[:100]!r} does not exist.", "body.model", number)
+                return FileProblem(
+                    "model_not_found", f"The model {model[:100]!r} does not exist.", "body.model", number
+                )
             self._model = model
         elif model != self._model:
             message = f"All lines must name one model: {model[:100]!r} is not {self._model!r}."
-            return Problem(self._words.model, message, "body.model", number)
+            return FileProblem(self._words.model, message, "body.model", number)
         if body.get("stream"):
-            return Problem("streaming_unsupported", "A batch cannot stream.", "body.stream", number)
+            return FileProblem("streaming_unsupported", "A batch cannot stream.", "body.stream", number)
         return None

@@ -16,12 +16,12 @@ from typing import BinaryIO
 
 from batchchat.demo.batches.batches import Batches
 from batchchat.demo.batches.clock import EpochClock
-from batchchat.demo.batches.dialects import Dialect
+from batchchat.demo.batches.dialects import DemoDialect
 from batchchat.demo.batches.faults import BatchFaults
 from batchchat.demo.batches.files import FileStore
 from batchchat.demo.batches.http import Abort
 from batchchat.demo.batches.other_dialects import make_dialect
-from batchchat.demo.batches.places import Place
+from batchchat.demo.batches.places import FilePlace
 from batchchat.demo.batches.results import LineAnswer
 from batchchat.demo.server_options import DemoOptions
 
@@ -29,7 +29,7 @@ from batchchat.demo.server_options import DemoOptions
 @dataclass(frozen=True, slots=True)
 class _Opened:
     files: FileStore
-    place: Place
+    place: FilePlace
     batches: Batches
     scratch: Path
 
@@ -44,7 +44,7 @@ class Context:
     def __init__(self, options: DemoOptions, answer: Callable[[bytes], LineAnswer], abort: Abort) -> None:
         self.options = options
         self.faults = BatchFaults(options.batch.faults, options.seed)
-        self.dialect: Dialect = make_dialect(options.batch.dialect)
+        self.dialect: DemoDialect = make_dialect(options.batch.dialect)
         self.clock = EpochClock()
         self.abort = abort
         self.calls: Counter[str] = Counter()
@@ -68,7 +68,7 @@ class Context:
         return self._open().files
 
     @property
-    def place(self) -> Place:
+    def place(self) -> FilePlace:
         """Where the input and results of batches lie."""
         return self._open().place
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchchat.demo.batches.batch import Batch, Creation, Stand
-from batchchat.demo.batches.checking import LineCheck, OpenAICheck, Problem
+from batchchat.demo.batches.batch import Batch, BatchOrder, Stand
+from batchchat.demo.batches.checking import FileProblem, LineCheck, OpenAICheck
 from batchchat.demo.batches.files import KEPT_S, FileStore, StoredFile
 from batchchat.demo.batches.http import bad, page_after, whole_number
-from batchchat.demo.batches.places import OwnFiles, Place
+from batchchat.demo.batches.places import FilePlace, OwnFiles
 from batchchat.demo.batches.results import LineResult, openai_line
 
 CHAT = "/v1/chat/completions"
@@ -25,7 +25,7 @@ _MAX_METADATA, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 
 
 @dataclass(frozen=True, slots=True)
-class BatchView:
+class ToldBatch:
     """What a batch tells at a moment, faults included. `counts` are its total, completed and failed lines, if told."""
 
     batch: Batch
@@ -52,7 +52,7 @@ class BatchView:
         return self.counts[2] if self.counts else None
 
 
-class Dialect:
+class DemoDialect:
     """How OpenAI's Batch API looks from outside.
 
     `bad_lines_alone` tells that a bad line fails alone, not the batch. `upload_status` is the status that refuses a
@@ -86,13 +86,13 @@ class Dialect:
         """Return an id that no batch has. It is random, so that a new server never takes an old id for its own."""
         return f"batch_{uuid.uuid4().hex[:24]}"
 
-    def place(self, files: FileStore) -> Place:
+    def place(self, files: FileStore) -> FilePlace:
         """Return where input and results lie."""
         return OwnFiles(files, self.file_prefix)
 
     # What comes in
 
-    def asked(self, data: Mapping[str, Any], models: Collection[str]) -> Creation:
+    def asked(self, data: Mapping[str, Any], models: Collection[str]) -> BatchOrder:
         """Read a create call. Raises ApiError."""
         input_ref, endpoint, window = (data.get(key) for key in ("input_file_id", "endpoint", "completion_window"))
         for name, value in (("input_file_id", input_ref), ("endpoint", endpoint), ("completion_window", window)):
@@ -107,7 +107,7 @@ class Dialect:
             raise bad(f"Invalid value: the completion window must be one of {known}.", "completion_window")
         later = data.get("output_expires_after")
         anchor, seconds = (later.get("anchor"), later.get("seconds")) if isinstance(later, dict) else (later, None)
-        return Creation(
+        return BatchOrder(
             str(input_ref),
             str(endpoint),
             window,
@@ -145,7 +145,7 @@ class Dialect:
             "status_details": None,
         }
 
-    def batch(self, view: BatchView) -> dict[str, Any]:
+    def batch(self, view: ToldBatch) -> dict[str, Any]:
         """Return a batch object."""
         batch, stand = view.batch, view.stand
         told: dict[str, Any] = {
@@ -170,7 +170,7 @@ class Dialect:
         told["metadata"] = batch.metadata
         return told
 
-    def errors(self, view: BatchView) -> Any:
+    def errors(self, view: ToldBatch) -> Any:
         """Return what is wrong with a failed batch, None if nothing is."""
         problem = view.batch.problem
         if problem is None or not view.stand.ended:
@@ -210,7 +210,7 @@ class Dialect:
         return openai_line(result)
 
 
-def error_entry(problem: Problem, *, line_number: bool = True) -> dict[str, Any]:
+def error_entry(problem: FileProblem, *, line_number: bool = True) -> dict[str, Any]:
     """Return one error of a batch."""
     line = problem.line if line_number else None
     return {"code": problem.code, "message": problem.message, "param": problem.param, "line": line}

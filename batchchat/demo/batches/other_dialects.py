@@ -10,12 +10,12 @@ from typing import Any
 
 import orjson
 
-from batchchat.demo.batches.batch import Batch, Creation
-from batchchat.demo.batches.checking import CheckWords, LineCheck, OpenAICheck, Problem
-from batchchat.demo.batches.dialects import CHAT, BatchView, Dialect, error_entry, read_metadata
+from batchchat.demo.batches.batch import Batch, BatchOrder
+from batchchat.demo.batches.checking import CheckWords, FileProblem, LineCheck, OpenAICheck
+from batchchat.demo.batches.dialects import CHAT, DemoDialect, ToldBatch, error_entry, read_metadata
 from batchchat.demo.batches.files import FileStore, StoredFile
 from batchchat.demo.batches.http import bad, whole_number
-from batchchat.demo.batches.places import Bucket, Place
+from batchchat.demo.batches.places import Bucket, FilePlace
 from batchchat.demo.batches.results import LineResult, openai_line, response_of
 from batchchat.demo.request import ApiError
 
@@ -28,7 +28,7 @@ def _iso(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-class Azure(Dialect):
+class Azure(DemoDialect):
     """A deployment in each line; words and times of the REST samples; a file is used only when it is processed.
 
     A batch never expires. The error file is always there. A full queue refuses the create call.
@@ -49,7 +49,7 @@ class Azure(Dialect):
         """Return what checks the lines, with Azure's codes."""
         return OpenAICheck(self.urls(), models, CheckWords(url="url_mismatch", model="model_mismatch"))
 
-    def batch(self, view: BatchView) -> dict[str, Any]:
+    def batch(self, view: ToldBatch) -> dict[str, Any]:
         """Return a batch with capitalised statuses and texts for times."""
         told = super().batch(view)
         for name in [name for name in told if name.endswith("_at")]:
@@ -58,7 +58,7 @@ class Azure(Dialect):
         return told
 
 
-class Groq(Dialect):
+class Groq(DemoDialect):
     """Bad lines fail alone, and are named in an array of errors; pages go on at a cursor; windows up to a week."""
 
     file_prefix = "file_"
@@ -69,7 +69,7 @@ class Groq(Dialect):
         **{f"{days}d": days * 24 * _HOUR for days in range(1, 8)},
     }
 
-    def errors(self, view: BatchView) -> Any:
+    def errors(self, view: ToldBatch) -> Any:
         """Return an array of what is wrong, also with a batch that completed."""
         if not view.stand.ended:
             return None
@@ -100,15 +100,15 @@ class _LineOfBody:
         self._needs_id = needs_id
         self._model: str | None = None
 
-    def __call__(self, number: int, line: dict[str, Any]) -> Problem | None:
+    def __call__(self, number: int, line: dict[str, Any]) -> FileProblem | None:
         """Return what is wrong with a line."""
         body = line.get("body")
         if not isinstance(body, dict):
-            return Problem("invalid_request", "body: Field required", "body", number)
+            return FileProblem("invalid_request", "body: Field required", "body", number)
         if self._needs_id and not isinstance(line.get("custom_id"), str):
-            return Problem("invalid_request", "custom_id: Field required", "custom_id", number)
+            return FileProblem("invalid_request", "custom_id: Field required", "custom_id", number)
         if self._models is not None and body.get("model") not in self._models:
-            return Problem(
+            return FileProblem(
                 "invalid_request", f"Unable to access non-serverless model {body.get('model')!r}", None, number
             )
         return None
@@ -120,7 +120,7 @@ class _MistralCheck(_LineOfBody):
     def __init__(self) -> None:
         super().__init__(None, needs_id=False)
 
-    def __call__(self, number: int, line: dict[str, Any]) -> Problem | None:
+    def __call__(self, number: int, line: dict[str, Any]) -> FileProblem | None:
         """Return what is wrong with a line."""
         problem = super().__call__(number, line)
         if problem is not None:
@@ -128,15 +128,15 @@ class _MistralCheck(_LineOfBody):
         body = line["body"]
         temperature, max_tokens = body.get("temperature"), body.get("max_tokens")
         if isinstance(temperature, int | float) and temperature > 1.5:
-            return Problem("invalid", "body.temperature: Input should be less than or equal to 1.5", None, number)
+            return FileProblem("invalid", "body.temperature: Input should be less than or equal to 1.5", None, number)
         if isinstance(max_tokens, int) and max_tokens < 0:
-            return Problem("invalid", "body.max_tokens: Input should be greater than or equal to 0", None, number)
+            return FileProblem("invalid", "body.max_tokens: Input should be greater than or equal to 0", None, number)
         if not body.get("messages"):
-            return Problem("invalid", "body.messages: List should have at least 1 item", None, number)
+            return FileProblem("invalid", "body.messages: List should have at least 1 item", None, number)
         return None
 
 
-class Mistral(Dialect):
+class Mistral(DemoDialect):
     """Jobs under /batch/jobs with words of their own; a file is checked at upload; the job's model counts."""
 
     batches_path = "/batch/jobs"
@@ -157,7 +157,7 @@ class Mistral(Dialect):
         """Return a UUID."""
         return str(uuid.uuid4())
 
-    def asked(self, data: Mapping[str, Any], models: Collection[str]) -> Creation:
+    def asked(self, data: Mapping[str, Any], models: Collection[str]) -> BatchOrder:
         """Read a create call."""
         files, model, endpoint = data.get("input_files"), data.get("model"), data.get("endpoint")
         if not isinstance(files, list) or len(files) != 1 or not isinstance(files[0], str):
@@ -170,7 +170,7 @@ class Mistral(Dialect):
         if not isinstance(hours, int) or not 1 <= hours <= 168:
             raise ApiError(422, "timeout_hours: Input should be from 1 to 168", param="timeout_hours")
         metadata = read_metadata(data.get("metadata"))
-        return Creation(files[0], CHAT, str(hours), window_s=hours * _HOUR, metadata=metadata, model=model)
+        return BatchOrder(files[0], CHAT, str(hours), window_s=hours * _HOUR, metadata=metadata, model=model)
 
     def line_check(self, models: Collection[str]) -> LineCheck:
         """Return what checks the lines."""
@@ -188,7 +188,7 @@ class Mistral(Dialect):
         kind = "batch_result" if record.purpose == "batch_output" else "batch_request"
         return {**told, "expires_at": None, "purpose": "batch", "num_lines": lines, "sample_type": kind}
 
-    def batch(self, view: BatchView) -> dict[str, Any]:
+    def batch(self, view: ToldBatch) -> dict[str, Any]:
         """Return a job."""
         batch, stand = view.batch, view.stand
         completed, failed = view.completed, view.failed
@@ -212,7 +212,7 @@ class Mistral(Dialect):
             "completed_at": _seconds(stand.times.get(stand.status)) if stand.ended else None,
         }
 
-    def errors(self, view: BatchView) -> Any:
+    def errors(self, view: ToldBatch) -> Any:
         """Return what went wrong with how many lines."""
         if view.batch.problem is not None and view.stand.ended:
             return [{"message": view.batch.problem.message, "count": 1}]
@@ -250,7 +250,7 @@ def _seconds(at: float | None) -> int | None:
     return None if at is None else int(at)
 
 
-class Together(Dialect):
+class Together(DemoDialect):
     """Upper-case statuses, texts for times, no counts; lists are arrays, and never have a second page."""
 
     upload_path = "/files/upload"
@@ -265,7 +265,7 @@ class Together(Dialect):
         """Return what checks the lines."""
         return _LineOfBody(models, needs_id=True)
 
-    def batch(self, view: BatchView) -> dict[str, Any]:
+    def batch(self, view: ToldBatch) -> dict[str, Any]:
         """Return a job."""
         batch, stand = view.batch, view.stand
         total = batch.total or 1
@@ -286,7 +286,7 @@ class Together(Dialect):
             "completed_at": _iso(stand.times.get(stand.status)) if stand.ended else None,
         }
 
-    def errors(self, view: BatchView) -> Any:
+    def errors(self, view: ToldBatch) -> Any:
         """Return what is wrong as one text, without a number of a line."""
         problem = view.batch.problem
         return None if problem is None or not view.stand.ended else problem.message
@@ -318,7 +318,7 @@ class Together(Dialect):
         }
 
 
-class DeepInfra(Dialect):
+class DeepInfra(DemoDialect):
     """As OpenAI; a failed line has a code and no response."""
 
     def line(self, result: LineResult) -> dict[str, Any]:
@@ -332,7 +332,7 @@ class DeepInfra(Dialect):
         return {**openai_line(result), "response": None, "error": error}
 
 
-class Doubleword(Dialect):
+class Doubleword(DemoDialect):
     """Checks a file at upload; leaves out what is null; gives out results of a batch that still runs.
 
     A batch all of whose lines failed has failed, with files. None expires. An id has at most 64 visible ASCII bytes.
@@ -353,12 +353,12 @@ class Doubleword(Dialect):
         """Return what checks the lines."""
         check = OpenAICheck(self.urls(), models)
 
-        def checked(number: int, line: dict[str, Any]) -> Problem | None:
+        def checked(number: int, line: dict[str, Any]) -> FileProblem | None:
             custom_id = line.get("custom_id")
             if isinstance(custom_id, str) and not (
                 len(custom_id) <= 64 and custom_id.isascii() and custom_id.isprintable()
             ):
-                return Problem(
+                return FileProblem(
                     "invalid_request", "custom_id must be at most 64 visible characters", "custom_id", number
                 )
             problem = check(number, line)
@@ -367,7 +367,7 @@ class Doubleword(Dialect):
 
         return checked
 
-    def batch(self, view: BatchView) -> dict[str, Any]:
+    def batch(self, view: ToldBatch) -> dict[str, Any]:
         """Return a batch without what is null."""
         told = super().batch(view)
         if view.status == "completed" and view.completed == 0:
@@ -375,7 +375,7 @@ class Doubleword(Dialect):
         return {name: value for name, value in told.items() if value is not None}
 
 
-class Scaleway(Dialect):
+class Scaleway(DemoDialect):
     """No Files API: input and results are objects in the customer's bucket. A line's id is the batch's."""
 
     has_files = False
@@ -384,11 +384,11 @@ class Scaleway(Dialect):
         """Return a UUID."""
         return str(uuid.uuid4())
 
-    def place(self, files: FileStore) -> Place:
+    def place(self, files: FileStore) -> FilePlace:
         """Return the customer's bucket."""
         return Bucket()
 
-    def batch(self, view: BatchView) -> dict[str, Any]:
+    def batch(self, view: ToldBatch) -> dict[str, Any]:
         """Return a batch without metadata."""
         told = super().batch(view)
         return {name: value for name, value in told.items() if name not in {"metadata", "usage", "model"}}
@@ -399,7 +399,7 @@ class Scaleway(Dialect):
 
 
 _DIALECTS = {
-    "openai": Dialect,
+    "openai": DemoDialect,
     "azure": Azure,
     "groq": Groq,
     "mistral": Mistral,
@@ -410,6 +410,6 @@ _DIALECTS = {
 }
 
 
-def make_dialect(name: str) -> Dialect:
+def make_dialect(name: str) -> DemoDialect:
     """Return the dialect of a name in `DIALECTS`."""
     return _DIALECTS[name]()

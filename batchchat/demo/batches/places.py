@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
-from batchchat.demo.batches.checking import Problem
+from batchchat.demo.batches.checking import FileProblem
 from batchchat.demo.batches.files import FileStore
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
 
 
-class Place(Protocol):
+class FilePlace(Protocol):
     """Gives the input of a batch, and takes its results. Its methods block."""
 
-    def fetch(self, ref: str, target: Path, now: float) -> Path | Problem:
+    def fetch(self, ref: str, target: Path, now: float) -> Path | FileProblem:
         """Return where the input lies now, or what is wrong. `target` is a path that may be written to."""
 
     def publish(self, path: Path, input_ref: str, name: str, *, now: float, kept_s: float) -> str:
@@ -32,12 +32,12 @@ class OwnFiles:
         self._files = files
         self._id_prefix = id_prefix
 
-    def fetch(self, ref: str, target: Path, now: float) -> Path | Problem:
+    def fetch(self, ref: str, target: Path, now: float) -> Path | FileProblem:
         """Return the path of an uploaded file."""
         record = self._files.find(ref, now)
         if record is None or record.purpose == "batch_output":
             message = f"The file {ref[:100]!r} does not exist, or has another purpose."
-            return Problem("invalid_request", message, "file_id")
+            return FileProblem("invalid_request", message, "file_id")
         return self._files.path(record.id)
 
     def publish(self, path: Path, input_ref: str, name: str, *, now: float, kept_s: float) -> str:
@@ -57,7 +57,7 @@ class Bucket:
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         self._environ = os.environ if environ is None else environ
 
-    def fetch(self, ref: str, target: Path, now: float) -> Path | Problem:
+    def fetch(self, ref: str, target: Path, now: float) -> Path | FileProblem:
         """Download an object."""
         import obstore
         from obstore.exceptions import BaseError
@@ -69,7 +69,7 @@ class Bucket:
                     file.write(piece)
         except (BaseError, OSError, ValueError) as error:
             said = str(error).split("\n", 1)[0][:300]
-            return Problem("invalid_request", f"The object {ref[:300]!r} cannot be read: {said}", "input_file_id")
+            return FileProblem("invalid_request", f"The object {ref[:300]!r} cannot be read: {said}", "input_file_id")
         return target
 
     def publish(self, path: Path, input_ref: str, name: str, *, now: float, kept_s: float) -> str:

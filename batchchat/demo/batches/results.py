@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from batchchat.demo.batches.checking import Problem
+from batchchat.demo.batches.checking import FileProblem
 from batchchat.demo.batches.faults import BatchFaults
 
 SEPARATORS = "\u2028\u2029\u0085"
@@ -130,7 +130,7 @@ class LineWriter:
             completion_tokens=answer.completion_tokens,
         )
 
-    def refused(self, custom_id: str | None, problem: Problem) -> WrittenLine:
+    def refused(self, custom_id: str | None, problem: FileProblem) -> WrittenLine:
         """Return the line for a request that was found bad before anything ran; none if it has no id."""
         if custom_id is None:
             return WrittenLine()

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from batchchat.demo.batches.checking import Problem
+from batchchat.demo.batches.checking import FileProblem
 from batchchat.demo.batches.results import LineAnswer, LineWriter
 
 _FLUSH_LINES = 200
@@ -35,7 +35,7 @@ class Lines:
 
     path: Path
     offsets: array[int]
-    bad: Mapping[int, Problem]
+    bad: Mapping[int, FileProblem]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -29,7 +29,7 @@ from batchchat.engines.batch.creation import Creation, Patience, RunEnds
 from batchchat.engines.batch.gathering import Gathering
 from batchchat.engines.batch.harvest import Terms
 from batchchat.engines.batch.ledger import ChunkState, Ledger, Step
-from batchchat.engines.batch.parting import Parting, Refused
+from batchchat.engines.batch.parting import Parting, RefusedChunk
 from batchchat.engines.batch.service import (
     ENDED,
     BadLine,
@@ -496,9 +496,9 @@ class BatchEngine:
             self._listener(Event("batch_too_large", f"{state.name}: {error}: it is sent in parts", "warning"))
             self._bounds.lines = max(1, min(self._bounds.lines, state.lines // 2))
             self._bounds.nbytes = max(1, min(self._bounds.nbytes, state.nbytes // 2))
-            await self._part(planned, Refused(str(error), too_large=True))
+            await self._part(planned, RefusedChunk(str(error), too_large=True))
         except BadLine as error:
-            await self._part(planned, Refused(str(error), line=error.line, code=error.code))
+            await self._part(planned, RefusedChunk(str(error), line=error.line, code=error.code))
         except RunEnds:
             self._live.pop(state.number, None)
         except BatchchatError as error:
@@ -520,12 +520,12 @@ class BatchEngine:
         if state.lines > 1 and (alone or (most is not None and state.prompt_tokens > most)):
             # Its tokens are guessed by size, and may be more in truth.
             self._bounds.lower_queue(max(1, state.prompt_tokens // 2))
-            await self._part(planned, Refused(str(error), too_large=True))
+            await self._part(planned, RefusedChunk(str(error), too_large=True))
             return
         self._live.pop(state.number, None)
         self._ready.appendleft(planned)
 
-    async def _part(self, planned: Planned, refused: Refused) -> None:
+    async def _part(self, planned: Planned, refused: RefusedChunk) -> None:
         """Send a refused chunk in parts. They are planned before it is dropped, so that no crash forgets a request."""
         state = planned.state
         if planned.hold is not None:
@@ -685,7 +685,7 @@ class BatchEngine:
                 raise NeedsHuman(f"batch {first.id} failed: {message}", remedy=problem.remedy)
             await self._part(
                 planned,
-                Refused(message, line=problem.line if problem else None, code=problem.code if problem else None),
+                RefusedChunk(message, line=problem.line if problem else None, code=problem.code if problem else None),
             )
             return
         done = await self._gathering.gather(planned, batches)

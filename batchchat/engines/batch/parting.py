@@ -35,7 +35,7 @@ _REMEDY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedChunk:
     """Why a provider refuses a file. `line` counts from 1, None if it names none."""
 
     message: str
@@ -70,7 +70,7 @@ class Parting:
         self._taken = True
         self._alike = 0
 
-    async def part(self, state: ChunkState, refused: Refused, builder: Builder) -> None:
+    async def part(self, state: ChunkState, refused: RefusedChunk, builder: Builder) -> None:
         """Write the requests of a chunk into smaller ones, and fail the row that cannot be read.
 
         Raises NeedsHuman if the refusals are about everything.
@@ -101,7 +101,7 @@ class Parting:
         finally:
             reader.close()
 
-    def _judge(self, refused: Refused) -> None:
+    def _judge(self, refused: RefusedChunk) -> None:
         """Count refusals that may be about everything."""
         if refused.too_large or self._taken or (refused.line or 1) > 1:
             self._alike = 0

@@ -33,7 +33,7 @@ from batchchat.store import Output, is_output, read_state
 _LINES = 10_000
 _ID_BYTES = 16
 _OPEN = (None, NOT_JUDGED)
-Outcome = tuple[float | None, str | None]
+JudgedValue = tuple[float | None, str | None]
 """A value and its reason; either may be None."""
 Verdicts = dict[bytes, tuple[Any, str | None]]
 """Verdict and reason of each case that was judged."""
@@ -60,7 +60,7 @@ class Asked:
     def __init__(self, size: int, orders: int) -> None:
         self._ids: NDArray[np.uint8] = np.zeros((size, orders, _ID_BYTES), dtype=np.uint8)
         self._known = np.zeros(size, dtype=bool)
-        self.settled: dict[int, Outcome] = {}
+        self.settled: dict[int, JudgedValue] = {}
 
     def put(self, position: int, *cases: bytes) -> None:
         """Note the cases of a position."""
@@ -233,7 +233,7 @@ class _Gathering:
         else:
             asked.put(position, self.file.add([*context, one, other]), self.file.add([*context, other, one]))
 
-    def forfeit(self, one: str | Absent, other: str | Absent) -> Outcome:
+    def forfeit(self, one: str | Absent, other: str | Absent) -> JudgedValue:
         """What a pair comes to where an answer is missing: the other one wins, unless failed rows do not count."""
         reasons = [
             f"{side}: {answer.reason}" for side, answer in (("a", one), ("b", other)) if isinstance(answer, Absent)
@@ -300,7 +300,7 @@ def read_verdicts(task: JudgeTask) -> Verdicts:
 
 def single_outcomes(
     asked: Asked, scorer: Judge, verdicts: Mapping[bytes, tuple[Any, str | None]]
-) -> dict[int, Outcome]:
+) -> dict[int, JudgedValue]:
     """Value and reason of each position of a variant."""
     found = dict(asked.settled)
     for position, (case,) in asked.items():
@@ -309,7 +309,7 @@ def single_outcomes(
     return found
 
 
-def pair_outcomes(asked: Asked, verdicts: Verdicts) -> dict[int, Outcome]:
+def pair_outcomes(asked: Asked, verdicts: Verdicts) -> dict[int, JudgedValue]:
     """What each position of a pair comes to: 1 where a wins in both orders, -1 where b does, else 0."""
     found = dict(asked.settled)
     for position, (straight, swapped) in asked.items():

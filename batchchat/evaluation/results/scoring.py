@@ -15,7 +15,7 @@ from batchchat.evaluation.results.judge_cases import (
     AnswerSource,
     Asked,
     Cases,
-    Outcome,
+    JudgedValue,
     gather_cases,
     pair_outcomes,
     read_verdicts,
@@ -58,8 +58,8 @@ def output_of(variant: Variant) -> Output | None:
 class _Judged:
     """What a judge said: outcomes by position of each variant, or of each pair of them."""
 
-    of_variants: dict[str, dict[int, Outcome]]
-    of_pairs: dict[tuple[str, str], dict[int, Outcome]]
+    of_variants: dict[str, dict[int, JudgedValue]]
+    of_pairs: dict[tuple[str, str], dict[int, JudgedValue]]
     summary: JudgeSummary
     open: int
 
@@ -182,7 +182,9 @@ class Scoring:
                 notes.append(f"{name}: {plural(one.open, 'case')} of {one.summary.requests:,} not judged yet")
         return notes
 
-    def _sheet(self, number: int, variant: Variant, judged: dict[str, dict[str, dict[int, Outcome]]]) -> VariantScores:
+    def _sheet(
+        self, number: int, variant: Variant, judged: dict[str, dict[str, dict[int, JudgedValue]]]
+    ) -> VariantScores:
         sheet = VariantScores(variant.name, self.rows)
         metrics = {scorer.name: row_metric(scorer) for scorer in self.suite.scorers}
         for name in self.suite.order:
@@ -200,7 +202,7 @@ def _judged(cases: Cases) -> _Judged:
     """Read a judge's verdicts, and give each answer or pair its own."""
     task, scorer = cases.task, cases.task.scorer
     verdicts = read_verdicts(task) if cases.asked else {}
-    of_variants: dict[str, dict[int, Outcome]] = {}
+    of_variants: dict[str, dict[int, JudgedValue]] = {}
     if isinstance(scorer, Judge):
         of_variants = {name: single_outcomes(asked, scorer, verdicts) for name, asked in cases.of_variants.items()}
     of_pairs = {pair: pair_outcomes(asked, verdicts) for pair, asked in cases.of_pairs.items()}
@@ -228,7 +230,7 @@ def _judge_summary(task: JudgeTask, requests: int, failed: int) -> JudgeSummary:
 
 
 def _pair_columns(
-    pairs: dict[tuple[str, str], dict[int, Outcome]], rows: CurrentRows
+    pairs: dict[tuple[str, str], dict[int, JudgedValue]], rows: CurrentRows
 ) -> dict[tuple[str, str], ScoreColumn]:
     found: dict[tuple[str, str], ScoreColumn] = {}
     for pair, outcomes in pairs.items():

@@ -44,7 +44,7 @@ from batchchat.evaluation.scorers.record_scorers import Cost, Latency, Length, P
 from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores
 from batchchat.evaluation.scorers.scorer import AnswerScorer, Comparing, Judge, Judgement, Scorer, base_of
 from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
-from batchchat.job.origin import Origins, Place, combined, job_error
+from batchchat.job.origin import FieldPlace, Origins, combined, job_error
 from batchchat.job.values import nearest
 from batchchat.job.wording import Grammar, validation_errors
 
@@ -450,12 +450,12 @@ MODELS: Mapping[str, type[Scorer]] = {str(model.model_fields["kind"].default): m
 """The model of each kind."""
 
 KINDS: tuple[str, ...] = tuple(MODELS)
-_EXAMPLES: Mapping[Place, str] = {
+_EXAMPLES: Mapping[FieldPlace, str] = {
     ("name",): "name: accuracy",
     ("pattern",): 'pattern: "[a-z_]+"',
     ("rubric",): "rubric: Does the answer keep to the facts of the input?",
 }
-_PATTERNS: Mapping[Place, str] = {
+_PATTERNS: Mapping[FieldPlace, str] = {
     ("name",): "must be a name of letters, digits, _ and -",
     ("python",): "must be a function as module:function",
 }
@@ -480,7 +480,7 @@ def read_one(
     models: Mapping[str, type[AnyScorer]],
     *,
     base: Path,
-    at: Place,
+    at: FieldPlace,
     origins: Origins,
     file: Path | None,
 ) -> AnyScorer:

@@ -22,7 +22,7 @@ from batchchat.errors import JobError
 from batchchat.evaluation.scorers.over_samples import OverSamples
 from batchchat.evaluation.statistics.unit import YES_NO, ScoreUnit
 from batchchat.job import Job, validate_job
-from batchchat.job.origin import FieldOrigin, Origins, Place, origin_of
+from batchchat.job.origin import FieldOrigin, FieldPlace, Origins, origin_of
 from batchchat.job.reading import absolute_path
 
 _JOB_FIELDS = ("provider", "model", "params", "limits", "retry", "prices")
@@ -186,7 +186,7 @@ def judge_job(
     suite: str,
     output: Path,
     folder: Path,
-    place: Place,
+    place: FieldPlace,
     origins: Origins,
     fail: Callable[..., JobError],
 ) -> Job:
@@ -197,7 +197,7 @@ def judge_job(
     the suite file that gave a wrong field, made by `fail(message, *place)`.
     """
     data: dict[str, Any] = {}
-    found: dict[Place, FieldOrigin] = {("messages",): origin_of(origins, (*place, "rubric"), base.file)}
+    found: dict[FieldPlace, FieldOrigin] = {("messages",): origin_of(origins, (*place, "rubric"), base.file)}
     for source, at in ((settings, ("judge",)), (judge, place)):
         for name in _JOB_FIELDS:
             if (value := getattr(source, name)) is not None:
@@ -231,7 +231,7 @@ def judge_job(
     return validate_job(data, file=base.file, origins=found)
 
 
-def _moved(origins: Origins, source: Place, target: Place) -> dict[Place, FieldOrigin]:
+def _moved(origins: Origins, source: FieldPlace, target: FieldPlace) -> dict[FieldPlace, FieldOrigin]:
     """The origins at and inside one place, as those of another."""
     size = len(source)
     return {(*target, *place[size:]): origin for place, origin in origins.items() if place[:size] == source}

@@ -25,7 +25,7 @@ from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
 from batchchat.evaluation.suite.variants import VariantText, read_variants
 from batchchat.job import FieldChange, Job, load_job
 from batchchat.job.model import BudgetCaps
-from batchchat.job.origin import FieldOrigin, Origins, Place, combined, job_error, origin_of
+from batchchat.job.origin import FieldOrigin, FieldPlace, Origins, combined, job_error, origin_of
 from batchchat.job.reading import Draft, absolute_path, nearest_file, options_of, read_override
 from batchchat.job.syntax import parse_yaml, read_job_text
 from batchchat.job.values import Duration, Whole, nearest
@@ -109,7 +109,7 @@ class JudgeTask:
 
     scorer: Judge | Pairwise
     job: Job
-    place: Place
+    place: FieldPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,7 @@ class _Reading:
             raise combined(
                 [*errors, *validation_errors(error, draft.data, draft.origins, self.file, grammar=_GRAMMAR)]
             ) from None
-        scorers: list[tuple[Place, _AnyScorer]] = []
+        scorers: list[tuple[FieldPlace, _AnyScorer]] = []
         variants: tuple[Variant, ...] = ()
         judges: list[JudgeTask] = []
         try:
@@ -269,12 +269,12 @@ class _Reading:
 
     # --- scorers
 
-    def _scorers(self, fields: SuiteFields) -> list[tuple[Place, _AnyScorer]]:
-        made: list[tuple[Place, _AnyScorer]] = []
+    def _scorers(self, fields: SuiteFields) -> list[tuple[FieldPlace, _AnyScorer]]:
+        made: list[tuple[FieldPlace, _AnyScorer]] = []
         errors: list[JobError] = []
         names: set[str] = set()
         for at, data in enumerate(fields.scorers):
-            place: Place = ("scorers", at)
+            place: FieldPlace = ("scorers", at)
             try:
                 scorer: _AnyScorer = read_one(
                     self._with_policy(data, fields.failed),
@@ -306,7 +306,7 @@ class _Reading:
         return {**data, "failed": failed} if "failed" in model.model_fields else data
 
     def _judges(
-        self, scorers: Sequence[tuple[Place, _AnyScorer]], variants: Sequence[Variant], fields: SuiteFields
+        self, scorers: Sequence[tuple[FieldPlace, _AnyScorer]], variants: Sequence[Variant], fields: SuiteFields
     ) -> list[JudgeTask]:
         made: list[JudgeTask] = []
         errors: list[JobError] = []
@@ -335,7 +335,7 @@ class _Reading:
         return made
 
     def _sample_errors(
-        self, scorers: Sequence[tuple[Place, _AnyScorer]], variants: Sequence[Variant]
+        self, scorers: Sequence[tuple[FieldPlace, _AnyScorer]], variants: Sequence[Variant]
     ) -> Iterator[JobError]:
         """Yield an error for each metric over samples of a score without yes and no, or of too few samples."""
         for place, scorer in scorers:
@@ -349,7 +349,7 @@ class _Reading:
                     told = f"needs {metric.k} samples of each row, and there are {job.samples}"
                     yield self.fail(told, *at, remedy=f"Set `samples: {metric.k}` or more.")
 
-    def _check_pairs(self, scorer: Judge | Pairwise, place: Place, variants: Sequence[Variant]) -> None:
+    def _check_pairs(self, scorer: Judge | Pairwise, place: FieldPlace, variants: Sequence[Variant]) -> None:
         if not isinstance(scorer, Pairwise):
             return
         names = [variant.name for variant in variants]

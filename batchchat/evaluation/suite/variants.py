@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from batchchat.errors import JobError
 from batchchat.job.model import Job
-from batchchat.job.origin import Place, combined
+from batchchat.job.origin import FieldPlace, combined
 from batchchat.job.values import nearest
 
 MAX_VARIANTS = 100
@@ -49,7 +49,7 @@ class Override(NamedTuple):
 
     path: str
     value: Any
-    place: Place
+    place: FieldPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class VariantText:
 
     name: str
     overrides: tuple[Override, ...]
-    place: Place
+    place: FieldPlace
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -92,9 +92,9 @@ def _canonical(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def read_variants(data: Any, place: Place, fail: _Fail) -> tuple[VariantText, ...]:
+def read_variants(data: Any, place: FieldPlace, fail: _Fail) -> tuple[VariantText, ...]:
     """The variants that the value of a suite's `variants` names. Raises the error of `fail(message, *place)`."""
-    items: list[tuple[Any, Place]]
+    items: list[tuple[Any, FieldPlace]]
     if isinstance(data, Mapping):
         items = [(data, place)]
         if set(data) != {"matrix"}:
@@ -135,7 +135,7 @@ def _clashes(variants: Sequence[VariantText], fail: _Fail) -> list[JobError]:
     return errors
 
 
-def _expanded(item: Any, place: Place, fail: _Fail) -> Iterator[VariantText]:
+def _expanded(item: Any, place: FieldPlace, fail: _Fail) -> Iterator[VariantText]:
     if not isinstance(item, Mapping):
         raise fail("must be a mapping: a name and the fields that the variant changes", *place)
     if "matrix" in item:
@@ -154,7 +154,7 @@ def _expanded(item: Any, place: Place, fail: _Fail) -> Iterator[VariantText]:
     yield VariantText(name.strip(), tuple(overrides), place)
 
 
-def _product(data: Any, place: Place, fail: _Fail) -> Iterator[VariantText]:
+def _product(data: Any, place: FieldPlace, fail: _Fail) -> Iterator[VariantText]:
     if not isinstance(data, Mapping) or not data:
         raise fail("must be a mapping of fields to lists of values, such as {model: [small, large]}", *place)
     axes: list[list[tuple[str, Override]]] = []

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import batchchat
 from batchchat.client.masking import KeyMask
 from batchchat.engines.batch.service import BatchService, ServiceLimits, ServiceOptions
-from batchchat.engines.batch.services.dialects import DIALECTS, HOSTS, OPENAI, OTHER, Dialect
+from batchchat.engines.batch.services.dialects import DIALECTS, HOSTS, OPENAI, OTHER, BatchDialect
 from batchchat.errors import UsageError
 from batchchat.providers import BATCH_TERMS, DEMO, BatchTerms, Provider
 
@@ -147,7 +147,7 @@ def open_service(
     return ApiService(http, dialect, files, window=window, limits=_limits(dialect, window), model=model)
 
 
-def _dialect(name: str, provider: Provider) -> Dialect:
+def _dialect(name: str, provider: Provider) -> BatchDialect:
     return OTHER if name == OPENAI.name and not _is_openai(provider) else DIALECTS[name]
 
 
@@ -155,5 +155,5 @@ def _is_openai(provider: Provider) -> bool:
     return urlsplit(provider.base_url or "").hostname == "api.openai.com"
 
 
-def _limits(dialect: Dialect, window: str) -> ServiceLimits:
+def _limits(dialect: BatchDialect, window: str) -> ServiceLimits:
     return replace(dialect.limits, window=window)

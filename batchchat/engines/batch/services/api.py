@@ -18,8 +18,8 @@ from batchchat.engines.batch.service import (
     ServiceLimits,
     TornLine,
 )
-from batchchat.engines.batch.services.batches import Batches
-from batchchat.engines.batch.services.dialects import Dialect
+from batchchat.engines.batch.services.batches import BatchCalls
+from batchchat.engines.batch.services.dialects import BatchDialect
 from batchchat.engines.batch.services.http import Http
 from batchchat.engines.batch.services.lines import encode_line, load, read_results
 from batchchat.errors import UsageError
@@ -57,13 +57,13 @@ class ApiService:
     """One dialect over HTTP; see `BatchService` for what the methods promise."""
 
     def __init__(
-        self, http: Http, dialect: Dialect, files: Files, *, window: str, limits: ServiceLimits, model: str | None
+        self, http: Http, dialect: BatchDialect, files: Files, *, window: str, limits: ServiceLimits, model: str | None
     ) -> None:
         self.limits = limits
         self._http = http
         self._dialect = dialect
         self._files = files
-        self._batches = Batches(http, dialect, window=window)
+        self._batches = BatchCalls(http, dialect, window=window)
         self._model = model
 
     def __repr__(self) -> str:

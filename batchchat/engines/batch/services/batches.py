@@ -11,8 +11,8 @@ import orjson
 
 from batchchat.client.problems import read_problem
 from batchchat.engines.batch.service import Gone, OutcomeUnknown, RemoteBatch, Unavailable
-from batchchat.engines.batch.services.dialects import Dialect
-from batchchat.engines.batch.services.http import Answer, Http
+from batchchat.engines.batch.services.dialects import BatchDialect
+from batchchat.engines.batch.services.http import Http, HttpAnswer
 from batchchat.engines.batch.services.problems import Call, refusal
 from batchchat.engines.batch.services.shapes import batches_in, creation, next_page, read_batch
 from batchchat.errors import NeedsHuman
@@ -26,10 +26,10 @@ SKEW_S: Final = 300.0
 """How far the provider's clock may be from ours."""
 
 
-class Batches:
+class BatchCalls:
     """The batches of one account at one provider."""
 
-    def __init__(self, http: Http, dialect: Dialect, *, window: str) -> None:
+    def __init__(self, http: Http, dialect: BatchDialect, *, window: str) -> None:
         self._http = http
         self._dialect = dialect
         self._window = window
@@ -141,7 +141,7 @@ class Batches:
 
     async def _list(self, query: Mapping[str, str] | list[tuple[str, str]]) -> Any:
         try:
-            answer: Answer = await self._http.ask(Call.LOOK, "GET", self._dialect.jobs_path, query=query)
+            answer: HttpAnswer = await self._http.ask(Call.LOOK, "GET", self._dialect.jobs_path, query=query)
         except Gone as error:
             # There was a list when the run began.
             raise Unavailable(str(error)) from None

@@ -58,7 +58,7 @@ _ACCESS: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BucketPlace:
     """A bucket, and the prefix of our keys in it (without slashes around it)."""
 
     bucket: str
@@ -110,7 +110,7 @@ def open_bucket(bucket: str | None, environ: Mapping[str, str]) -> BucketFiles:
     return BucketFiles(place, _keys(environ))
 
 
-def read_place(bucket: str, environ: Mapping[str, str]) -> Place:
+def read_place(bucket: str, environ: Mapping[str, str]) -> BucketPlace:
     """Return the place that `engine.bucket` and the environment name. Raises UsageError for what is no bucket."""
     region = next(
         (environ[name] for name in ("SCW_DEFAULT_REGION", "AWS_REGION", "AWS_DEFAULT_REGION") if environ.get(name)),
@@ -140,7 +140,7 @@ def read_place(bucket: str, environ: Mapping[str, str]) -> Place:
             remedy="Use letters, digits, - and _, with single slashes between.",
         )
     own = not endpoint or urlsplit(endpoint).netloc.endswith(f".{_DOMAIN}")
-    return Place(
+    return BucketPlace(
         bucket=name,
         prefix=prefix,
         region=region,
@@ -168,7 +168,7 @@ def _keys(environ: Mapping[str, str]) -> Keys:
 class BucketFiles:
     """The input and result objects of batches in one bucket."""
 
-    def __init__(self, place: Place, keys: Keys) -> None:
+    def __init__(self, place: BucketPlace, keys: Keys) -> None:
         self._place = place
         self._mask = KeyMask(keys.secret)
         self._keys = keys

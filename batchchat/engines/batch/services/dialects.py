@@ -13,7 +13,7 @@ _DAY: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class BatchDialect:
     """How one provider's Batch API differs from OpenAI's, which the defaults describe.
 
     Paths follow the provider's base URL. `windows` are the hours that may be asked for, lowest and highest, None if any
@@ -54,16 +54,16 @@ class Dialect:
     limits: ServiceLimits = field(default_factory=ServiceLimits)
 
 
-OPENAI: Final = Dialect("openai")
+OPENAI: Final = BatchDialect("openai")
 
 _MONTH: Final = 30 * 24 * 3600
 """The longest time that files are kept for."""
 
-DIALECTS: Final[Mapping[str, Dialect]] = {
+DIALECTS: Final[Mapping[str, BatchDialect]] = {
     dialect.name: dialect
     for dialect in (
         OPENAI,
-        Dialect(
+        BatchDialect(
             "azure",
             auth="api-key",
             upload_type="application/json",
@@ -74,8 +74,8 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
             limits=ServiceLimits(lines=100_000),
         ),
         # One page of Groq's names 200 MB, another 100 MB. The lower bound is safe.
-        Dialect("groq", ids_at_once=200, windows=(_DAY, 7 * _DAY), limits=ServiceLimits(file_bytes=100_000_000)),
-        Dialect(
+        BatchDialect("groq", ids_at_once=200, windows=(_DAY, 7 * _DAY), limits=ServiceLimits(file_bytes=100_000_000)),
+        BatchDialect(
             "mistral",
             files_query={"purpose": "batch", "page_size": "100"},
             jobs_path="/batch/jobs",
@@ -93,7 +93,7 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
             # Its guide names a million lines, others met a bound of 100,000.
             limits=ServiceLimits(lines=100_000, file_bytes=500_000_000),
         ),
-        Dialect(
+        BatchDialect(
             "together",
             upload_path="/files/upload",
             upload_purpose="batch-api",
@@ -109,8 +109,8 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
                 finds_by_labels=False,
             ),
         ),
-        Dialect("deepinfra"),
-        Dialect(
+        BatchDialect("deepinfra"),
+        BatchDialect(
             "doubleword",
             # Files are kept for a day only unless more is asked for.
             upload_extra={"expires_after[anchor]": "created_at", "expires_after[seconds]": str(_MONTH)},
@@ -119,7 +119,7 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
             checks_files=True,
             limits=ServiceLimits(file_bytes=100_000_000),
         ),
-        Dialect(
+        BatchDialect(
             "scaleway",
             limits=ServiceLimits(finds_by_labels=False),
         ),

@@ -39,7 +39,7 @@ _MOST_HOPS: Final = 5
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """An answer of HTTP 2xx."""
 
     status: int
@@ -108,7 +108,7 @@ class Http:
         json: bytes | None = None,
         content: AsyncIterator[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> HttpAnswer:
         """Make one call; it is sent once. `json` or `content` is its body, the latter with its headers.
 
         Raises what a refusal means. If the connection fails, OutcomeUnknown for a create that may have reached the
@@ -137,7 +137,7 @@ class Http:
             raise self._failed(call, error) from None
         if 200 <= response.status_code < 300:
             clean = self.mask.clean(body)
-            return Answer(response.status_code, response.headers, clean)
+            return HttpAnswer(response.status_code, response.headers, clean)
         raise self._refused(call, response, body)
 
     async def download(self, path: str, target: Path, *, nbytes: int | None = None) -> bool:

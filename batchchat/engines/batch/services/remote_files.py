@@ -11,7 +11,7 @@ from urllib.parse import quote
 import anyio
 
 from batchchat.engines.batch.service import BadLine, BatchProblem, Gone, RemoteBatch, Unavailable
-from batchchat.engines.batch.services.dialects import Dialect
+from batchchat.engines.batch.services.dialects import BatchDialect
 from batchchat.engines.batch.services.http import Form, Http
 from batchchat.engines.batch.services.problems import Call
 from batchchat.engines.batch.services.shapes import items_in, line_in, next_page
@@ -27,7 +27,7 @@ _PAGES: Final = 20
 class RemoteFiles:
     """The files of one account at one provider."""
 
-    def __init__(self, http: Http, dialect: Dialect) -> None:
+    def __init__(self, http: Http, dialect: BatchDialect) -> None:
         self._http = http
         self._dialect = dialect
 

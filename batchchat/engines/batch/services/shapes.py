@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from batchchat.engines.batch.service import BatchProblem, BatchStatus, RemoteBatch
-from batchchat.engines.batch.services.dialects import Dialect
+from batchchat.engines.batch.services.dialects import BatchDialect
 from batchchat.errors import UsageError
 
 _WORDS: Final[Mapping[str, BatchStatus]] = {
@@ -36,7 +36,7 @@ _LINE: Final = re.compile(r"\bline(?:[ _]number)?[ #:=]{0,3}(\d{1,9})\b(?!\s*\(w
 _WINDOW: Final = re.compile(r"\s*(\d{1,5})\s*(h|hours?|d|days?)\s*", re.IGNORECASE)
 
 
-def window_hours(text: str, dialect: Dialect) -> int:
+def window_hours(text: str, dialect: BatchDialect) -> int:
     """Return the hours of a completion window such as `24h` or `7d`. Raises UsageError if the dialect has no such.
 
     A dialect without bounds takes any text; then 0 means that it is no number of hours.
@@ -61,7 +61,7 @@ def window_hours(text: str, dialect: Dialect) -> int:
 
 
 def creation(
-    dialect: Dialect, input_ref: str, labels: Mapping[str, str], *, window: str, model: str | None
+    dialect: BatchDialect, input_ref: str, labels: Mapping[str, str], *, window: str, model: str | None
 ) -> dict[str, Any]:
     """Return the body that creates a batch."""
     body: dict[str, Any] = {dialect.input_field: [input_ref] if dialect.input_list else input_ref}
@@ -74,7 +74,7 @@ def creation(
     return body
 
 
-def read_batch(dialect: Dialect, data: Any) -> RemoteBatch | None:
+def read_batch(dialect: BatchDialect, data: Any) -> RemoteBatch | None:
     """Return a batch as its JSON tells it, None if it is no batch with an id."""
     if isinstance(data, dict) and isinstance(data.get("job"), dict):
         data = data["job"]
@@ -159,7 +159,7 @@ def _labels(metadata: Any) -> dict[str, str] | None:
     return {str(name): value if isinstance(value, str) else str(value) for name, value in metadata.items()}
 
 
-def _problems(dialect: Dialect, data: Mapping[str, Any]) -> Iterator[BatchProblem]:
+def _problems(dialect: BatchDialect, data: Mapping[str, Any]) -> Iterator[BatchProblem]:
     """What is wrong with a whole batch: a list, a list in an object, or one text."""
     errors = data.get("errors")
     if isinstance(errors, dict):
@@ -207,7 +207,7 @@ def line_in(message: str) -> int | None:
     return (int(told[1]) or None) if told else None
 
 
-def batches_in(dialect: Dialect, data: Any) -> list[RemoteBatch]:
+def batches_in(dialect: BatchDialect, data: Any) -> list[RemoteBatch]:
     """Return the batches of one page of a list."""
     return [batch for each in items_in(data) if (batch := read_batch(dialect, each)) is not None]
 
@@ -219,7 +219,7 @@ def items_in(data: Any) -> list[Any]:
     return data if isinstance(data, list) else []
 
 
-def next_page(dialect: Dialect, data: Any, number: int) -> dict[str, str] | None:
+def next_page(dialect: BatchDialect, data: Any, number: int) -> dict[str, str] | None:
     """Return the query of the page after this one, the `number`th from 0; None if it is the last.
 
     Both ways of paging are known whatever the dialect: a cursor, and the last id with a mark that there is more.
