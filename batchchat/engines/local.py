@@ -27,11 +27,11 @@ from batchchat.client import ChatClient
 from batchchat.clock import running_clock
 from batchchat.engines.causes import Causes
 from batchchat.engines.halting import Outage, OutageStep, fatal_error
-from batchchat.engines.port import Answered, EngineProgress, Feed, Settled, Sink
+from batchchat.engines.port import Answered, EngineProgress, Feed, Settled, Sink, halted
 from batchchat.engines.refusals import Refusal, Refusals
 from batchchat.engines.supply import Supply
 from batchchat.errors import BatchchatError, NeedsHuman, StoppedEarly
-from batchchat.events import Event, InFlight, Level, Listener
+from batchchat.events import Event, InFlight, Listener
 from batchchat.limits import Limiter, Permit, TokenEstimator
 from batchchat.records import Failure, Reply, Request, Usage, Verdict
 from batchchat.retry import RetryAction, RetryPolicy, decide
@@ -211,9 +211,7 @@ class LocalEngine:
         """Take no more work for this reason; the first one is kept in `halt`. Attempts under way may end."""
         if self.halt is None:
             self.halt = error
-            level: Level = "warning" if isinstance(error, StoppedEarly) else "error"
-            fields = {"exit_code": error.exit_code, "remedy": error.remedy}
-            self._listener(Event("halted", error.message, level, fields))
+            self._listener(halted(error))
         self.drain()
 
     async def run(self, feed: Feed, sink: Sink) -> None:

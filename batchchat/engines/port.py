@@ -15,8 +15,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from batchchat.errors import BatchchatError
-from batchchat.events import InFlight, Pace
+from batchchat.errors import BatchchatError, StoppedEarly
+from batchchat.events import Event, InFlight, Level, Pace
 from batchchat.records import Failure, Reply, Request, Usage
 
 EngineKind = Literal["local", "batch"]
@@ -100,6 +100,12 @@ class EngineProgress:
     corrections: int
     pace: Pace
     oldest: tuple[InFlight, ...]
+
+
+def halted(error: BatchchatError) -> Event:
+    """Return what is told when an engine takes no more work for this reason."""
+    level: Level = "warning" if isinstance(error, StoppedEarly) else "error"
+    return Event("halted", error.message, level, {"exit_code": error.exit_code, "remedy": error.remedy})
 
 
 class Engine(Protocol):

@@ -115,4 +115,6 @@ class RequestFeed:
         for request in requests:
             if request.custom_id in outcomes:
                 run.writer.add_revived(request, outcomes[request.custom_id])
+            else:
+                run.store.index.forget_archived(request.custom_id)
         return lost

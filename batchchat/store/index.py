@@ -321,6 +321,10 @@ class RecordIndex:
         """Note that the archive holds a completion for this identity."""
         self._table.swap(bytes.fromhex(custom_id), 0xFF, ARCHIVED)
 
+    def forget_archived(self, custom_id: str) -> None:
+        """Note that the archive has lost the completion of this identity: it is asked for again."""
+        self._table.change(bytes.fromhex(custom_id), ~ARCHIVED & 0xFF, 0)
+
     def load(self, identities: bytes, states: bytes) -> None:
         """Add live records that are known to be new: 16 bytes and one state byte each.
 

@@ -217,6 +217,8 @@ def batches(bench: Bench) -> list[Figure]:
     for _ in range(bench.rounds):
         for phase, values in found.items():
             command = [
+                # As the command line does before Arrow is loaded.
+                *("env", "ARROW_DEFAULT_MEMORY_POOL=system"),
                 sys.executable,
                 "-m",
                 "tests.benchmarks.batches",

@@ -17,7 +17,7 @@ from batchchat.store import read_state, verify
 from tests.integration.batch_crash_child import STEPS
 from tests.integration.jobs import texts, write_rows
 from tests.integration.processes import batchchat as command
-from tests.integration.processes import start
+from tests.integration.processes import start, wait_for
 
 LINES = 8
 ENTRY = "tests.integration.batch_crash_child:main"
@@ -91,6 +91,25 @@ def test_a_lost_answer_to_create_and_a_kill_cost_no_second_batch(tmp_path: Path)
         assert kill_at(tmp_path, "ledger.creating", 1)
         finish(tmp_path, demo, 24)
         assert demo.stats().batch.created == 3
+
+
+def test_an_answer_that_went_to_the_archive_is_counted_once_through_a_kill(tmp_path: Path) -> None:
+    """It answers an earlier prompt, and the run is killed when it is counted and its batch is not noted as read."""
+    with DemoServer(DemoOptions(batch=BatchOptions(seconds=0.1))) as demo:
+        write_job(tmp_path, demo, LINES, edition=1)
+        assert command("run", "job.yaml", cwd=tmp_path).returncode == 0
+        write_job(tmp_path, demo, LINES, edition=0)
+        assert command("run", "job.yaml", "--no-wait", cwd=tmp_path).returncode == 4
+        wait_for(lambda: demo.stats().batch.lines == 2 * LINES)
+        write_job(tmp_path, demo, LINES, edition=1)
+        assert kill_at(tmp_path, "commit.after")
+        assert command("run", "job.yaml", cwd=tmp_path).returncode == 0
+        # Going back finds the answers in the archive.
+        for edition in (0, 1):
+            write_job(tmp_path, demo, LINES, edition)
+            assert command("run", "job.yaml", cwd=tmp_path).returncode == 0
+        assert demo.stats().batch.lines == 2 * LINES
+        assert read_state(tmp_path / "out").spend.requests == 2 * LINES
 
 
 @pytest.mark.long

@@ -181,3 +181,15 @@ def test_memory_stays_within_what_a_row_may_cost() -> None:
     assert len(index) == len(keys) == count
     assert records <= 24
     assert records + per_key <= 40
+
+
+def test_what_the_archive_lost_is_unknown_again_and_a_live_record_stays() -> None:
+    index = RecordIndex()
+    lost, live = "0" * 32, "1" * 32
+    for custom_id in (lost, live):
+        index.add_archived(custom_id)
+    index.put(live, OK, seen=True)
+    for custom_id in (lost, live, "2" * 32):
+        index.forget_archived(custom_id)
+    assert [index.get(custom_id) for custom_id in (lost, live, "2" * 32)] == [NONE, OK, NONE]
+    assert index.is_seen(live)

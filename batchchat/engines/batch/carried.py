@@ -15,7 +15,7 @@ from typing import Any
 from batchchat.engines.batch.chunks import ChunkReader, ChunkWriter, remove_files, remove_leftovers
 from batchchat.engines.port import Feed
 from batchchat.records import Request, Usage
-from batchchat.store.index import OK, KeyIndex, RecordIndex, is_live, key_digest
+from batchchat.store.index import ARCHIVED, OK, KeyIndex, RecordIndex, is_live, key_digest
 
 _TOGETHER = 64
 """Requests that are handed on together, as in the feed of a run."""
@@ -76,8 +76,8 @@ class Carried:
         return None
 
     def is_settled(self, custom_id: str) -> bool:
-        """Return true if the request has a counted completion."""
-        return self._index.get(custom_id) == OK
+        """Return true if the request has a counted completion: a live record, or one in the archive."""
+        return self._index.get(custom_id) in {OK, ARCHIVED}
 
     def steps_kept(self, custom_id: str) -> int:
         """Return how many answers of a request that goes on were counted by an earlier run."""

@@ -254,15 +254,6 @@ class ChunkReader:
         offset = place - self._starts[number]
         return self._groups[number].request(custom_id, offset, self._schema, with_body=with_body)
 
-    def all_tokens(self) -> Iterator[tuple[int, int | None]]:
-        """Iterate over the prompt tokens and the bound of the answer of each request."""
-        for group in self._groups:
-            yield from zip(
-                group.rows.column("prompt_tokens").to_pylist(),
-                group.rows.column("max_tokens").to_pylist(),
-                strict=True,
-            )
-
     def close(self) -> None:
         """Let go of the files. What was read of them stays in memory as long as it is used."""
         self._groups = []

@@ -41,9 +41,9 @@ from batchchat.engines.batch.service import (
     RemoteBatch,
 )
 from batchchat.engines.batch.services.problems import queued_tokens_in
-from batchchat.engines.port import Engine, EngineProgress, Feed, Outcome, Settled, Sink
+from batchchat.engines.port import Engine, EngineProgress, Feed, Outcome, Settled, Sink, halted
 from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly, StorageError
-from batchchat.events import Event, Level, Listener, Pace
+from batchchat.events import Event, Listener, Pace
 from batchchat.records import ErrorKind, Failure, Reply, Request, Verdict
 
 _CREATORS = 2
@@ -226,10 +226,7 @@ class BatchEngine:
         """Create no more batches for this reason; the first one is kept in `halt`."""
         if self.halt is None:
             self.halt = error
-            level: Level = "warning" if isinstance(error, StoppedEarly) else "error"
-            self._listener(
-                Event("halted", error.message, level, {"exit_code": error.exit_code, "remedy": error.remedy})
-            )
+            self._listener(halted(error))
         self.drain()
 
     def retune(

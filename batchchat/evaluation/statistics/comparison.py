@@ -263,9 +263,18 @@ def _compare_pair(a: tuple[str, Array], b: tuple[str, Array], test: _Test, *, sc
     else:
         evidence = _mean_evidence(left - right, test)
     to_a, to_b = (int(rows.size) for rows in flips(left, right))
+    wins = (below, above) if scale.higher_is_better is False else (above, below)
+    made = _comparison((a[0], b[0]), scorer, wins, rows=a[1].size, n=n, evidence=evidence, test=test)
+    return replace(made, flips_to_a=to_a, flips_to_b=to_b) if scale.yes_no else made
+
+
+def _comparison(
+    names: tuple[str, str], scorer: str, wins: tuple[int, int], *, rows: int, n: int, evidence: _Evidence, test: _Test
+) -> Comparison:
+    """Put together what is known of a pair. `n` of the rows have a value on both sides."""
     return Comparison(
-        a=a[0],
-        b=b[0],
+        a=names[0],
+        b=names[1],
         scorer=scorer,
         difference=evidence.difference,
         ci_low=evidence.interval.low,
@@ -273,16 +282,14 @@ def _compare_pair(a: tuple[str, Array], b: tuple[str, Array], test: _Test, *, sc
         p_value=evidence.p_value,
         p_adjusted=None,
         test=evidence.test,
-        wins_a=below if scale.higher_is_better is False else above,
-        wins_b=above if scale.higher_is_better is False else below,
-        ties=n - above - below,
+        wins_a=wins[0],
+        wins_b=wins[1],
+        ties=n - sum(wins),
         n=n,
-        nulls=int(a[1].size - n),
-        unit=scale.unit,
-        higher_is_better=scale.higher_is_better,
+        nulls=rows - n,
+        unit=test.scale.unit,
+        higher_is_better=test.scale.higher_is_better,
         ci_method=evidence.interval.method,
-        flips_to_a=to_a if scale.yes_no else None,
-        flips_to_b=to_b if scale.yes_no else None,
         needed_n=evidence.needed_n,
         seed=test.seed if evidence.seeded else None,
         reason=evidence.interval.reason,
@@ -326,33 +333,7 @@ def compare_outcomes(
             evidence = _sign_evidence(rows, above, below, test)
         else:
             evidence = _mean_evidence(rows, test)
-        made.append(
-            Comparison(
-                a=a,
-                b=b,
-                scorer=scorer,
-                difference=evidence.difference,
-                ci_low=evidence.interval.low,
-                ci_high=evidence.interval.high,
-                p_value=evidence.p_value,
-                p_adjusted=None,
-                test=evidence.test,
-                wins_a=above,
-                wins_b=below,
-                ties=n - above - below,
-                n=n,
-                nulls=int(means.size - n),
-                unit=scale.unit,
-                higher_is_better=scale.higher_is_better,
-                ci_method=evidence.interval.method,
-                needed_n=evidence.needed_n,
-                seed=seed if evidence.seeded else None,
-                reason=evidence.interval.reason,
-                clusters=None if test.clusters is None else int(np.unique(test.clusters).size),
-                margin=margin,
-                equivalent=evidence.equivalent,
-            )
-        )
+        made.append(_comparison((a, b), scorer, (above, below), rows=means.size, n=n, evidence=evidence, test=test))
     return adjust(made)
 
 
