@@ -426,12 +426,22 @@ def test_every_summary_keeps_the_rules(values: Any, random: Any) -> None:
     assert summarize(values[order], scale) == made
 
 
-@pytest.mark.parametrize("values", [[0.1, 0.2, 0.3], [0.1, 0.7, 1 / 3, 0.9, 0.15], [0.1] * 7 + [0.3]])
+@pytest.mark.parametrize(
+    "values", [[0.1, 0.2, 0.3], [0.3, 0.1, 0.2, 0.9, 0.15, 0.6], [0.1, 0.7, 1 / 3, 0.9, 0.15], [0.1] * 7 + [0.3]]
+)
 def test_differences_that_mirror_themselves_have_a_mean_of_exactly_nothing(values: list[float]) -> None:
     a, b = np.array([*values, *[0.0] * len(values)]), np.array([*[0.0] * len(values), *values])
     (made,) = compare({"a": a, "b": b}, ScoreUnit("s", True, 0.0, 1.0), scorer="s")
     assert made.difference == 0.0
     assert made.needed_n is None
+    assert (made.ci_low, made.ci_high) == (None if made.ci_high is None else -made.ci_high, made.ci_high)
+
+
+def test_outcomes_that_mirror_themselves_have_an_interval_that_does() -> None:
+    outcomes = np.array([-1.0] * 4 + [1.0] * 4 + [0.0] * 2)
+    (made,) = compare_outcomes({("a", "b"): outcomes}, ScoreUnit("net wins", True, -1.0, 1.0), scorer="s")
+    assert made.ci_high is not None
+    assert (made.difference, made.ci_low) == (0.0, -made.ci_high)
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12))

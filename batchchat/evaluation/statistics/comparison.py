@@ -378,6 +378,10 @@ def _mean_evidence(differences: Array, test: _Test) -> _Evidence:
     mean = float(np.mean(rows)) if unequal.size else 0.0
     needed = needed_rows(mean, float(np.std(rows, ddof=1)) if rows.size > 1 else 0.0, alpha=test.alpha)
     seeded = interval.method == "bootstrap_bca" or name == "sign_flip_monte_carlo"
+    if not unequal.size and interval.low is not None and interval.high is not None:
+        # Both orientations are the same rows here, and a drawn interval leans to one side by chance.
+        half = (interval.high - interval.low) / 2
+        interval = replace(interval, low=-half, high=half)
     if turned:
         mean = -mean
         if interval.low is not None and interval.high is not None:
