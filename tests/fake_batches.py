@@ -76,9 +76,6 @@ class FakeService:
         self.files[name] = path.read_bytes()  # noqa: ASYNC240 - small files of tests
         return name
 
-    async def find_upload(self, name: str, nbytes: int) -> str | None:
-        return name if len(self.files.get(name, b"")) == nbytes else None
-
     async def create(self, input_ref: str, labels: Mapping[str, str]) -> RemoteBatch:
         from batchchat.engines.batch.service import OutcomeUnknown
 

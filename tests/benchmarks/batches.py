@@ -66,9 +66,6 @@ class InstantService:
     async def create(self, input_ref: str, labels: Mapping[str, str]) -> RemoteBatch:
         return RemoteBatch(input_ref, BatchStatus.IN_PROGRESS, input_ref=input_ref, labels=labels)
 
-    async def find_upload(self, name: str, nbytes: int) -> str | None:
-        return None
-
     async def find(self, input_ref: str, labels: Mapping[str, str], since: float) -> list[RemoteBatch]:
         return []
 

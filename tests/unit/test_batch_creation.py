@@ -51,9 +51,9 @@ def find(name: str, listed: Any, state: ChunkState, tmp_path: Path) -> list[Remo
 
 @pytest.mark.parametrize("name", ["openai", "together"])
 def test_a_batch_of_an_earlier_try_is_found_however_late_the_list_shows_it(name: str, tmp_path: Path) -> None:
-    first = ChunkState(1, tries=1, creating_at=PLANNED + 60, **CHUNK)
+    first = ChunkState(1, tries=1, **CHUNK)
     # The provider was looked at for a quarter of an hour before it was asked again.
-    second = ChunkState(1, tries=2, creating_at=PLANNED + 960, **CHUNK)
+    second = ChunkState(1, tries=2, **CHUNK)
     listed: list[dict[str, Any]] = [
         {"id": "b2", "input_file_id": "f1", "status": "in_progress", "created_at": PLANNED + 961},
         {"id": "b1", "input_file_id": "f1", "status": "in_progress", "created_at": PLANNED + 61},

@@ -328,21 +328,6 @@ def test_only_one_provider_makes_us_wait_for_processed(tmp_path: Path) -> None:
     assert upload(play, tmp_path) == "f1"
 
 
-def test_a_file_that_is_there_already_is_found_by_name_and_size() -> None:
-    files = [
-        {"id": "f1", "filename": "a.jsonl", "bytes": 9},
-        {"id": "f2", "filename": "b.jsonl", "bytes": 8},
-        {"id": "f3", "filename": "a.jsonl", "bytes": 8, "status": "error"},
-    ]
-    wanted = {"id": "f4", "filename": "a.jsonl", "bytes": 8, "status": "processed"}
-    script = {
-        "GET /v1/files?purpose=batch": {"data": files, "has_more": True, "last_id": "f3"},
-        "GET /v1/files?purpose=batch&after=f3": {"data": [wanted], "has_more": False},
-    }
-    assert run(Play(dict(script)), lambda service: service.find_upload("a.jsonl", 8)) == "f4"
-    assert run(Play(dict(script)), lambda service: service.find_upload("a.jsonl", 7)) is None
-
-
 # --- downloads
 
 

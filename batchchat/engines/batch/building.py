@@ -95,7 +95,6 @@ class Builder:
         self._number = 0
         self._nonce = ""
         self._full: list[tuple[int, str, ChunkWriter, Bulk | None]] = []
-        self._splits = 0
 
     @property
     def waiting(self) -> int:

@@ -161,15 +161,9 @@ class Creation:
     async def _upload(self, state: ChunkState) -> ChunkState:
         if state.step >= Step.UPLOADED and state.ref is not None:
             return state
+        state = await self.note(state, "uploading")
         name = f"{state.name}{LINES}"
-        path, ref = self._folder / name, None
-        if state.step is Step.UPLOADING:
-            # A run ended in the middle of it: the file may be there whole.
-            size = (await self._offload(path.stat)).st_size
-            ref = await self.patience(partial(self._service.find_upload, name, size), f"a look for {name}")
-        if ref is None:
-            state = await self.note(state, "uploading")
-            ref = await self.patience(partial(self._service.upload, name, path), f"the upload of {name}")
+        ref = await self.patience(partial(self._service.upload, name, self._folder / name), f"the upload of {name}")
         return await self.note(state, "uploaded", ref=ref)
 
     async def _created(self, state: ChunkState, batch: RemoteBatch) -> ChunkState:

@@ -63,9 +63,9 @@ _STEPS = {step.name.lower(): step for step in Step} | {"not_created": Step.UPLOA
 class ChunkState:
     """What the ledger says of one chunk.
 
-    `prompt_tokens` are guessed, `max_tokens` is what its answers were reserved with. `creating_at` is when the batch
-    was asked for, in seconds since the epoch. `total`, `completed` and `failed` are the provider's counts. `harvest`
-    says what became of its requests. `splits` is how often it was made by parting a batch that the provider refused.
+    `prompt_tokens` are guessed, `max_tokens` is what its answers were reserved with. Times are in seconds since the
+    epoch. `total`, `completed` and `failed` are the provider's counts. `harvest` says what became of its requests.
+    `splits` is how often it was made by parting a batch that the provider refused.
     `tries` is how often a batch of it was asked for in vain. `unsure` says that an answer to `create` was lost and no
     batch was found: there may be another one. `surplus` are batches that are known to be one too many.
     """
@@ -85,7 +85,6 @@ class ChunkState:
     step: Step = Step.PLANNED
     planned_at: float = 0.0
     ref: str | None = None
-    creating_at: float | None = None
     batch: str | None = None
     status: BatchStatus = BatchStatus.UNKNOWN
     total: int | None = None
@@ -229,8 +228,4 @@ def _apply(state: ChunkState | None, entry: Mapping[str, Any]) -> ChunkState:
     state.step = _STEPS.get(name, state.step)
     if name == "planned":
         state.planned_at = at
-    elif name == "creating":
-        state.creating_at = at
-    elif name == "not_created":
-        state.creating_at = None
     return state

@@ -226,9 +226,6 @@ class BatchService(Protocol):
         Raises ChunkTooLarge, BadLine.
         """
 
-    async def find_upload(self, name: str, nbytes: int) -> str | None:
-        """Return the reference of a file with this name and size that is there already, None if there is none."""
-
     async def create(self, input_ref: str, labels: Mapping[str, str]) -> RemoteBatch:
         """Create a batch of an uploaded file. Sends one request.
 

@@ -34,9 +34,6 @@ class Files(Protocol):
     async def upload(self, name: str, path: Path) -> str:
         """Upload a file and return its reference."""
 
-    async def find_upload(self, name: str, nbytes: int) -> str | None:
-        """Return the reference of a file with this name and size, None if there is none."""
-
     async def download(self, ref: str, target: Path) -> bool:
         """Stream a file to `target`. Return false if more of it will come. Raises Gone, Unavailable."""
 
@@ -104,10 +101,6 @@ class ApiService:
         if not name.endswith(".jsonl"):
             raise ValueError("the name of a file of requests must end in .jsonl")
         return await self._files.upload(name, path)
-
-    async def find_upload(self, name: str, nbytes: int) -> str | None:
-        """Return the reference of a file with this name and size, None if there is none."""
-        return await self._files.find_upload(name, nbytes)
 
     async def create(self, input_ref: str, labels: Mapping[str, str]) -> RemoteBatch:
         """Create a batch with one request."""

@@ -220,17 +220,6 @@ class BucketFiles:
             remedy="Name another prefix in engine.bucket.",
         )
 
-    async def find_upload(self, name: str, nbytes: int) -> str | None:
-        """Return the address of an object with this name and size that no batch has answered."""
-        for number in range(_MOST_NAMES):
-            key = self._key(name, number)
-            size = await self._size(key)
-            if size is None:
-                return None
-            if size == nbytes and not await self._results(key):
-                return self._place.url(key)
-        return None
-
     async def download(self, ref: str, target: Path) -> bool:
         """Stream an object to `target`, and go on after a break."""
         key = self._place.key(ref)

@@ -32,7 +32,6 @@ class BatchDialect:
     upload_type: str = "application/jsonl"
     upload_name_field: str | None = None
     upload_extra: Mapping[str, str] = field(default_factory=dict)
-    files_query: Mapping[str, str] = field(default_factory=lambda: {"purpose": "batch"})
     jobs_path: str = "/batches"
     jobs_query: Mapping[str, str] = field(default_factory=lambda: {"limit": "100"})
     page_numbers: bool = False
@@ -77,7 +76,6 @@ DIALECTS: Final[Mapping[str, BatchDialect]] = {
         BatchDialect("groq", ids_at_once=200, windows=(_DAY, 7 * _DAY), limits=ServiceLimits(file_bytes=100_000_000)),
         BatchDialect(
             "mistral",
-            files_query={"purpose": "batch", "page_size": "100"},
             jobs_path="/batch/jobs",
             jobs_query={"page_size": "100"},
             page_numbers=True,
@@ -98,7 +96,6 @@ DIALECTS: Final[Mapping[str, BatchDialect]] = {
             upload_path="/files/upload",
             upload_purpose="batch-api",
             upload_name_field="file_name",
-            files_query={},
             jobs_query={},
             line_url=None,
             line_numbers=False,  # they count within a part of the file

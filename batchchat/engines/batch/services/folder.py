@@ -104,13 +104,6 @@ class FolderService:
             raise StorageError(f"{target} cannot be written: {error.strerror}") from None
         return name
 
-    async def find_upload(self, name: str, nbytes: int) -> str | None:
-        """Return the name of a file that is there already, None if it is not."""
-        try:
-            return name if self._place(name).stat().st_size == nbytes else None
-        except OSError:
-            return None
-
     async def create(self, input_ref: str, labels: Mapping[str, str]) -> RemoteBatch:
         """Return the batch of a file: it exists because the file does."""
         batch = await anyio.to_thread.run_sync(self._look, input_ref)

@@ -14,7 +14,7 @@ from batchchat.engines.batch.service import BadLine, BatchProblem, Gone, RemoteB
 from batchchat.engines.batch.services.dialects import BatchDialect
 from batchchat.engines.batch.services.http import Form, Http
 from batchchat.engines.batch.services.problems import Call
-from batchchat.engines.batch.services.shapes import items_in, line_in, next_page
+from batchchat.engines.batch.services.shapes import line_in
 
 _BUSY: Final = frozenset({"pending", "running", "processing", "validating"})
 """Words for a file that cannot be used yet."""
@@ -52,23 +52,6 @@ class RemoteFiles:
             raise Unavailable(f"{self._http.party.name} answered an upload with no id of a file")
         await self._usable(ref, data)
         return ref
-
-    async def find_upload(self, name: str, nbytes: int) -> str | None:
-        """Return the id of a file with this name and size that is there already, None if there is none."""
-        query: dict[str, str] = {}
-        for number in range(_PAGES):
-            answer = await self._http.ask(Call.LOOK, "GET", "/files", query={**self._dialect.files_query, **query})
-            for each in items_in(answer.data):
-                if isinstance(each, dict) and each.get("filename") == name and each.get("bytes") == nbytes:
-                    ref, status = each.get("id"), _status(each)
-                    if isinstance(ref, str) and ref and status not in _BROKEN:
-                        await self._usable(ref, each)
-                        return ref
-            following = next_page(self._dialect, answer.data, number)
-            if following is None or following == query:
-                return None
-            query = following
-        return None
 
     async def download(self, ref: str, target: Path) -> bool:
         """Stream a file's content to `target`. Return false if the provider says that more will come."""
