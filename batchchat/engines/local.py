@@ -22,6 +22,7 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
+from batchchat.acceptance import Accept, Acceptance, AskAgain, Fail, go_on, journaled, left_with
 from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.clock import running_clock
@@ -35,7 +36,6 @@ from batchchat.events import Event, InFlight, Listener
 from batchchat.limits import Limiter, Permit, TokenEstimator
 from batchchat.records import Failure, Reply, Request, Usage, Verdict
 from batchchat.retry import RetryAction, RetryPolicy, decide
-from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled, left_with
 
 _MONITOR_S = 1.0
 """Seconds between two looks at an outage. `retry.outage` is in minutes, so a second more does not matter."""
@@ -87,7 +87,7 @@ class Surroundings:
 class LocalEngine:
     """Sends each request of a feed to an endpoint until it has an outcome.
 
-    `refusals` knows whether this model, and this job as it is, has been answered before. `reviewer` decides about
+    `refusals` knows whether this model, and this job as it is, has been answered before. `acceptance` decides about
     answers; without one each is taken as it is. Counters are public: the run reads them for its snapshots.
     """
 
@@ -98,7 +98,7 @@ class LocalEngine:
         surroundings: Surroundings,
         *,
         refusals: Refusals | None = None,
-        reviewer: Reviewer | None = None,
+        acceptance: Acceptance | None = None,
     ) -> None:
         # What every attempt uses is kept flat: a look-up more costs at each request.
         self._client = endpoint.client
@@ -111,7 +111,7 @@ class LocalEngine:
         self._offload = surroundings.offload
         self._wall_clock_us = surroundings.wall_clock_us
         self._clock: Callable[[], float] = anyio.current_time
-        self._reviewer = reviewer
+        self._acceptance = acceptance
         self.attempts = 0
         self.retries = 0
         self.rate_limited = 0
@@ -412,15 +412,17 @@ class LocalEngine:
         if hold is not None:
             hold.settle(reply)
         request.active_s += reply.latency_s
-        reviewer = self._reviewer if self._reviewer is not None and self._reviewer.concerns(request, reply) else None
+        acceptance = (
+            self._acceptance if self._acceptance is not None and self._acceptance.concerns(request, reply) else None
+        )
         if reply.completion is not None and reply.verdict is not Verdict.TRANSIENT:
             self._answered(request, reply, sink, sent_at=now)
-        if reviewer is None and reply.verdict is Verdict.OK:
+        if acceptance is None and reply.verdict is Verdict.OK:
             sink.put(Settled(request, reply, None))
-        elif reviewer is None:
+        elif acceptance is None:
             self._unsuccessful(request, reply, sink, probe=permit.probe)
-        if reviewer is not None:
-            await self._review(reviewer, request, reply, sink)
+        if acceptance is not None:
+            await self._accept(acceptance, request, reply, sink)
         if self._workers < self._limiter.window:
             self._staff(sink)
 
@@ -436,13 +438,13 @@ class LocalEngine:
         if reply.verdict is Verdict.OK and reply.usage is not None:
             self._estimator.learn(request.prompt_tokens, reply.usage)
 
-    async def _review(self, reviewer: Reviewer, request: Request, reply: Reply, sink: Sink) -> None:
+    async def _accept(self, acceptance: Acceptance, request: Request, reply: Reply, sink: Sink) -> None:
         """Settle a request by its answer, or let it ask again. A long answer is judged off the event loop."""
         if _size(reply) <= _LONG_ANSWER and len(request.body) <= _LONG_BODY:
-            decision = reviewer.review(request, reply)
+            decision = acceptance.decide(request, reply)
         else:
             with anyio.CancelScope(shield=True):  # what was answered reaches the sink
-                decision = await self._offload(reviewer.review, request, reply)
+                decision = await self._offload(acceptance.decide, request, reply)
         if isinstance(decision, AskAgain) and request.active_s >= self._policy.row_deadline:
             over = f"the row's deadline of {self._policy.row_deadline:g} s is over"
             decision = Fail(Failure(decision.kind, f"{decision.reasons} ({over})", 200))

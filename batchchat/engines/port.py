@@ -27,7 +27,7 @@ class Answered:
     """An attempt that the provider answered and may bill, though its request goes on or stays open.
 
     `cost` is in `money.UNITS`, 0 if no price is known. With a `step` the request goes on from this answer: `payload` is
-    kept until it is settled (`review.journaled`).
+    kept until it is settled (`acceptance.journaled`).
     """
 
     request: Request

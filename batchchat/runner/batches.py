@@ -77,12 +77,12 @@ class BatchParts:
             transport=self.transport,
         )
         folder = store.batches_folder()
-        reviewer = None if self.prepared.reviewer.idle else self.prepared.reviewer
+        acceptance = None if self.prepared.acceptance.idle else self.prepared.acceptance
         setting = BatchSetting(
             folder=folder,
             asker=Asker(job.name, self.run_id, self.prompt_id, job.model),
             terms=Terms(
-                reviewer, job.retry.attempts, fields.rounds, tariff=self.tariff(), job_answered=self.job_answered
+                acceptance, job.retry.attempts, fields.rounds, tariff=self.tariff(), job_answered=self.job_answered
             ),
             poll=fields.poll,
             poll_first=_DEMO_POLL_S if self.provider.name == DEMO else POLL_FIRST_S,

@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator
 
 import anyio.lowlevel
 
+from batchchat.acceptance import Accept, Fail, go_on, resume
 from batchchat.engines.port import Settled
 from batchchat.errors import BatchchatError, StorageError
 from batchchat.records import Request
-from batchchat.review import Accept, Fail, go_on, resume
 from batchchat.runner.rows import Archived, Rows
 from batchchat.runner.state import RunState
 
@@ -89,7 +89,7 @@ class RequestFeed:
         for request in requests:
             answers = run.open_answers.pop(request.custom_id, [])
             payloads = [answer.payload for answer in answers]
-            found = resume(request, payloads, run.prepared.reviewer, run.tariff) if answers else None
+            found = resume(request, payloads, run.prepared.acceptance, run.tariff) if answers else None
             if found is not None:
                 reply, decision = found
                 if isinstance(decision, Accept):

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from batchchat.acceptance import Acceptance
 from batchchat.errors import JobError, UsageError
 from batchchat.identity import Identity
 from batchchat.images import ImageReader
@@ -18,7 +19,6 @@ from batchchat.intake import Intake, Selection, read_key
 from batchchat.job import BatchFileJob, Job
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, RowBatch
-from batchchat.review import Reviewer
 from batchchat.runner.questions import compile_questions, schema_warnings
 from batchchat.sources import STDIN, GivenRows, Source, open_rows, open_source
 from batchchat.store import Frozen, KeyIndex, RecordIndex, joined_parsed
@@ -50,7 +50,7 @@ class Prepared:
     provider: Provider
     source: Source
     template: Template
-    reviewer: Reviewer
+    acceptance: Acceptance
     parsed: pa.Field | None
     identity: Identity
     selection: Selection
@@ -164,7 +164,7 @@ def prepare(
         provider,
         source,
         questions.template,
-        questions.reviewer,
+        questions.acceptance,
         parsed,
         Identity(provider.identity),
         Selection(limit, chosen),

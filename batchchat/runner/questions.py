@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchchat.acceptance import Acceptance
 from batchchat.errors import JobError
 from batchchat.job import BatchFileJob, Job
 from batchchat.job.model import Longer
 from batchchat.providers import Provider
-from batchchat.review import Reviewer
 from batchchat.template import Template, compile_lines, compile_template
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ _STEPS = re.compile(r"[^.\[\]]+")
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """A job's compiled requests, and the reviewer of what comes back."""
+    """A job's compiled requests, and the acceptance of what comes back."""
 
     template: Template
-    reviewer: Reviewer
+    acceptance: Acceptance
     schema: ResponseSchema | None = None
 
 
@@ -44,7 +44,7 @@ def compile_questions(job: Job) -> Questions:
         raise job.error(error.message.removeprefix(f"{error.field}: "), *place, remedy=error.remedy) from None
     tools, vary = _load_tools(job, template)
     longer = response.truncated
-    reviewer = Reviewer(
+    acceptance = Acceptance(
         schema=schema,
         repeats_schema=response.mode == "json_schema",
         tools=tools,
@@ -52,7 +52,7 @@ def compile_questions(job: Job) -> Questions:
         corrections=response.corrections,
         truncated=longer.retry_with_max_tokens if isinstance(longer, Longer) else longer,
     )
-    return Questions(template, reviewer, schema)
+    return Questions(template, acceptance, schema)
 
 
 def schema_warnings(job: Job, questions: Questions, provider: Provider) -> list[str]:

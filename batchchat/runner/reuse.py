@@ -21,13 +21,13 @@ from dataclasses import dataclass, field, replace
 
 import anyio
 
+from batchchat.acceptance import Accept, Acceptance
 from batchchat.cache import AnswerCache
 from batchchat.engines.port import Outcome, Settled
 from batchchat.errors import StorageError, UsageError
 from batchchat.events import Event, Listener
 from batchchat.format import plural
 from batchchat.records import Completion, Failure, Reply, Request, Verdict, answer_bytes
-from batchchat.review import Accept, Reviewer
 from batchchat.runner.writer import Offload, Writer
 
 _PARKED_MAX = 10_000
@@ -47,7 +47,7 @@ class _Line:
 class Reuse:
     """Answers of a cache, and of the run itself, for requests that ask the same. See the module.
 
-    `cache` is where answers go and come from; it is the run's `own`, or shared with other jobs. `reviewer` judges an
+    `cache` is where answers go and come from; it is the run's `own`, or shared with other jobs. `acceptance` judges an
     answer that is taken over. `offload` runs blocking code. It is the `writer`'s shelf: see `Shelf`.
     """
 
@@ -55,7 +55,7 @@ class Reuse:
         self,
         cache: AnswerCache,
         writer: Writer,
-        reviewer: Reviewer,
+        acceptance: Acceptance,
         *,
         own: bool,
         offload: Offload,
@@ -64,7 +64,7 @@ class Reuse:
         self._warnings: list[str] = []
         self._cache = cache
         self._writer = writer
-        self._reviewer = reviewer
+        self._acceptance = acceptance
         self._own = own
         self._offload = offload
         self._listener = listener
@@ -137,9 +137,9 @@ class Reuse:
     def _judge(self, request: Request, answer: Completion) -> Settled | None:
         """What an answer is worth to this job; None where it is not taken."""
         reply = _reply(answer)
-        if self._reviewer.idle:
+        if self._acceptance.idle:
             return Settled(request, reply, None)
-        decision = self._reviewer.review(request, reply)
+        decision = self._acceptance.decide(request, reply)
         if isinstance(decision, Accept):
             return Settled(request, reply, None, decision.parsed, decision.tolerated)
         return None

@@ -350,7 +350,7 @@ class _Opening:
             RetryPolicy(retry.attempts, retry.request_timeout, retry.row_deadline, retry.outage),
             Surroundings(setting.listener, setting.rng, setting.offload),
             refusals=Refusals(model_answered=counts.ok > 0, job_answered=counts.ok > 0 and wording.known),
-            reviewer=None if self._prepared.reviewer.idle else self._prepared.reviewer,
+            acceptance=None if self._prepared.acceptance.idle else self._prepared.acceptance,
         )
 
     def _make_intake(self, store: Store) -> Intake:
@@ -368,7 +368,7 @@ class _Opening:
         return Reuse(
             cache,
             writer,
-            self._prepared.reviewer,
+            self._prepared.acceptance,
             own=self._job.cache is None,
             offload=setting.offload,
             listener=setting.listener,

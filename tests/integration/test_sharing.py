@@ -16,6 +16,7 @@ import pytest
 import trio.testing
 
 import batchchat
+from batchchat.acceptance import Acceptance
 from batchchat.cache import AnswerCache
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.engines.port import Settled
@@ -24,7 +25,6 @@ from batchchat.events import RunSummary
 from batchchat.job import Job
 from batchchat.plan import plan_job
 from batchchat.records import Completion, Reply, Request, RowBatch, Usage, Verdict
-from batchchat.review import Reviewer
 from batchchat.runner.control import StopRequest
 from batchchat.runner.options import RunOptions
 from batchchat.runner.reuse import Reuse
@@ -481,7 +481,7 @@ def test_an_answer_that_is_written_behind_while_the_cache_is_looked_up_is_found(
     async def main() -> None:
         cache = AnswerCache.open(tmp_path / "cache")
         writer: Any = Notes()
-        reuse = Reuse(cache, writer, Reviewer(), own=True, offload=slow_look, listener=lambda _: None)
+        reuse = Reuse(cache, writer, Acceptance(), own=True, offload=slow_look, listener=lambda _: None)
         leader, late, last = request(0), request(1), request(2)
         assert await reuse.sift([leader]) == [leader]
         async with anyio.create_task_group() as group:

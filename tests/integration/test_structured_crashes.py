@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 import batchchat
+from batchchat.acceptance import AskAgain, go_on, resume
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.identity import Identity
 from batchchat.records import Request
-from batchchat.review import AskAgain, go_on, resume
 from batchchat.runner.questions import compile_questions
 from batchchat.store import OK, read_state, verify
 from tests.integration import processes
@@ -62,7 +62,7 @@ class Series:
         (folder / "job.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
         job = batchchat.load_job(folder / "job.yaml")
         questions = compile_questions(job)
-        self.reviewer = questions.reviewer
+        self.acceptance = questions.acceptance
         identity = Identity(job.resolved_provider().identity)
         self.requests: dict[str, Any] = {}
         for row in texts(rows):
@@ -106,7 +106,7 @@ class Series:
         for number in range(1, len(payloads)):
             batch: Any = None
             request = Request(custom_id, rendered.body, rendered.prompt_tokens, rendered.max_tokens, batch, 0)
-            found = resume(request, payloads[:number], self.reviewer)
+            found = resume(request, payloads[:number], self.acceptance)
             assert found is not None
             reply, decision = found
             assert isinstance(decision, AskAgain)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchchat.review import revised
+from batchchat.acceptance import revised
 from batchchat.structured import (
     SchemaError,
     Tools,

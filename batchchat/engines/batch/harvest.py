@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import anyio.lowlevel
 
+from batchchat.acceptance import Accept, Acceptance, AskAgain, Fail, go_on, journaled, left_with
 from batchchat.budget import Bulk
 from batchchat.client.wire import read_reply
 from batchchat.engines.batch.chunks import ChunkReader
@@ -24,7 +25,6 @@ from batchchat.errors import BatchchatError, NeedsHuman
 from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff
 from batchchat.records import ErrorKind, Failure, Reply, Request, Usage, Verdict
-from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled, left_with
 
 _LINES_BETWEEN = 64
 """Lines that are judged before other tasks get their turn: some milliseconds of work. Chosen, not measured."""
@@ -89,13 +89,13 @@ class Owner(Protocol):
 class Terms:
     """How answers are judged.
 
-    `reviewer` is None if each answer is taken as it is. A request fails for good after so many `attempts`, or after
+    `acceptance` is None if each answer is taken as it is. A request fails for good after so many `attempts`, or after
     `rounds` batches that did not answer it; with `onward` it is never given up for the latter, and with `leave_open`
     it stays open at once. `tariff` is what tokens cost in a batch. `job_answered` says that the model has answered this
     job before.
     """
 
-    reviewer: Reviewer | None
+    acceptance: Acceptance | None
     attempts: int
     rounds: int = 3
     onward: bool = False
@@ -206,19 +206,19 @@ class Harvest:
 
     def _succeeds(self, custom_id: str, reply: Reply) -> bool:
         """Settle a request by its answer, or let it ask again. False if the reply is a failure."""
-        reviewer = self.terms.reviewer
-        found = self.reader.get(custom_id, with_body=reviewer is not None)
+        acceptance = self.terms.acceptance
+        found = self.reader.get(custom_id, with_body=acceptance is not None)
         assert found is not None  # noqa: S101 - its identity is in the chunk
         request, batches = found
-        reviewed = reviewer is not None and reviewer.concerns(request, reply)
-        if not reviewed and reply.verdict is not Verdict.OK:
+        concerned = acceptance is not None and acceptance.concerns(request, reply)
+        if not concerned and reply.verdict is not Verdict.OK:
             return False
         self._begin(request, reply)
         self.answered += 1
-        if not reviewed or reviewer is None:
+        if not concerned or acceptance is None:
             self._settle(request, reply, None)
             return True
-        decision = reviewer.review(request, reply)
+        decision = acceptance.decide(request, reply)
         if isinstance(decision, Accept):
             self._settle(request, reply, None, decision.parsed, tolerated=decision.tolerated)
         elif isinstance(decision, Fail):

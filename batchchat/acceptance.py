@@ -1,6 +1,6 @@
 """What an answer comes to: taken, failed, or asked for again. A pure decision over (request, reply).
 
-A `Reviewer` holds what a job asks of its answers: a schema, tools, and what becomes of an answer that was cut off. It
+An `Acceptance` holds what a job asks of its answers: a schema, tools, and what becomes of an answer that was cut off. It
 sends nothing and changes nothing; `go_on` then makes a request ask its next question. An answer that settles nothing
 is kept by the journal as `journaled` writes it, and `resume` goes on from there after a crash: it decides again about
 the answers that are there, so that none of them is asked for twice.
@@ -56,7 +56,7 @@ class AskAgain:
 Decision = Accept | Fail | AskAgain
 
 
-class Reviewer:
+class Acceptance:
     """A job's demands on its answers.
 
     `schema` is what a text must fit, and `repeats_schema` whether a correction must say it again (where the prompt does
@@ -83,7 +83,7 @@ class Reviewer:
 
     @property
     def idle(self) -> bool:
-        """Whether every answer is taken as it is, so that there is nothing to review."""
+        """Whether every answer is taken as it is, so that there is nothing to decide."""
         return self._schema is None and self._tools is None and not self._tools_vary and self._truncated == "fail"
 
     def concerns(self, request: Request, reply: Reply) -> bool:
@@ -98,8 +98,8 @@ class Reviewer:
             return self._checks(request) and _made(request) < self._corrections
         return reply.failure.kind is ErrorKind.TRUNCATED
 
-    def review(self, request: Request, reply: Reply) -> Decision:
-        """Decide about an answer that `concerns` the reviewer. Takes time linear in its length."""
+    def decide(self, request: Request, reply: Reply) -> Decision:
+        """Decide about an answer that `concerns` the acceptance. Takes time linear in its length."""
         completion = reply.completion
         assert completion is not None  # noqa: S101 - what `concerns` says
         if reply.failure is not None:
@@ -288,7 +288,7 @@ def journaled(request: Request, reply: Reply) -> dict[str, Any]:
 
 
 def resume(
-    request: Request, answers: Sequence[Any], reviewer: Reviewer, tariff: Tariff | None = None
+    request: Request, answers: Sequence[Any], acceptance: Acceptance, tariff: Tariff | None = None
 ) -> tuple[Reply, Decision] | None:
     """Go on from a request's journaled answers, in their order: the last one, and what is decided about it now.
 
@@ -309,10 +309,10 @@ def resume(
     request.usage, request.cost, request.started_at = usage, cost, started_at
     request.attempts, request.active_s = attempts, active_s
     for reply in replies[:-1]:
-        decision = reviewer.review(request, reply)
+        decision = acceptance.decide(request, reply)
         if isinstance(decision, AskAgain):
             go_on(request, reply, decision)
-    return replies[-1], reviewer.review(request, replies[-1])
+    return replies[-1], acceptance.decide(request, replies[-1])
 
 
 def _restored(answer: dict[str, Any]) -> Reply:

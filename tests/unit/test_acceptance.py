@@ -1,4 +1,4 @@
-"""The reviewer decides purely: the same request and reply give the same decision, and change nothing."""
+"""The acceptance decides purely: the same request and reply give the same decision, and change nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchchat.acceptance import Accept, Acceptance, AskAgain, Fail, go_on, journaled, resume, revised
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, Usage, Verdict
-from batchchat.review import Accept, AskAgain, Fail, Reviewer, go_on, journaled, resume, revised
 from batchchat.structured import load_schema, load_tools
 
 SCHEMA = load_schema({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, folder=Path())
@@ -38,65 +38,65 @@ def call(arguments: str) -> tuple[dict[str, str | None], ...]:
 
 
 def test_a_job_that_asks_for_nothing_has_nothing_to_review() -> None:
-    assert Reviewer().idle
-    assert not Reviewer(schema=SCHEMA).idle
-    assert not Reviewer(tools=load_tools(TOOLS)).idle
-    assert not Reviewer(tools_vary=True).idle
-    assert not Reviewer(truncated="keep").idle
+    assert Acceptance().idle
+    assert not Acceptance(schema=SCHEMA).idle
+    assert not Acceptance(tools=load_tools(TOOLS)).idle
+    assert not Acceptance(tools_vary=True).idle
+    assert not Acceptance(truncated="keep").idle
 
 
 def test_what_is_no_answer_is_left_to_retry() -> None:
-    reviewer = Reviewer(schema=SCHEMA)
+    acceptance = Acceptance(schema=SCHEMA)
     failed = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.SERVER, "500", 500))
-    assert not reviewer.concerns(request(), failed)
+    assert not acceptance.concerns(request(), failed)
     refused = reply("no")
     refused.verdict, refused.failure = Verdict.NO, Failure(ErrorKind.REFUSAL, "no", 200)
-    assert not reviewer.concerns(request(), refused)
-    assert reviewer.concerns(request(), reply("{}"))
-    assert reviewer.concerns(request(), reply("{", cut=True))
+    assert not acceptance.concerns(request(), refused)
+    assert acceptance.concerns(request(), reply("{}"))
+    assert acceptance.concerns(request(), reply("{", cut=True))
 
 
 @pytest.mark.parametrize(
-    ("reviewer", "answer", "decision"),
+    ("acceptance", "answer", "decision"),
     [
-        (Reviewer(schema=SCHEMA), reply('{"a": 1}'), Accept({"a": 1})),
-        (Reviewer(schema=SCHEMA), reply('So: {"a": 1}'), Accept({"a": 1}, tolerated=True)),
-        (Reviewer(tools=load_tools(TOOLS)), reply(None, call('{"a": 1}')), Accept()),
-        (Reviewer(tools=load_tools(TOOLS)), reply("no tool"), Accept()),
-        (Reviewer(truncated="keep"), reply("half", cut=True), Accept()),
-        (Reviewer(schema=SCHEMA, truncated="keep"), reply('{"a": 1}', cut=True), Accept({"a": 1})),
+        (Acceptance(schema=SCHEMA), reply('{"a": 1}'), Accept({"a": 1})),
+        (Acceptance(schema=SCHEMA), reply('So: {"a": 1}'), Accept({"a": 1}, tolerated=True)),
+        (Acceptance(tools=load_tools(TOOLS)), reply(None, call('{"a": 1}')), Accept()),
+        (Acceptance(tools=load_tools(TOOLS)), reply("no tool"), Accept()),
+        (Acceptance(truncated="keep"), reply("half", cut=True), Accept()),
+        (Acceptance(schema=SCHEMA, truncated="keep"), reply('{"a": 1}', cut=True), Accept({"a": 1})),
     ],
 )
-def test_what_fits_is_taken(reviewer: Reviewer, answer: Reply, decision: Accept) -> None:
-    assert reviewer.review(request(), answer) == decision
+def test_what_fits_is_taken(acceptance: Acceptance, answer: Reply, decision: Accept) -> None:
+    assert acceptance.decide(request(), answer) == decision
 
 
 def test_a_decision_changes_neither_request_nor_reply() -> None:
     asked, answer = request(), reply("nonsense")
     before = copy.deepcopy((asked.body, asked.steps, answer))
-    first, second = (Reviewer(schema=SCHEMA).review(asked, answer) for _ in range(2))
+    first, second = (Acceptance(schema=SCHEMA).decide(asked, answer) for _ in range(2))
     assert first == second
     assert (asked.body, asked.steps, answer) == before
 
 
 def test_a_model_that_repeats_itself_is_not_asked_the_very_same_again() -> None:
-    reviewer = Reviewer(schema=SCHEMA, corrections=5)
+    acceptance = Acceptance(schema=SCHEMA, corrections=5)
     asked, bodies = request(), set()
     for _ in range(5):
-        decision = reviewer.review(asked, reply('{"a": "one"}'))
+        decision = acceptance.decide(asked, reply('{"a": "one"}'))
         assert isinstance(decision, AskAgain)
         go_on(asked, reply('{"a": "one"}'), decision)
         bodies.add(asked.body)
     assert len(bodies) == 5
-    assert isinstance(reviewer.review(asked, reply('{"a": "one"}')), Fail)
+    assert isinstance(acceptance.decide(asked, reply('{"a": "one"}')), Fail)
     assert max(len(json.loads(body)["messages"]) for body in bodies) == 3
 
 
 def test_tools_that_cannot_be_used_in_one_row_let_its_calls_pass() -> None:
-    reviewer = Reviewer(tools_vary=True)
-    assert reviewer.review(request(tools=[{"type": "function"}]), reply(None, call("{"))) == Accept()
-    assert isinstance(reviewer.review(request(tools=TOOLS), reply(None, call("{"))), AskAgain)
-    assert reviewer.review(request(), reply("no tools at all")) == Accept()
+    acceptance = Acceptance(tools_vary=True)
+    assert acceptance.decide(request(tools=[{"type": "function"}]), reply(None, call("{"))) == Accept()
+    assert isinstance(acceptance.decide(request(tools=TOOLS), reply(None, call("{"))), AskAgain)
+    assert acceptance.decide(request(), reply("no tools at all")) == Accept()
 
 
 def test_numbers_of_a_schema_keep_their_digits_in_a_correction() -> None:
@@ -109,20 +109,20 @@ def test_numbers_of_a_schema_keep_their_digits_in_a_correction() -> None:
 def test_a_resumed_request_asks_what_it_would_have_asked(kinds: list[str]) -> None:
     """Whatever answers there were: after a crash the next body is the same, and so is all that is counted."""
     answers = {"wrong": reply('{"a": "é"}'), "cut": reply('{"a', cut=True), "call": reply(None, call('{"a": 1.5}'))}
-    reviewer = Reviewer(schema=SCHEMA, tools=load_tools(TOOLS), corrections=3, truncated=50)
+    acceptance = Acceptance(schema=SCHEMA, tools=load_tools(TOOLS), corrections=3, truncated=50)
     live, payloads = request(), []
     decision: Any = None
     for number, kind in enumerate(kinds):
         live.attempts += 1
         live.active_s += 0.5
-        decision = reviewer.review(live, answers[kind])
+        decision = acceptance.decide(live, answers[kind])
         if not isinstance(decision, AskAgain):
             break
         live.usage = live.usage.plus(USAGE)
         payloads.append(json.loads(json.dumps(journaled(live, answers[kind]))))
         go_on(live, answers[kind], decision)
         resumed = request()
-        found = resume(resumed, payloads, reviewer)
+        found = resume(resumed, payloads, acceptance)
         assert found is not None
         again, answer = found[1], found[0]
         assert isinstance(again, AskAgain)
@@ -142,13 +142,13 @@ def test_a_resumed_request_asks_what_it_would_have_asked(kinds: list[str]) -> No
 )
 def test_answers_that_cannot_be_read_are_asked_for_anew(payload: Any) -> None:
     asked = request()
-    assert resume(asked, [payload], Reviewer(schema=SCHEMA)) is None
+    assert resume(asked, [payload], Acceptance(schema=SCHEMA)) is None
     assert (asked.steps, asked.attempts, asked.usage) == (None, 0, Usage())
 
 
 def test_an_answer_that_another_version_kept_is_read_as_far_as_it_is_known() -> None:
     kept = journaled(request(), reply('{"a": 1}'))
     kept["completion"]["mood"] = "fine"
-    found = resume(request(), [kept], Reviewer(schema=SCHEMA))
+    found = resume(request(), [kept], Acceptance(schema=SCHEMA))
     assert found is not None
     assert found[1] == Accept({"a": 1})
