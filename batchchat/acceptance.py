@@ -1,7 +1,7 @@
 """What an answer comes to: taken, failed, or asked for again. A pure decision over (request, reply).
 
-An `Acceptance` holds what a job asks of its answers: a schema, tools, and what becomes of an answer that was cut off. It
-sends nothing and changes nothing; `go_on` then makes a request ask its next question. An answer that settles nothing
+An `Acceptance` holds what a job asks of its answers: a schema, tools, and what becomes of an answer that was cut off.
+It sends nothing and changes nothing; `go_on` then makes a request ask its next question. An answer that settles nothing
 is kept by the journal as `journaled` writes it, and `resume` goes on from there after a crash: it decides again about
 the answers that are there, so that none of them is asked for twice.
 """
