@@ -124,11 +124,15 @@ class Harvest:
     counts: HarvestCounts = field(default_factory=HarvestCounts)
     answered: int = 0
     corrections: int = 0
-    _done: set[str] = field(default_factory=set)
-    _lines: dict[str, set[str]] = field(default_factory=dict)
+    _done: bytearray = field(init=False)
+    _lines: dict[str, bytearray] = field(default_factory=dict)
     _failed: dict[str, Reply] = field(default_factory=dict)
     _reasons: dict[str, str] = field(default_factory=dict)
     _refused: list[tuple[Request, Reply]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # One byte for each request and batch: as sets of identities they would take 10 MB for a chunk of 50,000.
+        self._done = bytearray(self.reader.rows)
 
     def extra_batch(self, batch_id: str) -> bool:
         """Return true if another batch of the same requests was read before: then lines may be missing in this one."""
@@ -137,11 +141,11 @@ class Harvest:
     @property
     def missing(self) -> int:
         """Return how many requests no line has told of yet."""
-        return self.reader.rows - len(self._done) - len(self._failed) - len(self._reasons)
+        return self._done.count(0) - len(self._failed) - len(self._reasons)
 
     async def read(self, service: BatchService, batch: RemoteBatch, scratch: Path) -> None:
         """Take all lines of a batch. May be repeated: what was taken before counts once. Raises as `results` does."""
-        met: set[str] = set()
+        met = bytearray(self.reader.rows)
         number = 0
         async for line in service.results(batch, scratch):
             number += 1
@@ -151,20 +155,21 @@ class Harvest:
             if self.sink.full:
                 await self.sink.room()
 
-    def _take(self, batch_id: str, line: ResultLine, met: set[str]) -> None:
+    def _take(self, batch_id: str, line: ResultLine, met: bytearray) -> None:
+        """Take one line. `met` marks the requests whose lines this reading of the files has met."""
         custom_id = line.custom_id
-        if custom_id is None or custom_id not in self.reader:
+        place = None if custom_id is None else self.reader.place(custom_id)
+        if custom_id is None or place is None:
             self.counts.strange += 1
             return
-        before = self._lines.setdefault(batch_id, set())
-        if custom_id in before and custom_id not in met:
-            met.add(custom_id)  # the file is read again
+        before = self._lines.setdefault(batch_id, bytearray(self.reader.rows))
+        if before[place] and not met[place]:
+            met[place] = 1  # the file is read again
             return
-        repeated = custom_id in met
-        before.add(custom_id)
-        met.add(custom_id)
+        repeated = bool(met[place])
+        before[place] = met[place] = 1
         if line.status is None:
-            if not repeated and custom_id not in self._done and custom_id not in self._failed:
+            if not repeated and not self._done[place] and custom_id not in self._failed:
                 self._reasons[custom_id] = ": ".join(part for part in (line.code, line.message) if part)
             return
         reply = read_reply(line.status, {}, line.body, now=self.wall_clock())
@@ -172,13 +177,15 @@ class Harvest:
             reply.request_id = line.request_id[:200]
         if self.terms.tariff is not None and reply.usage is not None:
             reply.cost = self.terms.tariff.cost(reply.usage)
-        if custom_id in self._done or (repeated and reply.completion is None):
+        if self._done[place] or (repeated and reply.completion is None):
             self._count_surplus(custom_id, reply)
         elif self.owner.is_settled(custom_id):
-            self._done.add(custom_id)
+            self._done[place] = 1
+            self._reasons.pop(custom_id, None)
+            self._forget(custom_id)
             self.counts.known += 1
         elif self._succeeds(custom_id, reply):
-            self._done.add(custom_id)
+            self._done[place] = 1
             self._reasons.pop(custom_id, None)
             self._forget(custom_id)
         else:
@@ -269,13 +276,12 @@ class Harvest:
     async def finish(self, why_unanswered: str) -> HarvestCounts:
         """Settle what failed, and ask again what was not answered. `why_unanswered` tells of what has no line."""
         for number, (custom_id, reply) in enumerate(self._failed.items(), 1):
-            if custom_id not in self._done:
-                self._settle_failed(custom_id, reply)
+            self._settle_failed(custom_id, reply)
             if not number % _LINES_BETWEEN:
                 await self._rest()
         self._settle_refused()
         for number, custom_id in enumerate(self.reader.custom_ids(), 1):
-            if custom_id not in self._done and custom_id not in self._failed:
+            if not self._done[number - 1] and custom_id not in self._failed:
                 self._settle_unanswered(custom_id, self._reasons.get(custom_id) or why_unanswered)
             if not number % _LINES_BETWEEN:
                 await self._rest()
