@@ -385,3 +385,16 @@ def test_what_expired_is_asked_again_by_the_next_run_as_the_job_is_then(tmp_path
     assert summary.spend_total.requests == 15 + (30 if edited else 15)
     again, _, _ = simulate(tmp_path, service, 30, **fields)
     assert (again.exit_code, again.sent, again.new_ok) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("failed", "lines"), [("none", 20), ("transient", 40)])
+def test_a_failure_that_is_read_before_its_row_is_counted_and_tried_again_if_the_job_says_so(
+    tmp_path: Path, failed: str, lines: int
+) -> None:
+    body = json.dumps({"error": {"message": "an error of the server"}}).encode()
+    service = FakeService(answer=lambda custom_id, _: ResultLine(custom_id, 500, body), seconds=0.0)
+    retry = {"attempts": 1, "failed": failed}
+    assert simulate(tmp_path, service, options=RunOptions(wait=False), retry=retry)[0].exit_code == 4
+    summary, _, _ = simulate(tmp_path, service, retry=retry)
+    assert (summary.exit_code, summary.failed, summary.open) == (1, 20, 0)
+    assert b"".join(service.files.values()).count(b"\n") == lines

@@ -116,6 +116,10 @@ class Carried:
             batches, request.attempts, request.counted, request.usage, request.cost, request.started_at, further
         )
 
+    def let_go(self, custom_id: str) -> None:
+        """Let the feed have a request again that failed in its batch, if the job asks for failed rows anew."""
+        self._owned.remove(custom_id, archived=False)
+
     # --- requests that go on as single exchanges
 
     def keep_onward(self, request: Request) -> None:

@@ -714,6 +714,14 @@ class BatchEngine:
         """Return true if the pass asks the row of a request something else."""
         return self._known.is_replaced(request)
 
+    def release(self, request: Request, batches: int) -> None:
+        """Let the feed have a request that its batch did not answer."""
+        self._known.release(request, batches)
+
+    def let_go(self, custom_id: str) -> None:
+        """Note that a request failed for good before the pass asked for it."""
+        self._known.let_go(custom_id)
+
     def again(self, request: Request, batches: int) -> bool:
         """Put a request into a further chunk; False if it stays open for now."""
         return self.again_into(self._again, request, batches)

@@ -20,7 +20,7 @@ from batchchat.engines.batch.chunks import ChunkReader
 from batchchat.engines.batch.service import BatchService, RemoteBatch, ResultLine
 from batchchat.engines.causes import NUMBERED
 from batchchat.engines.halting import fatal_error
-from batchchat.engines.port import Answered, Settled, Sink
+from batchchat.engines.port import Answered, Billed, Settled, Sink
 from batchchat.errors import BatchchatError, NeedsHuman
 from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff
@@ -87,6 +87,12 @@ class Owner(Protocol):
     def wants(self, custom_id: str) -> bool:
         """Return true if the pass that is under way asks for the request, as far as it was read."""
 
+    def release(self, request: Request, batches: int) -> None:
+        """Let the feed have a request that stays open: it was in so many batches."""
+
+    def let_go(self, custom_id: str) -> None:
+        """Note that a request failed for good before the pass asked for it: the job says whether it is asked again."""
+
     def halt_for(self, error: BatchchatError) -> None:
         """Create nothing more, for this reason."""
 
@@ -114,16 +120,19 @@ class Terms:
 class Harvest:
     """Reads the batches of one chunk, and settles its requests.
 
-    `of_prompt` is there for a chunk of an earlier run: see `Settled`. `hold` is the chunk's reservation, None without a
+    `name` is the chunk's, which no other chunk has.
+    `of_prompt` is there for a chunk of an earlier run: see `Settled`. `prompt_id` is that of this run. `hold` is the chunk's reservation, None without a
     budget. `asked_at` is when its batch was created, in microseconds since the epoch.
     """
 
+    name: str
     reader: ChunkReader
     sink: Sink
     owner: Owner
     terms: Terms
     hold: Bulk | None
     of_prompt: str | None
+    prompt_id: str
     asked_at: int
     wall_clock: Callable[[], float]
     offload: Callable[..., Awaitable[Any]]
@@ -135,6 +144,7 @@ class Harvest:
     _failed: dict[str, Reply] = field(default_factory=dict)
     _reasons: dict[str, str] = field(default_factory=dict)
     _refused: list[tuple[Request, Reply]] = field(default_factory=list)
+    _billed: Billed | None = None
 
     def __post_init__(self) -> None:
         # One byte for each request and batch: as sets of identities they would take 10 MB for a chunk of 50,000.
@@ -215,7 +225,7 @@ class Harvest:
         found = self.reader.get(custom_id, with_body=False)
         if found is None or reply.usage is None:
             return
-        self.sink.put(Answered(found[0], reply.usage, reply.cost or 0))
+        self._bill(reply)
         if self.hold is not None:
             tokens = reserved(found[0].prompt_tokens, found[0].max_tokens)
             self.hold.take_over(*tokens, requests=1)
@@ -273,7 +283,11 @@ class Harvest:
             self.counts.ok += 1
         else:
             self.counts.failed += 1
-        self.sink.put(Settled(request, reply, failure, parsed, tolerated, of_prompt=self.of_prompt, late=late))
+        if failure is not None:
+            self._bill(reply)
+        outcome = Settled(request, reply, failure, parsed, tolerated, of_prompt=self.of_prompt, late=late)
+        outcome.billed_apart = failure is not None
+        self.sink.put(outcome)
 
     def _ask_again(self, request: Request, batches: int) -> None:
         if self.owner.again(request, batches):
@@ -295,6 +309,8 @@ class Harvest:
                 self._settle_unanswered(custom_id, self._reasons.get(custom_id) or why_unanswered)
             if not number % _LINES_BETWEEN:
                 await self._rest()
+        if self._billed is not None:
+            self.sink.put(self._billed)
         if self.hold is not None:
             self.hold.release()
         return self.counts
@@ -316,12 +332,12 @@ class Harvest:
         elif reply.verdict is Verdict.REFUSED or self._may_concern_all(reply):
             self._refused.append((request, reply))
         elif reply.verdict is Verdict.NO:
-            self._fail(request, reply, None)
+            self._fail(request, reply, None, batches + 1)
         else:
             # A limit inside of a batch is the provider's own affair: it costs an attempt, so that it ends some day.
             request.counted += 1
             if request.counted >= self.terms.attempts:
-                self._fail(request, reply, f"after {request.counted} attempts")
+                self._fail(request, reply, f"after {request.counted} attempts", batches + 1)
             else:
                 self._put_billed(request, reply)
                 self._ask_again(request, batches + 1)
@@ -351,24 +367,39 @@ class Harvest:
             self.counts.left += len(held)
             return
         for request, reply in held:
-            self._fail(request, reply, None)
+            self._fail(request, reply, None, 1)
 
-    def _fail(self, request: Request, reply: Reply, reason: str | None) -> None:
+    def _fail(self, request: Request, reply: Reply, reason: str | None, batches: int) -> None:
         assert reply.failure is not None  # noqa: S101 - what a failure has
         message = f"{reply.failure.message} ({reason})" if reason else reply.failure.message
         failure = Failure(reply.failure.kind, message, reply.failure.http_status)
         if self.of_prompt is not None and not self.owner.wants(request.custom_id):
-            # A failure is no reason to put an earlier prompt's record into the dataset.
-            self._put_billed(request, reply)
-            self.counts.left += 1
-            return
+            if self.of_prompt != self.prompt_id or self.owner.is_replaced(request):
+                # A failure is no reason to put an earlier prompt's record into the dataset.
+                self._put_billed(request, reply)
+                self.owner.release(request, batches)
+                self.counts.left += 1
+                return
+            self.owner.let_go(request.custom_id)  # the pass comes to its row later, and finds it failed
         reply, failure = left_with(request, reply, failure)
         self._settle(request, reply, failure)
 
     def _put_billed(self, request: Request, reply: Reply) -> None:
         if reply.usage is not None:
             request.add_billed(reply)
-            self.sink.put(Answered(request, reply.usage, reply.cost or 0))
+            self._bill(reply)
+
+    def _bill(self, reply: Reply) -> None:
+        """Add up what an answer cost that leaves no completion: it is told once, at the end.
+
+        A run that is killed before the chunk is noted as harvested reads it again. Completions are known by then, but
+        a failure is not, and would be counted twice.
+        """
+        if reply.usage is None:
+            return
+        before = self._billed or Billed(f"batch {self.name}", 0, Usage(), 0)
+        cost = before.cost + (reply.cost or 0)
+        self._billed = Billed(before.key, before.answers + 1, before.usage.plus(reply.usage), cost)
 
     def _settle_unanswered(self, custom_id: str, why: str) -> None:
         """Ask again for what never ran; give it up if it was in `rounds` batches."""
@@ -388,4 +419,4 @@ class Harvest:
         batches += 1
         which = f"{batches} batches" if batches > 1 else "its batch"
         failure = Failure(ErrorKind.TIMEOUT, f"{which} did not answer it ({why})")
-        self._fail(request, Reply(Verdict.TRANSIENT, failure=failure), None)
+        self._fail(request, Reply(Verdict.TRANSIENT, failure=failure), None, batches)

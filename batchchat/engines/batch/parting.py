@@ -53,6 +53,9 @@ class Keeper(Protocol):
     def wants(self, custom_id: str) -> bool:
         """Return true if the pass asks for the request, as far as it was read."""
 
+    def release(self, request: Request, batches: int) -> None:
+        """Let the feed have a request that stays open: it was in so many batches."""
+
 
 class Parting:
     """Parts chunks of a run. `taken_before` says that a batch of this job was taken in an earlier run."""
@@ -125,7 +128,11 @@ class Parting:
 
     def _fail(self, reader: ChunkReader, custom_id: str, message: str) -> None:
         found = reader.get(custom_id)
-        if found is None or not self._keeper.wants(custom_id):
+        if found is None:
+            return
+        if not self._keeper.wants(custom_id):
+            # Of an earlier run: if the pass still comes to its row, it is asked as the job is then.
+            self._keeper.release(*found)
             return
         failure = Failure(ErrorKind.INVALID_REQUEST, f"the provider refuses its line of the batch: {message}")
         self._sink.put(Settled(found[0], Reply(Verdict.NO, failure=failure, sent=False), failure))
