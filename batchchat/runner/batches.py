@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from batchchat.budget import Budget
 from batchchat.engines.batch.building import Asker
 from batchchat.engines.batch.carried import Carried
-from batchchat.engines.batch.engine import POLL_FIRST_S, BatchEngine, BatchSetting
+from batchchat.engines.batch.engine import BatchEngine
 from batchchat.engines.batch.harvest import Terms
+from batchchat.engines.batch.joining import BatchSetting
+from batchchat.engines.batch.looks import POLL_FIRST_S
 from batchchat.engines.batch.prices import batch_tariff
 from batchchat.engines.batch.service import BatchService
 from batchchat.engines.batch.services import open_service
@@ -93,6 +95,7 @@ class BatchParts:
             keep_files=fields.keep_files is not False,
             wait=self.options.wait,
             cancel=self.options.cancel_batches,
+            deadline=job.deadline,
         )
         steps = {custom_id: len(answers) for custom_id, answers in store.open_answers().items()}
         account = self.budget.account(self.tariff(), self.provider.currency) if self.budget is not None else None

@@ -15,7 +15,8 @@ LEDGER = "ledger.jsonl"
 class SpendLedger:
     """What the runs into an output have cost: the lines of the file, and what was counted since they were read.
 
-    `keys` are those of costs that count once. `damaged_lines` could not be read. Raises StorageError if the disk refuses.
+    `keys` are those of costs that count once. `damaged_lines` could not be read.
+    Raises StorageError if the disk refuses.
     """
 
     def __init__(self, files: StateFiles) -> None:

@@ -159,7 +159,9 @@ class Store:
     def commit(self, entries: Sequence[Entry]) -> StoreChange:
         """Make entries durable: one write and one synchronization for all of them. Returns the change to apply.
 
-        A cost whose key is counted already is left out. Raises StorageError if the disk refuses; ValueError if a record's input columns are not the frozen ones.
+        A cost whose key is counted already is left out.
+
+        Raises StorageError if the disk refuses; ValueError if a record's input columns are not the frozen ones.
         """
         keys = {entry.key for entry in entries if isinstance(entry, SpendOnly) and entry.key is not None}
         if keys & self._held.ledger.keys:

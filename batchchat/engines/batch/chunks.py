@@ -88,6 +88,7 @@ class ChunkWriter:
         self.nbytes = 0
         self.prompt_tokens = 0
         self.max_tokens = 0
+        self.round = 1
         self._folder = folder
         self._stem = stem
         self._hash = blake2b(digest_size=8)
@@ -111,6 +112,7 @@ class ChunkWriter:
         self.max_tokens += reserved[1]
         self._waiting.append(request)
         self._batches.append(batches)
+        self.round = max(self.round, batches + 1)
         self._waiting_bytes += len(request.body)
         if len(self._waiting) >= _GROUP_ROWS or self._waiting_bytes >= _GROUP_BYTES:
             self._write_rows()
@@ -306,7 +308,7 @@ class _Group:
             # A column of nulls alone, such as `further` in the first batch of a job, need not be asked for each row.
             own = [self.rows.column(name) for name in _LISTED]
             self._own = [None if column.null_count == len(column) else column for column in own]
-        told = [None if column is None else column[offset].as_py() for column in self._own]
+        told: list[Any] = [None if column is None else column[offset].as_py() for column in self._own]
         key, source, row_index, sample_index, row_bytes, prompt_tokens, max_tokens, *rest = told
         attempts, counted, batches, answer_id, further = rest
         # A batch of rows knows where it begins, and these may stand anywhere in the input.

@@ -117,12 +117,37 @@ class Terms:
 
 
 @dataclass(slots=True)
+class _Bill:
+    """Adds up what answers of a chunk cost that leave no completion, so that it is told once, at the end.
+
+    A run that is killed before the chunk is noted as harvested reads it again. Completions are known by then, but
+    failures are not, and would be counted twice.
+    """
+
+    name: str
+    answers: int = 0
+    usage: Usage = Usage()
+    cost: int = 0
+
+    def add(self, reply: Reply) -> None:
+        """Count an answer, if it was billed."""
+        if reply.usage is not None:
+            self.answers += 1
+            self.usage = self.usage.plus(reply.usage)
+            self.cost += reply.cost or 0
+
+    def outcome(self) -> Billed:
+        """Return the sum."""
+        return Billed(f"batch {self.name}", self.answers, self.usage, self.cost)
+
+
+@dataclass(slots=True)
 class Harvest:
     """Reads the batches of one chunk, and settles its requests.
 
-    `name` is the chunk's, which no other chunk has.
-    `of_prompt` is there for a chunk of an earlier run: see `Settled`. `prompt_id` is that of this run. `hold` is the chunk's reservation, None without a
-    budget. `asked_at` is when its batch was created, in microseconds since the epoch.
+    `name` is the chunk's, which no other chunk has. `of_prompt` is there for a chunk of an earlier run: see `Settled`.
+    `prompt_id` is that of this run. `hold` is the chunk's reservation, None without a budget. `asked_at` is when its
+    batch was created, in microseconds since the epoch.
     """
 
     name: str
@@ -144,11 +169,12 @@ class Harvest:
     _failed: dict[str, Reply] = field(default_factory=dict)
     _reasons: dict[str, str] = field(default_factory=dict)
     _refused: list[tuple[Request, Reply]] = field(default_factory=list)
-    _billed: Billed | None = None
+    _bill: _Bill = field(init=False)
 
     def __post_init__(self) -> None:
         # One byte for each request and batch: as sets of identities they would take 10 MB for a chunk of 50,000.
         self._done = bytearray(self.reader.rows)
+        self._bill = _Bill(self.name)
 
     def extra_batch(self, batch_id: str) -> bool:
         """Return true if another batch of the same requests was read before: then lines may be missing in this one."""
@@ -225,7 +251,7 @@ class Harvest:
         found = self.reader.get(custom_id, with_body=False)
         if found is None or reply.usage is None:
             return
-        self._bill(reply)
+        self._bill.add(reply)
         if self.hold is not None:
             tokens = reserved(found[0].prompt_tokens, found[0].max_tokens)
             self.hold.take_over(*tokens, requests=1)
@@ -284,7 +310,7 @@ class Harvest:
         else:
             self.counts.failed += 1
         if failure is not None:
-            self._bill(reply)
+            self._bill.add(reply)
         outcome = Settled(request, reply, failure, parsed, tolerated, of_prompt=self.of_prompt, late=late)
         outcome.billed_apart = failure is not None
         self.sink.put(outcome)
@@ -309,8 +335,8 @@ class Harvest:
                 self._settle_unanswered(custom_id, self._reasons.get(custom_id) or why_unanswered)
             if not number % _LINES_BETWEEN:
                 await self._rest()
-        if self._billed is not None:
-            self.sink.put(self._billed)
+        if self._bill.answers:
+            self.sink.put(self._bill.outcome())
         if self.hold is not None:
             self.hold.release()
         return self.counts
@@ -387,19 +413,7 @@ class Harvest:
     def _put_billed(self, request: Request, reply: Reply) -> None:
         if reply.usage is not None:
             request.add_billed(reply)
-            self._bill(reply)
-
-    def _bill(self, reply: Reply) -> None:
-        """Add up what an answer cost that leaves no completion: it is told once, at the end.
-
-        A run that is killed before the chunk is noted as harvested reads it again. Completions are known by then, but
-        a failure is not, and would be counted twice.
-        """
-        if reply.usage is None:
-            return
-        before = self._billed or Billed(f"batch {self.name}", 0, Usage(), 0)
-        cost = before.cost + (reply.cost or 0)
-        self._billed = Billed(before.key, before.answers + 1, before.usage.plus(reply.usage), cost)
+            self._bill.add(reply)
 
     def _settle_unanswered(self, custom_id: str, why: str) -> None:
         """Ask again for what never ran; give it up if it was in `rounds` batches."""

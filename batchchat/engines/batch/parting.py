@@ -7,7 +7,7 @@ nothing of a job was ever taken, and one refusal after the other says the same, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -101,6 +101,19 @@ class Parting:
             for piece in pieces:
                 await self._write(reader, piece, builder)
                 builder.next_chunk()
+        finally:
+            reader.close()
+
+    async def each(self, state: ChunkState, again: Callable[[Request, int], bool]) -> None:
+        """Give every request of a chunk to `again`, with how many batches it was in."""
+        reader = ChunkReader(self._folder, state.name)
+        try:
+            for number, custom_id in enumerate(list(reader.custom_ids()), 1):
+                found = reader.get(custom_id)
+                if found is not None:
+                    again(*found)
+                if not number % _BETWEEN:
+                    await anyio.lowlevel.checkpoint()
         finally:
             reader.close()
 
