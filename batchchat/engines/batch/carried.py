@@ -134,6 +134,12 @@ class Carried:
         writer, self._onward = self._onward, None
         return None if writer is None else _read_onward(self._folder, writer.finish().name)
 
+    def discard(self) -> None:
+        """Remove what was put aside and not asked for: those requests stay open. Blocking code."""
+        writer, self._onward = self._onward, None
+        if writer is not None:
+            writer.discard()
+
 
 def _resumed(request: Request, past: _Past) -> int:
     """Give a request back what it has behind it; return how many batches it was in."""

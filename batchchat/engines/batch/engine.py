@@ -23,7 +23,6 @@ import anyio.to_thread
 from batchchat.budget import Account
 from batchchat.engines.batch.building import Planned
 from batchchat.engines.batch.carried import Carried
-from batchchat.engines.batch.course import Course
 from batchchat.engines.batch.creation import RunEnds
 from batchchat.engines.batch.joining import BatchSetting, Means, join
 from batchchat.engines.batch.ledger import ChunkState, Ledger, Step
@@ -31,6 +30,7 @@ from batchchat.engines.batch.queue import ChunkQueue
 from batchchat.engines.batch.rooms import Rooms
 from batchchat.engines.batch.sending import Sending
 from batchchat.engines.batch.service import BatchService, Gone
+from batchchat.engines.batch.signals import RunSignals
 from batchchat.engines.batch.watch import Watch
 from batchchat.engines.port import Engine, EngineProgress, Feed, Sink, halted
 from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly, StorageError
@@ -63,7 +63,7 @@ class BatchEngine:
         self.halt: BatchchatError | None = None
         rng = rng or random.Random()  # noqa: S311 - jitter, not cryptography
         self._means = Means(service, setting, known, listener, account, onward, rng, offload, wall_clock)
-        self._course = Course()
+        self._signals = RunSignals()
         self._rooms: Rooms | None = None
         self._ledger: Ledger
         self._sending: Sending
@@ -104,23 +104,23 @@ class BatchEngine:
 
     def pause(self) -> None:
         """Create no batch until `resume`. Batches that are under way go on, and are harvested."""
-        self._course.paused = True
+        self._signals.paused = True
         if self._single is not None:
             self._single.pause()
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        self._course.paused = False
+        self._signals.paused = False
         if self._single is not None:
             self._single.resume()
-        self._course.wake()
+        self._signals.wake()
 
     def drain(self) -> None:
         """Create no more batches, and leave those that are under way to the next run."""
-        self._course.draining = True
+        self._signals.draining = True
         if self._single is not None:
             self._single.drain()
-        self._course.wake()
+        self._signals.wake()
 
     def cancel(self) -> None:
         """End at once. What was answered and is not counted yet is read by the next run."""
@@ -176,7 +176,7 @@ class BatchEngine:
         """Read the ledger, and make the parts of the engine."""
         means = self._means
         self._ledger = await means.offload(Ledger, means.setting.folder)
-        rooms, looks = join(means, self._ledger, self._course, sink, self.halt_for)
+        rooms, looks = join(means, self._ledger, self._signals, sink, self.halt_for)
         self._sending = Sending(rooms, means.service.preflight)
         wait = means.setting.wait or means.setting.cancel
         self._watch = Watch(rooms, self._sending, looks, means.known, wait=wait)
@@ -224,7 +224,7 @@ class BatchEngine:
             await self._watch.look()
             await self._watch.run()
             return
-        if rooms.queue.live and not self._course.draining:
+        if rooms.queue.live and not self._signals.draining:
             await self._watch.look()  # what is ready is taken first
         async with anyio.create_task_group() as group:
             group.start_soon(rooms.feeding.take, feed, sink)
@@ -237,12 +237,13 @@ class BatchEngine:
 
     async def _end(self, rooms: Rooms, sink: Sink) -> None:
         """Send what goes on as single requests; then say what is left to the next run."""
-        if not self._course.draining and rooms.onward.wanted:
+        if not self._signals.draining and rooms.onward.wanted:
             await rooms.onward.run(sink, self._means.offload)
             if self._single is not None and self._single.halt is not None:
                 self.halt_for(self._single.halt)
         with anyio.CancelScope(shield=True):
             await self._means.offload(rooms.feeding.discard)
+            await self._means.offload(self._means.known.discard)
         if rooms.feeding.out_of_budget is not None and self.halt is None:
             self.halt_for(rooms.feeding.out_of_budget)
         if self._means.known.postponed and self.halt is None:

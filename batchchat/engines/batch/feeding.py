@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from batchchat.engines.batch.building import Builder
 from batchchat.engines.batch.carried import Carried
-from batchchat.engines.batch.course import Course
 from batchchat.engines.batch.onward import Onward
 from batchchat.engines.batch.queue import ChunkQueue
 from batchchat.engines.batch.service import BatchService
+from batchchat.engines.batch.signals import RunSignals
 from batchchat.engines.port import Feed, Settled, Sink
 from batchchat.errors import BatchchatError, StoppedEarly
 from batchchat.records import ErrorKind, Failure, Reply, Request, Verdict
@@ -30,7 +30,7 @@ class Feeding:
         self,
         service: BatchService,
         queue: ChunkQueue,
-        course: Course,
+        signals: RunSignals,
         known: Carried,
         onward: Onward,
         *,
@@ -45,7 +45,7 @@ class Feeding:
         self.halt_for = halt_for
         self._service = service
         self._queue = queue
-        self._course = course
+        self._signals = signals
         self._known = known
         self._onward = onward
         self._cancelling = cancelling
@@ -75,12 +75,12 @@ class Feeding:
                     return
             if sink.full:
                 await sink.room()
-            if self._course.draining:
+            if self._signals.draining:
                 return
         self._fresh.next_chunk()
         await self.plan(self._fresh)
         self.done = True
-        self._course.wake()
+        self._signals.wake()
 
     async def _write(self, request: Request, batches: int, sink: Sink) -> bool:
         """Write one request; wait for the budget, and for a chunk that is taken. False if the run ends before."""
@@ -98,14 +98,14 @@ class Feeding:
             if added:
                 return True
             if self.out_of_budget is not None:
-                self._course.wake()
+                self._signals.wake()
                 return False
-            if self._course.draining:
+            if self._signals.draining:
                 return False
-            await self._course.change()
+            await self._signals.change()
         if self._onward.takes(batches):
             self._onward.keep(request)
-        return not self._course.draining
+        return not self._signals.draining
 
     def _encoded(self, request: Request, sink: Sink) -> bytes | None:
         """Return a request as a line; None, with its row failed, if no batch can take it."""
@@ -125,14 +125,14 @@ class Feeding:
         """Make full chunks ready for their creation; the feed waits while enough are."""
         for planned in await builder.plan(at=self._wall_clock(), splits=splits):
             self._queue.ready.append(planned)
-            self._course.wake()
+            self._signals.wake()
         # Only the feed waits. What is asked again, or parted, comes from chunks that are on the disk already.
         while (
             builder is self._fresh
             and len(self._queue.ready) >= _AHEAD
-            and not (self._course.draining or self._onward.closing)
+            and not (self._signals.draining or self._onward.closing)
         ):
-            await self._course.change()
+            await self._signals.change()
 
     async def plan_again(self) -> None:
         """Make a chunk of what is asked again, however few they are: they have waited for long."""

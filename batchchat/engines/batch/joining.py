@@ -11,18 +11,18 @@ from typing import Any
 from batchchat.budget import Account
 from batchchat.engines.batch.building import Asker, Bounds, Builder
 from batchchat.engines.batch.carried import Carried
-from batchchat.engines.batch.course import Course
 from batchchat.engines.batch.creation import Creation, Patience
 from batchchat.engines.batch.feeding import Feeding
 from batchchat.engines.batch.gathering import Gathering
 from batchchat.engines.batch.harvest import Terms
 from batchchat.engines.batch.ledger import Ledger
-from batchchat.engines.batch.looks import POLL_FIRST_S, Looks, Schedule
+from batchchat.engines.batch.looks import POLL_FIRST_S, Looks, LookSchedule
 from batchchat.engines.batch.onward import Onward
 from batchchat.engines.batch.parting import Parting
 from batchchat.engines.batch.queue import ChunkQueue
 from batchchat.engines.batch.rooms import Rooms
 from batchchat.engines.batch.service import BatchService
+from batchchat.engines.batch.signals import RunSignals
 from batchchat.engines.port import Engine, Sink
 from batchchat.errors import BatchchatError
 from batchchat.events import Listener
@@ -73,7 +73,7 @@ class Means:
 
 
 def join(
-    means: Means, ledger: Ledger, course: Course, sink: Sink, halt_for: Callable[[BatchchatError], None]
+    means: Means, ledger: Ledger, signals: RunSignals, sink: Sink, halt_for: Callable[[BatchchatError], None]
 ) -> tuple[Rooms, Looks]:
     """Return the parts of an engine, and what looks at its batches."""
     setting, service = means.setting, means.service
@@ -90,7 +90,7 @@ def join(
     feeding = Feeding(
         service,
         queue,
-        course,
+        signals,
         means.known,
         onward,
         new_builder=lambda: Builder(
@@ -101,12 +101,12 @@ def join(
         wall_clock=means.wall_clock,
     )
     # An upload can be made again later; a batch that is under way is paid for, and waited for much longer.
-    creation = _creation(means, ledger, Patience(setting.outage, means.listener, course.rest))
-    long_patience = Patience(_OUT_OF_SIGHT_S, means.listener, course.rest)
+    creation = _creation(means, ledger, Patience(setting.outage, means.listener, signals.rest))
+    long_patience = Patience(_OUT_OF_SIGHT_S, means.listener, signals.rest)
     rooms = Rooms(
-        course=course,
+        signals=signals,
         queue=queue,
-        schedule=Schedule(setting.poll, setting.poll_first, rng=means.rng, wall_clock=means.wall_clock),
+        schedule=LookSchedule(setting.poll, setting.poll_first, rng=means.rng, wall_clock=means.wall_clock),
         onward=onward,
         feeding=feeding,
         creation=creation,

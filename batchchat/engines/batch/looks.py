@@ -24,7 +24,7 @@ _UNKNOWN_LOOKS = 10
 five minutes: new batches were seen to be unknown for some seconds."""
 
 
-class Schedule:
+class LookSchedule:
     """When batches are looked at. `poll` is the time between two looks in seconds, None for the usual one.
 
     The usual one begins with `poll_first` and grows with the age of the batches. It is short in a `hurry`.

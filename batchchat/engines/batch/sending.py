@@ -21,7 +21,7 @@ class Sending:
     def __init__(self, rooms: Rooms, preflight: Callable[[], Awaitable[None]]) -> None:
         self.busy = 0
         self.sent = 0
-        self._course = rooms.course
+        self._signals = rooms.signals
         self._queue = rooms.queue
         self._schedule = rooms.schedule
         self._feeding = rooms.feeding
@@ -42,10 +42,10 @@ class Sending:
 
     async def create(self) -> None:
         """Create the batches of chunks that are ready, as the provider's queue has room, until the run ends."""
-        while not self._course.draining:
-            planned = None if self._course.paused else self._queue.take()
+        while not self._signals.draining:
+            planned = None if self._signals.paused else self._queue.take()
             if planned is None:
-                await self._course.change(self._queue.wait())
+                await self._signals.change(self._queue.wait())
                 continue
             self.busy += 1
             try:
@@ -53,7 +53,7 @@ class Sending:
             finally:
                 self.busy -= 1
                 self._schedule.note_created()
-                self._course.wake()
+                self._signals.wake()
 
     async def _create_one(self, planned: Planned) -> None:
         state = planned.state
@@ -113,4 +113,4 @@ class Sending:
         if planned.hold is not None:
             planned.hold.release()
         await self._gathering.clean(state)
-        self._course.wake()
+        self._signals.wake()

@@ -25,7 +25,7 @@ class Watch:
 
     def __init__(self, rooms: Rooms, sending: Sending, looks: Looks, known: Carried, *, wait: bool) -> None:
         self.answered = False
-        self._course = rooms.course
+        self._signals = rooms.signals
         self._queue = rooms.queue
         self._schedule = rooms.schedule
         self._onward = rooms.onward
@@ -46,14 +46,14 @@ class Watch:
             # A run that does not wait is over long before any deadline.
             close = self._onward.due_in(self._queue.live.values()) if self._wait else None
             try:
-                if self._course.draining:
-                    await self._course.change()  # creations that are under way may end
+                if self._signals.draining:
+                    await self._signals.change()  # creations that are under way may end
                 elif close is not None and close <= 0:
                     await self._end_in_time()
                 elif look is not None and look <= 0:
                     await self.look()
                 else:
-                    await self._course.change(min((each for each in (look, close) if each is not None), default=None))
+                    await self._signals.change(min((each for each in (look, close) if each is not None), default=None))
             except RunEnds:
                 continue
 
@@ -62,12 +62,12 @@ class Watch:
         queue, busy = self._queue, self._sending.busy
         if busy:
             return False
-        if self._course.draining:
+        if self._signals.draining:
             return True
-        idle = not queue.ready or self._course.paused
+        idle = not queue.ready or self._signals.paused
         if not self._wait:
             # With a full queue, waiting for room would be waiting for batches.
-            return (self._feeding.ended and idle) or (queue.blocked and not self._course.paused)
+            return (self._feeding.ended and idle) or (queue.blocked and not self._signals.paused)
         return self._feeding.ended and not queue.live and not queue.ready
 
     async def cancel(self, planned: Iterable[Planned]) -> None:
@@ -81,7 +81,7 @@ class Watch:
     async def _end_in_time(self) -> None:
         """Let batches end whose time runs out: what they do not answer is sent one by one."""
         if self._onward.close_if_due():
-            self._course.wake()  # the feed waits for room in the queue
+            self._signals.wake()  # the feed waits for room in the queue
         if self._onward.closing:
             await self._sending.send_singly()
         for planned in self._onward.to_cancel(self._queue.live.values()):
@@ -101,7 +101,7 @@ class Watch:
                 await self._follow(planned, found)
             await self._feeding.plan_again()
         self._schedule.looked(self._queue)
-        self._course.wake()
+        self._signals.wake()
 
     async def _follow(self, planned: Planned, found: dict[str, RemoteBatch]) -> None:
         """Note what the provider tells of a chunk's batches; harvest the chunk if they have all ended."""
@@ -134,7 +134,7 @@ class Watch:
         self._known.corrections += done.corrections
         self._queue.remove(planned)
         self._queue.freed()
-        self._course.wake()
+        self._signals.wake()
 
     async def _find_surplus(self, planned: Planned) -> bool:
         """Look for a second batch of a chunk whose creation was uncertain; true if there is one that has not ended."""

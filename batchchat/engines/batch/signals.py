@@ -7,7 +7,7 @@ import anyio
 from batchchat.engines.batch.creation import RunEnds
 
 
-class Course:
+class RunSignals:
     """The state of one run that all parts of the engine look at: `draining` is for good, `paused` until a resume."""
 
     def __init__(self) -> None:
