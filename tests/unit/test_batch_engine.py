@@ -49,7 +49,7 @@ from tests.unit.test_run_clock import Provider, inline
 def simulate(
     folder: Path,
     service: FakeService,
-    rows: int = 20,
+    rows: int | list[dict[str, Any]] = 20,
     *,
     engine: dict[str, Any] | None = None,
     options: RunOptions | None = None,
@@ -59,7 +59,7 @@ def simulate(
     **fields: Any,
 ) -> tuple[RunSummary, float, list[Event]]:
     """Run a job of batches; return the summary, the virtual seconds it took and its events."""
-    write_rows(folder / "rows.jsonl", texts(rows))
+    write_rows(folder / "rows.jsonl", texts(rows) if isinstance(rows, int) else rows)
     fields = {"provider": {"base_url": "http://127.0.0.1:1/v1"}, **fields}
     job = make_job(folder, None, engine={"kind": "batch", "max_lines": 10, **(engine or {})}, **fields)
     events: list[Event] = []
