@@ -179,6 +179,10 @@ def test_kills_and_edits_of_the_prompt_pay_each_answer_once_and_lose_none(tmp_pa
         for edition in (1, *editions):
             write_job(tmp_path, demo, rows, edition)
             done = command("run", "job.yaml", cwd=tmp_path)
+            if done.returncode == 4:
+                # A batch of this very prompt ended before its rows were read, and they had records of another prompt.
+                assert "answers came just before their rows were read" in done.stderr, done.stderr
+                done = command("run", "job.yaml", cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             records = batchchat.read_output(tmp_path / "out").to_pylist()
             assert sorted(record["row_index"] for record in records) == list(range(rows))
