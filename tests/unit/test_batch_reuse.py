@@ -47,7 +47,7 @@ def test_equal_rows_of_a_batch_that_an_earlier_run_left_are_sent_once(
 def test_a_job_takes_answers_of_another_from_the_cache_that_came_through_batches(tmp_path: Path) -> None:
     """The second one starts while the batch of the first is under way, and when it has ended."""
     service = FakeService(seconds=0.0)
-    fields = {"cache": str(tmp_path / "cache")}
+    fields: dict[str, Any] = {"cache": str(tmp_path / "cache")}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     assert go(tmp_path / "one", service, rows=10, texts=10, wait=False, **fields).exit_code == 4
@@ -61,7 +61,7 @@ def test_a_job_takes_answers_of_another_from_the_cache_that_came_through_batches
 
 def test_a_batch_is_harvested_although_another_job_has_answered_the_same_meanwhile(tmp_path: Path) -> None:
     service = FakeService(seconds=0.0)
-    fields = {"cache": str(tmp_path / "cache")}
+    fields: dict[str, Any] = {"cache": str(tmp_path / "cache")}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     assert go(tmp_path / "one", service, rows=10, texts=10, wait=False, **fields).exit_code == 4
