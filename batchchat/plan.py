@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pyarrow.compute as pc
 
-from batchchat.errors import JobError, UsageError
+from batchchat.errors import UsageError
 from batchchat.events import FailureGroup
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
-from batchchat.job import Job, api_key, load_keys
+from batchchat.job import Job, key_problem, load_keys
 from batchchat.job.values import nearest
 from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff, as_float
@@ -396,8 +396,5 @@ def _price_warning(job: Job, provider: Provider) -> list[str]:
 
 def _key_warning(job: Job, provider: Provider) -> list[str]:
     """A missing key stops a run, not a plan; it is said all the same."""
-    try:
-        api_key(job, provider, load_keys(job))
-    except JobError as error:
-        return [f"{error.message}. A run needs it."]
-    return []
+    problem = key_problem(job, provider, load_keys(job))
+    return [] if problem is None else [f"{problem.message}. A run needs it."]

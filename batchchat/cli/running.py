@@ -391,9 +391,11 @@ def leave_now(code: int) -> None:
 
 
 def hide_key(job: Any) -> None:
-    """Let no line that this process prints hold the key."""
+    """Let no line that this process prints hold the key, nor one that is read while the job runs."""
+    from batchchat.credentials import tell_keys
     from batchchat.job import load_keys
 
+    tell_keys(mask.register)
     provider = job.resolved_provider()
     if provider.api_key_env:
         mask.register(load_keys(job).get(provider.api_key_env))

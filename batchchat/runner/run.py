@@ -23,13 +23,14 @@ from anyio.abc import TaskGroup
 
 from batchchat.budget import Budget
 from batchchat.client import ChatClient
+from batchchat.credentials import Credential
 from batchchat.engines.local import Endpoint, LocalEngine, Surroundings
 from batchchat.engines.port import Engine
 from batchchat.engines.refusals import Refusals
 from batchchat.errors import StoppedEarly, StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
-from batchchat.job import Job, api_key, load_keys, write_duration
+from batchchat.job import Job, api_key, key_source, load_keys, write_duration
 from batchchat.limits import MAX_CONCURRENCY, Limiter
 from batchchat.money import Tariff
 from batchchat.providers import DEMO, Provider
@@ -222,9 +223,9 @@ class _Opening:
         return cache
 
     async def connect(
-        self, stack: AsyncExitStack, store: Store, wording: Wording, cache: AnswerCache | None, key: str | None
+        self, stack: AsyncExitStack, store: Store, wording: Wording, cache: AnswerCache | None, key: Credential
     ) -> RunState:
-        """Connect to the provider and join the parts of the run. `key` is the provider's API key."""
+        """Connect to the provider and join the parts of the run."""
         job, setting, prepared = self._job, self._setting, self._prepared
         await self._find_provider(stack, store)
         if cache is None and job.dedupe:
@@ -278,7 +279,7 @@ class _Opening:
             base_url = "http://demo.invalid/v1" if setting.transport is not None else setting.demo_url
             self._provider = provider.with_base_url(base_url or await self._start_demo(stack, store))
 
-    async def _connect_client(self, stack: AsyncExitStack, key: str | None) -> ChatClient:
+    async def _connect_client(self, stack: AsyncExitStack, key: Credential) -> ChatClient:
         """Open the client for single requests."""
         job, setting, provider = self._job, self._setting, self._provider
         transport = setting.transport
@@ -309,7 +310,7 @@ class _Opening:
         return server.base_url
 
     async def _make_batch_engine(
-        self, stack: AsyncExitStack, store: Store, wording: Wording, prompt_id: str, key: str | None
+        self, stack: AsyncExitStack, store: Store, wording: Wording, prompt_id: str, key: Credential
     ) -> tuple[Engine, Tariff | None]:
         """Return the engine that sends batches, and what tokens cost there."""
         from batchchat.runner.batches import BatchParts
@@ -496,7 +497,7 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
         caps = job.budget
         budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
     warned: list[str] = []
-    key = api_key(job, job.resolved_provider(), setting.environ, warn=warned.append)
+    key = await offload(functools.partial(_credential, job, setting, warned.append))
     for message in warned:
         setting.listener(Event("warning", message, "warning"))
     frozen = Frozen() if options.fresh else await offload(frozen_schema, Path(job.output.path))
@@ -537,6 +538,17 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
         finally:
             with anyio.CancelScope(shield=True):
                 await offload(store.close)
+
+
+def _credential(job: Job, setting: _Setting, warn: Callable[[str], object]) -> Credential:
+    """Read the provider's key. Blocking code; raises JobError if it cannot be had."""
+    provider = job.resolved_provider()
+    source = key_source(job, provider, setting.environ)
+
+    def tell(message: str) -> None:
+        setting.listener(Event("key_renewed", message, fields={"place": source.place if source is not None else None}))
+
+    return Credential(api_key(job, provider, setting.environ, warn=warn), source, tell=tell)
 
 
 def _now_us() -> int:
