@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 AUTHORIZATION = "Authorization"
 COMMAND_TIMEOUT_S = 10.0
 """Seconds that a command for a key may take. Command-line tools of clouds need one or two, mostly for their start."""
+AGAIN_S = 5.0
+"""Seconds after which a key that could not be replaced is tried again. Requests that are under way come back earlier;
+looks at a batch are at least a minute apart."""
 _LARGEST = 16_384
 """Bytes that are read of a file or of a command's output. The largest tokens in use (JSON Web Tokens) have about 4,000;
 servers refuse header fields of more than 8,000 to 16,000."""
@@ -246,6 +249,7 @@ class Credential:
         self._offload = offload
         self._tell = tell
         self._lock: Any = None
+        self._tried_at = 0.0
 
     def __repr__(self) -> str:
         return f"Credential({self.source.place!r})" if self.source is not None else "Credential(None)"
@@ -282,17 +286,24 @@ class Credential:
             # All requests that were refused with one key wait here; the first of them reads the next one.
             if self.generation != generation:
                 return True
-            if self.problem is None:
-                self.problem = await self._replace()
+            now = anyio.current_time()
+            # Requests that were refused together get one answer. Who looks again much later may find a mended file.
+            if self.problem is None or now - self._tried_at >= AGAIN_S:
+                self.problem = await self._replace(again=self.problem is not None)
+                self._tried_at = now
             return self.problem is None
 
-    async def _replace(self) -> str | None:
-        """Put the key that the source gives now in the place of the refused one. Return why that cannot be."""
+    async def _replace(self, *, again: bool) -> str | None:
+        """Put the key that the source gives now in the place of the refused one. Return why that cannot be.
+
+        A key that was never accepted is not replaced at once, only `again`: else a command that gives another wrong key
+        at each call would be called without an end.
+        """
         import anyio.to_thread
 
         source = self.source
         assert source is not None  # noqa: S101 - `renewable` says so
-        if self.generation > max(0, self.accepted):
+        if self.generation > max(0, self.accepted) and not again:
             return f"{source.place} has given another key, which is refused too"
         try:
             if self._offload is not None:

@@ -517,6 +517,8 @@ def schema(kind: str) -> None:
     help="Let a share of requests go wrong, such as error_503=0.05. May be repeated.",
 )
 @click.option("--key-env", metavar="VARIABLE", help="Ask for the key that this environment variable holds.")
+@click.option("--key-lifetime", metavar="TIME", help="Ask for a key that expires after this time; see --key-file.")
+@click.option("--key-file", metavar="FILE", help="Write the valid key to this file, whenever the last one has expired.")
 @click.option("--batch-seconds", default="2s", show_default=True, metavar="TIME", help="Time of a batch to its end.")
 @click.option(
     "--batch-fault",

@@ -37,6 +37,8 @@ _WRONG_ADDRESS = frozenset({404, 405})
 _VERSION = re.compile(r"/v\d[\w.]*(?=/|\Z)|/openai\b|/api/paas\b|/compatible-mode\b")
 """What the paths of known services hold, whose base URLs need no `/v1` more."""
 _ENDED_EARLY = re.compile(r"(?i)disconnect|peer closed connection")
+_KEYS_TRIED = 3
+"""Keys that one attempt is made with after its first. A second one is needed if a new key expires on the way."""
 _TAIL_S = 0.25
 _TAIL_BYTES = 16 * 1024
 
@@ -141,17 +143,20 @@ class ChatClient:
         """Make an attempt whose key was refused once more, if there is another key; else say why there is none."""
         credential = self._credential
         reply = refused
-        if await credential.renew(generation):
+        for _ in range(_KEYS_TRIED):
+            if not await credential.renew(generation):
+                break
             self._take_key()
             generation = self._generation
             reply = await self._timed_attempt(body, limit, self._clock())
-            if reply.completion is not None or reply.verdict is Verdict.RATE_LIMIT:
-                credential.accepted = max(credential.accepted, generation)
-        failure = reply.failure
-        if failure is not None and _key_refused(reply):
-            place = credential.source.place if credential.source is not None else ""
-            why = credential.problem or f"{place} has given another key, which is refused too"
-            reply.failure = Failure(failure.kind, f"{failure.message} ({self._mask(why)})", failure.http_status)
+            if not _key_refused(reply):
+                if reply.completion is not None or reply.verdict is Verdict.RATE_LIMIT:
+                    credential.accepted = max(credential.accepted, generation)
+                return reply
+        failure, source = reply.failure, credential.source
+        assert failure is not None and source is not None  # noqa: S101, PT018 - it was refused, and could be renewed
+        why = credential.problem or f"{source.place} has given another key, which is refused too"
+        reply.failure = Failure(failure.kind, f"{failure.message} ({self._mask(why)})", failure.http_status)
         return reply
 
     async def _timed_attempt(self, body: bytes, limit: float, started: float) -> Reply:
