@@ -349,6 +349,12 @@ class LimitHeaders:
     reset_tokens: float | None = None
 
 
+class DayLimit(NamedTuple):
+    """A limit of a whole day that is used up. `resets_at`: when it ends, in seconds since the epoch, if told."""
+
+    resets_at: float | None
+
+
 @dataclass(slots=True)
 class Reply:
     """What one attempt brought: a completion, or a failure with what is known about trying again.
@@ -359,6 +365,7 @@ class Reply:
     read), so that it is to be believed only if it comes again.
     `ttft_s` and `output_tokens_per_s` are there where the answer was streamed (see `Record`).
     `cost` is what the usage costs at whoever answered (see `money`), None if nothing was billed or no price is known.
+    `day` is there if a rate limit is that of a whole day.
     """
 
     verdict: Verdict
@@ -377,6 +384,7 @@ class Reply:
     output_tokens_per_s: float | None = None
     doubted: bool = False
     cost: int | None = None
+    day: DayLimit | None = None
 
     @property
     def may_be_own_fault(self) -> bool:

@@ -126,12 +126,16 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class LastRun:
-    """How the last run ended, and when (UTC, ISO 8601); an `exit_code` of None: it was killed, and could not say."""
+    """How the last run ended, and when (UTC, ISO 8601); an `exit_code` of None: it was killed, and could not say.
+
+    `resets_at` is when the provider's limit of a day ends that stopped the run (UTC, ISO 8601), if it is known.
+    """
 
     run_id: str
     exit_code: int | None
     reason: str | None
     ended: str | None
+    resets_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
