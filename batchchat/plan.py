@@ -72,7 +72,7 @@ def plan_job(
     to_send = counts.to_send - sharing.saved
     tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
     duration, binding = _duration(to_send, tokens, job, provider, history.latency_s)
-    tariff = Tariff.of(provider.prices.get(job.model))
+    tariff = Tariff.of(provider.prices.get(job.model), provider.tiers.get(job.params.service_tier or "", 1.0))
     cost = as_float(tariff.cost(usage)) if tariff is not None else None
     engines = [EnginePlan("local", not job.engine.batch, cost, duration)]
     if to_send:

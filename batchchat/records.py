@@ -71,7 +71,8 @@ class Completion:
     """A successful answer.
 
     `tool_calls` is a tuple of `{"id", "type", "name", "arguments"}`, `logprobs` one of `{"token", "logprob", "top"}`
-    with natural logarithms, where `top` is a list of `{"token", "logprob"}`.
+    with natural logarithms, where `top` is a list of `{"token", "logprob"}`. `system_fingerprint` and `service_tier`
+    are the server's own words for what ran the model, and how urgently.
     """
 
     text: str | None
@@ -83,6 +84,8 @@ class Completion:
     reasoning: str | None = None
     tool_calls: tuple[dict[str, str | None], ...] | None = None
     logprobs: tuple[dict[str, Any], ...] | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
 
 
 class Place(NamedTuple):
@@ -232,7 +235,7 @@ class Record:
     model wrote, reasoning and tool calls included, in seconds; the second is the answer's `completion_tokens` over the
     time from then to the last thing it wrote, null where all came at once. `prompt_id` tells which prompt the record
     answers (see `runner.rows.prompt_id_of`), `engine` who had the answer (`local` or `batch`); both are null in what an
-    earlier version wrote. A `batch` tells no latency.
+    earlier version wrote, as are `system_fingerprint` and `service_tier` (see `Completion`). A `batch` has no latency.
     """
 
     batch: RowBatch
@@ -272,6 +275,8 @@ class Record:
     output_tokens_per_s: float | None = None
     prompt_id: str | None = None
     engine: str | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
     parsed: Any = None
 
 

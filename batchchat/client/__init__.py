@@ -79,6 +79,7 @@ class ChatClient:
         self._common = _header_fields(provider, self._url, user_agent, stream=stream)
         self._name = provider.name
         self._tariff = tariff
+        self._tiers = {} if tariff is None else {tier: tariff.times(part) for tier, part in provider.tiers.items()}
         self._mask = KeyMask()
         self._transport = transport
         self._timeout = request_timeout
@@ -136,7 +137,9 @@ class ChatClient:
             reply = await self._with_another_key(body, limit, generation, reply)
         reply.latency_s = self._clock() - started
         if self._tariff is not None and reply.usage is not None:
-            reply.cost = self._tariff.cost(reply.usage)
+            completion = reply.completion
+            tier = completion.service_tier if completion is not None else None
+            reply.cost = (self._tariff if tier is None else self._tiers.get(tier, self._tariff)).cost(reply.usage)
         return reply
 
     async def _with_another_key(self, body: bytes, limit: float, generation: int, refused: Reply) -> Reply:

@@ -92,6 +92,8 @@ def _masked_completion(completion: Completion, mask: KeyMask) -> Completion:
         request_id=masked(completion.request_id),
         refusal=masked(completion.refusal),
         reasoning=masked(completion.reasoning),
+        system_fingerprint=masked(completion.system_fingerprint),
+        service_tier=masked(completion.service_tier),
         tool_calls=calls and tuple({name: masked(value) for name, value in call.items()} for call in calls),
         logprobs=completion.logprobs if mask(tokens) == tokens else None,
     )

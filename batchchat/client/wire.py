@@ -34,6 +34,7 @@ from batchchat.reasoning import is_blank, split
 from batchchat.records import Axis, Completion, ErrorKind, Failure, Reply, Usage, Verdict
 
 _EXCERPT = 160
+_NAME_LIMIT = 200
 _QUOTA = re.compile(
     r"insufficient_quota|credit_balance_exhausted|spend_limit_exceeded|billing_hard_limit|payment_required"
 )
@@ -244,7 +245,14 @@ def read_completion(data: dict[str, Any], choice: dict[str, Any], message: dict[
         reasoning=reasoning,
         tool_calls=_read_tool_calls(message),
         logprobs=_read_logprobs(choice.get("logprobs")),
+        system_fingerprint=_name(data.get("system_fingerprint")),
+        service_tier=_name(data.get("service_tier")),
     )
+
+
+def _name(value: object) -> str | None:
+    """Return a short text of the server about itself; None if it is none."""
+    return value[:_NAME_LIMIT] or None if isinstance(value, str) else None
 
 
 def _joined(reasoning: str, inline: str) -> str:

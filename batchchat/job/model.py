@@ -367,6 +367,7 @@ class Job(Section):
                 prices={self.model: price},
                 currency=self.prices.currency,
                 prices_as_of="the job file",
+                tiers={},  # a price of one's own is that of the tier that one asks for
             )
         return provider
 
