@@ -96,7 +96,7 @@ class Provider:
         if self.api_key_file is not None:
             return f"the file {self.api_key_file}"
         if self.api_key_command is None:
-            return self.api_key_env
+            return None if self.api_key_env is None else f"the environment variable {self.api_key_env}"
         words = self.api_key_command.split() if isinstance(self.api_key_command, str) else self.api_key_command
         return f"the command {words[0]}"
 
