@@ -125,8 +125,8 @@ class Demo:
         self._requests = self._answered = self._prompt_tokens = self._completion_tokens = 0
         self._disconnected = self._dropped = self._answered_again = 0
         self._first_at: float | None = None
-        self._keys = KeyGate(options)
-        self.batches = BatchApi(options, self._answer_line, self._keys.check, _abort)
+        self.keys = KeyGate(options)
+        self.batches = BatchApi(options, self._answer_line, self.keys.check, _abort)
 
     def stats(self) -> DemoStats:
         """Return the counts so far. May be called from any thread."""
@@ -175,7 +175,7 @@ class Demo:
         if self.options.track_bodies:
             self._bodies.setdefault(exchange.digest, _Body()).received += 1
         self._check_outage(now - self._first_at)
-        self._keys.check(key_in(exchange.scope["headers"]))
+        self.keys.check(key_in(exchange.scope["headers"]))
         request = parse_request(exchange.body, self.options)
         fault = self._faults.befalls(exchange.digest, exchange.attempt, number)
         if fault == "misfit_once" and corrects(request):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import math
 import os
 import secrets
 from collections.abc import Iterable
@@ -54,6 +55,10 @@ class KeyGate:
             if self._lifetime is None:
                 raise plain_error(403)
             raise ApiError(401, "Incorrect API key provided: it has expired.", code="invalid_api_key")
+
+    def expire(self) -> None:
+        """Let the valid key expire now. May be called from any thread."""
+        self._expires = -math.inf
 
     def _replace(self) -> None:
         """Make another key the valid one, and put it into the file. Raises OSError."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from click.testing import CliRunner
@@ -14,6 +15,8 @@ from click.testing import CliRunner
 import batchchat
 from batchchat.cli import cli
 from batchchat.demo import BatchOptions, DemoOptions, DemoServer
+from batchchat.demo.keys import KeyGate
+from batchchat.demo.request import ApiError
 from batchchat.errors import JobError
 from batchchat.events import Event
 from batchchat.job import Job, load_job
@@ -41,35 +44,80 @@ def nothing_holds(secret: str, folder: Path) -> None:
             assert secret.encode() not in path.read_bytes(), path
 
 
+class Changing:
+    """A service whose key changes after every seven answers; the valid one stands in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.key, self.answers, self.refused = path, "", 0, 0
+        self.change()
+
+    def change(self) -> None:
+        self.key = f"canary-key-{self.answers:06d}"
+        self.path.write_text(self.key)
+        self.path.chmod(0o600)
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        given = request.headers.get("authorization")
+        await anyio.sleep(0.002)
+        if given != f"Bearer {self.key}":
+            self.refused += 1
+            return httpx.Response(401, json={"error": {"message": f"{given} has expired", "code": "invalid_api_key"}})
+        self.answers += 1
+        if self.answers % 7 == 0:
+            self.change()
+        message = {"role": "assistant", "content": "yes"}
+        return httpx.Response(200, json={"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+
 @pytest.mark.parametrize("way", ["file", "command"])
 def test_a_key_that_expires_again_and_again_costs_no_row_and_no_attempt(tmp_path: Path, way: str) -> None:
-    rows = 40
-    write_rows(tmp_path / "rows.jsonl", texts(rows))
-    key = tmp_path / "the-key"
-    options = DemoOptions(latency_s=0.1, key_lifetime_s=0.3, key_file=key)
-    with DemoServer(options) as server:
-        provider = {"profile": "demo", "base_url": server.base_url, **reading(key)[way]}
-        job = make_job(tmp_path, None, provider=provider, limits={"concurrency": 4})
-        summary, events = run(job)
-        refused = server.stats().by_status["401"]
-    assert (summary.exit_code, summary.ok) == (0, rows)
+    write_rows(tmp_path / "rows.jsonl", texts(50))
+    service = Changing(tmp_path / "the-key")
+    provider = {"base_url": "http://host.invalid/v1", **reading(service.path)[way]}
+    job = make_job(tmp_path, None, provider=provider, model="m", limits={"concurrency": 4})
+    summary, events = run(job, transport=httpx.MockTransport(service))
+    assert (summary.exit_code, summary.ok, summary.sent) == (0, 50, 50)
     renewed = [event for event in events if event.name == "key_renewed"]
-    assert len(renewed) >= 2
+    assert 6 <= len(renewed) <= 7
     # Each key is refused at most once for each request that is under way.
-    assert len(renewed) <= refused <= 4 * (len(renewed) + 1)
+    assert len(renewed) <= service.refused <= 4 * len(renewed)
     assert query(tmp_path, "SELECT DISTINCT attempts FROM data") == [(1,)]
-    nothing_holds(key.read_text().strip(), tmp_path / "out")
+    nothing_holds("canary-key", tmp_path / "out")
 
 
 def test_a_batch_lives_through_keys_that_expire(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(10))
-    key = tmp_path / "the-key"
-    options = DemoOptions(key_lifetime_s=0.25, key_file=key, batch=BatchOptions(seconds=0.3))
-    with DemoServer(options) as server:
+    key, events = tmp_path / "the-key", list[Event]()
+    with DemoServer(DemoOptions(key_lifetime_s=3600, key_file=key, batch=BatchOptions(seconds=0.2))) as server:
+
+        def expire(event: Event) -> None:
+            events.append(event)
+            if event.name in {"run_started", "batch_created"}:
+                server.expire_key()
+
         provider = {"profile": "demo", "base_url": server.base_url, "api_key_file": str(key)}
-        summary, events = run(make_job(tmp_path, None, provider=provider, engine={"kind": "batch", "poll": 0.1}))
+        job = make_job(tmp_path, None, provider=provider, engine={"kind": "batch", "poll": 0.1})
+        summary = batchchat.run(job, environ={}, listener=expire)
     assert (summary.exit_code, summary.ok) == (0, 10)
-    assert any(event.name == "key_renewed" for event in events)
+    assert [event.name for event in events].count("key_renewed") == 2
+
+
+def test_the_key_of_the_demo_server_expires_and_its_file_has_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+
+    async def use() -> None:
+        gate = KeyGate(DemoOptions(key_lifetime_s=0.02, key_file=path))
+        first = path.read_bytes().strip()
+        assert path.stat().st_mode & 0o777 == 0o600
+        gate.check(b"Bearer " + first)
+        await anyio.sleep(0.03)
+        for given in (b"Bearer " + first, None, b"another"):
+            with pytest.raises(ApiError) as raised:
+                gate.check(given)
+            assert raised.value.status == 401
+        assert path.read_bytes().strip() != first
+
+    anyio.run(use)
 
 
 @pytest.mark.parametrize("engine", ["local", "batch"])
@@ -167,3 +215,22 @@ def test_a_missing_file_and_a_missing_program_end_a_run_before_anything_is_sent(
         name = field.split(":")[0]
         assert f"job.yaml:4: provider.{name}: http://127.0.0.1:9/v1 needs a key, and {words}" in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_says_where_the_key_comes_from_and_whether_it_is_there(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", texts(2))
+    (tmp_path / "key").write_text(KEY)
+    for field, place, there in (
+        ("api_key_file: key", f"the file {tmp_path}/key", True),
+        ("api_key_file: other", f"the file {tmp_path}/other", False),
+        # A plan does not run a command.
+        ("api_key_command: false", "the command false", True),
+        ("api_key_env: NO_SUCH_VARIABLE_HERE", "the environment variable NO_SUCH_VARIABLE_HERE", False),
+    ):
+        provider = f"{{base_url: 'http://127.0.0.1:9/v1', {field}}}".replace(": false}", ": 'false'}")
+        (tmp_path / "job.yaml").write_text(JOB.replace("{PROVIDER}", provider))
+        told = json.loads(CliRunner().invoke(cli, ["plan", str(tmp_path / "job.yaml"), "--json"]).stdout)
+        assert (told["key"], told["key_found"]) == (place, there)
+        page = CliRunner().invoke(cli, ["plan", str(tmp_path / "job.yaml")]).output
+        assert f"key          {place}{'' if there else ' (not there)'}\n" in page
+        assert "canary" not in page

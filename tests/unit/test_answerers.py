@@ -81,6 +81,11 @@ def test_each_record_says_who_answered(tmp_path: Path, engine: str) -> None:
         assert [str(schema.field(name).type) for name in ("system_fingerprint", "service_tier")] == ["string"] * 2
     shown = CliRunner().invoke(cli, ["show", str(tmp_path / "out"), "--row", "3", "--json"])
     assert json.loads(shown.stdout)["record"]["service_tier"] == "flex"
+    target = tmp_path / "results.jsonl"
+    done = CliRunner().invoke(cli, ["export", str(tmp_path / "out"), "-o", str(target), "--format", "openai-batch"])
+    assert done.exit_code == 0, done.output
+    body = json.loads(target.read_text().splitlines()[0])["response"]["body"]
+    assert (body["system_fingerprint"], body["service_tier"]) == ("fp_demo", "flex")
 
 
 def test_a_run_tells_once_that_another_model_answers(tmp_path: Path) -> None:
@@ -97,6 +102,10 @@ def test_a_run_tells_once_that_another_model_answers(tmp_path: Path) -> None:
         ("llama-3.1-8b-instruct", "fp_demo"),
         ("llama-3.1-8b-instruct-2", "fp_demo_2"),
     ]
+    page = tmp_path / "report.html"
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "out"), "-o", str(page)])
+    assert done.exit_code == 0, done.output
+    assert "Builds that answered" in page.read_text(encoding="utf-8")
 
 
 def test_the_tier_of_an_answer_decides_its_price(tmp_path: Path) -> None:
