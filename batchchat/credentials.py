@@ -10,8 +10,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,7 +201,7 @@ class KeySource:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "an argument holds a null character"
             raise KeyProblem(f"{self.place} cannot be started: {reason}", remedy=_remedy(self)) from None
-        with process:
+        with process, _ended_with_us(process):
             try:
                 printed, said = _outputs(process, self.timeout)
             except TimeoutError:
@@ -230,7 +230,8 @@ class Credential:
 
     `generation` counts the keys from 0. `accepted` is the last generation with which a request was answered; clients
     write it. `problem` says why the latest key could not be replaced. `offload` runs blocking code off the event loop,
-    `tell` hears of each new key, in words.
+    `tell` hears of each new key, in words. `again_s` are seconds after which a key that could not be replaced is tried
+    again.
     """
 
     def __init__(
@@ -240,6 +241,7 @@ class Credential:
         *,
         offload: Callable[..., Awaitable[Any]] | None = None,
         tell: Callable[[str], object] | None = None,
+        again_s: float = AGAIN_S,
     ) -> None:
         self.key = key
         self.source = source
@@ -249,6 +251,7 @@ class Credential:
         self._offload = offload
         self._tell = tell
         self._lock: Any = None
+        self._again_s = again_s
         self._tried_at = 0.0
 
     def __repr__(self) -> str:
@@ -286,11 +289,11 @@ class Credential:
             # All requests that were refused with one key wait here; the first of them reads the next one.
             if self.generation != generation:
                 return True
-            now = anyio.current_time()
             # Requests that were refused together get one answer. Who looks again much later may find a mended file.
-            if self.problem is None or now - self._tried_at >= AGAIN_S:
+            if self.problem is None or anyio.current_time() - self._tried_at >= self._again_s:
                 self.problem = await self._replace(again=self.problem is not None)
-                self._tried_at = now
+                # Counted from the end: those who waited for a command that hangs must not start it anew.
+                self._tried_at = anyio.current_time()
             return self.problem is None
 
     async def _replace(self, *, again: bool) -> str | None:
@@ -362,6 +365,21 @@ def _outputs(process: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, b
         except subprocess.TimeoutExpired:
             raise TimeoutError from None
     return bytes(printed), bytes(said)
+
+
+@contextmanager
+def _ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End the process if this program ends first: the thread that waits for it does not keep the program alive."""
+    import atexit
+
+    def end() -> None:
+        _end(process)
+
+    atexit.register(end)
+    try:
+        yield
+    finally:
+        atexit.unregister(end)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

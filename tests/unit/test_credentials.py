@@ -294,3 +294,25 @@ def test_a_key_of_the_environment_is_not_read_again() -> None:
 
     assert play(use).verdict is Verdict.FATAL
     assert offload.count == 0
+
+
+def test_requests_that_wait_for_a_slow_failure_do_not_start_it_anew(tmp_path: Path) -> None:
+    """The key is read once for all of them, however long it takes, and again for a request that comes much later."""
+    source, calls = in_file(tmp_path, KEY), list[str]()
+
+    async def offload(work: Callable[..., Any]) -> Any:
+        calls.append("read")
+        await anyio.sleep(0.3)
+        return work()
+
+    async def use() -> None:
+        server = Rotating(OTHER)
+        async with client_of(server, Credential(KEY, source, offload=offload, again_s=0.2)) as client:
+            assert {reply.verdict for reply in await sends(client, 8)} == {Verdict.FATAL}
+            assert calls == ["read"]
+            in_file(tmp_path, OTHER)
+            await anyio.sleep(0.25)
+            assert (await client.send(b"{}")).verdict is Verdict.OK
+            assert calls == ["read"] * 2
+
+    play(use)
