@@ -42,6 +42,7 @@ _LONG_WORD = re.compile(r"[\w.~+/=-]{16,}")
 """What may be a secret in the message of a command."""
 
 _listeners: list[Callable[[str], object]] = []
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 def tell_keys(listener: Callable[[str], object]) -> None:
@@ -369,17 +370,21 @@ def _outputs(process: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, b
 
 @contextmanager
 def _ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End the process if this program ends first: the thread that waits for it does not keep the program alive."""
+    """Have the process ended if this program ends first: the thread that waits for it does not keep the program."""
     import atexit
 
-    def end() -> None:
-        _end(process)
-
-    atexit.register(end)
+    atexit.register(end_commands)
+    _running.add(process)
     try:
         yield
     finally:
-        atexit.unregister(end)
+        _running.discard(process)
+
+
+def end_commands() -> None:
+    """End every command for a key that still runs; for a program that leaves at once."""
+    for process in list(_running):
+        _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

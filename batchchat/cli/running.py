@@ -140,7 +140,7 @@ def leave(code: int) -> None:
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join(_LAST_WORDS_S)
             if thread.is_alive():
-                os._exit(code)
+                leave_now(code)
     sys.exit(code)
 
 
@@ -387,6 +387,9 @@ def _tell_leaving(log: LogListener, reason: str) -> None:
 
 def leave_now(code: int) -> None:
     """End the process without waiting for threads: what was committed is durable, the rest stays open."""
+    from batchchat.credentials import end_commands
+
+    end_commands()
     os._exit(code)
 
 
