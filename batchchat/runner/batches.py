@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchchat.budget import Budget
+from batchchat.credentials import Credential
 from batchchat.engines.batch.building import Asker
 from batchchat.engines.batch.carried import Carried
 from batchchat.engines.batch.engine import BatchEngine
@@ -54,7 +55,7 @@ class BatchParts:
     store: Store
     job_answered: bool
     budget: Budget | None
-    api_key: str | None
+    api_key: Credential
     environ: Mapping[str, str]
     transport: httpx.AsyncBaseTransport | None
     listener: Listener

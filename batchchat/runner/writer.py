@@ -226,6 +226,7 @@ class Writer:
             record.refusal = completion.refusal
             record.reasoning = completion.reasoning
             record.logprobs = completion.logprobs
+            record.system_fingerprint, record.service_tier = completion.system_fingerprint, completion.service_tier
         (
             record.prompt_tokens,
             record.completion_tokens,
