@@ -21,7 +21,7 @@ def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
     from batchchat.cli.json_output import as_json as to_json
     from batchchat.cli.plan_page import render_plan
     from batchchat.evaluation import is_suite
-    from batchchat.plan import plan_job
+    from batchchat.planning import plan_job
 
     if is_suite(arguments.job):
         from batchchat.cli.evaluating import plan_suite_command

@@ -12,7 +12,7 @@ from batchchat.evaluation.checking import check_suite
 from batchchat.evaluation.results.current_rows import Choice
 from batchchat.evaluation.results.scoring import Scoring
 from batchchat.evaluation.suite.suite import Suite, Variant
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.runner.options import RunOptions
 from batchchat.views import PlanCap, PlanView
 

@@ -23,13 +23,14 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cache", "store", "client", "acceptance"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),
-    frozenset({"plan", "inspection", "history", "joining"}),
+    frozenset({"planning", "inspection", "history", "joining"}),
     frozenset({"report"}),
     frozenset({"evaluation"}),
     frozenset({"export"}),
     frozenset({"starter", "guide"}),
     frozenset({"cli"}),
     frozenset({"api", "__main__"}),
+    frozenset({"suite_api"}),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

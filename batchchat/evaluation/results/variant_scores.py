@@ -209,6 +209,8 @@ class VariantScores:
         # In the order in which they were first asked for.
         self.columns: dict[str, ScoreColumn] = {}
         self.labels: dict[str, LabelColumn] = {}
+        # For each scorer that is a function of the user's: how often it was called, and how often it broke.
+        self.calls: dict[str, tuple[int, int]] = {}
         # What each scorer of answers compares, by the name of its column, and what was given, by `field`.
         self._compared: dict[str, AnswerScorer] = {}
         self._given: dict[str, TextColumn] = {}
@@ -274,6 +276,9 @@ class VariantScores:
 
     def _put(self, scorer: Scorer, positions: Positions, scores: Scores) -> None:
         self.column(row_metric(scorer)).put(positions, scores)
+        if scores.called:
+            called, broken = self.calls.get(scorer.name, (0, 0))
+            self.calls[scorer.name] = called + scores.called, broken + scores.broken
         if scores.labels is not None:
             self.labels[scorer.name].put(positions, scores.labels)
 
