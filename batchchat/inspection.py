@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from batchchat.choosing import RecordFilter, chosen
 from batchchat.errors import BatchchatError, UsageError
-from batchchat.events import BudgetUse, FailureGroup, Forecast, InFlight, Pace, Snapshot
+from batchchat.events import BudgetUse, FailureGroup, Forecast, InFlight, Pace, Setting, Snapshot, Steering
 from batchchat.images import placeholders
 from batchchat.job import Job, load_job, validate_job
 from batchchat.records import Spend
@@ -206,6 +206,10 @@ def _snapshot(data: Mapping[str, Any]) -> Snapshot | None:
         fields["budget"] = BudgetUse(**fields["budget"]) if fields.get("budget") else None
         fields["forecast"] = Forecast(**fields["forecast"]) if fields.get("forecast") else None
         fields["oldest"] = tuple(InFlight(**request) for request in fields["oldest"])
+        if "steering" in fields:
+            steering = dict(fields["steering"])
+            steering["settings"] = tuple(Setting(**each) for each in steering["settings"])
+            fields["steering"] = Steering(**steering)
         return Snapshot(**fields)
     except (TypeError, KeyError, ValueError, AttributeError):
         return None

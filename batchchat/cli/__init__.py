@@ -315,6 +315,29 @@ def status(directory: Path, as_json: bool) -> None:
     sys.exit(status_command(directory, as_json=as_json))
 
 
+@cli.command(short_help="Steer the run into DIR: pause, resume, stop, set limits.")
+@_output_argument
+@click.argument("action", type=click.Choice(["pause", "resume", "stop", "set"]))
+@click.argument("settings", nargs=-1, metavar="[FIELD=VALUE]...")
+@_json_option
+def control(directory: Path, action: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Steer the run that is going on into DIR, from another terminal; of an evaluation's folder, all its runs.
+
+    \b
+    pause    send nothing more until `resume`; the run goes on to hold DIR
+    resume   go on after `pause`
+    stop     let the requests in flight end, then end; twice: end at once
+    set      change limits.concurrency, limits.requests_per_minute (rpm),
+             limits.tokens_per_minute (tpm), budget.max_cost, max_tokens,
+             max_requests, deadline or grace, such as limits.concurrency=64
+
+    It is for this run alone: the job file stays as it is. Exit code 2 if no run is going on.
+    """
+    from batchchat.cli.controlling import control_command
+
+    sys.exit(control_command(directory, action, settings, as_json=as_json))
+
+
 @cli.command(short_help="Cancel the provider's batches of DIR, keep what they answered.")
 @_output_argument
 @click.option(

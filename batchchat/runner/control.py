@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+from batchchat.events import Setting, Steering
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,23 @@ class Ceilings:
     concurrency: int | None = None
 
 
+Settings = Mapping[str, float | int | None]
+"""What a person sets on a running job, by the field's name (`runner.settings` lists them). None is no limit."""
+
+_CEILINGS = {
+    "limits.requests_per_minute": "requests_per_minute",
+    "limits.tokens_per_minute": "tokens_per_minute",
+    "limits.concurrency": "concurrency",
+}
+
+
+def changed_ceilings(ceilings: Ceilings, settings: Settings) -> Ceilings:
+    """Return the ceilings with those that the settings name."""
+    return replace(ceilings, **{_CEILINGS[name]: value for name, value in settings.items() if name in _CEILINGS})  # type: ignore[arg-type]  # `runner.settings` has checked them
+
+
 class ControlWatcher(Protocol):
-    """What a control calls, on the run's event loop. Each method returns at once and raises nothing."""
+    """What a control calls, on the run's event loop. Each method returns at once; only `check` raises."""
 
     def on_stop(self, times: int) -> None:
         """Drain what is under way if `times` is 1; end it at once if it is more."""
@@ -35,20 +52,30 @@ class ControlWatcher(Protocol):
     def on_retune(self, ceilings: Ceilings) -> None:
         """Take other ceilings for what is launched from now on."""
 
+    def check(self, settings: Settings) -> None:
+        """Raise UsageError if these settings cannot hold here. Changes nothing."""
+
+    def on_set(self, settings: Settings) -> None:
+        """Take these settings from now on; those that are not named stay as they are."""
+
 
 class Control:
     """Steers a running job. All methods are called on the run's event loop.
 
     The first call of `stop` drains what is in flight, the second ends it at once. Several watchers may watch one
     control (the variants of a suite, for example). One that begins to watch late is told what came before it.
+    `whole` is the control of all runs that this one is a part of, None if it is no part.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: Control | None = None) -> None:
+        self.whole = whole
+        self.steering = Steering()
         self.asked = 0
         self.exit_code: int | None = None
         self.reason: str | None = None
         self.paused = False
         self.ceilings: Ceilings | None = None
+        self.settings: dict[str, float | int | None] = {}
         self._watchers: list[ControlWatcher] = []
         self._watched = False
 
@@ -60,10 +87,14 @@ class Control:
         for watcher in tuple(self._watchers):
             watcher.on_stop(self.asked)
 
-    def pause(self) -> None:
-        """Ask to launch nothing more until `resume`. Attempts that are under way may end."""
+    def pause(self, *, since: str | None = None, by: str | None = None) -> None:
+        """Ask to launch nothing more until `resume`. Attempts that are under way may end.
+
+        `since` (UTC, ISO 8601) and `by` tell when it was asked, and who asked; they are shown, and change nothing.
+        """
         if not self.paused:
             self.paused = True
+            self.steering = replace(self.steering, paused_since=since, paused_by=by)
             for watcher in tuple(self._watchers):
                 watcher.on_pause()
 
@@ -71,14 +102,37 @@ class Control:
         """Ask to go on after `pause`."""
         if self.paused:
             self.paused = False
+            self.steering = replace(self.steering, paused_since=None, paused_by=None)
             for watcher in tuple(self._watchers):
                 watcher.on_resume()
 
     def retune(self, ceilings: Ceilings) -> None:
         """Ask for other limits. They hold from now on, and take the place of the job's."""
         self.ceilings = ceilings
+        # The newer request counts: what was set of the same limits before it is over.
+        self.settings = {name: value for name, value in self.settings.items() if name not in _CEILINGS}
         for watcher in tuple(self._watchers):
             watcher.on_retune(ceilings)
+
+    def set(self, settings: Settings, *, by: str | None = None) -> None:
+        """Ask for other values of these fields. They hold from now on; all others stay as they are.
+
+        `by` tells who asked; it is shown, and changes nothing.
+
+        Raises UsageError, with nothing changed, if a run that is watching cannot keep one of them.
+        """
+        self.check(settings)
+        self.settings.update(settings)
+        known = {each.field: each for each in self.steering.settings}
+        known.update({name: Setting(name, value, by) for name, value in settings.items()})
+        self.steering = replace(self.steering, settings=tuple(known.values()))
+        for watcher in tuple(self._watchers):
+            watcher.on_set(settings)
+
+    def check(self, settings: Settings) -> None:
+        """Raise UsageError if a run that is watching cannot keep one of these settings."""
+        for watcher in tuple(self._watchers):
+            watcher.check(settings)
 
     @property
     def watched(self) -> bool:
@@ -93,6 +147,8 @@ class Control:
         try:
             if self.ceilings is not None:
                 watcher.on_retune(self.ceilings)
+            if self.settings:
+                watcher.on_set(self.settings)
             if self.paused:
                 watcher.on_pause()
             if self.asked:

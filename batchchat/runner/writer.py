@@ -87,6 +87,7 @@ class Writer:
         self._revived: set[str] = set()
         self._bytes = 0
         self._taken = self._committed = 0
+        self._waiting_since: float | None = None
         self._wake = anyio.Event()
         self._caught_up = anyio.Event()
         self._finished = False
@@ -196,6 +197,15 @@ class Writer:
         await self._sealed()
         return self.error is None
 
+    @property
+    def uncommitted(self) -> int:
+        """Return how many outcomes wait to become durable."""
+        return self._taken - self._committed
+
+    def lag_s(self, now: float) -> float:
+        """Return for how many seconds the commit that is under way has been going on, 0 if none is."""
+        return 0.0 if self._waiting_since is None else max(0.0, now - self._waiting_since)
+
     def _record(self, request: Request, outcome: Settled) -> Record:
         reply, failure, steps = outcome.reply, outcome.failure, request.steps
         completion = reply.completion
@@ -271,7 +281,9 @@ class Writer:
                 continue
             entries, self._entries, self._bytes = self._entries, [], 0
             answers = {} if self.shelf is None else self.shelf.take()
+            self._waiting_since = anyio.current_time()
             change: StoreChange = await self._offload(self._commit, entries, answers)
+            self._waiting_since = None
             if self.shelf is not None:
                 self.shelf.kept()
             self._store.apply(change)

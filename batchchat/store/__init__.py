@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from batchchat.store.cleaning import OldOutput, old_outputs, remove_output
+from batchchat.store.commands import CommandFiles
 from batchchat.store.commit_log import Sealing
 from batchchat.store.index import (
     ARCHIVED,
@@ -16,7 +17,7 @@ from batchchat.store.index import (
     kind_of,
 )
 from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
-from batchchat.store.location.folder import evaluation_outputs
+from batchchat.store.location.folder import evaluation_outputs, running_outputs
 from batchchat.store.output import (
     Output,
     earlier_prompts,
@@ -38,6 +39,7 @@ __all__ = [
     "OK",
     "RECORD_SCHEMA",
     "AnswerEntry",
+    "CommandFiles",
     "Counts",
     "Entry",
     "Frozen",
@@ -69,5 +71,6 @@ __all__ = [
     "read_output",
     "read_state",
     "remove_output",
+    "running_outputs",
     "verify",
 ]

@@ -9,8 +9,9 @@ import anyio
 import httpx
 import pytest
 
+from batchchat.errors import UsageError
 from batchchat.events import Snapshot
-from batchchat.runner.control import Ceilings, Control, StopRequest
+from batchchat.runner.control import Ceilings, Control, Settings, StopRequest
 from tests.unit.test_run_clock import Provider, answer, simulate
 
 
@@ -31,6 +32,13 @@ class Watcher:
 
     def on_retune(self, ceilings: Ceilings) -> None:
         self.calls.append(ceilings)
+
+    def check(self, settings: Settings) -> None:
+        if settings.get("grace") == 13:
+            raise UsageError("not that one")
+
+    def on_set(self, settings: Settings) -> None:
+        self.calls.append(dict(settings))
 
 
 def test_every_watcher_hears_what_comes_and_what_came_before() -> None:

@@ -23,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cache", "store", "client", "acceptance"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),
-    frozenset({"plan", "inspection", "history", "joining"}),
+    frozenset({"plan", "inspection", "history", "joining", "controlling", "metrics"}),
     frozenset({"report"}),
     frozenset({"evaluation"}),
     frozenset({"export"}),
