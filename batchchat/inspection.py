@@ -236,10 +236,11 @@ def find_records(
     if row is not None or key is not None:
         records = iter(sorted(records, key=lambda record: record["sample_index"]))
     for record in islice(records, limit):
-        yield _view(output, templates, record)
+        yield record_view(output, templates, record)
 
 
-def _view(output: Output, templates: Templates, record: dict[str, Any]) -> RecordView:
+def record_view(output: Output, templates: Templates, record: dict[str, Any]) -> RecordView:
+    """Return a record of an output, by column, as it is looked at: with its messages rendered again."""
     own = {name: record.pop(name) for name in output.own_columns if name in record}
     messages, note = templates.messages(own["run_id"], record, own["sample_index"])
     return RecordView(record, own, messages, note)

@@ -385,6 +385,12 @@ def history(directory: Path, as_json: bool) -> None:
 )
 @click.option("--table", is_flag=True, help="Show one line a record: row, key, start of the prompt, answer, status.")
 @click.option("--count", metavar="COLUMN", help="Count the values of a column, or of a field such as parsed.label.")
+@click.option(
+    "-f",
+    "--follow",
+    is_flag=True,
+    help="Show the records of the run that is going on as they are committed, until it ends; --json: one a line.",
+)
 @_json_option
 def show(directory: Path, **options: Any) -> None:
     """Look at records of DIR: messages in, completion out; or count what they hold."""

@@ -31,6 +31,7 @@ from batchchat.store.recovery import Recovery
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
 from batchchat.store.state import batches_folder, check_currency, lock_holder
 from batchchat.store.store import Store, StoreChange
+from batchchat.store.tail import OutputTail
 from batchchat.store.verify import VerifyReport, verify
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "KeyIndex",
     "OldOutput",
     "Output",
+    "OutputTail",
     "RecordIndex",
     "Recovery",
     "Sealing",

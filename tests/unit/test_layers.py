@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),
     frozenset({"plan", "inspection", "history", "joining", "controlling", "metrics"}),
-    frozenset({"report"}),
+    frozenset({"following", "report"}),
     frozenset({"evaluation"}),
     frozenset({"export"}),
     frozenset({"starter", "guide"}),
