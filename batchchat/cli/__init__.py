@@ -180,6 +180,15 @@ def _json_option(command: _Command) -> _Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")(command)
 
 
+def _metrics_option(command: _Command) -> _Command:
+    return click.option(
+        "--metrics",
+        multiple=True,
+        metavar="WHERE",
+        help="Show figures: HOST:PORT serves Prometheus, FILE.prom keeps the last ones, otlp pushes OpenTelemetry.",
+    )(command)
+
+
 def _output_argument(command: _Command) -> _Command:
     return click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))(command)
 
@@ -199,6 +208,7 @@ def _output_argument(command: _Command) -> _Command:
     type=click.Path(path_type=Path),
     help="Write a report to this .html file after the run. Needs the extra batchchat[report].",
 )
+@_metrics_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
 @_json_option
@@ -235,6 +245,7 @@ def plan(**options: Any) -> None:
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
 )
+@_metrics_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
 @_json_option

@@ -31,6 +31,8 @@ from batchchat.runner.writer import Offload, in_thread
 if TYPE_CHECKING:
     import httpx
 
+    from batchchat.metrics import Recorder
+
 _AT_ONCE = 16
 _WORST_FIRST = (70, 74, 75, 3, 69, 4, 129, 130, 143, 1, 0)
 
@@ -57,7 +59,10 @@ def _no_listener(_event: Event) -> None:
 
 @dataclass(slots=True)
 class SuiteRunOptions:
-    """What all runs of an evaluation share. `transport` makes what takes the place of the network, for each run."""
+    """What all runs of an evaluation share. `transport` makes what takes the place of the network, for each run.
+
+    `metrics` takes the figures of each run, under its name.
+    """
 
     name: str
     options: RunOptions
@@ -69,6 +74,7 @@ class SuiteRunOptions:
     environ: Mapping[str, str] | None = None
     offload: Offload = in_thread
     transport: Callable[[], httpx.AsyncBaseTransport] | None = None
+    metrics: Recorder | None = None
 
 
 class Runs:
@@ -208,6 +214,10 @@ class Runs:
         def tell(event: Event) -> None:
             setting.listener(replace(event, message=f"{task.name}: {event.message}"))
 
+        meter = None
+        if setting.metrics is not None:
+            meter = setting.metrics.meter(setting.name, job.resolved_provider().name, job.model, task.name)
+
         return await run_job(
             job,
             options=options,
@@ -215,7 +225,8 @@ class Runs:
             limiter=self._limiter(job),
             budget=self._budget,
             listener=tell,
-            on_snapshot=on_snapshot,
+            on_snapshot=on_snapshot if meter is None else meter.beside(on_snapshot),
+            on_record=None if meter is None else meter.add,
             stop=stop,
             environ=load_keys(job, setting.environ),
             offload=setting.offload,

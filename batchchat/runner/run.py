@@ -32,6 +32,7 @@ from batchchat.job import Job, api_key, load_keys
 from batchchat.limits import MAX_CONCURRENCY, Limiter
 from batchchat.money import Tariff
 from batchchat.providers import DEMO, Provider
+from batchchat.records import Record
 from batchchat.retry import RetryPolicy
 from batchchat.runner.control import Control
 from batchchat.runner.ending import Ending
@@ -79,6 +80,7 @@ async def run_job(
     budget: Budget | None = None,
     listener: Listener = _no_listener,
     on_snapshot: Callable[[Snapshot], None] | None = None,
+    on_record: Callable[[Record], None] | None = None,
     stop: Control | None = None,
     environ: Mapping[str, str] | None = None,
     offload: Offload = in_thread,
@@ -91,12 +93,12 @@ async def run_job(
     """Run a job, or go on with it where an earlier run stopped.
 
     `rows` take the place of the job's input, `transport` that of the network. `limiter` and `budget` take the place of
-    the job's own, so that runs can share them. `listener` takes events, `on_snapshot` the counts four times a second.
-    `stop` steers the run: it can stop it, pause it and change its limits. `environ` takes the place of the process's
-    environment for keys. `offload` runs blocking code (default: in worker threads), `open_store` takes the place of
-    `Store.open`. `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs already.
-    `open_service` takes the place of the batch service that `engine: batch` opens. `tick_s` is the time between two
-    snapshots in seconds.
+    the job's own, so that runs can share them. `listener` takes events, `on_snapshot` the counts four times a second,
+    `on_record` each record of this run that has become durable. `stop` steers the run: it can stop it, pause it and
+    change its limits. `environ` takes the place of the process's environment for keys. `offload` runs blocking code
+    (default: in worker threads), `open_store` takes the place of `Store.open`. `seed` makes jitter repeatable.
+    `demo_url` is the address of a demo server that runs already. `open_service` takes the place of the batch service
+    that `engine: batch` opens. `tick_s` is the time between two snapshots in seconds.
 
     Returns how the run ended: whatever fails after the start is in the summary's `exit_code` and `reason`.
 
@@ -109,6 +111,7 @@ async def run_job(
         control=stop or Control(),
         listener=listener,
         on_snapshot=on_snapshot,
+        on_record=on_record,
         offload=offload,
         open_store=open_store,
         rng=random.Random(seed),  # noqa: S311 - jitter, not cryptography
@@ -157,6 +160,7 @@ class _Setting:
     control: Control
     listener: Listener
     on_snapshot: Callable[[Snapshot], None] | None
+    on_record: Callable[[Record], None] | None
     offload: Offload
     open_store: Callable[..., Store]
     rng: random.Random
@@ -246,6 +250,7 @@ class _Opening:
             wall_clock_us=_now_us,
             listener=setting.listener,
             on_error=engine.cancel,
+            on_record=setting.on_record,
         )
         return RunState(
             job=job,
