@@ -1,9 +1,12 @@
-"""Control: what a person may tell a running job, from a signal handler, another task or another thread's callback."""
+"""Control: what a person may tell a running job, from a signal handler, another task or another thread."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -37,6 +40,10 @@ def changed_ceilings(ceilings: Ceilings, settings: Settings) -> Ceilings:
     return replace(ceilings, **{_CEILINGS[name]: value for name, value in settings.items() if name in _CEILINGS})  # type: ignore[arg-type]  # `runner.settings` has checked them
 
 
+_REPLY_S = 10.0
+"""Seconds that a call from another thread waits for the run's event loop: one that is overloaded turns in time."""
+
+
 class ControlWatcher(Protocol):
     """What a control calls, on the run's event loop. Each method returns at once; only `check` raises."""
 
@@ -60,7 +67,7 @@ class ControlWatcher(Protocol):
 
 
 class Control:
-    """Steers a running job. All methods are called on the run's event loop.
+    """Steers a running job. Its methods may be called from any thread, and return when the run has taken them.
 
     The first call of `stop` drains what is in flight, the second ends it at once. Several watchers may watch one
     control (the variants of a suite, for example). One that begins to watch late is told what came before it.
@@ -78,9 +85,14 @@ class Control:
         self.settings: dict[str, float | int | None] = {}
         self._watchers: list[ControlWatcher] = []
         self._watched = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
 
     def stop(self, *, reason: str, exit_code: int) -> None:
         """Ask for the end. The first reason counts."""
+        self._on_loop(lambda: self._stop(reason, exit_code))
+
+    def _stop(self, reason: str, exit_code: int) -> None:
         self.asked += 1
         if self.reason is None:
             self.reason, self.exit_code = reason, exit_code
@@ -92,6 +104,9 @@ class Control:
 
         `since` (UTC, ISO 8601) and `by` tell when it was asked, and who asked; they are shown, and change nothing.
         """
+        self._on_loop(lambda: self._pause(since, by))
+
+    def _pause(self, since: str | None, by: str | None) -> None:
         if not self.paused:
             self.paused = True
             self.steering = replace(self.steering, paused_since=since, paused_by=by)
@@ -100,6 +115,9 @@ class Control:
 
     def resume(self) -> None:
         """Ask to go on after `pause`."""
+        self._on_loop(self._resume)
+
+    def _resume(self) -> None:
         if self.paused:
             self.paused = False
             self.steering = replace(self.steering, paused_since=None, paused_by=None)
@@ -108,9 +126,14 @@ class Control:
 
     def retune(self, ceilings: Ceilings) -> None:
         """Ask for other limits. They hold from now on, and take the place of the job's."""
+        self._on_loop(lambda: self._retune(ceilings))
+
+    def _retune(self, ceilings: Ceilings) -> None:
         self.ceilings = ceilings
         # The newer request counts: what was set of the same limits before it is over.
         self.settings = {name: value for name, value in self.settings.items() if name not in _CEILINGS}
+        kept = tuple(each for each in self.steering.settings if each.field not in _CEILINGS)
+        self.steering = replace(self.steering, settings=kept)
         for watcher in tuple(self._watchers):
             watcher.on_retune(ceilings)
 
@@ -121,6 +144,9 @@ class Control:
 
         Raises UsageError, with nothing changed, if a run that is watching cannot keep one of them.
         """
+        self._on_loop(lambda: self._set(settings, by))
+
+    def _set(self, settings: Settings, by: str | None) -> None:
         self.check(settings)
         self.settings.update(settings)
         known = {each.field: each for each in self.steering.settings}
@@ -130,9 +156,29 @@ class Control:
             watcher.on_set(settings)
 
     def check(self, settings: Settings) -> None:
-        """Raise UsageError if a run that is watching cannot keep one of these settings."""
+        """Raise UsageError if a run that is watching cannot keep one of these settings. Called on its event loop."""
         for watcher in tuple(self._watchers):
             watcher.check(settings)
+
+    def _on_loop(self, work: Callable[[], None]) -> None:
+        """Do work on the event loop of the run, and return or raise when it is done."""
+        loop = self._loop
+        # Before a run watches there is nobody to disturb; its own thread is on the loop already.
+        if loop is None or threading.get_ident() == self._thread:
+            work()
+            return
+        done: Future[None] = Future()
+
+        def do() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        loop.call_soon_threadsafe(do)
+        done.result(_REPLY_S)
 
     @property
     def watched(self) -> bool:
@@ -144,6 +190,8 @@ class Control:
         """Call the watcher at each request until the context ends. Requests that came before are repeated to it."""
         self._watched = True
         self._watchers.append(watcher)
+        with suppress(RuntimeError):  # another kind of loop, as in tests: then all calls are made on it
+            self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         try:
             if self.ceilings is not None:
                 watcher.on_retune(self.ceilings)
@@ -156,6 +204,8 @@ class Control:
             yield
         finally:
             self._watchers.remove(watcher)
+            if not self._watchers:
+                self._loop = None
 
 
 StopRequest = Control

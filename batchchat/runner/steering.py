@@ -270,7 +270,7 @@ class RunSteering:
     def _stop(self, control: Control, by: str | None) -> str:
         again = control.asked > 0
         sending = self._run.engine.progress().sending
-        control.stop(reason=f"stopped by `batchchat control`{_by(by, 'of')}", exit_code=_INTERRUPTED)
+        control.stop(reason=f"stopped{_by(by)} (`batchchat control`)", exit_code=_INTERRUPTED)
         if again:
             return "stopped at once: what was in flight stays open"
         return (
@@ -299,5 +299,5 @@ def tell_interrupted(live: Mapping[str, Any], tell: Listener) -> None:
         tell(Event("settings_changed", text, "info", {"lost": changed}))
 
 
-def _by(name: str | None, word: str = "by") -> str:
-    return "" if name is None else f" {word} {name}"
+def _by(name: str | None) -> str:
+    return "" if name is None else f" by {name}"
