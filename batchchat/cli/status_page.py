@@ -12,7 +12,6 @@ from batchchat.cli.summary_page import _add_streamed
 from batchchat.cli.tables import failure_table, figures, headed
 from batchchat.events import InFlight, Snapshot, Steering
 from batchchat.format import UNKNOWN, about, asked, count, percent, plural
-from batchchat.runner.settings import shown_setting
 from batchchat.views import StatusView
 
 if TYPE_CHECKING:
@@ -113,6 +112,8 @@ def _paused(steering: Steering) -> str:
 
 def _settings(live: Snapshot) -> list[str]:
     """Return what was set while the run went on, and by whom."""
+    from batchchat.runner.settings import shown_setting
+
     return [
         shown_setting(each.field, each.value) + (f" (by {each.by})" if each.by else "")
         for each in live.steering.settings
