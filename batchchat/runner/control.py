@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -167,18 +166,12 @@ class Control:
         if loop is None or threading.get_ident() == self._thread:
             work()
             return
-        done: Future[None] = Future()
 
-        def do() -> None:
-            try:
-                work()
-            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-                done.set_exception(error)
-            else:
-                done.set_result(None)
+        async def do() -> None:
+            work()
 
-        loop.call_soon_threadsafe(do)
-        done.result(_REPLY_S)
+        # As a task: a mere callback has no event loop in the eyes of anyio.
+        asyncio.run_coroutine_threadsafe(do(), loop).result(_REPLY_S)
 
     @property
     def watched(self) -> bool:
