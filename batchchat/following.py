@@ -32,15 +32,15 @@ def follow_records(
             f"no run is going on into {directory}, so there is nothing to follow",
             remedy=f"`batchchat show {directory}` shows the records that are there.",
         )
+    # What is wrong with an expression is told at once, unless the output is so new that it has no columns yet.
+    mask = None if output.schema is None else RecordMask(by, output.schema.names)
     tail = OutputTail(directory, run_id)
-    mask: RecordMask | None = None
     try:
         templates = Templates(output)
         ended = False
         while True:
             for batch in tail.read(last=ended):
                 if mask is None:
-                    # A new output has no columns before its run has seen the first rows.
                     output = read_state(directory)
                     templates = Templates(output)
                     mask = RecordMask(by, batch.schema.names)
