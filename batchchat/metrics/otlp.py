@@ -38,15 +38,19 @@ from batchchat.metrics.recorder import Buckets, Recorder, RunMeter
 _PUSH_S = 10.0
 """Seconds between two pushes, if `OTEL_METRIC_EXPORT_INTERVAL` says nothing else: short jobs are seen, too."""
 _PUSH_TIMEOUT_S = 5.0
-"""How long a collector that does not answer may hold back the end of the process."""
+"""How long one push may take, with its retries: a collector that does not answer holds back the end of the process."""
 _UNITS = {"seconds": "s", "": "1"}
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
 
 
 class OtlpPush:
-    """Pushes the figures now and then, and at the end. A collector that is away is told once, and ends no run."""
+    """Pushes the figures now and then, and at the end. A collector that is away is told once, and ends no run.
 
-    def __init__(self, recorder: Recorder, listener: Listener) -> None:
+    `timeout_s` is how long one push may take, in seconds.
+    """
+
+    def __init__(self, recorder: Recorder, listener: Listener, *, timeout_s: float = _PUSH_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         self._recorder = recorder
         self._listener = listener
         self._troubled = False
@@ -63,7 +67,8 @@ class OtlpPush:
 
     def __exit__(self, *_error: object) -> None:
         self._done.set()
-        self._thread.join(2 * _PUSH_TIMEOUT_S)
+        # One push may be under way, and the last one comes behind it.
+        self._thread.join(2 * self._timeout_s)
         self._exporter.shutdown(timeout_millis=1000)
 
     def _work(self) -> None:
@@ -78,7 +83,7 @@ class OtlpPush:
             return
         data = MetricsData([ResourceMetrics(self._resource, [ScopeMetrics(scope, metrics, "")], "")])
         try:
-            pushed = self._exporter.export(data, timeout_millis=_PUSH_TIMEOUT_S * 1000)
+            pushed = self._exporter.export(data, timeout_millis=self._timeout_s * 1000)
             problem = None if pushed is MetricExportResult.SUCCESS else "the collector did not take them"
         except Exception as error:  # noqa: BLE001 - whatever the exporter meets: figures are no reason to end a run
             problem = f"{type(error).__name__}: {error}"
