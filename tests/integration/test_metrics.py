@@ -235,10 +235,14 @@ def test_a_target_that_cannot_be_had_ends_the_command_before_anything_is_sent(tm
     (tmp_path / "job.yaml").write_text(job, encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        for target in (address, "nowhere/run.prom"):
-            done = batchchat("run", "job.yaml", "--metrics", target, cwd=tmp_path)
-            assert (done.returncode, done.stdout) == (2, "")
-            assert f"--metrics {target}: cannot" in done.stderr
+        done = batchchat("run", "job.yaml", "--metrics", address, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"--metrics {address}: cannot listen there" in done.stderr
+    with (
+        pytest.raises(UsageError, match=r"nowhere/run\.prom: cannot be written"),
+        open_metrics(["nowhere/run.prom"], lambda _event: None),
+    ):
+        pass
     assert not (tmp_path / "out").exists()
 
 
