@@ -85,7 +85,7 @@ class RunResult(RunSummary):
         """What the command line prints at the end of a run."""
         from batchchat.cli.summary_page import render_summary
 
-        return _as_text(render_summary(self))
+        return as_text(render_summary(self))
 
     def __repr__(self) -> str:
         cost = f", cost={self.spend_total.cost:g} {self.currency}" if self.currency else ""
@@ -116,6 +116,7 @@ async def run_job(
     progress: bool | None = None,
     listener: Listener | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
+    control: Control | None = None,
     stop: Control | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
     environ: Mapping[str, str] | None = None,
@@ -127,10 +128,10 @@ async def run_job(
 
     `rows` take the place of the job's input: anything with the Arrow C stream interface (polars, pandas, DuckDB,
     pyarrow), or an iterable of dicts. `progress` shows how the run goes on: in a notebook if it is not said. `listener`
-    takes events, `on_snapshot` the counts four times a second. `stop` steers the run: it can stop it, pause it and
-    change its limits. `transport` takes the place of the network, `environ` that of the process's environment for keys.
-    `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs already. `shared` takes the
-    place of parts of the run; see `Shared`.
+    takes events, `on_snapshot` the counts four times a second. `control` steers the run: it can stop it, pause it and
+    change its limits; `stop` is its earlier name. `transport` takes the place of the network, `environ` that of the
+    process's environment for keys. `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs
+    already. `shared` takes the place of parts of the run; see `Shared`.
 
     Returns how the run ended: what fails after the start is in the result's `exit_code` and `reason`.
 
@@ -139,14 +140,14 @@ async def run_job(
     """
     if rows is not None:
         check_rows(rows)
-    with _display(progress) as shown:
+    with progress_display(progress) as shown:
         summary = await run_to_summary(
             job,
             rows=rows,
             options=options,
-            listener=listener or _unheard,
-            on_snapshot=_both(None if shown is None else shown.update, on_snapshot),
-            stop=stop,
+            listener=listener or unheard,
+            on_snapshot=told_both(None if shown is None else shown.update, on_snapshot),
+            stop=_one_control(control, stop),
             transport=transport,
             environ=environ,
             seed=seed,
@@ -164,6 +165,7 @@ def run(
     progress: bool | None = None,
     listener: Listener | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
+    control: Control | None = None,
     stop: Control | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
     environ: Mapping[str, str] | None = None,
@@ -180,24 +182,24 @@ def run(
     """
     if rows is not None:
         check_rows(rows)
-    control = stop or Control()
+    steered = _one_control(control, stop) or Control()
     # Shown from here: a notebook finds the cell of an output by the caller's context.
-    with _display(progress) as shown:
+    with progress_display(progress) as shown:
         work = functools.partial(
             run_to_summary,
             job,
             rows=rows,
             options=options,
-            listener=listener or _unheard,
-            on_snapshot=_both(None if shown is None else shown.update, on_snapshot),
-            stop=control,
+            listener=listener or unheard,
+            on_snapshot=told_both(None if shown is None else shown.update, on_snapshot),
+            stop=steered,
             transport=transport,
             environ=environ,
             seed=seed,
             demo_url=demo_url,
             **shared,
         )
-        return RunResult.of(_Blocking(work, control, options.grace).result())
+        return RunResult.of(_Blocking(work, steered, options.grace).result())
 
 
 class _Blocking:
@@ -256,11 +258,18 @@ class _Blocking:
             self._done.set()
 
 
-def _unheard(_event: Event) -> None:
-    pass
+def _one_control(control: Control | None, stop: Control | None) -> Control | None:
+    """Return the control of a run, by either name. Raises UsageError if two are given."""
+    if control is not None and stop is not None and control is not stop:
+        raise UsageError("a run has one control, and two are given", remedy="Give `control`; `stop` is its old name.")
+    return control or stop
 
 
-def _both(
+def unheard(_event: Event) -> None:
+    """Take an event that nobody listens to."""
+
+
+def told_both(
     one: Callable[[Snapshot], None] | None, other: Callable[[Snapshot], None] | None
 ) -> Callable[[Snapshot], None] | None:
     """Return what calls both, or the one that there is."""
@@ -274,7 +283,7 @@ def _both(
     return call
 
 
-def _display(
+def progress_display(
     progress: bool | None,
 ) -> AbstractContextManager[NotebookProgress | ProgressDisplay | PlainProgress | None]:
     """Return what shows snapshots: in the notebook's cell, or on standard error if that is wanted."""
@@ -322,7 +331,7 @@ class NotebookProgress:
         from batchchat.cli.display import ProgressView
 
         self._shown = snapshot.phase, snapshot.elapsed_s
-        content = {"text/plain": _as_text(ProgressView(snapshot))}
+        content = {"text/plain": as_text(ProgressView(snapshot))}
         if self._handle is None:
             self._handle = self._context.run(self._display, content, raw=True, display_id=True)
         else:
@@ -336,7 +345,7 @@ def _notebook_display() -> Callable[..., Any]:
     return function
 
 
-def _as_text(renderable: Any) -> str:
+def as_text(renderable: Any) -> str:
     """Write what the command line prints as plain text."""
     import io
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from batchchat.api import _as_text, _both, _display, _unheard
+from batchchat.api import as_text, progress_display, told_both, unheard
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.evaluation import require_extra
 from batchchat.events import Listener, Snapshot
@@ -138,7 +138,7 @@ class EvaluationResult:
             return repr(self)
         from batchchat.cli.evaluation_tables import render_evaluation
 
-        return _as_text(render_evaluation(self.summary, [], Path(self.output), self.warnings, self.note))
+        return as_text(render_evaluation(self.summary, [], Path(self.output), self.warnings, self.note))
 
     def __repr__(self) -> str:
         scored = "not scored" if self.summary is None else f"{len(self.summary.variants)} variants"
@@ -228,14 +228,14 @@ async def evaluate(
     from batchchat.evaluation.evaluate import evaluate
     from batchchat.evaluation.suite_runs import SuiteRunOptions
 
-    with _display(progress) as shown:
+    with progress_display(progress) as shown:
         setting = SuiteRunOptions(
             suite.name,
             options,
             caps=suite.budget,
             deadline=suite.deadline,
-            listener=listener or _unheard,
-            on_snapshot=_both(None if shown is None else shown.update, on_snapshot),
+            listener=listener or unheard,
+            on_snapshot=told_both(None if shown is None else shown.update, on_snapshot),
             stop=control or Control(),
             environ=environ,
             transport=transport,
