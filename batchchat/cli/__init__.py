@@ -193,6 +193,12 @@ def _output_argument(command: _Command) -> _Command:
     return click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))(command)
 
 
+def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--variant", metavar="NAME", help="Of an evaluation's folder: the variant, or the judge, that is meant."
+    )(command)
+
+
 @cli.command()
 @_job_options
 @click.option(
@@ -402,6 +408,7 @@ def history(directory: Path, as_json: bool) -> None:
     is_flag=True,
     help="Show the records of the run that is going on as they are committed, until it ends; --json: one a line.",
 )
+@_variant_option
 @_json_option
 def show(directory: Path, **options: Any) -> None:
     """Look at records of DIR: messages in, completion out; or count what they hold."""
@@ -443,6 +450,7 @@ def show(directory: Path, **options: Any) -> None:
 )
 @click.option("--flatten", is_flag=True, help="Write the fields of objects as columns of their own: parsed.label.")
 @click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
+@_variant_option
 def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
     from batchchat.cli.reading import export_command

@@ -17,7 +17,7 @@ from batchchat.store.index import (
     kind_of,
 )
 from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
-from batchchat.store.location.folder import evaluation_outputs, running_outputs
+from batchchat.store.location.folder import evaluation_outputs, judge_outputs, running_outputs
 from batchchat.store.output import (
     Output,
     earlier_prompts,
@@ -65,6 +65,7 @@ __all__ = [
     "is_output",
     "iter_output",
     "joined_parsed",
+    "judge_outputs",
     "key_digest",
     "kind_of",
     "lock_holder",
