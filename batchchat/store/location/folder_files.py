@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from batchchat.store.location.disk import (
     PRIVATE_FILE,
+    PRIVATE_FOLDER,
     append_line,
     cut_torn_line,
     free_name,
@@ -204,7 +205,13 @@ class FolderState:
 
     def publish(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Replace a file's content. If not `durable`, it is whole at every instant, but a loss of power may take it."""
-        publish_bytes(self._folder / name, data, temporary=self._temporary, durable=durable)
+        path = self._folder / name
+        # An output of an earlier version lacks the folders that came later.
+        if path.parent != self._folder and not path.parent.is_dir():
+            with storage_errors(path):
+                path.parent.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+                synchronize_folder(path.parent.parent)
+        publish_bytes(path, data, temporary=self._temporary, durable=durable)
 
     def append(self, name: str, line: bytes) -> None:
         """Append a line, durable on return."""
