@@ -158,7 +158,7 @@ def _values(part: Any, root: Mapping[str, Any]) -> list[Any]:
     found: list[Any] = []
     types = schema.get("type")
     for kind in [types] if isinstance(types, str) else types or ():
-        found += {"boolean": [True, False], "null": [None]}.get(kind, [])
+        found += [True, False] if kind == "boolean" else [None] if kind == "null" else []
     for keyword in ("anyOf", "oneOf"):
         for branch in schema.get(keyword) or ():
             found += [value for value in _values(branch, root) if value not in found or isinstance(value, bool)]

@@ -110,13 +110,24 @@ def stored_reviews(output: Path | str) -> list[Review]:
 
 
 def write_reviews(output: Path | str, reviews: Sequence[Review]) -> int:
-    """Keep reviews, all or none of them, durably; return how many are new. Those that are kept already add nothing."""
+    """Keep reviews, all or none of them, durably; return how many are new.
+
+    A review adds nothing if it is kept already, or if its person said the same last time: a table tells no time but
+    that of its file, which a copy has not.
+    """
     state = existing_output(output).state
-    known = {review.identity for review in stored_reviews(output)}
+    kept = stored_reviews(output)
+    known = {review.identity for review in kept}
+    last = {
+        (review.content, review.reviewer): (dict(review.values), review.note)
+        for review in sorted(kept, key=lambda review: review.reviewed_at)
+    }
     new = []
     for review in reviews:
-        if review.identity not in known:
+        who = review.content, review.reviewer
+        if review.identity not in known and last.get(who) != (dict(review.values), review.note):
             known.add(review.identity)
+            last[who] = dict(review.values), review.note
             new.append(review)
     if new:
         data = b"".join(orjson.dumps(asdict(review), option=orjson.OPT_APPEND_NEWLINE) for review in new)

@@ -136,8 +136,7 @@ def _confidence_column(output: Output, schema: pa.Schema, path: str | None) -> _
     """Return where the confidence is; None if nobody named a column and the output has none of its own."""
     if path is None and CONFIDENCE not in output.own_columns:
         return None
-    column = _ColumnPath("--confidence", path or CONFIDENCE, schema)
-    return column
+    return _ColumnPath("--confidence", path or CONFIDENCE, schema)
 
 
 def _candidates(
@@ -203,7 +202,7 @@ def _form_rows(
     by_row = {row.place: row for row in chosen}
     places = pa.array(sorted(by_row), pa.int64())
     prompt = latest_prompt(output) if "prompt_id" in output.own_columns else None
-    answers = [name for name in ("completion", "parsed", "source") if name in (output.schema or ())]
+    answers = [name for name in ("completion", "parsed", "source") if name in output.own_columns]
     answers += ["prompt_id"] if prompt is not None else []
     columns = [*input_columns(output), *_NEEDED, *answers, *([] if sure is None else [sure.column])]
 
