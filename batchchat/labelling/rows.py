@@ -18,6 +18,7 @@ from batchchat.job import Job
 from batchchat.labelling.choice import Candidate, ChosenRow, Design, choose
 from batchchat.labelling.fields import ReviewField, ReviewFields
 from batchchat.labelling.reviews import row_content, stored_reviews
+from batchchat.runner.questions import compile_questions
 from batchchat.sources import python_rows
 from batchchat.store import Output, read_state
 
@@ -128,7 +129,7 @@ def review_form(
         )
     chosen = choose(found.candidates, design)
     turn = 1 + max((review.round for review in known), default=0)
-    rows = _form_rows(output, fields.chosen, chosen, turn, sure)
+    rows = _form_rows(output, fields.chosen, chosen, turn=turn, sure=sure, shown=_shown_columns(job, output))
     return ReviewForm(job, fields.chosen, rows, len(found.candidates), tuple(_notes(found, chosen, design, sure)))
 
 
@@ -186,6 +187,16 @@ def input_columns(output: Output) -> list[str]:
     return [] if output.input_schema is None else list(output.input_schema.names)
 
 
+def _shown_columns(job: Job, output: Output) -> list[str]:
+    """Return the columns that the messages use, which are what the model saw; all, if they use none by name.
+
+    A column with an expected value is not among them: a person who saw it would not judge by the row alone.
+    """
+    template = compile_questions(job).template
+    columns = input_columns(output)
+    return [name for name in columns if template.uses([name])] or columns
+
+
 def content_of(output: Output, record: Mapping[str, Any]) -> str:
     """Return the digest of a record's row."""
     return row_content({name: record[name] for name in input_columns(output)}, record["key"])
@@ -195,10 +206,12 @@ def _form_rows(
     output: Output,
     fields: Sequence[ReviewField],
     chosen: Sequence[ChosenRow],
+    *,
     turn: int,
     sure: _ColumnPath | None,
+    shown: Sequence[str],
 ) -> tuple[FormRow, ...]:
-    """Read the chosen rows whole, in the order of the choice."""
+    """Read the chosen rows whole, in the order of the choice. `shown` are the columns that people see."""
     by_row = {row.place: row for row in chosen}
     places = pa.array(sorted(by_row), pa.int64())
     prompt = latest_prompt(output) if "prompt_id" in output.own_columns else None
@@ -224,7 +237,7 @@ def _form_rows(
                     row_index=record["row_index"],
                     key=record["key"],
                     content=content_of(output, record),
-                    columns={name: record[name] for name in input_columns(output)},
+                    columns={name: record[name] for name in shown},
                     answer={field.name: field.of(record) for field in fields},
                     confidence=value if isinstance(value, int | float) else None,
                     part=row.part,

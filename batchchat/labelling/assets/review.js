@@ -74,7 +74,7 @@
           const button = element("button", null, { type: "button", "aria-pressed": same(draft[field.name], choice) });
           if (place < 9) button.append(element("kbd", String(place + 1)), " ");
           button.append(written(choice));
-          if (same(row().answer[field.name], choice)) button.append(element("span", "model", { class: "tag" }));
+          if (same(row().answer[field.name], choice)) button.append(" ", element("span", "model", { class: "tag" }));
           button.addEventListener("click", () => choose(number, place));
           choices.append(button);
         });
