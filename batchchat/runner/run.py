@@ -36,12 +36,13 @@ from batchchat.providers import DEMO, Provider
 from batchchat.retry import RetryPolicy
 from batchchat.runner.control import Ceilings, Control
 from batchchat.runner.ending import Ending
+from batchchat.runner.failed_limit import FailedLimit
 from batchchat.runner.feed import RequestFeed
 from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import pass_of, prompt_id_of
-from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain
+from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain, remedy_of
 from batchchat.runner.state import RunState
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
@@ -392,6 +393,8 @@ class _Running:
         run = self._run
         run.phase = "running"
         job = run.job
+        if job.limits.max_failed is not None:
+            run.writer.counted = functools.partial(self._check_failed, FailedLimit(job.limits.max_failed))
         fields = {"run_id": run.run_id, "job": job.name, "output": job.output.path, "model": job.model}
         run.tell(Event("run_started", f"run {run.run_id} into {job.output.path}", "debug", fields))
         async with anyio.create_task_group() as group:
@@ -447,6 +450,14 @@ class _Running:
         alike = run.tally.take_alike()
         if alike is not None:
             run.tell(alike_event(alike, run.tally.ok + run.tally.failed))
+
+    def _check_failed(self, limit: FailedLimit) -> None:
+        """Send nothing more once too many rows have failed; what is in flight may end."""
+        run, tally = self._run, self._run.tally
+        settled = tally.ok + tally.failed
+        if run.engine.halt is None and limit.passed(tally.failed, settled):
+            commonest = tally.failures()[0]
+            run.engine.halt_for(limit.error(tally.failed, settled, commonest, remedy_of(commonest.kind)))
 
     async def _watch_deadline(self, deadline: float) -> None:
         """Launch nothing after the deadline, counted from the start of the run; what is in flight gets the grace."""
