@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),
     frozenset({"plan", "inspection", "history", "joining"}),
+    frozenset({"labelling"}),
     frozenset({"report"}),
     frozenset({"evaluation"}),
     frozenset({"export"}),
