@@ -232,7 +232,8 @@ class Record:
     model wrote, reasoning and tool calls included, in seconds; the second is the answer's `completion_tokens` over the
     time from then to the last thing it wrote, null where all came at once. `prompt_id` tells which prompt the record
     answers (see `runner.rows.prompt_id_of`), `engine` who had the answer (`local` or `batch`); both are null in what an
-    earlier version wrote. A `batch` tells no latency.
+    earlier version wrote. A `batch` tells no latency. `confidence` is how sure the answer is, from 0 to 1, and
+    `confidence_detail` how it was measured (see `structured.confidence`); both are null where nothing was measured.
     """
 
     batch: RowBatch
@@ -272,6 +273,8 @@ class Record:
     output_tokens_per_s: float | None = None
     prompt_id: str | None = None
     engine: str | None = None
+    confidence: float | None = None
+    confidence_detail: dict[str, Any] | None = None
     parsed: Any = None
 
 

@@ -13,6 +13,8 @@ from batchchat.demo.batches.options import BatchOptions
 
 LLAMA = "llama-3.1-8b-instruct"
 MISTRAL = "mistral-small-3.2-24b-instruct-2506"
+SMALL = "demo-small"
+LARGE = "demo-large"
 
 FAULTS: Mapping[str, str] = MappingProxyType(
     {
@@ -88,7 +90,7 @@ class DemoOptions:
     faults: Mapping[str, float] = field(default_factory=dict)
     outage: tuple[float, float] | None = None
     api_key: str | None = field(default=None, repr=False)
-    models: tuple[str, ...] = (LLAMA, MISTRAL)
+    models: tuple[str, ...] = (LLAMA, MISTRAL, SMALL, LARGE)
     unknown_model_status: Literal[422, 404] = 422
     answer_as: str | None = None
     max_completion_tokens: int = 16_384

@@ -26,6 +26,7 @@ from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff
 from batchchat.records import ErrorKind, Failure, Reply, Request, Usage, Verdict
 
+_AS_IT_IS = Accept()
 _LINES_BETWEEN = 64
 """Lines that are judged before other tasks get their turn: some milliseconds of work. Chosen, not measured."""
 _REFUSED_ROWS = 3
@@ -220,7 +221,7 @@ class Harvest:
             return True
         decision = acceptance.decide(request, reply)
         if isinstance(decision, Accept):
-            self._settle(request, reply, None, decision.parsed, tolerated=decision.tolerated)
+            self._settle(request, reply, None, decision)
         elif isinstance(decision, Fail):
             self._settle(request, reply, decision.failure)
         else:
@@ -246,9 +247,7 @@ class Harvest:
         if self.hold is not None:
             self.hold.settle(*reserved(request.prompt_tokens, request.max_tokens), reply)
 
-    def _settle(
-        self, request: Request, reply: Reply, failure: Failure | None, parsed: Any = None, *, tolerated: bool = False
-    ) -> None:
+    def _settle(self, request: Request, reply: Reply, failure: Failure | None, accepted: Accept = _AS_IT_IS) -> None:
         late = self.of_prompt is not None and self.owner.is_replaced(request)
         if late:
             self.counts.replaced += 1
@@ -256,7 +255,8 @@ class Harvest:
             self.counts.ok += 1
         else:
             self.counts.failed += 1
-        self.sink.put(Settled(request, reply, failure, parsed, tolerated, of_prompt=self.of_prompt, late=late))
+        value = (accepted.parsed, accepted.tolerated, accepted.confidence)
+        self.sink.put(Settled(request, reply, failure, *value, of_prompt=self.of_prompt, late=late))
 
     def _ask_again(self, request: Request, batches: int) -> None:
         if self.owner.again(request, batches):
