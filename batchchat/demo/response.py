@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import orjson
 
 from batchchat.demo.draws import draw
 from batchchat.demo.model.answering import ModelAnswer
+from batchchat.demo.model.sureness import Choice, place_choices, token_entry
 from batchchat.demo.request import ApiError, ChatRequest
 from batchchat.demo.server_options import DemoOptions
 from batchchat.demo.tokens import count_tokens, cut_to_tokens
@@ -32,6 +33,13 @@ _FAULT_ERRORS: Mapping[str, tuple[int, str, str, str | None, str | None]] = {
     "error_500": (500, "something went wrong on our side", "server_error", None, None),
     "error_503": (503, "the service is overloaded, slow down", "server_error", None, None),
     "error_504": (504, "the answer took too long to generate", "server_error", None, None),
+    "day": (
+        429,
+        "Rate limit reached on requests per day (RPD): Limit 1000, Used 1000. Please try again in 11h6m40s.",
+        "requests",
+        None,
+        "rate_limit_exceeded",
+    ),
     "quota": (429, "you exceeded your current quota", "insufficient_quota", None, "insufficient_quota"),
 }
 
@@ -42,7 +50,8 @@ def fault_error(fault: str) -> ApiError | None:
     if words is None:
         return None
     status, message, type_, param, code = words
-    return ApiError(status, message, type=type_, param=param, code=code)
+    headers = ((b"retry-after", b"40000"),) if fault == "day" else ()
+    return ApiError(status, message, type=type_, param=param, code=code, headers=headers)
 
 
 def plain_error(status: Literal[401, 403, 500, 503, 504]) -> ApiError:
@@ -66,6 +75,8 @@ class WireCompletion:
     reasoning: str | None = None
     tool_call: Mapping[str, Any] | None = None
     logprobs: Mapping[str, Any] | None = None
+    fingerprint: str = FINGERPRINT
+    service_tier: str | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -118,7 +129,8 @@ def complete(
         refusal=refusal,
         reasoning=reasoning,
         tool_call=call,
-        logprobs=_logprobs(content, options.seed) if request.logprobs and content is not None else None,
+        logprobs=_logprobs(content, request, answer.choices, options.seed) if content is not None else None,
+        service_tier=request.service_tier,
     )
 
 
@@ -169,11 +181,20 @@ def _before_stop(text: str, stops: tuple[str, ...]) -> str:
     return text[: min(found)] if found else text
 
 
-def _logprobs(content: str, seed: int) -> dict[str, Any]:
-    """Invent well-formed log probabilities: one entry for every four characters."""
+def _logprobs(content: str, request: ChatRequest, choices: Sequence[Choice], seed: int) -> dict[str, Any] | None:
+    """Write log probabilities if they are asked for: one entry for every four characters.
+
+    Those of labels follow the rule of `sureness`. All others are invented.
+    """
+    if not request.logprobs:
+        return None
     entries: list[dict[str, Any]] = []
+    placed = place_choices(content, choices)
     for start in range(0, len(content), 4):
         token = content[start : start + 4]
+        if placed:
+            entries.append(token_entry(token, start, placed, request.top_logprobs))
+            continue
         logprob = -round(draw(seed, "logprob", start, token) * 0.7, 6)
         entries.append({"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8")), "top_logprobs": []})
     return {"content": entries, "refusal": None}
@@ -201,11 +222,16 @@ def completion_body(completion: WireCompletion, *, fault: str | None = None) -> 
         "created": int(time.time()),
         "model": completion.model,
         "choices": [] if fault == "no_choices" else [choice],
-        "system_fingerprint": FINGERPRINT,
+        "system_fingerprint": completion.fingerprint,
+        **_tier(completion),
     }
     if fault != "no_usage":
         body["usage"] = completion.usage
     return orjson.dumps(body)
+
+
+def _tier(completion: WireCompletion) -> dict[str, str]:
+    return {} if completion.service_tier is None else {"service_tier": completion.service_tier}
 
 
 def completion_events(
@@ -217,7 +243,8 @@ def completion_events(
         "object": "chat.completion.chunk",
         "created": int(time.time()),
         "model": completion.model,
-        "system_fingerprint": FINGERPRINT,
+        "system_fingerprint": completion.fingerprint,
+        **_tier(completion),
     }
     if include_usage:
         head["usage"] = None

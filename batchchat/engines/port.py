@@ -5,7 +5,8 @@ request as one HTTP exchange. The port is narrow, so that an engine that takes 5
 Batch API) fits behind it:
 
 - a `Feed` is an async generator of lists of requests; nothing is taken from it before there is room;
-- a `Sink` takes `Answered` (an answer that was billed but does not settle its request) and `Settled` (it does);
+- a `Sink` takes `Answered` (an answer that was billed but does not settle its request), `Settled` (it does) and
+  `Billed` (what many answers cost, to be counted once);
 - an `Engine` can be paused, drained and cancelled, and tells its `EngineProgress`.
 """
 
@@ -13,11 +14,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from batchchat.errors import BatchchatError, StoppedEarly
 from batchchat.events import Event, InFlight, Level, Pace
 from batchchat.records import Failure, Reply, Request, Usage
+
+if TYPE_CHECKING:
+    from batchchat.structured import Confidence
 
 EngineKind = Literal["local", "batch"]
 
@@ -42,8 +46,10 @@ class Settled:
     """A request's end: `failure` is None for a completion. `reply` is its last attempt's.
 
     What its last attempt cost is in the reply, what those before it cost in the request. `parsed` and `tolerated` are
-    those of an answer that a schema accepted. `engine` names the engine that had the answer, None if it is the job's
-    own.
+    those of an answer that a schema accepted, `confidence` is how sure it is if the job measures that. `engine` names
+    the engine that had the answer, None if it is the job's own.
+
+    With `billed_apart` the cost of the last attempt is told by a `Billed`, and not by this outcome.
 
     `of_prompt` is there if the pass that is under way has not asked for this request: a batch of an earlier run may
     hold requests of a prompt that was edited since. It is that prompt's id. Of these, a `late` one must not take the
@@ -55,12 +61,27 @@ class Settled:
     failure: Failure | None
     parsed: Any = None
     tolerated: bool = False
+    confidence: Confidence | None = None
     engine: EngineKind | None = None
     of_prompt: str | None = None
     late: bool = False
+    billed_apart: bool = False
 
 
-Outcome = Answered | Settled
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """What so many `answers` cost together. It is counted once for each `key`, however often it is told.
+
+    `cost` is in `money.UNITS`, 0 if no price is known.
+    """
+
+    key: str
+    answers: int
+    usage: Usage
+    cost: int
+
+
+Outcome = Answered | Settled | Billed
 
 
 class Sink(Protocol):

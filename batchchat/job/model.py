@@ -20,7 +20,7 @@ from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
 from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error
 from batchchat.job.params import Params
-from batchchat.job.provider_fields import ProviderFields
+from batchchat.job.provider_fields import KEY_PLACES, ProviderFields
 from batchchat.job.values import (
     MANY,
     Duration,
@@ -34,7 +34,7 @@ from batchchat.job.values import (
     instead_of,
     nearest,
 )
-from batchchat.providers import PROFILES, Price, Provider
+from batchchat.providers import DEMO, PROFILES, Price, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
 
 
@@ -127,6 +127,8 @@ class Response(Section):
     prompt with `response_format` asking for some JSON (`json_object`), or in the prompt alone (`prompt`). `name` is
     what requests call it. An answer that does not fit is asked for again up to `corrections` times, with what is wrong
     with it; so are the arguments of tool calls. `truncated` is about answers that were cut off at their bound.
+    `confidence` says how the column of that name is measured: by the log probabilities of the answer's tokens, by how
+    many of the row's samples agree, or by a field of the answer.
     """
 
     spec: dict[Any, Any] | str | None = Field(None, alias="schema")
@@ -134,6 +136,7 @@ class Response(Section):
     mode: Literal["json_schema", "json_object", "prompt"] = "json_schema"
     corrections: Whole = Field(2, ge=0, le=20)
     truncated: Literal["fail", "keep"] | Longer = "fail"
+    confidence: Literal["logprobs", "samples"] | SaidConfidence | None = None
 
     @field_validator("spec", mode="before")
     @classmethod
@@ -144,12 +147,25 @@ class Response(Section):
             )
         return value
 
+    @field_validator("confidence", mode="before")
+    @classmethod
+    def _confidence_form(cls, value: object) -> object:
+        if value not in ("logprobs", "samples", None) and not isinstance(value, dict | SaidConfidence):
+            raise ValueError(f"must be logprobs, samples or {{field: NAME}}{instead_of(value)}")
+        return value
+
     @field_validator("truncated", mode="before")
     @classmethod
     def _truncated_form(cls, value: object) -> object:
         if value not in ("fail", "keep") and not isinstance(value, dict | Longer):
             raise ValueError(f"must be fail, keep or {{retry_with_max_tokens: N}}{instead_of(value)}")
         return value
+
+
+class SaidConfidence(Section):
+    """Which field of the answer holds what the model says of its own certainty, from 0 to 1."""
+
+    field: Name
 
 
 class ImageFields(Section):
@@ -323,6 +339,9 @@ class Job(Section):
                 f"no provider is called {name!r}{nearest(name, PROFILES)}; known are {', '.join(PROFILES)}, "
                 "or give {base_url: …, api_key_env: …}"
             )
+        given = isinstance(value, ProviderFields) and value.base_url is not None
+        if name is not None and name != DEMO and PROFILES[name].base_url is None and not given:
+            raise ValueError(f"{name} has another address for each customer: give {{profile: {name}, base_url: …}}")
         return value
 
     @field_validator("messages", mode="before")
@@ -366,7 +385,7 @@ class Job(Section):
                 provider = replace(provider, base_url=spec.base_url, identity=identity or spec.base_url)
             provider = replace(
                 provider,
-                api_key_env=spec.api_key_env or provider.api_key_env,
+                **_key_place(spec, provider),
                 headers={**provider.headers, **spec.headers},
                 extra_query={**provider.extra_query, **spec.extra_query},
                 ca_file=spec.ca_file or provider.ca_file,
@@ -380,6 +399,7 @@ class Job(Section):
                 prices={self.model: price},
                 currency=self.prices.currency,
                 prices_as_of="the job file",
+                tiers={},  # a price of one's own is that of the tier that one asks for
             )
         return provider
 
@@ -429,6 +449,16 @@ class Job(Section):
             refused.append(self.error(message, "params", "response_format", remedy="Keep one of the two."))
         if response.spec is None:
             useless = sorted(response.model_fields_set & {"mode", "name"})
+            if response.confidence is not None:
+                refused.append(
+                    self.error(
+                        "is measured on the fields of a schema, and there is none",
+                        "response",
+                        "confidence",
+                        remedy="Give response.schema with the labels as an enum, such as "
+                        "{type: object, properties: {label: {enum: [yes, no]}}, required: [label]}.",
+                    )
+                )
             if "corrections" in response.model_fields_set and not params.tools:
                 useless.append("corrections")
             refused += [
@@ -440,6 +470,7 @@ class Job(Section):
                 )
                 for name in useless
             ]
+        refused += self._check_confidence()
         if isinstance(response.truncated, Longer):
             more = response.truncated.retry_with_max_tokens
             bound = params.max_completion_tokens if params.max_completion_tokens is not None else params.max_tokens
@@ -451,6 +482,26 @@ class Job(Section):
                         remedy="A request is never sent again as it was: allow more, or take `truncated: fail`.",
                     )
                 )
+        return refused
+
+    def _check_confidence(self) -> list[JobError]:
+        """What is wrong between `response.confidence`, the samples and the params."""
+        method, place = self.response.confidence, ("response", "confidence")
+        if method == "samples" and self.samples < 2:
+            message = "counts the samples of a row that agree, and there is one sample a row"
+            remedy = "Give `samples: 5`, or measure it by logprobs or {field: NAME}."
+            return [self.error(message, *place, remedy=remedy)]
+        if method != "logprobs":
+            return []
+        refused = []
+        unsupported, provider = self.resolved_provider().unsupported, self.resolved_provider().name
+        if "logprobs" in unsupported:
+            message = f"needs the log probabilities of tokens, and {provider} does not give them"
+            remedy = "Measure it by `samples`, or by {field: NAME}."
+            refused.append(self.error(message, *place, remedy=remedy))
+        if self.params.logprobs is False:
+            message = "is false, and response.confidence needs log probabilities"
+            refused.append(self.error(message, "params", "logprobs", remedy="Leave params.logprobs out."))
         return refused
 
     def snapshot(self) -> dict[str, Any]:
@@ -472,6 +523,23 @@ class Job(Section):
         return job
 
 
+def _key_place(spec: ProviderFields, profile: Provider) -> dict[str, Any]:
+    """Return the fields of a provider that say where the key comes from and how it is sent.
+
+    A place that the job names takes that of the profile: a provider has one key.
+    """
+    places = {name: getattr(spec, name) for name in KEY_PLACES}
+    if all(place is None for place in places.values()):
+        places = {name: getattr(profile, name) for name in KEY_PLACES}
+    command = places["api_key_command"]
+    return {
+        **places,
+        "api_key_command": tuple(command) if isinstance(command, list) else command,
+        "api_key_header": spec.api_key_header or profile.api_key_header,
+        "api_key_scheme": profile.api_key_scheme if spec.api_key_scheme is None else spec.api_key_scheme,
+    }
+
+
 FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     (): Job,
     ("input",): Input,
@@ -481,6 +549,7 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("params",): Params,
     ("response",): Response,
     ("response", "truncated"): Longer,
+    ("response", "confidence"): SaidConfidence,
     ("limits",): LimitFields,
     ("retry",): Retry,
     ("prices",): Prices,

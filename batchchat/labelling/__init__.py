@@ -1,1 +1,1 @@
-"""Labels and how good they are: rows for people, their reviews, and what looks wrong in the answers."""
+"""How good the labels are: people's reviews, agreement, calibration, and what a cascade may promise."""

@@ -13,8 +13,8 @@ from xml.sax.saxutils import quoteattr
 import orjson
 
 from batchchat.errors import StorageError, UsageError
+from batchchat.labelling.content import plain
 from batchchat.labelling.fields import ReviewField
-from batchchat.labelling.reviews import plain
 from batchchat.labelling.rows import FormRow, ReviewForm
 
 FORMATS = ("html", "csv", "jsonl", "labelstudio")

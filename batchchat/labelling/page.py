@@ -18,7 +18,7 @@ import orjson
 import batchchat
 from batchchat.images import ImageReader
 from batchchat.job import Job
-from batchchat.labelling.reviews import plain
+from batchchat.labelling.content import plain
 from batchchat.labelling.rows import FormRow, ReviewForm
 from batchchat.runner.questions import compile_questions
 

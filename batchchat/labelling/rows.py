@@ -16,8 +16,9 @@ from batchchat.format import plural
 from batchchat.inspection import job_of, latest_prompt
 from batchchat.job import Job
 from batchchat.labelling.choice import Candidate, ChosenRow, Design, choose
+from batchchat.labelling.content import content_of, input_columns
 from batchchat.labelling.fields import ReviewField, ReviewFields
-from batchchat.labelling.reviews import row_content, stored_reviews
+from batchchat.labelling.reviews import stored_reviews
 from batchchat.runner.questions import compile_questions
 from batchchat.sources import python_rows
 from batchchat.store import Output, read_state
@@ -182,11 +183,6 @@ def _is_first(batch: pa.RecordBatch) -> pa.Array:
     return pc.and_(pc.equal(batch.column("sample_index"), 0), pc.equal(batch.column("status"), "ok"))
 
 
-def input_columns(output: Output) -> list[str]:
-    """Return the names of the input's columns."""
-    return [] if output.input_schema is None else list(output.input_schema.names)
-
-
 def _shown_columns(job: Job, output: Output) -> list[str]:
     """Return the columns that the messages use, which are what the model saw; all, if they use none by name.
 
@@ -195,11 +191,6 @@ def _shown_columns(job: Job, output: Output) -> list[str]:
     template = compile_questions(job).template
     columns = input_columns(output)
     return [name for name in columns if template.uses([name])] or columns
-
-
-def content_of(output: Output, record: Mapping[str, Any]) -> str:
-    """Return the digest of a record's row."""
-    return row_content({name: record[name] for name in input_columns(output)}, record["key"])
 
 
 def _form_rows(
@@ -252,11 +243,12 @@ def _form_rows(
 
 def _notes(found: _Found, chosen: Sequence[ChosenRow], design: Design, sure: _ColumnPath | None) -> Iterator[str]:
     """Say what a person should know of the choice."""
-    if sure is None:
+    # A job that does not ask for confidence may have the column, with no value in it.
+    if sure is None or found.without == len(found.candidates):
         yield (
-            "the output has no column `confidence`, so no row counts as unsure: rows are chosen "
+            "no row has a confidence, so none counts as unsure: rows are chosen "
             + ("by strata and " if design.stratified else "")
-            + "at random. `response.confidence` in the job gives the column, --confidence COLUMN names another"
+            + "at random. `response.confidence` in the job gives one, --confidence COLUMN names where it is"
         )
     elif found.without:
         yield f"{plural(found.without, 'row')} without a confidence can be chosen at random only"

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 from batchchat.errors import UsageError
 from batchchat.format import plural
 from batchchat.inspection import job_of
+from batchchat.labelling.content import content_of, input_columns
 from batchchat.labelling.fields import ReviewFields
 from batchchat.labelling.forms import ACCEPT, OWN
-from batchchat.labelling.reviews import Review, read_reviews, reviewed_rows, write_reviews
-from batchchat.labelling.rows import content_of, input_columns
+from batchchat.labelling.reviews import Review, read_reviews, reviewed_row, reviews_by_row, write_reviews
 from batchchat.sources import python_rows
 from batchchat.store import Output, read_state
 
@@ -111,12 +111,8 @@ def take_reviews(directory: Path, files: Sequence[Path], *, reviewer: str | None
 
 def conflicts_of(reviews: Sequence[Review]) -> Iterator[ReviewConflict]:
     """Yield the rows and fields about which people do not agree, in the order of the rows."""
-    by_row: dict[str, list[Review]] = {}
-    for review in reviews:
-        by_row.setdefault(review.content, []).append(review)
-    together = reviewed_rows(reviews)
-    for content, of_row in sorted(by_row.items(), key=lambda item: item[1][0].row_index):
-        for name in together[content].conflicts:
+    for of_row in sorted(reviews_by_row(reviews).values(), key=lambda of_row: of_row[0].row_index):
+        for name in reviewed_row(of_row).conflicts:
             said: dict[bytes, tuple[Any, list[str]]] = {}
             for review in of_row:
                 if name in review.values:

@@ -49,8 +49,8 @@ class FailedLimit:
 def surely_over(failed: int, settled: int, share: float, risk: float) -> bool:
     """Tell whether the share of failures is surely over `share`.
 
-    It is if its exact lower bound (Clopper and Pearson, 1934) with confidence 1 - `risk` is above `share`. That is so if
-    and only if the chance of `failed` or more failures of `settled` rows, each with probability `share`, is below
+    It is if its exact lower bound (Clopper and Pearson, 1934) with confidence 1 - `risk` is above `share`. That is so
+    if and only if the chance of `failed` or more failures of `settled` rows, each with probability `share`, is below
     `risk`.
     """
     if failed <= settled * share:

@@ -23,13 +23,15 @@ from anyio.abc import TaskGroup
 
 from batchchat.budget import Budget
 from batchchat.client import ChatClient
+from batchchat.credentials import Credential
 from batchchat.engines.local import Endpoint, LocalEngine, Surroundings
 from batchchat.engines.port import Engine
 from batchchat.engines.refusals import Refusals
 from batchchat.errors import StoppedEarly, StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
-from batchchat.job import Job, api_key, load_keys, write_duration
+from batchchat.job import Job, api_key, key_source, load_keys, write_duration
+from batchchat.job.model import BATCH_FORMAT
 from batchchat.limits import MAX_CONCURRENCY, Limiter
 from batchchat.money import Tariff
 from batchchat.providers import DEMO, Provider
@@ -177,6 +179,7 @@ class _Opening:
         self._prepared = prepared
         self._provider = prepared.provider
         self._tariff = Tariff.of(prepared.provider.prices.get(job.model))
+        self._tier = prepared.provider.tiers.get(job.params.service_tier or "", 1.0)
         self._budget = budget
         self._setting = setting
         self._warnings: list[str] = []
@@ -223,20 +226,21 @@ class _Opening:
         return cache
 
     async def connect(
-        self, stack: AsyncExitStack, store: Store, wording: Wording, cache: AnswerCache | None, key: str | None
+        self, stack: AsyncExitStack, store: Store, wording: Wording, cache: AnswerCache | None, key: Credential
     ) -> RunState:
-        """Connect to the provider and join the parts of the run. `key` is the provider's API key."""
+        """Connect to the provider and join the parts of the run."""
         job, setting, prepared = self._job, self._setting, self._prepared
         await self._find_provider(stack, store)
         if cache is None and job.dedupe:
             cache = await self.open_cache(stack, store.shared_answers())
         prompt_id = prompt_id_of(prepared)
-        tally = Tally()
+        # Each line of a batch file names a model of its own.
+        tally = Tally(one_model=job.input.format != BATCH_FORMAT)
         if job.engine.batch:
             engine, tariff = await self._make_batch_engine(stack, store, wording, prompt_id, key)
         else:
             engine = self._make_engine(await self._connect_client(stack, key), store, wording)
-            tariff = self._tariff
+            tariff = self._tariff.times(self._tier) if self._tariff is not None else None
         writer = Writer(
             store,
             tally,
@@ -279,7 +283,7 @@ class _Opening:
             base_url = "http://demo.invalid/v1" if setting.transport is not None else setting.demo_url
             self._provider = provider.with_base_url(base_url or await self._start_demo(stack, store))
 
-    async def _connect_client(self, stack: AsyncExitStack, key: str | None) -> ChatClient:
+    async def _connect_client(self, stack: AsyncExitStack, key: Credential) -> ChatClient:
         """Open the client for single requests."""
         job, setting, provider = self._job, self._setting, self._provider
         transport = setting.transport
@@ -310,7 +314,7 @@ class _Opening:
         return server.base_url
 
     async def _make_batch_engine(
-        self, stack: AsyncExitStack, store: Store, wording: Wording, prompt_id: str, key: str | None
+        self, stack: AsyncExitStack, store: Store, wording: Wording, prompt_id: str, key: Credential
     ) -> tuple[Engine, Tariff | None]:
         """Return the engine that sends batches, and what tokens cost there."""
         from batchchat.runner.batches import BatchParts
@@ -344,7 +348,9 @@ class _Opening:
         """Return the engine that sends single requests."""
         job, setting, provider = self._job, self._setting, self._provider
         retry, counts = job.retry, store.index.counts()
-        account = self._budget.account(self._tariff, provider.currency) if self._budget else None
+        # What is reserved covers the tier that is asked for, and the usual one, in which an answer may come.
+        reserved = self._tariff.times(max(1.0, self._tier)) if self._tariff is not None else None
+        account = self._budget.account(reserved, provider.currency) if self._budget else None
         limiter = setting.limiter or make_limiter(job, provider, setting.listener, setting.rng)
         return LocalEngine(
             Endpoint(client, limiter, account),
@@ -407,11 +413,13 @@ class _Running:
                         if job.deadline is not None:
                             inner.start_soon(self._watch_deadline, job.deadline)
                         await run.engine.run(RequestFeed(run).requests(), run.sink)
-                    self._tell_alike()
+                    self._tell_warnings()
                     run.phase = "ending"
                     inner.cancel_scope.cancel()
             finally:
                 run.writer.finish()
+        # The last answers are counted only once they are durable.
+        self._tell_answerers()
 
     def on_stop(self, times: int) -> None:
         """Drain at the first call, and end what is under way at the second."""
@@ -444,12 +452,20 @@ class _Running:
         )
         self._run.tell(Event("limits_changed", "the job's limits were changed", "info", plain(ceilings)))
 
-    def _tell_alike(self) -> None:
-        """Warn early if many of the first rows failed for one reason: the rest will likely fail, and be paid, too."""
+    def _tell_warnings(self) -> None:
+        """Warn early if many of the first rows failed for one reason, and if somebody else answers than at the start.
+
+        In both cases the rest will likely be like that, and be paid, too.
+        """
         run = self._run
         alike = run.tally.take_alike()
         if alike is not None:
             run.tell(alike_event(alike, run.tally.ok + run.tally.failed))
+        self._tell_answerers()
+
+    def _tell_answerers(self) -> None:
+        for event in self._run.tally.answerers.take():
+            self._run.tell(event)
 
     def _check_failed(self, limit: FailedLimit) -> None:
         """Send nothing more once too many rows have failed; what is in flight may end."""
@@ -482,7 +498,7 @@ class _Running:
             # The feed waits for requests that the engine may be holding back.
             if run.reuse is not None and run.reuse.crowded:
                 run.engine.release_held(run.sink)
-            self._tell_alike()
+            self._tell_warnings()
             snapshot = self._figures.snapshot()
             if snapshot.forecast is not None and snapshot.forecast.corrected and not corrected:
                 corrected = True
@@ -507,7 +523,7 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
         caps = job.budget
         budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
     warned: list[str] = []
-    key = api_key(job, job.resolved_provider(), setting.environ, warn=warned.append)
+    key = await offload(functools.partial(_credential, job, setting, warned.append))
     for message in warned:
         setting.listener(Event("warning", message, "warning"))
     frozen = Frozen() if options.fresh else await offload(frozen_schema, Path(job.output.path))
@@ -548,6 +564,17 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
         finally:
             with anyio.CancelScope(shield=True):
                 await offload(store.close)
+
+
+def _credential(job: Job, setting: _Setting, warn: Callable[[str], object]) -> Credential:
+    """Read the provider's key. Blocking code; raises JobError if it cannot be had."""
+    provider = job.resolved_provider()
+    source = key_source(job, provider, setting.environ)
+
+    def tell(message: str) -> None:
+        setting.listener(Event("key_renewed", message, fields={"place": source.place if source is not None else None}))
+
+    return Credential(api_key(job, provider, setting.environ, warn=warn), source, tell=tell)
 
 
 def _now_us() -> int:

@@ -342,7 +342,7 @@ def test_what_the_command_says(
     target = tmp_path / "form.jsonl"
     assert command(monkeypatch, "review", out, "-o", target, "--rows", "6", "--stratify", "parsed.label") == 0
     told = capfd.readouterr().err
-    assert "no column `confidence`" in told
+    assert "no row has a confidence" in told
     assert f"6 rows of 30 written to {target}: 6 at random" in told
     for arguments, said in (
         ((out,), "neither a form to write nor answers to take"),
