@@ -402,6 +402,7 @@ def show(directory: Path, **options: Any) -> None:
     help="Write these columns only, in this order: names joined by commas; parsed.label is a field.",
 )
 @click.option("--flatten", is_flag=True, help="Write the fields of objects as columns of their own: parsed.label.")
+@click.option("--final", is_flag=True, help="Where people reviewed a row, write their values in place of the model's.")
 @click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
 def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""

@@ -231,7 +231,7 @@ def run_command(
     log = log_listener(log_format, verbose=verbose, quiet=quiet)
 
     def work() -> int:
-        summary = _run_job(arguments, log, grace=grace, command=command, html=html, no_wait=no_wait)
+        summary = looked_at(_run_job(arguments, log, grace=grace, command=command, html=html, no_wait=no_wait))
         _tell_end(summary, log, quiet=quiet, as_json=as_json)
         if html is not None:
             _write_page(html, summary, log)
@@ -321,6 +321,21 @@ def _run_job(
         return await run_job(loaded, options=options, listener=log, on_snapshot=on_snapshot, stop=stop)
 
     return attended(work, log)
+
+
+def looked_at(summary: RunSummary) -> RunSummary:
+    """Add what looks wrong in the answers, if there are new ones."""
+    from dataclasses import replace
+
+    if not (summary.new_ok or summary.new_failed):
+        return summary
+    from batchchat.labelling.oddities import oddities_of
+
+    try:
+        found = oddities_of(summary.output)
+    except BatchchatError:
+        return summary  # a part that cannot be read: the run has ended well, and the next look at the output says it
+    return replace(summary, looks_wrong=tuple(map(str, found)))
 
 
 def _tell_end(summary: RunSummary, log: LogListener, *, quiet: bool, as_json: bool) -> None:

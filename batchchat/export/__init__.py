@@ -33,6 +33,7 @@ from batchchat.inspection import job_of
 from batchchat.intake import PassCounts
 from batchchat.job import Job
 from batchchat.joining import records_of_rows
+from batchchat.labelling.final import ReviewedColumns
 from batchchat.runner.preparation import prepare
 from batchchat.sources import STDIN, python_rows, reads_file
 from batchchat.store import Output, read_output, read_state
@@ -69,6 +70,7 @@ def export(
     columns: Sequence[str] | None = None,
     flatten: bool = False,
     bom: bool = False,
+    final: bool = False,
 ) -> Exported:
     """Write the records of the current input's rows in the order of the input, whole or not at all.
 
@@ -77,17 +79,19 @@ def export(
     each text of a CSV file that a spreadsheet would run as a formula; without it, texts are written as they are.
     `columns` are those to write, in this order, `column.field` for one inside of an object; None takes all. With
     `flatten` the fields of objects are columns of their own. With `bom` a CSV file begins with a byte order mark,
-    by which Excel knows that it is UTF-8.
+    by which Excel knows that it is UTF-8. If people reviewed rows, the columns `reviewed`, `reviewer` and `reviewed_at`
+    are added; with `final` their values take the place of the model's in the answer.
 
     Raises UsageError for a target that cannot be written, StorageError where the disk fails.
     """
     kind = _format_of(target) if format is None else format
-    _check_options(kind, safe_csv=safe_csv, bom=bom, chosen=columns is not None or flatten)
+    _check_options(kind, safe_csv=safe_csv, bom=bom, chosen=columns is not None or flatten or final)
     targets = (target, errors_file(target)) if kind == BATCH else (target,)
     output = read_state(directory)
     if output.schema is None:
         raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
-    chosen = select_columns(output.schema, columns, flatten=flatten)
+    people = _reviewed_columns(output, output.schema, final=final)
+    chosen = select_columns(people.schema, columns, flatten=flatten)
     job = job_of(output.job)
     # What came through a pipe, or from a program, does not come again: its records hold the rows.
     alone = job.input.path == STDIN and input_path is None
@@ -105,7 +109,7 @@ def export(
     rows = failed = 0
     try:
         with _opened(drafts, schema_of(chosen), kind, safe_csv=safe_csv, bom=bom) as sink:
-            for batch in batches:
+            for batch in batches if kind == BATCH else people.add(batches):
                 sink(pick(batch, chosen))
                 rows += batch.num_rows
                 failed += pc.sum(pc.not_equal(batch.column("status"), "ok")).as_py()
@@ -125,6 +129,16 @@ def export(
             draft.unlink(missing_ok=True)
     missing = 0 if alone else counts.samples - rows
     return Exported(rows, missing, written, failed, job.samples)
+
+
+def _reviewed_columns(output: Output, schema: pa.Schema, *, final: bool) -> ReviewedColumns:
+    people = ReviewedColumns(output, schema, final=final)
+    if final and not people:
+        raise UsageError(
+            f"--final: {output.directory} has no reviews",
+            remedy="Take people's answers first: batchchat review DIR --take FILE.",
+        )
+    return people
 
 
 def _check_batch(job: Job, *, alone: bool) -> None:
@@ -158,7 +172,7 @@ def _check_options(kind: str, *, safe_csv: bool, bom: bool, chosen: bool) -> Non
         if given and kind != "csv":
             raise UsageError(f"{name} is for CSV files alone", remedy="Leave it out, or export to a .csv file.")
     if chosen and kind == BATCH:
-        remedy = "Leave --columns and --flatten out."
+        remedy = "Leave --columns, --flatten and --final out."
         raise UsageError("the lines of a batch's output have fixed fields", remedy=remedy)
 
 

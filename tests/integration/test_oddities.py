@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import httpx
 import pytest
 
 import batchchat
+from batchchat.cli.running import looked_at, results
+from batchchat.cli.summary_page import render_summary
 from batchchat.labelling.oddities import oddities_of
 from tests.integration.jobs import make_job, write_rows
-from tests.integration.test_report import completion, refusal
+from tests.integration.test_report import command, completion, refusal
+from tests.unit.test_cli_report import SUMMARY
 
 LABELS = ["billing", "bug", "other"]
 SCHEMA = {
@@ -116,3 +120,22 @@ def test_a_finding_names_rows_to_open(tmp_path: Path) -> None:
     assert found[0].rows == (0, 50, 100, 150)
     assert "4 answers of 200 refuse in words" in found[0].message
     assert str(found[0]).endswith("--row 0")
+
+
+def test_the_summary_and_the_report_tell_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    judged(tmp_path, lambda n: LABELS[n % 2], typed=True)
+    target = tmp_path / "report.html"
+    assert command(monkeypatch, "report", tmp_path / "out", "-o", target) == 0
+    page = target.read_text()
+    assert "What looks wrong" in page
+    assert "parsed.label is never &#39;other&#39; in 200 answers" in page
+    # A run that has new answers looks at them.
+    output = str(tmp_path / "out")
+    summary = looked_at(replace(SUMMARY, output=output, new_ok=1))
+    assert len(summary.looks_wrong) == 1
+    results().print(render_summary(summary))
+    assert "looks wrong: parsed.label is never 'other'" in " ".join(capfd.readouterr().out.split())
+    assert looked_at(replace(SUMMARY, output=output, new_ok=0, new_failed=0)).looks_wrong == ()
+    assert looked_at(replace(SUMMARY, output=str(tmp_path / "gone"), new_ok=1)).looks_wrong == ()

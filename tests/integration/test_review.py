@@ -364,3 +364,47 @@ def test_what_the_command_says(
             reviewer="Cy",
         )
     ).endswith("6 rows reviewed in all, by Cy")
+
+
+# --- reading them
+
+
+def test_an_export_has_what_people_say_beside_the_model(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "all.jsonl"
+    assert command(monkeypatch, "export", out, "-o", target, "--final") == 2
+    assert "has no reviews" in capfd.readouterr().err
+    lines = form(out, tmp_path / "form.jsonl", rows=2)
+    numbers = [line["row_index"] for line in lines]
+    for who, value in (("Ada", "bug"), ("Bo", "other"), ("Cy", "bug")):
+        take_reviews(out, [filled(tmp_path / f"{who}.jsonl", lines, values={"label": value}, reviewer=who)])
+    assert command(monkeypatch, "export", out, "-o", target) == 0
+    records = [json.loads(line) for line in target.read_text().splitlines()]
+    for number, record in enumerate(records):
+        assert record["parsed"]["label"] == LABELS[number % 3]
+        if number in numbers:
+            # A field that nobody reviewed is null here, and the majority tells the others.
+            assert record["reviewed"] == {"label": "bug", "urgent": None, "order": None}
+            assert sorted(record["reviewer"].split(", ")) == ["Ada", "Bo", "Cy"]
+            assert record["reviewed_at"].endswith("Z")
+        else:
+            assert (record["reviewed"], record["reviewer"], record["reviewed_at"]) == (None, None, None)
+    final = tmp_path / "final.csv"
+    assert command(monkeypatch, "export", out, "-o", final, "--final", "--flatten") == 0
+    with final.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["parsed.label"] for row in rows] == [
+        "bug" if number in numbers else LABELS[number % 3] for number in range(30)
+    ]
+    assert [row["parsed.urgent"] for row in rows] == [str(number % 2 == 0) for number in range(30)]
+
+
+def test_a_text_is_reviewed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = label(tmp_path, ["a", "b"])
+    lines = form(out, tmp_path / "form.jsonl", rows=2)
+    take_reviews(out, [filled(tmp_path / "ada.jsonl", lines[:1], values={"completion": "better"}, reviewer="Ada")])
+    assert command(monkeypatch, "export", out, "-o", tmp_path / "x.jsonl", "--final") == 0
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    number = lines[0]["row_index"]
+    assert [record["completion"] for record in records] == ["better" if n == number else f"answer {n}" for n in (0, 1)]
