@@ -67,7 +67,9 @@ class Oddity:
 
 
 class _Rule(Protocol):
-    columns: Sequence[str]
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns that it reads, beside `status` and `row_index`."""
 
     def add(self, batch: pa.RecordBatch, ok: pa.Array) -> None:
         """Take a batch of records. `ok` tells which have a completion."""
@@ -114,7 +116,7 @@ def _label_paths(output: Output, schema: pa.Schema) -> list[tuple[tuple[str, ...
         fields = ReviewFields(job_of(output.job)).all
     except BatchchatError:
         return []  # a job of another version, or whose model is gone
-    found = []
+    found: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
     for each in fields:
         choices = tuple(choice for choice in each.choices if isinstance(choice, str))
         path = ("parsed",) if not each.place else ("parsed", each.name)
@@ -224,7 +226,7 @@ _REFUSAL_LETTERS = 300
 class _Refusals:
     """Answers that refuse in words."""
 
-    columns = ("completion",)
+    columns: Sequence[str] = ("completion",)
 
     def __init__(self, show: _Show) -> None:
         self._show = show
@@ -256,7 +258,7 @@ class _Refusals:
 class _Lengths:
     """Answers far longer than the rest."""
 
-    columns = ("completion",)
+    columns: Sequence[str] = ("completion",)
 
     def __init__(self, show: _Show) -> None:
         self._show = show

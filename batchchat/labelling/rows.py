@@ -206,7 +206,7 @@ def _form_rows(
     by_row = {row.place: row for row in chosen}
     places = pa.array(sorted(by_row), pa.int64())
     prompt = latest_prompt(output) if "prompt_id" in output.own_columns else None
-    answers = [name for name in ("completion", "parsed", "source") if name in output.own_columns]
+    answers: list[str] = [name for name in ("completion", "parsed", "source") if name in output.own_columns]
     answers += ["prompt_id"] if prompt is not None else []
     columns = [*input_columns(output), *_NEEDED, *answers, *([] if sure is None else [sure.column])]
 

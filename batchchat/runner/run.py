@@ -400,7 +400,7 @@ class _Running:
         run.phase = "running"
         job = run.job
         if job.limits.max_failed is not None:
-            run.writer.counted = functools.partial(self._check_failed, FailedLimit(job.limits.max_failed))
+            run.writer.on_counted = functools.partial(self._check_failed, FailedLimit(job.limits.max_failed))
         fields = {"run_id": run.run_id, "job": job.name, "output": job.output.path, "model": job.model}
         run.tell(Event("run_started", f"run {run.run_id} into {job.output.path}", "debug", fields))
         async with anyio.create_task_group() as group:

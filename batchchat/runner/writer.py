@@ -59,7 +59,7 @@ class Shelf(Protocol):
 class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
-    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `counted`
+    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `on_counted`
     is called after each commit, when its records are in the tally. `shelf` is where answers are shared; None where the
     job shares none. `prompt_id` goes into every record. `engine` is the job's.
     """
@@ -79,7 +79,7 @@ class Writer:
     ) -> None:
         self.error: StorageError | None = None
         self.shelf: Shelf | None = None
-        self.counted: Callable[[], None] = _no_watcher
+        self.on_counted: Callable[[], None] = _no_watcher
         self._store = store
         self._tally = tally
         self._run_id = run_id
@@ -315,7 +315,7 @@ class Writer:
                 self._tally.add_record(entry.record, revived=custom_id in self._revived, early=not entry.seen)
                 self._revived.discard(custom_id)
         self._tally.add_spend(change.spend)
-        self.counted()
+        self.on_counted()
 
     def _due(self) -> bool:
         return self._store.should_seal(anyio.current_time())

@@ -35,7 +35,7 @@ SCHEMA = {
         "order": {"type": ["string", "null"]},
     },
 }
-TYPED = {"response": {"schema": SCHEMA}}
+TYPED: dict[str, Any] = {"response": {"schema": SCHEMA}}
 
 
 def label(folder: Path, texts: Sequence[str], *, prompt: str = "Sort it.", **fields: Any) -> Path:
@@ -231,7 +231,7 @@ def test_tasks_of_label_studio_come_back(out: Path, tmp_path: Path) -> None:
     assert '<Choice value="billing"/>' in (tmp_path / "form.config.xml").read_text()
     tasks = json.loads(target.read_text())
     assert {region["from_name"] for region in tasks[0]["predictions"][0]["result"]} == {"label", "urgent"}
-    people = [{"completed_by": {"email": "ada@example.org"}}, {"completed_by": 7}]
+    people: list[dict[str, Any]] = [{"completed_by": {"email": "ada@example.org"}}, {"completed_by": 7}]
     for task, value in zip(tasks, ("bug", "bug", "other", "bug"), strict=True):
         region = {"from_name": "label", "to_name": "text", "type": "choices", "value": {"choices": [value]}}
         task["annotations"] = [
