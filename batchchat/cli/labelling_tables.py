@@ -189,7 +189,7 @@ def _more(view: CalibrationView) -> str:
     if found.failed is None:
         return ""
     name = "a lower threshold" if found.chosen is not None else "it"
-    at = "" if found.failed.threshold >= ALWAYS else f" (below {found.failed.threshold + 0.005:.2f})"
+    at = "" if found.failed.threshold >= ALWAYS else f" ({found.failed.threshold:g})"
     if found.more_rows is None:
         return (
             f"More gold rows would hardly help {name}{at}: {found.failed.accuracy:.1%} are right there, "
