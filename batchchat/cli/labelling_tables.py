@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from batchchat.cli.blocks import blank, line, pair, plain_text, remarks, styled, title
 from batchchat.format import UNKNOWN, count, money, plural
-from batchchat.labelling.agreement import AgreementView, FieldAgreement, RaterAgreement
-from batchchat.labelling.calibrating import CalibrationView, ModelOnGold
-from batchchat.labelling.coefficients import ConfidenceCheck, Estimate, PairAgreement
-from batchchat.labelling.guarantee import ALWAYS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+
+    from batchchat.labelling.agreement import AgreementView, FieldAgreement, RaterAgreement
+    from batchchat.labelling.calibrating import CalibrationView, ModelOnGold
+    from batchchat.labelling.coefficients import ConfidenceCheck, Estimate, PairAgreement
 
 _LABELS_SHOWN = 20
 _CONFUSION_SHOWN = 8
@@ -180,7 +180,7 @@ def _verdict(view: CalibrationView) -> list[RenderableType]:
             f"  - {{model: {view.large.model}}}",
         )
         return [plain_text(told, "bold"), plain_text(_more(view)), blank(), *(plain_text(text) for text in lines)]
-    alone = view.large.model if chosen.threshold >= ALWAYS or chosen.escalated >= 1 else view.small.model
+    alone = view.large.model if chosen.escalated >= 1 else view.small.model
     return [plain_text(f"{alone} alone reaches the target: {goal}.", "bold"), plain_text(_more(view))]
 
 
@@ -189,7 +189,7 @@ def _more(view: CalibrationView) -> str:
     if found.failed is None:
         return ""
     name = "a lower threshold" if found.chosen is not None else "it"
-    at = "" if found.failed.threshold >= ALWAYS else f" ({found.failed.threshold:g})"
+    at = "" if found.failed.threshold > 1 else f" ({found.failed.threshold:g})"
     if found.more_rows is None:
         return (
             f"More gold rows would hardly help {name}{at}: {found.failed.accuracy:.1%} are right there, "

@@ -75,7 +75,7 @@ def simulate(
                 await run_job(
                     job, offload=inline, environ={}, seed=1, listener=events.append, stop=control,
                     options=options or RunOptions(), open_service=lambda *_, **__: service,
-                    demo_url="http://demo.invalid/v1", transport=transport,
+                    demo_url="http://demo.invalid/v1", transport=transport, tick_s=10.0,
                 )
             )  # fmt: skip
             group.cancel_scope.cancel()
