@@ -174,6 +174,7 @@ def export_command(
     flatten: bool,
     bom: bool,
     final: bool,
+    vote: bool,
 ) -> int:
     """Write one file in input order, or the same to standard output for `-`."""
     import shutil
@@ -191,6 +192,7 @@ def export_command(
         "flatten": flatten,
         "bom": bom,
         "final": final,
+        "vote": vote,
     }
     if str(target) == "-":
         if format_ is None or format_ == "openai-batch":

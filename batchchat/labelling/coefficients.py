@@ -130,11 +130,11 @@ def alpha(units: Sequence[Values], weights: Sequence[float] | None = None, *, sc
             counts.append(0.0)
         counts[at] += 1
     patterns = np.zeros((len(looks), size * size))
-    for at, (values, one) in enumerate(looks):
-        found = np.bincount([place[value] for value in values], minlength=size).astype(np.float64)
+    for at, (look, one) in enumerate(looks):
+        found = np.bincount([place[value] for value in look], minlength=size).astype(np.float64)
         # Each value of the unit is paired with each other one.
         pairs = np.outer(found, found) - np.diag(found)
-        patterns[at] = (one * pairs / (len(values) - 1)).ravel()
+        patterns[at] = (one * pairs / (len(look) - 1)).ravel()
     groups = _Groups(np.array(counts), patterns)
     levels = (scale or Scale()).distances(labels)
     return _estimate(groups, lambda tables: _alpha(tables, size, levels), len(kept), _NO_CHANCE)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 ALWAYS = 1.01
 """A threshold above all confidences: every row goes to the large model."""
@@ -112,13 +112,17 @@ def _cheapest(passed: Sequence[CascadePoint]) -> CascadePoint | None:
 @lru_cache(maxsize=4096)
 def right_answers_needed(n: int, target: float, risk: float) -> int:
     """Return how many of n answers must be right to promise the target; n + 1 if not even all are enough."""
-    # The smallest k with P(Binomial(n, target) >= k) <= risk.
-    return int(stats.binom.isf(risk, n, target)) + 1 if n else 1
+    # The smallest k with P(Binomial(n, target) >= k) <= risk; k = 0 has 1, and k = n + 1 has 0.
+    low, high = 0, n + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if special.bdtrc(middle - 1, n, target) <= risk else (middle, high)
+    return high
 
 
 def lower_bound(right: int, n: int, risk: float) -> float:
     """Return the exact lower bound of a share (Clopper and Pearson 1934), which holds with probability 1 - risk."""
-    return float(stats.beta.ppf(risk, right, n - right + 1)) if right else 0.0
+    return float(special.betaincinv(right, n - right + 1, risk)) if right else 0.0
 
 
 def more_rows(point: CascadePoint, target: float, risk: float) -> int | None:

@@ -24,7 +24,7 @@ from batchchat.labelling.coefficients import (
     share_estimate,
 )
 
-_ = None
+_: None = None
 # Krippendorff 2011, example C: four observers, twelve units, values 1 to 5.
 EXAMPLE_C = [
     [1, 2, 3, 3, 2, 1, 4, 1, 2, _, _, _],
@@ -122,8 +122,8 @@ def test_weights_count_like_rows_that_are_there_as_often() -> None:
     given_ = [one if generator.random() < 0.7 else "a" for one in expected]
     weights = generator.integers(1, 5, 60).tolist()
     weighted = pair_agreement(expected, given_, weights)
-    written_out = [pair for a, b, w in zip(expected, given_, weights, strict=True) for pair in [(a, b)] * w]
-    repeated = pair_agreement(*zip(*written_out, strict=True))
+    written_out = [pair for a, b, w in zip(expected, given_, weights, strict=True) for pair in [(a, b)] * int(w)]
+    repeated = pair_agreement([a for a, _b in written_out], [b for _a, b in written_out])
     for name in ("accuracy", "macro_f1", "kappa"):
         assert getattr(weighted, name).value == pytest.approx(getattr(repeated, name).value)
     # They count as fewer rows than they stand for, and as fewer than they are.

@@ -174,7 +174,8 @@ def test_spans_and_tokens_find_every_value_again(value: dict[str, Any], cut: lis
     assert {path: json.loads(text[first:last]) for path, (first, last) in spans.items()} == {
         path: value[path[0]] for path in paths
     }
-    tokens, at = [], 0
+    tokens: list[str] = []
+    at = 0
     while at < len(text):
         size = cut[len(tokens) % len(cut)]
         tokens.append(text[at : at + size])
