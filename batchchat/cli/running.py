@@ -235,15 +235,12 @@ def run_command(
     log = log_listener(log_format, verbose=verbose, quiet=quiet)
 
     def work() -> int:
-<<<<<<< HEAD
-        summary = looked_at(_run_job(arguments, log, grace=grace, command=command, html=html, no_wait=no_wait))
-=======
         loaded, options = _load_run(arguments, grace=grace, command=command, html=html, no_wait=no_wait)
         with recorder_of(metrics, log) as recorder:
             summary = _run_job(loaded, options, log, recorder)
             if recorder is not None:
                 recorder.end(summary.exit_code)
->>>>>>> main
+        summary = looked_at(summary)
         _tell_end(summary, log, quiet=quiet, as_json=as_json)
         if html is not None:
             _write_page(html, summary, log)
@@ -349,7 +346,18 @@ def _run_job(job: Job, options: RunOptions, log: LogListener, recorder: Recorder
     return attended(work, log)
 
 
-<<<<<<< HEAD
+@contextmanager
+def recorder_of(targets: Sequence[str], log: LogListener) -> Iterator[Recorder | None]:
+    """Open where the figures of a run go, and yield what takes them; None, and nothing imported, if nobody asks."""
+    if not targets:
+        yield None
+        return
+    from batchchat.metrics import open_metrics
+
+    with open_metrics(targets, log) as recorder:
+        yield recorder
+
+
 def looked_at(summary: RunSummary) -> RunSummary:
     """Add what looks wrong in the answers, if there are new ones."""
     from dataclasses import replace
@@ -363,18 +371,6 @@ def looked_at(summary: RunSummary) -> RunSummary:
     except BatchchatError:
         return summary  # a part that cannot be read: the run has ended well, and the next look at the output says it
     return replace(summary, looks_wrong=tuple(map(str, found)))
-=======
-@contextmanager
-def recorder_of(targets: Sequence[str], log: LogListener) -> Iterator[Recorder | None]:
-    """Open where the figures of a run go, and yield what takes them; None, and nothing imported, if nobody asks."""
-    if not targets:
-        yield None
-        return
-    from batchchat.metrics import open_metrics
-
-    with open_metrics(targets, log) as recorder:
-        yield recorder
->>>>>>> main
 
 
 def _tell_end(summary: RunSummary, log: LogListener, *, quiet: bool, as_json: bool) -> None:

@@ -440,7 +440,6 @@ class _Running:
         for event in self._run.tally.answerers.take():
             self._run.tell(event)
 
-<<<<<<< HEAD
     def _check_failed(self, limit: FailedLimit) -> None:
         """Send nothing more once too many rows have failed; what is in flight may end."""
         run, tally = self._run, self._run.tally
@@ -449,12 +448,8 @@ class _Running:
             commonest = tally.failures()[0]
             run.engine.halt_for(limit.error(tally.failed, settled, commonest, remedy_of(commonest.kind)))
 
-    async def _watch_deadline(self, deadline: float) -> None:
-        """Launch nothing after the deadline, counted from the start of the run; what is in flight gets the grace."""
-=======
     async def _write_live(self) -> None:
         """Write a snapshot to the output, for `status`. One at a time: they share a draft."""
->>>>>>> main
         run = self._run
         async with self._writing:
             try:

@@ -59,15 +59,10 @@ class Shelf(Protocol):
 class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
-    <<<<<<< HEAD
-        `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `on_counted`
-        is called after each commit, when its records are in the tally. `shelf` is where answers are shared; None where the
-        job shares none. `prompt_id` goes into every record. `engine` is the job's.
-    =======
-        `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `shelf` is
-        where answers are shared; None where the job shares none. `on_record` takes each record of this run that has become
-        durable. `prompt_id` goes into every record. `engine` is the job's.
-    >>>>>>> main
+    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept.
+    `on_counted` is called after each commit, when its records are in the tally. `shelf` is where answers are shared;
+    None where the job shares none. `on_record` takes each record of this run that has become durable. `prompt_id` goes
+    into every record. `engine` is the job's.
     """
 
     def __init__(

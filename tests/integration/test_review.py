@@ -408,3 +408,18 @@ def test_a_text_is_reviewed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     number = lines[0]["row_index"]
     assert [record["completion"] for record in records] == ["better" if n == number else f"answer {n}" for n in (0, 1)]
+
+
+def test_status_and_show_tell_of_reviews(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = form(out, tmp_path / "form.jsonl", rows=2)
+    take_reviews(out, [filled(tmp_path / "ada.jsonl", lines, accept=True, reviewer="Ada")])
+    assert command(monkeypatch, "status", out, "--json") == 0
+    status = json.loads(capfd.readouterr().out)
+    assert (status["reviewed"], status["reviewers"]) == (2, 1)
+    assert command(monkeypatch, "status", out) == 0
+    assert "rows reviewed by people" in capfd.readouterr().out
+    assert command(monkeypatch, "show", out, "--row", lines[0]["row_index"], "--json") == 0
+    record = json.loads(capfd.readouterr().out)["record"]
+    assert (record["reviewed"], record["reviewer"]) == (lines[0]["answer"], "Ada")
