@@ -187,7 +187,7 @@ def test_the_vote_of_samples(tmp_path: Path, demo: DemoServer) -> None:
         assert vote["samples"] == 4
     assert any(vote["vote_ties"] for vote in votes)
     chosen = tmp_path / "votes.csv"
-    words = ["--vote", "-o", chosen, "--columns", "ticket_id,vote.label,vote_share"]
+    words: list[str | Path] = ["--vote", "-o", chosen, "--columns", "ticket_id,vote.label,vote_share"]
     assert command("export", tmp_path / "out", *words).exit_code == 0
     with chosen.open(newline="") as file:
         assert next(csv.reader(file)) == ["ticket_id", "vote.label", "vote_share"]
@@ -308,7 +308,17 @@ def _job_file(folder: Path, demo: DemoServer, **response: Any) -> Path:
 
 def test_calibrate_finds_a_threshold_and_asks_nothing_twice(tmp_path: Path, demo: DemoServer) -> None:
     path = _job_file(tmp_path, demo, confidence="logprobs")
-    words = ["calibrate", path, "--expected", "label", "--large", "demo-large", "--target", "0.8", "-q"]
+    words: list[str | Path] = [
+        "calibrate",
+        path,
+        "--expected",
+        "label",
+        "--large",
+        "demo-large",
+        "--target",
+        "0.8",
+        "-q",
+    ]
     found = command(*words)
     assert found.exit_code == 0, found.output
     told = " ".join(found.output.split())
