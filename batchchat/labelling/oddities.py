@@ -71,6 +71,10 @@ class _Rule(Protocol):
     def columns(self) -> Sequence[str]:
         """The columns that it reads, beside `status` and `row_index`."""
 
+    @property
+    def useful(self) -> bool:
+        """Tell whether further records can make it speak."""
+
     def add(self, batch: pa.RecordBatch, ok: pa.Array) -> None:
         """Take a batch of records. `ok` tells which have a completion."""
 
@@ -84,13 +88,31 @@ def oddities_of(directory: Path | str) -> list[Oddity]:
     schema = output.schema
     if schema is None:
         return []
-    rules = _rules(output, schema, str(directory))
-    columns = dict.fromkeys(["status", "row_index", *(name for rule in rules for name in rule.columns)])
-    for batch in output.records(list(columns)):
+    rules = _useful_rules(output, schema, str(directory))
+    for batch in output.records(_columns(rules)):
         ok = pc.equal(batch.column("status"), "ok")
         for rule in rules:
             rule.add(batch, ok)
     return [oddity for rule in rules for oddity in rule.found()]
+
+
+def _columns(rules: Sequence[_Rule]) -> list[str]:
+    return list(dict.fromkeys(["status", "row_index", *(name for rule in rules for name in rule.columns)]))
+
+
+def _useful_rules(output: Output, schema: pa.Schema, directory: str) -> list[_Rule]:
+    """Return the rules that the first records do not rule out.
+
+    So the long texts of an input are read only if answers may repeat them, and no column is of which each row has its
+    own value.
+    """
+    probes = _rules(output, schema, directory)
+    first = next(output.records(_columns(probes)), None)
+    if first is None:
+        return []
+    for probe in probes:
+        probe.add(first, pc.equal(first.column("status"), "ok"))
+    return [rule for rule, probe in zip(_rules(output, schema, directory), probes, strict=True) if probe.useful]
 
 
 def _rules(output: Output, schema: pa.Schema, directory: str) -> list[_Rule]:
@@ -168,11 +190,11 @@ class _Labels:
         self._show, self._path, self._choices = show, path, choices
         self._counts: Counter[str] = Counter()
         self._rows: dict[str, int] = {}
-        self._labels = True
+        self.useful = True
 
     def add(self, batch: pa.RecordBatch, ok: pa.Array) -> None:
         """Count labels."""
-        if not self._labels:
+        if not self.useful:
             return
         values = _at(batch, self._path).filter(ok)
         for value, number in zip(*(values.value_counts().field(n).to_pylist() for n in (0, 1)), strict=True):
@@ -180,7 +202,7 @@ class _Labels:
                 self._counts[value] += number
         # Answers of which each is different are texts, and no labels.
         if len(self._counts) > TIED_VALUES:
-            self._labels = False
+            self.useful = False
             self._counts.clear()
             return
         for value in self._counts.keys() - self._rows.keys():
@@ -226,6 +248,7 @@ _REFUSAL_LETTERS = 300
 class _Refusals:
     """Answers that refuse in words."""
 
+    useful = True
     columns: Sequence[str] = ("completion",)
 
     def __init__(self, show: _Show) -> None:
@@ -258,6 +281,7 @@ class _Refusals:
 class _Lengths:
     """Answers far longer than the rest."""
 
+    useful = True
     columns: Sequence[str] = ("completion",)
 
     def __init__(self, show: _Show) -> None:
@@ -311,8 +335,13 @@ class _Repeats:
     def __init__(self, show: _Show, texts: Sequence[str]) -> None:
         self.columns = ["completion", *texts]
         self._show, self._texts = show, texts
-        self._answers = self._repeated = 0
+        self._answers = self._repeated = self._long = 0
         self._rows: list[int] = []
+
+    @property
+    def useful(self) -> bool:
+        """Tell whether answers are long enough to repeat anything, as far as is known."""
+        return bool(self._long or not self._answers)
 
     def add(self, batch: pa.RecordBatch, ok: pa.Array) -> None:
         """Count answers that repeat."""
@@ -320,6 +349,7 @@ class _Repeats:
         completions = batch.column("completion")
         # Only an answer that is long enough can repeat anything: of labels nothing more is read.
         candidates = pc.and_(ok, pc.fill_null(pc.greater_equal(pc.utf8_length(completions), REPEATED_LETTERS), False))
+        self._long += candidates.true_count
         if not candidates.true_count or not self._texts:
             return
         found = batch.filter(candidates)
@@ -364,9 +394,17 @@ class _Tied:
         self._show, self._name = show, name
         self._values: dict[object, _Outcomes] | None = {}
 
+    @property
+    def useful(self) -> bool:
+        """Tell whether the column has few values so far."""
+        return self._values is not None
+
     def add(self, batch: pa.RecordBatch, ok: pa.Array) -> None:
         """Count outcomes by value."""
         if self._values is None:
+            return
+        if pc.count_distinct(batch.column(self._name), mode="all").as_py() > TIED_VALUES:
+            self._values = None  # each row has its own: an identity, or a text
             return
         table = pa.table({"value": batch.column(self._name), "ok": ok, "row": batch.column("row_index")})
         for group in table.group_by(["value", "ok"]).aggregate([("row", "count"), ("row", "min")]).to_pylist():
@@ -377,7 +415,7 @@ class _Tied:
                 outcomes.row = outcomes.row if outcomes.failed else group["row_min"]
                 outcomes.failed += group["row_count"]
         if len(self._values) > TIED_VALUES:
-            self._values = None  # each row has its own: an identity, or a text
+            self._values = None
 
     def found(self) -> Iterator[Oddity]:
         """Yield what looks wrong."""
@@ -436,11 +474,11 @@ class _Change:
         self._show, self._path = show, path
         self._blocks: list[_Block] = []
         self._most = _BLOCK
-        self._labels = True
+        self.useful = True
 
     def add(self, batch: pa.RecordBatch, ok: pa.Array) -> None:
         """Count labels by blocks of records. When there are many blocks, each two become one."""
-        if not self._labels or not batch.num_rows:
+        if not self.useful or not batch.num_rows:
             return
         rows = batch.column("row_index")
         if self._path is None:
@@ -459,7 +497,7 @@ class _Change:
             block.size += len(piece)
             start += len(piece)
             if len(block.counts) > TIED_VALUES:
-                self._labels = False
+                self.useful = False
                 self._blocks.clear()
                 return
             if len(self._blocks) >= _BLOCKS and block.size >= self._most:
