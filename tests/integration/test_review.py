@@ -17,12 +17,14 @@ import batchchat
 from batchchat.errors import UsageError
 from batchchat.labelling.choice import Design
 from batchchat.labelling.forms import write_form
+from batchchat.labelling.page import IMAGE_BYTES
 from batchchat.labelling.reviews import read_reviews
 from batchchat.labelling.rows import review_form
 from batchchat.labelling.taking import take_reviews, taken_text
 from tests.integration.browser import Browser, Page
 from tests.integration.jobs import make_job, write_rows
 from tests.integration.test_report import HOSTILE, command
+from tests.pictures import png
 
 LABELS = ["billing", "bug", "other"]
 SCHEMA = {
@@ -423,3 +425,32 @@ def test_status_and_show_tell_of_reviews(
     assert command(monkeypatch, "show", out, "--row", lines[0]["row_index"], "--json") == 0
     record = json.loads(capfd.readouterr().out)["record"]
     assert (record["reviewed"], record["reviewer"]) == (lines[0]["answer"], "Ada")
+
+
+def test_the_report_counts_reviewed_rows(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = form(out, tmp_path / "form.jsonl", rows=3)
+    for who, value in (("Ada", "bug"), ("Bo", "other")):
+        take_reviews(out, [filled(tmp_path / f"{who}.jsonl", lines, values={"label": value}, reviewer=who)])
+    assert command(monkeypatch, "report", out, "-o", tmp_path / "report.html") == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "Rows reviewed by people" in page
+    assert "by 2 people; they do not agree about 3" in page
+
+
+def test_small_images_are_in_the_page_and_large_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small.png").write_bytes(png(4, 4, (9, 9, 9)))
+    (tmp_path / "large.png").write_bytes(png(4, 4, (8, 8, 8)) + bytes(IMAGE_BYTES))
+    write_rows(tmp_path / "rows.jsonl", [{"file": "small.png"}, {"file": "large.png"}])
+    content = [{"type": "text", "text": "What is it?"}, {"type": "image", "from": "file"}]
+    job = make_job(
+        tmp_path, None, input={"path": str(tmp_path / "rows.jsonl")}, messages=[{"role": "user", "content": content}]
+    )
+    answer = {"choices": [{"message": {"content": "grey"}, "finish_reason": "stop"}], "usage": {}}
+    batchchat.run(job, transport=httpx.MockTransport(lambda _: httpx.Response(200, json=answer)), environ={})
+    target = tmp_path / "page.html"
+    form(Path(job.output.path), target, rows=2)
+    text = target.read_text()
+    data = json.loads(text.partition('id="form">')[2].partition("</script>")[0])
+    by_row = {row["row_index"]: row for row in data["rows"]}
+    assert by_row[0]["images"]["file"][0].startswith("data:image/png;base64,")
+    assert (by_row[1]["images"], by_row[1]["row"]) == ({}, {"file": "large.png"})
