@@ -270,7 +270,8 @@ def _read(file: Path, reviewer: str | None) -> Iterator[_Answer | None]:
 
 
 def _of_lines(file: Path, text: str, reviewer: str | None) -> Iterator[_Answer | None]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not `splitlines`: it also cuts at characters that JSON leaves as they are, such as U+2028.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         place = f"{file}:{number}"
@@ -303,6 +304,8 @@ def _of_lines(file: Path, text: str, reviewer: str | None) -> Iterator[_Answer |
 
 
 def _of_table(file: Path, text: str, reviewer: str | None) -> Iterator[_Answer | None]:
+    # Columns of the row may be long, and the module's own limit is 128 KB a cell.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     # Spreadsheets of some countries write semicolons.
     head = text.partition("\n")[0]
     separator = ";" if head.count(";") > head.count(",") else ","

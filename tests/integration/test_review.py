@@ -246,6 +246,24 @@ def test_tasks_of_label_studio_come_back(out: Path, tmp_path: Path) -> None:
     assert all(review.reviewed_at == "2026-01-02T03:04:05+00:00" for review in read_reviews(out))
 
 
+def test_any_text_of_a_row_comes_back(tmp_path: Path) -> None:
+    texts = [*HOSTILE, "long " * 60_000, 'quoted "so", and\r\nbroken']
+    out = label(tmp_path, texts)
+    lines = tmp_path / "form.jsonl"
+    write_form(review_form(out, Design(len(texts), len(texts))), lines)
+    told = [json.loads(line) for line in lines.read_text(encoding="utf-8").split("\n") if line]
+    assert sorted(line["row"]["text"] for line in told) == sorted(texts)
+    back = [{**line, "values": {"completion": line["row"]["text"]}, "reviewer": "Ada"} for line in told]
+    lines.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in back), encoding="utf-8")
+    assert take_reviews(out, [lines]).new == len(texts)
+    assert sorted(review.values["completion"] for review in read_reviews(out)) == sorted(texts)
+    table = tmp_path / "form.csv"
+    write_form(review_form(out, Design(len(texts), 1), again=True), table)
+    # Its cells are read, however long, and none of its lines is filled.
+    with pytest.raises(UsageError, match="no line has an answer"):
+        take_reviews(out, [table])
+
+
 # --- taking
 
 
