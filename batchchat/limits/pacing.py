@@ -66,6 +66,7 @@ class Pacing:
         self._rough = False
         self._marked_at = -math.inf
         self._back_at = -math.inf
+        self._raised = False
         self._probe_refused_at = -math.inf
 
     @property
@@ -92,9 +93,11 @@ class Pacing:
 
     def refused(self, now: float, granted_at: float, number: int) -> bool:
         """Count the refusal of request `number`; return whether a limit must have been met."""
-        if self.learned:
-            self._plan.owe()
         trial = self.trial
+        ours = granted_at < self._back_at or (trial is not None and trial.factor > 1)
+        if self.learned and (ours or self._raised):
+            self._raised = self._raised and ours
+            self._plan.owe()
         if trial is not None:
             return granted_at >= trial.began and self._refused_in_trial(now, trial, number)
         if granted_at < self._back_at:
@@ -257,6 +260,8 @@ class Pacing:
             rate.schedule.widen()  # the limit is right, and the way to the server less even than was thought
             return False
         limit = estimate if stated else BELOW * estimate
+        if learned is not None and not climbed and now > learned.since + _SETTLED_S:
+            limit = max(limit, 0.7 * learned.limit)
         if learned is not None:
             if limit >= 0.98 * learned.limit:
                 if not climbed:
@@ -372,6 +377,7 @@ class Pacing:
     def _keep(self, now: float, trial: Trial) -> None:
         """Make the pace of the trial the usual one."""
         self.trial = None
+        self._raised = trial.factor > 1
         self._begin_doubt()
         for rate in self.rates.values():
             if rate.learned is not None:

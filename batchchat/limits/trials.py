@@ -72,6 +72,7 @@ class Trial:
     remembers: float = 0.0
     base: float | None = None
     refused: int = 0
+    start: int = 0
     lately: float = 0.0
     """The refused share of the last forty requests or so, as of number `newest`."""
     newest: int = 0
@@ -97,8 +98,9 @@ def judge(trial: Trial, now: float, sent: int, *, slow: bool, beyond: bool = Fal
             return "wait"
         left = _DOWN_SHARE if trial.usual < _MUCH else _DOWN_SHARE_MUCH
         return "keep" if trial.refused <= left * trial.usual * sent else "back"
-    if slow and trial.usual < _NOISY:
-        over = trial.refused > 0
+    if slow:
+        chance = trial.usual * (sent + trial.first - trial.start)
+        over = trial.refused > chance + 1.5 * math.sqrt(chance)
     else:
         # At the limit itself a share of excess / factor would be refused. A quarter of that, beside what is usual,
         # decides: others that use the same limit are refused some of it.
@@ -165,6 +167,7 @@ class TrialPlan:
             step=self._factor,
             step_at=now,
             remembers=remembers,
+            start=evidence.sent,
         )
 
     def bolder(self, trial: Trial, now: float, sent: int) -> None:
