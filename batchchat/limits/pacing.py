@@ -19,6 +19,9 @@ from batchchat.records import Axis
 
 _STEP_DOWN = 0.95
 """A refusal now and then lowers a learned pace by so much, down to what was delivered: five percent over take one."""
+_MOST_DOWN = 0.7
+"""A pace that stood for a while falls by no more than this at once. Two such steps halve it, so a limit that was halved is
+found after two holds; and a run whose share of a common limit is small is not driven to nothing by those of others."""
 _SETTLED_S = 10.0
 """Seconds after which a new pace has delivered enough to be compared with."""
 _VARIED = 0.2
@@ -66,7 +69,7 @@ class Pacing:
         self._rough = False
         self._marked_at = -math.inf
         self._back_at = -math.inf
-        self._raised = False
+        self._raised = False  # a trial was kept, and nothing was refused since
         self._probe_refused_at = -math.inf
 
     @property
@@ -94,6 +97,8 @@ class Pacing:
     def refused(self, now: float, granted_at: float, number: int) -> bool:
         """Count the refusal of request `number`; return whether a limit must have been met."""
         trial = self.trial
+        # Only what our own trials caused is to be paid for. Trials of others that use the same limit are refused to us as
+        # well: a small run that paid for them, too, would never try again.
         ours = granted_at < self._back_at or (trial is not None and trial.factor > 1)
         if self.learned and (ours or self._raised):
             self._raised = self._raised and ours
@@ -195,6 +200,8 @@ class Pacing:
         for axis in axes:
             rate = self.rates[axis]
             estimate, stated = self._estimate(rate, now, since, whole=whole)
+            if rate.learned is None and whole and rate is self.requests and not stated:
+                estimate = max(estimate, 2 * _LEAST_ACCEPTED)  # fewer may be what others left over
             if unknown and len(axes) > 1 and axis is Axis.REQUESTS:
                 estimate *= _ASIDE
             if self._conclude(now, rate, max(estimate, 1.0), stated=stated, climbed=climbed is not None):
@@ -261,7 +268,8 @@ class Pacing:
             return False
         limit = estimate if stated else BELOW * estimate
         if learned is not None and not climbed and now > learned.since + _SETTLED_S:
-            limit = max(limit, 0.7 * learned.limit)
+            # It was delivered so far. If others use the same limit, what this cycle held is their doing as well.
+            limit = max(limit, _MOST_DOWN * learned.limit)
         if learned is not None:
             if limit >= 0.98 * learned.limit:
                 if not climbed:

@@ -31,8 +31,6 @@ _PAUSE_S, _PAUSE_MAX_S = 5.0, 20.0
 _PAID_BY = 50
 """Accepted requests that pay for one refusal before the next trial: so trials waste 2 % at most."""
 _DEBT_MAX = 1_000.0
-_NOISY = 0.05
-"""From this usual share on, single refusals in a slow trial mean nothing."""
 _DOWN_MOST = 0.85
 """A trial downwards goes this far below what is accepted now: a limit then refuses next to nothing."""
 _DOWN_REFUSALS = 30
@@ -99,6 +97,7 @@ def judge(trial: Trial, now: float, sent: int, *, slow: bool, beyond: bool = Fal
         left = _DOWN_SHARE if trial.usual < _MUCH else _DOWN_SHARE_MUCH
         return "keep" if trial.refused <= left * trial.usual * sent else "back"
     if slow:
+        # As many as chance (or the trials of others) explains: the mean, and one and a half deviations of Poisson.
         chance = trial.usual * (sent + trial.first - trial.start)
         over = trial.refused > chance + 1.5 * math.sqrt(chance)
     else:
