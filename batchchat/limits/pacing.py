@@ -20,8 +20,8 @@ from batchchat.records import Axis
 _STEP_DOWN = 0.95
 """A refusal now and then lowers a learned pace by so much, down to what was delivered: five percent over take one."""
 _MOST_DOWN = 0.7
-"""A pace that stood for a while falls by no more than this at once. Two such steps halve it, so a limit that was halved is
-found after two holds; and a run whose share of a common limit is small is not driven to nothing by those of others."""
+"""A pace that stood for a while falls by no more than this at once. Two such steps halve it, so a limit that was halved
+is found after two holds. A small run under a common limit is so not driven to nothing by the trials of others."""
 _SETTLED_S = 10.0
 """Seconds after which a new pace has delivered enough to be compared with."""
 _VARIED = 0.2
@@ -97,9 +97,11 @@ class Pacing:
     def refused(self, now: float, granted_at: float, number: int) -> bool:
         """Count the refusal of request `number`; return whether a limit must have been met."""
         trial = self.trial
-        # Only what our own trials caused is to be paid for. Trials of others that use the same limit are refused to us as
-        # well: a small run that paid for them, too, would never try again.
+        # Only what our own trials caused is to be paid for. What others try under the same limit is refused to us as
+        # well: a small run that paid for that, too, would never try again.
         ours = granted_at < self._back_at or (trial is not None and trial.factor > 1)
+        # At a limit on tokens a long row is refused by its size. That says nothing of others, so it is paid for.
+        ours = ours or self.tokens.learned is not None
         if self.learned and (ours or self._raised):
             self._raised = self._raised and ours
             self._plan.owe()
