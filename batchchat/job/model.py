@@ -21,7 +21,19 @@ from batchchat.images import MAX_BYTES
 from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error
 from batchchat.job.params import Params
 from batchchat.job.provider_fields import KEY_PLACES, ProviderFields
-from batchchat.job.values import MANY, Duration, Name, Number, Section, Size, Switch, Whole, instead_of, nearest
+from batchchat.job.values import (
+    MANY,
+    Duration,
+    Name,
+    Number,
+    Section,
+    ShareOrCount,
+    Size,
+    Switch,
+    Whole,
+    instead_of,
+    nearest,
+)
 from batchchat.providers import DEMO, PROFILES, Price, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
 
@@ -90,11 +102,15 @@ BATCH_KEY = "custom_id"
 
 
 class LimitFields(Section):
-    """Ceilings that are never passed. One that is not set comes from the provider, or is learned."""
+    """Ceilings that are never passed. One that is not set comes from the provider, or is learned.
+
+    `max_failed` stops a run at so many failed rows, or at a share of them such as `10%`.
+    """
 
     requests_per_minute: Whole | None = Field(None, ge=1, le=1_000_000_000_000)
     tokens_per_minute: Whole | None = Field(None, ge=1, le=1_000_000_000_000)
     concurrency: Whole | None = Field(None, ge=1, le=20_000)
+    max_failed: ShareOrCount | None = None
 
 
 class Longer(Section):
