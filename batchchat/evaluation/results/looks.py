@@ -43,11 +43,6 @@ class LookPlan:
     limit: int | None
     most: int | None
 
-    @property
-    def until(self) -> Until:
-        """Return the suite's fields that this came from."""
-        return Until(self.score, self.margin, self.looks)
-
 
 @dataclass(frozen=True, slots=True)
 class LookRows:
@@ -126,7 +121,16 @@ def plan_to_go_on_with(suite: Suite, until: Until, choice: Choice, *, fresh: boo
 
 
 def draw_rows(suite: Suite, plan: LookPlan) -> LookRows:
-    """Put the rows in their order, and cut it into looks. Raises UsageError as a run does."""
+    """Put the rows in their order, and cut it into looks.
+
+    Raises UsageError as a run does, and if the suite has no longer what the plan needs.
+    """
+    remedy = f"Change the suite back, or remove {suite.output / LOOKS_NAME} if every row is to be asked."
+    if plan.score not in suite.scores():
+        raise UsageError(f"the evaluation is decided by {plan.score}, which the suite no longer has", remedy=remedy)
+    if plan.cluster != suite.cluster:
+        told = f"began with cluster {plan.cluster}, and now it is {suite.cluster}"
+        raise UsageError(f"the evaluation in {suite.output} {told}", remedy=remedy)
     columns = frozenset[str]() if plan.cluster is None else frozenset({plan.cluster})
     with read_rows([suite.variants[0].job], columns, choice=Choice(plan.limit)) as rows:
         units = np.arange(len(rows)) if plan.cluster is None else _numbered(rows.clusters(plan.cluster))
