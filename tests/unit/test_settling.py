@@ -16,10 +16,10 @@ from batchchat.evaluation.results.scoring import score_suite
 from batchchat.evaluation.results.summary import SequentialSummary, SuiteSummary, from_json, read_summary
 from tests.integration.suites import Bench, Provider
 
-ROWS = 300
+ROWS = 150
 MODELS = ("good", "fair", "bad")
 # So many of a hundred rows are wrong. Rows are wrong together, as easy and hard rows of real inputs are.
-WRONG = {"good": 10, "fair": 11, "bad": 40}
+WRONG = {"good": 10, "fair": 11, "bad": 50}
 
 
 def answers(model: str, text: str) -> str | int:
@@ -54,18 +54,18 @@ def test_what_is_surely_worse_is_dropped_and_the_rest_goes_on(bench: Bench) -> N
     done = settle(bench)
     summary, found = told(done)
     assert (done.exit_code, found.score, found.looks, found.settled, found.ended) == (0, "accuracy", 5, False, True)
-    assert found.plan == (60, 120, 180, 240, 300)
+    assert found.plan == (30, 60, 90, 120, 150)
     asked = Counter(model for model, _ in bench.provider.asked)
-    assert asked == {"good": 300, "fair": 300, "bad": found.dropped["bad"]}
+    assert asked == {"good": 150, "fair": 150, "bad": found.dropped["bad"]}
     assert list(found.dropped) == ["bad"]
-    assert found.dropped["bad"] < 300
-    assert (found.asked, found.fixed) == (asked.total(), 900)
+    assert found.dropped["bad"] < 150
+    assert (found.asked, found.fixed) == (asked.total(), 450)
     by_name = {variant.name: variant for variant in summary.variants}
     # What a dropped variant has is kept, counted and scored, and nothing of it is open.
     assert (by_name["bad"].rows, by_name["bad"].open) == (found.dropped["bad"], 0)
     verdicts = {(one.a, one.b): (one.verdict, one.n) for one in summary.comparisons}
     assert verdicts["good", "bad"][0] == verdicts["fair", "bad"][0] == "better"
-    assert verdicts["good", "fair"] == ("open", 300)
+    assert verdicts["good", "fair"] == ("open", 150)
     assert read_summary(bench.out) == summary
     assert from_json(orjson.loads(orjson.dumps(summary.as_json(), default=str))) == summary
 
@@ -81,27 +81,27 @@ def test_all_variants_are_asked_the_same_rows_of_a_random_order(bench: Bench) ->
 
 
 def test_equivalence_within_the_margin_settles_too(bench: Bench) -> None:
-    _, found = told(settle(bench, margin=0.1))
+    _, found = told(settle(bench, margin=0.15))
     assert found.settled
-    assert found.rows < 300
-    assert len(bench.provider.asked) == found.asked < 900 * 0.6
+    assert found.rows < 150
+    assert len(bench.provider.asked) == found.asked < 450
     # Asking again asks nothing.
     asked = len(bench.provider.asked)
-    again = settle(bench, margin=0.1)
+    again = settle(bench, margin=0.15)
     assert told(again)[1] == found
     assert len(bench.provider.asked) == asked
     assert score_suite(bench.suite(variants={"matrix": {"model": list(MODELS)}})) == again.summary
 
 
-@pytest.mark.parametrize("spent", [1, 59, 170, 200, 260, 381, 430])
+@pytest.mark.parametrize("spent", [1, 101, 200])
 def test_a_stop_at_any_place_changes_nothing_that_is_decided(bench: Bench, spent: int) -> None:
-    whole, sequential = told(settle(bench, margin=0.1, output="out/whole"))
+    whole, sequential = told(settle(bench, margin=0.15, output="out/whole"))
     bench.provider.asked.clear()
-    stopped = settle(bench, margin=0.1, budget={"max_requests": spent})
+    stopped = settle(bench, margin=0.15, budget={"max_requests": spent})
     assert stopped.exit_code == 4
     _, partly = told(stopped)
     assert not partly.settled
-    _, resumed = told(settle(bench, margin=0.1))
+    _, resumed = told(settle(bench, margin=0.15))
     assert resumed == sequential
     asked = Counter(bench.provider.asked)
     assert asked.total() == sequential.asked
@@ -112,10 +112,10 @@ def test_a_stop_at_any_place_changes_nothing_that_is_decided(bench: Bench, spent
 
 
 def test_rows_that_are_alike_and_have_no_key_keep_their_answers(bench: Bench) -> None:
-    rows = [{"text": f"row {at % 40}", "gold": "yes" if at % 2 else "no"} for at in range(200)]
+    rows = [{"text": f"row {at % 40}", "gold": "yes" if at % 2 else "no"} for at in range(120)]
     bench.rows(rows)
     job = {"input": {"path": "rows.jsonl"}}
-    _, found = told(settle(bench, job=job, budget={"max_requests": 150}))
+    _, found = told(settle(bench, job=job, budget={"max_requests": 90}))
     assert found.looks < 5
     summary, found = told(settle(bench, job=job))
     # Each answer stands at its own row, whatever the pass that asked it.
@@ -124,7 +124,7 @@ def test_rows_that_are_alike_and_have_no_key_keep_their_answers(bench: Bench) ->
     plain = bench.evaluate(bench.suite(job=job, variants={"matrix": {"model": list(MODELS)}}))
     assert plain.summary is not None
     assert plain.summary.sequential is None
-    assert len(bench.provider.asked) == 600
+    assert len(bench.provider.asked) == 360
     assert kept_plan(bench.out) is None
 
 
@@ -151,18 +151,18 @@ def test_a_sample_is_the_most_rows_that_are_asked(bench: Bench) -> None:
 
 def test_a_judge_may_decide(bench: Bench) -> None:
     def judged(model: str, text: str) -> str | int:
-        if "verdict" not in text and "<answer>" not in text and "yes" not in text and "no" not in text:
+        if model != "judge":
             return answers(model, text)
-        return '{"reason": "r", "verdict": "' + ("yes" if "\nyes" in text or ">yes" in text else "no") + '"}'
+        verdict = text.partition("Answer:\n")[2].partition("\n\n")[0]
+        return f'{{"reason": "so it is", "verdict": "{verdict}"}}'
 
     bench.provider.answer = judged
-    scorers = [{"name": "right", "kind": "judge", "question": "Is it right?", "model": "good"}]
-    try:
-        _, found = told(settle(bench, scorers=scorers))
-    except JobError as error:
-        pytest.fail(str(error))
-    assert found.score == "right"
-    assert found.looks >= 1
+    scorers = [{"name": "right", "kind": "judge", "rubric": "Is the answer right?", "model": "judge"}]
+    summary, found = told(settle(bench, scorers=scorers))
+    assert (found.score, found.looks, list(found.dropped)) == ("right", 5, ["bad"])
+    # The judge is asked about equal answers to a row once, and about nothing that a dropped variant was not asked.
+    assert summary.judges[0].requests == len([model for model, _ in bench.provider.asked if model == "judge"])
+    assert len(bench.provider.asked) < 150 * 2 + found.dropped["bad"] + 150 * 2
 
 
 @pytest.mark.parametrize(
