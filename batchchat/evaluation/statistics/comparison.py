@@ -225,6 +225,22 @@ def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
+def mirrored(one: Comparison) -> Comparison:
+    """Return what is known of b against a."""
+    return replace(
+        one,
+        a=one.b,
+        b=one.a,
+        difference=None if one.difference is None else -one.difference,
+        ci_low=None if one.ci_high is None else -one.ci_high,
+        ci_high=None if one.ci_low is None else -one.ci_low,
+        wins_a=one.wins_b,
+        wins_b=one.wins_a,
+        flips_to_a=one.flips_to_b,
+        flips_to_b=one.flips_to_a,
+    )
+
+
 def leader(comparisons: Sequence[Comparison]) -> str | None:
     """The variant that is settledly better than every other one of these comparisons, if there is one."""
     names = {name for comparison in comparisons for name in (comparison.a, comparison.b)}
