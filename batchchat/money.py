@@ -41,6 +41,11 @@ class Tariff(NamedTuple):
         cached = price.input if price.cached_input is None else price.cached_input
         return cls(*(_per_token(amount, factor) for amount in (price.input, price.output, cached)))
 
+    def times(self, factor: float) -> Tariff:
+        """Return the tariff of something that costs so many times as much. A part of a unit is rounded up."""
+        share = Decimal(repr(float(factor)))
+        return Tariff(*(math.ceil(amount * share) for amount in self))
+
     def cost(self, usage: Usage) -> int:
         """Return what these tokens cost; cached prompt tokens at their own price. Counts that are not told are zero."""
         prompt, output = usage.prompt_tokens or 0, usage.completion_tokens or 0

@@ -29,7 +29,7 @@ resumed by the same command."""
 _FAULTS = """Faults: error_400 error_401 error_403 error_404 error_416 error_422 error_429 error_500 error_503 error_504
 html error_200 no_choices null_content no_usage truncated_json drop drop_body stream_cut stream_error slow hang
 empty_whitespace wrong_label invalid_output misfit misfit_once cut_off fenced refusal content_filter quota sticky_500
-sticky_504, and the counts revoke_after and quota_after.
+sticky_504, and the counts revoke_after, quota_after, day_after and other_after.
 
 Of streams: stream_cut closes the connection before the usage is told, drop_body half-way; truncated_json ends one
 half-way, stream_error with an error inside; no_usage leaves the usage out.
@@ -193,6 +193,15 @@ def _json_option(command: _Command) -> _Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")(command)
 
 
+def _metrics_option(command: _Command) -> _Command:
+    return click.option(
+        "--metrics",
+        multiple=True,
+        metavar="WHERE",
+        help="Show figures: HOST:PORT serves Prometheus, FILE.prom keeps the last ones, otlp pushes OpenTelemetry.",
+    )(command)
+
+
 def _output_argument(command: _Command) -> _Command:
     return click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))(command)
 
@@ -212,6 +221,7 @@ def _output_argument(command: _Command) -> _Command:
     type=click.Path(path_type=Path),
     help="Write a report to this .html file after the run. Needs the extra batchchat[report].",
 )
+@_metrics_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
 @_json_option
@@ -249,6 +259,7 @@ def plan(**options: Any) -> None:
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
 )
+@_metrics_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
 @_json_option
@@ -329,6 +340,29 @@ def status(directory: Path, as_json: bool) -> None:
     sys.exit(status_command(directory, as_json=as_json))
 
 
+@cli.command(short_help="Steer the run into DIR: pause, resume, stop, set limits.")
+@_output_argument
+@click.argument("action", type=click.Choice(["pause", "resume", "stop", "set"]))
+@click.argument("settings", nargs=-1, metavar="[FIELD=VALUE]...")
+@_json_option
+def control(directory: Path, action: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Steer the run that is going on into DIR, from another terminal; of an evaluation's folder, all its runs.
+
+    \b
+    pause    send nothing more until `resume`; the run goes on to hold DIR
+    resume   go on after `pause`
+    stop     let the requests in flight end, then end; twice: end at once
+    set      change limits.concurrency, limits.requests_per_minute (rpm),
+             limits.tokens_per_minute (tpm), budget.max_cost, max_tokens,
+             max_requests, deadline or grace, such as limits.concurrency=64
+
+    It is for this run alone: the job file stays as it is. Exit code 2 if no run is going on.
+    """
+    from batchchat.cli.controlling import control_command
+
+    sys.exit(control_command(directory, action, settings, as_json=as_json))
+
+
 @cli.command(short_help="Cancel the provider's batches of DIR, keep what they answered.")
 @_output_argument
 @click.option(
@@ -376,6 +410,12 @@ def history(directory: Path, as_json: bool) -> None:
 )
 @click.option("--table", is_flag=True, help="Show one line a record: row, key, start of the prompt, answer, status.")
 @click.option("--count", metavar="COLUMN", help="Count the values of a column, or of a field such as parsed.label.")
+@click.option(
+    "-f",
+    "--follow",
+    is_flag=True,
+    help="Show the records of the run that is going on as they are committed, until it ends; --json: one a line.",
+)
 @_json_option
 def show(directory: Path, **options: Any) -> None:
     """Look at records of DIR: messages in, completion out; or count what they hold."""
@@ -531,6 +571,8 @@ def schema(kind: str) -> None:
     help="Let a share of requests go wrong, such as error_503=0.05. May be repeated.",
 )
 @click.option("--key-env", metavar="VARIABLE", help="Ask for the key that this environment variable holds.")
+@click.option("--key-lifetime", metavar="TIME", help="Ask for a key that expires after this time; see --key-file.")
+@click.option("--key-file", metavar="FILE", help="Write the valid key to this file, whenever the last one has expired.")
 @click.option("--batch-seconds", default="2s", show_default=True, metavar="TIME", help="Time of a batch to its end.")
 @click.option(
     "--batch-fault",

@@ -11,7 +11,7 @@ from batchchat.evaluation.scorers.judging import Judge
 from batchchat.evaluation.scorers.score_batch import check_column, check_path
 from batchchat.evaluation.scorers.scorer import AnswerScorer
 from batchchat.evaluation.suite.suite import Suite
-from batchchat.job import Job, api_key, load_keys
+from batchchat.job import Job, key_problem, load_keys
 from batchchat.job.origin import combined
 from batchchat.records import RECORD_COLUMNS
 from batchchat.runner.preparation import Prepared, alike_samples, prepare
@@ -106,6 +106,8 @@ def _check_columns(suite: Suite, name: str, record_columns: list[str], input_col
 
 
 def check_keys(suite: Suite, environ: Mapping[str, str] | None = None) -> None:
-    """Raise JobError where the key of a variant or judge is missing: better now than after the first answers."""
+    """Raise JobError if the key of a variant or judge is missing: better now than after the first answers."""
     for job in suite.jobs:
-        api_key(job, job.resolved_provider(), load_keys(job, environ))
+        problem = key_problem(job, job.resolved_provider(), load_keys(job, environ))
+        if problem is not None:
+            raise problem

@@ -21,7 +21,9 @@ from batchchat.job.syntax import Document, parse_yaml, read_job_text, read_text
 from batchchat.job.wording import validation_errors
 
 _EXAMPLE = "Example: --set limits.concurrency=64"
-_PATHS = frozenset({("provider", "ca_file"), ("images", "root"), ("cache",), ("engine", "folder")})
+_PATHS = frozenset(
+    {("provider", "ca_file"), ("provider", "api_key_file"), ("images", "root"), ("cache",), ("engine", "folder")}
+)
 """The fields, beside input and output, that hold a path."""
 
 
@@ -163,8 +165,9 @@ class Draft:
         if isinstance(cache, str) and cache:
             self.data["cache"] = absolute_path(base, cache)
         provider = self.data.get("provider")
-        if isinstance(provider, dict) and isinstance(provider.get("ca_file"), str) and provider["ca_file"]:
-            provider["ca_file"] = absolute_path(base, provider["ca_file"])
+        for name in ("ca_file", "api_key_file"):
+            if isinstance(provider, dict) and isinstance(provider.get(name), str) and provider[name]:
+                provider[name] = absolute_path(base, provider[name])
         images = self.data.get("images")
         if isinstance(images, dict) and isinstance(images.get("root"), str) and images["root"]:
             images["root"] = absolute_path(base, images["root"])

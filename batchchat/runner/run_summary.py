@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 
+from batchchat.engines.quota import DayUsedUp
 from batchchat.errors import BatchchatError
 from batchchat.events import Event, FailureGroup, Forecast, Phase, RunSummary, Snapshot
 from batchchat.format import money, one_line, short
@@ -32,13 +33,13 @@ class Figures:
         # What a batch of an earlier run answered is counted by the tally, and found done by the pass.
         done = max(0, counts.done - tally.early)
         settled = tally.ok + tally.failed + tally.revived + done + counts.failed_before
-        rate = tally.rows.per_s
+        rate, now = tally.rows.per_s, anyio.current_time()
         return Snapshot(
             run_id=run.run_id,
             job=run.job.name,
             phase=self._phase(),
             samples=run.job.samples,
-            elapsed_s=anyio.current_time() - run.started,
+            elapsed_s=now - run.started,
             total=total,
             total_exact=exact,
             ok=tally.ok,
@@ -62,6 +63,9 @@ class Figures:
             forecast=self._forecast(max(0, total - settled)) if total is not None else None,
             cache_hits=tally.shared,
             prompt_id=run.prompt_id,
+            steering=run.control.steering,
+            uncommitted=run.writer.uncommitted,
+            commit_lag_s=run.writer.lag_s(now),
         )
 
     def _forecast(self, left: int) -> Forecast | None:
@@ -116,6 +120,7 @@ class Figures:
             reason, remedy, code = error.message, error.remedy, error.exit_code
         elif run.control.asked:
             reason, code = run.control.reason, run.control.exit_code or 1
+        resets_at = error.resets_at if isinstance(error, DayUsedUp) else None
         elapsed = anyio.current_time() - run.started
         left = max(0, rows * run.job.samples - counts.seen)
         reopened = failed and any(kind in run.job.retry.reopens() for kind in counts.seen_failed)
@@ -128,6 +133,7 @@ class Figures:
             exit_code=code,
             reason=reason,
             remedy=remedy,
+            resets_at=resets_at.isoformat() if resets_at is not None else None,
             elapsed_s=elapsed,
             rows=rows,
             samples=run.job.samples,

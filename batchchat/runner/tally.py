@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from batchchat.client.finish import Finish, judge_finish
 from batchchat.events import FailureGroup, Streamed
 from batchchat.records import ErrorKind, Record, Spend
+from batchchat.runner.answerers import Answerers
 
 _WINDOW_S = 20.0
 _FIRST_ROWS = 50
@@ -102,9 +103,10 @@ class _Group:
 
 
 class Tally:
-    """What this run has settled durably."""
+    """What this run has settled durably. `one_model`: all requests name the same model, so that a change is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, one_model: bool = True) -> None:
+        self._one_model = one_model
         self.ok = 0
         self.failed = 0
         self.revived = 0
@@ -119,6 +121,7 @@ class Tally:
         self._alike: FailureGroup | None = None
         self._told = False
         self._unknown: dict[str, int] = {}
+        self.answerers = Answerers()
 
     def add_record(self, record: Record, *, revived: bool = False, early: bool = False) -> None:
         """Count one record. An `early` one was settled before the pass asked for it: it will find it done."""
@@ -130,6 +133,8 @@ class Tally:
         self.asked += record.attempts > 0
         if record.status == "ok":
             self.ok += 1
+            if self._one_model and not record.cache_hit:
+                self.answerers.add(record.model, record.system_fingerprint)
             if record.ttft_s is not None:
                 self._pace.add((record.ttft_s,), (record.output_tokens_per_s,))
             if judge_finish(record.finish_reason) is Finish.UNKNOWN:
@@ -146,7 +151,7 @@ class Tally:
 
     def remarks(self) -> list[str]:
         """What a person should know of this run's answers."""
-        return [
+        return self.answerers.remarks() + [
             f"{count} answer{'s' * (count != 1)} ended with finish_reason {word!r}, which is not known: each was taken "
             "for a whole answer. Look at some of them."
             for word, count in self._unknown.items()

@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from batchchat.engines.port import Answered, EngineKind, Outcome, Settled
+from batchchat.engines.port import Answered, Billed, EngineKind, Outcome, Settled
 from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
@@ -56,7 +56,8 @@ class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
     `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `shelf` is
-    where answers are shared; None where the job shares none. `prompt_id` goes into every record. `engine` is the job's.
+    where answers are shared; None where the job shares none. `on_record` takes each record of this run that has become
+    durable. `prompt_id` goes into every record. `engine` is the job's.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Writer:
         wall_clock_us: Callable[[], int],
         listener: Listener,
         on_error: Callable[[], None],
+        on_record: Callable[[Record], None] | None = None,
     ) -> None:
         self.error: StorageError | None = None
         self.shelf: Shelf | None = None
@@ -83,10 +85,12 @@ class Writer:
         self._wall_clock_us = wall_clock_us
         self._listener = listener
         self._on_error = on_error
+        self._on_record = on_record
         self._entries: list[Entry] = []
         self._revived: set[str] = set()
         self._bytes = 0
         self._taken = self._committed = 0
+        self._waiting_since: float | None = None
         self._wake = anyio.Event()
         self._caught_up = anyio.Event()
         self._finished = False
@@ -97,6 +101,10 @@ class Writer:
 
     def put(self, outcome: Outcome) -> None:
         """Take an engine's outcome over; see `Sink`."""
+        if isinstance(outcome, Billed):
+            spend = _spend(outcome.usage, outcome.cost, answers=outcome.answers)
+            self._add(SpendOnly(spend, outcome.key), 200)
+            return
         request = outcome.request
         if isinstance(outcome, Answered):
             spend = _spend(outcome.usage, outcome.cost)
@@ -109,7 +117,7 @@ class Writer:
             return
         record = self._record(request, outcome)
         usage, cost = outcome.reply.usage, outcome.reply.cost
-        spend = _NOTHING if usage is None else _spend(usage, cost or 0)
+        spend = _NOTHING if usage is None or outcome.billed_apart else _spend(usage, cost or 0)
         self._add_record(record, spend, seen=outcome.of_prompt is None, late=outcome.late)
 
     def add_invalid(self, invalid: Invalid) -> None:
@@ -196,6 +204,15 @@ class Writer:
         await self._sealed()
         return self.error is None
 
+    @property
+    def uncommitted(self) -> int:
+        """Return how many outcomes wait to become durable."""
+        return self._taken - self._committed
+
+    def lag_s(self, now: float) -> float:
+        """Return for how many seconds the commit that is under way has been going on, 0 if none is."""
+        return 0.0 if self._waiting_since is None else max(0.0, now - self._waiting_since)
+
     def _record(self, request: Request, outcome: Settled) -> Record:
         reply, failure, steps = outcome.reply, outcome.failure, request.steps
         completion = reply.completion
@@ -222,6 +239,7 @@ class Writer:
             record.refusal = completion.refusal
             record.reasoning = completion.reasoning
             record.logprobs = completion.logprobs
+            record.system_fingerprint, record.service_tier = completion.system_fingerprint, completion.service_tier
         (
             record.prompt_tokens,
             record.completion_tokens,
@@ -271,7 +289,9 @@ class Writer:
                 continue
             entries, self._entries, self._bytes = self._entries, [], 0
             answers = {} if self.shelf is None else self.shelf.take()
+            self._waiting_since = anyio.current_time()
             change: StoreChange = await self._offload(self._commit, entries, answers)
+            self._waiting_since = None
             if self.shelf is not None:
                 self.shelf.kept()
             self._store.apply(change)
@@ -299,7 +319,10 @@ class Writer:
         for entry in change.committed:
             if isinstance(entry, SettledEntry) and not entry.late:
                 custom_id = entry.record.custom_id
-                self._tally.add_record(entry.record, revived=custom_id in self._revived, early=not entry.seen)
+                revived = custom_id in self._revived
+                self._tally.add_record(entry.record, revived=revived, early=not entry.seen)
+                if self._on_record is not None and not revived:
+                    self._on_record(entry.record)
                 self._revived.discard(custom_id)
         self._tally.add_spend(change.spend)
 
@@ -352,10 +375,10 @@ class Writer:
             self._on_error()
 
 
-def _spend(usage: Usage, cost: int) -> Spend:
-    """Return the ledger's entry of one answered attempt; `cost` is in `money.UNITS`."""
+def _spend(usage: Usage, cost: int, *, answers: int = 1) -> Spend:
+    """Return the ledger's entry of so many answered attempts; `cost` is in `money.UNITS`."""
     return Spend(
-        1,
+        answers,
         usage.prompt_tokens or 0,
         usage.completion_tokens or 0,
         usage.total_tokens or 0,

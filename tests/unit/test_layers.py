@@ -17,14 +17,14 @@ ROOT = Path(batchchat.__file__).parent
 REPO = Path(__file__).parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"clock", "errors", "format", "prices", "reasoning", "records"}),
-    frozenset({"events", "providers", "identity", "images", "structured"}),
+    frozenset({"credentials", "events", "providers", "identity", "images", "structured"}),
     frozenset({"money"}),
     frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
     frozenset({"cache", "store", "client", "acceptance"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),
-    frozenset({"plan", "inspection", "history", "joining"}),
-    frozenset({"report"}),
+    frozenset({"plan", "inspection", "history", "joining", "controlling", "metrics"}),
+    frozenset({"following", "report"}),
     frozenset({"evaluation"}),
     frozenset({"export"}),
     frozenset({"starter", "guide"}),
