@@ -229,7 +229,8 @@ class VariantScores:
         reasons = self.columns[name].reasons(np.arange(len(self.answered)))
         judged = pc.not_equal(reasons.cast(pa.string()), NOT_JUDGED).fill_null(fill_value=True)
         done: NDArray[np.bool_] = self.answered & judged.to_numpy(zero_copy_only=False)
-        return done.reshape(-1, self.rows.samples).all(axis=1)
+        rows: NDArray[np.bool_] = np.all(done.reshape(-1, self.rows.samples), axis=1)
+        return rows
 
     def unscored(self, name: str) -> tuple[int, str | None]:
         """How many completions a scorer could not tell about, and the most frequent reason.
