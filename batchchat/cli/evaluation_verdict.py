@@ -26,7 +26,7 @@ _OTHER_LINES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking:
+class VariantOrder:
     """The variants of an evaluation in the order of its leading score, and what is shown of it.
 
     `lead` is the score that decides or, without one, the first that has a better direction. `scorers` leaves out those
@@ -41,7 +41,7 @@ class Ranking:
     numbers: dict[str, str]
 
 
-def ranked(summary: SuiteSummary) -> Ranking:
+def ranked(summary: SuiteSummary) -> VariantOrder:
     """Put variants into their order; those without a mean come last."""
     shown: list[ScorerSummary] = []
     same: dict[str, str] = {}
@@ -64,7 +64,7 @@ def ranked(summary: SuiteSummary) -> Ranking:
         shown = [lead, *(one for one in shown if one.name not in {lead.name, same.get(lead.name)})]
     variants = sorted(summary.variants, key=lambda variant: _place(variant, lead))
     numbers = {variant.name: str(number) for number, variant in enumerate(variants, 1)}
-    return Ranking(summary, tuple(variants), tuple(shown), same, lead, numbers)
+    return VariantOrder(summary, tuple(variants), tuple(shown), same, lead, numbers)
 
 
 def _place(variant: VariantSummary, lead: ScorerSummary | None) -> tuple[bool, float]:
@@ -92,7 +92,7 @@ class VariantTable:
     Scores that have no room beside each other get tables of their own, as long as the whole page stays short.
     """
 
-    def __init__(self, ranking: Ranking) -> None:
+    def __init__(self, ranking: VariantOrder) -> None:
         self._ranking = ranking
         self._best = {one.name: leader(ranking.summary.of(one.name)) for one in ranking.scorers}
         self._shown = [one for one in ranking.scorers if any(one.name in each.scores for each in ranking.variants)]
@@ -199,7 +199,7 @@ def shortened(text: str, width: int) -> str:
 class LeaderTable:
     """The differences of all other variants from the leader, as many scores beside each other as there is room for."""
 
-    def __init__(self, ranking: Ranking) -> None:
+    def __init__(self, ranking: VariantOrder) -> None:
         self._ranking = ranking
         compared = {one.scorer for one in ranking.summary.comparisons}
         self._scorers = [one for one in ranking.scorers if one.name in compared]
@@ -250,7 +250,7 @@ class LeaderTable:
         return f"open{needed}", "not bold dim"
 
 
-def verdict(ranking: Ranking) -> list[str]:
+def verdict(ranking: VariantOrder) -> list[str]:
     """Return the verdict in a sentence or two: who leads and how surely, and what that took."""
     told = []
     if ranking.lead is not None and len(ranking.variants) > 1:
@@ -274,7 +274,7 @@ def verdict(ranking: Ranking) -> list[str]:
     return told
 
 
-def _leads(ranking: Ranking, scorer: ScorerSummary) -> str:
+def _leads(ranking: VariantOrder, scorer: ScorerSummary) -> str:
     """Return who leads by a score, against which variants that is sure, and by how much it leads the next one."""
     first = ranking.variants[0]
     score = first.scores.get(scorer.name)
@@ -296,7 +296,7 @@ def _leads(ranking: Ranking, scorer: ScorerSummary) -> str:
     return f"{text[:-1]}. Against 2 it is {difference} [{low}, {high}]{adjusted}."
 
 
-def _looks(ranking: Ranking) -> str:
+def _looks(ranking: VariantOrder) -> str:
     """Return what the looks of an evaluation came to, nothing if every row was asked."""
     found = ranking.summary.sequential
     if found is None:
