@@ -301,9 +301,9 @@ def _looks(ranking: VariantOrder) -> str:
     found = ranking.summary.sequential
     if found is None:
         return ""
-    fewer = (
-        f"{count(found.asked)} of {count(found.fixed)} answers were asked, {found.saved:.0%} fewer than for all rows"
-    )
+    fewer = f"{count(found.asked)} of {count(found.fixed)} answers were asked"
+    if found.asked < found.fixed:
+        fewer += f", {found.saved:.0%} fewer than for all rows"
     after = f"after {count(found.rows)} of {count(found.plan[-1])} rows"
     text = f"Settled {after}: {fewer}" if found.settled else f"Not settled {after}: {fewer}"
     if not found.ended:
