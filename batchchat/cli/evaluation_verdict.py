@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,7 +62,9 @@ def ranked(summary: SuiteSummary) -> VariantOrder:
     if lead is not None:
         # The score that decides stands first.
         shown = [lead, *(one for one in shown if one.name not in {lead.name, same.get(lead.name)})]
-    variants = sorted(summary.variants, key=lambda variant: _place(variant, lead))
+    # What was dropped was asked fewer rows: its mean says nothing against those of the others.
+    dropped = () if summary.sequential is None else summary.sequential.dropped
+    variants = sorted(summary.variants, key=lambda variant: (variant.name in dropped, *_place(variant, lead)))
     numbers = {variant.name: str(number) for number, variant in enumerate(variants, 1)}
     return VariantOrder(summary, tuple(variants), tuple(shown), same, lead, numbers)
 
@@ -264,7 +266,8 @@ def verdict(ranking: VariantOrder) -> list[str]:
     for scorer in ranking.scorers:
         if scorer.higher_is_better is None or scorer is ranking.lead:
             continue
-        best, groups = best_mean(ranking.summary, scorer), standings(ranking.summary, scorer, ranking.numbers)
+        best = best_mean(ranking.summary, scorer)
+        groups = standings(ranking.summary, scorer, ranking.numbers, best)
         # Of variants that are all level with each other, none is the best one.
         if best is not None and groups.keys() - {"level with"}:
             sure = "" if groups.keys() == {"better than"} else " (not sure)"
@@ -278,7 +281,7 @@ def _leads(ranking: VariantOrder, scorer: ScorerSummary) -> str:
     """Return who leads by a score, against which variants that is sure, and by how much it leads the next one."""
     first = ranking.variants[0]
     score = first.scores.get(scorer.name)
-    groups = standings(ranking.summary, scorer, ranking.numbers)
+    groups = standings(ranking.summary, scorer, ranking.numbers, first.name)
     if score is None or score.mean is None or not groups:
         return ""
     against = "; ".join(f"{words} {listed(others)}" for words, others in groups.items())
@@ -292,7 +295,8 @@ def _leads(ranking: VariantOrder, scorer: ScorerSummary) -> str:
     if pair.a != first.name:
         ends = (-pair.difference, -pair.ci_high, -pair.ci_low)
     difference, low, high = (signed(end, pair.unit) for end in ends)
-    adjusted = ", adjusted for looks and pairs" if ranking.summary.sequential is not None else ""
+    looked = ranking.summary.sequential is not None
+    adjusted = f" on {plural(pair.n, 'row')}, adjusted for looks and pairs" if looked else ""
     return f"{text[:-1]}. Against 2 it is {difference} [{low}, {high}]{adjusted}."
 
 
@@ -314,9 +318,10 @@ def _looks(ranking: VariantOrder) -> str:
     return f"{text}."
 
 
-def standings(summary: SuiteSummary, scorer: ScorerSummary, numbers: dict[str, str]) -> dict[str, list[str]]:
+def standings(
+    summary: SuiteSummary, scorer: ScorerSummary, numbers: Mapping[str, str], best: str | None
+) -> dict[str, list[str]]:
     """Return the other variants by what is known of the best one against them."""
-    best = best_mean(summary, scorer)
     groups: dict[str, list[str]] = {"better than": [], "level with": [], "equivalent to": [], "open against": []}
     for one in summary.of(scorer.name):
         if best is None or best not in {one.a, one.b}:
