@@ -236,6 +236,8 @@ class Record:
     time from then to the last thing it wrote, null where all came at once. `prompt_id` tells which prompt the record
     answers (see `runner.rows.prompt_id_of`), `engine` who had the answer (`local` or `batch`); both are null in what an
     earlier version wrote, as are `system_fingerprint` and `service_tier` (see `Completion`). A `batch` has no latency.
+    `confidence` is how sure the answer is, from 0 to 1, and `confidence_detail` how it was measured (see
+    `structured.confidence`); both are null where nothing was measured.
     """
 
     batch: RowBatch
@@ -277,6 +279,8 @@ class Record:
     engine: str | None = None
     system_fingerprint: str | None = None
     service_tier: str | None = None
+    confidence: float | None = None
+    confidence_detail: dict[str, Any] | None = None
     parsed: Any = None
 
 

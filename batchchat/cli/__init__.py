@@ -330,6 +330,71 @@ def compare(**options: Any) -> None:
     sys.exit(compare_command(**options))
 
 
+@cli.command(short_help="Measure how far the labels of DIR agree with others.")
+@_output_argument
+@click.option(
+    "--against",
+    metavar="COLUMN|DIR",
+    help="An input column with the right labels, or another output. Without it: people's reviews, and the samples.",
+)
+@click.option("--field", metavar="NAME", help="Look at this field of the answers alone, such as label.")
+@click.option(
+    "--level",
+    type=click.Choice(["nominal", "ordinal", "interval"]),
+    default="nominal",
+    show_default=True,
+    help="What labels are, for alpha: names, ranks (in the schema's order), or numbers.",
+)
+@click.option("--below", type=click.FloatRange(0, 1), metavar="T", help="Look at rows with less confidence alone.")
+@_json_option
+def agreement(directory: Path, **options: Any) -> None:
+    """Measure how far the labels of DIR agree: with a column, with people, with another output. Sends nothing.
+
+    Accuracy, macro-F1, Cohen's kappa, Krippendorff's alpha, the confusion matrix, and whether confidence says how often
+    answers are right; each with its 95 % interval. Needs the extra batchchat[eval].
+    """
+    from batchchat.cli.labelling import agreement_command
+
+    sys.exit(agreement_command(directory, **options))
+
+
+@cli.command(short_help="Find how unsure a cheap model may be before a dear one is asked.")
+@_job_options
+@click.option("--expected", required=True, metavar="COLUMN", help="The input column that holds the right labels.")
+@click.option(
+    "--target",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    required=True,
+    metavar="SHARE",
+    help="How many answers must be right, such as 0.95.",
+)
+@click.option(
+    "--risk",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    metavar="SHARE",
+    help="How likely it may be that fewer are right.",
+)
+@click.option("--rows", type=click.IntRange(min=1), metavar="N", help="Ask N rows chosen at random, not all.")
+@click.option("--small", metavar="MODEL", help="The cheap model, asked first. Without it the job's model.")
+@click.option("--large", metavar="MODEL", help="The better model, asked where the first is unsure.")
+@click.option("--field", metavar="NAME", help="The field of the answers that is compared, if there are several.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
+@_json_option
+def calibrate(**options: Any) -> None:
+    """Find the threshold of confidence with which a cascade of two models is right often enough.
+
+    Runs both models on rows with the right labels, into DIR.calibrate/small and DIR.calibrate/large beside the job's
+    output DIR, and goes on there after a stop. The accuracy is at least the target with probability 1 - risk. Exit code
+    5 if no threshold reaches it.
+    """
+    from batchchat.cli.labelling import calibrate_command
+
+    arguments = _job_arguments(options)
+    sys.exit(calibrate_command(arguments, command=_command_line(), **options))
+
+
 @cli.command()
 @_output_argument
 @_json_option
@@ -456,6 +521,11 @@ def show(directory: Path, **options: Any) -> None:
     help="Write these columns only, in this order: names joined by commas; parsed.label is a field.",
 )
 @click.option("--flatten", is_flag=True, help="Write the fields of objects as columns of their own: parsed.label.")
+@click.option(
+    "--vote",
+    is_flag=True,
+    help="Write one row for each row of the input: the answer that most of its samples gave, and their share.",
+)
 @click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
 def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""

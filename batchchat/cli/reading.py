@@ -173,6 +173,7 @@ def export_command(
     columns: str | None,
     flatten: bool,
     bom: bool,
+    vote: bool,
 ) -> int:
     """Write one file in input order, or the same to standard output for `-`."""
     import shutil
@@ -189,6 +190,7 @@ def export_command(
         "columns": names,
         "flatten": flatten,
         "bom": bom,
+        "vote": vote,
     }
     if str(target) == "-":
         if format_ is None or format_ == "openai-batch":

@@ -266,6 +266,8 @@ class Writer:
         record.started_at, record.finished_at = request.started_at, self._wall_clock_us()
         record.tolerated, record.parsed = outcome.tolerated, outcome.parsed
         record.prompt_id = outcome.of_prompt or self._prompt_id
+        if outcome.confidence is not None:
+            record.confidence, record.confidence_detail = outcome.confidence.value, outcome.confidence.detail()
         return record
 
     # --- committing and sealing

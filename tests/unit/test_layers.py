@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),
     frozenset({"plan", "inspection", "history", "joining", "controlling", "metrics"}),
+    frozenset({"labelling"}),
     frozenset({"following", "report"}),
     frozenset({"evaluation"}),
     frozenset({"export"}),
