@@ -145,6 +145,19 @@ def _suite_options(command: _Command) -> _Command:
     return _job_options(command, "suite")
 
 
+def _until_options(command: _Command) -> _Command:
+    """What makes an evaluation stop before all rows are asked. Each option is a field of the suite, too."""
+    options = [
+        click.option("--until", type=click.Choice(["settled"]), help="Ask rows in random parts until nothing is open."),
+        click.option("--margin", type=float, metavar="D", help="With --until: the difference that does not matter."),
+        click.option("--looks", type=int, metavar="N", help="With --until: look after each of N equal parts [5]."),
+        click.option("--decide-by", metavar="SCORE", help="With --until: the score that decides [the first one]."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def _gate_options(command: _Command) -> _Command:
     """What makes an evaluation end with exit code 5, and tells a continuous integration system why."""
     options = [
@@ -238,6 +251,7 @@ def plan(**options: Any) -> None:
 @cli.command("eval", short_help="Run the variants of SUITE, and say which differ.")
 @_suite_options
 @click.option("--plan", "plan_only", is_flag=True, help="Show what it would send and cost; send nothing.")
+@_until_options
 @_gate_options
 @click.option(
     "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
@@ -707,7 +721,8 @@ def _job_arguments(options: dict[str, Any]) -> Any:
 
     from batchchat.cli.arguments import JobArguments
 
-    return JobArguments(**{field.name: options.pop(field.name) for field in fields(JobArguments)})
+    shared = [field.name for field in fields(JobArguments) if field.name in options]
+    return JobArguments(**{name: options.pop(name) for name in shared})
 
 
 def _command_line() -> str:

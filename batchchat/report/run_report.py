@@ -29,6 +29,7 @@ from batchchat.report.figures import (
 )
 from batchchat.report.outcome import RecordTotals, outcome_of
 from batchchat.report.page import check_page, write_page
+from batchchat.report.quality import quality_of
 from batchchat.store import Output, read_state
 from batchchat.views import StatusView
 
@@ -118,6 +119,7 @@ def write_run_report(directory: Path, target: Path) -> None:
         tiles=_tiles(directory, outcome, status, runs),
         charts=charts,
         spreads=spreads,
+        quality=quality_of(directory),
         figures={chart.name: chart.figure for chart in (*charts, *spreads)},
         runs=runs[:_RUNS_SHOWN],
         runs_left_out=max(0, len(runs) - _RUNS_SHOWN),

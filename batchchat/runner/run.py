@@ -504,6 +504,7 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
             sample=options.sample,
             seed=options.seed,
             rows=setting.rows,
+            chosen=options.rows,
         )
     )
     # Told before anything is sent, so that a person can still stop the run.

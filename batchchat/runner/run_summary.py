@@ -104,8 +104,7 @@ class Figures:
             known, exact = round(seen / share), False
         else:
             exact = True
-        for bound in (options.limit, options.sample):
-            known = min(known, bound) if bound is not None else known
+        known = known if options.most_rows is None else min(known, options.most_rows)
         return max(known, seen), exact
 
     def summary(self, error: BatchchatError | None) -> RunSummary:
