@@ -182,7 +182,9 @@ class Request:
     `batch` and `offset` say which row it stands for. The rest is the engine's: `attempts` made, those of them that
     `counted` against the policy, those `unsent`, the `usage` of attempts that settled nothing and its `cost` (see
     `Reply`), times, and the `steps` of a request that needs more than one answer. `answer_id` is the identity of its
-    answer, where answers are shared.
+    answer, where answers are shared. `target` is the number of the target that it is asked at next, `broke` the set of
+    endpoints at which it has failed (see `endpoints`). `left` is the answer that an earlier target gave, which was not
+    taken: for the record, if no later one answers.
     """
 
     custom_id: str
@@ -202,6 +204,9 @@ class Request:
     active_s: float = 0.0
     steps: Steps | None = None
     answer_id: bytes = b""
+    target: int = 0
+    broke: int = 0
+    left: tuple[Reply, Failure] | None = None
 
     def add_billed(self, reply: Reply) -> None:
         """Add what an attempt took that was answered and settles nothing."""

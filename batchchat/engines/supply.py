@@ -17,10 +17,11 @@ from itertools import count
 
 import anyio
 
+from batchchat.endpoints.route import Traffic
 from batchchat.engines.causes import Causes
 from batchchat.engines.port import Feed, Sink
 from batchchat.engines.refusals import Refusals
-from batchchat.limits import Limiter, TokenEstimator
+from batchchat.limits import TokenEstimator
 from batchchat.records import Request
 
 _TRIES_FOR_ANOTHER = 32
@@ -47,7 +48,7 @@ class Supply:
     which new request is drawn.
     """
 
-    def __init__(self, limiter: Limiter, causes: Causes, refusals: Refusals, rng: random.Random) -> None:
+    def __init__(self, limiter: Traffic, causes: Causes, refusals: Refusals, rng: random.Random) -> None:
         self.ended = False
         self.given = 0
         self.in_hand = 0

@@ -23,7 +23,8 @@ from anyio.abc import TaskGroup
 
 from batchchat.budget import Budget
 from batchchat.client import ChatClient
-from batchchat.engines.local import Endpoint, LocalEngine, Surroundings
+from batchchat.endpoints.endpoint import Endpoint
+from batchchat.engines.local import LocalEngine, Surroundings
 from batchchat.engines.port import Engine
 from batchchat.engines.refusals import Refusals
 from batchchat.errors import StoppedEarly, StorageError, UsageError
@@ -346,9 +347,10 @@ class _Opening:
         account = self._budget.account(self._tariff, provider.currency) if self._budget else None
         limiter = setting.limiter or make_limiter(job, provider, setting.listener, setting.rng)
         return LocalEngine(
-            Endpoint(client, limiter, account),
+            Endpoint(client, limiter),
             RetryPolicy(retry.attempts, retry.request_timeout, retry.row_deadline, retry.outage),
             Surroundings(setting.listener, setting.rng, setting.offload),
+            account=account,
             refusals=Refusals(model_answered=counts.ok > 0, job_answered=counts.ok > 0 and wording.known),
             acceptance=None if self._prepared.acceptance.idle else self._prepared.acceptance,
         )
