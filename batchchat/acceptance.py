@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchchat.reasoning import is_blank
-from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, Steps, Usage, Verdict
+from batchchat.records import Answerer, Completion, ErrorKind, Failure, Reply, Request, Steps, Usage, Verdict
 
 if TYPE_CHECKING:
     from batchchat.money import Tariff
@@ -279,6 +279,8 @@ def journaled(request: Request, reply: Reply) -> dict[str, Any]:
         "output_tokens_per_s": reply.output_tokens_per_s,
         "request_id": reply.request_id,
         "model": reply.model,
+        "by": None if reply.by is None else list(reply.by),
+        "target": request.target,
         "attempts": request.attempts,
         "usage": list(request.usage),
         "cost": request.cost,
@@ -302,12 +304,14 @@ def resume(
         last = answers[-1]
         usage, started_at = Usage(*last["usage"]), int(last["started_at"])
         attempts, active_s = int(last["attempts"]), float(last["active_s"])
+        target = int(last.get("target", 0))
         cost = last["cost"] if "cost" in last else tariff.cost(usage) if tariff is not None else None
         cost = None if cost is None else int(cost)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return None
     request.usage, request.cost, request.started_at = usage, cost, started_at
     request.attempts, request.active_s = attempts, active_s
+    request.target = target
     for reply in replies[:-1]:
         decision = acceptance.decide(request, reply)
         if isinstance(decision, AskAgain):
@@ -332,6 +336,7 @@ def _restored(answer: dict[str, Any]) -> Reply:
         latency_s=float(answer["latency_s"]),
         request_id=answer["request_id"],
         model=answer["model"],
+        by=Answerer(*answer["by"]) if answer.get("by") else None,
         ttft_s=answer.get("ttft_s"),
         output_tokens_per_s=answer.get("output_tokens_per_s"),
     )

@@ -236,7 +236,8 @@ class Record:
     unless the last attempt was streamed. The first is the time from the request's going out to the first thing the
     model wrote, reasoning and tool calls included, in seconds; the second is the answer's `completion_tokens` over the
     time from then to the last thing it wrote, null where all came at once. `prompt_id` tells which prompt the record
-    answers (see `runner.rows.prompt_id_of`), `engine` who had the answer (`local` or `batch`); both are null in what an
+    answers (see `runner.rows.prompt_id_of`), `engine` who had the answer (`local` or `batch`); `provider` and
+    `endpoint` who was asked last: the provider by its name, the endpoint by its address. All four are null in what an
     earlier version wrote. A `batch` tells no latency.
     """
 
@@ -277,6 +278,8 @@ class Record:
     output_tokens_per_s: float | None = None
     prompt_id: str | None = None
     engine: str | None = None
+    provider: str | None = None
+    endpoint: str | None = None
     parsed: Any = None
 
 
@@ -354,6 +357,13 @@ class LimitHeaders:
     reset_tokens: float | None = None
 
 
+class Answerer(NamedTuple):
+    """Who answered an attempt, or was to: the provider by its name, and the endpoint by its address."""
+
+    provider: str
+    endpoint: str | None = None
+
+
 @dataclass(slots=True)
 class Reply:
     """What one attempt brought: a completion, or a failure with what is known about trying again.
@@ -364,6 +374,7 @@ class Reply:
     read), so that it is to be believed only if it comes again.
     `ttft_s` and `output_tokens_per_s` are there where the answer was streamed (see `Record`).
     `cost` is what the usage costs at whoever answered (see `money`), None if nothing was billed or no price is known.
+    `by` is who that was, None if nobody was asked.
     """
 
     verdict: Verdict
@@ -382,6 +393,7 @@ class Reply:
     output_tokens_per_s: float | None = None
     doubted: bool = False
     cost: int | None = None
+    by: Answerer | None = None
 
     @property
     def may_be_own_fault(self) -> bool:

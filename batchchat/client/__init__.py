@@ -24,7 +24,7 @@ from batchchat.client.wire import read_reply
 from batchchat.clock import running_clock
 from batchchat.money import Tariff
 from batchchat.providers import Provider
-from batchchat.records import ErrorKind, Failure, Reply, Verdict
+from batchchat.records import Answerer, ErrorKind, Failure, Reply, Verdict
 from batchchat.transport import Exchange, UntrustedServer, request_sent
 from batchchat.transport.decoding import decoder_for
 
@@ -53,8 +53,8 @@ class ChatClient:
 
     The transport is owned: leaving the client's context closes it. `user_agent` and the provider's headers go with
     every request; the key goes into `Authorization` alone, and is masked in everything that comes back. With `stream`,
-    bodies ask for streamed answers, which are read as they come. Raises ValueError for a provider without an address,
-    and for a header or a key that no request can carry.
+    bodies ask for streamed answers, which are read as they come. `by` is what replies name as who answered. Raises
+    ValueError for a provider without an address, and for a header or a key that no request can carry.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class ChatClient:
         request_timeout: float,
         tariff: Tariff | None = None,
         stream: bool = False,
+        by: Answerer | None = None,
         user_agent: str = "batchchat",
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -73,6 +74,7 @@ class ChatClient:
         self._asked = str(self._url.copy_with(query=None))
         self._headers = _header_fields(provider, self._url, user_agent, api_key, stream=stream)
         self._name = provider.name
+        self._by = by
         self._tariff = tariff
         self._mask = KeyMask(api_key)
         self._transport = transport
@@ -122,6 +124,7 @@ class ChatClient:
             if reader is not None:
                 reply = reader.cut_off(reply, now=self._wall_clock(), mask=self._mask)
         reply.latency_s = self._clock() - started
+        reply.by = self._by
         if self._tariff is not None and reply.usage is not None:
             reply.cost = self._tariff.cost(reply.usage)
         return reply

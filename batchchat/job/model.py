@@ -20,6 +20,7 @@ from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
 from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error
 from batchchat.job.params import Params
+from batchchat.job.pool_fields import EndpointFields, FallbackFields, LimitFields, PoolFields, Prices
 from batchchat.job.provider_fields import ProviderFields
 from batchchat.job.values import MANY, Duration, Name, Number, Section, Size, Switch, Whole, instead_of, nearest
 from batchchat.providers import PROFILES, Price, Provider
@@ -87,14 +88,6 @@ class OutputFields(Section):
 
 BATCH_FORMAT = "openai-batch"
 BATCH_KEY = "custom_id"
-
-
-class LimitFields(Section):
-    """Ceilings that are never passed. One that is not set comes from the provider, or is learned."""
-
-    requests_per_minute: Whole | None = Field(None, ge=1, le=1_000_000_000_000)
-    tokens_per_minute: Whole | None = Field(None, ge=1, le=1_000_000_000_000)
-    concurrency: Whole | None = Field(None, ge=1, le=20_000)
 
 
 class Longer(Section):
@@ -171,15 +164,6 @@ def failed_kinds(policy: FailedPolicy | Sequence[ErrorKind]) -> frozenset[ErrorK
     return frozenset(ErrorKind(kind) for kind in policy)
 
 
-class Prices(Section):
-    """Money per million tokens; wins over the provider's profile."""
-
-    input: Number = Field(ge=0)
-    output: Number = Field(ge=0)
-    cached_input: Number | None = Field(None, ge=0)
-    currency: str = Field(pattern=r"^[A-Z]{3}$")
-
-
 class EngineFields(Section):
     """What executes the requests: one HTTP exchange each (`local`), or a provider's Batch API (`batch`).
 
@@ -244,8 +228,9 @@ class Job(Section):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     input: Input
     output: OutputFields
-    provider: str | ProviderFields
+    provider: str | PoolFields
     model: Name
+    fallback: list[FallbackFields] = Field(default_factory=list, max_length=8)
     messages: list[dict[str, Any]] | dict[str, Any]
     constant: bool = False
     samples: Whole = Field(1, ge=1, le=1_000)
@@ -277,6 +262,11 @@ class Job(Section):
             raise ValueError(f"must be a path, or a mapping with a path{instead_of(value)}")
         return value
 
+    @field_validator("fallback", mode="before")
+    @classmethod
+    def _one_or_none(cls, value: object) -> object:
+        return [] if value is None else [value] if isinstance(value, dict) else value
+
     @field_validator("images", "params", "response", "limits", "retry", "budget", mode="before")
     @classmethod
     def _all_commented_out(cls, value: object) -> object:
@@ -300,7 +290,7 @@ class Job(Section):
 
     @field_validator("provider")
     @classmethod
-    def _known_provider(cls, value: str | ProviderFields) -> str | ProviderFields:
+    def _known_provider(cls, value: str | PoolFields) -> str | PoolFields:
         name = value if isinstance(value, str) else value.profile
         if name is not None and name not in PROFILES:
             raise ValueError(
@@ -340,7 +330,16 @@ class Job(Section):
 
     def resolved_provider(self) -> Provider:
         """The provider with this job's own address, key variable, headers and prices put over its profile."""
-        spec = self.provider
+        return self.resolve(self.provider, self.model, self.prices)
+
+    def resolve(self, spec: str | ProviderFields, model: str, prices: Prices | None) -> Provider:
+        """Return a provider of this job with its own address, key, headers and prices put over its profile.
+
+        Arguments:
+            spec: what the job says of the provider.
+            model: the model that the prices are of.
+            prices: those of the job, None if it names none.
+        """
         if isinstance(spec, str):
             provider = PROFILES[spec]
         else:
@@ -357,12 +356,14 @@ class Job(Section):
                 stream_options=provider.stream_options if spec.stream_options is None else spec.stream_options,
                 transport=spec.transport or provider.transport,
             )
-        if self.prices is not None:
-            price = Price(self.prices.input, self.prices.output, self.prices.cached_input)
+            if isinstance(spec, PoolFields):
+                provider = _under_its_name(spec, provider)
+        if prices is not None:
+            price = Price(prices.input, prices.output, prices.cached_input)
             provider = replace(
                 provider,
-                prices={self.model: price},
-                currency=self.prices.currency,
+                prices={model: price},
+                currency=prices.currency,
                 prices_as_of="the job file",
             )
         return provider
@@ -456,11 +457,20 @@ class Job(Section):
         return job
 
 
+def _under_its_name(spec: PoolFields, provider: Provider) -> Provider:
+    """Return a provider under the name that the job gives it, and with the identity that goes with it."""
+    identity = spec.identity or spec.name or provider.identity
+    first = next((one.base_url for one in spec.endpoints or () if one.base_url), None)
+    return replace(provider, name=spec.name or provider.name, identity=identity, base_url=provider.base_url or first)
+
+
 FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     (): Job,
     ("input",): Input,
     ("output",): OutputFields,
-    ("provider",): ProviderFields,
+    ("provider",): PoolFields,
+    ("provider", "endpoints"): EndpointFields,
+    ("fallback",): FallbackFields,
     ("images",): ImageFields,
     ("params",): Params,
     ("response",): Response,

@@ -165,6 +165,13 @@ class Draft:
         provider = self.data.get("provider")
         if isinstance(provider, dict) and isinstance(provider.get("ca_file"), str) and provider["ca_file"]:
             provider["ca_file"] = absolute_path(base, provider["ca_file"])
+        for place in (provider, *_places(self.data.get("fallback"), "provider")):
+            for endpoint in _places(place.get("endpoints")) if isinstance(place, dict) else ():
+                if isinstance(endpoint.get("ca_file"), str) and endpoint["ca_file"]:
+                    endpoint["ca_file"] = absolute_path(base, endpoint["ca_file"])
+        for place in _places(self.data.get("fallback"), "provider"):
+            if isinstance(place.get("ca_file"), str) and place["ca_file"]:
+                place["ca_file"] = absolute_path(base, place["ca_file"])
         images = self.data.get("images")
         if isinstance(images, dict) and isinstance(images.get("root"), str) and images["root"]:
             images["root"] = absolute_path(base, images["root"])
@@ -290,6 +297,12 @@ class Draft:
 def absolute_path(base: Path, path: str) -> str:
     """A path as it is written in a file that lies in `base`."""
     return os.path.normpath(base / Path(path).expanduser())
+
+
+def _places(value: Any, inside: str | None = None) -> list[dict[str, Any]]:
+    """Return the mappings in a list, or those at one field of them."""
+    found = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
+    return found if inside is None else [one[inside] for one in found if isinstance(one.get(inside), dict)]
 
 
 def _read_value(text: str, path: str, origin: FieldOrigin) -> Any:

@@ -18,7 +18,7 @@ from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
 from batchchat.money import as_float
-from batchchat.records import Completion, Record, Request, Spend, Usage, answer_bytes
+from batchchat.records import Answerer, Completion, Record, Request, Spend, Usage, answer_bytes
 from batchchat.runner.tally import Tally
 from batchchat.store import AnswerEntry, Entry, Sealing, SettledEntry, SpendOnly, Store, StoreChange
 
@@ -57,6 +57,7 @@ class Writer:
 
     `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `shelf` is
     where answers are shared; None where the job shares none. `prompt_id` goes into every record. `engine` is the job's.
+    `provider` is who answered if a reply does not say it.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Writer:
         run_id: str,
         prompt_id: str | None = None,
         engine: EngineKind = "local",
+        provider: str | None = None,
         offload: Offload,
         wall_clock_us: Callable[[], int],
         listener: Listener,
@@ -79,6 +81,7 @@ class Writer:
         self._run_id = run_id
         self._prompt_id = prompt_id
         self._engine: EngineKind = engine
+        self._by = Answerer(provider) if provider is not None else None
         self._offload = offload
         self._wall_clock_us = wall_clock_us
         self._listener = listener
@@ -248,6 +251,9 @@ class Writer:
         record.started_at, record.finished_at = request.started_at, self._wall_clock_us()
         record.tolerated, record.parsed = outcome.tolerated, outcome.parsed
         record.prompt_id = outcome.of_prompt or self._prompt_id
+        by = reply.by or self._by
+        if by is not None and request.attempts:
+            record.provider, record.endpoint = by
         return record
 
     # --- committing and sealing
