@@ -209,7 +209,7 @@ def _own_limiter(job: Job, provider: Provider, limits: LimitFields, listener: Li
     return Limiter(
         requests_per_minute=limits.requests_per_minute,
         tokens_per_minute=limits.tokens_per_minute,
-        # A number of the job's is for all: each endpoint begins with it, so that one can do the work of those that fail.
+        # The job's number is for all. Each endpoint begins with it, so that one can do the work of those that fail.
         concurrency=limits.concurrency or job.limits.concurrency,
         advertised_requests_per_minute=provider.requests_per_minute,
         advertised_tokens_per_minute=provider.tokens_per_minute,
