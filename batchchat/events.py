@@ -149,6 +149,23 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class AnsweredBy:
+    """How many rows somebody answered, or was asked last for, and what they cost.
+
+    `model` is the name that was asked for there, None if it is not known. `fallback` says that it was asked in place of
+    the job's own model.
+    """
+
+    provider: str
+    endpoint: str | None
+    model: str | None
+    fallback: bool
+    ok: int
+    failed: int
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
 class Streamed:
     """How streamed completions came, in the median, to within one per cent: see `Record` for what is measured."""
 
@@ -166,7 +183,8 @@ class RunSummary:
     and were asked for again. `streamed` is about this run's own completions, None where none was streamed. `resume` is
     the command that goes on, None where nothing is left to do. `prompt_id` tells the prompt of the job as it is;
     `earlier_prompt` of the `kept` records answer another one, of rows that this pass did not take. `retry` is the
-    command that tries failed rows again, None if no row failed or the next run tries all of them anyway.
+    command that tries failed rows again, None if no row failed or the next run tries all of them anyway. `answered_by`
+    tells who was asked last for this run's records.
     """
 
     run_id: str
@@ -206,3 +224,4 @@ class RunSummary:
     prompt_id: str | None = None
     earlier_prompt: int = 0
     retry: str | None = None
+    answered_by: tuple[AnsweredBy, ...] = ()

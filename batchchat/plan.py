@@ -17,6 +17,7 @@ from batchchat.events import FailureGroup
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, api_key, load_keys
+from batchchat.job.targets import has_several
 from batchchat.job.values import nearest
 from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff, as_float
@@ -110,7 +111,7 @@ def plan_job(
             *prepared.empty.warning(reader.empty, f"the {counts.rows:,}"),
             *prepared.source.warnings,
             *_price_warning(job, provider),
-            *_key_warning(job, provider),
+            *(_endpoint_warnings(job) if has_several(job) else _key_warning(job, provider)),
         ],
         note=provider.note if provider.name == DEMO else "",
         samples=job.samples,
@@ -392,6 +393,19 @@ def _price_warning(job: Job, provider: Provider) -> list[str]:
         f"{listed}; {remedy}"
     )
     return [warning]
+
+
+def _endpoint_warnings(job: Job) -> list[str]:
+    """Say which endpoint lacks its key or the model. Raises JobError if no endpoint has the model."""
+    from batchchat.endpoints.models import models_warnings
+    from batchchat.endpoints.registry import read_keys
+
+    environ = load_keys(job)
+    try:
+        read_keys(job, environ)
+    except JobError as error:
+        return [f"{error.message}. A run needs it."]
+    return models_warnings(job, environ)
 
 
 def _key_warning(job: Job, provider: Provider) -> list[str]:

@@ -358,10 +358,15 @@ class LimitHeaders:
 
 
 class Answerer(NamedTuple):
-    """Who answered an attempt, or was to: the provider by its name, and the endpoint by its address."""
+    """Who answered an attempt, or was to: the provider by its name, the endpoint by its address, the model as asked.
+
+    `fallback` says that it was asked in place of the job's own target.
+    """
 
     provider: str
     endpoint: str | None = None
+    model: str | None = None
+    fallback: bool = False
 
 
 @dataclass(slots=True)

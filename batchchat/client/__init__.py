@@ -7,6 +7,7 @@ it nobody meets an httpx type.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -36,6 +37,9 @@ _WRONG_ADDRESS = frozenset({404, 405})
 _VERSION = re.compile(r"/v\d[\w.]*(?=/|\Z)|/openai\b|/api/paas\b|/compatible-mode\b")
 """What the paths of known services hold, whose base URLs need no `/v1` more."""
 _ENDED_EARLY = re.compile(r"(?i)disconnect|peer closed connection")
+_OK = 200
+_MODELS_S = 4.0
+"""Seconds for a server to list its models, which it has at hand. Chosen, not measured."""
 _TAIL_S = 0.25
 _TAIL_BYTES = 16 * 1024
 
@@ -128,6 +132,23 @@ class ChatClient:
         if self._tariff is not None and reply.usage is not None:
             reply.cost = self._tariff.cost(reply.usage)
         return reply
+
+    async def models(self) -> frozenset[str] | None:
+        """Return the names of the models that the server lists; None if it does not tell."""
+        url = self._url.copy_with(path=self._url.path.removesuffix(_ENDPOINT) + "/models")
+        headers = [(name, value) for name, value in self._headers.raw if name.lower() != b"content-type"]
+        timeout = dict.fromkeys(("connect", "read", "write", "pool"), _MODELS_S)
+        request = httpx.Request("GET", url, headers=headers, extensions={"timeout": timeout})
+        try:
+            response = await self._transport.handle_async_request(request)
+            try:
+                content = await _read_bounded(response)
+            finally:
+                await response.aclose()
+            listed = json.loads(content)["data"] if response.status_code == _OK else None
+            return None if listed is None else frozenset(str(one["id"]) for one in listed)
+        except (httpx.HTTPError, _TooLarge, ValueError, KeyError, TypeError):
+            return None  # whatever it says is no list of models
 
     async def _attempt(self, body: bytes, limit: float, reader: StreamReader | None) -> Reply:
         try:

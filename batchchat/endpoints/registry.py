@@ -12,12 +12,13 @@ import httpx
 from batchchat.client import ChatClient
 from batchchat.endpoints.body import BodyFor
 from batchchat.endpoints.endpoint import Endpoint
+from batchchat.endpoints.models import ask_models, lacking
 from batchchat.endpoints.route import EndpointRoute
 from batchchat.endpoints.target import Target
 from batchchat.events import Event, Listener
 from batchchat.job import Job, api_key
-from batchchat.job.pool_fields import LimitFields, PoolFields
-from batchchat.job.targets import EndpointPlan, TargetPlan, endpoint_key, targets_of
+from batchchat.job.pool_fields import LimitFields
+from batchchat.job.targets import EndpointPlan, TargetPlan, endpoint_key, has_several, targets_of
 from batchchat.limits import MAX_CONCURRENCY, Limiter
 from batchchat.money import Tariff
 from batchchat.providers import DEMO, Provider
@@ -27,11 +28,6 @@ Keys = Sequence[Sequence[str | None]]
 """The key of each endpoint of each target, in the job's order; None where none is needed."""
 Limiters = dict[tuple[object, ...], Limiter]
 """Limiters that several runs share, by what they are about."""
-
-
-def has_several(job: Job) -> bool:
-    """Return true if the job may ask more than one endpoint."""
-    return bool(job.fallback) or (isinstance(job.provider, PoolFields) and len(job.provider.endpoints or ()) > 0)
 
 
 def needs_demo(job: Job) -> bool:
@@ -140,7 +136,18 @@ class Registry:
             ]
             found.append(Target(endpoints, provider=target.provider.name, model=target.model, on=target.on))
         over = limiter or make_limiter(job, targets[0].provider, self._listener, self._rng)
-        return EndpointRoute(found, over=over, listener=self._listener)
+        route = EndpointRoute(found, over=over, listener=self._listener)
+        await self._check_models(route, targets)
+        return route
+
+    async def _check_models(self, route: EndpointRoute, plans: Sequence[TargetPlan]) -> None:
+        """Take out the endpoints that lack the model. Raises JobError if no endpoint of a target has it."""
+        endpoints = [endpoint for target in route.targets for endpoint in target.endpoints]
+        listed = iter(await ask_models([endpoint.client for endpoint in endpoints]))
+        for target, plan in zip(route.targets, plans, strict=True):
+            wrong = lacking(self._job, plan, [next(listed) for _ in target.endpoints])
+            for number, why in wrong.items():
+                route.take_out(target.endpoints[number], why)
 
     async def _endpoint(self, target: TargetPlan, plan: EndpointPlan, key: str | None, limiter: Limiter) -> Endpoint:
         job, provider = self._job, plan.provider
@@ -160,7 +167,7 @@ class Registry:
             request_timeout=job.retry.request_timeout,
             tariff=Tariff.of(target.provider.prices.get(target.model)),
             stream=bool(job.params.stream),
-            by=Answerer(_name(target.provider), plan.name),
+            by=Answerer(_name(target.provider), plan.name, target.model, bool(target.on)),
         )
         await self._stack.enter_async_context(client)
         return Endpoint(client, limiter, plan.name, plan.weight, body=self._body(target, plan))

@@ -83,7 +83,7 @@ class PoolFields(ProviderFields):
         if self.endpoints is not None and self.name is None:
             raise ValueError("needs a name: it is the identity of the answers, whatever endpoints come and go")
         if self.endpoints is None and self.profile is None and self.base_url is None:
-            raise ValueError("needs a base_url, endpoints, or the profile it changes")
+            raise ValueError("needs a base_url, or the profile it changes")
         return self
 
 

@@ -40,6 +40,11 @@ class TargetPlan:
     place: tuple[Hashable, ...]
 
 
+def has_several(job: Job) -> bool:
+    """Return true if the job may ask more than one endpoint."""
+    return bool(job.fallback) or (isinstance(job.provider, PoolFields) and bool(job.provider.endpoints))
+
+
 def targets_of(job: Job) -> tuple[TargetPlan, ...]:
     """Return whom the job asks, its own provider first. Checks nothing: see `check_targets`."""
     own = TargetPlan(

@@ -253,7 +253,8 @@ class Writer:
         record.prompt_id = outcome.of_prompt or self._prompt_id
         by = reply.by or self._by
         if by is not None and request.attempts:
-            record.provider, record.endpoint = by
+            record.provider, record.endpoint = by.provider, by.endpoint
+            self._tally.add_answerer(by, ok=failure is None, cost=record.cost or 0.0)
         return record
 
     # --- committing and sealing
