@@ -23,6 +23,7 @@ _OF_FIELD: Mapping[str, str] = {
     "output": "output",
     "provider": "providers",
     "model": "providers",
+    "fallback": "endpoints",
     "messages": "templates",
     "constant": "templates",
     "samples": "samples",
