@@ -183,7 +183,8 @@ class Request:
     `counted` against the policy, those `unsent`, the `usage` of attempts that settled nothing and its `cost` (see
     `Reply`), times, and the `steps` of a request that needs more than one answer. `answer_id` is the identity of its
     answer, where answers are shared. `target` is the number of the target that it is asked at next, `broke` the set of
-    endpoints at which it has failed (see `endpoints`). `left` is the answer that an earlier target gave, which was not
+    endpoints at which it has failed, `head` the number of what its prompt begins with, 0 if that tells nothing (see
+    `endpoints`). `left` is the answer that an earlier target gave, which was not
     taken: for the record, if no later one answers.
     """
 
@@ -206,6 +207,7 @@ class Request:
     answer_id: bytes = b""
     target: int = 0
     broke: int = 0
+    head: int = 0
     left: tuple[Reply, Failure] | None = None
 
     def add_billed(self, reply: Reply) -> None:

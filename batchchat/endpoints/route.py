@@ -18,6 +18,7 @@ from typing import Protocol
 import anyio
 from anyio import current_time
 
+from batchchat.endpoints.affinity import Heads
 from batchchat.endpoints.endpoint import Endpoint
 from batchchat.endpoints.target import SOON_S, Target
 from batchchat.events import Event, Listener, Pace
@@ -151,6 +152,8 @@ class EndpointRoute:
         self._lines: dict[int, deque[_Waiter]] = {}
         for place, endpoint in enumerate(self._all()):
             endpoint.bit = 1 << place
+        # With one endpoint for each target there is nothing to choose, and no head to look for.
+        self.heads = Heads() if any(len(target.endpoints) > 1 for target in self.targets) else None
         # Targets that are asked when those before them are down: only if these are down too, the run is.
         self._chain = [target for target in self.targets if target is self.targets[0] or "outage" in target.on]
 
@@ -203,7 +206,7 @@ class EndpointRoute:
         place: int | None = request.target
         while place is not None:
             target = self.targets[place]
-            endpoint, wait = target.pick(tokens, now, request.broke)
+            endpoint, wait = target.pick(tokens, now, request.broke, request.head)
             if endpoint is not None:
                 own = endpoint.limiter.try_acquire(tokens, key=request.custom_id, now=now)
                 if own is not None:

@@ -114,7 +114,8 @@ class LocalEngine:
         self._succeeded = False
         self._causes = Causes()
         self._refusals = refusals if refusals is not None else Refusals()
-        self._supply = Supply(self._limiter, self._causes, self._refusals, surroundings.rng)
+        heads = to.heads if isinstance(to, EndpointRoute) else None
+        self._supply = Supply(self._limiter, self._causes, self._refusals, surroundings.rng, heads)
         self._outage = Outage(self._limiter, policy, self._causes, self._refusals, self._supply)
         self._sending: dict[Request, float] = {}
         self._parked: list[_Seat] = []

@@ -45,6 +45,7 @@ _OF_FIELD: Mapping[str, str] = {
     "failed": "evaluation",
     "seed": "evaluation",
     "cluster": "evaluation",
+    "allow_fallback": "evaluation",
 }
 """The page that tells most about a field of a job or a suite."""
 _ENTRY = re.compile(r"^- \[([a-z-]+)\]\(\1\.md\): (.+)$", re.MULTILINE)

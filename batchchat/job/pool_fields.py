@@ -39,7 +39,7 @@ class EndpointFields(ProviderFields):
 
     model: Name | None = None
     weight: Number = Field(1.0, gt=0, le=1_000)
-    limits: LimitFields = LimitFields.model_construct()
+    limits: LimitFields | None = None
 
     @field_validator("profile")
     @classmethod
@@ -97,7 +97,7 @@ class FallbackFields(Section):
     provider: str | PoolFields | None = None
     model: Name
     on: list[FallbackReason] = Field(default=["outage"], min_length=1)
-    limits: LimitFields = LimitFields.model_construct()
+    limits: LimitFields | None = None
     prices: Prices | None = None
 
     @field_validator("on", mode="before")

@@ -65,7 +65,7 @@ def _fallback(job: Job, number: int) -> TargetPlan:
     place = ("provider",) if fallback.provider is None else ("fallback", number, "provider")
     endpoints = _endpoints(job, spec, provider, fallback.model, place)
     if len(endpoints) == 1:
-        endpoints = (replace(endpoints[0], limits=fallback.limits),)
+        endpoints = (replace(endpoints[0], limits=fallback.limits or LimitFields()),)
     return TargetPlan(provider, fallback.model, endpoints, frozenset(fallback.on), ("fallback", number))
 
 
@@ -92,7 +92,9 @@ def _endpoint(
         ca_file=own.ca_file or provider.ca_file,
         transport=own.transport if fields.transport else provider.transport,
     )
-    return EndpointPlan(_address(changed), changed, fields.model or model, fields.weight, fields.limits, place)
+    return EndpointPlan(
+        _address(changed), changed, fields.model or model, fields.weight, fields.limits or LimitFields(), place
+    )
 
 
 def _address(provider: Provider) -> str:
