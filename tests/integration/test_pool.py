@@ -50,7 +50,7 @@ class DemoProcess:
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.communicate(timeout=10)
             self.process = None
 
 
