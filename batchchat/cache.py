@@ -256,6 +256,9 @@ def _sum(key: bytes, value: bytes) -> bytes:
     return blake2b(key + value, digest_size=8).digest()
 
 
+_TEXTS = ("text", "finish_reason", "model", "request_id", "reasoning", "system_fingerprint", "service_tier")
+
+
 def _encode(answer: Completion) -> bytes | None:
     """An answer as JSON; None where JSON has no form for it."""
     value = {
@@ -267,6 +270,8 @@ def _encode(answer: Completion) -> bytes | None:
         "reasoning": answer.reasoning,
         "tool_calls": answer.tool_calls,
         "logprobs": answer.logprobs,
+        "system_fingerprint": answer.system_fingerprint,
+        "service_tier": answer.service_tier,
     }
     try:
         return orjson.dumps({name: item for name, item in value.items() if item is not None})
@@ -278,7 +283,7 @@ def _decode(value: bytes) -> Completion | None:
     """Read an answer; None where it has not the form of one."""
     try:
         data = orjson.loads(value)
-        texts = {name: data.get(name) for name in ("text", "finish_reason", "model", "request_id", "reasoning")}
+        texts = {name: data.get(name) for name in _TEXTS}
         usage = Usage._make(data["usage"])
         calls, logprobs = data.get("tool_calls"), data.get("logprobs")
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):

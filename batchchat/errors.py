@@ -5,7 +5,7 @@
     │   └── JobError                2  a place in a job file, or a --set, that cannot be used
     ├── NeedsHuman                  3  the provider refuses us: key, model, credit
     ├── StoppedEarly                4  a budget or a deadline was reached
-    ├── ProviderUnavailable        69  an outage that outlasted `retry.outage`, or a host that never answered
+    ├── ProviderUnavailable        69  an outage beyond `retry.outage`, a host that never answered, a day used up
     ├── StorageError               74  the disk or a file cannot be written or read
     └── OutputLocked               75  another run holds this output
 

@@ -183,8 +183,9 @@ class RunSummary:
     and were asked for again. `streamed` is about this run's own completions, None where none was streamed. `resume` is
     the command that goes on, None where nothing is left to do. `prompt_id` tells the prompt of the job as it is;
     `earlier_prompt` of the `kept` records answer another one, of rows that this pass did not take. `retry` is the
-    command that tries failed rows again, None if no row failed or the next run tries all of them anyway. `answered_by`
-    tells who was asked last for this run's records.
+    command that tries failed rows again, None if no row failed or the next run tries all of them anyway. `resets_at` is
+    when the provider's limit of a day ends that stopped the run (UTC, ISO 8601), None if none did or it is not known.
+    `answered_by` tells who was asked last for this run's records.
     """
 
     run_id: str
@@ -224,4 +225,5 @@ class RunSummary:
     prompt_id: str | None = None
     earlier_prompt: int = 0
     retry: str | None = None
+    resets_at: str | None = None
     answered_by: tuple[AnsweredBy, ...] = ()

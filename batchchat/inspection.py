@@ -82,6 +82,7 @@ def status_of(directory: Path) -> StatusView:
             code if type(code) is int else None,
             _text(ended.get("reason")),
             _utc(ended.get("ended_at")),
+            _utc(ended.get("resets_at")),
         )
     if running is None and output.live and (last is None or output.live.get("run_id") != last.run_id):
         last = LastRun(

@@ -50,6 +50,11 @@ class Tariff(NamedTuple):
         known = [tariff for tariff in found if tariff is not None]
         return cls(*map(max, zip(*known, strict=True))) if found and len(known) == len(found) else None
 
+    def times(self, factor: float) -> Tariff:
+        """Return the tariff of something that costs so many times as much. A part of a unit is rounded up."""
+        share = Decimal(repr(float(factor)))
+        return Tariff(*(math.ceil(amount * share) for amount in self))
+
     def cost(self, usage: Usage) -> int:
         """Return what these tokens cost; cached prompt tokens at their own price. Counts that are not told are zero."""
         prompt, output = usage.prompt_tokens or 0, usage.completion_tokens or 0

@@ -16,8 +16,8 @@ from batchchat.errors import JobError, UsageError
 from batchchat.events import FailureGroup
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
-from batchchat.job import Job, api_key, load_keys
-from batchchat.job.targets import has_several
+from batchchat.job import Job, key_problem, load_keys
+from batchchat.job.targets import endpoint_key_problem, has_several
 from batchchat.job.values import nearest
 from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff, as_float
@@ -73,8 +73,9 @@ def plan_job(
     to_send = counts.to_send - sharing.saved
     tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
     duration, binding = _duration(to_send, tokens, job, provider, history.latency_s)
-    tariff = Tariff.of(provider.prices.get(job.model))
+    tariff = Tariff.of(provider.prices.get(job.model), provider.tiers.get(job.params.service_tier or "", 1.0))
     cost = as_float(tariff.cost(usage)) if tariff is not None else None
+    no_key = key_problem(job, provider, load_keys(job))
     engines = [EnginePlan("local", not job.engine.batch, cost, duration)]
     if to_send:
         engines.append(_batch_engine(job, provider, to_send, usage, reader.nbytes))
@@ -111,7 +112,7 @@ def plan_job(
             *prepared.empty.warning(reader.empty, f"the {counts.rows:,}"),
             *prepared.source.warnings,
             *_price_warning(job, provider),
-            *(_endpoint_warnings(job) if has_several(job) else _key_warning(job, provider)),
+            *(_endpoint_warnings(job) if has_several(job) else _key_warning(no_key)),
         ],
         note=provider.note if provider.name == DEMO else "",
         samples=job.samples,
@@ -125,6 +126,8 @@ def plan_job(
         empty=reader.empty,
         earlier_prompt=min(history.others, kept),
         engines=engines if len(engines) > 1 else (),
+        key=provider.key_place,
+        key_found=None if provider.key_place is None else no_key is None,
     )
 
 
@@ -398,20 +401,12 @@ def _price_warning(job: Job, provider: Provider) -> list[str]:
 def _endpoint_warnings(job: Job) -> list[str]:
     """Say which endpoint lacks its key or the model. Raises JobError if no endpoint has the model."""
     from batchchat.endpoints.models import models_warnings
-    from batchchat.endpoints.registry import read_keys
 
     environ = load_keys(job)
-    try:
-        read_keys(job, environ)
-    except JobError as error:
-        return [f"{error.message}. A run needs it."]
-    return models_warnings(job, environ)
+    problem = endpoint_key_problem(job, environ)
+    return _key_warning(problem) if problem is not None else models_warnings(job, environ)
 
 
-def _key_warning(job: Job, provider: Provider) -> list[str]:
+def _key_warning(problem: JobError | None) -> list[str]:
     """A missing key stops a run, not a plan; it is said all the same."""
-    try:
-        api_key(job, provider, load_keys(job))
-    except JobError as error:
-        return [f"{error.message}. A run needs it."]
-    return []
+    return [] if problem is None else [f"{problem.message}. A run needs it."]

@@ -31,6 +31,10 @@ DEMO = "demo"
 PRICES_READ = "2026-11-28"
 """The day on which the list of prices was made."""
 
+TIERS_READ = "2026-11-28"
+"""The day of the factors of service tiers. Flex costs as much as a batch. Priority costs up to twice the usual price;
+the list names no price of it for each model, so the dearest factor is taken."""
+
 Transport = Literal["auto", "httpx", "http2"]
 
 
@@ -55,6 +59,9 @@ class Provider:
     `base_url` ends before `/chat/completions`; it is None for the demo provider, whose port is chosen at run time.
     `identity` names the service in every `custom_id`: it stays the same when only a port or a key changes. `max_images`
     is how many images one request may hold, None where that is not known.
+    The key comes from one of `api_key_env`, `api_key_file` and `api_key_command`; with none of them no key is sent.
+    `tiers` holds what a request costs in a service tier, as a share of its usual price (see `TIERS_READ`).
+    `api_key_header` and `api_key_scheme` say how it is sent, None as is usual (see `credentials.KeySource`).
     `stream_options` tells whether a streamed request may ask for usage; a service that refuses that mostly sends it
     unasked. `transport` is what carries the requests: `auto`, `httpx` or `http2` (see `transport.choose_transport`).
     """
@@ -77,6 +84,21 @@ class Provider:
     stream_options: bool = True
     transport: Transport = "auto"
     note: str = ""
+    tiers: Mapping[str, float] = field(default_factory=dict)
+    api_key_file: str | None = None
+    api_key_command: str | tuple[str, ...] | None = None
+    api_key_header: str | None = None
+    api_key_scheme: str | None = None
+
+    @property
+    def key_place(self) -> str | None:
+        """Return in a few words where the key comes from; None if the provider needs none."""
+        if self.api_key_file is not None:
+            return f"the file {self.api_key_file}"
+        if self.api_key_command is None:
+            return None if self.api_key_env is None else f"the environment variable {self.api_key_env}"
+        words = self.api_key_command.split() if isinstance(self.api_key_command, str) else self.api_key_command
+        return f"the command {words[0]}"
 
     def with_base_url(self, base_url: str) -> Provider:
         """Return the same provider at another address, keeping its identity (a demo server's port, a test's)."""
@@ -128,6 +150,7 @@ PROFILES: Mapping[str, Provider] = {
             },
             currency="EUR",
             prices_as_of="2026-11-01",
+            tiers={"flex": 0.5, "priority": 2.0},
             max_images=12,
             unsupported=frozenset({"frequency_penalty", "n", "top_logprobs", "logit_bias", "user"}),
             note="This is the demo model: an embedded server that answers by simple rules. Its prices are made up, "
@@ -155,7 +178,13 @@ PROFILES: Mapping[str, Provider] = {
             prices_as_of="2026-09-29",
             note="Limits are those of the first tier, per organization; response headers correct them upwards.",
         ),
-        _profile("openai", "https://api.openai.com/v1", api_key_env="OPENAI_API_KEY", **_listed("openai")),
+        _profile(
+            "openai",
+            "https://api.openai.com/v1",
+            api_key_env="OPENAI_API_KEY",
+            tiers={"flex": 0.5, "priority": 2.0},
+            **_listed("openai"),
+        ),
         _profile(
             "mistral",
             "https://api.mistral.ai/v1",
@@ -172,6 +201,14 @@ PROFILES: Mapping[str, Provider] = {
             **_listed("groq"),
         ),
         _profile("together", "https://api.together.xyz/v1", api_key_env="TOGETHER_API_KEY", **_listed("together")),
+        _profile(
+            "azure",
+            None,
+            api_key_env="AZURE_OPENAI_API_KEY",
+            api_key_header="api-key",
+            note="Set base_url to your resource, such as https://NAME.openai.azure.com/openai/v1. With a token of "
+            "Entra in place of a key, set api_key_header: Authorization.",
+        ),
         _profile("vllm", "http://127.0.0.1:8000/v1", note="Set base_url where the server is not on this machine."),
         _profile(
             "ollama",

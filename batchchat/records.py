@@ -71,7 +71,8 @@ class Completion:
     """A successful answer.
 
     `tool_calls` is a tuple of `{"id", "type", "name", "arguments"}`, `logprobs` one of `{"token", "logprob", "top"}`
-    with natural logarithms, where `top` is a list of `{"token", "logprob"}`.
+    with natural logarithms, where `top` is a list of `{"token", "logprob"}`. `system_fingerprint` and `service_tier`
+    are the server's own words for what ran the model, and how urgently.
     """
 
     text: str | None
@@ -83,6 +84,8 @@ class Completion:
     reasoning: str | None = None
     tool_calls: tuple[dict[str, str | None], ...] | None = None
     logprobs: tuple[dict[str, Any], ...] | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
 
 
 class Place(NamedTuple):
@@ -240,7 +243,7 @@ class Record:
     time from then to the last thing it wrote, null where all came at once. `prompt_id` tells which prompt the record
     answers (see `runner.rows.prompt_id_of`), `engine` who had the answer (`local` or `batch`); `provider` and
     `endpoint` who was asked last: the provider by its name, the endpoint by its address. All four are null in what an
-    earlier version wrote. A `batch` tells no latency.
+    earlier version wrote, as are `system_fingerprint` and `service_tier` (see `Completion`). A `batch` has no latency.
     """
 
     batch: RowBatch
@@ -280,6 +283,8 @@ class Record:
     output_tokens_per_s: float | None = None
     prompt_id: str | None = None
     engine: str | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
     provider: str | None = None
     endpoint: str | None = None
     parsed: Any = None
@@ -371,6 +376,12 @@ class Answerer(NamedTuple):
     fallback: bool = False
 
 
+class DayLimit(NamedTuple):
+    """A limit of a whole day that is used up. `resets_at`: when it ends, in seconds since the epoch, if told."""
+
+    resets_at: float | None
+
+
 @dataclass(slots=True)
 class Reply:
     """What one attempt brought: a completion, or a failure with what is known about trying again.
@@ -381,6 +392,7 @@ class Reply:
     read), so that it is to be believed only if it comes again.
     `ttft_s` and `output_tokens_per_s` are there where the answer was streamed (see `Record`).
     `cost` is what the usage costs at whoever answered (see `money`), None if nothing was billed or no price is known.
+    `day` is there if a rate limit is that of a whole day.
     `by` is who that was, None if nobody was asked.
     """
 
@@ -400,6 +412,7 @@ class Reply:
     output_tokens_per_s: float | None = None
     doubted: bool = False
     cost: int | None = None
+    day: DayLimit | None = None
     by: Answerer | None = None
 
     @property

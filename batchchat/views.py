@@ -72,6 +72,8 @@ class PlanView:
     message, the most frequent first. `empty` rows have nothing in any column that the messages name.
     `earlier_prompt` of the `kept` records answer another prompt than the job's.
     `engines` compares single requests with batches; `cost` is that of the job's own engine.
+    `key` says where the provider's key comes from, None if it needs none, and `key_found` whether it is there (of a
+    command: whether its program is).
     """
 
     job: str
@@ -113,6 +115,8 @@ class PlanView:
     empty: int = 0
     earlier_prompt: int = 0
     engines: Sequence[EnginePlan] = ()
+    key: str | None = None
+    key_found: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +130,16 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class LastRun:
-    """How the last run ended, and when (UTC, ISO 8601); an `exit_code` of None: it was killed, and could not say."""
+    """How the last run ended, and when (UTC, ISO 8601); an `exit_code` of None: it was killed, and could not say.
+
+    `resets_at` is when the provider's limit of a day ends that stopped the run (UTC, ISO 8601), if it is known.
+    """
 
     run_id: str
     exit_code: int | None
     reason: str | None
     ended: str | None
+    resets_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ resumed by the same command."""
 _FAULTS = """Faults: error_400 error_401 error_403 error_404 error_416 error_422 error_429 error_500 error_503 error_504
 html error_200 no_choices null_content no_usage truncated_json drop drop_body stream_cut stream_error slow hang
 empty_whitespace wrong_label invalid_output misfit misfit_once cut_off fenced refusal content_filter quota sticky_500
-sticky_504, and the counts revoke_after and quota_after.
+sticky_504, and the counts revoke_after, quota_after, day_after and other_after.
 
 Of streams: stream_cut closes the connection before the usage is told, drop_body half-way; truncated_json ends one
 half-way, stream_error with an error inside; no_usage leaves the usage out.
@@ -517,6 +517,8 @@ def schema(kind: str) -> None:
     help="Let a share of requests go wrong, such as error_503=0.05. May be repeated.",
 )
 @click.option("--key-env", metavar="VARIABLE", help="Ask for the key that this environment variable holds.")
+@click.option("--key-lifetime", metavar="TIME", help="Ask for a key that expires after this time; see --key-file.")
+@click.option("--key-file", metavar="FILE", help="Write the valid key to this file, whenever the last one has expired.")
 @click.option("--batch-seconds", default="2s", show_default=True, metavar="TIME", help="Time of a batch to its end.")
 @click.option(
     "--batch-fault",

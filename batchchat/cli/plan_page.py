@@ -50,6 +50,8 @@ def render_plan(view: PlanView) -> RenderableType:
         parts += [blank(), plain_text(f"Estimates: {view.method}", "dim")]
     parts += remarks(view.warnings, view.note)
     parts += [blank(), pair("input", view.input), pair("output", view.output)]
+    if view.key is not None:
+        parts.append(pair("key", f"{view.key}{'' if view.key_found else ' (not there)'}"))
     if view.command:
         parts.append(pair("run it with", view.command))
     return Group(*parts)

@@ -140,7 +140,7 @@ def leave(code: int) -> None:
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join(_LAST_WORDS_S)
             if thread.is_alive():
-                os._exit(code)
+                leave_now(code)
     sys.exit(code)
 
 
@@ -387,13 +387,18 @@ def _tell_leaving(log: LogListener, reason: str) -> None:
 
 def leave_now(code: int) -> None:
     """End the process without waiting for threads: what was committed is durable, the rest stays open."""
+    from batchchat.credentials import end_commands
+
+    end_commands()
     os._exit(code)
 
 
 def hide_key(job: Any) -> None:
-    """Let no line that this process prints hold the key."""
+    """Let no line that this process prints hold the key, nor one that is read while the job runs."""
+    from batchchat.credentials import tell_keys
     from batchchat.job import load_keys
 
+    tell_keys(mask.register)
     provider = job.resolved_provider()
     if provider.api_key_env:
         mask.register(load_keys(job).get(provider.api_key_env))

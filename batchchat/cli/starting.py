@@ -74,14 +74,23 @@ def demo_server_command(
     concurrency: int | None,
     faults: tuple[str, ...],
     key_env: str | None,
+    key_lifetime: str | None,
+    key_file: str | None,
     batch_seconds: str,
     batch_faults: tuple[str, ...],
     batch_dialect: str,
     batch_folder: str | None,
 ) -> int:
     """Serve until a signal ends it."""
-    from batchchat.demo import BatchOptions, Demo, DemoOptions, read_batch_fault, serve
+    from batchchat.demo import BatchOptions, Demo, DemoOptions, KeyFileError, read_batch_fault, serve
 
+    if (key_lifetime is None) != (key_file is None):
+        raise UsageError(
+            "--key-lifetime and --key-file belong together: a key that expires, and the file that holds the valid one",
+            remedy="For example: --key-lifetime 20s --key-file demo-key",
+        )
+    if key_lifetime is not None and key_env is not None:
+        raise UsageError("--key-env names a key that stays, and --key-lifetime makes keys that expire: choose one")
     key = None
     if key_env is not None:
         key = os.environ.get(key_env)
@@ -98,6 +107,8 @@ def demo_server_command(
             concurrency=concurrency,
             faults=_read_faults(faults),
             api_key=key,
+            key_lifetime_s=None if key_lifetime is None else read_duration("--key-lifetime", key_lifetime),
+            key_file=None if key_file is None else Path(key_file),
             batch=BatchOptions(
                 seconds=read_duration("--batch-seconds", batch_seconds),
                 faults=dict(read_batch_fault(text) for text in batch_faults),
@@ -115,6 +126,8 @@ def demo_server_command(
 
     try:
         demo = Demo(options)
+    except KeyFileError as error:
+        raise UsageError(f"--key-file {key_file} cannot be written: {error}", remedy="Name another file.") from None
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else error
         raise UsageError(

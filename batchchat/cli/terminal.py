@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _SHORTEST_SECRET = 8
+_MOST_SECRETS = 100
+"""Secrets that are kept. Of those that are renewed, older ones have expired long since."""
 _STARS = "***"
 # For streams that are not UTF-8: one character for one, so that widths stay.
 _PLAIN_LETTERS = str.maketrans({"━": "=", "─": "-", "·": "|", "\N{EN DASH}": "-", "…": "~"})
@@ -27,6 +29,7 @@ class Masker:
     """Replaces every registered secret by `***`, also where it was JSON-escaped or percent-encoded."""
 
     def __init__(self) -> None:
+        self._secrets: dict[str, None] = {}
         self._forms: tuple[str, ...] = ()
         self._lock = threading.Lock()
 
@@ -35,10 +38,18 @@ class Masker:
         value = (secret or "").strip()
         if len(value) < _SHORTEST_SECRET:
             return
-        forms = {value, json.dumps(value)[1:-1], quote(value, safe=""), quote(value)}
         with self._lock:
+            if value in self._secrets:
+                return
+            self._secrets[value] = None
+            # A key that is renewed every minute for a week must not make each line slower and slower to print.
+            while len(self._secrets) > _MOST_SECRETS:
+                del self._secrets[next(iter(self._secrets))]
+            forms = {
+                form for one in self._secrets for form in (one, json.dumps(one)[1:-1], quote(one, safe=""), quote(one))
+            }
             # The longest first: a secret may be the beginning of another one.
-            self._forms = tuple(sorted({*self._forms, *forms}, key=lambda form: (-len(form), form)))
+            self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
 
     def __call__(self, text: str) -> str:
         """Return the text without any registered secret."""
@@ -46,6 +57,10 @@ class Masker:
             if form in text:
                 text = text.replace(form, _STARS)
         return text
+
+
+def _spellings(secret: str) -> tuple[str, ...]:
+    return secret, json.dumps(secret)[1:-1], quote(secret, safe=""), quote(secret)
 
 
 mask = Masker()

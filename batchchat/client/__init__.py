@@ -23,6 +23,7 @@ from batchchat.client.masking import KeyMask
 from batchchat.client.streaming import StreamReader, holds_events, is_event_stream, read_whole_stream
 from batchchat.client.wire import read_reply
 from batchchat.clock import running_clock
+from batchchat.credentials import Credential
 from batchchat.money import Tariff
 from batchchat.providers import Provider
 from batchchat.records import Answerer, ErrorKind, Failure, Reply, Verdict
@@ -40,6 +41,8 @@ _ENDED_EARLY = re.compile(r"(?i)disconnect|peer closed connection")
 _OK = 200
 _MODELS_S = 4.0
 """Seconds for a server to list its models, which it has at hand. Chosen, not measured."""
+_KEYS_TRIED = 3
+"""Keys that one attempt is made with after its first. A second one is needed if a new key expires on the way."""
 _TAIL_S = 0.25
 _TAIL_BYTES = 16 * 1024
 
@@ -56,9 +59,10 @@ class ChatClient:
     """Sends chat completion requests to one provider.
 
     The transport is owned: leaving the client's context closes it. `user_agent` and the provider's headers go with
-    every request; the key goes into `Authorization` alone, and is masked in everything that comes back. With `stream`,
-    bodies ask for streamed answers, which are read as they come. `by` is what replies name as who answered. Raises
-    ValueError for a provider without an address, and for a header or a key that no request can carry.
+    every request; the key goes into its own header alone, and is masked in everything that comes back. If a key is
+    refused and its credential can give another one, the same attempt is made once more with that. With `stream`, bodies
+    ask for streamed answers, which are read as they come. `by` is what replies name as who answered. Raises ValueError
+    for a provider without an address, and for a header or a key that no request can carry.
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class ChatClient:
         provider: Provider,
         transport: httpx.AsyncBaseTransport,
         *,
-        api_key: str | None,
+        api_key: str | Credential | None,
         request_timeout: float,
         tariff: Tariff | None = None,
         stream: bool = False,
@@ -76,11 +80,13 @@ class ChatClient:
     ) -> None:
         self._url = _address(provider)
         self._asked = str(self._url.copy_with(query=None))
-        self._headers = _header_fields(provider, self._url, user_agent, api_key, stream=stream)
+        self._credential = Credential.of(api_key)
+        self._common = _header_fields(provider, self._url, user_agent, stream=stream)
         self._name = provider.name
         self._by = by
         self._tariff = tariff
-        self._mask = KeyMask(api_key)
+        self._tiers = {} if tariff is None else {tier: tariff.times(part) for tier, part in provider.tiers.items()}
+        self._mask = KeyMask()
         self._transport = transport
         self._timeout = request_timeout
         self._extensions: Mapping[str, object] = {
@@ -91,10 +97,18 @@ class ChatClient:
         self._clock: Callable[[], float] = anyio.current_time
         self._wall_clock = wall_clock
         self._exchange = transport if isinstance(transport, Exchange) else None
-        self._route = self._exchange.route("POST", self._url, self._headers.raw) if self._exchange else None
+        self._take_key()
 
     def __repr__(self) -> str:
         return f"ChatClient({self._name!r}, {self._asked!r})"
+
+    def _take_key(self) -> None:
+        """Send the credential's key from now on. The mask keeps the earlier ones, which answers may still repeat."""
+        carried = self._credential.header_field()
+        self._generation = self._credential.generation
+        self._mask.add(self._credential.key)
+        self._headers = _checked({**self._common, carried[0].lower(): carried} if carried else self._common)
+        self._route = self._exchange.route("POST", self._url, self._headers.raw) if self._exchange else None
 
     async def __aenter__(self) -> ChatClient:
         self._clock = running_clock()
@@ -115,22 +129,24 @@ class ChatClient:
         if started is None:
             started = anyio.current_time()
         limit = self._timeout if timeout is None else min(timeout, self._timeout)
-        reader = StreamReader(started) if self._stream else None
-        reply: Reply | None = None
+        credential = self._credential
+        if credential.generation != self._generation:
+            self._take_key()
+        generation = self._generation
         if self._exchange is not None:
-            reply = await self._attempt(body, limit, reader)
+            reply = await self._attempt(body, limit, StreamReader(started) if self._stream else None)
         else:
-            with anyio.move_on_after(limit):
-                reply = await self._attempt(body, limit, reader)
-        if reply is None:
-            message = f"no whole answer within {limit:g} s"
-            reply = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.TIMEOUT, message))
-            if reader is not None:
-                reply = reader.cut_off(reply, now=self._wall_clock(), mask=self._mask)
+            reply = await self._timed_attempt(body, limit, started)
+        if reply.completion is not None or reply.verdict is Verdict.RATE_LIMIT:
+            credential.accepted = max(credential.accepted, generation)
+        elif _key_refused(reply) and credential.renewable:
+            reply = await self._with_another_key(body, limit, generation, reply)
         reply.latency_s = self._clock() - started
         reply.by = self._by
         if self._tariff is not None and reply.usage is not None:
-            reply.cost = self._tariff.cost(reply.usage)
+            completion = reply.completion
+            tier = completion.service_tier if completion is not None else None
+            reply.cost = (self._tariff if tier is None else self._tiers.get(tier, self._tariff)).cost(reply.usage)
         return reply
 
     async def models(self) -> frozenset[str] | None:
@@ -149,6 +165,36 @@ class ChatClient:
             return None if listed is None else frozenset(str(one["id"]) for one in listed)
         except (httpx.HTTPError, _TooLarge, ValueError, KeyError, TypeError):
             return None  # whatever it says is no list of models
+
+    async def _with_another_key(self, body: bytes, limit: float, generation: int, refused: Reply) -> Reply:
+        """Make an attempt whose key was refused once more, if there is another key; else say why there is none."""
+        credential = self._credential
+        reply = refused
+        for _ in range(_KEYS_TRIED):
+            if not await credential.renew(generation):
+                break
+            self._take_key()
+            generation = self._generation
+            reply = await self._timed_attempt(body, limit, self._clock())
+            if not _key_refused(reply):
+                if reply.completion is not None or reply.verdict is Verdict.RATE_LIMIT:
+                    credential.accepted = max(credential.accepted, generation)
+                return reply
+        failure, source = reply.failure, credential.source
+        assert failure is not None and source is not None  # noqa: S101, PT018 - it was refused, and could be renewed
+        why = credential.problem or f"{source.place} has given another key, which is refused too"
+        reply.failure = Failure(failure.kind, f"{failure.message} ({self._mask(why)})", failure.http_status)
+        return reply
+
+    async def _timed_attempt(self, body: bytes, limit: float, started: float) -> Reply:
+        """Make one attempt that ends within `limit` over any transport: only an `Exchange` keeps the time itself."""
+        reader = StreamReader(started) if self._stream else None
+        if self._exchange is not None:
+            return await self._attempt(body, limit, reader)
+        with anyio.move_on_after(limit):
+            return await self._attempt(body, limit, reader)
+        reply = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.TIMEOUT, f"no whole answer within {limit:g} s"))
+        return reply if reader is None else reader.cut_off(reply, now=self._wall_clock(), mask=self._mask)
 
     async def _attempt(self, body: bytes, limit: float, reader: StreamReader | None) -> Reply:
         try:
@@ -229,10 +275,8 @@ def _address(provider: Provider) -> httpx.URL:
     return url.copy_with(query=urlencode(query).encode("ascii")) if query else url
 
 
-def _header_fields(
-    provider: Provider, url: httpx.URL, user_agent: str, api_key: str | None, *, stream: bool
-) -> httpx.Headers:
-    """What is the same in all requests. An `httpx.Headers` never shows the key where it is printed."""
+def _header_fields(provider: Provider, url: httpx.URL, user_agent: str, *, stream: bool) -> dict[str, tuple[str, str]]:
+    """Return what is the same in all requests, but for the key: header fields by their names in lower case."""
     fields = {
         "host": ("Host", url.netloc.decode("ascii")),
         "accept": ("Accept", "text/event-stream, application/json" if stream else "application/json"),
@@ -241,13 +285,24 @@ def _header_fields(
     }
     for name, value in provider.headers.items():
         fields[name.lower()] = (name, value)
-    if api_key is not None:
-        fields["authorization"] = ("Authorization", f"Bearer {api_key}")
+    return fields
+
+
+def _checked(fields: Mapping[str, tuple[str, str]]) -> httpx.Headers:
+    """Return header fields for the wire. An `httpx.Headers` never shows a key in `Authorization` where it is printed.
+
+    Raises ValueError for what no request can carry. The message never holds a value, which may be the key.
+    """
     for name, value in fields.values():
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not re.fullmatch(r"[\t\x20-\x7e]*", value):
             what = "the key" if name == "Authorization" else f"the header {name!r}"
             raise ValueError(f"{what} holds characters that cannot be sent")
     return httpx.Headers(list(fields.values()))
+
+
+def _key_refused(reply: Reply) -> bool:
+    """Return true if the answer says that the key is not, or no longer, taken."""
+    return reply.failure is not None and reply.failure.http_status == 401
 
 
 async def _read_bounded(response: httpx.Response, reader: StreamReader | None = None) -> bytes:

@@ -159,7 +159,7 @@ class ChunkAssembler:
 
     def _take_chunk(self, chunk: dict[str, Any]) -> bool:
         self._take_usage(chunk)
-        for name in ("id", "model"):
+        for name in ("id", "model", "system_fingerprint", "service_tier"):
             if name not in self._fields and isinstance(chunk.get(name), str) and chunk[name]:
                 self._fields[name] = chunk[name]
         choices = chunk.get("choices")

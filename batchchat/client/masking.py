@@ -1,4 +1,4 @@
-"""The provider's key taken out of whatever a server sends back: it may repeat what it was sent.
+"""A provider's keys taken out of whatever a server sends back: it may repeat what it was sent.
 
 A server can echo a key as it stands, inside JSON that escapes some of its characters, inside JSON within JSON, or
 percent-encoded. Nothing that holds it may come to rest in a record, a log line or an error.
@@ -15,26 +15,39 @@ from batchchat.records import Completion, Reply
 
 STARS = "***"
 _SHORTEST = 8
+_KEPT = 4
+"""Keys that are masked at once. An answer comes within minutes, and a new key comes after many."""
 
 
 class KeyMask:
-    """Replaces one key by `***`. Called with a text, it finds every spelling.
+    """Replaces a client's keys by `***`: the one in use and the few before it, which late answers may repeat.
 
-    A key of fewer than 8 characters is no secret and is left alone: masking `EMPTY` or `x` would damage ordinary words.
+    Called with a text, it finds every spelling. A key of fewer than 8 characters is no secret and is left alone:
+    masking `EMPTY` or `x` would damage ordinary words.
     """
 
-    def __init__(self, key: str | None) -> None:
-        key = key if key is not None and len(key) >= _SHORTEST else None
-        forms = {key, json.dumps(key)[1:-1], quote(key), quote(key, safe="")} if key else set()
-        # The longest first: one spelling may be the beginning of another.
-        self._forms = [form.encode() for form in sorted(forms, key=lambda form: (-len(form), form))]
-        self._pattern = re.compile("".join(map(_spellings, key))) if key else None
+    def __init__(self, key: str | None = None) -> None:
+        self._keys: tuple[str, ...] = ()
+        self._forms: list[bytes] = []
+        self._pattern: re.Pattern[str] | None = None
+        self.add(key)
 
     def __repr__(self) -> str:
         return "KeyMask(***)" if self._forms else "KeyMask(None)"
 
+    def add(self, key: str | None) -> None:
+        """Mask this key too, from now on."""
+        if key is None or len(key) < _SHORTEST or key in self._keys:
+            return
+        self._keys = (key, *self._keys)[:_KEPT]
+        forms = {form for one in self._keys for form in (one, json.dumps(one)[1:-1], quote(one), quote(one, safe=""))}
+        # The longest first: one spelling may be the beginning of another.
+        self._forms = [form.encode() for form in sorted(forms, key=lambda form: (-len(form), form))]
+        ordered = sorted(self._keys, key=len, reverse=True)
+        self._pattern = re.compile("|".join("".join(map(_spellings, one)) for one in ordered))
+
     def __call__(self, text: str) -> str:
-        """Return the text without the key."""
+        """Return the text without the keys."""
         return text if self._pattern is None else self._pattern.sub(STARS, text)
 
     def clean(self, body: bytes) -> bytes:
@@ -79,6 +92,8 @@ def _masked_completion(completion: Completion, mask: KeyMask) -> Completion:
         request_id=masked(completion.request_id),
         refusal=masked(completion.refusal),
         reasoning=masked(completion.reasoning),
+        system_fingerprint=masked(completion.system_fingerprint),
+        service_tier=masked(completion.service_tier),
         tool_calls=calls and tuple({name: masked(value) for name, value in call.items()} for call in calls),
         logprobs=completion.logprobs if mask(tokens) == tokens else None,
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from batchchat.client.day_limits import read_day_limit
 from batchchat.client.finish import Finish, judge_finish, read_finish
 from batchchat.client.headers import Headers, parse_limits, parse_retry_after
 from batchchat.client.problems import (
@@ -33,6 +34,7 @@ from batchchat.reasoning import is_blank, split
 from batchchat.records import Axis, Completion, ErrorKind, Failure, Reply, Usage, Verdict
 
 _EXCERPT = 160
+_NAME_LIMIT = 200
 _QUOTA = re.compile(
     r"insufficient_quota|credit_balance_exhausted|spend_limit_exceeded|billing_hard_limit|payment_required"
 )
@@ -72,7 +74,19 @@ def read_reply(status: int, headers: Headers, body: bytes, *, now: float, mask: 
     else:
         reply = _read_error(status, headers, data, body, mask)
     tell_headers(reply, headers, now=now, mask=mask)
+    if reply.failure is not None and reply.failure.kind is ErrorKind.RATE_LIMIT and reply.verdict is not Verdict.FATAL:
+        _tell_day(reply, headers, body, now=now, mask=mask)
     return reply
+
+
+def _tell_day(reply: Reply, headers: Headers, body: bytes, *, now: float, mask: Mask) -> None:
+    """Note that a rate limit is that of a whole day. It is one also if the server says not to try again."""
+    assert reply.failure is not None  # noqa: S101 - the caller has looked
+    text = mask(body[:READ_LIMIT].decode("utf-8", "replace"))
+    wait = parse_retry_after(headers, now)
+    reply.day = read_day_limit(reply.failure.message, text, headers, retry_after=wait, limits=reply.limits, now=now)
+    if reply.day is not None:
+        reply.verdict = Verdict.RATE_LIMIT
 
 
 def tell_headers(reply: Reply, headers: Headers, *, now: float, mask: Mask = str) -> None:
@@ -231,7 +245,14 @@ def read_completion(data: dict[str, Any], choice: dict[str, Any], message: dict[
         reasoning=reasoning,
         tool_calls=_read_tool_calls(message),
         logprobs=_read_logprobs(choice.get("logprobs")),
+        system_fingerprint=_name(data.get("system_fingerprint")),
+        service_tier=_name(data.get("service_tier")),
     )
+
+
+def _name(value: object) -> str | None:
+    """Return a short text of the server about itself; None if it is none."""
+    return value[:_NAME_LIMIT] or None if isinstance(value, str) else None
 
 
 def _joined(reasoning: str, inline: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from batchchat.demo.app import Demo, DemoStats, create_app
 from batchchat.demo.batches.options import BATCH_FAULTS, BatchOptions, read_batch_fault
+from batchchat.demo.keys import KeyFileError
 from batchchat.demo.server import DemoServer, serve
 from batchchat.demo.server_options import FAULTS, DemoOptions
 
@@ -21,6 +22,7 @@ __all__ = [
     "DemoOptions",
     "DemoServer",
     "DemoStats",
+    "KeyFileError",
     "create_app",
     "read_batch_fault",
     "serve",

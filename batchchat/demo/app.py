@@ -10,11 +10,10 @@ for through anyio alone, so the application also runs in memory on a virtual clo
 
 from __future__ import annotations
 
-import hmac
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -30,11 +29,13 @@ from starlette.types import Receive, Scope, Send
 from batchchat.demo.batches.results import LineAnswer
 from batchchat.demo.batches.routes import BatchApi, BatchStats
 from batchchat.demo.draws import FaultPlan, draw, pick
+from batchchat.demo.keys import KeyGate, key_in
 from batchchat.demo.limits import RateGate
 from batchchat.demo.model.answering import answer, corrects
 from batchchat.demo.request import ApiError, ChatRequest, parse_request
 from batchchat.demo.response import (
     ERROR_SHAPES,
+    FINGERPRINT,
     HTML_PAGE,
     WireCompletion,
     complete,
@@ -124,8 +125,8 @@ class Demo:
         self._requests = self._answered = self._prompt_tokens = self._completion_tokens = 0
         self._disconnected = self._dropped = self._answered_again = 0
         self._first_at: float | None = None
-        self._key = None if options.api_key is None else options.api_key.encode()
-        self.batches = BatchApi(options, self._answer_line, self._check_key, _abort)
+        self.keys = KeyGate(options)
+        self.batches = BatchApi(options, self._answer_line, self.keys.check, _abort)
 
     def stats(self) -> DemoStats:
         """Return the counts so far. May be called from any thread."""
@@ -174,7 +175,7 @@ class Demo:
         if self.options.track_bodies:
             self._bodies.setdefault(exchange.digest, _Body()).received += 1
         self._check_outage(now - self._first_at)
-        self._check_key(next((value for name, value in exchange.scope["headers"] if name == b"authorization"), None))
+        self.keys.check(key_in(exchange.scope["headers"]))
         request = parse_request(exchange.body, self.options)
         fault = self._faults.befalls(exchange.digest, exchange.attempt, number)
         if fault == "misfit_once" and corrects(request):
@@ -201,20 +202,15 @@ class Demo:
             if start <= since_first < start + length:
                 raise plain_error(503)
 
-    def _check_key(self, given: bytes | None) -> None:
-        """Raise 401 where a key is needed and none came, 403 where it is another one. The key is never quoted."""
-        if self._key is None:
-            return
-        if given is None:
-            raise plain_error(401)
-        if not hmac.compare_digest(given.removeprefix(b"Bearer "), self._key):
-            raise plain_error(403)
-
     def _completion(self, request: ChatRequest, digest: bytes, attempt: int, fault: str | None) -> WireCompletion:
         seed = self.options.seed
         said = answer(request, seed, digest, wrong=fault == "wrong_label")
         named = blake2b(b"%d:%d:" % (seed, attempt) + digest, digest_size=12).hexdigest()
-        return complete(request, said, self.options, answer_id=f"chatcmpl-{named}", fault=fault)
+        completion = complete(request, said, self.options, answer_id=f"chatcmpl-{named}", fault=fault)
+        other_after = self.options.faults.get("other_after")
+        if other_after is not None and self._requests > other_after:
+            completion = replace(completion, model=f"{completion.model}-2", fingerprint=f"{FINGERPRINT}_2")
+        return completion
 
     def _too_many(self, axis: Axis, wait: float) -> ApiError:
         options = self.options

@@ -36,6 +36,7 @@ class FaultPlan:
         self._passing = [(name, p) for name, p in drawn if not is_sticky(name)]
         self._revoke_after = options.faults.get("revoke_after")
         self._quota_after = options.faults.get("quota_after")
+        self._day_after = options.faults.get("day_after")
 
     def befalls(self, digest: bytes, attempt: int, request_number: int) -> str | None:
         """Name the fault of attempt `attempt` (from 1) of a body; `request_number` counts all requests from 1."""
@@ -43,6 +44,8 @@ class FaultPlan:
             return "error_401"
         if self._quota_after is not None and request_number > self._quota_after:
             return "quota"
+        if self._day_after is not None and request_number > self._day_after:
+            return "day"
         return self._drawn(self._sticky, digest, 0) or self._drawn(self._passing, digest, attempt)
 
     def _drawn(self, faults: list[tuple[str, float]], digest: bytes, attempt: int) -> str | None:

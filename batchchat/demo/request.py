@@ -70,6 +70,7 @@ class ChatRequest:
     logprobs: bool = False
     reasoning: bool = False
     images: int = 0
+    service_tier: str | None = None
 
 
 def parse_request(body: bytes, options: DemoOptions) -> ChatRequest:
@@ -115,7 +116,17 @@ def parse_request(body: bytes, options: DemoOptions) -> ChatRequest:
         logprobs=data.get("logprobs") is True,
         reasoning=data.get("reasoning_effort") in {"low", "medium", "high"},
         images=images,
+        service_tier=_service_tier(data.get("service_tier")),
     )
+
+
+def _service_tier(asked: Any) -> str | None:
+    """Return the tier that answers a request which asks for one: `auto` is the usual one."""
+    if asked is None:
+        return None
+    if asked not in {"auto", "default", "flex", "priority"}:
+        raise _bad("service_tier must be auto, default, flex or priority", "service_tier")
+    return "default" if asked == "auto" else str(asked)
 
 
 def _bad(message: str, param: str | None, *, code: str | None = None) -> ApiError:

@@ -32,6 +32,13 @@ _FAULT_ERRORS: Mapping[str, tuple[int, str, str, str | None, str | None]] = {
     "error_500": (500, "something went wrong on our side", "server_error", None, None),
     "error_503": (503, "the service is overloaded, slow down", "server_error", None, None),
     "error_504": (504, "the answer took too long to generate", "server_error", None, None),
+    "day": (
+        429,
+        "Rate limit reached on requests per day (RPD): Limit 1000, Used 1000. Please try again in 11h6m40s.",
+        "requests",
+        None,
+        "rate_limit_exceeded",
+    ),
     "quota": (429, "you exceeded your current quota", "insufficient_quota", None, "insufficient_quota"),
 }
 
@@ -42,7 +49,8 @@ def fault_error(fault: str) -> ApiError | None:
     if words is None:
         return None
     status, message, type_, param, code = words
-    return ApiError(status, message, type=type_, param=param, code=code)
+    headers = ((b"retry-after", b"40000"),) if fault == "day" else ()
+    return ApiError(status, message, type=type_, param=param, code=code, headers=headers)
 
 
 def plain_error(status: Literal[401, 403, 500, 503, 504]) -> ApiError:
@@ -66,6 +74,8 @@ class WireCompletion:
     reasoning: str | None = None
     tool_call: Mapping[str, Any] | None = None
     logprobs: Mapping[str, Any] | None = None
+    fingerprint: str = FINGERPRINT
+    service_tier: str | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -119,6 +129,7 @@ def complete(
         reasoning=reasoning,
         tool_call=call,
         logprobs=_logprobs(content, options.seed) if request.logprobs and content is not None else None,
+        service_tier=request.service_tier,
     )
 
 
@@ -201,11 +212,16 @@ def completion_body(completion: WireCompletion, *, fault: str | None = None) -> 
         "created": int(time.time()),
         "model": completion.model,
         "choices": [] if fault == "no_choices" else [choice],
-        "system_fingerprint": FINGERPRINT,
+        "system_fingerprint": completion.fingerprint,
+        **_tier(completion),
     }
     if fault != "no_usage":
         body["usage"] = completion.usage
     return orjson.dumps(body)
+
+
+def _tier(completion: WireCompletion) -> dict[str, str]:
+    return {} if completion.service_tier is None else {"service_tier": completion.service_tier}
 
 
 def completion_events(
@@ -217,7 +233,8 @@ def completion_events(
         "object": "chat.completion.chunk",
         "created": int(time.time()),
         "model": completion.model,
-        "system_fingerprint": FINGERPRINT,
+        "system_fingerprint": completion.fingerprint,
+        **_tier(completion),
     }
     if include_usage:
         head["usage"] = None

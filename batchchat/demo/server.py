@@ -172,6 +172,10 @@ class DemoServer:
         """Return the counts so far."""
         return self._demo.stats()
 
+    def expire_key(self) -> None:
+        """Let the valid key expire now, if the options give keys a lifetime."""
+        self._demo.keys.expire()
+
     def bodies(self) -> dict[str, tuple[int, int]]:
         """Return how often each body was received and answered, by the digest of its bytes (BLAKE2b-128)."""
         return self._demo.bodies()

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -52,11 +53,13 @@ FAULTS: Mapping[str, str] = MappingProxyType(
         "sticky_504": "504 at every attempt of the drawn bodies",
         "revoke_after": "not a probability but a count: after so many requests every answer is 401",
         "quota_after": "not a probability but a count: after so many requests every answer is 429 insufficient_quota",
+        "day_after": "not a probability but a count: after so many requests every answer is 429 about requests per day",
+        "other_after": "not a probability but a count: after so many requests another model answers",
     }
 )
-"""Every fault by name, with what it does. Values are probabilities per request, save for the two counts."""
+"""Every fault by name, with what it does. Values are probabilities per request, save for the counts."""
 
-COUNTS = ("revoke_after", "quota_after")
+COUNTS = ("revoke_after", "quota_after", "day_after", "other_after")
 """The faults whose value is a number of requests."""
 
 
@@ -69,8 +72,10 @@ class DemoOptions:
     `tokens_per_s`; where one is None, that share of it takes as long as it does without streaming. The three limits are
     per `window_s` seconds (a minute, shorter in tests); None is no limit. `faults` maps names of `FAULTS` to
     probabilities. `outage` is (start, length) in seconds, counted from the first chat request: every request inside it
-    gets 503. With `api_key` set, a request without a key gets 401, with another key 403. `answer_as` is the model named
-    in answers, where it differs from the one asked for. `chunk_chars` is the length of one streamed piece, about a
+    gets 503. With `api_key` set, a request without a key gets 401, with another key 403. With `key_lifetime_s` the
+    valid key lies in `key_file`, and is replaced there once it has expired; all others get 401. `answer_as` is the
+    model named in answers, where it differs from the one asked for. `chunk_chars` is the length of one streamed piece,
+    about a
     token. `track_bodies` keeps a count per distinct body (about 150 bytes each), which `repeated_bodies` and
     `/demo/bodies` need; switch it off for very long runs. `batch` is about the Batch API.
     """
@@ -88,6 +93,8 @@ class DemoOptions:
     faults: Mapping[str, float] = field(default_factory=dict)
     outage: tuple[float, float] | None = None
     api_key: str | None = field(default=None, repr=False)
+    key_lifetime_s: float | None = None
+    key_file: Path | None = None
     models: tuple[str, ...] = (LLAMA, MISTRAL)
     unknown_model_status: Literal[422, 404] = 422
     answer_as: str | None = None
@@ -114,12 +121,21 @@ class DemoOptions:
                 raise ValueError(f"{name} must be 0 or more: {seconds}")
         if self.tokens_per_s is not None and not (self.tokens_per_s > 0 and math.isfinite(self.tokens_per_s)):
             raise ValueError(f"tokens_per_s must be more than 0: {self.tokens_per_s}")
+        self._check_keys()
         if self.outage is not None and not all(seconds >= 0 for seconds in self.outage):
             raise ValueError(f"outage must be a start and a length of 0 seconds or more: {self.outage}")
         if self.unknown_model_status not in {404, 422}:
             raise ValueError(f"unknown_model_status must be 404 or 422: {self.unknown_model_status}")
         if not self.models:
             raise ValueError("models must name at least one model")
+
+    def _check_keys(self) -> None:
+        if (self.key_lifetime_s is None) != (self.key_file is None):
+            raise ValueError("a key that expires needs both: key_lifetime_s, and the key_file that holds the valid one")
+        if self.key_lifetime_s is not None and not self.key_lifetime_s > 0:
+            raise ValueError(f"key_lifetime_s must be more than 0: {self.key_lifetime_s}")
+        if self.key_lifetime_s is not None and self.api_key is not None:
+            raise ValueError("a key either stays (api_key) or expires (key_lifetime_s): choose one")
 
 
 def _check_faults(faults: Mapping[str, float]) -> None:

@@ -10,22 +10,24 @@ from dataclasses import replace
 import httpx
 
 from batchchat.client import ChatClient
+from batchchat.credentials import Credential
 from batchchat.endpoints.body import BodyFor
 from batchchat.endpoints.endpoint import Endpoint
 from batchchat.endpoints.models import ask_models, lacking
 from batchchat.endpoints.route import EndpointRoute
 from batchchat.endpoints.target import Target
+from batchchat.errors import JobError
 from batchchat.events import Event, Listener
-from batchchat.job import Job, api_key
+from batchchat.job import Job, api_key, key_source
 from batchchat.job.pool_fields import LimitFields
-from batchchat.job.targets import EndpointPlan, TargetPlan, endpoint_key, has_several, targets_of
+from batchchat.job.targets import EndpointPlan, TargetPlan, endpoint_error, has_several, targets_of
 from batchchat.limits import MAX_CONCURRENCY, Limiter
 from batchchat.money import Tariff
 from batchchat.providers import DEMO, Provider
 from batchchat.records import Answerer
 
-Keys = Sequence[Sequence[str | None]]
-"""The key of each endpoint of each target, in the job's order; None where none is needed."""
+Keys = Sequence[Sequence[Credential]]
+"""The key of each endpoint of each target, in the job's order."""
 Limiters = dict[tuple[object, ...], Limiter]
 """Limiters that several runs share, by what they are about."""
 
@@ -36,11 +38,40 @@ def needs_demo(job: Job) -> bool:
     return any(provider.base_url is None and provider.name == DEMO for provider in providers)
 
 
-def read_keys(job: Job, environ: Mapping[str, str], *, warn: Callable[[str], object] | None = None) -> Keys:
-    """Return the keys of all endpoints of a job. Raises JobError at the line of the endpoint whose key is missing."""
-    if not has_several(job):
-        return [[api_key(job, job.resolved_provider(), environ, warn=warn)]]
-    return [[endpoint_key(job, plan, environ, warn=warn) for plan in target.endpoints] for target in targets_of(job)]
+def read_keys(
+    job: Job,
+    environ: Mapping[str, str],
+    *,
+    warn: Callable[[str], object] | None = None,
+    tell: Callable[[str, str | None], object] | None = None,
+) -> Keys:
+    """Read the keys of all endpoints of a job. Blocking code.
+
+    Arguments:
+        job: whose endpoints they are.
+        environ: the environment.
+        warn: hears what is odd about a key, without the key.
+        tell: hears of each key that is read again later, with its place.
+
+    Raises JobError at the line of the endpoint whose key cannot be had.
+    """
+    return [[_credential(job, plan, environ, warn, tell) for plan in target.endpoints] for target in targets_of(job)]
+
+
+def _credential(
+    job: Job,
+    plan: EndpointPlan,
+    environ: Mapping[str, str],
+    warn: Callable[[str], object] | None,
+    tell: Callable[[str, str | None], object] | None,
+) -> Credential:
+    source = key_source(job, plan.provider, environ)
+    try:
+        key = api_key(job, plan.provider, environ, warn=warn)
+    except JobError as error:
+        raise endpoint_error(job, plan, error) from None
+    place = source.place if source is not None else None
+    return Credential(key, source, tell=None if tell is None else lambda message: tell(message, place))
 
 
 def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
@@ -149,7 +180,7 @@ class Registry:
             for number, why in wrong.items():
                 route.take_out(target.endpoints[number], why)
 
-    async def _endpoint(self, target: TargetPlan, plan: EndpointPlan, key: str | None, limiter: Limiter) -> Endpoint:
+    async def _endpoint(self, target: TargetPlan, plan: EndpointPlan, key: Credential, limiter: Limiter) -> Endpoint:
         job, provider = self._job, plan.provider
         transport = self._transport
         if transport is None:
@@ -185,7 +216,8 @@ class Registry:
 
     def _limiter(self, plan: EndpointPlan) -> Limiter:
         provider, limits = plan.provider, plan.limits
-        about = (provider.base_url, provider.api_key_env, plan.model, limits.model_dump_json())
+        key = (provider.api_key_env, provider.api_key_file, provider.api_key_command)
+        about = (provider.base_url, *key, plan.model, limits.model_dump_json())
         if about not in self._limiters:
             self._limiters[about] = _own_limiter(self._job, provider, limits, self._tells(plan), self._rng)
         return self._limiters[about]

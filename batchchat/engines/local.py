@@ -31,6 +31,7 @@ from batchchat.endpoints.route import EndpointRoute, RoutedPermit, Traffic
 from batchchat.engines.causes import Causes
 from batchchat.engines.halting import Outage, OutageStep, fatal_error
 from batchchat.engines.port import Answered, EngineProgress, Feed, Settled, Sink, halted
+from batchchat.engines.quota import DayQuota
 from batchchat.engines.refusals import Refusal, Refusals
 from batchchat.engines.supply import Supply
 from batchchat.errors import BatchchatError, NeedsHuman, StoppedEarly
@@ -113,6 +114,7 @@ class LocalEngine:
         self.halt: BatchchatError | None = None
         self._succeeded = False
         self._causes = Causes()
+        self._quota = DayQuota()
         self._refusals = refusals if refusals is not None else Refusals()
         heads = to.heads if isinstance(to, EndpointRoute) else None
         self._supply = Supply(self._limiter, self._causes, self._refusals, surroundings.rng, heads)
@@ -444,6 +446,8 @@ class LocalEngine:
     def _answered(self, request: Request, reply: Reply, sink: Sink, *, sent_at: float) -> None:
         """Take what an answer tells beyond itself: also one that was cut off, filtered or a refusal of the model's."""
         self._succeeded = True
+        if self._quota.refusals:
+            self._quota.answered(sent_at)
         if self._causes.suspects:
             self._causes.settled(request)
         refused = self._refusals.answered(sent_at)
@@ -496,7 +500,7 @@ class LocalEngine:
         if decision.again:
             self.retries += 1
             if decision.action is RetryAction.RATE_LIMIT:
-                self.rate_limited += 1
+                self._rate_limited(reply)
             else:
                 request.active_s += decision.delay_s
             if decision.counts:
@@ -523,6 +527,12 @@ class LocalEngine:
             self._fail(request, reply, decision.reason, sink)
             if self._refusals and not self._halt_for_refusals():
                 self._staff(sink)
+
+    def _rate_limited(self, reply: Reply) -> None:
+        self.rate_limited += 1
+        used_up = self._quota.refused(reply, self._clock() - reply.latency_s, self._wall_clock_us() / 1e6)
+        if used_up is not None:
+            self.halt_for(used_up)
 
     def _fail(self, request: Request, reply: Reply, reason: str | None, sink: Sink) -> None:
         assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means

@@ -5,7 +5,8 @@ request as one HTTP exchange. The port is narrow, so that an engine that takes 5
 Batch API) fits behind it:
 
 - a `Feed` is an async generator of lists of requests; nothing is taken from it before there is room;
-- a `Sink` takes `Answered` (an answer that was billed but does not settle its request) and `Settled` (it does);
+- a `Sink` takes `Answered` (an answer that was billed but does not settle its request), `Settled` (it does) and
+  `Billed` (what many answers cost, to be counted once);
 - an `Engine` can be paused, drained and cancelled, and tells its `EngineProgress`.
 """
 
@@ -45,6 +46,8 @@ class Settled:
     those of an answer that a schema accepted. `engine` names the engine that had the answer, None if it is the job's
     own.
 
+    With `billed_apart` the cost of the last attempt is told by a `Billed`, and not by this outcome.
+
     `of_prompt` is there if the pass that is under way has not asked for this request: a batch of an earlier run may
     hold requests of a prompt that was edited since. It is that prompt's id. Of these, a `late` one must not take the
     place of another record of its row: it goes to the archive.
@@ -58,9 +61,23 @@ class Settled:
     engine: EngineKind | None = None
     of_prompt: str | None = None
     late: bool = False
+    billed_apart: bool = False
 
 
-Outcome = Answered | Settled
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """What so many `answers` cost together. It is counted once for each `key`, however often it is told.
+
+    `cost` is in `money.UNITS`, 0 if no price is known.
+    """
+
+    key: str
+    answers: int
+    usage: Usage
+    cost: int
+
+
+Outcome = Answered | Settled | Billed
 
 
 class Sink(Protocol):

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from batchchat.endpoints.registry import read_keys
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.results.scoring import same_requests
 from batchchat.evaluation.scorers.judging import Judge
 from batchchat.evaluation.scorers.score_batch import check_column, check_path
 from batchchat.evaluation.scorers.scorer import AnswerScorer
 from batchchat.evaluation.suite.suite import Suite
-from batchchat.job import Job, api_key, load_keys
+from batchchat.job import Job, key_problem, load_keys
 from batchchat.job.origin import combined
-from batchchat.job.targets import has_several
+from batchchat.job.targets import endpoint_key_problem, has_several
 from batchchat.records import RECORD_COLUMNS
 from batchchat.runner.preparation import Prepared, alike_samples, prepare
 from batchchat.runner.questions import compile_questions
@@ -108,9 +107,12 @@ def _check_columns(suite: Suite, name: str, record_columns: list[str], input_col
 
 
 def check_keys(suite: Suite, environ: Mapping[str, str] | None = None) -> None:
-    """Raise JobError where the key of a variant or judge is missing: better now than after the first answers."""
+    """Raise JobError if the key of a variant or judge is missing: better now than after the first answers."""
     for job in suite.jobs:
+        environment = load_keys(job, environ)
         if has_several(job):
-            read_keys(job, load_keys(job, environ))
-            continue
-        api_key(job, job.resolved_provider(), load_keys(job, environ))
+            problem = endpoint_key_problem(job, environment)
+        else:
+            problem = key_problem(job, job.resolved_provider(), environment)
+        if problem is not None:
+            raise problem

@@ -191,7 +191,8 @@ class Runs:
 
     def _limiter(self, job: Job) -> Limiter:
         provider = job.resolved_provider()
-        shared = (provider.identity, provider.base_url, provider.api_key_env, job.model, job.limits.model_dump_json())
+        account = (provider.api_key_env, provider.api_key_file, provider.api_key_command)
+        shared = (provider.identity, provider.base_url, account, job.model, job.limits.model_dump_json())
         if shared not in self._limiters:
             self._limiters[shared] = make_limiter(job, provider, self.setting.listener)
         return self._limiters[shared]

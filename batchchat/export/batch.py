@@ -25,6 +25,7 @@ COLUMNS = (
     *("custom_id", "key", "status", "completion", "finish_reason", "tool_calls", "refusal", "reasoning", "model"),
     *("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
     *("error_kind", "error_message", "http_status", "finished_at", "request_id", "logprobs"),
+    *("system_fingerprint", "service_tier"),
 )
 """What a line is made of."""
 _ERROR_STATUS = 400
@@ -81,6 +82,8 @@ def _completion(row: Row) -> dict[str, Any]:
         "model": row["model"] or "",
         "choices": [choice],
     }
+    # Outputs of earlier versions have neither column.
+    body |= {name: row[name] for name in ("system_fingerprint", "service_tier") if row.get(name) is not None}
     usage = _usage(row)
     return body if usage is None else {**body, "usage": usage}
 

@@ -6,7 +6,7 @@ here touches the network or the output.
 """
 
 from batchchat.job.batch_file import BatchFileJob
-from batchchat.job.keys import api_key, load_keys
+from batchchat.job.keys import api_key, key_problem, key_source, load_keys
 from batchchat.job.model import Job, failed_kinds
 from batchchat.job.reading import FieldChange, load_job, read_override, validate_job
 from batchchat.job.values import parse_duration, write_duration
@@ -17,6 +17,8 @@ __all__ = [
     "Job",
     "api_key",
     "failed_kinds",
+    "key_problem",
+    "key_source",
     "load_job",
     "load_keys",
     "parse_duration",

@@ -1,17 +1,15 @@
-"""Keys come from the environment, or from a `.env` beside the job; never from the job itself."""
+"""A job's key comes from the environment, a `.env` beside the job, a file or a command; never from the job itself."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 
-from batchchat.errors import UsageError
+from batchchat.credentials import KeyProblem, KeySource
+from batchchat.errors import JobError, UsageError
 from batchchat.job.model import Job
 from batchchat.providers import Provider
-
-_QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019"}
-_WHITE = "\ufeff\u200b"
-"""Marks without width that copied texts bring; `str.strip` leaves them."""
 
 
 def load_keys(job: Job, environ: Mapping[str, str] | None = None) -> Mapping[str, str]:
@@ -30,48 +28,54 @@ def load_keys(job: Job, environ: Mapping[str, str] | None = None) -> Mapping[str
     return {**{name: value for name, value in values.items() if value is not None}, **environ}
 
 
+def key_source(job: Job, provider: Provider, environ: Mapping[str, str]) -> KeySource | None:
+    """Return where the provider's key comes from; None if it needs none.
+
+    A command runs in the folder of the job file, with `environ` as its environment.
+    """
+    command = provider.api_key_command
+    if not (provider.api_key_env or provider.api_key_file or command):
+        return None
+    return KeySource(
+        env=provider.api_key_env,
+        file=provider.api_key_file,
+        command=tuple(shlex.split(command)) if isinstance(command, str) else tuple(command or ()),
+        environ=environ,
+        folder=job.file.absolute().parent if job.file else None,
+        header=provider.api_key_header,
+        scheme=provider.api_key_scheme,
+    )
+
+
 def api_key(
     job: Job, provider: Provider, environ: Mapping[str, str], *, warn: Callable[[str], object] | None = None
 ) -> str | None:
-    """Return the provider's key from the environment; None if it needs none.
+    """Return the provider's key; None if it needs none. Blocking code if the key comes from a command.
 
     White space and quotes around a key are taken off, and `warn` is told of it without the key. Raises
     JobError (exit 2) if the key is needed and missing, or is none.
     """
-    if provider.api_key_env is None:
+    source = key_source(job, provider, environ)
+    if source is None:
         return None
-    name = provider.api_key_env
-    given = environ.get(name, "")
-    key, found = _cleaned(given)
-    if key and found and warn is not None:
-        warn(f"the key in {name} stands with {' and '.join(found)} around it, which were taken off: give the key alone")
-    if not key:
-        # An own address has no name that the job's author knows.
-        who = provider.base_url if provider.name == "custom" else provider.name
-        state = "empty" if name in environ else "not set"
-        raise job.error(
-            f"{who} needs a key, and the environment variable {name} is {state}",
-            "provider",
-            remedy=f"Set it with `export {name}=…`, or write it into a .env beside the job.",
-        )
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise job.error(
-            f"the key in {name} holds characters that no key has, such as a space or a line break",
-            "provider",
-            remedy="Give the key alone, without the word Bearer, quotes or other keys around it.",
-        )
-    return key
+    try:
+        return source.read(warn)
+    except KeyProblem as problem:
+        raise key_error(job, provider, problem) from None
 
 
-def _cleaned(text: str) -> tuple[str, list[str]]:
-    """Return a key without what stands around it, and names of what that was."""
-    found: dict[str, None] = {}
-    while True:
-        bare = text.strip().strip(_WHITE).strip()
-        if bare != text:
-            found["white space"] = None
-        if len(bare) > 1 and _QUOTES.get(bare[0]) == bare[-1]:
-            found["quotes"] = None
-            text = bare[1:-1]
-        else:
-            return bare, list(found)
+def key_problem(job: Job, provider: Provider, environ: Mapping[str, str]) -> JobError | None:
+    """Return why the provider's key cannot be had; None if nothing is known against it. Runs no command."""
+    source = key_source(job, provider, environ)
+    problem = source.problem() if source is not None else None
+    return None if problem is None else key_error(job, provider, problem)
+
+
+def key_error(job: Job, provider: Provider, problem: KeyProblem) -> JobError:
+    """Return the problem as an error that names the job's line, the field and the provider."""
+    # An own address has no name that the job's author knows.
+    who = provider.base_url if provider.name == "custom" else provider.name
+    field = "api_key_file" if provider.api_key_file else "api_key_command" if provider.api_key_command else None
+    return job.error(
+        f"{who} needs a key, and {problem.message}", *("provider", field)[: 2 if field else 1], remedy=problem.remedy
+    )

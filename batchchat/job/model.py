@@ -21,9 +21,9 @@ from batchchat.images import MAX_BYTES
 from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error
 from batchchat.job.params import Params
 from batchchat.job.pool_fields import EndpointFields, FallbackFields, LimitFields, PoolFields, Prices
-from batchchat.job.provider_fields import ProviderFields
+from batchchat.job.provider_fields import KEY_PLACES, ProviderFields
 from batchchat.job.values import MANY, Duration, Name, Number, Section, Size, Switch, Whole, instead_of, nearest
-from batchchat.providers import PROFILES, Price, Provider
+from batchchat.providers import DEMO, PROFILES, Price, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
 
 
@@ -297,6 +297,9 @@ class Job(Section):
                 f"no provider is called {name!r}{nearest(name, PROFILES)}; known are {', '.join(PROFILES)}, "
                 "or give {base_url: …, api_key_env: …}"
             )
+        given = isinstance(value, ProviderFields) and value.base_url is not None
+        if name is not None and name != DEMO and PROFILES[name].base_url is None and not given:
+            raise ValueError(f"{name} has another address for each customer: give {{profile: {name}, base_url: …}}")
         return value
 
     @field_validator("messages", mode="before")
@@ -349,7 +352,7 @@ class Job(Section):
                 provider = replace(provider, base_url=spec.base_url, identity=identity or spec.base_url)
             provider = replace(
                 provider,
-                api_key_env=spec.api_key_env or provider.api_key_env,
+                **key_place(spec, provider),
                 headers={**provider.headers, **spec.headers},
                 extra_query={**provider.extra_query, **spec.extra_query},
                 ca_file=spec.ca_file or provider.ca_file,
@@ -365,6 +368,7 @@ class Job(Section):
                 prices={model: price},
                 currency=prices.currency,
                 prices_as_of="the job file",
+                tiers={},  # a price of one's own is that of the tier that one asks for
             )
         return provider
 
@@ -462,6 +466,23 @@ def _under_its_name(spec: PoolFields, provider: Provider) -> Provider:
     identity = spec.identity or spec.name or provider.identity
     first = next((one.base_url for one in spec.endpoints or () if one.base_url), None)
     return replace(provider, name=spec.name or provider.name, identity=identity, base_url=provider.base_url or first)
+
+
+def key_place(spec: ProviderFields, profile: Provider) -> dict[str, Any]:
+    """Return the fields of a provider that say where the key comes from and how it is sent.
+
+    A place that the job names takes that of the profile: a provider has one key.
+    """
+    places = {name: getattr(spec, name) for name in KEY_PLACES}
+    if all(place is None for place in places.values()):
+        places = {name: getattr(profile, name) for name in KEY_PLACES}
+    command = places["api_key_command"]
+    return {
+        **places,
+        "api_key_command": tuple(command) if isinstance(command, list) else command,
+        "api_key_header": spec.api_key_header or profile.api_key_header,
+        "api_key_scheme": profile.api_key_scheme if spec.api_key_scheme is None else spec.api_key_scheme,
+    }
 
 
 FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {

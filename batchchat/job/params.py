@@ -106,7 +106,9 @@ class Params(Section):
             if name in cls.model_fields:
                 raise ValueError(f"{name} is a param of its own: set it in params, not in extra_body")
             if is_secret_name(name):
-                raise ValueError(f"{name} must not stand in a job: name the key's variable in provider.api_key_env")
+                raise ValueError(
+                    f"{name} must not stand in a job: name the key's place in provider.api_key_env or api_key_file"
+                )
         return value
 
     def as_body(self) -> dict[str, Any]:

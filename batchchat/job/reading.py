@@ -21,7 +21,9 @@ from batchchat.job.syntax import Document, parse_yaml, read_job_text, read_text
 from batchchat.job.wording import validation_errors
 
 _EXAMPLE = "Example: --set limits.concurrency=64"
-_PATHS = frozenset({("provider", "ca_file"), ("images", "root"), ("cache",), ("engine", "folder")})
+_PATHS = frozenset(
+    {("provider", "ca_file"), ("provider", "api_key_file"), ("images", "root"), ("cache",), ("engine", "folder")}
+)
 """The fields, beside input and output, that hold a path."""
 
 
@@ -163,15 +165,11 @@ class Draft:
         if isinstance(cache, str) and cache:
             self.data["cache"] = absolute_path(base, cache)
         provider = self.data.get("provider")
-        if isinstance(provider, dict) and isinstance(provider.get("ca_file"), str) and provider["ca_file"]:
-            provider["ca_file"] = absolute_path(base, provider["ca_file"])
-        for place in (provider, *_places(self.data.get("fallback"), "provider")):
-            for endpoint in _places(place.get("endpoints")) if isinstance(place, dict) else ():
-                if isinstance(endpoint.get("ca_file"), str) and endpoint["ca_file"]:
-                    endpoint["ca_file"] = absolute_path(base, endpoint["ca_file"])
-        for place in _places(self.data.get("fallback"), "provider"):
-            if isinstance(place.get("ca_file"), str) and place["ca_file"]:
-                place["ca_file"] = absolute_path(base, place["ca_file"])
+        places = _places(provider) + _places(self.data.get("fallback"), "provider")
+        for place in [*places, *(endpoint for one in places for endpoint in _places(one.get("endpoints")))]:
+            for name in ("ca_file", "api_key_file"):
+                if isinstance(place.get(name), str) and place[name]:
+                    place[name] = absolute_path(base, place[name])
         images = self.data.get("images")
         if isinstance(images, dict) and isinstance(images.get("root"), str) and images["root"]:
             images["root"] = absolute_path(base, images["root"])

@@ -6,8 +6,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
 from batchchat.errors import JobError
-from batchchat.job.keys import api_key
-from batchchat.job.model import Job
+from batchchat.job.keys import key_problem
+from batchchat.job.model import Job, key_place
 from batchchat.job.origin import combined
 from batchchat.job.pool_fields import EndpointFields, LimitFields, PoolFields
 from batchchat.providers import Provider, normalize_url
@@ -86,7 +86,7 @@ def _endpoint(
     changed = replace(
         provider,
         base_url=own.base_url or provider.base_url,
-        api_key_env=own.api_key_env or provider.api_key_env,
+        **key_place(fields, provider),
         headers={**provider.headers, **own.headers},
         extra_query={**provider.extra_query, **own.extra_query},
         ca_file=own.ca_file or provider.ca_file,
@@ -115,15 +115,23 @@ def _told_apart(endpoints: list[EndpointPlan]) -> list[EndpointPlan]:
     return found
 
 
-def endpoint_key(job: Job, endpoint: EndpointPlan, environ: Mapping[str, str], **more: object) -> str | None:
-    """Return the key of an endpoint, None if it needs none. Raises JobError at the endpoint's own line."""
-    try:
-        return api_key(job, endpoint.provider, environ, **more)  # type: ignore[arg-type] # `warn`, as it takes it
-    except JobError as error:
-        if endpoint.place == ("provider",):
-            raise
-        text = str(error.message).partition("provider: ")[2] or error.message
-        raise job.error(text, *endpoint.place, remedy=error.remedy) from None
+def endpoint_error(job: Job, endpoint: EndpointPlan, error: JobError) -> JobError:
+    """Return an error about the key of an endpoint as one that names the endpoint's own line."""
+    if endpoint.place == ("provider",):
+        return error
+    # The message begins with the place of the job's own provider.
+    text = error.message.partition(f"{error.field}: ")[2] or error.message
+    return job.error(text, *endpoint.place, remedy=error.remedy)
+
+
+def endpoint_key_problem(job: Job, environ: Mapping[str, str]) -> JobError | None:
+    """Return why the key of an endpoint cannot be had, None if nothing is known against any. Runs no command."""
+    for target in targets_of(job):
+        for endpoint in target.endpoints:
+            problem = key_problem(job, endpoint.provider, environ)
+            if problem is not None:
+                return endpoint_error(job, endpoint, problem)
+    return None
 
 
 def check_targets(job: Job) -> None:
@@ -148,7 +156,8 @@ def _alike(job: Job, targets: tuple[TargetPlan, ...]) -> list[JobError]:
                 errors.append(job.error("needs a base_url", *endpoint.place, remedy=remedy))
                 continue
             query, headers = sorted(provider.extra_query.items()), sorted(provider.headers.items())
-            what = (normalize_url(provider.base_url), provider.api_key_env, endpoint.model, *query, *headers)
+            key = (provider.api_key_env, provider.api_key_file, provider.api_key_command)
+            what = (normalize_url(provider.base_url), *key, endpoint.model, *query, *headers)
             other = seen.setdefault(what, endpoint)
             if other is not endpoint:
                 errors.append(

@@ -151,7 +151,7 @@ def _unknown(_: Mapping[str, Any], place: FieldPlace, grammar: Grammar) -> str:
     name, section = str(place[-1]), place[:-1]
     known = grammar.names(section)
     if is_secret_name(name):
-        return "is not a field: a key never stands in a job; name its environment variable in provider.api_key_env"
+        return "is not a field: a key never stands in a job; name its place in provider.api_key_env or api_key_file"
     if name in grammar.hints:
         return f"is not a field: {grammar.hints[name]}"
     near = nearest(name, known)

@@ -18,7 +18,10 @@ from batchchat.store import Output
 _EXAMPLES = 3
 _MESSAGE_LETTERS = 400
 _MEASURED = ("latency_s", "ttft_s", "output_tokens_per_s", "prompt_tokens", "completion_tokens")
-_TALLIED = ("finish_reason", "model", "attempts", "corrections", "tolerated", "cache_hit")
+_TALLIED = (
+    *("finish_reason", "model", "system_fingerprint", "service_tier"),
+    *("attempts", "corrections", "tolerated", "cache_hit"),
+)
 _SUMMED = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost")
 _FAILURE = ("error_kind", "error_message", "http_status", "row_index", "key")
 _ALWAYS = ("status", "finished_at")

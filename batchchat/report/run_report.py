@@ -34,6 +34,8 @@ _RUNS_SHOWN = 60
 _TALLIES = (
     ("finish_reason", "Finish reasons", "stop"),
     ("model", "Models that answered", ""),
+    ("system_fingerprint", "Builds that answered", ""),
+    ("service_tier", "Service tiers that answered", "default"),
     ("attempts", "Attempts an answer took", "1"),
     ("corrections", "Corrections an answer took", "0"),
     ("tolerated", "Answers read through fences or prose", "false"),
@@ -216,6 +218,9 @@ def _tallies(outcome: RecordTotals, model: object) -> list[tuple[str, list[tuple
     for name, title, dull in _TALLIES:
         tally = outcome.tallied.get(name)
         if tally is None or tally.spread or set(tally.counts) <= {dull, model if name == "model" else dull}:
+            continue
+        # One build says nothing; that there were several does.
+        if name == "system_fingerprint" and len(tally.counts) < 2:
             continue
         rows = tally.counts.most_common()
         if tally.nulls and name != "cache_hit":

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchchat.budget import Budget
+from batchchat.credentials import Credential
 from batchchat.engines.batch.building import Asker
 from batchchat.engines.batch.carried import Carried
-from batchchat.engines.batch.engine import POLL_FIRST_S, BatchEngine, BatchSetting
+from batchchat.engines.batch.engine import BatchEngine
 from batchchat.engines.batch.harvest import Terms
+from batchchat.engines.batch.joining import BatchSetting
+from batchchat.engines.batch.looks import POLL_FIRST_S
 from batchchat.engines.batch.prices import batch_tariff
 from batchchat.engines.batch.service import BatchService
 from batchchat.engines.batch.services import open_service
@@ -52,7 +55,7 @@ class BatchParts:
     store: Store
     job_answered: bool
     budget: Budget | None
-    api_key: str | None
+    api_key: Credential
     environ: Mapping[str, str]
     transport: httpx.AsyncBaseTransport | None
     listener: Listener
@@ -93,6 +96,7 @@ class BatchParts:
             keep_files=fields.keep_files is not False,
             wait=self.options.wait,
             cancel=self.options.cancel_batches,
+            deadline=job.deadline,
         )
         steps = {custom_id: len(answers) for custom_id, answers in store.open_answers().items()}
         account = self.budget.account(self.tariff(), self.provider.currency) if self.budget is not None else None

@@ -32,6 +32,8 @@ from batchchat.errors import StoppedEarly, StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
 from batchchat.job import Job, load_keys, write_duration
+from batchchat.job.model import BATCH_FORMAT
+from batchchat.job.targets import has_several, targets_of
 from batchchat.limits import Limiter
 from batchchat.money import Tariff
 from batchchat.retry import RetryPolicy
@@ -154,6 +156,7 @@ class _Opening:
         self._prepared = prepared
         self._provider = prepared.provider
         self._tariff = Tariff.of(prepared.provider.prices.get(job.model))
+        self._tier = prepared.provider.tiers.get(job.params.service_tier or "", 1.0)
         self._budget = budget
         self._setting = setting
         self._warnings: list[str] = []
@@ -209,12 +212,13 @@ class _Opening:
         if cache is None and job.dedupe:
             cache = await self.open_cache(stack, store.shared_answers())
         prompt_id = prompt_id_of(prepared)
-        tally = Tally()
+        # Each line of a batch file names a model of its own, and endpoints have their own names for one.
+        tally = Tally(one_model=job.input.format != BATCH_FORMAT and not has_several(job))
         if job.engine.batch:
             engine, tariff = await self._make_batch_engine(stack, store, wording, prompt_id, keys)
         else:
             engine = self._make_engine(await self._open_endpoints(stack, keys), store, wording)
-            tariff = self._tariff
+            tariff = self._tariff.times(self._tier) if self._tariff is not None else None
         writer = Writer(
             store,
             tally,
@@ -331,12 +335,16 @@ class _Opening:
         )
 
     def _dearest(self) -> Tariff | None:
-        """Return the most that a token may cost, whoever of the job's targets answers; None if no price is known."""
-        if not self._job.fallback:
-            return self._tariff
-        from batchchat.job.targets import targets_of
+        """Return the most that a token may cost, whoever of the job's targets answers; None if a price is not known.
 
-        return Tariff.dearest(Tariff.of(one.provider.prices.get(one.model)) for one in targets_of(self._job))
+        It covers the tier that is asked for, and the usual one, in which an answer may come.
+        """
+        tier = self._job.params.service_tier or ""
+        found = []
+        for target in targets_of(self._job):
+            tariff = Tariff.of(target.provider.prices.get(target.model))
+            found.append(tariff and tariff.times(max(1.0, target.provider.tiers.get(tier, 1.0))))
+        return Tariff.dearest(found)
 
     def _make_intake(self, store: Store) -> Intake:
         job, prepared = self._job, self._prepared
@@ -389,11 +397,13 @@ class _Running:
                         if job.deadline is not None:
                             inner.start_soon(self._watch_deadline, job.deadline)
                         await run.engine.run(RequestFeed(run).requests(), run.sink)
-                    self._tell_alike()
+                    self._tell_warnings()
                     run.phase = "ending"
                     inner.cancel_scope.cancel()
             finally:
                 run.writer.finish()
+        # The last answers are counted only once they are durable.
+        self._tell_answerers()
 
     def on_stop(self, times: int) -> None:
         """Drain at the first call, and end what is under way at the second."""
@@ -426,12 +436,20 @@ class _Running:
         )
         self._run.tell(Event("limits_changed", "the job's limits were changed", "info", plain(ceilings)))
 
-    def _tell_alike(self) -> None:
-        """Warn early if many of the first rows failed for one reason: the rest will likely fail, and be paid, too."""
+    def _tell_warnings(self) -> None:
+        """Warn early if many of the first rows failed for one reason, and if somebody else answers than at the start.
+
+        In both cases the rest will likely be like that, and be paid, too.
+        """
         run = self._run
         alike = run.tally.take_alike()
         if alike is not None:
             run.tell(alike_event(alike, run.tally.ok + run.tally.failed))
+        self._tell_answerers()
+
+    def _tell_answerers(self) -> None:
+        for event in self._run.tally.answerers.take():
+            self._run.tell(event)
 
     async def _watch_deadline(self, deadline: float) -> None:
         """Launch nothing after the deadline, counted from the start of the run; what is in flight gets the grace."""
@@ -456,7 +474,7 @@ class _Running:
             # The feed waits for requests that the engine may be holding back.
             if run.reuse is not None and run.reuse.crowded:
                 run.engine.release_held(run.sink)
-            self._tell_alike()
+            self._tell_warnings()
             snapshot = self._figures.snapshot()
             if snapshot.forecast is not None and snapshot.forecast.corrected and not corrected:
                 corrected = True
@@ -481,7 +499,7 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
         caps = job.budget
         budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
     warned: list[str] = []
-    keys = read_keys(job, setting.environ, warn=warned.append)
+    keys = await offload(functools.partial(_read_keys, job, setting, warned.append))
     for message in warned:
         setting.listener(Event("warning", message, "warning"))
     frozen = Frozen() if options.fresh else await offload(frozen_schema, Path(job.output.path))
@@ -522,6 +540,15 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
         finally:
             with anyio.CancelScope(shield=True):
                 await offload(store.close)
+
+
+def _read_keys(job: Job, setting: _Setting, warn: Callable[[str], object]) -> Keys:
+    """Read the keys of all endpoints. Blocking code; raises JobError if one cannot be had."""
+
+    def tell(message: str, place: str | None) -> None:
+        setting.listener(Event("key_renewed", message, fields={"place": place}))
+
+    return read_keys(job, setting.environ, warn=warn, tell=tell)
 
 
 def _now_us() -> int:

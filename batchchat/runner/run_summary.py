@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 
+from batchchat.engines.quota import DayUsedUp
 from batchchat.errors import BatchchatError
 from batchchat.events import Event, FailureGroup, Forecast, Phase, RunSummary, Snapshot
 from batchchat.format import money, one_line, short
@@ -117,6 +118,7 @@ class Figures:
             reason, remedy, code = error.message, error.remedy, error.exit_code
         elif run.control.asked:
             reason, code = run.control.reason, run.control.exit_code or 1
+        resets_at = error.resets_at if isinstance(error, DayUsedUp) else None
         elapsed = anyio.current_time() - run.started
         left = max(0, rows * run.job.samples - counts.seen)
         reopened = failed and any(kind in run.job.retry.reopens() for kind in counts.seen_failed)
@@ -129,6 +131,7 @@ class Figures:
             exit_code=code,
             reason=reason,
             remedy=remedy,
+            resets_at=resets_at.isoformat() if resets_at is not None else None,
             elapsed_s=elapsed,
             rows=rows,
             samples=run.job.samples,

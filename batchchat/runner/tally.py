@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from batchchat.client.finish import Finish, judge_finish
 from batchchat.events import AnsweredBy, FailureGroup, Streamed
 from batchchat.records import Answerer, ErrorKind, Record, Spend
+from batchchat.runner.answerers import Answerers
 
 _WINDOW_S = 20.0
 _FIRST_ROWS = 50
@@ -114,9 +115,10 @@ class _Share:
 
 
 class Tally:
-    """What this run has settled durably."""
+    """What this run has settled durably. `one_model`: all requests name the same model, so that a change is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, one_model: bool = True) -> None:
+        self._one_model = one_model
         self.ok = 0
         self.failed = 0
         self.revived = 0
@@ -131,13 +133,14 @@ class Tally:
         self._alike: FailureGroup | None = None
         self._told = False
         self._unknown: dict[str, int] = {}
-        self._answerers: dict[Answerer, _Share] = {}
+        self.answerers = Answerers()
+        self._shares: dict[Answerer, _Share] = {}
 
     def add_answerer(self, by: Answerer, *, ok: bool, cost: float) -> None:
         """Count a record by who was asked last for it; `cost` is the record's."""
-        share = self._answerers.get(by)
+        share = self._shares.get(by)
         if share is None:
-            share = self._answerers[by] = _Share()
+            share = self._shares[by] = _Share()
         if ok:
             share.ok += 1
         else:
@@ -148,7 +151,7 @@ class Tally:
         """Return who was asked last for this run's records, whoever had most of them first."""
         found = [
             AnsweredBy(by.provider, by.endpoint, by.model, by.fallback, share.ok, share.failed, share.cost)
-            for by, share in self._answerers.items()
+            for by, share in self._shares.items()
         ]
         return tuple(sorted(found, key=lambda one: -(one.ok + one.failed)))
 
@@ -162,6 +165,8 @@ class Tally:
         self.asked += record.attempts > 0
         if record.status == "ok":
             self.ok += 1
+            if self._one_model and not record.cache_hit:
+                self.answerers.add(record.model, record.system_fingerprint)
             if record.ttft_s is not None:
                 self._pace.add((record.ttft_s,), (record.output_tokens_per_s,))
             if judge_finish(record.finish_reason) is Finish.UNKNOWN:
@@ -183,7 +188,11 @@ class Tally:
             "for a whole answer. Look at some of them."
             for word, count in self._unknown.items()
         ]
-        return [*unknown, *(_by_fallback(one) for one in self.answered_by() if one.fallback and one.ok)]
+        return [
+            *self.answerers.remarks(),
+            *unknown,
+            *(_by_fallback(one) for one in self.answered_by() if one.fallback and one.ok),
+        ]
 
     @property
     def streamed(self) -> Streamed | None:

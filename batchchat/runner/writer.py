@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from batchchat.engines.port import Answered, EngineKind, Outcome, Settled
+from batchchat.engines.port import Answered, Billed, EngineKind, Outcome, Settled
 from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
@@ -100,6 +100,10 @@ class Writer:
 
     def put(self, outcome: Outcome) -> None:
         """Take an engine's outcome over; see `Sink`."""
+        if isinstance(outcome, Billed):
+            spend = _spend(outcome.usage, outcome.cost, answers=outcome.answers)
+            self._add(SpendOnly(spend, outcome.key), 200)
+            return
         request = outcome.request
         if isinstance(outcome, Answered):
             spend = _spend(outcome.usage, outcome.cost)
@@ -112,7 +116,7 @@ class Writer:
             return
         record = self._record(request, outcome)
         usage, cost = outcome.reply.usage, outcome.reply.cost
-        spend = _NOTHING if usage is None else _spend(usage, cost or 0)
+        spend = _NOTHING if usage is None or outcome.billed_apart else _spend(usage, cost or 0)
         self._add_record(record, spend, seen=outcome.of_prompt is None, late=outcome.late)
 
     def add_invalid(self, invalid: Invalid) -> None:
@@ -225,6 +229,7 @@ class Writer:
             record.refusal = completion.refusal
             record.reasoning = completion.reasoning
             record.logprobs = completion.logprobs
+            record.system_fingerprint, record.service_tier = completion.system_fingerprint, completion.service_tier
         (
             record.prompt_tokens,
             record.completion_tokens,
@@ -359,10 +364,10 @@ class Writer:
             self._on_error()
 
 
-def _spend(usage: Usage, cost: int) -> Spend:
-    """Return the ledger's entry of one answered attempt; `cost` is in `money.UNITS`."""
+def _spend(usage: Usage, cost: int, *, answers: int = 1) -> Spend:
+    """Return the ledger's entry of so many answered attempts; `cost` is in `money.UNITS`."""
     return Spend(
-        1,
+        answers,
         usage.prompt_tokens or 0,
         usage.completion_tokens or 0,
         usage.total_tokens or 0,

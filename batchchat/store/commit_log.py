@@ -30,8 +30,8 @@ _CUSTOM_ID = RECORD_COLUMNS.index("custom_id")
 class Sealing:
     """A closed generation of the journal, on its way into parts.
 
-    `batches` are its records, `late` those of them that go to the archive at once, `spend` is what it cost. A `damaged`
-    journal is kept, and not deleted.
+    `batches` are its records, `late` those of them that go to the archive at once, `spend` is what it cost, `keys` are
+    those of costs that count once. A `damaged` journal is kept, and not deleted.
     """
 
     generation: int
@@ -41,6 +41,7 @@ class Sealing:
     superseding: Superseding
     late: list[pa.RecordBatch] = field(default_factory=list)
     damaged: bool = False
+    keys: list[str] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -140,7 +141,7 @@ class CommitLog:
         self._journal = self._pending = self._late = self._pending_since = None
         if len(self.answers):
             self.begin()
-        return Sealing(old.generation, old.run_id, batches, old.spend, superseding, late)
+        return Sealing(old.generation, old.run_id, batches, old.spend, superseding, late, keys=old.keys)
 
     @property
     def is_open(self) -> bool:

@@ -44,7 +44,7 @@ class Components:
             moved = self.dataset.seal(table, by_id=by_id, by_key=by_key, late=late)
             del table
             pa.default_memory_pool().release_unused()
-        self.ledger.append(sealing.generation, sealing.run_id, sealing.spend)
+        self.ledger.append(sealing.generation, sealing.run_id, sealing.spend, sealing.keys)
         self.point("seal.ledger")
         # Before the journal goes, so that its name never stands in the manifest without the file.
         self.manifest.sealed(sealing.generation)

@@ -7,7 +7,7 @@ Frames of a journal, in order of writing:
     records  [[sequence of its rows frame, place in it, [values of the record's own columns], [spend]], …]
              with a 1 behind the spend of a record that goes to the archive at once
     answer   {"custom_id", "step", "payload", "spend"}: an answer to a request that is not settled yet
-    spend    [spend]: an answered attempt that brought nothing to keep
+    spend    [spend]: an answered attempt that brought nothing to keep; with a text behind the numbers, its key
 
 `columns` names the record's own columns, since versions differ in them; a journal without it has `FIRST_COLUMNS`.
 
@@ -77,9 +77,10 @@ class AnswerEntry:
 
 @dataclass(slots=True, frozen=True)
 class SpendOnly:
-    """An answered attempt that cost something and brought nothing to keep."""
+    """What cost something and brought nothing to keep. What has a `key` counts once in an output."""
 
     spend: Spend
+    key: str | None = None
 
 
 Entry = SettledEntry | AnswerEntry | SpendOnly
@@ -105,6 +106,7 @@ class Journal:
         self.run_id = run_id
         self.size = 0
         self.spend = self.cost = Spend()
+        self.keys: list[str] = []
         self._input_schema = input_schema
         self._values = attrgetter(*columns)
         self._kept = pa.schema([(column.name, kept_type(column.type)) for column in input_schema or ()])
@@ -176,7 +178,9 @@ class Journal:
             if isinstance(entry, AnswerEntry):
                 self._answer(entry, entry.spend)
             elif isinstance(entry, SpendOnly):
-                self._frame(SPEND, json_bytes(tuple(entry.spend)))
+                key = () if entry.key is None else (entry.key,)
+                self._frame(SPEND, json_bytes((*entry.spend, *key)))
+                self.keys += key
 
     def write(self) -> None:
         """Write what was encoded."""
@@ -248,7 +252,10 @@ class Journal:
 
 @dataclass(slots=True)
 class Replay:
-    """What one journal says up to its first damage. `settled` are the `custom_id`s of its records."""
+    """What one journal says up to its first damage.
+
+    `settled` are the `custom_id`s of its records, `keys` those of costs that count once.
+    """
 
     name: str
     generation: int
@@ -257,6 +264,7 @@ class Replay:
     settled: set[str] = field(default_factory=set)
     answers: list[AnswerEntry] = field(default_factory=list)
     spend: Spend = Spend()
+    keys: list[str] = field(default_factory=list)
     damage: Damage | None = None
 
 
@@ -326,6 +334,8 @@ class _ReplayIntake:
             result.answers.append(AnswerEntry(value["custom_id"], value["step"], value["payload"], spend))
             return spend
         if frame.kind == SPEND:
+            if value and isinstance(value[-1], str):
+                result.keys.append(value.pop())
             return Spend(*value)
         if frame.kind == HEADER and value["format"] == FORMAT:
             given = tuple(value.get("columns", FIRST_COLUMNS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from batchchat.records import Spend
@@ -15,13 +15,15 @@ LEDGER = "ledger.jsonl"
 class SpendLedger:
     """What the runs into an output have cost: the lines of the file, and what was counted since they were read.
 
-    `damaged_lines` could not be read. Raises StorageError if the disk refuses.
+    `keys` are those of costs that count once. `damaged_lines` could not be read.
+    Raises StorageError if the disk refuses.
     """
 
     def __init__(self, files: StateFiles) -> None:
         self._files = files
         self.by_run: dict[str, Spend] = {}
         self.generations: set[int] = set()
+        self.keys: set[str] = set()
         self.damaged_lines = 0
 
     def read(self) -> SpendLedger:
@@ -37,12 +39,15 @@ class SpendLedger:
                 # A crash behind the line and before its journal was deleted makes the next run write it again.
                 self.generations.add(generation)
                 self.count(run_id, Spend(*amounts))
+                keys = line.get("keys")
+                self.keys.update(keys if isinstance(keys, list) else ())
         return self
 
-    def append(self, generation: int, run_id: str, spend: Spend) -> None:
+    def append(self, generation: int, run_id: str, spend: Spend, keys: Sequence[str] = ()) -> None:
         """Write down what a generation cost, durably; do nothing if the file has it already, or if it cost nothing."""
-        if generation not in self.generations and any(spend):
-            append_json(self._files, LEDGER, {"generation": generation, "run_id": run_id, **spend._asdict()})
+        if generation not in self.generations and (any(spend) or keys):
+            told = {"generation": generation, "run_id": run_id, **spend._asdict()}
+            append_json(self._files, LEDGER, told | ({"keys": list(keys)} if keys else {}))
 
     def count(self, run_id: str, spend: Spend) -> None:
         """Add to what a run has cost, without writing it down: its journal holds it."""

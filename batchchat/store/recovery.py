@@ -152,11 +152,13 @@ class Recoverer:
             held.live.take_superseding(),
             late,
             damaged=found.damage is not None and not found.damage.torn,
+            keys=found.keys,
         )
         self._recovery.records += sealing.rows
         self._note(held.publish(sealing, self._recovery.set_aside))
         if sealing.generation not in held.ledger.generations:
             held.ledger.count(sealing.run_id, sealing.spend)
+        held.ledger.keys.update(sealing.keys)
         held.point("recover.sealed")
 
     def _unpublished(self, found: Replay) -> tuple[list[pa.RecordBatch], list[pa.RecordBatch]]:

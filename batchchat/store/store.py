@@ -37,7 +37,7 @@ from batchchat.store.commit_log import CommitLog, Sealing
 from batchchat.store.components import Components
 from batchchat.store.dataset import Dataset, DatasetChange, Point
 from batchchat.store.index import Counts, KeyIndex, RecordIndex, state_of
-from batchchat.store.journal import AnswerEntry, Entry, OpenAnswers, SettledEntry
+from batchchat.store.journal import AnswerEntry, Entry, OpenAnswers, SettledEntry, SpendOnly
 from batchchat.store.json_files import append_json
 from batchchat.store.known import KnownRows, Pass
 from batchchat.store.ledger import SpendLedger
@@ -159,13 +159,20 @@ class Store:
     def commit(self, entries: Sequence[Entry]) -> StoreChange:
         """Make entries durable: one write and one synchronization for all of them. Returns the change to apply.
 
+        A cost whose key is counted already is left out.
+
         Raises StorageError if the disk refuses; ValueError if a record's input columns are not the frozen ones.
         """
+        keys = {entry.key for entry in entries if isinstance(entry, SpendOnly) and entry.key is not None}
+        if keys & self._held.ledger.keys:
+            known = self._held.ledger.keys
+            entries = [entry for entry in entries if not (isinstance(entry, SpendOnly) and entry.key in known)]
         if not entries:
             return StoreChange()
         with self._unbroken():
             spend = self._held.log.commit(entries)
             self._commits += 1
+            self._held.ledger.keys.update(keys)
             return StoreChange(committed=entries, spend=spend, commits=1)
 
     def apply(self, change: StoreChange) -> None:

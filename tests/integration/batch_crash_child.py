@@ -26,9 +26,10 @@ from batchchat.store import Store
 STEPS = (
     *("ledger.planned", "ledger.uploading", "upload.done", "ledger.uploaded", "ledger.creating", "create.done"),
     *("ledger.created", "poll.done", "ledger.state", "ledger.harvesting", "results.line", "results.end"),
-    *("commit.written", "commit.after", "ledger.harvested", "files.removed", "ledger.cleaned"),
+    *("commit.written", "commit.after", "counted", "ledger.harvested", "files.removed", "ledger.cleaned"),
 )
-"""`ledger.X`: step X was written down, and nothing else is done yet."""
+"""`ledger.X`: step X was written down, and nothing else is done yet. `counted`: all answers of a chunk are committed,
+and it is not noted as harvested."""
 _POINTS = {"_note_state": "ledger.state", "_write_down": "ledger.planned", "remove_files": "files.removed"}
 """What blocking code of the engine means that a step is done."""
 
@@ -85,8 +86,10 @@ def main() -> None:
 
     async def offload(function: Callable[..., Any], *args: Any, abandon: bool = False) -> Any:
         def work() -> Any:
-            result = function(*args)
             name = getattr(function, "__name__", "")
+            if name == "_note" and args[2] == "harvested":
+                point("counted")
+            result = function(*args)
             if name == "_note":
                 point(f"ledger.{args[2]}")
             elif name in _POINTS:

@@ -112,6 +112,27 @@ def test_an_answer_that_went_to_the_archive_is_counted_once_through_a_kill(tmp_p
         assert read_state(tmp_path / "out").spend.requests == 2 * LINES
 
 
+def test_answers_that_fail_are_paid_once_through_a_kill_between_their_commit_and_the_note_of_it(tmp_path: Path) -> None:
+    """Answers that are cut off are failed records, and billed: nothing but their cost tells that they were counted."""
+    with DemoServer(DemoOptions(batch=BatchOptions(seconds=0.1))) as demo:
+        write_job(tmp_path, demo, 2 * LINES)
+        job = yaml.safe_load((tmp_path / "job.yaml").read_text(encoding="utf-8"))
+        job |= {"params": {"max_tokens": 1}, "response": {"truncated": "fail"}}
+        job["messages"][0]["content"] = "Tell a story of {{ text }} in many words"
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+        for number in (1, 1, 2):  # the first chunk is read three times
+            assert kill_at(tmp_path, "counted", number)
+        done = command("run", "job.yaml", cwd=tmp_path)
+        assert done.returncode == 1, done.stderr
+        records = batchchat.read_output(tmp_path / "out").to_pylist()
+        assert [record["error_kind"] for record in records] == ["truncated"] * 2 * LINES
+        assert demo.stats().batch.lines == 2 * LINES
+        spend = read_state(tmp_path / "out").spend
+        assert spend.requests == 2 * LINES, "the ledger differs from what was answered"
+        assert spend.completion_tokens == sum(record["completion_tokens"] for record in records)
+        assert verify(tmp_path / "out").problems == []
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -158,6 +179,10 @@ def test_kills_and_edits_of_the_prompt_pay_each_answer_once_and_lose_none(tmp_pa
         for edition in (1, *editions):
             write_job(tmp_path, demo, rows, edition)
             done = command("run", "job.yaml", cwd=tmp_path)
+            if done.returncode == 4:
+                # A batch of this very prompt ended before its rows were read, and they had records of another prompt.
+                assert "answers came just before their rows were read" in done.stderr, done.stderr
+                done = command("run", "job.yaml", cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             records = batchchat.read_output(tmp_path / "out").to_pylist()
             assert sorted(record["row_index"] for record in records) == list(range(rows))

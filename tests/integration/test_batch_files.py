@@ -126,6 +126,8 @@ class Completion(Strict):
     created: int
     model: str
     choices: list[Choice]
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
     usage: Usage | None = None
 
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
+import httpx
 import pyarrow as pa
 import pytest
 import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from batchchat import read_output
+from batchchat.engines.batch.building import Planned
+from batchchat.engines.batch.carried import Carried
 from batchchat.engines.batch.chunks import ChunkReader, ChunkWriter, remove_leftovers
-from batchchat.engines.batch.ledger import Ledger, Step, read_history, read_ledger
+from batchchat.engines.batch.ledger import ChunkState, Ledger, Step, read_history, read_ledger
+from batchchat.engines.batch.onward import Onward
 from batchchat.engines.batch.service import (
     BatchProblem,
     BatchStatus,
@@ -34,24 +40,26 @@ from batchchat.records import Completion, Request, RowBatch, Steps, Usage
 from batchchat.runner.control import Control
 from batchchat.runner.options import RunOptions
 from batchchat.runner.run import run_job
+from batchchat.store.index import RecordIndex
 from tests.fake_batches import FakeService, completion
 from tests.integration.jobs import make_job, texts, write_rows
-from tests.unit.test_run_clock import inline
+from tests.unit.test_run_clock import Provider, inline
 
 
 def simulate(
     folder: Path,
     service: FakeService,
-    rows: int = 20,
+    rows: int | list[dict[str, Any]] = 20,
     *,
     engine: dict[str, Any] | None = None,
     options: RunOptions | None = None,
     stop: Control | None = None,
     during: Callable[[Control], Any] | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
     **fields: Any,
 ) -> tuple[RunSummary, float, list[Event]]:
     """Run a job of batches; return the summary, the virtual seconds it took and its events."""
-    write_rows(folder / "rows.jsonl", texts(rows))
+    write_rows(folder / "rows.jsonl", texts(rows) if isinstance(rows, int) else rows)
     fields = {"provider": {"base_url": "http://127.0.0.1:1/v1"}, **fields}
     job = make_job(folder, None, engine={"kind": "batch", "max_lines": 10, **(engine or {})}, **fields)
     events: list[Event] = []
@@ -67,7 +75,7 @@ def simulate(
                 await run_job(
                     job, offload=inline, environ={}, seed=1, listener=events.append, stop=control,
                     options=options or RunOptions(), open_service=lambda *_, **__: service,
-                    demo_url="http://demo.invalid/v1",
+                    demo_url="http://demo.invalid/v1", transport=transport, tick_s=10.0,
                 )
             )  # fmt: skip
             group.cancel_scope.cancel()
@@ -385,3 +393,104 @@ def test_what_expired_is_asked_again_by_the_next_run_as_the_job_is_then(tmp_path
     assert summary.spend_total.requests == 15 + (30 if edited else 15)
     again, _, _ = simulate(tmp_path, service, 30, **fields)
     assert (again.exit_code, again.sent, again.new_ok) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("failed", "lines"), [("none", 20), ("transient", 40)])
+def test_a_failure_that_is_read_before_its_row_is_counted_and_tried_again_if_the_job_says_so(
+    tmp_path: Path, failed: str, lines: int
+) -> None:
+    body = json.dumps({"error": {"message": "an error of the server"}}).encode()
+    service = FakeService(answer=lambda custom_id, _: ResultLine(custom_id, 500, body), seconds=0.0)
+    retry = {"attempts": 1, "failed": failed}
+    assert simulate(tmp_path, service, options=RunOptions(wait=False), retry=retry)[0].exit_code == 4
+    summary, _, _ = simulate(tmp_path, service, retry=retry)
+    assert (summary.exit_code, summary.failed, summary.open) == (1, 20, 0)
+    assert b"".join(service.files.values()).count(b"\n") == lines
+
+
+# --- time that runs out: `then: local`
+
+
+class Slow(FakeService):
+    """Batches never end by themselves; a cancelled one has answered its first line."""
+
+    def _now(self, batch_id: str) -> RemoteBatch:
+        batch = super()._now(batch_id)
+        return replace(batch, result_refs=("out",)) if batch_id in self.cancelled else batch
+
+    async def results(self, batch: RemoteBatch, scratch: Path) -> AsyncIterator[ResultLine]:
+        async with aclosing(cast(AsyncGenerator[ResultLine, None], super().results(batch, scratch))) as lines:
+            async for line in lines:
+                yield line
+                return
+
+
+async def answer_singly(_: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, content=completion("one by one"))
+
+
+def test_near_the_deadline_batches_are_cancelled_and_the_rest_goes_on_as_single_requests(tmp_path: Path) -> None:
+    """Of 40 rows, 20 are in batches when time runs out, and 20 wait for room in the queue."""
+    service = Slow(seconds=1e9, limits=ServiceLimits(queued_tokens=80))
+    summary, elapsed, events = simulate(
+        tmp_path, service, 40, engine={"then": "local"}, deadline="2h", transport=Provider(answer_singly)
+    )
+    assert (summary.exit_code, summary.ok) == (0, 40)
+    created = len(service.batches)
+    assert 0 < created < 4
+    assert all(5_400 <= at < 5_460 for at in service.cancelled.values())
+    assert elapsed < 7_200
+    engines = [record["engine"] for record in read_output(tmp_path / "out").to_pylist()]
+    assert engines.count("batch") == created, "what a cancelled batch has answered is kept"
+    assert engines.count("local") == 40 - created
+    assert summary.spend.requests == 40, "nothing is paid twice"
+    assert {"batch_closing", "batch_onward"} <= set(names(events))
+
+
+def test_without_a_word_of_single_requests_a_deadline_leaves_batches_running(tmp_path: Path) -> None:
+    service = Slow(seconds=1e9)
+    summary, elapsed, _ = simulate(tmp_path, service, 20, deadline="2h")
+    assert (summary.exit_code, summary.open, service.cancelled) == (4, 20, {})
+    assert elapsed >= 7_200
+
+
+def test_a_batch_that_cannot_be_cancelled_is_left_to_the_next_run(tmp_path: Path) -> None:
+    service = Slow(seconds=1e9, script={"cancel": [NeedsHuman("use the console"), None]})
+    summary, _, events = simulate(
+        tmp_path, service, 20, engine={"then": "local"}, deadline="20m", transport=Provider(answer_singly)
+    )
+    assert (summary.exit_code, len(service.cancelled)) == (4, 1)
+    assert names(events).count("batch_not_cancelled") == 1
+    assert summary.open == 19
+
+
+@pytest.mark.parametrize(
+    ("state", "closing", "due"),
+    [
+        (ChunkState(1, step=Step.CREATED, round=2, created_at=0.0, expires_at=86_400.0), False, 82_800.0),
+        (ChunkState(1, step=Step.CREATED, round=1, created_at=0.0, expires_at=86_400.0), False, None),
+        (ChunkState(1, step=Step.CREATED, round=2, created_at=0.0), False, None),
+        (ChunkState(1, step=Step.CREATED, round=2, created_at=0.0, expires_at=3_600.0), False, 2_700.0),
+        (ChunkState(1, step=Step.CREATED, round=1, created_at=0.0), True, 0.0),
+        (ChunkState(1, step=Step.CREATED, status=BatchStatus.EXPIRED), True, None),
+        (ChunkState(1, step=Step.CREATING), True, None),
+    ],
+    ids=["last round", "first round", "no window told", "short window", "the job's deadline", "ended", "uncertain"],
+)
+def test_a_batch_is_cancelled_before_its_window_ends_only_in_its_last_round(
+    tmp_path: Path, state: ChunkState, closing: bool, due: float | None
+) -> None:
+    async def main() -> float | None:
+        known = Carried(RecordIndex(), None, {}, tmp_path)
+        onward = Onward(
+            lambda: pytest.fail("not yet"), known, 2, deadline=None, listener=lambda _: None, wall_clock=lambda: 0.0
+        )
+        onward.closing = closing
+        planned = Planned(state, None)
+        if due == 0.0:
+            assert onward.to_cancel([planned]) == [planned]
+            assert onward.to_cancel([planned]) == [], "once is enough"
+            return 0.0
+        return onward.due_in([planned])
+
+    assert anyio.run(main) == due

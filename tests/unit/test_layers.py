@@ -17,7 +17,7 @@ ROOT = Path(batchchat.__file__).parent
 REPO = Path(__file__).parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"clock", "errors", "format", "prices", "reasoning", "records"}),
-    frozenset({"events", "providers", "identity", "images", "structured"}),
+    frozenset({"credentials", "events", "providers", "identity", "images", "structured"}),
     frozenset({"money"}),
     frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
     frozenset({"cache", "store", "client", "acceptance"}),

@@ -98,7 +98,7 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
 def test_a_profile_is_whole(provider: Provider) -> None:
     assert PROFILES[provider.name] is provider
     assert provider.identity == provider.name
-    assert (provider.base_url is None) == (provider.name == DEMO)
+    assert (provider.base_url is None) == (provider.name in {DEMO, "azure"})
     assert provider.base_url is None or normalize_url(provider.base_url) == provider.base_url
     assert not provider.prices or (provider.currency and provider.prices_as_of)
     assert provider.api_key_env is None or provider.api_key_env.isidentifier()

@@ -160,6 +160,7 @@ class Builder:
             prompt_tokens=facts.prompt_tokens,
             max_tokens=facts.max_tokens,
             splits=splits,
+            round=writer.round,
             run_id=self._asker.run_id,
             prompt_id=self._asker.prompt_id,
             model=self._asker.model,

@@ -116,6 +116,10 @@ class Carried:
             batches, request.attempts, request.counted, request.usage, request.cost, request.started_at, further
         )
 
+    def let_go(self, custom_id: str) -> None:
+        """Let the feed have a request again that failed in its batch, if the job asks for failed rows anew."""
+        self._owned.remove(custom_id, archived=False)
+
     # --- requests that go on as single exchanges
 
     def keep_onward(self, request: Request) -> None:
@@ -129,6 +133,12 @@ class Carried:
         """Return the feed of what was put aside, None if nothing was. Blocking code."""
         writer, self._onward = self._onward, None
         return None if writer is None else _read_onward(self._folder, writer.finish().name)
+
+    def discard(self) -> None:
+        """Remove what was put aside and not asked for: those requests stay open. Blocking code."""
+        writer, self._onward = self._onward, None
+        if writer is not None:
+            writer.discard()
 
 
 def _resumed(request: Request, past: _Past) -> int:

@@ -10,6 +10,7 @@ A chunk counts from the moment on that the ledger knows it (`ledger.py`); files 
 from __future__ import annotations
 
 import base64
+import mmap
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,9 @@ _GROUP_ROWS = 1024
 """Rows that are written to the rows file together: as many as the store puts into one piece of a part."""
 _GROUP_BYTES = 8 * 2**20
 """Bytes of bodies that are held until their rows are written. Two images of the largest size fit."""
-_LINE_BUFFER = 2**20
+_GETS_BETWEEN = 1024
+"""Requests that are read between two returns of mapped pages. One costs less than a millisecond, and more seldom would
+only let the pages of a large chunk, 20 MB, pile up."""
 _NO_USAGE = Usage()
 _FIXED = pa.schema(
     [
@@ -85,6 +88,7 @@ class ChunkWriter:
         self.nbytes = 0
         self.prompt_tokens = 0
         self.max_tokens = 0
+        self.round = 1
         self._folder = folder
         self._stem = stem
         self._hash = blake2b(digest_size=8)
@@ -108,6 +112,7 @@ class ChunkWriter:
         self.max_tokens += reserved[1]
         self._waiting.append(request)
         self._batches.append(batches)
+        self.round = max(self.round, batches + 1)
         self._waiting_bytes += len(request.body)
         if len(self._waiting) >= _GROUP_ROWS or self._waiting_bytes >= _GROUP_BYTES:
             self._write_rows()
@@ -208,26 +213,36 @@ def _further(request: Request) -> bytes | None:
 
 
 class ChunkReader:
-    """The rows of a chunk that is on the disk, read as they are wanted. Blocking code. Raises StorageError."""
+    """The rows of a chunk that is on the disk, read as they are wanted. Blocking code. Raises StorageError.
+
+    A request has a `place`: the number of its line, counted from 0.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}{LINES}"
         with storage_errors(folder / f"{name}{ROWS}"):
-            self._source = pa.memory_map(str(folder / f"{name}{ROWS}"))
-            self._file = pa.ipc.open_file(self._source)
+            with (folder / f"{name}{ROWS}").open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
         metadata = self._file.schema.metadata or {}
         self._schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(metadata[b"input"])))
         self._groups = [_Group(self._file.get_batch(number)) for number in range(self._file.num_record_batches)]
         self._starts: list[int] = []
         self._places: dict[str, int] = {}
+        self._gets = 0
         for group in self._groups:
             self._starts.append(len(self._places))
             for identity in group.rows.column(0).to_pylist():
                 self._places[identity.hex()] = len(self._places)
         self.rows = len(self._places)
+        self._shed()
 
     def __contains__(self, custom_id: object) -> bool:
         return custom_id in self._places
+
+    def place(self, custom_id: str) -> int | None:
+        """Return where a request stands in the chunk; None if it is not in it."""
+        return self._places.get(custom_id)
 
     def custom_ids(self) -> Iterator[str]:
         """Iterate over the identities of all requests, in the order of their lines."""
@@ -250,25 +265,37 @@ class ChunkReader:
         place = self._places.get(custom_id)
         if place is None:
             return None
+        self._gets += 1
+        if not self._gets % _GETS_BETWEEN:
+            self._shed()
         number = bisect_right(self._starts, place) - 1
         offset = place - self._starts[number]
         return self._groups[number].request(custom_id, offset, self._schema, with_body=with_body)
 
+    def _shed(self) -> None:
+        """Give the pages back that were read: mapped, they count as memory of this process until they are needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
-        """Let go of the files. What was read of them stays in memory as long as it is used."""
+        """Let go of the file. What was read of it stays readable as long as it is used."""
+        self._shed()
         self._groups = []
-        self._source.close()
 
 
 class _Group:
-    """Rows that were written together. Their input columns are one object, as the journal likes it."""
+    """Rows that were written together. Their input columns are one object, as the journal likes it.
+
+    Requests are made of single values when they are wanted. As lists, the rows of a chunk would take 20 MB: answers
+    come in any order, so that no group could let go of its own before the end.
+    """
 
     def __init__(self, rows: pa.RecordBatch) -> None:
         self.rows = rows
         self._columns: pa.RecordBatch | None = None
         self._values: list[dict[str, Any] | None] = [None] * rows.num_rows
         self._batches: dict[tuple[str, int], RowBatch] = {}
-        self._own: list[tuple[Any, ...]] = []
+        self._own: list[pa.Array | None] = []
 
     def request(self, custom_id: str, offset: int, schema: pa.Schema, *, with_body: bool) -> tuple[Request, int]:
         """Return the request of a row, and how many batches it was in before."""
@@ -278,8 +305,11 @@ class _Group:
             self._columns = pa.RecordBatch.from_arrays(
                 [column.cast(each.type) for column, each in zip(columns, schema, strict=True)], schema=schema
             )
-            self._own = list(zip(*(self.rows.column(name).to_pylist() for name in _LISTED), strict=True))
-        key, source, row_index, sample_index, row_bytes, prompt_tokens, max_tokens, *rest = self._own[offset]
+            # A column of nulls alone, such as `further` in the first batch of a job, need not be asked for each row.
+            own = [self.rows.column(name) for name in _LISTED]
+            self._own = [None if column.null_count == len(column) else column for column in own]
+        told: list[Any] = [None if column is None else column[offset].as_py() for column in self._own]
+        key, source, row_index, sample_index, row_bytes, prompt_tokens, max_tokens, *rest = told
         attempts, counted, batches, answer_id, further = rest
         # A batch of rows knows where it begins, and these may stand anywhere in the input.
         begins = row_index - offset

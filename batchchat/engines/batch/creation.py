@@ -117,6 +117,10 @@ class Creation:
         """Let go of a chunk that is cleaned up."""
         self._ledger.forget(state.number)
 
+    def latest(self, state: ChunkState) -> ChunkState:
+        """Return what the ledger says of a chunk by now."""
+        return self._ledger.chunks[state.number]
+
     async def note_state(self, state: ChunkState, batch: RemoteBatch) -> ChunkState:
         """Write down what the provider tells of a batch, if it is news."""
         noted: ChunkState = await self._offload(_note_state, self._ledger, state.number, batch, self._wall_clock())

@@ -84,12 +84,14 @@ class Gathering:
         if self._terms.leave_open and state.prompt_id == self._asker.prompt_id:
             earlier = False  # nothing is read of the input, so that no pass can ask for it
         harvest = Harvest(
+            state.name,
             reader,
             self._sink,
             self._owner,
             self._terms,
             planned.hold,
             of_prompt=state.prompt_id if earlier else None,
+            prompt_id=self._asker.prompt_id,
             asked_at=int((state.created_at or state.planned_at) * 1_000_000),
             wall_clock=self._wall_clock,
             offload=self._offload,

@@ -65,7 +65,8 @@ class ChunkState:
 
     `prompt_tokens` are guessed, `max_tokens` is what its answers were reserved with. Times are in seconds since the
     epoch. `total`, `completed` and `failed` are the provider's counts. `harvest` says what became of its requests.
-    `splits` is how often it was made by parting a batch that the provider refused.
+    `splits` is how often it was made by parting a batch that the provider refused. `round` is 1 for requests that were
+    in no batch before; it is that of the request which was in most.
     `tries` is how often a batch of it was asked for in vain. `unsure` says that an answer to `create` was lost and no
     batch was found: there may be another one. `surplus` are batches that are known to be one too many.
     """
@@ -79,6 +80,7 @@ class ChunkState:
     prompt_tokens: int = 0
     max_tokens: int = 0
     splits: int = 0
+    round: int = 1
     run_id: str = ""
     prompt_id: str = ""
     model: str = ""

@@ -7,7 +7,7 @@ nothing of a job was ever taken, and one refusal after the other says the same, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +52,9 @@ class Keeper(Protocol):
 
     def wants(self, custom_id: str) -> bool:
         """Return true if the pass asks for the request, as far as it was read."""
+
+    def release(self, request: Request, batches: int) -> None:
+        """Let the feed have a request that stays open: it was in so many batches."""
 
 
 class Parting:
@@ -101,6 +104,19 @@ class Parting:
         finally:
             reader.close()
 
+    async def each(self, state: ChunkState, again: Callable[[Request, int], bool]) -> None:
+        """Give every request of a chunk to `again`, with how many batches it was in."""
+        reader = ChunkReader(self._folder, state.name)
+        try:
+            for number, custom_id in enumerate(list(reader.custom_ids()), 1):
+                found = reader.get(custom_id)
+                if found is not None:
+                    again(*found)
+                if not number % _BETWEEN:
+                    await anyio.lowlevel.checkpoint()
+        finally:
+            reader.close()
+
     def _judge(self, refused: RefusedChunk) -> None:
         """Count refusals that may be about everything."""
         if refused.too_large or self._taken or (refused.line or 1) > 1:
@@ -125,7 +141,11 @@ class Parting:
 
     def _fail(self, reader: ChunkReader, custom_id: str, message: str) -> None:
         found = reader.get(custom_id)
-        if found is None or not self._keeper.wants(custom_id):
+        if found is None:
+            return
+        if not self._keeper.wants(custom_id):
+            # Of an earlier run: if the pass still comes to its row, it is asked as the job is then.
+            self._keeper.release(*found)
             return
         failure = Failure(ErrorKind.INVALID_REQUEST, f"the provider refuses its line of the batch: {message}")
         self._sink.put(Settled(found[0], Reply(Verdict.NO, failure=failure, sent=False), failure))

@@ -215,8 +215,9 @@ def judge_job(
         remedy = "Set `model` here, or `judge: {model: …}` of the suite for all judges."
         raise fail("needs a model that judges", *place, remedy=remedy)
     provider = data["provider"]
-    if isinstance(provider, dict) and isinstance(provider.get("ca_file"), str):
-        data["provider"] = {**provider, "ca_file": absolute_path(folder, provider["ca_file"])}
+    if isinstance(provider, dict):
+        paths = {name: provider[name] for name in ("ca_file", "api_key_file") if isinstance(provider.get(name), str)}
+        data["provider"] = {**provider, **{name: absolute_path(folder, path) for name, path in paths.items()}}
     mode = judge.mode or settings.mode
     judges = output / "judges"
     data |= {

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import batchchat
-from batchchat.client.masking import KeyMask
+from batchchat.credentials import Credential
 from batchchat.engines.batch.service import BatchService, ServiceLimits, ServiceOptions
 from batchchat.engines.batch.services.dialects import DIALECTS, HOSTS, OPENAI, OTHER, BatchDialect
 from batchchat.errors import UsageError
@@ -81,7 +81,7 @@ def open_service(
     provider: Provider,
     options: ServiceOptions,
     *,
-    api_key: str | None,
+    api_key: str | Credential | None,
     environ: Mapping[str, str],
     model: str | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
@@ -91,7 +91,7 @@ def open_service(
     Arguments:
         provider: whose batches, with an address (the demo provider's is known once its server runs).
         options: the job's `engine` block.
-        api_key: the provider's key, None if it needs none.
+        api_key: the provider's key, or what holds it and can give another one; None if it needs none.
         environ: where the keys of a bucket come from.
         model: the job's model, which one dialect wants on the batch itself.
         transport: what carries the calls in place of a connection (tests).
@@ -118,15 +118,13 @@ def open_service(
             f"engine.bucket: {name} keeps the files of batches itself",
             remedy="Remove engine.bucket. Only scaleway reads them from a bucket of yours.",
         )
-    mask = KeyMask(api_key)
     address = str(provider.base_url).split("?", 1)[0]
     who = provider.name if provider.name != "custom" else urlsplit(address).netloc
     http = Http(
         provider,
-        auth=dialect.auth,
-        api_key=api_key,
-        party=Party(who, address, provider.api_key_env, dialect.line_numbers),
-        mask=mask,
+        auth=provider.api_key_header or dialect.auth,
+        credential=Credential.of(api_key),
+        party=Party(who, address, provider.key_place, dialect.line_numbers),
         user_agent=f"batchchat/{batchchat.__version__}",
         transport=transport,
     )

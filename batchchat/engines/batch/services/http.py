@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +17,7 @@ import httpx
 
 from batchchat.client.headers import parse_retry_after
 from batchchat.client.masking import KeyMask
+from batchchat.credentials import Credential, header_field
 from batchchat.engines.batch.service import OutcomeUnknown, Unavailable
 from batchchat.engines.batch.services.lines import load
 from batchchat.engines.batch.services.problems import Call, Party, refusal
@@ -59,7 +60,8 @@ class _Page(Exception):
 class Http:
     """Calls one provider. Owns its transport: leaving the context closes it.
 
-    `auth` is the header that takes the key: `Authorization` as a bearer token, any other as it is. A connection is not
+    `auth` is the header that takes the key: `Authorization` as a bearer token, any other as it is, unless the provider
+    names a scheme. If a key is refused and another one can be had, the call is made once more. A connection is not
     kept after its answer: calls are minutes apart, and a kept connection that the server has closed would leave it open
     whether a create was carried out.
     """
@@ -69,9 +71,8 @@ class Http:
         provider: Provider,
         *,
         auth: str,
-        api_key: str | None,
+        credential: Credential,
         party: Party,
-        mask: KeyMask,
         user_agent: str,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -79,16 +80,38 @@ class Http:
         self._base = base
         self._query = {**dict(base.params.multi_items()), **provider.extra_query}
         self._headers = {"Accept": "application/json", "User-Agent": user_agent, **provider.headers}
-        if api_key is not None:
-            self._headers[auth] = f"Bearer {api_key}" if auth == "Authorization" else api_key
+        self._auth = auth
+        self._credential = credential
+        self._generation = -1
         self._transport: httpx.AsyncBaseTransport
         self.party = party
-        self.mask = mask
+        self.mask = KeyMask()
         self._given = transport
         self._provider = provider
+        self._take_key()
 
     def __repr__(self) -> str:
         return f"Http({self.party.address!r})"
+
+    def _take_key(self) -> None:
+        """Send the credential's key from now on."""
+        key = self._credential.key
+        self._generation = self._credential.generation
+        self.mask.add(key)
+        if key is not None:
+            name, value = header_field(key, self._auth, self._provider.api_key_scheme)
+            self._headers[name] = value
+
+    async def _renewed(self, status: int) -> bool:
+        """Return true if the key was refused, and there is another one now, which later calls send."""
+        if status != 401:
+            if status < 400:
+                self._credential.accepted = max(self._credential.accepted, self._generation)
+            return False
+        if not await self._credential.renew(self._generation):
+            return False
+        self._take_key()
+        return True
 
     async def __aenter__(self) -> Http:
         # Not before: whoever only asks what a service takes needs no certificates.
@@ -106,39 +129,50 @@ class Http:
         *,
         query: Mapping[str, str] | list[tuple[str, str]] | None = None,
         json: bytes | None = None,
-        content: AsyncIterator[bytes] | None = None,
+        content: Callable[[], AsyncIterator[bytes]] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> HttpAnswer:
-        """Make one call; it is sent once. `json` or `content` is its body, the latter with its headers.
+        """Make one call; it is sent once, and once more with another key if the first one is refused.
+
+        `json` is its body, or what `content` gives at each sending, with the headers of that.
 
         Raises what a refusal means. If the connection fails, OutcomeUnknown for a create that may have reached the
         server, else Unavailable.
         """
-        fields = {**self._headers, **(headers or {})}
+        fields = dict(headers or {})
         if json is not None:
             fields |= {"Content-Type": "application/json", "Content-Length": str(len(json))}
         elif content is None and method == "POST":
             fields["Content-Length"] = "0"
         timeout = UPLOAD_TIMEOUT_S if content is not None else ANSWER_TIMEOUT_S
-        request = httpx.Request(
-            method,
-            self._url(path, query),
-            headers={"Host": self._base.netloc.decode("ascii"), **fields},
-            content=json if json is not None else content,
-            extensions={"timeout": _timeouts(timeout)},
-        )
-        try:
-            response = await self._transport.handle_async_request(request)
-            try:
-                body = await _bounded(response)
-            finally:
-                await response.aclose()
-        except httpx.HTTPError as error:
-            raise self._failed(call, error) from None
+        url, again = self._url(path, query), True
+        while True:
+            request = httpx.Request(
+                method,
+                url,
+                headers={"Host": self._base.netloc.decode("ascii"), **self._headers, **fields},
+                content=json if json is not None or content is None else content(),
+                extensions={"timeout": _timeouts(timeout)},
+            )
+            response, body = await self._answered(call, request)
+            if not (again and await self._renewed(response.status_code)):
+                break
+            again = False  # a call that was refused for its key has done nothing, so it may be made once more
         if 200 <= response.status_code < 300:
             clean = self.mask.clean(body)
             return HttpAnswer(response.status_code, response.headers, clean)
         raise self._refused(call, response, body)
+
+    async def _answered(self, call: Call, request: httpx.Request) -> tuple[httpx.Response, bytes]:
+        """Send a request and return its answer with the whole body. Raises what a failed connection means."""
+        try:
+            response = await self._transport.handle_async_request(request)
+            try:
+                return response, await _bounded(response)
+            finally:
+                await response.aclose()
+        except httpx.HTTPError as error:
+            raise self._failed(call, error) from None
 
     async def download(self, path: str, target: Path, *, nbytes: int | None = None) -> bool:
         """Stream a file's content to `target`; go on after a break where the server lets us.
@@ -203,15 +237,13 @@ class Http:
                         raise Unavailable(f"{self.party.name} sends a download to an address that is none") from None
                     own = own and (url.scheme, url.netloc) == (self._base.scheme, self._base.netloc)
                     continue
-                if response.status_code == 416 and start:
-                    # Nothing stands behind what we have, or the content has changed: begin anew.
+                if _stale(response, start):
                     start = 0
+                    continue
+                if own and await self._renewed(response.status_code):
                     continue
                 if not 200 <= response.status_code < 300:
                     raise self._refused(Call.LOOK, response, await _bounded(response))
-                if response.status_code == 206 and not _begins_at(response.headers, start):
-                    start = 0
-                    continue
                 first = True
                 async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as pieces:
                     async for piece in pieces:
@@ -285,6 +317,13 @@ def _validator(headers: httpx.Headers) -> str:
 def _begins_at(headers: httpx.Headers, start: int) -> bool:
     told: str = headers.get("content-range", "")
     return told.lower().replace(" ", "").startswith(f"bytes{start}-")
+
+
+def _stale(response: httpx.Response, start: int) -> bool:
+    """Return true if a download must begin anew: nothing stands behind what we have, or another piece was sent."""
+    if response.status_code == 416:
+        return start > 0
+    return response.status_code == 206 and not _begins_at(response.headers, start)
 
 
 def _empty(file: IO[bytes]) -> int:

@@ -38,11 +38,11 @@ class Call(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """Who was asked, in words for a person: the provider's name, the address, and the variable of its key."""
+    """Who was asked, in words for a person: the provider's name, the address, and the place of its key."""
 
     name: str
     address: str
-    key_env: str | None
+    key_place: str | None
     line_numbers: bool = True
 
 
@@ -158,11 +158,11 @@ def _bad_line(refused: Refused) -> Exception:
 
 
 def _key(refused: Refused) -> Exception:
-    key = refused.party.key_env
+    key = refused.party.key_place
     if key is None:
         return NeedsHuman(
             str(refused),
-            remedy="This address wants a key: name its environment variable in provider.api_key_env.",
+            remedy="This address wants a key: name its place in provider.api_key_env, api_key_file or api_key_command.",
         )
     return NeedsHuman(
         str(refused),

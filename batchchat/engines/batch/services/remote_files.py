@@ -42,7 +42,7 @@ class RemoteFiles:
             fields[dialect.upload_name_field] = name
         form = Form(fields, name, path, dialect.upload_type, f"batchchat-{secrets.token_hex(16)}")
         answer = await self._http.ask(
-            Call.UPLOAD, "POST", dialect.upload_path, content=form.pieces(), headers=form.headers
+            Call.UPLOAD, "POST", dialect.upload_path, content=form.pieces, headers=form.headers
         )
         data = answer.data
         # Some wrap the file into `data`.
