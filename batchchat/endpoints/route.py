@@ -263,8 +263,10 @@ class EndpointRoute:
         match reply.verdict:
             case Verdict.FATAL:
                 return self._take_out(endpoint, failure.message)
-            case Verdict.REFUSED:
-                return self._refused(request, failure, endpoint, self.targets[permit.target])
+            case Verdict.REFUSED | Verdict.RATE_LIMIT if reply.verdict is Verdict.REFUSED or reply.day is not None:
+                # An endpoint whose day is used up is refused to us as one whose key is: waiting helps neither.
+                enough = ONCE_ANSWERED if endpoint.answered and reply.day is None else NEVER_ANSWERED
+                return self._refused(request, failure, permit, enough)
             case Verdict.RATE_LIMIT:
                 return self._moves(request, self.following(permit.target, "rate_limit"), "rate_limit")
             case Verdict.TRANSIENT:
@@ -295,11 +297,14 @@ class EndpointRoute:
             number = self.following(number, "outage")
         return number is not None and self.targets[place].unavailable
 
-    def _refused(self, request: Request, failure: Failure, endpoint: Endpoint, target: Target) -> bool:
-        """Count a refusal that may be about the endpoint (its key, its model) or about the row. Return as `goes_on`."""
+    def _refused(self, request: Request, failure: Failure, permit: RoutedPermit, enough: int) -> bool:
+        """Count a refusal that may be about the endpoint (its key, its model) or about the row. Return as `goes_on`.
+
+        After `enough` rows in a row the endpoint is taken out.
+        """
+        endpoint, target = permit.endpoint, self.targets[permit.target]
         endpoint.refused.add(request.row_index)
         request.broke |= endpoint.bit
-        enough = ONCE_ANSWERED if endpoint.answered else NEVER_ANSWERED
         if len(endpoint.refused) >= enough and self._take_out(endpoint, failure.message):
             return True
         return target.has_up(besides=request.broke)

@@ -168,6 +168,18 @@ def test_a_server_that_refuses_us_is_taken_out(tmp_path: Path, code: int) -> Non
     assert out[0].level == "warning"
 
 
+def test_a_server_whose_day_is_used_up_is_taken_out(tmp_path: Path) -> None:
+    def used_up() -> httpx.Response:
+        text = "Rate limit reached on requests per day (RPD): Limit 500, Used 500"
+        return httpx.Response(429, json={"error": {"message": text}}, headers={"retry-after": "40000"})
+
+    servers = Servers(a=steady(), b=failing(used_up, start=1))
+    summary, elapsed, events = simulate(tmp_path, servers, 300, provider=pool("a", "b"))
+    assert totals(summary) == (0, 300, 0)
+    assert elapsed < 20
+    assert [event.fields["endpoint"] for event in events if event.name == "endpoint_out"] == ["http://b/v1"]
+
+
 @pytest.mark.parametrize("code", [401, 404])
 def test_servers_that_all_refuse_us_stop_the_run(tmp_path: Path, code: int) -> None:
     servers = Servers(a=failing(status(code)), b=failing(status(code)))

@@ -1,0 +1,97 @@
+"""A server of the benchmark of endpoints: so many requests at once, each takes so long, and a cache of prompts' heads.
+
+`python -m tests.benchmarks.pool_server --slots 8 --seconds 0.1` prints its port and serves until it is ended. Requests
+that find no free slot wait in line, as in an inference server. With `--heads` it remembers that many beginnings of
+prompts, the latest ones: a prompt whose beginning it has takes a third of the time, and its answer says so
+(`cached_tokens`). `GET /stats` tells how many prompt tokens it read, and how many of them it had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+import click
+import orjson
+
+HEAD_BYTES = 12_000
+"""About 3,000 tokens."""
+_CACHED_TIME = 1 / 3
+
+
+class PoolServer:
+    """The slots, the cache and the counts of one server."""
+
+    def __init__(self, slots: int, seconds: float, heads: int) -> None:
+        self._slots = asyncio.Semaphore(slots)
+        self._seconds = seconds
+        self._most = heads
+        self._heads: OrderedDict[bytes, None] = OrderedDict()
+        self.read = self.cached = self.answers = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of one connection, one after the other."""
+        try:
+            while line := await reader.readline():
+                length = 0
+                while (header := await reader.readline()).strip():
+                    name, _, value = header.partition(b":")
+                    if name.lower() == b"content-length":
+                        length = int(value)
+                body = await reader.readexactly(length)
+                answer = await self._answer(body) if line.startswith(b"POST") else self._tell(line)
+                head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(answer)}\r\n\r\n"
+                writer.write(head.encode() + answer)
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    def _tell(self, line: bytes) -> bytes:
+        if b"/models" in line:
+            return orjson.dumps({"data": [{"id": "bench"}]})
+        return orjson.dumps({"read": self.read, "cached": self.cached, "answers": self.answers})
+
+    async def _answer(self, body: bytes) -> bytes:
+        at = body.find(b'"messages"')
+        head, tokens = body[at : at + HEAD_BYTES], max(1, (len(body) - at) // 4)
+        async with self._slots:
+            cached = len(head) // 4 if head in self._heads else 0
+            await asyncio.sleep(self._seconds * (_CACHED_TIME if cached else 1.0))
+            if self._most:
+                self._heads[head] = None
+                self._heads.move_to_end(head)
+                if len(self._heads) > self._most:
+                    self._heads.popitem(last=False)
+        self.read += tokens
+        self.cached += cached
+        self.answers += 1
+        usage = {
+            "prompt_tokens": tokens,
+            "completion_tokens": 1,
+            "total_tokens": tokens + 1,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+        choice = {"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}
+        return orjson.dumps({"id": "c", "model": "bench", "choices": [choice], "usage": usage})
+
+
+async def _run(port: int, slots: int, seconds: float, heads: int) -> None:
+    server = await asyncio.start_server(PoolServer(slots, seconds, heads).serve, "127.0.0.1", port, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+@click.command()
+@click.option("--port", default=0, help="0 takes a free one.")
+@click.option("--slots", default=8, help="Requests at once.")
+@click.option("--seconds", default=0.1, help="Time of a request.")
+@click.option("--heads", default=0, help="Beginnings of prompts that are kept; 0 keeps none.")
+def main(port: int, slots: int, seconds: float, heads: int) -> None:
+    """Answer chat completions as an inference server does, for the benchmark of endpoints."""
+    asyncio.run(_run(port, slots, seconds, heads))
+
+
+if __name__ == "__main__":
+    main()
