@@ -20,10 +20,10 @@ from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
 from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error
 from batchchat.job.params import Params
-from batchchat.job.pool_fields import EndpointFields, FallbackFields, LimitFields, PoolFields, Prices
+from batchchat.job.pool_fields import EndpointFields, FallbackFields, LimitFields, PoolFields, Prices, check_known
 from batchchat.job.provider_fields import KEY_PLACES, ProviderFields
 from batchchat.job.values import MANY, Duration, Name, Number, Section, Size, Switch, Whole, instead_of, nearest
-from batchchat.providers import DEMO, PROFILES, Price, Provider
+from batchchat.providers import PROFILES, Price, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
 
 
@@ -291,15 +291,7 @@ class Job(Section):
     @field_validator("provider")
     @classmethod
     def _known_provider(cls, value: str | PoolFields) -> str | PoolFields:
-        name = value if isinstance(value, str) else value.profile
-        if name is not None and name not in PROFILES:
-            raise ValueError(
-                f"no provider is called {name!r}{nearest(name, PROFILES)}; known are {', '.join(PROFILES)}, "
-                "or give {base_url: …, api_key_env: …}"
-            )
-        given = isinstance(value, ProviderFields) and value.base_url is not None
-        if name is not None and name != DEMO and PROFILES[name].base_url is None and not given:
-            raise ValueError(f"{name} has another address for each customer: give {{profile: {name}, base_url: …}}")
+        check_known(value)
         return value
 
     @field_validator("messages", mode="before")

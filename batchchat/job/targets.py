@@ -10,7 +10,7 @@ from batchchat.job.keys import key_problem
 from batchchat.job.model import Job, key_place
 from batchchat.job.origin import combined
 from batchchat.job.pool_fields import EndpointFields, LimitFields, PoolFields
-from batchchat.providers import Provider, normalize_url
+from batchchat.providers import PROFILES, Provider, normalize_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,10 @@ def _endpoints(
     fields = spec.endpoints if isinstance(spec, PoolFields) else None
     if not fields:
         return (EndpointPlan(_address(provider), provider, model, 1.0, LimitFields(), place),)
-    found = [_endpoint(job, one, provider, model, (*place, "endpoints", number)) for number, one in enumerate(fields)]
+    # The provider's own address is that of all endpoints that name none; in `provider` it may be the first one's.
+    usual = PROFILES[spec.profile].base_url if isinstance(spec, PoolFields) and spec.profile else None
+    shared = replace(provider, base_url=(spec.base_url if isinstance(spec, PoolFields) else None) or usual)
+    found = [_endpoint(job, one, shared, model, (*place, "endpoints", number)) for number, one in enumerate(fields)]
     return tuple(_told_apart(found))
 
 

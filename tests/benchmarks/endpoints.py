@@ -104,7 +104,7 @@ def _slow(bench: Bench) -> Figure:
     shares = []
     with _servers([quick, quick, quick, slow]) as servers:
         for _ in range(bench.rounds):
-            outcome = _run(bench, _job(bench, servers, rows, 64))
+            outcome = _run(bench, _job(bench, servers, rows, 32))
             shares.append(outcome.summary["rows"] / outcome.seconds / most)
     return Figure("4 servers, one three times slower: share of what they can do", "", shares, target=0.9)
 
@@ -147,14 +147,14 @@ def _heads(bench: Bench) -> list[Figure]:
     groups = bench.rows(120, 60)
     documents = [f"Document {number}. ".ljust(100, ".") + _SENTENCE * 200 for number in range(groups)]
     rows = _rows(bench, [f"{text}\nQuestion {number}" for text in documents for number in range(_GROUP)])
-    options = ("--slots", "8", "--seconds", "0.2", "--heads", "12")
+    options = ("--slots", "8", "--seconds", "0.1", "--heads", "12")
     shares, others = [], []
     for _ in range(bench.rounds):
-        with _servers([options] * 8) as servers:
+        with _servers([options] * 12) as servers:
             _run(bench, _job(bench, servers, rows, 48))
             stats = [server.stats() for server in servers]
             shares.append(100 * sum(one["cached"] for one in stats) / sum(one["read"] for one in stats))
-        with _servers([options] * 8) as servers:
+        with _servers([options] * 12) as servers:
             others.append(_round_robin(servers, rows))
     return [
         Figure("groups of 10 rows with a shared head of 3,000 tokens: cached", "%", shares, target=80),
