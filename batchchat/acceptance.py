@@ -289,6 +289,12 @@ def journaled(request: Request, reply: Reply) -> dict[str, Any]:
     }
 
 
+def left_for(request: Request, reply: Reply, failure: Failure) -> dict[str, Any]:
+    """An answer that was not taken, as JSON, after which `request` goes to another target: the one it names now."""
+    told = [failure.kind.value, failure.message, failure.http_status]
+    return {**journaled(request, reply), "failure": told, "fallback": request.target}
+
+
 def resume(
     request: Request, answers: Sequence[Any], acceptance: Acceptance, tariff: Tariff | None = None
 ) -> tuple[Reply, Decision] | None:
@@ -297,9 +303,12 @@ def resume(
     The request is then as it was before that decision; its usage includes the answers', and the reply's own is None.
     `tariff` prices what an earlier version journaled, which has no cost.
 
-    Returns None, with the request unchanged, where the answers cannot be read: it is then asked from its beginning.
+    Returns None where the request is to be asked as it is: the answers cannot be read, and it is unchanged, or the last
+    one sent it to another target.
     """
     try:
+        moves = [number for number, answer in enumerate(answers) if answer.get("fallback") is not None]
+        before = moves[-1] + 1 if moves else 0
         replies = [_restored(answer) for answer in answers]
         last = answers[-1]
         usage, started_at = Usage(*last["usage"]), int(last["started_at"])
@@ -311,8 +320,13 @@ def resume(
         return None
     request.usage, request.cost, request.started_at = usage, cost, started_at
     request.attempts, request.active_s = attempts, active_s
-    request.target = target
-    for reply in replies[:-1]:
+    request.target, request.before = target, before
+    if before:
+        move, failure = replies[before - 1], replies[before - 1].failure
+        request.left = (move, failure) if failure is not None else None
+        if before == len(answers):
+            return None
+    for reply in replies[before:-1]:
         decision = acceptance.decide(request, reply)
         if isinstance(decision, AskAgain):
             go_on(request, reply, decision)

@@ -188,7 +188,7 @@ class Request:
     answer, where answers are shared. `target` is the number of the target that it is asked at next, `broke` the set of
     endpoints at which it has failed, `head` the number of what its prompt begins with, 0 if that tells nothing (see
     `endpoints`). `left` is the answer that an earlier target gave, which was not
-    taken: for the record, if no later one answers.
+    taken: for the record, if no later one answers. `before` counts the answers that earlier targets gave.
     """
 
     custom_id: str
@@ -212,6 +212,7 @@ class Request:
     broke: int = 0
     head: int = 0
     left: tuple[Reply, Failure] | None = None
+    before: int = 0
 
     def add_billed(self, reply: Reply) -> None:
         """Add what an attempt took that was answered and settles nothing."""

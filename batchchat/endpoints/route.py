@@ -152,10 +152,15 @@ class EndpointRoute:
         self._lines: dict[int, deque[_Waiter]] = {}
         for place, endpoint in enumerate(self._all()):
             endpoint.bit = 1 << place
+        self._note_most()
         # With one endpoint for each target there is nothing to choose, and no head to look for.
         self.heads = Heads() if any(len(target.endpoints) > 1 for target in self.targets) else None
         # Targets that are asked when those before them are down: only if these are down too, the run is.
         self._chain = [target for target in self.targets if target is self.targets[0] or "outage" in target.on]
+
+    def _note_most(self) -> None:
+        for target in self.targets:
+            target.most = self._over.window if self._over is not None else 0
 
     def _all(self) -> Iterator[Endpoint]:
         return (endpoint for target in self.targets for endpoint in target.endpoints)
@@ -168,6 +173,8 @@ class EndpointRoute:
 
     def try_acquire(self, request: Request, tokens: int, now: float) -> RoutedPermit | None:
         """Grant a permit now; None if no endpoint is free, or others wait for the same target."""
+        if request.target >= len(self.targets):
+            request.target = 0  # a fallback that an earlier run had is gone
         if self._lines.get(request.target):
             return None
         return self._grant(request, tokens, now)[0]
@@ -416,6 +423,7 @@ class EndpointRoute:
             tokens_per_minute=tokens_per_minute,
             concurrency=concurrency or MAX_CONCURRENCY,
         )
+        self._note_most()
         self._wake()
 
     def pace(self) -> Pace:

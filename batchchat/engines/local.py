@@ -22,7 +22,7 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from batchchat.acceptance import Accept, Acceptance, AskAgain, Fail, go_on, journaled, left_with
+from batchchat.acceptance import Accept, Acceptance, AskAgain, Fail, go_on, journaled, left_for, left_with
 from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.clock import running_clock
@@ -475,7 +475,7 @@ class LocalEngine:
         else:
             usage = reply.usage or Usage()
             request.add_billed(reply)
-            step = request.steps.answers if request.steps is not None else 0
+            step = request.before + (request.steps.answers if request.steps is not None else 0)
             sink.put(Answered(request, usage, reply.cost or 0, step, journaled(request, reply)))
             go_on(request, reply, decision)
             self.corrections += decision.corrects
@@ -567,10 +567,18 @@ class LocalEngine:
         route = self._route
         if route is None or not route.fall_back(request, failure.kind):
             return False
-        self._put_billed(request, reply, sink)
-        if request.steps is not None:
-            request.body, request.prompt_tokens = request.steps.body, request.steps.prompt_tokens
-            request.steps = None
+        steps = request.steps
+        if reply.completion is None:
+            self._put_billed(request, reply, sink)
+        else:
+            # Kept until the request is settled, so that no kill makes the first target answer again.
+            step = request.before + (steps.answers if steps is not None else 0)
+            request.add_billed(reply)
+            payload = left_for(request, reply, failure)
+            sink.put(Answered(request, reply.usage or Usage(), reply.cost or 0, step, payload))
+            request.before = step + 1
+        if steps is not None:
+            request.body, request.prompt_tokens, request.steps = steps.body, steps.prompt_tokens, None
         request.counted = request.unsent = request.broke = 0
         request.left = (replace(reply, usage=None, cost=None), failure)
         self._supply.put_due(request)

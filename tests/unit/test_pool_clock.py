@@ -13,6 +13,8 @@ import httpx
 import pytest
 
 from batchchat.events import RunSummary
+from batchchat.runner.control import StopRequest
+from batchchat.runner.options import RunOptions
 from tests.integration.jobs import query
 from tests.unit.test_run_clock import Provider, answer, row_of, simulate
 
@@ -330,3 +332,31 @@ def test_a_budget_reserves_what_the_dearest_target_costs(tmp_path: Path) -> None
     )  # fmt: skip
     assert summary.exit_code == 4
     assert 0 < summary.spend_total.cost <= 0.1
+
+
+def test_a_kill_between_two_targets_does_not_ask_the_first_one_again(tmp_path: Path) -> None:
+    async def serve(_request: httpx.Request, _at: float) -> httpx.Response:
+        await anyio.sleep(0.1)
+        return httpx.Response(200, json={**FILTERED, "usage": USAGE})
+
+    async def hang(_request: httpx.Request, _at: float) -> httpx.Response:
+        stop.stop(reason="the test ends it", exit_code=130)
+        await anyio.sleep(60)
+        return answer()
+
+    fields: dict[str, Any] = {
+        "provider": pool("a"),
+        "fallback": fallback("content_filter"),
+        "limits": {"concurrency": 4},
+    }
+    stop = StopRequest()
+    first = Servers(a=serve, f=hang)
+    summary, _, _ = simulate(tmp_path, first, 4, stop=stop, options=RunOptions(grace=1), **fields)
+    assert (summary.ok, summary.failed, summary.open) == (0, 0, 4)
+    again = Servers(a=serve, f=steady())
+    summary, _, _ = simulate(tmp_path, again, 4, **fields)
+    assert totals(summary) == (0, 4, 0)
+    # What the first server has answered is kept; the rest of its rows are asked there once.
+    assert first.asked["a"] + again.asked["a"] == 4
+    assert again.asked["f"] == 4
+    assert summary.spend_total.requests == 8
