@@ -102,9 +102,14 @@ def _open_job(schema: dict[str, Any]) -> None:
     kinds = schema["$defs"]["EngineFields"]["properties"]["kind"]["enum"]
     properties["engine"] = {"anyOf": [{"type": "string", "enum": kinds}, properties["engine"], {"type": "null"}]}
     names = {"type": "string", "enum": list(PROFILES)}
-    properties["provider"]["anyOf"] = [
-        names if one.get("type") == "string" else one for one in properties["provider"]["anyOf"]
-    ]
+    fallback = schema["$defs"]["FallbackFields"]["properties"]
+    for provider in (properties["provider"], fallback["provider"]):
+        provider["anyOf"] = [names if one.get("type") == "string" else one for one in provider["anyOf"]]
+    fallback["on"] = {"anyOf": [fallback["on"], fallback["on"]["items"]]}
+    properties["fallback"] = {"anyOf": [properties["fallback"], properties["fallback"]["items"], {"type": "null"}]}
+    for one in schema["$defs"]["PoolFields"]["properties"]["endpoints"]["anyOf"]:
+        if "items" in one:
+            one["items"] = {"anyOf": [{"type": "string", "minLength": 1}, one["items"]]}
     # The lines of a batch file have messages and models of their own.
     required = schema["required"]
     schema["required"] = [name for name in required if name not in ("model", "messages")]

@@ -163,6 +163,7 @@ class Figures:
             prompt_id=run.prompt_id,
             earlier_prompt=run.earlier_prompt,
             retry=self._retry(),
+            answered_by=tally.answered_by(),
         )
 
     def _retry(self) -> str | None:
