@@ -434,7 +434,7 @@ def test_fields_in_the_schema_have_the_words_of_the_guide() -> None:
     assert done.exit_code == 0
     schema = json.loads(done.output)
     assert schema["properties"]["name"]["description"] == "the name of the job; an output belongs to one name"
-    limit = schema["$defs"]["LimitFields"]["properties"]["concurrency"]
+    limit = schema["$defs"]["JobLimitFields"]["properties"]["concurrency"]
     assert limit["description"] == "never more requests at the same time"
     assert "`" not in done.output
     assert '"ge"' not in done.output
