@@ -31,7 +31,7 @@ class Endpoint:
     weight: float = 1.0
     estimator: TokenEstimator = field(default_factory=TokenEstimator)
     body: BodyFor | None = None
-    limits: LimitFields = LimitFields()
+    limits: LimitFields = LimitFields.model_construct()
     answered: bool = False
     out: str | None = None
     bit: int = 1
