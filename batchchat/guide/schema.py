@@ -18,7 +18,7 @@ from pydantic_core import core_schema
 
 from batchchat.guide import page
 from batchchat.job.model import FIELDS, Job
-from batchchat.job.values import Duration, Number, Size, Whole
+from batchchat.job.values import Duration, Number, ShareOrCount, Size, Whole
 from batchchat.providers import PROFILES
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -29,6 +29,7 @@ _FORMS: Mapping[Any, JsonSchemaValue] = {
     get_args(Duration)[1].func: {"type": "string", "pattern": r"^\s*(\d+(\.\d*)?[hms]?\s*)+$", "examples": ["15m"]},
     get_args(Size)[1].func: {"type": "string", "pattern": r"^\s*\d+(\.\d*)?\s*([kKmMgG]?[iI]?[bB])?\s*$"},
     get_args(Whole)[1].func: _NUMBER,
+    get_args(ShareOrCount)[1].func: {"type": "string", "pattern": r"^\s*\d+(\.\d*)?\s*%$", "examples": ["10%"]},
     get_args(Number)[1].func: _NUMBER,
 }
 """What a value may also be, by the function that reads it."""

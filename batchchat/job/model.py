@@ -22,7 +22,19 @@ from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error
 from batchchat.job.params import Params
 from batchchat.job.pool_fields import EndpointFields, FallbackFields, LimitFields, PoolFields, Prices, check_known
 from batchchat.job.provider_fields import KEY_PLACES, ProviderFields
-from batchchat.job.values import MANY, Duration, Name, Number, Section, Size, Switch, Whole, instead_of, nearest
+from batchchat.job.values import (
+    MANY,
+    Duration,
+    Name,
+    Number,
+    Section,
+    ShareOrCount,
+    Size,
+    Switch,
+    Whole,
+    instead_of,
+    nearest,
+)
 from batchchat.providers import PROFILES, Price, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
 
@@ -88,6 +100,12 @@ class OutputFields(Section):
 
 BATCH_FORMAT = "openai-batch"
 BATCH_KEY = "custom_id"
+
+
+class JobLimitFields(LimitFields):
+    """The limits of a job. `max_failed` stops a run at so many failed rows, or at a share of them such as `10%`."""
+
+    max_failed: ShareOrCount | None = None
 
 
 class Longer(Section):
@@ -254,7 +272,7 @@ class Job(Section):
     images: ImageFields = ImageFields.model_construct()
     params: Params = Params.model_construct()
     response: Response = Response.model_construct()
-    limits: LimitFields = LimitFields.model_construct()
+    limits: JobLimitFields = JobLimitFields.model_construct()
     retry: Retry = Retry.model_construct()
     prices: Prices | None = None
     engine: EngineFields = EngineFields.model_construct()
@@ -536,7 +554,7 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("response",): Response,
     ("response", "truncated"): Longer,
     ("response", "confidence"): SaidConfidence,
-    ("limits",): LimitFields,
+    ("limits",): JobLimitFields,
     ("retry",): Retry,
     ("prices",): Prices,
     ("engine",): EngineFields,

@@ -27,6 +27,10 @@ _NO_USAGE = Usage()
 _NOTHING = Spend()
 
 
+def _no_watcher() -> None:
+    pass
+
+
 class Offload(Protocol):
     """Runs blocking code off the event loop (or, in tests on a virtual clock, in line)."""
 
@@ -55,9 +59,11 @@ class Shelf(Protocol):
 class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
-    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `shelf` is
-    where answers are shared; None where the job shares none. `on_record` takes each record of this run that has become
-    durable. `prompt_id` goes into every record. `engine` is the job's, `provider` who answered if a reply does not say.
+    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept.
+    `on_counted` is called after each commit, when its records are in the tally. `shelf` is where answers are shared;
+    None where the job shares none. `on_record` takes each record of this run that has become durable. `prompt_id` goes
+    into every record. `engine` is the job's, `provider` who answered if a reply
+    does not say.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Writer:
     ) -> None:
         self.error: StorageError | None = None
         self.shelf: Shelf | None = None
+        self.on_counted: Callable[[], None] = _no_watcher
         self._store = store
         self._tally = tally
         self._run_id = run_id
@@ -333,6 +340,7 @@ class Writer:
                     self._on_record(entry.record)
                 self._revived.discard(custom_id)
         self._tally.add_spend(change.spend)
+        self.on_counted()
 
     def _due(self) -> bool:
         return self._store.should_seal(anyio.current_time())
