@@ -95,14 +95,8 @@ def _endpoint(
         ca_file=own.ca_file or provider.ca_file,
         transport=own.transport if fields.transport else provider.transport,
     )
-    return EndpointPlan(
-        _address(changed),
-        changed,
-        fields.model or model,
-        fields.weight,
-        fields.limits or LimitFields.model_construct(),
-        place,
-    )
+    limits = fields.limits or LimitFields.model_construct()
+    return EndpointPlan(_address(changed), changed, fields.model or model, fields.weight, limits, place)
 
 
 def _address(provider: Provider) -> str:
