@@ -56,7 +56,8 @@ def job_schema() -> dict[str, Any]:
     schema = Job.model_json_schema(schema_generator=_Generator)
     _open_job(schema)
     # The limits of an endpoint mean there what those of the job mean for all.
-    own = {("$defs", "LimitFields", "properties", name): f"limits.{name}" for name in LimitFields.model_fields}
+    names = LimitFields.model_fields
+    own: dict[tuple[str, ...], str] = {("$defs", "LimitFields", "properties", name): f"limits.{name}" for name in names}
     _describe(schema, {**_paths(FIELDS), **own}, described("job", "limits", "budgets"))
     return {"$schema": _DIALECT, **_named_bounds(schema), "title": "A job of batchchat"}
 
