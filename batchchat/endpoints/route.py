@@ -415,7 +415,15 @@ class EndpointRoute:
         tokens_per_minute: float | None = None,
         concurrency: int | None = None,
     ) -> None:
-        """Take other limits over all endpoints."""
+        """Take other limits over all endpoints. An endpoint's own limits stay."""
+        for endpoint in self._all():
+            own = endpoint.limits
+            # Without a number of its own an endpoint has the job's as its window: see `registry`.
+            endpoint.limiter.retune(
+                requests_per_minute=own.requests_per_minute,
+                tokens_per_minute=own.tokens_per_minute,
+                concurrency=own.concurrency or concurrency,
+            )
         if self._over is None:
             self._over = Limiter(concurrency=MAX_CONCURRENCY)
         self._over.retune(
