@@ -11,11 +11,12 @@ from batchchat.cli.arguments import JobArguments
 from batchchat.cli.running import errors, print_json, results
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from batchchat.choosing import RecordFilter
     from batchchat.evaluation.outputs import EvaluationOutput
     from batchchat.store import VerifyReport
+    from batchchat.views import RecordView, StatusView
 
 
 _SAMPLES = 1_000
@@ -59,8 +60,45 @@ def status_command(directory: Path, *, as_json: bool) -> int:
         else:
             results().print(render_statuses(directory.name, [(one.name, one.judge, view) for one, view in views]))
         return 0
-    _show(status_of(directory), render_status, to_json, as_json=as_json)
+    _show(_with_reviews(status_of(directory), directory), render_status, to_json, as_json=as_json)
     return 0
+
+
+def _with_reviews(view: StatusView, directory: Path) -> StatusView:
+    """Add how many rows people reviewed. Nothing more is imported for an output without reviews."""
+    from batchchat.store import read_review_lines
+
+    if not read_review_lines(directory):
+        return view
+    from dataclasses import replace
+
+    from batchchat.labelling.reviews import stored_reviews
+
+    reviews = stored_reviews(directory)
+    rows = {review.content or review.custom_id for review in reviews}
+    return replace(view, reviewed=len(rows), reviewers=len({review.reviewer for review in reviews}))
+
+
+def _reviews_beside(views: Iterator[RecordView], directory: Path) -> Iterator[RecordView]:
+    """Add to records what people say of them, in columns of their own."""
+    from batchchat.store import read_review_lines
+
+    if not read_review_lines(directory):
+        yield from views
+        return
+    from dataclasses import replace
+
+    from batchchat.labelling.reviews import latest_of_reviewers, read_reviews, reviewed_row
+
+    found = latest_of_reviewers(read_reviews(directory))
+    for view in views:
+        people = found.get(str(view.record.get("custom_id")))
+        if people is None:
+            yield view
+            continue
+        row = reviewed_row(sorted(people.values(), key=lambda review: review.reviewed_at))
+        told = {"reviewed": row.values, "reviewer": ", ".join(row.reviewers), "reviewed_at": row.reviewed_at}
+        yield replace(view, record={**view.record, **told})
 
 
 def history_command(directory: Path, *, as_json: bool) -> int:
@@ -148,7 +186,9 @@ def _print_records(
     from batchchat.cli.record_page import render_record, render_records
     from batchchat.inspection import find_records
 
-    views = find_records(directory, row=by.row, key=by.key, failed=by.failed, where=by.where, limit=most)
+    views = _reviews_beside(
+        find_records(directory, row=by.row, key=by.key, failed=by.failed, where=by.where, limit=most), directory
+    )
     terminal = results()
     if table and not as_json:
         rows = list(views)
@@ -231,6 +271,8 @@ def export_command(
     flatten: bool,
     bom: bool,
     variant: str | None,
+    final: bool,
+    vote: bool,
 ) -> int:
     """Write one file in input order, or the same to standard output for `-`."""
     import shutil
@@ -249,6 +291,8 @@ def export_command(
         "columns": names,
         "flatten": flatten,
         "bom": bom,
+        "final": final,
+        "vote": vote,
     }
     if str(target) == "-":
         if format_ is None or format_ == "openai-batch":
