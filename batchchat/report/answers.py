@@ -71,9 +71,12 @@ class _Labels:
 
 
 class AnswerBrowser:
-    """Everything that the row browser of a page shows. Read `blocks` to their end before `index`."""
+    """Everything that the row browser of a page shows. Read `blocks` to their end before `index`.
 
-    def __init__(self, suite: SuiteFolder) -> None:
+    `rows` are those to show, of `total`; without it, the best choice of the rows that a suite has.
+    """
+
+    def __init__(self, suite: SuiteFolder, *, rows: pa.Table | None = None, total: int | None = None) -> None:
         self.suite = suite
         self.names = [str(variant.get("name")) for variant in suite.variants]
         values, verdicts = suite.values(), suite.verdicts()
@@ -83,10 +86,12 @@ class AnswerBrowser:
         highest = pc.max(values.column("sample_index")).as_py()
         self.samples = max(1, int(suite.summary.get("samples") or 1), 1 + (highest or 0))
         outputs = [suite.output(variant) for variant in suite.variants]
-        rows = rows_of(values, outputs)
-        self.total = rows.num_rows
-        cells = max(1, (len(self.names) * max(1, len(self.scorers)) + len(pairs)) * self.samples)
-        rows = choose_rows(rows, values, min(MOST_ROWS, max(100, MOST_CELLS // cells)))
+        if rows is None:
+            rows = rows_of(values, outputs)
+            total = rows.num_rows
+            cells = max(1, (len(self.names) * max(1, len(self.scorers)) + len(pairs)) * self.samples)
+            rows = choose_rows(rows, values, min(MOST_ROWS, max(100, MOST_CELLS // cells)))
+        self.total = rows.num_rows if total is None else total
         self.row_index: list[int] = rows.column("row_index").to_pylist()
         self.keys: list[str | None] = rows.column("key").to_pylist()
         self._ids = rows.column("id").combine_chunks()
