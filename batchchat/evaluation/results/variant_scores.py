@@ -333,6 +333,9 @@ class VariantScores:
 
 def start_of(value: Any) -> str | None:
     """Return the first 200 characters of a value as text, None if there is no value."""
+    # Nearly all answers that are compared are labels: short texts of one script, which stay as they are.
+    if type(value) is str and len(value) <= _TEXT_CHARACTERS and value.isascii():
+        return value
     if value is None or isinstance(value, Absent):
         return None
     # A text of JSON may hold half a surrogate pair, which no UTF-8 can.
