@@ -134,7 +134,8 @@ class Snapshot:
     had (or the archive gave back), `failed_before` failed rows of earlier runs that were not tried again. `total` is
     the number of rows of the pass: exact when `total_exact`, an estimate otherwise, None while nothing is known. Where
     the job asks each row `samples` times, all of these count samples. `uncommitted` outcomes wait to become
-    durable; the commit that is under way has been going on for `commit_lag_s` seconds.
+    durable; the commit that is under way has been going on for `commit_lag_s` seconds. `skipped` are those that the
+    job's `skip` leaves out, as far as the input was read.
     """
 
     run_id: str
@@ -168,6 +169,7 @@ class Snapshot:
     steering: Steering = Steering()
     uncommitted: int = 0
     commit_lag_s: float = 0.0
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ class Streamed:
 class RunSummary:
     """How a run ended. `exit_code` is what the command line ends with; `reason` says why it ended early, if it did.
 
-    Rows of the pass times `samples` = ok + failed + open. Rows of the dataset = ok + failed + kept. `ok` and `failed`
+    Rows of the pass times `samples` = ok + failed + skipped + open. Rows of the dataset = ok + failed + kept. `ok` and `failed`
     count all samples of the pass, also those that an earlier run settled; `new_ok` and `new_failed` are this run's own;
     where a row is asked once, these are counts of rows. `sent` counts attempts, `corrections` answers that did not fit
     and were asked for again. `streamed` is about this run's own completions, None where none was streamed. `resume` is
@@ -230,3 +232,4 @@ class RunSummary:
     earlier_prompt: int = 0
     retry: str | None = None
     resets_at: str | None = None
+    skipped: int = 0

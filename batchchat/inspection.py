@@ -85,6 +85,7 @@ def status_of(directory: Path) -> StatusView:
             str(output.live.get("run_id")), None, "it ended without a word: killed, or the machine went down", None
         )
     samples = output.job.get("samples")
+    skipped = _skipped_rows(output, live)
     unfinished = running is None and (last is None or last.exit_code != 0 or earlier > 0)
     return StatusView(
         job=str(output.job.get("name", "")),
@@ -93,7 +94,8 @@ def status_of(directory: Path) -> StatusView:
         last=last,
         ok=ok,
         failed=sum(counts.values()),
-        open=_open_rows(output, ok + sum(counts.values()), live),
+        open=_open_rows(output, ok + sum(counts.values()) + skipped, live),
+        skipped=skipped,
         failures=groups,
         spent=output.spend,
         currency=_text(output.state.get("currency")) or _text((output.live or {}).get("currency")),
@@ -174,6 +176,13 @@ def _time(batch: pa.RecordBatch, pace: StreamPace) -> None:
         answered = batch.filter(pc.equal(batch.column("status"), "ok"))
         ttft_s, tokens_per_s = (answered.column(name).drop_null().to_pylist() for name in _STREAMED)
         pace.add(ttft_s, tokens_per_s)
+
+
+def _skipped_rows(output: Output, live: Snapshot | None) -> int:
+    if live is not None:
+        return live.skipped
+    number = output.runs[-1].get("skipped") if output.runs else 0
+    return number if type(number) is int else 0
 
 
 def _open_rows(output: Output, settled: int, live: Snapshot | None) -> int | None:

@@ -94,6 +94,7 @@ def plan_job(
         retried=counts.reopened,
         archived=counts.archived,
         unreadable=counts.invalid,
+        skipped=counts.skipped,
         kept=kept,
         surplus=surplus,
         requests=to_send,

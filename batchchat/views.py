@@ -71,6 +71,7 @@ class PlanView:
     `spent` is what the output has cost so far. `failures` tell why the `unreadable` ones would fail, by kind and
     message, the most frequent first. `empty` rows have nothing in any column that the messages name.
     `earlier_prompt` of the `kept` records answer another prompt than the job's.
+    `skipped` ones are not sent since the job's `skip` is true of their row.
     `engines` compares single requests with batches; `cost` is that of the job's own engine.
     `key` says where the provider's key comes from, None if it needs none, and `key_found` whether it is there (of a
     command: whether its program is).
@@ -117,6 +118,7 @@ class PlanView:
     engines: Sequence[EnginePlan] = ()
     key: str | None = None
     key_found: bool | None = None
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,8 @@ class StatusView:
     `open` is None where the number of rows is not known. `spent` is the sum of the ledger. `ok`, `failed` and `open`
     count samples where the job asks each row `samples` times, else rows. `streamed` is about the completions that were
     streamed, None where none was. `earlier_prompt` of the `ok` answer another prompt than that of the latest run.
-    `batches` are those of a provider's Batch API, the oldest first.
+    `batches` are those of a provider's Batch API, the oldest first. `skipped` are those that the job's `skip` left out
+    in the latest run.
     """
 
     job: str
@@ -192,6 +195,7 @@ class StatusView:
     streamed: Streamed | None = None
     earlier_prompt: int = 0
     batches: Sequence[BatchView] = ()
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +218,7 @@ class PastRun:
     `new_ok`, `new_failed` and `cache_hits` count its own records; of a run that did not end by itself those that are
     live still. `requests` are the attempts that it made (None: not known), `answers` those of them that were billed,
     with tokens and cost from the ledger. An `exit_code` of None: it is running, or was killed. `prompt_id` tells its
-    prompt, None if that is not known.
+    prompt, None if that is not known. `skipped` rows (or samples) of the whole pass were not sent.
     """
 
     run_id: str
@@ -235,6 +239,7 @@ class PastRun:
     exit_code: int | None
     reason: str | None
     prompt_id: str | None = None
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

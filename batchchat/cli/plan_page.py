@@ -69,6 +69,8 @@ def _plan_table(view: PlanView) -> Table:
         ("done", view.done, "nothing to send"),
     ):
         table.add_row(f"{nouns} {name}", count(number), remark if number else "")
+    if view.skipped:
+        table.add_row(f"{nouns} skipped", count(view.skipped), "`skip` is true of them: nothing to send")
     if view.archived:
         table.add_row(f"{nouns} archived", count(view.archived), "answered before: given back, nothing to send")
     if view.unreadable:

@@ -238,7 +238,7 @@ class Job(Section):
     """One prompt over many rows: what a job file says, validated, with all paths absolute.
 
     `constant: true` says that no message or param is meant to use a column, so that every row asks the same. Without it
-    such a job is refused before anything is sent.
+    such a job is refused before anything is sent. `skip` is a template; rows of which it is true are not sent.
     """
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -248,6 +248,7 @@ class Job(Section):
     model: Name
     messages: list[dict[str, Any]] | dict[str, Any]
     constant: bool = False
+    skip: str | None = Field(None, min_length=1)
     samples: Whole = Field(1, ge=1, le=1_000)
     # Made without a validator of their own, which would cost a tenth of a start: all their fields have defaults.
     images: ImageFields = ImageFields.model_construct()

@@ -145,15 +145,19 @@ def prepare(
             break
     first = list(islice(_rows(head), _KEYS_CHECKED))
     if job.input.key is not None:
-        _check_keys(job, job.input.key, first)
+        _check_keys(job, job.input.key, first, questions.template)
     if isinstance(job, BatchFileJob) and not job.model:
         job = _with_model(job, first)
         provider, questions = job.resolved_provider(), compile_questions(job)
         job.check_budget(provider)
-    _try_template(job, questions.template, first[:_ROWS_TRIED], source.columns, images)
+    _try_template(job, questions.template, first, source.columns, images)
     _check_columns_used(job, questions.template, source.columns)
     empty = EmptyTexts(questions.template, source.columns)
-    read = [values for batch, offset in first if (values := batch.values[offset]) is not None]
+    read = [
+        values
+        for batch, offset in first
+        if (values := batch.values[offset]) is not None and not _left_out(questions.template, values)
+    ]
     chosen = None
     if sample is not None:
         total = source.known_rows()
@@ -236,6 +240,13 @@ def _image_reader(job: Job, template: Template, source: Source) -> ImageReader |
 
 def _check_columns_used(job: Job, template: Template, columns: tuple[str, ...]) -> None:
     """Refuse a job that asks every row the same, unless it says that this is meant."""
+    if template.skip is not None and template.skip.names.isdisjoint({*columns, "row"}):
+        raise job.error(
+            "names no column of the input, so that it is the same for every row",
+            "skip",
+            remedy=f"Write a condition on a column, such as {{{{ not {columns[0]} }}}}. "
+            f"The input's columns are {', '.join(columns)}.",
+        )
     if job.constant or isinstance(job, BatchFileJob) or template.uses(columns):
         return
     written = [text for text in _texts_of(job.messages) for text in _SINGLE_BRACES.findall(text)]
@@ -296,6 +307,13 @@ class EmptyTexts:
         return [f"{number:,} of {among} rows {have} nothing in {named}: each is sent and paid all the same"]
 
 
+def _left_out(template: Template, values: Mapping[str, object]) -> bool:
+    try:
+        return template.skips(values)
+    except RowTemplateError:
+        return False  # `_try_template` says what is wrong
+
+
 def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value)
 
@@ -337,11 +355,11 @@ def _check_key_column(job: Job, source: Source) -> None:
         )
 
 
-def _check_keys(job: Job, key: str, rows: list[tuple[RowBatch, int]]) -> None:
+def _check_keys(job: Job, key: str, rows: list[tuple[RowBatch, int]], template: Template) -> None:
     seen: dict[str, int] = {}
     for batch, offset in rows:
         values = batch.values[offset]
-        if values is None:
+        if values is None or _left_out(template, values):
             continue
         row = batch.first_index + offset
         text, problem = read_key(values, key)
@@ -368,22 +386,31 @@ def _try_template(
 ) -> None:
     """Stop before anything is sent if none of the first rows renders: then it is the template, not the rows."""
     first: JobError | UsageError | None = None
+    tried = 0
     for batch, offset in rows:
+        if tried == _ROWS_TRIED:
+            break
         values = batch.values[offset]
         if values is None:
+            tried += 1
             if first is None:
                 first = UsageError(
                     f"none of the first rows can be read: {batch.failures[offset].message}",
                     remedy="Check input.path and input.format.",
                 )
             continue
+        place = "skip"
         try:
+            if template.skips(values):
+                continue  # it is no error if the first rows are all left out
+            place = "messages"
+            tried += 1
             template.render(values, images=images.load(values, batch.source) if images is not None else None)
         except RowTemplateError as error:
             if not isinstance(first, JobError):
                 first = job.error(
                     f"none of the first rows renders; row {batch.first_index + offset}: {error}",
-                    "messages",
+                    place,
                     remedy=f"The input's columns are {', '.join(columns)}.",
                 )
         else:

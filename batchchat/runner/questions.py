@@ -90,6 +90,7 @@ def _compile_template(job: Job, schema: ResponseSchema | None) -> Template:
             instructions=instructions,
             max_images=provider.max_images,
             transfer=job.transfer(provider),
+            skip=job.skip,
         )
     return compile_template(
         job.messages,
@@ -99,6 +100,7 @@ def _compile_template(job: Job, schema: ResponseSchema | None) -> Template:
         instructions=instructions,
         max_images=provider.max_images,
         transfer=job.transfer(provider),
+        skip=job.skip,
     )
 
 
