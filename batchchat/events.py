@@ -184,8 +184,9 @@ class Streamed:
 class RunSummary:
     """How a run ended. `exit_code` is what the command line ends with; `reason` says why it ended early, if it did.
 
-    Rows of the pass times `samples` = ok + failed + skipped + open. Rows of the dataset = ok + failed + kept. `ok` and `failed`
-    count all samples of the pass, also those that an earlier run settled; `new_ok` and `new_failed` are this run's own;
+    Rows of the pass times `samples` = ok + failed + skipped + open. Rows of the dataset = ok + failed + kept. `ok` and
+    `failed` count all samples of the pass, also those that an earlier run settled; `new_ok` and `new_failed` are this
+    run's own; `skipped` ones have no request, since the job's `skip` is true of their row;
     where a row is asked once, these are counts of rows. `sent` counts attempts, `corrections` answers that did not fit
     and were asked for again. `streamed` is about this run's own completions, None where none was streamed. `resume` is
     the command that goes on, None where nothing is left to do. `prompt_id` tells the prompt of the job as it is;

@@ -120,7 +120,8 @@ class Ending:
         stored = await run.offload(run.store.stored_rows)
         if counts.seen + skipped == rows * samples and counts.live == stored:
             return None
-        settled = f"{rows} rows read{f' for {samples} samples each' if samples > 1 else ''}, {counts.seen} settled, {skipped} skipped"
+        each = f" for {samples} samples each" if samples > 1 else ""
+        settled = f"{rows} rows read{each}, {counts.seen} settled, {skipped} skipped"
         return BatchchatError(
             f"the counts do not agree: {settled}; {counts.live} records known, {stored} stored",
             remedy=f"Run `batchchat verify {run.job.output.path}` and report what it says.",

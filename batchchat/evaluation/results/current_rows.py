@@ -75,8 +75,8 @@ class CurrentRows:
     the sample `s` of it.
 
     `identities` has one entry for each job. `keys` is None where the job names no key. `all_of_input` tells whether
-    every row of the input counts. `prompted` are the columns that the prompts speak of. `skipped` rows are not among them:
-    the `skip` of a job leaves them out. What one job skips counts for none, so that all are measured by the same rows.
+    every row of the input counts. `prompted` are the columns that the prompts speak of. `skipped` rows are not among
+    them: what the `skip` of one job leaves out counts for none, so that all are measured by the same rows.
     """
 
     samples: int
