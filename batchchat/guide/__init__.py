@@ -25,6 +25,7 @@ _OF_FIELD: Mapping[str, str] = {
     "model": "providers",
     "messages": "templates",
     "constant": "templates",
+    "skip": "templates",
     "samples": "samples",
     "images": "images",
     "params": "job",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from batchchat.acceptance import Acceptance
 from batchchat.errors import JobError, UsageError
+from batchchat.format import plural
 from batchchat.identity import Identity
 from batchchat.images import ImageReader
 from batchchat.intake import Intake, Selection, read_key
@@ -21,7 +22,8 @@ from batchchat.providers import Provider
 from batchchat.records import ErrorKind, RowBatch
 from batchchat.runner.questions import compile_questions, schema_warnings
 from batchchat.sources import STDIN, GivenRows, Source, open_rows, open_source
-from batchchat.store import Frozen, KeyIndex, RecordIndex, joined_parsed
+from batchchat.store import Completions, Frozen, KeyIndex, RecordIndex, joined_parsed
+from batchchat.store.location.folder import is_output_folder
 from batchchat.template import RowTemplateError, Template
 from batchchat.template.lines import COLUMNS, model_of
 
@@ -132,7 +134,11 @@ def prepare(
         raise job.error(error.message, "response", "schema", remedy=error.remedy) from None
     if rows is not None:
         job = _with_rows(job)
-    source = _open_source(job, frozen, rows)
+    steps_notes: list[str] = []
+    if rows is None and _names_output(job):
+        source = _open_output(job, frozen, steps_notes)
+    else:
+        source = _open_source(job, frozen, rows)
     _check_key_column(job, source)
     images = _image_reader(job, questions.template, source)
     batches = source.batches()
@@ -175,6 +181,7 @@ def prepare(
         empty,
         empty.warning(sum(map(empty.finds, read)), f"the first {len(read):,}"),
         [
+            *steps_notes,
             *_text_warnings(job),
             *_sample_warnings(job, questions.template),
             *schema_warnings(job, questions, provider),
@@ -211,6 +218,32 @@ def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:
         header=given.header if isinstance(given.header, bool) else tuple(given.header),
         quoting=given.quoting,
     )
+
+
+def _names_output(job: Job) -> bool:
+    """Tell whether the input is an output of batchchat. With a `format`, its files are read as they are."""
+    given = job.input
+    return given.format is None and given.path != STDIN and is_output_folder(Path(given.path))
+
+
+def _open_output(job: Job, frozen: Frozen, notes: list[str]) -> Source:
+    """Open the completions of another job's output as rows; `notes` takes what a person should know of them."""
+    given, folder = job.input, Path(job.input.path)
+    for name in ("encoding", "header", "quoting"):
+        if name in given.model_fields_set and getattr(given, name) not in (None, True):
+            message = f"is about text files, and the input {folder} is an output of batchchat"
+            raise job.error(message, "input", name, remedy="Leave it out.")
+    if folder.resolve() == Path(job.output.path).resolve():
+        message = f"is the job's own output {folder}: a job never reads what it writes"
+        raise job.error(message, "input", "path", remedy="Name the output of another job, or another output.")
+    rows = Completions(folder)
+    left = [
+        *([plural(rows.left_out, "failed row")] if rows.left_out else []),
+        *([plural(rows.open, "open row")] if rows.open else []),
+    ]
+    if left:
+        notes.append(f"input: {' and '.join(left)} of {folder} have no completion, and are no rows of this job")
+    return open_rows(rows, types=given.types, frozen=frozen.input)
 
 
 def _with_model(job: BatchFileJob, rows: list[tuple[RowBatch, int]]) -> BatchFileJob:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from batchchat.store.cleaning import OldOutput, old_outputs, remove_output
 from batchchat.store.commands import CommandFiles
 from batchchat.store.commit_log import Sealing
+from batchchat.store.completions import Completions
 from batchchat.store.index import (
     ARCHIVED,
     NONE,
@@ -41,6 +42,7 @@ __all__ = [
     "RECORD_SCHEMA",
     "AnswerEntry",
     "CommandFiles",
+    "Completions",
     "Counts",
     "Entry",
     "Frozen",

@@ -265,6 +265,8 @@ def plain(path: Path) -> Any:
 
 
 def columns(path: Path) -> set[str]:
+    if path.parent.name == "out":  # of another sample job: its columns, and those of its records
+        return columns(Path(load_job(ROOT / "jobs" / f"{path.name}.yaml").input.path)) | {"completion", "key"}
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
             return set(next(csv.reader(file)))

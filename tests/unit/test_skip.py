@@ -103,7 +103,12 @@ def test_skip_changes_no_identity(tmp_path: Path) -> None:
 
 
 def test_keys_of_skipped_rows_do_not_count(tmp_path: Path) -> None:
-    rows = [{"id": "a", "text": ""}, {"id": "a", "text": "x 1"}, {"id": None, "text": ""}, {"id": "b", "text": "x 2"}]
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "text": ""},
+        {"id": "a", "text": "x 1"},
+        {"id": None, "text": ""},
+        {"id": "b", "text": "x 2"},
+    ]
     summary, sent = asked(tmp_path, rows, skip=EMPTY)
     assert (summary.exit_code, summary.ok, summary.skipped, sent) == (0, 2, 2, 2)
 
@@ -159,9 +164,10 @@ def job_of(folder: Path, skip: str) -> Job:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        *((value, True) for value in (True, "true", " True\n", "yes", "1", 1)),
-        *((value, False) for value in (False, None, "", "  ", "false", "No", 0, "0")),
-        *((value, None) for value in ("x", 2, 0.5, [], {}, "null", "none")),
+        *[(value, True) for value in (True, "true", " True\n", "yes", "1", 1)],
+        *[(value, False) for value in (False, None, "", "  ", "false", "No", 0, "0")],
+        *[(value, None) for value in ("x", 2, 0.5, "null", "none")],
+        ([], None),
     ],
 )
 def test_what_is_true_of_a_rendered_text(value: object, expected: bool | None) -> None:
