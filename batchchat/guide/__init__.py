@@ -26,6 +26,7 @@ _OF_FIELD: Mapping[str, str] = {
     "messages": "templates",
     "constant": "templates",
     "skip": "templates",
+    "examples": "examples",
     "samples": "samples",
     "images": "images",
     "params": "job",

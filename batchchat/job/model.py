@@ -143,6 +143,31 @@ class ImageFields(Section):
     max_bytes: Size = Field(MAX_BYTES, ge=1, le=40_000_000)
 
 
+class ExampleFields(Section):
+    """Which rows of a file with known answers a template has as `examples`: for each row `k` of them.
+
+    `text` is a template that gives the text of a row, of the input and of the file: rows are alike by it, and by it a
+    row of the file is known to be the row itself. `label` is the column of the labels that take turns (`per_label`).
+    """
+
+    source: str = Field(alias="from", min_length=1)
+    k: Whole = Field(5, ge=1, le=1_000)
+    by: Literal["similarity", "random", "per_label"] = "similarity"
+    text: str = Field(min_length=1)
+    label: Name | None = None
+    seed: Whole = Field(0, ge=0, le=MANY)
+
+    @model_validator(mode="after")
+    def _label_of_per_label(self) -> ExampleFields:
+        if self.by == "per_label" and self.label is None:
+            raise ValueError("by: per_label needs `label`, the column of the file that holds the labels")
+        if self.by != "per_label" and self.label is not None:
+            raise ValueError("label belongs to by: per_label")
+        if self.by != "random" and "seed" in self.model_fields_set:
+            raise ValueError("seed belongs to by: random")
+        return self
+
+
 FailedPolicy = Literal["none", "transient", "all"]
 
 
@@ -249,6 +274,7 @@ class Job(Section):
     messages: list[dict[str, Any]] | dict[str, Any]
     constant: bool = False
     skip: str | None = Field(None, min_length=1)
+    examples: ExampleFields | None = None
     samples: Whole = Field(1, ge=1, le=1_000)
     # Made without a validator of their own, which would cost a tenth of a start: all their fields have defaults.
     images: ImageFields = ImageFields.model_construct()
@@ -484,6 +510,7 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("output",): OutputFields,
     ("provider",): ProviderFields,
     ("images",): ImageFields,
+    ("examples",): ExampleFields,
     ("params",): Params,
     ("response",): Response,
     ("response", "truncated"): Longer,

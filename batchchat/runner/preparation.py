@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from batchchat.acceptance import Acceptance
 from batchchat.errors import JobError, UsageError
+from batchchat.examples import EXAMPLES, Examples, open_examples
 from batchchat.format import plural
 from batchchat.identity import Identity
 from batchchat.images import ImageReader
@@ -22,8 +23,7 @@ from batchchat.providers import Provider
 from batchchat.records import ErrorKind, RowBatch
 from batchchat.runner.questions import compile_questions, schema_warnings
 from batchchat.sources import STDIN, GivenRows, Source, open_rows, open_source
-from batchchat.store import Completions, Frozen, KeyIndex, RecordIndex, joined_parsed
-from batchchat.store.location.folder import is_output_folder
+from batchchat.store import Completions, Frozen, KeyIndex, RecordIndex, is_output_folder, joined_parsed
 from batchchat.template import RowTemplateError, Template
 from batchchat.template.lines import COLUMNS, model_of
 
@@ -62,17 +62,32 @@ class Prepared:
     _head: list[RowBatch] = field(default_factory=list)
     _rest: Iterator[RowBatch] | None = None
     _images: ImageReader | None = None
+    examples: Examples | None = None
 
     def batches(self) -> Iterator[RowBatch]:
         """The rows of the input, from the first one, with the images of those that are selected.
 
         The rows that were looked at come again; this works once.
         """
-        if self._images is None:
-            yield from self._rows()
-            return
-        for batch in self._rows():
-            yield from self._images.batches(batch, self.selection.takes)
+        for batch in map(self.complete, self._rows()):
+            if self._images is None:
+                yield batch
+            else:
+                yield from self._images.batches(batch, self.selection.takes)
+
+    def complete(self, batch: RowBatch, look: bytes | None = None) -> RowBatch:
+        """Return a batch whose selected rows have their examples, if the job chooses any.
+
+        `look` has a byte for each of the first rows, 0 for one that needs none. Blocking code.
+        """
+        if self.examples is None:
+            return batch
+        first, takes = batch.first_index, self.selection.takes
+
+        def wanted(row: int) -> bool:
+            return takes(row) if look is None else row - first < len(look) and look[row - first] == 1
+
+        return self.examples.complete(batch, self.template, wanted)
 
     def intake(
         self,
@@ -156,7 +171,8 @@ def prepare(
         job = _with_model(job, first)
         provider, questions = job.resolved_provider(), compile_questions(job)
         job.check_budget(provider)
-    _try_template(job, questions.template, first, source.columns, images)
+    examples = _open_examples(job, questions.template, source)
+    _try_template(job, questions.template, first, source.columns, images=images, examples=examples)
     _check_columns_used(job, questions.template, source.columns)
     empty = EmptyTexts(questions.template, source.columns)
     read = [
@@ -189,6 +205,7 @@ def prepare(
         head,
         batches,
         images,
+        examples,
     )
 
 
@@ -269,6 +286,23 @@ def _image_reader(job: Job, template: Template, source: Source) -> ImageReader |
     if root is not None and not root.is_dir():
         raise job.error(f"there is no folder {root}", "images", "root")
     return ImageReader(template.image_columns, source.folder_of, root=root, max_bytes=job.images.max_bytes)
+
+
+def _open_examples(job: Job, template: Template, source: Source) -> Examples | None:
+    """Read the rows that examples are chosen from. Raises JobError if no template can or does show them."""
+    if job.examples is None:
+        return None
+    if isinstance(job, BatchFileJob):
+        message = "cannot be shown: the lines of a batch file hold their own messages"
+        raise job.error(message, EXAMPLES, remedy="Leave it out.")
+    if EXAMPLES in source.columns:
+        message = "has the name of a column of the input, so that templates could not tell the two apart"
+        raise job.error(message, EXAMPLES, remedy="Rename the column.")
+    if EXAMPLES not in template.names:
+        message = "is shown by no message: no template names `examples`"
+        loop = "{% for example in examples %}{{ example.text }}: {{ example.label }}\n{% endfor %}"
+        raise job.error(message, EXAMPLES, remedy=f"Write into a message, for instance, {loop}")
+    return open_examples(job)
 
 
 def _check_columns_used(job: Job, template: Template, columns: tuple[str, ...]) -> None:
@@ -415,7 +449,9 @@ def _try_template(
     template: Template,
     rows: list[tuple[RowBatch, int]],
     columns: tuple[str, ...],
+    *,
     images: ImageReader | None,
+    examples: Examples | None,
 ) -> None:
     """Stop before anything is sent if none of the first rows renders: then it is the template, not the rows."""
     first: JobError | UsageError | None = None
@@ -438,6 +474,8 @@ def _try_template(
                 continue  # it is no error if the first rows are all left out
             place = "messages"
             tried += 1
+            if examples is not None:
+                values = {**values, EXAMPLES: examples.choose(values)}
             template.render(values, images=images.load(values, batch.source) if images is not None else None)
         except RowTemplateError as error:
             if not isinstance(first, JobError):

@@ -23,7 +23,8 @@ class Wording:
     """The text of this run's job beside those of the output's records. Blocking code. Raises StorageError."""
 
     def __init__(self, store: Store, prepared: Prepared) -> None:
-        text = json.dumps([prepared.template.text_digest, prepared.provider.identity])
+        gold = [] if prepared.examples is None else [prepared.examples.digest]
+        text = json.dumps([prepared.template.text_digest, prepared.provider.identity, *gold])
         self._digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self._store = store
         self.known = False

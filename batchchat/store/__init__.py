@@ -18,7 +18,7 @@ from batchchat.store.index import (
     kind_of,
 )
 from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
-from batchchat.store.location.folder import evaluation_outputs, running_outputs
+from batchchat.store.location.folder import evaluation_outputs, is_output_folder, running_outputs
 from batchchat.store.output import (
     Output,
     earlier_prompts,
@@ -65,6 +65,7 @@ __all__ = [
     "frozen_schema",
     "is_live",
     "is_output",
+    "is_output_folder",
     "iter_output",
     "joined_parsed",
     "key_digest",

@@ -77,7 +77,7 @@ def test_two_jobs_run_one_after_the_other_and_a_changed_row_asks_one_row_of_each
 
 
 def test_failed_and_open_rows_of_an_output_are_no_rows_and_are_told(folder: Path) -> None:
-    rows = [*ROWS[:3], {"id": "r9", "text": None}]
+    rows: list[dict[str, Any]] = [*ROWS[:3], {"id": "r9", "text": None}]
     write_rows(folder / "rows.jsonl", rows)
     write_job(folder, "first", "rows.jsonl", "Labels: a, b\n{{ text.upper() }}", response={"schema": LABELS})
     first, second = run("first.yaml", "second.yaml")
