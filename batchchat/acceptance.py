@@ -15,11 +15,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchchat.reasoning import is_blank
-from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, Steps, Usage, Verdict
+from batchchat.records import Answerer, Completion, ErrorKind, Failure, Reply, Request, Steps, Usage, Verdict
 
 if TYPE_CHECKING:
     from batchchat.money import Tariff
-    from batchchat.structured import ResponseSchema, Tools
+    from batchchat.structured import Confidence, ConfidenceRule, ResponseSchema, Tools
 
 _BYTES_A_TOKEN = 4
 _LENGTHS = ("max_completion_tokens", "max_tokens")
@@ -28,10 +28,15 @@ _TOOL_SETS = 256
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """The answer is taken. `parsed` is its value for the typed column, `tolerated` says that other text stood by."""
+    """The answer is taken.
+
+    `parsed` is its value for the typed column, `tolerated` says that other text stood by. `confidence` is there if the
+    job measures it.
+    """
 
     parsed: Any = None
     tolerated: bool = False
+    confidence: Confidence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Acceptance:
     `schema` is what a text must fit, and `repeats_schema` whether a correction must say it again (where the prompt does
     not hold it). `tools` judges calls; with `tools_vary` each request's own tools do. `truncated` is what to do with an
     answer that was cut off: `fail`, `keep` (it is judged like any other), or the bound of one more try, in tokens.
+    `confidence` measures how sure a text that fits is.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Acceptance:
         tools_vary: bool = False,
         corrections: int = 2,
         truncated: Literal["fail", "keep"] | int = "fail",
+        confidence: ConfidenceRule | None = None,
     ) -> None:
         self._schema = schema
         self._repeated = schema.text if schema is not None and repeats_schema else None
@@ -80,6 +87,7 @@ class Acceptance:
         self._tools_vary = tools_vary
         self._corrections = corrections
         self._truncated = truncated
+        self._confidence = confidence
 
     @property
     def idle(self) -> bool:
@@ -115,7 +123,10 @@ class Acceptance:
             return Accept()
         answer = self._schema.validator.read(completion.text)
         if answer.ok:
-            return Accept(answer.parsed, answer.tolerated)
+            measured = None
+            if self._confidence is not None:
+                measured = self._confidence.measure(completion.text, answer.parsed, completion.logprobs)
+            return Accept(answer.parsed, answer.tolerated, measured)
         from batchchat.structured import answer_correction
 
         messages = answer_correction(completion.text, answer.errors, schema=self._repeated, made=_made(request))
@@ -279,12 +290,20 @@ def journaled(request: Request, reply: Reply) -> dict[str, Any]:
         "output_tokens_per_s": reply.output_tokens_per_s,
         "request_id": reply.request_id,
         "model": reply.model,
+        "by": None if reply.by is None else list(reply.by),
+        "target": request.target,
         "attempts": request.attempts,
         "usage": list(request.usage),
         "cost": request.cost,
         "started_at": request.started_at,
         "active_s": request.active_s,
     }
+
+
+def left_for(request: Request, reply: Reply, failure: Failure) -> dict[str, Any]:
+    """An answer that was not taken, as JSON, after which `request` goes to another target: the one it names now."""
+    told = [failure.kind.value, failure.message, failure.http_status]
+    return {**journaled(request, reply), "failure": told, "fallback": request.target}
 
 
 def resume(
@@ -295,20 +314,30 @@ def resume(
     The request is then as it was before that decision; its usage includes the answers', and the reply's own is None.
     `tariff` prices what an earlier version journaled, which has no cost.
 
-    Returns None, with the request unchanged, where the answers cannot be read: it is then asked from its beginning.
+    Returns None where the request is to be asked as it is: the answers cannot be read, and it is unchanged, or the last
+    one sent it to another target.
     """
     try:
+        moves = [number for number, answer in enumerate(answers) if answer.get("fallback") is not None]
+        before = moves[-1] + 1 if moves else 0
         replies = [_restored(answer) for answer in answers]
         last = answers[-1]
         usage, started_at = Usage(*last["usage"]), int(last["started_at"])
         attempts, active_s = int(last["attempts"]), float(last["active_s"])
+        target = int(last.get("target", 0))
         cost = last["cost"] if "cost" in last else tariff.cost(usage) if tariff is not None else None
         cost = None if cost is None else int(cost)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return None
     request.usage, request.cost, request.started_at = usage, cost, started_at
     request.attempts, request.active_s = attempts, active_s
-    for reply in replies[:-1]:
+    request.target, request.before = target, before
+    if before:
+        move, failure = replies[before - 1], replies[before - 1].failure
+        request.left = (move, failure) if failure is not None else None
+        if before == len(answers):
+            return None
+    for reply in replies[before:-1]:
         decision = acceptance.decide(request, reply)
         if isinstance(decision, AskAgain):
             go_on(request, reply, decision)
@@ -332,6 +361,7 @@ def _restored(answer: dict[str, Any]) -> Reply:
         latency_s=float(answer["latency_s"]),
         request_id=answer["request_id"],
         model=answer["model"],
+        by=Answerer(*answer["by"]) if answer.get("by") else None,
         ttft_s=answer.get("ttft_s"),
         output_tokens_per_s=answer.get("output_tokens_per_s"),
     )

@@ -17,6 +17,7 @@ from batchchat.events import FailureGroup
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, key_problem, load_keys
+from batchchat.job.targets import endpoint_key_problem, has_several
 from batchchat.job.values import nearest
 from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff, as_float
@@ -53,7 +54,15 @@ def plan_job(
     directory = Path(job.output.path)
     fresh = options.fresh or not is_output(directory)
     frozen = Frozen() if fresh else frozen_schema(directory)
-    prepared = prepare(job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed, rows=rows)
+    prepared = prepare(
+        job,
+        frozen=frozen,
+        limit=options.limit,
+        sample=options.sample,
+        seed=options.seed,
+        rows=rows,
+        chosen=options.rows,
+    )
     job, provider = prepared.job, prepared.provider
     if not fresh:
         check_currency(directory, provider.currency if job.model in provider.prices else None)
@@ -112,7 +121,7 @@ def plan_job(
             *prepared.empty.warning(reader.empty, f"the {counts.rows:,}"),
             *prepared.source.warnings,
             *_price_warning(job, provider),
-            *_key_warning(no_key),
+            *(_endpoint_warnings(job) if has_several(job) else _key_warning(no_key)),
         ],
         note=provider.note if provider.name == DEMO else "",
         samples=job.samples,
@@ -396,6 +405,15 @@ def _price_warning(job: Job, provider: Provider) -> list[str]:
         f"{listed}; {remedy}"
     )
     return [warning]
+
+
+def _endpoint_warnings(job: Job) -> list[str]:
+    """Say which endpoint lacks its key or the model. Raises JobError if no endpoint has the model."""
+    from batchchat.endpoints.models import models_warnings
+
+    environ = load_keys(job)
+    problem = endpoint_key_problem(job, environ)
+    return _key_warning(problem) if problem is not None else models_warnings(job, environ)
 
 
 def _key_warning(problem: JobError | None) -> list[str]:

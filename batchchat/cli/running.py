@@ -248,7 +248,7 @@ def run_command(
         with recorder_of(metrics, log) as recorder:
             try:
                 for job, options in loaded:
-                    summaries.append(_run_job(job, options, log, recorder))
+                    summaries.append(looked_at(_run_job(job, options, log, recorder)))
                     _tell_end(summaries[-1], log, quiet=quiet, as_json=as_json)
                     if summaries[-1].exit_code not in _GOES_ON:
                         break
@@ -395,6 +395,21 @@ def recorder_of(targets: Sequence[str], log: LogListener) -> Iterator[Recorder |
 
     with open_metrics(targets, log) as recorder:
         yield recorder
+
+
+def looked_at(summary: RunSummary) -> RunSummary:
+    """Add what looks wrong in the answers, if there are new ones."""
+    from dataclasses import replace
+
+    if not (summary.new_ok or summary.new_failed):
+        return summary
+    from batchchat.labelling.oddities import oddities_of
+
+    try:
+        found = oddities_of(summary.output)
+    except BatchchatError:
+        return summary  # a part that cannot be read: the run has ended well, and the next look at the output says it
+    return replace(summary, looks_wrong=tuple(map(str, found)))
 
 
 def _tell_end(summary: RunSummary, log: LogListener, *, quiet: bool, as_json: bool) -> None:

@@ -23,6 +23,7 @@ _OF_FIELD: Mapping[str, str] = {
     "output": "output",
     "provider": "providers",
     "model": "providers",
+    "fallback": "endpoints",
     "messages": "templates",
     "constant": "templates",
     "skip": "templates",
@@ -42,10 +43,15 @@ _OF_FIELD: Mapping[str, str] = {
     "job": "evaluation",
     "variants": "evaluation",
     "scorers": "scorers",
+    "until": "early-stopping",
+    "decide_by": "early-stopping",
+    "margin": "early-stopping",
+    "looks": "early-stopping",
     "judge": "judges",
     "failed": "evaluation",
     "seed": "evaluation",
     "cluster": "evaluation",
+    "allow_fallback": "evaluation",
 }
 """The page that tells most about a field of a job or a suite."""
 _ENTRY = re.compile(r"^- \[([a-z-]+)\]\(\1\.md\): (.+)$", re.MULTILINE)

@@ -20,9 +20,22 @@ from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
 from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error
 from batchchat.job.params import Params
+from batchchat.job.pool_fields import EndpointFields, FallbackFields, LimitFields, PoolFields, Prices, check_known
 from batchchat.job.provider_fields import KEY_PLACES, ProviderFields
-from batchchat.job.values import MANY, Duration, Name, Number, Section, Size, Switch, Whole, instead_of, nearest
-from batchchat.providers import DEMO, PROFILES, Price, Provider
+from batchchat.job.values import (
+    MANY,
+    Duration,
+    Name,
+    Number,
+    Section,
+    ShareOrCount,
+    Size,
+    Switch,
+    Whole,
+    instead_of,
+    nearest,
+)
+from batchchat.providers import PROFILES, Price, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
 
 
@@ -89,12 +102,10 @@ BATCH_FORMAT = "openai-batch"
 BATCH_KEY = "custom_id"
 
 
-class LimitFields(Section):
-    """Ceilings that are never passed. One that is not set comes from the provider, or is learned."""
+class JobLimitFields(LimitFields):
+    """The limits of a job. `max_failed` stops a run at so many failed rows, or at a share of them such as `10%`."""
 
-    requests_per_minute: Whole | None = Field(None, ge=1, le=1_000_000_000_000)
-    tokens_per_minute: Whole | None = Field(None, ge=1, le=1_000_000_000_000)
-    concurrency: Whole | None = Field(None, ge=1, le=20_000)
+    max_failed: ShareOrCount | None = None
 
 
 class Longer(Section):
@@ -111,6 +122,8 @@ class Response(Section):
     prompt with `response_format` asking for some JSON (`json_object`), or in the prompt alone (`prompt`). `name` is
     what requests call it. An answer that does not fit is asked for again up to `corrections` times, with what is wrong
     with it; so are the arguments of tool calls. `truncated` is about answers that were cut off at their bound.
+    `confidence` says how the column of that name is measured: by the log probabilities of the answer's tokens, by how
+    many of the row's samples agree, or by a field of the answer.
     """
 
     spec: dict[Any, Any] | str | None = Field(None, alias="schema")
@@ -118,6 +131,7 @@ class Response(Section):
     mode: Literal["json_schema", "json_object", "prompt"] = "json_schema"
     corrections: Whole = Field(2, ge=0, le=20)
     truncated: Literal["fail", "keep"] | Longer = "fail"
+    confidence: Literal["logprobs", "samples"] | SaidConfidence | None = None
 
     @field_validator("spec", mode="before")
     @classmethod
@@ -128,12 +142,25 @@ class Response(Section):
             )
         return value
 
+    @field_validator("confidence", mode="before")
+    @classmethod
+    def _confidence_form(cls, value: object) -> object:
+        if value not in ("logprobs", "samples", None) and not isinstance(value, dict | SaidConfidence):
+            raise ValueError(f"must be logprobs, samples or {{field: NAME}}{instead_of(value)}")
+        return value
+
     @field_validator("truncated", mode="before")
     @classmethod
     def _truncated_form(cls, value: object) -> object:
         if value not in ("fail", "keep") and not isinstance(value, dict | Longer):
             raise ValueError(f"must be fail, keep or {{retry_with_max_tokens: N}}{instead_of(value)}")
         return value
+
+
+class SaidConfidence(Section):
+    """Which field of the answer holds what the model says of its own certainty, from 0 to 1."""
+
+    field: Name
 
 
 class ImageFields(Section):
@@ -194,15 +221,6 @@ def failed_kinds(policy: FailedPolicy | Sequence[ErrorKind]) -> frozenset[ErrorK
     if policy == "all":
         return frozenset(ErrorKind)
     return frozenset(ErrorKind(kind) for kind in policy)
-
-
-class Prices(Section):
-    """Money per million tokens; wins over the provider's profile."""
-
-    input: Number = Field(ge=0)
-    output: Number = Field(ge=0)
-    cached_input: Number | None = Field(None, ge=0)
-    currency: str = Field(pattern=r"^[A-Z]{3}$")
 
 
 class EngineFields(Section):
@@ -269,8 +287,9 @@ class Job(Section):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     input: Input
     output: OutputFields
-    provider: str | ProviderFields
+    provider: str | PoolFields
     model: Name
+    fallback: list[FallbackFields] = Field(default_factory=list, max_length=8)
     messages: list[dict[str, Any]] | dict[str, Any]
     constant: bool = False
     skip: str | None = Field(None, min_length=1)
@@ -280,7 +299,7 @@ class Job(Section):
     images: ImageFields = ImageFields.model_construct()
     params: Params = Params.model_construct()
     response: Response = Response.model_construct()
-    limits: LimitFields = LimitFields.model_construct()
+    limits: JobLimitFields = JobLimitFields.model_construct()
     retry: Retry = Retry.model_construct()
     prices: Prices | None = None
     engine: EngineFields = EngineFields.model_construct()
@@ -303,6 +322,11 @@ class Job(Section):
         if not isinstance(value, dict | Section):
             raise ValueError(f"must be a path, or a mapping with a path{instead_of(value)}")
         return value
+
+    @field_validator("fallback", mode="before")
+    @classmethod
+    def _one_or_none(cls, value: object) -> object:
+        return [] if value is None else [value] if isinstance(value, dict) else value
 
     @field_validator("images", "params", "response", "limits", "retry", "budget", mode="before")
     @classmethod
@@ -327,16 +351,8 @@ class Job(Section):
 
     @field_validator("provider")
     @classmethod
-    def _known_provider(cls, value: str | ProviderFields) -> str | ProviderFields:
-        name = value if isinstance(value, str) else value.profile
-        if name is not None and name not in PROFILES:
-            raise ValueError(
-                f"no provider is called {name!r}{nearest(name, PROFILES)}; known are {', '.join(PROFILES)}, "
-                "or give {base_url: …, api_key_env: …}"
-            )
-        given = isinstance(value, ProviderFields) and value.base_url is not None
-        if name is not None and name != DEMO and PROFILES[name].base_url is None and not given:
-            raise ValueError(f"{name} has another address for each customer: give {{profile: {name}, base_url: …}}")
+    def _known_provider(cls, value: str | PoolFields) -> str | PoolFields:
+        check_known(value)
         return value
 
     @field_validator("messages", mode="before")
@@ -370,7 +386,16 @@ class Job(Section):
 
     def resolved_provider(self) -> Provider:
         """The provider with this job's own address, key variable, headers and prices put over its profile."""
-        spec = self.provider
+        return self.resolve(self.provider, self.model, self.prices)
+
+    def resolve(self, spec: str | ProviderFields, model: str, prices: Prices | None) -> Provider:
+        """Return a provider of this job with its own address, key, headers and prices put over its profile.
+
+        Arguments:
+            spec: what the job says of the provider.
+            model: the model that the prices are of.
+            prices: those of the job, None if it names none.
+        """
         if isinstance(spec, str):
             provider = PROFILES[spec]
         else:
@@ -380,19 +405,21 @@ class Job(Section):
                 provider = replace(provider, base_url=spec.base_url, identity=identity or spec.base_url)
             provider = replace(
                 provider,
-                **_key_place(spec, provider),
+                **key_place(spec, provider),
                 headers={**provider.headers, **spec.headers},
                 extra_query={**provider.extra_query, **spec.extra_query},
                 ca_file=spec.ca_file or provider.ca_file,
                 stream_options=provider.stream_options if spec.stream_options is None else spec.stream_options,
                 transport=spec.transport or provider.transport,
             )
-        if self.prices is not None:
-            price = Price(self.prices.input, self.prices.output, self.prices.cached_input)
+            if isinstance(spec, PoolFields):
+                provider = _under_its_name(spec, provider)
+        if prices is not None:
+            price = Price(prices.input, prices.output, prices.cached_input)
             provider = replace(
                 provider,
-                prices={self.model: price},
-                currency=self.prices.currency,
+                prices={model: price},
+                currency=prices.currency,
                 prices_as_of="the job file",
                 tiers={},  # a price of one's own is that of the tier that one asks for
             )
@@ -444,6 +471,16 @@ class Job(Section):
             refused.append(self.error(message, "params", "response_format", remedy="Keep one of the two."))
         if response.spec is None:
             useless = sorted(response.model_fields_set & {"mode", "name"})
+            if response.confidence is not None:
+                refused.append(
+                    self.error(
+                        "is measured on the fields of a schema, and there is none",
+                        "response",
+                        "confidence",
+                        remedy="Give response.schema with the labels as an enum, such as "
+                        "{type: object, properties: {label: {enum: [yes, no]}}, required: [label]}.",
+                    )
+                )
             if "corrections" in response.model_fields_set and not params.tools:
                 useless.append("corrections")
             refused += [
@@ -455,6 +492,7 @@ class Job(Section):
                 )
                 for name in useless
             ]
+        refused += self._check_confidence()
         if isinstance(response.truncated, Longer):
             more = response.truncated.retry_with_max_tokens
             bound = params.max_completion_tokens if params.max_completion_tokens is not None else params.max_tokens
@@ -466,6 +504,26 @@ class Job(Section):
                         remedy="A request is never sent again as it was: allow more, or take `truncated: fail`.",
                     )
                 )
+        return refused
+
+    def _check_confidence(self) -> list[JobError]:
+        """What is wrong between `response.confidence`, the samples and the params."""
+        method, place = self.response.confidence, ("response", "confidence")
+        if method == "samples" and self.samples < 2:
+            message = "counts the samples of a row that agree, and there is one sample a row"
+            remedy = "Give `samples: 5`, or measure it by logprobs or {field: NAME}."
+            return [self.error(message, *place, remedy=remedy)]
+        if method != "logprobs":
+            return []
+        refused = []
+        unsupported, provider = self.resolved_provider().unsupported, self.resolved_provider().name
+        if "logprobs" in unsupported:
+            message = f"needs the log probabilities of tokens, and {provider} does not give them"
+            remedy = "Measure it by `samples`, or by {field: NAME}."
+            refused.append(self.error(message, *place, remedy=remedy))
+        if self.params.logprobs is False:
+            message = "is false, and response.confidence needs log probabilities"
+            refused.append(self.error(message, "params", "logprobs", remedy="Leave params.logprobs out."))
         return refused
 
     def snapshot(self) -> dict[str, Any]:
@@ -487,7 +545,14 @@ class Job(Section):
         return job
 
 
-def _key_place(spec: ProviderFields, profile: Provider) -> dict[str, Any]:
+def _under_its_name(spec: PoolFields, provider: Provider) -> Provider:
+    """Return a provider under the name that the job gives it, and with the identity that goes with it."""
+    identity = spec.identity or spec.name or provider.identity
+    first = next((one.base_url for one in spec.endpoints or () if one.base_url), None)
+    return replace(provider, name=spec.name or provider.name, identity=identity, base_url=provider.base_url or first)
+
+
+def key_place(spec: ProviderFields, profile: Provider) -> dict[str, Any]:
     """Return the fields of a provider that say where the key comes from and how it is sent.
 
     A place that the job names takes that of the profile: a provider has one key.
@@ -508,13 +573,16 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     (): Job,
     ("input",): Input,
     ("output",): OutputFields,
-    ("provider",): ProviderFields,
+    ("provider",): PoolFields,
+    ("provider", "endpoints"): EndpointFields,
+    ("fallback",): FallbackFields,
     ("images",): ImageFields,
     ("examples",): ExampleFields,
     ("params",): Params,
     ("response",): Response,
     ("response", "truncated"): Longer,
-    ("limits",): LimitFields,
+    ("response", "confidence"): SaidConfidence,
+    ("limits",): JobLimitFields,
     ("retry",): Retry,
     ("prices",): Prices,
     ("engine",): EngineFields,

@@ -19,6 +19,7 @@ from batchchat.identity import Identity
 from batchchat.images import ImageReader
 from batchchat.intake import Intake, Selection, read_key
 from batchchat.job import BatchFileJob, Job
+from batchchat.job.targets import check_targets, has_several
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, RowBatch
 from batchchat.runner.questions import compile_questions, schema_warnings
@@ -73,7 +74,7 @@ class Prepared:
             if self._images is None:
                 yield batch
             else:
-                yield from self._images.batches(batch, self.selection.takes)
+                yield from self._images.batches(batch, self._takes)
 
     def complete(self, batch: RowBatch, look: bytes | None = None) -> RowBatch:
         """Return a batch whose selected rows have their examples, if the job chooses any.
@@ -82,12 +83,18 @@ class Prepared:
         """
         if self.examples is None:
             return batch
-        first, takes = batch.first_index, self.selection.takes
+        first, takes = batch.first_index, self._takes
 
         def wanted(row: int) -> bool:
             return takes(row) if look is None else row - first < len(look) and look[row - first] == 1
 
         return self.examples.complete(batch, self.template, wanted)
+
+    def _takes(self, row_index: int) -> bool:
+        """Tell whether a row must be rendered: equal requests are numbered by all rows, unless rows have a key."""
+        if self.selection.numbered and self.job.input.key is None:
+            return True
+        return self.selection.takes(row_index)
 
     def intake(
         self,
@@ -132,13 +139,17 @@ def prepare(
     sample: int | None = None,
     seed: int = 0,
     rows: GivenRows | None = None,
+    chosen: frozenset[int] | None = None,
 ) -> Prepared:
     """Open the input, compile the template and try both on the first rows. Raises UsageError; writes nothing.
 
-    `frozen` are the types that the output was made with. `rows` take the place of the job's input.
+    `frozen` are the types that the output was made with. `rows` take the place of the job's input. `chosen` are the
+    indexes of the rows that make the pass, in place of a sample.
     """
     provider = job.resolved_provider()
     job.check_params(provider)
+    if has_several(job):
+        check_targets(job)
     if job.model:
         job.check_budget(provider)
     questions = compile_questions(job)
@@ -180,8 +191,8 @@ def prepare(
         for batch, offset in first
         if (values := batch.values[offset]) is not None and not _left_out(questions.template, values)
     ]
-    chosen = None
-    if sample is not None:
+    numbered = chosen is not None
+    if sample is not None and chosen is None:
         total = source.known_rows()
         total = source.count_rows() if total is None else total
         chosen = frozenset(Random(seed).sample(range(total), min(sample, total)))  # noqa: S311 - a choice of rows
@@ -193,7 +204,7 @@ def prepare(
         questions.acceptance,
         parsed,
         Identity(provider.identity),
-        Selection(limit, chosen),
+        Selection(limit, chosen, numbered),
         empty,
         empty.warning(sum(map(empty.finds, read)), f"the first {len(read):,}"),
         [

@@ -29,6 +29,7 @@ from batchchat.store.output import (
     read_state,
 )
 from batchchat.store.recovery import Recovery
+from batchchat.store.review_files import has_review_file, read_review_lines, write_review_lines
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
 from batchchat.store.state import batches_folder, check_currency, lock_holder
 from batchchat.store.store import Store, StoreChange
@@ -63,6 +64,7 @@ __all__ = [
     "earlier_prompts",
     "evaluation_outputs",
     "frozen_schema",
+    "has_review_file",
     "is_live",
     "is_output",
     "is_output_folder",
@@ -74,8 +76,10 @@ __all__ = [
     "old_outputs",
     "output_schema",
     "read_output",
+    "read_review_lines",
     "read_state",
     "remove_output",
     "running_outputs",
     "verify",
+    "write_review_lines",
 ]
