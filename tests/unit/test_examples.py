@@ -123,7 +123,7 @@ def test_a_changed_gold_row_asks_only_the_rows_whose_examples_changed(tmp_path: 
 
     def run(examples: dict[str, Any], **options: Any) -> tuple[int, Any]:
         provider = Provider(at_once)
-        fields = {"messages": MESSAGES, "examples": examples}
+        fields: dict[str, Any] = {"messages": MESSAGES, "examples": examples}
         summary, _, _ = simulate(tmp_path, provider, 0, lines=rows, options=RunOptions(**options), **fields)
         assert (summary.exit_code, summary.ok, summary.failed) == (0, 3, 0)
         plan = plan_job(make_job(tmp_path, None, **fields))
@@ -139,7 +139,7 @@ def test_a_changed_gold_row_asks_only_the_rows_whose_examples_changed(tmp_path: 
     # Back again costs nothing, and rows behind those that are known have their examples, too.
     rows.append({"id": 3, "text": "the app is slow"})
     provider = Provider(at_once)
-    fields = {"messages": MESSAGES, "examples": gold(tmp_path, k=1)}
+    fields: dict[str, Any] = {"messages": MESSAGES, "examples": gold(tmp_path, k=1)}
     summary, _, _ = simulate(tmp_path, provider, 0, lines=rows, **fields)
     assert (summary.ok, summary.revived, len(provider.times)) == (4, 1, 1)
     [record] = find_records(tmp_path / "out", key="3")
@@ -149,9 +149,13 @@ def test_a_changed_gold_row_asks_only_the_rows_whose_examples_changed(tmp_path: 
 
 
 def test_a_skipped_row_needs_no_examples_and_one_without_text_fails_alone(tmp_path: Path) -> None:
-    lines = [{"id": 0, "text": None}, {"id": 1, "text": "x 1", "more": {"a": "b"}}, {"id": 2, "text": "y 2"}]
+    lines: list[dict[str, Any]] = [
+        {"id": 0, "text": None},
+        {"id": 1, "text": "x 1", "more": {"a": "b"}},
+        {"id": 2, "text": "y 2"},
+    ]
     examples = gold(tmp_path, [{**row, "more": {"a": "c"}} for row in GOLD], text="{{ text }} {{ more.a.upper() }}")
-    fields = {"messages": MESSAGES, "examples": examples, "skip": "{{ text is none }}"}
+    fields: dict[str, Any] = {"messages": MESSAGES, "examples": examples, "skip": "{{ text is none }}"}
     summary, _, _ = simulate(tmp_path, Provider(at_once), 0, lines=lines, **fields)
     assert (summary.exit_code, summary.ok, summary.failed, summary.skipped) == (1, 1, 1, 1)
     [(message,)] = query(tmp_path, "select error_message from data where status = 'failed'")
