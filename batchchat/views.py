@@ -58,6 +58,15 @@ class EnginePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class LongPrompt:
+    """One of the longest prompts of a plan: its row, and its tokens as they are estimated by size."""
+
+    row_index: int
+    key: str | None
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class PlanView:
     """What a run would do, counted and estimated, with nothing sent.
 
@@ -71,6 +80,7 @@ class PlanView:
     `spent` is what the output has cost so far. `failures` tell why the `unreadable` ones would fail, by kind and
     message, the most frequent first. `empty` rows have nothing in any column that the messages name.
     `earlier_prompt` of the `kept` records answer another prompt than the job's.
+    `longest` are the longest prompts to be sent, the longest first.
     `skipped` ones are not sent since the job's `skip` is true of their row.
     `engines` compares single requests with batches; `cost` is that of the job's own engine.
     `key` says where the provider's key comes from, None if it needs none, and `key_found` whether it is there (of a
@@ -119,6 +129,7 @@ class PlanView:
     key: str | None = None
     key_found: bool | None = None
     skipped: int = 0
+    longest: Sequence[LongPrompt] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ _OF_FIELD: Mapping[str, str] = {
     "messages": "templates",
     "constant": "templates",
     "skip": "templates",
+    "max_prompt_tokens": "templates",
     "examples": "examples",
     "samples": "samples",
     "images": "images",

@@ -170,6 +170,31 @@ class ImageFields(Section):
     max_bytes: Size = Field(MAX_BYTES, ge=1, le=40_000_000)
 
 
+class CutColumn(Section):
+    """What to do with a prompt that is too long: cut the text of a column."""
+
+    cut: Name
+
+
+class PromptLimit(Section):
+    """How long a prompt may be, in tokens as they are estimated by size, and what happens to a longer one."""
+
+    limit: Whole = Field(ge=1, le=MANY)
+    then: Literal["fail"] | CutColumn = "fail"
+
+    @field_validator("then", mode="before")
+    @classmethod
+    def _then_form(cls, value: object) -> object:
+        if value != "fail" and not isinstance(value, dict | CutColumn):
+            raise ValueError(f"must be fail or {{cut: COLUMN}}{instead_of(value)}")
+        return value
+
+    @property
+    def column(self) -> str | None:
+        """The column that is cut; None if rows fail."""
+        return self.then.cut if isinstance(self.then, CutColumn) else None
+
+
 class ExampleFields(Section):
     """Which rows of a file with known answers a template has as `examples`: for each row `k` of them.
 
@@ -293,6 +318,7 @@ class Job(Section):
     messages: list[dict[str, Any]] | dict[str, Any]
     constant: bool = False
     skip: str | None = Field(None, min_length=1)
+    max_prompt_tokens: PromptLimit | None = None
     examples: ExampleFields | None = None
     samples: Whole = Field(1, ge=1, le=1_000)
     # Made without a validator of their own, which would cost a tenth of a start: all their fields have defaults.
@@ -332,6 +358,11 @@ class Job(Section):
     @classmethod
     def _all_commented_out(cls, value: object) -> object:
         return {} if value is None else value
+
+    @field_validator("max_prompt_tokens", mode="before")
+    @classmethod
+    def _limit_alone(cls, value: object) -> object:
+        return {"limit": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("engine", mode="before")
     @classmethod
@@ -577,6 +608,8 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("provider", "endpoints"): EndpointFields,
     ("fallback",): FallbackFields,
     ("images",): ImageFields,
+    ("max_prompt_tokens",): PromptLimit,
+    ("max_prompt_tokens", "then"): CutColumn,
     ("examples",): ExampleFields,
     ("params",): Params,
     ("response",): Response,

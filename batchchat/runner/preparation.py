@@ -182,6 +182,7 @@ def prepare(
         job = _with_model(job, first)
         provider, questions = job.resolved_provider(), compile_questions(job)
         job.check_budget(provider)
+    _check_cut(job, questions.template, source.columns)
     examples = _open_examples(job, questions.template, source)
     _try_template(job, questions.template, first, source.columns, images=images, examples=examples)
     _check_columns_used(job, questions.template, source.columns)
@@ -297,6 +298,22 @@ def _image_reader(job: Job, template: Template, source: Source) -> ImageReader |
     if root is not None and not root.is_dir():
         raise job.error(f"there is no folder {root}", "images", "root")
     return ImageReader(template.image_columns, source.folder_of, root=root, max_bytes=job.images.max_bytes)
+
+
+def _check_cut(job: Job, template: Template, columns: tuple[str, ...]) -> None:
+    """Refuse to cut a column that is not there or that no message shows: it would make no prompt shorter."""
+    column = None if job.max_prompt_tokens is None else job.max_prompt_tokens.column
+    if column is None:
+        return
+    if isinstance(job, BatchFileJob):
+        message, remedy = "cannot be: the lines of a batch file hold their own messages", "Write `then: fail`."
+    elif column not in columns:
+        message, remedy = f"the input has no column {column!r}", f"Its columns are {', '.join(columns)}."
+    elif column not in template.names and not template.uses_row:
+        message, remedy = f"no message shows the column {column!r}", "Name one that a message shows."
+    else:
+        return
+    raise job.error(message, "max_prompt_tokens", "then", "cut", remedy=remedy)
 
 
 def _open_examples(job: Job, template: Template, source: Source) -> Examples | None:

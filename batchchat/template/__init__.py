@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from batchchat.errors import JobError
 from batchchat.records import Loaded
+from batchchat.template.bound import PromptBound, render_within
 from batchchat.template.condition import Condition
 from batchchat.template.instructions import Instructions
 from batchchat.template.leaf import RowTemplateError
@@ -28,7 +29,7 @@ from batchchat.template.params import CompiledParams
 from batchchat.template.plain import canonical, to_json
 from batchchat.template.sandbox import MAX_TEXT, Environment
 
-__all__ = ["Rendered", "RowTemplateError", "Template", "compile_lines", "compile_template"]
+__all__ = ["PromptBound", "Rendered", "RowTemplateError", "Template", "compile_lines", "compile_template"]
 
 _DIGEST_VERSION = b"batchchat request 1\n"
 _SAMPLE = "sample_index"
@@ -58,7 +59,7 @@ class Template:
     """
 
     __slots__ = (
-        *("_instructions", "_messages", "_messages_sampled", "_params", "_prefix"),
+        *("_bound", "_instructions", "_messages", "_messages_sampled", "_params", "_prefix"),
         *("image_columns", "names", "sampled", "skip", "text_digest", "uses_row"),
     )
 
@@ -70,8 +71,10 @@ class Template:
         text_digest: str,
         instructions: Instructions | None = None,
         skip: Condition | None = None,
+        bound: PromptBound | None = None,
     ) -> None:
         self.skip = skip
+        self._bound = bound
         self._messages = messages
         self._params = params
         self._instructions = instructions
@@ -91,6 +94,11 @@ class Template:
 
         RowTemplateError where that is not possible; nothing else is raised.
         """
+        if self._bound is None:
+            return self._render(values, sample_index, images)
+        return render_within(self._bound, values, lambda shorter: self._render(shorter, sample_index, images))
+
+    def _render(self, values: Mapping[str, Any], sample_index: int, images: Mapping[str, Loaded] | None) -> Rendered:
         sampled = {_SAMPLE: sample_index, **values} if self.sampled else values
         # Messages that do not speak of it have no sample_index in their `row` either: samples differ where asked to.
         filled = self._messages.render(sampled if self._messages_sampled else values, images)
@@ -135,6 +143,7 @@ def compile_template(
     max_images: int | None = None,
     transfer: Mapping[str, Any] = MappingProxyType({}),
     skip: str | None = None,
+    bound: PromptBound | None = None,
 ) -> Template:
     """Compile a job's messages and params.
 
@@ -145,7 +154,7 @@ def compile_template(
     `{{ expression }}` takes its value's own type, and one that is None is left out. `fixed` are further fields of the
     body, and `instructions` a text for the model; both go in as they are, whatever braces they hold. `transfer`
     are fields that say how the answer travels: they change no digest. `skip` is a template that is true of rows which
-    are not sent.
+    are not sent; `bound` is the longest prompt.
 
     Raises JobError that names the message and the line in its text, without file and line of the job.
     """
@@ -160,6 +169,7 @@ def compile_template(
             text_digest=blake2b(to_json(text, sort=True), digest_size=16).hexdigest(),
             instructions=None if instructions is None else Instructions(instructions),
             skip=None if skip is None else Condition(skip, "skip"),
+            bound=bound,
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise JobError(f"messages or params hold what has no JSON form: {error}") from None
@@ -178,6 +188,7 @@ def compile_lines(
     max_images: int | None = None,
     transfer: Mapping[str, Any] = MappingProxyType({}),
     skip: str | None = None,
+    bound: PromptBound | None = None,
 ) -> Template:
     """Compile a job over the lines of an OpenAI batch file, which hold their requests.
 
@@ -202,6 +213,7 @@ def compile_lines(
             text_digest=blake2b(to_json(text, sort=True), digest_size=16).hexdigest(),
             instructions=None if instructions is None else Instructions(instructions),
             skip=None if skip is None else Condition(skip, "skip"),
+            bound=bound,
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise JobError(f"params hold what has no JSON form: {error}") from None
