@@ -12,7 +12,7 @@ from batchchat.cli.tables import failure_table, figures
 from batchchat.cli.terminal import mask
 from batchchat.events import FailureGroup
 from batchchat.format import about, asked, count, money, percent, plural
-from batchchat.views import PlanCap, PlanView
+from batchchat.views import LongPrompt, PlanCap, PlanView
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,6 +69,8 @@ def _plan_table(view: PlanView) -> Table:
         ("done", view.done, "nothing to send"),
     ):
         table.add_row(f"{nouns} {name}", count(number), remark if number else "")
+    if view.skipped:
+        table.add_row(f"{nouns} skipped", count(view.skipped), "`skip` is true of them: nothing to send")
     if view.archived:
         table.add_row(f"{nouns} archived", count(view.archived), "answered before: given back, nothing to send")
     if view.unreadable:
@@ -87,6 +89,10 @@ def _plan_table(view: PlanView) -> Table:
     table.add_row("dedupe", "on" if view.dedupe else "off", remark)
     table.add_row("requests", count(view.requests), "")
     table.add_row("prompt tokens", guess(count(view.prompt_tokens)), "")
+    if len(view.longest) > 1 and view.longest[0].prompt_tokens > view.longest[-1].prompt_tokens:
+        table.add_row(
+            "  the longest", guess(count(view.longest[0].prompt_tokens)), styled(line(_longest(view.longest)))
+        )
     table.add_row("completion tokens", guess(count(view.completion_tokens)), "")
     dated = f"prices as of {view.prices_as_of}" if view.prices_as_of else ""
     remark = dated if view.cost is not None else "no price known: set `prices` in the job"
@@ -104,6 +110,14 @@ def _plan_table(view: PlanView) -> Table:
         spent = f"{plural(view.spent.requests, 'answer')} so far"
         table.add_row("already spent", cost(view.spent.cost, view.currency), spent)
     return table
+
+
+def _longest(prompts: Sequence[LongPrompt]) -> str:
+    """Name the rows of the longest prompts."""
+    return ", ".join(
+        f"row {count(one.row_index)}" + (f" ({count(one.prompt_tokens)})" if number else "")
+        for number, one in enumerate(prompts)
+    )
 
 
 def _cap(cap: PlanCap, currency: str | None) -> str:

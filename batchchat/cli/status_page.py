@@ -87,6 +87,8 @@ def _status_table(view: StatusView) -> Table:
         table.add_row("rows reviewed by people", count(view.reviewed), f"by {count(view.reviewers)}")
     table.add_row(f"{nouns} failed", alarm(view.failed, "bold red"), "")
     table.add_row(f"{nouns} open", count(view.open), "")
+    if view.skipped:
+        table.add_row(f"{nouns} skipped", count(view.skipped), "`skip` is true of them: not sent")
     table.add_row("answers paid for", count(view.spent.requests), "")
     table.add_row("prompt tokens", count(view.spent.prompt_tokens), "")
     table.add_row("completion tokens", count(view.spent.completion_tokens), "")

@@ -140,6 +140,8 @@ def _tiles(directory: Path, outcome: RecordTotals, status: StatusView, runs: lis
     if outcome.failed or status.open:
         left = f"{plural(status.open, 'row')} still open" if status.open else share(outcome.failed, rows)
         tiles.append(Tile("Failed", count(outcome.failed), left, "bad" if outcome.failed else ""))
+    if status.skipped:
+        tiles.append(Tile("Skipped", count(status.skipped), f"of {plural(rows + status.skipped, 'row')}: not sent"))
     # What earlier prompts and retried answers used is spent, but belongs to no answer on this page.
     spent = status.spent
     prompt, completion = (int(outcome.sums[name] or 0) for name in ("prompt_tokens", "completion_tokens"))

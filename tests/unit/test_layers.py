@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"credentials", "events", "providers", "identity", "images", "structured"}),
     frozenset({"money"}),
     frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
-    frozenset({"cache", "store", "client", "acceptance"}),
+    frozenset({"cache", "store", "client", "acceptance", "examples"}),
     frozenset({"endpoints"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),
