@@ -19,7 +19,7 @@ from batchchat.records import Answerer, Completion, ErrorKind, Failure, Reply, R
 
 if TYPE_CHECKING:
     from batchchat.money import Tariff
-    from batchchat.structured import ResponseSchema, Tools
+    from batchchat.structured import Confidence, ConfidenceRule, ResponseSchema, Tools
 
 _BYTES_A_TOKEN = 4
 _LENGTHS = ("max_completion_tokens", "max_tokens")
@@ -28,10 +28,15 @@ _TOOL_SETS = 256
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """The answer is taken. `parsed` is its value for the typed column, `tolerated` says that other text stood by."""
+    """The answer is taken.
+
+    `parsed` is its value for the typed column, `tolerated` says that other text stood by. `confidence` is there if the
+    job measures it.
+    """
 
     parsed: Any = None
     tolerated: bool = False
+    confidence: Confidence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Acceptance:
     `schema` is what a text must fit, and `repeats_schema` whether a correction must say it again (where the prompt does
     not hold it). `tools` judges calls; with `tools_vary` each request's own tools do. `truncated` is what to do with an
     answer that was cut off: `fail`, `keep` (it is judged like any other), or the bound of one more try, in tokens.
+    `confidence` measures how sure a text that fits is.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Acceptance:
         tools_vary: bool = False,
         corrections: int = 2,
         truncated: Literal["fail", "keep"] | int = "fail",
+        confidence: ConfidenceRule | None = None,
     ) -> None:
         self._schema = schema
         self._repeated = schema.text if schema is not None and repeats_schema else None
@@ -80,6 +87,7 @@ class Acceptance:
         self._tools_vary = tools_vary
         self._corrections = corrections
         self._truncated = truncated
+        self._confidence = confidence
 
     @property
     def idle(self) -> bool:
@@ -115,7 +123,10 @@ class Acceptance:
             return Accept()
         answer = self._schema.validator.read(completion.text)
         if answer.ok:
-            return Accept(answer.parsed, answer.tolerated)
+            measured = None
+            if self._confidence is not None:
+                measured = self._confidence.measure(completion.text, answer.parsed, completion.logprobs)
+            return Accept(answer.parsed, answer.tolerated, measured)
         from batchchat.structured import answer_correction
 
         messages = answer_correction(completion.text, answer.errors, schema=self._repeated, made=_made(request))

@@ -116,6 +116,7 @@ async def run_job(
     progress: bool | None = None,
     listener: Listener | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
+    control: Control | None = None,
     stop: Control | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
     environ: Mapping[str, str] | None = None,
@@ -127,10 +128,10 @@ async def run_job(
 
     `rows` take the place of the job's input: anything with the Arrow C stream interface (polars, pandas, DuckDB,
     pyarrow), or an iterable of dicts. `progress` shows how the run goes on: in a notebook if it is not said. `listener`
-    takes events, `on_snapshot` the counts four times a second. `stop` steers the run: it can stop it, pause it and
-    change its limits. `transport` takes the place of the network, `environ` that of the process's environment for keys.
-    `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs already. `shared` takes the
-    place of parts of the run; see `Shared`.
+    takes events, `on_snapshot` the counts four times a second. `control` steers the run: it can stop it, pause it and
+    change its limits; `stop` is its earlier name. `transport` takes the place of the network, `environ` that of the
+    process's environment for keys. `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs
+    already. `shared` takes the place of parts of the run; see `Shared`.
 
     Returns how the run ended: what fails after the start is in the result's `exit_code` and `reason`.
 
@@ -146,7 +147,7 @@ async def run_job(
             options=options,
             listener=listener or _unheard,
             on_snapshot=_both(None if shown is None else shown.update, on_snapshot),
-            stop=stop,
+            stop=_one_control(control, stop),
             transport=transport,
             environ=environ,
             seed=seed,
@@ -164,6 +165,7 @@ def run(
     progress: bool | None = None,
     listener: Listener | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
+    control: Control | None = None,
     stop: Control | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
     environ: Mapping[str, str] | None = None,
@@ -180,7 +182,7 @@ def run(
     """
     if rows is not None:
         check_rows(rows)
-    control = stop or Control()
+    steered = _one_control(control, stop) or Control()
     # Shown from here: a notebook finds the cell of an output by the caller's context.
     with _display(progress) as shown:
         work = functools.partial(
@@ -190,14 +192,14 @@ def run(
             options=options,
             listener=listener or _unheard,
             on_snapshot=_both(None if shown is None else shown.update, on_snapshot),
-            stop=control,
+            stop=steered,
             transport=transport,
             environ=environ,
             seed=seed,
             demo_url=demo_url,
             **shared,
         )
-        return RunResult.of(_Blocking(work, control, options.grace).result())
+        return RunResult.of(_Blocking(work, steered, options.grace).result())
 
 
 class _Blocking:
@@ -254,6 +256,13 @@ class _Blocking:
             self._error = error
         finally:
             self._done.set()
+
+
+def _one_control(control: Control | None, stop: Control | None) -> Control | None:
+    """Return the control of a run, by either name. Raises UsageError if two are given."""
+    if control is not None and stop is not None and control is not stop:
+        raise UsageError("a run has one control, and two are given", remedy="Give `control`; `stop` is its old name.")
+    return control or stop
 
 
 def _unheard(_event: Event) -> None:

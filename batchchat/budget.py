@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
@@ -50,6 +50,14 @@ class _Waiter:
         self.event = anyio.Event()
 
 
+class CapValues(NamedTuple):
+    """The three caps of a budget; None is no cap."""
+
+    max_cost: float | None = None
+    max_tokens: int | None = None
+    max_requests: int | None = None
+
+
 class Budget:
     """Caps that one run, or several at once, are kept under; None is no cap. See the module for what is promised.
 
@@ -66,6 +74,8 @@ class Budget:
         self.max_tokens = max_tokens
         self.max_requests = max_requests
         self.currency: str | None = None
+        # What the accounts' costs are in, None of one whose price is not known: what a cap on money may be in later.
+        self._currencies: set[str | None] = set()
         self.closed: StoppedEarly | None = None
         self.unmetered = 0
         self._cap_money = None if max_cost is None else math.floor(max_cost * UNITS)
@@ -78,6 +88,7 @@ class Budget:
 
         Raises UsageError where money is capped and the price is not known, or is in another currency than the rest.
         """
+        self._currencies.add(None if tariff is None else currency)
         if self.max_cost is None:
             return Account(self, tariff)
         if tariff is None or currency is None:
@@ -93,6 +104,31 @@ class Budget:
             )
         self.currency = currency
         return Account(self, tariff)
+
+    def check_money(self) -> str:
+        """Return the currency that a cap on money has. Raises UsageError if a price is not known, or there are two."""
+        known = self._currencies
+        if len(known) == 1 and (currency := next(iter(known))) is not None:
+            return currency
+        raise UsageError(
+            "budget.max_cost cannot be kept: the price of the model is not known"
+            if None in known or not known
+            else "budget.max_cost cannot be kept: the models cost different currencies, which are never added",
+            remedy="Cap budget.max_tokens or budget.max_requests.",
+        )
+
+    def change(self, caps: CapValues) -> None:
+        """Take other caps from now on. What is spent and reserved counts under them.
+
+        Raises UsageError if money is to be capped and cannot be.
+        """
+        if caps.max_cost is not None:
+            self.currency = self.check_money()
+        self.max_cost, self.max_tokens, self.max_requests = caps.max_cost, caps.max_tokens, caps.max_requests
+        self._cap_money = None if caps.max_cost is None else math.floor(caps.max_cost * UNITS)
+        # The first who waits looks again: there may be room now, or nothing left to wait for.
+        if self._waiters:
+            self._waiters[0].event.set()
 
     def use(self) -> BudgetUse:
         """Return the caps, what is spent, and what is reserved for the requests under way."""

@@ -35,22 +35,21 @@ class RecordFilter:
     where: str | None = None
 
 
-def chosen(output: Output, by: RecordFilter, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield the records that a filter lets through, with the named columns, or all.
+class RecordMask:
+    """Tells which records of a batch a filter lets through. `known` are the columns that there are.
 
-    Raises UsageError if the expression cannot be read, names no column, or can be computed for no record at all.
+    Raises UsageError if the expression cannot be read, or names no column.
     """
-    schema = output.schema
-    if schema is None:
-        return
-    condition = None if by.where is None else _Condition(by.where, schema.names)
-    wanted = list(columns) if columns is not None else schema.names
-    needed = list(dict.fromkeys(["row_index", "key", "status", *(condition.columns if condition else ())]))
-    if by == RecordFilter():
-        yield from output.records(wanted)
-        return
 
-    def mask(batch: pa.RecordBatch) -> pa.Array:
+    def __init__(self, by: RecordFilter, known: Sequence[str]) -> None:
+        self._by = by
+        self._condition = None if by.where is None else _Condition(by.where, known)
+        more = self._condition.columns if self._condition else ()
+        self.needed = list(dict.fromkeys(["row_index", "key", "status", *more]))
+
+    def of(self, batch: pa.RecordBatch) -> pa.Array:
+        """Return for each record of a batch, which holds the `needed` columns, whether it is wanted."""
+        by = self._by
         holds = pa.repeat(True, batch.num_rows)
         if by.row is not None:
             holds = pc.and_(holds, pc.equal(batch.column("row_index"), by.row))
@@ -59,11 +58,29 @@ def chosen(output: Output, by: RecordFilter, columns: Sequence[str] | None = Non
         if by.failed:
             holds = pc.and_(holds, pc.equal(batch.column("status"), "failed"))
         # Only of records that are left: an expression is not asked of the others.
-        return holds if condition is None else condition.mask(batch, holds)
+        return holds if self._condition is None else self._condition.mask(batch, holds)
 
-    yield from output.matching(wanted, needed, mask)
-    if condition is not None:
-        condition.check()
+    def check(self) -> None:
+        """Raise UsageError if the expression could be computed for no record at all."""
+        if self._condition is not None:
+            self._condition.check()
+
+
+def chosen(output: Output, by: RecordFilter, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the records that a filter lets through, with the named columns, or all.
+
+    Raises UsageError if the expression cannot be read, names no column, or can be computed for no record at all.
+    """
+    schema = output.schema
+    if schema is None:
+        return
+    mask = RecordMask(by, schema.names)
+    wanted = list(columns) if columns is not None else schema.names
+    if by == RecordFilter():
+        yield from output.records(wanted)
+        return
+    yield from output.matching(wanted, mask.needed, mask.of)
+    mask.check()
 
 
 class _Condition:

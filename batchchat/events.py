@@ -109,13 +109,32 @@ class Forecast:
 
 
 @dataclass(frozen=True, slots=True)
+class Setting:
+    """A field that a person changed in a run that is going on. A `value` of None is no limit."""
+
+    field: str
+    value: float | int | None
+    by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What a person told a run that is going on. `paused_since` is UTC, ISO 8601; None if it is not known."""
+
+    paused_since: str | None = None
+    paused_by: str | None = None
+    settings: tuple[Setting, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The counts of a run at one moment.
 
     `ok` and `failed` count rows of this pass that this run settled durably; `done_before` those that an earlier run
     had (or the archive gave back), `failed_before` failed rows of earlier runs that were not tried again. `total` is
     the number of rows of the pass: exact when `total_exact`, an estimate otherwise, None while nothing is known. Where
-    the job asks each row `samples` times, all of these count samples.
+    the job asks each row `samples` times, all of these count samples. `uncommitted` outcomes wait to become
+    durable; the commit that is under way has been going on for `commit_lag_s` seconds.
     """
 
     run_id: str
@@ -146,6 +165,9 @@ class Snapshot:
     forecast: Forecast | None = None
     cache_hits: int = 0
     prompt_id: str | None = None
+    steering: Steering = Steering()
+    uncommitted: int = 0
+    commit_lag_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

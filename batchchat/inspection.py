@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from batchchat.choosing import RecordFilter, chosen
 from batchchat.errors import BatchchatError, UsageError
-from batchchat.events import AnsweredBy, BudgetUse, FailureGroup, Forecast, InFlight, Pace, Snapshot
+from batchchat.events import AnsweredBy, BudgetUse, FailureGroup, Forecast, InFlight, Pace, Setting, Snapshot, Steering
 from batchchat.images import placeholders
 from batchchat.job import Job, load_job, validate_job
 from batchchat.records import Spend
@@ -235,6 +235,10 @@ def _snapshot(data: Mapping[str, Any]) -> Snapshot | None:
         fields["budget"] = BudgetUse(**fields["budget"]) if fields.get("budget") else None
         fields["forecast"] = Forecast(**fields["forecast"]) if fields.get("forecast") else None
         fields["oldest"] = tuple(InFlight(**request) for request in fields["oldest"])
+        if "steering" in fields:
+            steering = dict(fields["steering"])
+            steering["settings"] = tuple(Setting(**each) for each in steering["settings"])
+            fields["steering"] = Steering(**steering)
         return Snapshot(**fields)
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
@@ -261,10 +265,11 @@ def find_records(
     if row is not None or key is not None:
         records = iter(sorted(records, key=lambda record: record["sample_index"]))
     for record in islice(records, limit):
-        yield _view(output, templates, record)
+        yield record_view(output, templates, record)
 
 
-def _view(output: Output, templates: Templates, record: dict[str, Any]) -> RecordView:
+def record_view(output: Output, templates: Templates, record: dict[str, Any]) -> RecordView:
+    """Return a record of an output, by column, as it is looked at: with its messages rendered again."""
     own = {name: record.pop(name) for name in output.own_columns if name in record}
     messages, note = templates.messages(own["run_id"], record, own["sample_index"])
     return RecordView(record, own, messages, note)

@@ -147,12 +147,14 @@ PROFILES: Mapping[str, Provider] = {
             prices={
                 "llama-3.1-8b-instruct": Price(0.20, 0.20),
                 "mistral-small-3.2-24b-instruct-2506": Price(0.15, 0.35),
+                "demo-small": Price(0.10, 0.10),
+                "demo-large": Price(1.50, 4.50),
             },
             currency="EUR",
             prices_as_of="2026-11-01",
             tiers={"flex": 0.5, "priority": 2.0},
             max_images=12,
-            unsupported=frozenset({"frequency_penalty", "n", "top_logprobs", "logit_bias", "user"}),
+            unsupported=frozenset({"frequency_penalty", "n", "logit_bias", "user"}),
             note="This is the demo model: an embedded server that answers by simple rules. Its prices are made up, "
             "nothing is billed.",
         ),

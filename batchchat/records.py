@@ -244,6 +244,8 @@ class Record:
     answers (see `runner.rows.prompt_id_of`), `engine` who had the answer (`local` or `batch`); `provider` and
     `endpoint` who was asked last: the provider by its name, the endpoint by its address. All four are null in what an
     earlier version wrote, as are `system_fingerprint` and `service_tier` (see `Completion`). A `batch` has no latency.
+    `confidence` is how sure the answer is, from 0 to 1, and `confidence_detail` how it was measured (see
+    `structured.confidence`); both are null where nothing was measured.
     """
 
     batch: RowBatch
@@ -287,6 +289,8 @@ class Record:
     service_tier: str | None = None
     provider: str | None = None
     endpoint: str | None = None
+    confidence: float | None = None
+    confidence_detail: dict[str, Any] | None = None
     parsed: Any = None
 
 

@@ -180,6 +180,15 @@ def _json_option(command: _Command) -> _Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")(command)
 
 
+def _metrics_option(command: _Command) -> _Command:
+    return click.option(
+        "--metrics",
+        multiple=True,
+        metavar="WHERE",
+        help="Show figures: HOST:PORT serves Prometheus, FILE.prom keeps the last ones, otlp pushes OpenTelemetry.",
+    )(command)
+
+
 def _output_argument(command: _Command) -> _Command:
     return click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))(command)
 
@@ -199,6 +208,7 @@ def _output_argument(command: _Command) -> _Command:
     type=click.Path(path_type=Path),
     help="Write a report to this .html file after the run. Needs the extra batchchat[report].",
 )
+@_metrics_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
 @_json_option
@@ -235,6 +245,7 @@ def plan(**options: Any) -> None:
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
 )
+@_metrics_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
 @_json_option
@@ -305,6 +316,71 @@ def compare(**options: Any) -> None:
     sys.exit(compare_command(**options))
 
 
+@cli.command(short_help="Measure how far the labels of DIR agree with others.")
+@_output_argument
+@click.option(
+    "--against",
+    metavar="COLUMN|DIR",
+    help="An input column with the right labels, or another output. Without it: people's reviews, and the samples.",
+)
+@click.option("--field", metavar="NAME", help="Look at this field of the answers alone, such as label.")
+@click.option(
+    "--level",
+    type=click.Choice(["nominal", "ordinal", "interval"]),
+    default="nominal",
+    show_default=True,
+    help="What labels are, for alpha: names, ranks (in the schema's order), or numbers.",
+)
+@click.option("--below", type=click.FloatRange(0, 1), metavar="T", help="Look at rows with less confidence alone.")
+@_json_option
+def agreement(directory: Path, **options: Any) -> None:
+    """Measure how far the labels of DIR agree: with a column, with people, with another output. Sends nothing.
+
+    Accuracy, macro-F1, Cohen's kappa, Krippendorff's alpha, the confusion matrix, and whether confidence says how often
+    answers are right; each with its 95 % interval. Needs the extra batchchat[eval].
+    """
+    from batchchat.cli.labelling import agreement_command
+
+    sys.exit(agreement_command(directory, **options))
+
+
+@cli.command(short_help="Find how unsure a cheap model may be before a dear one is asked.")
+@_job_options
+@click.option("--expected", required=True, metavar="COLUMN", help="The input column that holds the right labels.")
+@click.option(
+    "--target",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    required=True,
+    metavar="SHARE",
+    help="How many answers must be right, such as 0.95.",
+)
+@click.option(
+    "--risk",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    metavar="SHARE",
+    help="How likely it may be that fewer are right.",
+)
+@click.option("--rows", type=click.IntRange(min=1), metavar="N", help="Ask N rows chosen at random, not all.")
+@click.option("--small", metavar="MODEL", help="The cheap model, asked first. Without it the job's model.")
+@click.option("--large", metavar="MODEL", help="The better model, asked where the first is unsure.")
+@click.option("--field", metavar="NAME", help="The field of the answers that is compared, if there are several.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
+@_json_option
+def calibrate(**options: Any) -> None:
+    """Find the threshold of confidence with which a cascade of two models is right often enough.
+
+    Runs both models on rows with the right labels, into DIR.calibrate/small and DIR.calibrate/large beside the job's
+    output DIR, and goes on there after a stop. The accuracy is at least the target with probability 1 - risk. Exit code
+    5 if no threshold reaches it.
+    """
+    from batchchat.cli.labelling import calibrate_command
+
+    arguments = _job_arguments(options)
+    sys.exit(calibrate_command(arguments, command=_command_line(), **options))
+
+
 @cli.command()
 @_output_argument
 @_json_option
@@ -313,6 +389,29 @@ def status(directory: Path, as_json: bool) -> None:
     from batchchat.cli.reading import status_command
 
     sys.exit(status_command(directory, as_json=as_json))
+
+
+@cli.command(short_help="Steer the run into DIR: pause, resume, stop, set limits.")
+@_output_argument
+@click.argument("action", type=click.Choice(["pause", "resume", "stop", "set"]))
+@click.argument("settings", nargs=-1, metavar="[FIELD=VALUE]...")
+@_json_option
+def control(directory: Path, action: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Steer the run that is going on into DIR, from another terminal; of an evaluation's folder, all its runs.
+
+    \b
+    pause    send nothing more until `resume`; the run goes on to hold DIR
+    resume   go on after `pause`
+    stop     let the requests in flight end, then end; twice: end at once
+    set      change limits.concurrency, limits.requests_per_minute (rpm),
+             limits.tokens_per_minute (tpm), budget.max_cost, max_tokens,
+             max_requests, deadline or grace, such as limits.concurrency=64
+
+    It is for this run alone: the job file stays as it is. Exit code 2 if no run is going on.
+    """
+    from batchchat.cli.controlling import control_command
+
+    sys.exit(control_command(directory, action, settings, as_json=as_json))
 
 
 @cli.command(short_help="Cancel the provider's batches of DIR, keep what they answered.")
@@ -362,6 +461,12 @@ def history(directory: Path, as_json: bool) -> None:
 )
 @click.option("--table", is_flag=True, help="Show one line a record: row, key, start of the prompt, answer, status.")
 @click.option("--count", metavar="COLUMN", help="Count the values of a column, or of a field such as parsed.label.")
+@click.option(
+    "-f",
+    "--follow",
+    is_flag=True,
+    help="Show the records of the run that is going on as they are committed, until it ends; --json: one a line.",
+)
 @_json_option
 def show(directory: Path, **options: Any) -> None:
     """Look at records of DIR: messages in, completion out; or count what they hold."""
@@ -402,6 +507,11 @@ def show(directory: Path, **options: Any) -> None:
     help="Write these columns only, in this order: names joined by commas; parsed.label is a field.",
 )
 @click.option("--flatten", is_flag=True, help="Write the fields of objects as columns of their own: parsed.label.")
+@click.option(
+    "--vote",
+    is_flag=True,
+    help="Write one row for each row of the input: the answer that most of its samples gave, and their share.",
+)
 @click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
 def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""

@@ -151,7 +151,7 @@ class PlainProgress:
 class ProgressView:
     """A snapshot as a rich renderable of five lines, none wider than the console.
 
-    One more tells why most of the failed rows failed, and one that the run is draining.
+    One more tells why most of the failed rows failed, and one that the run is paused or draining.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -170,12 +170,21 @@ class ProgressView:
             # A line of its own: beside the figures a terminal of 80 columns has no room for it.
             yield _line("held", [Figure(f"by {snapshot.pace.held_by}", "dim")], width)
         yield _line("cost", _cost_figures(snapshot), width)
+        if snapshot.phase == "paused":
+            yield _line("", [_paused_figure(snapshot)], width)
         if snapshot.phase == "draining":
             yield _line(
                 "",
                 [Figure("finishing what is in flight", "yellow"), Figure("Ctrl-C stops at once", "yellow", 1)],
                 width,
             )
+
+
+def _paused_figure(snapshot: Snapshot) -> Figure:
+    by = snapshot.steering.paused_by
+    # A program that pauses its own run is no person, and resumes it itself.
+    how = "" if by is None else f" by {by}; `batchchat control DIR resume` goes on"
+    return Figure(f"paused{how}", "yellow")
 
 
 def progress_line(snapshot: Snapshot) -> str:
@@ -325,7 +334,7 @@ def _headline(snapshot: Snapshot, width: int) -> Text:
     bar = _bar(snapshot, width - len(right) - line.cell_len)
     line.append_text(bar)
     line.append(right[:6], style="bold")
-    line.append(right[6:], style="yellow" if snapshot.phase == "draining" else "")
+    line.append(right[6:], style="yellow" if snapshot.phase in {"draining", "paused"} else "")
     line.truncate(width, overflow="ellipsis")
     return line
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchchat.cli.arguments import JobArguments, read_duration
-from batchchat.cli.running import attended, errors, hide_key, log_listener, print_json, results, tell_error
+from batchchat.cli.running import attended, errors, hide_key, log_listener, print_json, recorder_of, results, tell_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,7 @@ def eval_command(
     verbose: bool,
     quiet: bool,
     as_json: bool,
+    metrics: Sequence[str] = (),
 ) -> int:
     """Run the variants of a suite, score them, and print what came of it; return the exit code."""
     suite = arguments.load_suite()
@@ -63,10 +64,14 @@ def eval_command(
             listener=log,
             on_snapshot=on_snapshot,
             stop=stop,
+            metrics=recorder,
         )
         return await evaluate(suite, setting)
 
-    done = attended(work, log)
+    with recorder_of(metrics, log) as recorder:
+        done = attended(work, log)
+        if recorder is not None:
+            recorder.end(done.exit_code)
     passed = gates.check(done.summary) if done.summary is not None else []
     code = gates.exit_code(done.exit_code, passed)
     if as_json:

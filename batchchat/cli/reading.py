@@ -85,6 +85,7 @@ def show_command(
     table: bool,
     count: str | None,
     limit: int | None,
+    follow: bool,
     as_json: bool,
 ) -> int:
     """Print records whole, as a table, or how often each value of a column is there."""
@@ -94,6 +95,14 @@ def show_command(
     from batchchat.errors import UsageError
     from batchchat.inspection import find_records
 
+    if follow:
+        from batchchat.cli.following import follow_command
+
+        if count is not None:
+            raise UsageError("--count counts what is there, and --follow shows what comes", remedy="Give one of them.")
+        return follow_command(
+            directory, RecordFilter(row, key, failed, where), limit=limit, table=table, as_json=as_json
+        )
     if count is not None:
         return _count_command(directory, RecordFilter(row, key, failed, where), count, limit or 20, as_json=as_json)
     most = limit or (20 if table else 5)
@@ -115,17 +124,24 @@ def show_command(
                 terminal.print(render_record(view))
             found += 1
     if not found:
-        which = f" of row {row}" if row is not None else ""
-        which += f" with the key {key!r}" if key is not None else ""
-        which += f" for which {where}" if where is not None else ""
-        message = f"no {'failed record' if failed else 'record'}{which} in {directory}"
-        # A certain row that is asked for and not there is a mistake, in a script too; that nothing failed is none.
-        if row is not None or key is not None:
-            raise UsageError(message, remedy="Rows are counted from 0; `batchchat show DIR --table` lists some.")
-        errors().write_line(message)
+        _none_found(directory, row, key, failed=failed, where=where)
     elif found == most and row is None and key is None:
         errors().write_line(f"shown: {found}; -n shows more, --row N or --key KEY a certain one")
     return 0
+
+
+def _none_found(directory: Path, row: int | None, key: str | None, *, failed: bool, where: str | None) -> None:
+    """Say that there is no such record. Raises UsageError if a certain one was asked for."""
+    from batchchat.errors import UsageError
+
+    which = f" of row {row}" if row is not None else ""
+    which += f" with the key {key!r}" if key is not None else ""
+    which += f" for which {where}" if where is not None else ""
+    message = f"no {'failed record' if failed else 'record'}{which} in {directory}"
+    # A certain row that is asked for and not there is a mistake, in a script too; that nothing failed is none.
+    if row is not None or key is not None:
+        raise UsageError(message, remedy="Rows are counted from 0; `batchchat show DIR --table` lists some.")
+    errors().write_line(message)
 
 
 def _count_command(directory: Path, by: RecordFilter, column: str, most: int, *, as_json: bool) -> int:
@@ -157,6 +173,7 @@ def export_command(
     columns: str | None,
     flatten: bool,
     bom: bool,
+    vote: bool,
 ) -> int:
     """Write one file in input order, or the same to standard output for `-`."""
     import shutil
@@ -173,6 +190,7 @@ def export_command(
         "columns": names,
         "flatten": flatten,
         "bom": bom,
+        "vote": vote,
     }
     if str(target) == "-":
         if format_ is None or format_ == "openai-batch":

@@ -74,6 +74,19 @@ def render_records(views: Sequence[RecordView]) -> RenderableType:
     return table
 
 
+def record_line(view: RecordView) -> str:
+    """Return a record as one line of text: row, key, status, and the answer or why there is none."""
+    record = view.record
+    failed = record.get("error_kind") is not None
+    sample = f".{record['sample_index']}" if record.get("sample_index") else ""
+    words = [f"row {record['row_index']}{sample}"]
+    if record.get("key") is not None:
+        words.append(line(str(record["key"]), 60))
+    words.append(line(str(record["error_kind"] if failed else record["status"])))
+    words.append(line(_answer(record), 200))
+    return "  ".join(words)
+
+
 def _answer(record: Mapping[str, Any]) -> str:
     """Return the answer in short: its value if it has one, else its text, its tool calls, or why there is none."""
     if record.get("error_kind") is not None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,10 +21,13 @@ from batchchat.cli.terminal import Terminal, mask
 from batchchat.errors import BatchchatError, JobError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from batchchat.events import Event, Level, RunSummary, Snapshot
+    from batchchat.job import Job
+    from batchchat.metrics import Recorder
     from batchchat.runner.control import StopRequest
+    from batchchat.runner.options import RunOptions
 
 _LAST_WORDS_S = 1.0
 _M_MMAP_THRESHOLD = -3
@@ -226,12 +229,17 @@ def run_command(
     as_json: bool,
     html: Path | None = None,
     no_wait: bool = False,
+    metrics: Sequence[str] = (),
 ) -> int:
     """Run a job with progress on standard error and the summary at the end; return the exit code."""
     log = log_listener(log_format, verbose=verbose, quiet=quiet)
 
     def work() -> int:
-        summary = _run_job(arguments, log, grace=grace, command=command, html=html, no_wait=no_wait)
+        loaded, options = _load_run(arguments, grace=grace, command=command, html=html, no_wait=no_wait)
+        with recorder_of(metrics, log) as recorder:
+            summary = _run_job(loaded, options, log, recorder)
+            if recorder is not None:
+                recorder.end(summary.exit_code)
         _tell_end(summary, log, quiet=quiet, as_json=as_json)
         if html is not None:
             _write_page(html, summary, log)
@@ -299,28 +307,54 @@ def _cancelled(summary: RunSummary) -> str:
     )
 
 
-def _run_job(
-    arguments: JobArguments, log: LogListener, *, grace: str, command: str, html: Path | None, no_wait: bool
-) -> RunSummary:
-    """Run the job; return its summary."""
+def _load_run(
+    arguments: JobArguments, *, grace: str, command: str, html: Path | None, no_wait: bool
+) -> tuple[Job, RunOptions]:
+    """Read the job and what the command line adds to it."""
     from dataclasses import replace
 
-    from batchchat.runner.run import run_job
-    from batchchat.transport import allow_many_files
-
     loaded = arguments.load()
-    allow_many_files()
     if html is not None:
         from batchchat.report import check_page
 
         check_page(html)
     hide_key(loaded)
-    options = replace(arguments.options(grace=read_duration("--grace", grace), command=command), wait=not no_wait)
+    return loaded, replace(arguments.options(grace=read_duration("--grace", grace), command=command), wait=not no_wait)
+
+
+def _run_job(job: Job, options: RunOptions, log: LogListener, recorder: Recorder | None) -> RunSummary:
+    """Run the job; return its summary."""
+    from batchchat.runner.run import run_job
+    from batchchat.transport import allow_many_files
+
+    allow_many_files()
+    meter = None
+    if recorder is not None:
+        meter = recorder.meter(job.name, job.resolved_provider().name, job.model)
 
     async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
-        return await run_job(loaded, options=options, listener=log, on_snapshot=on_snapshot, stop=stop)
+        return await run_job(
+            job,
+            options=options,
+            listener=log,
+            on_snapshot=on_snapshot if meter is None else meter.beside(on_snapshot),
+            on_record=None if meter is None else meter.add,
+            stop=stop,
+        )
 
     return attended(work, log)
+
+
+@contextmanager
+def recorder_of(targets: Sequence[str], log: LogListener) -> Iterator[Recorder | None]:
+    """Open where the figures of a run go, and yield what takes them; None, and nothing imported, if nobody asks."""
+    if not targets:
+        yield None
+        return
+    from batchchat.metrics import open_metrics
+
+    with open_metrics(targets, log) as recorder:
+        yield recorder
 
 
 def _tell_end(summary: RunSummary, log: LogListener, *, quiet: bool, as_json: bool) -> None:

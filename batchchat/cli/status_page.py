@@ -10,7 +10,7 @@ from batchchat.cli.blocks import alarm, blank, cost, line, local_time, pair, rem
 from batchchat.cli.display import ProgressView
 from batchchat.cli.summary_page import _add_streamed
 from batchchat.cli.tables import answerer_table, failure_table, figures, headed
-from batchchat.events import InFlight
+from batchchat.events import InFlight, Snapshot, Steering
 from batchchat.format import UNKNOWN, about, asked, count, percent, plural
 from batchchat.views import StatusView
 
@@ -28,6 +28,8 @@ def render_status(view: StatusView) -> RenderableType:
     if running is not None and live is not None:
         parts += [ProgressView(live), blank()]
     parts.append(_status_table(view))
+    if live is not None and live.steering.settings:
+        parts += [blank(), *(pair("set", text) for text in _settings(live))]
     if view.batches:
         parts += [blank(), batch_table(view.batches)]
     if running is not None and live is not None and live.oldest:
@@ -57,7 +59,8 @@ def render_statuses(name: str, views: Sequence[StatusView]) -> RenderableType:
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
     for view in views:
         if view.running is not None:
-            state = styled("running", "green")
+            paused = view.live is not None and view.live.phase == "paused"
+            state = styled("paused", "yellow") if paused else styled("running", "green")
         elif view.last is None or view.last.exit_code is None:
             state = styled("not ended", "yellow")
         else:
@@ -91,6 +94,8 @@ def _status_table(view: StatusView) -> Table:
 def _state(view: StatusView) -> str:
     running, last = view.running, view.last
     if running is not None:
+        if view.live is not None and view.live.phase == "paused":
+            return f"{_paused(view.live.steering)} (process {running.pid} on {running.host})"
         return f"running since {local_time(running.since)} (process {running.pid} on {running.host})"
     if last is None:
         return "never run"
@@ -99,6 +104,22 @@ def _state(view: StatusView) -> str:
         return f"the last run was killed{when}"
     reason = f": {last.reason}" if last.reason else ""
     return f"last run ended{when} with exit code {last.exit_code}{reason}"
+
+
+def _paused(steering: Steering) -> str:
+    since = f" since {local_time(steering.paused_since)}" if steering.paused_since else ""
+    by = f" by {steering.paused_by}" if steering.paused_by else ""
+    return f"paused{since}{by}"
+
+
+def _settings(live: Snapshot) -> list[str]:
+    """Return what was set while the run went on, and by whom."""
+    from batchchat.runner.settings import shown_setting
+
+    return [
+        shown_setting(each.field, each.value) + (f" (by {each.by})" if each.by else "")
+        for each in live.steering.settings
+    ]
 
 
 def _in_flight_table(requests: Sequence[InFlight]) -> Table:

@@ -115,6 +115,18 @@ class Terminal:
             # In a group, since rich joins bare texts into a new one that may wrap again.
             self.console.print(Group(renderable), crop=False)
 
+    @property
+    def abandoned(self) -> bool:
+        """Tell whether nobody reads what is written: the stream is closed, or the reader of the pipe has gone."""
+        import select
+
+        try:
+            poll = select.poll()
+            poll.register(self.stream.fileno(), 0)
+            return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+        except (OSError, ValueError):
+            return self.stream.closed
+
     def write_line(self, text: str) -> None:
         """Write one line of plain text as it is, above a live display if there is one."""
         with self.lock:
@@ -159,6 +171,11 @@ class _QuietStream:
             pass  # what is buffered goes out with the next flush
         except (OSError, ValueError):
             self._close()
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether there is no stream behind this one any more."""
+        return self._stream is None
 
     def wraps(self, stream: TextIO | None) -> bool:
         """Tell whether this is the stream that is written to."""

@@ -14,7 +14,7 @@ import orjson
 from batchchat.demo.server_options import DemoOptions
 from batchchat.demo.tokens import IMAGE_TOKENS, MESSAGE_TOKENS, count_tokens
 
-UNSUPPORTED = ("frequency_penalty", "n", "top_logprobs", "logit_bias", "user")
+UNSUPPORTED = ("frequency_penalty", "n", "logit_bias", "user")
 MAX_IMAGES = 12
 _ROLES = {"system", "developer", "user", "assistant", "tool"}
 _RANGES = {"temperature": (0, 2), "top_p": (0, 1), "presence_penalty": (-2, 2)}
@@ -68,6 +68,7 @@ class ChatRequest:
     tool_choice: str = "auto"
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    top_logprobs: int = 0
     reasoning: bool = False
     images: int = 0
     service_tier: str | None = None
@@ -114,6 +115,7 @@ def parse_request(body: bytes, options: DemoOptions) -> ChatRequest:
         tool_choice=tool_choice,
         stop=_stop(data.get("stop")),
         logprobs=data.get("logprobs") is True,
+        top_logprobs=_top_logprobs(data),
         reasoning=data.get("reasoning_effort") in {"low", "medium", "high"},
         images=images,
         service_tier=_service_tier(data.get("service_tier")),
@@ -167,6 +169,17 @@ def _check_numbers(data: dict[str, Any]) -> None:
     seed = data.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise _bad("seed must be an integer", "seed")
+
+
+def _top_logprobs(data: dict[str, Any]) -> int:
+    value = data.get("top_logprobs")
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 20:
+        raise _bad("top_logprobs must be a whole number from 0 to 20", "top_logprobs")
+    if data.get("logprobs") is not True:
+        raise _bad("top_logprobs needs logprobs: true", "top_logprobs")
+    return value
 
 
 def _max_tokens(data: dict[str, Any], options: DemoOptions) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import orjson
 
 from batchchat.demo.draws import draw
 from batchchat.demo.model.answering import ModelAnswer
+from batchchat.demo.model.sureness import Choice, place_choices, token_entry
 from batchchat.demo.request import ApiError, ChatRequest
 from batchchat.demo.server_options import DemoOptions
 from batchchat.demo.tokens import count_tokens, cut_to_tokens
@@ -128,7 +129,7 @@ def complete(
         refusal=refusal,
         reasoning=reasoning,
         tool_call=call,
-        logprobs=_logprobs(content, options.seed) if request.logprobs and content is not None else None,
+        logprobs=_logprobs(content, request, answer.choices, options.seed) if content is not None else None,
         service_tier=request.service_tier,
     )
 
@@ -180,11 +181,20 @@ def _before_stop(text: str, stops: tuple[str, ...]) -> str:
     return text[: min(found)] if found else text
 
 
-def _logprobs(content: str, seed: int) -> dict[str, Any]:
-    """Invent well-formed log probabilities: one entry for every four characters."""
+def _logprobs(content: str, request: ChatRequest, choices: Sequence[Choice], seed: int) -> dict[str, Any] | None:
+    """Write log probabilities if they are asked for: one entry for every four characters.
+
+    Those of labels follow the rule of `sureness`. All others are invented.
+    """
+    if not request.logprobs:
+        return None
     entries: list[dict[str, Any]] = []
+    placed = place_choices(content, choices)
     for start in range(0, len(content), 4):
         token = content[start : start + 4]
+        if placed:
+            entries.append(token_entry(token, start, placed, request.top_logprobs))
+            continue
         logprob = -round(draw(seed, "logprob", start, token) * 0.7, 6)
         entries.append({"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8")), "top_logprobs": []})
     return {"content": entries, "refusal": None}

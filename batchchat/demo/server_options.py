@@ -14,6 +14,8 @@ from batchchat.demo.batches.options import BatchOptions
 
 LLAMA = "llama-3.1-8b-instruct"
 MISTRAL = "mistral-small-3.2-24b-instruct-2506"
+SMALL = "demo-small"
+LARGE = "demo-large"
 
 FAULTS: Mapping[str, str] = MappingProxyType(
     {
@@ -95,7 +97,7 @@ class DemoOptions:
     api_key: str | None = field(default=None, repr=False)
     key_lifetime_s: float | None = None
     key_file: Path | None = None
-    models: tuple[str, ...] = (LLAMA, MISTRAL)
+    models: tuple[str, ...] = (LLAMA, MISTRAL, SMALL, LARGE)
     unknown_model_status: Literal[422, 404] = 422
     answer_as: str | None = None
     max_completion_tokens: int = 16_384

@@ -468,7 +468,7 @@ class LocalEngine:
             over = f"the row's deadline of {self._policy.row_deadline:g} s is over"
             decision = Fail(Failure(decision.kind, f"{decision.reasons} ({over})", 200))
         if isinstance(decision, Accept):
-            sink.put(Settled(request, reply, None, decision.parsed, decision.tolerated))
+            sink.put(Settled(request, reply, None, decision.parsed, decision.tolerated, decision.confidence))
         elif isinstance(decision, Fail):
             if not self._falls_back(request, reply, decision.failure, sink):
                 sink.put(Settled(request, reply, decision.failure))

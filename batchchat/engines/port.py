@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from batchchat.errors import BatchchatError, StoppedEarly
 from batchchat.events import Event, InFlight, Level, Pace
 from batchchat.records import Failure, Reply, Request, Usage
+
+if TYPE_CHECKING:
+    from batchchat.structured import Confidence
 
 EngineKind = Literal["local", "batch"]
 
@@ -43,8 +46,8 @@ class Settled:
     """A request's end: `failure` is None for a completion. `reply` is its last attempt's.
 
     What its last attempt cost is in the reply, what those before it cost in the request. `parsed` and `tolerated` are
-    those of an answer that a schema accepted. `engine` names the engine that had the answer, None if it is the job's
-    own.
+    those of an answer that a schema accepted, `confidence` is how sure it is if the job measures that. `engine` names
+    the engine that had the answer, None if it is the job's own.
 
     With `billed_apart` the cost of the last attempt is told by a `Billed`, and not by this outcome.
 
@@ -58,6 +61,7 @@ class Settled:
     failure: Failure | None
     parsed: Any = None
     tolerated: bool = False
+    confidence: Confidence | None = None
     engine: EngineKind | None = None
     of_prompt: str | None = None
     late: bool = False

@@ -11,7 +11,7 @@ from batchchat.events import FailureGroup, Forecast, Pace, Phase, Snapshot
 _OLDEST = 8
 _SUMS = (
     *("ok", "failed", "done_before", "failed_before", "sending", "waiting", "attempts", "retries", "rate_limited"),
-    *("rows_per_s", "tokens_per_s", "cache_hits"),
+    *("rows_per_s", "tokens_per_s", "cache_hits", "uncommitted"),
 )
 _PHASES: tuple[Phase, ...] = ("draining", "running", "paused", "starting", "ending", "ended")
 
@@ -53,8 +53,9 @@ def merged(name: str, snapshots: list[Snapshot], count: int, paces: list[Pace]) 
     return replace(
         first,
         job=name,
-        phase="running" if len(snapshots) < count and phase != "draining" else phase,
+        phase="running" if len(snapshots) < count and phase not in {"draining", "paused"} else phase,
         elapsed_s=max(snapshot.elapsed_s for snapshot in snapshots),
+        commit_lag_s=max(snapshot.commit_lag_s for snapshot in snapshots),
         total=total,
         total_exact=total is not None and all(snapshot.total_exact for snapshot in snapshots),
         spend=reduce(lambda spend, snapshot: spend.plus(snapshot.spend), snapshots[1:], first.spend),

@@ -17,20 +17,22 @@ import anyio.abc
 
 from batchchat.budget import Budget
 from batchchat.endpoints.registry import Limiters
-from batchchat.errors import BatchchatError
+from batchchat.errors import BatchchatError, UsageError
 from batchchat.evaluation.progress import Merged
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.job import Job, load_keys, write_duration
 from batchchat.job.model import BudgetCaps
 from batchchat.limits import Limiter
 from batchchat.providers import DEMO
-from batchchat.runner.control import Ceilings, StopRequest
+from batchchat.runner.control import Ceilings, Control, Settings, StopRequest
 from batchchat.runner.options import RunOptions
 from batchchat.runner.run import make_limiter, run_job
 from batchchat.runner.writer import Offload, in_thread
 
 if TYPE_CHECKING:
     import httpx
+
+    from batchchat.metrics import Recorder
 
 _AT_ONCE = 16
 _WORST_FIRST = (70, 74, 75, 3, 69, 4, 129, 130, 143, 1, 0)
@@ -58,7 +60,10 @@ def _no_listener(_event: Event) -> None:
 
 @dataclass(slots=True)
 class SuiteRunOptions:
-    """What all runs of an evaluation share. `transport` makes what takes the place of the network, for each run."""
+    """What all runs of an evaluation share. `transport` makes what takes the place of the network, for each run.
+
+    `metrics` takes the figures of each run, under its name.
+    """
 
     name: str
     options: RunOptions
@@ -70,6 +75,7 @@ class SuiteRunOptions:
     environ: Mapping[str, str] | None = None
     offload: Offload = in_thread
     transport: Callable[[], httpx.AsyncBaseTransport] | None = None
+    metrics: Recorder | None = None
 
 
 class Runs:
@@ -89,7 +95,8 @@ class Runs:
         self._demo_url: str | None = None
         self._stack = AsyncExitStack()
         self._started = 0.0
-        self._active: list[StopRequest] = []
+        # The controls of the runs that are going on, with when each began.
+        self._active: dict[StopRequest, float] = {}
 
     async def __aenter__(self) -> Runs:
         self._started = anyio.current_time()
@@ -102,22 +109,47 @@ class Runs:
 
     def on_pause(self) -> None:
         """Pause the runs that are going on."""
-        for control in self._active:
-            control.pause()
+        steering = self.setting.stop.steering
+        for control in tuple(self._active):
+            control.pause(since=steering.paused_since, by=steering.paused_by)
 
     def on_resume(self) -> None:
         """Let the runs that are going on launch again."""
-        for control in self._active:
+        for control in tuple(self._active):
             control.resume()
 
     def on_retune(self, ceilings: Ceilings) -> None:
         """Give the limits to the runs that are going on: those of one model share a limiter."""
-        for control in self._active:
+        for control in tuple(self._active):
             control.retune(ceilings)
+
+    def check(self, settings: Settings) -> None:
+        """Raise UsageError if one of the runs that are going on cannot keep these settings."""
+        caps = [name for name in settings if name.startswith("budget.")]
+        if caps and self._budget is None:
+            raise UsageError(
+                f"{caps[0]}: this evaluation was begun without a budget, and its runs are not counted together",
+                remedy="`stop` it, and go on with `budget` in the suite, or --max-cost, --max-tokens, --max-requests.",
+            )
+        for control, began in tuple(self._active.items()):
+            control.check(self._as_of(settings, began))
+
+    def on_set(self, settings: Settings) -> None:
+        """Give the settings to the runs that are going on. The caps are those of all runs together."""
+        if "deadline" in settings:
+            self.setting.deadline = settings["deadline"]
+        by = {each.field: each.by for each in self.setting.stop.steering.settings}
+        for control, began in tuple(self._active.items()):
+            control.set(self._as_of(settings, began), by=next((by.get(name) for name in settings), None))
+
+    def _as_of(self, settings: Settings, began: float) -> Settings:
+        """Return settings for a run that began at this moment: the deadline counts from the evaluation's start."""
+        deadline = settings.get("deadline")
+        return settings if deadline is None else {**settings, "deadline": self._started + deadline - began}
 
     def on_stop(self, _times: int) -> None:
         """Stop the runs that are going on."""
-        for stop in self._active:
+        for stop in tuple(self._active):
             stop.stop(reason=self.setting.stop.reason or "", exit_code=self.setting.stop.exit_code or 1)
 
     async def run(self, tasks: Sequence[Task], options: RunOptions) -> list[NamedRun]:
@@ -133,15 +165,11 @@ class Runs:
 
         async def run_one(at: int, task: Task) -> None:
             async with room:
-                stop = StopRequest()
-                if self.setting.stop.ceilings is not None:
-                    stop.retune(self.setting.stop.ceilings)
-                if self.setting.stop.paused:
-                    stop.pause()
+                stop = self._control()
                 job = self._with_time_left(task.job)
                 if self.setting.stop.asked or errors or job is None:
                     return
-                self._active.append(stop)
+                self._active[stop] = anyio.current_time()
                 try:
                     ended[task.name] = await self._run_job(
                         task, job, options, stop, merged.listener(at, self._limiter(job))
@@ -152,7 +180,7 @@ class Runs:
                         if other is not stop:
                             other.stop(reason=error.message, exit_code=error.exit_code)
                 finally:
-                    self._active.remove(stop)
+                    del self._active[stop]
 
         async with anyio.create_task_group() as group:
             for at, task in enumerate(tasks):
@@ -160,6 +188,20 @@ class Runs:
         if errors:
             raise errors[0]
         return [NamedRun(task.name, ended.get(task.name)) for task in tasks]
+
+    def _control(self) -> Control:
+        """Return the control of a run that begins now: what a person asked of all runs holds for it too."""
+        whole = self.setting.stop
+        control = Control(whole)
+        if whole.ceilings is not None:
+            control.retune(whole.ceilings)
+        # What is left until the deadline is the job's own by now (`_with_time_left`).
+        settings = {name: value for name, value in whole.settings.items() if name != "deadline"}
+        if settings:
+            control.set(settings)
+        if whole.paused:
+            control.pause(since=whole.steering.paused_since, by=whole.steering.paused_by)
+        return control
 
     async def _run_job(
         self,
@@ -174,6 +216,10 @@ class Runs:
         def tell(event: Event) -> None:
             setting.listener(replace(event, message=f"{task.name}: {event.message}"))
 
+        meter = None
+        if setting.metrics is not None:
+            meter = setting.metrics.meter(setting.name, job.resolved_provider().name, job.model, task.name)
+
         return await run_job(
             job,
             options=options,
@@ -182,7 +228,8 @@ class Runs:
             limiters=self._of_endpoints,
             budget=self._budget,
             listener=tell,
-            on_snapshot=on_snapshot,
+            on_snapshot=on_snapshot if meter is None else meter.beside(on_snapshot),
+            on_record=None if meter is None else meter.add,
             stop=stop,
             environ=load_keys(job, setting.environ),
             offload=setting.offload,

@@ -33,7 +33,9 @@ from batchchat.inspection import job_of
 from batchchat.intake import PassCounts
 from batchchat.job import Job
 from batchchat.joining import records_of_rows
+from batchchat.labelling.votes import vote_batches, vote_schema
 from batchchat.runner.preparation import prepare
+from batchchat.runner.questions import compile_questions
 from batchchat.sources import STDIN, python_rows, reads_file
 from batchchat.store import Output, read_output, read_state
 
@@ -69,6 +71,7 @@ def export(
     columns: Sequence[str] | None = None,
     flatten: bool = False,
     bom: bool = False,
+    vote: bool = False,
 ) -> Exported:
     """Write the records of the current input's rows in the order of the input, whole or not at all.
 
@@ -77,7 +80,8 @@ def export(
     each text of a CSV file that a spreadsheet would run as a formula; without it, texts are written as they are.
     `columns` are those to write, in this order, `column.field` for one inside of an object; None takes all. With
     `flatten` the fields of objects are columns of their own. With `bom` a CSV file begins with a byte order mark,
-    by which Excel knows that it is UTF-8.
+    by which Excel knows that it is UTF-8. With `vote` there is one row for each row of the input: its columns and the
+    vote of its samples (see `labelling.votes`).
 
     Raises UsageError for a target that cannot be written, StorageError where the disk fails.
     """
@@ -87,8 +91,9 @@ def export(
     output = read_state(directory)
     if output.schema is None:
         raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
-    chosen = select_columns(output.schema, columns, flatten=flatten)
     job = job_of(output.job)
+    ballot = _ballot(kind, job, output) if vote else None
+    chosen = select_columns(output.schema if ballot is None else ballot.schema, columns, flatten=flatten)
     # What came through a pipe, or from a program, does not come again: its records hold the rows.
     alone = job.input.path == STDIN and input_path is None
     if kind == BATCH:
@@ -105,10 +110,10 @@ def export(
     rows = failed = 0
     try:
         with _opened(drafts, schema_of(chosen), kind, safe_csv=safe_csv, bom=bom) as sink:
-            for batch in batches:
+            for batch in _with_votes(batches, ballot, output):
                 sink(pick(batch, chosen))
                 rows += batch.num_rows
-                failed += pc.sum(pc.not_equal(batch.column("status"), "ok")).as_py()
+                failed += 0 if ballot is not None else _failed(batch)
         written = targets if failed else targets[:1]
         # The output last: where it is, all is.
         for path, draft in reversed(list(zip(targets, drafts, strict=True))):
@@ -123,8 +128,39 @@ def export(
     finally:
         for draft in drafts:
             draft.unlink(missing_ok=True)
-    missing = 0 if alone else counts.samples - rows
-    return Exported(rows, missing, written, failed, job.samples)
+    samples = 1 if ballot is not None else job.samples
+    missing = 0 if alone else counts.samples * samples // job.samples - rows
+    return Exported(rows, missing, written, failed, samples)
+
+
+def _failed(batch: pa.RecordBatch) -> int:
+    return int(pc.not_equal(batch.column("status"), "ok").true_count)
+
+
+def _with_votes(batches: Iterator[pa.RecordBatch], ballot: _Ballot | None, output: Output) -> Iterator[pa.RecordBatch]:
+    if ballot is None:
+        return batches
+    return vote_batches(batches, ballot.schema, output.own_columns, ballot.fields)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ballot:
+    """The schema of a file of votes, and the fields that are voted on."""
+
+    schema: pa.Schema
+    fields: tuple[tuple[str, ...], ...]
+
+
+def _ballot(kind: str, job: Job, output: Output) -> _Ballot:
+    if kind == BATCH:
+        raise UsageError("a batch's output has no votes", remedy="Export to .jsonl, .csv, .parquet or .xlsx.")
+    fields: tuple[tuple[str, ...], ...] = ()
+    if job.response.spec is not None:
+        from batchchat.structured import choice_fields
+
+        schema = compile_questions(job).schema
+        fields = () if schema is None else tuple(one.path for one in choice_fields(schema.schema) if one.path)
+    return _Ballot(vote_schema(output.schema, output.own_columns), fields)
 
 
 def _check_batch(job: Job, *, alone: bool) -> None:

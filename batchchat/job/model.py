@@ -104,6 +104,8 @@ class Response(Section):
     prompt with `response_format` asking for some JSON (`json_object`), or in the prompt alone (`prompt`). `name` is
     what requests call it. An answer that does not fit is asked for again up to `corrections` times, with what is wrong
     with it; so are the arguments of tool calls. `truncated` is about answers that were cut off at their bound.
+    `confidence` says how the column of that name is measured: by the log probabilities of the answer's tokens, by how
+    many of the row's samples agree, or by a field of the answer.
     """
 
     spec: dict[Any, Any] | str | None = Field(None, alias="schema")
@@ -111,6 +113,7 @@ class Response(Section):
     mode: Literal["json_schema", "json_object", "prompt"] = "json_schema"
     corrections: Whole = Field(2, ge=0, le=20)
     truncated: Literal["fail", "keep"] | Longer = "fail"
+    confidence: Literal["logprobs", "samples"] | SaidConfidence | None = None
 
     @field_validator("spec", mode="before")
     @classmethod
@@ -121,12 +124,25 @@ class Response(Section):
             )
         return value
 
+    @field_validator("confidence", mode="before")
+    @classmethod
+    def _confidence_form(cls, value: object) -> object:
+        if value not in ("logprobs", "samples", None) and not isinstance(value, dict | SaidConfidence):
+            raise ValueError(f"must be logprobs, samples or {{field: NAME}}{instead_of(value)}")
+        return value
+
     @field_validator("truncated", mode="before")
     @classmethod
     def _truncated_form(cls, value: object) -> object:
         if value not in ("fail", "keep") and not isinstance(value, dict | Longer):
             raise ValueError(f"must be fail, keep or {{retry_with_max_tokens: N}}{instead_of(value)}")
         return value
+
+
+class SaidConfidence(Section):
+    """Which field of the answer holds what the model says of its own certainty, from 0 to 1."""
+
+    field: Name
 
 
 class ImageFields(Section):
@@ -418,6 +434,16 @@ class Job(Section):
             refused.append(self.error(message, "params", "response_format", remedy="Keep one of the two."))
         if response.spec is None:
             useless = sorted(response.model_fields_set & {"mode", "name"})
+            if response.confidence is not None:
+                refused.append(
+                    self.error(
+                        "is measured on the fields of a schema, and there is none",
+                        "response",
+                        "confidence",
+                        remedy="Give response.schema with the labels as an enum, such as "
+                        "{type: object, properties: {label: {enum: [yes, no]}}, required: [label]}.",
+                    )
+                )
             if "corrections" in response.model_fields_set and not params.tools:
                 useless.append("corrections")
             refused += [
@@ -429,6 +455,7 @@ class Job(Section):
                 )
                 for name in useless
             ]
+        refused += self._check_confidence()
         if isinstance(response.truncated, Longer):
             more = response.truncated.retry_with_max_tokens
             bound = params.max_completion_tokens if params.max_completion_tokens is not None else params.max_tokens
@@ -440,6 +467,26 @@ class Job(Section):
                         remedy="A request is never sent again as it was: allow more, or take `truncated: fail`.",
                     )
                 )
+        return refused
+
+    def _check_confidence(self) -> list[JobError]:
+        """What is wrong between `response.confidence`, the samples and the params."""
+        method, place = self.response.confidence, ("response", "confidence")
+        if method == "samples" and self.samples < 2:
+            message = "counts the samples of a row that agree, and there is one sample a row"
+            remedy = "Give `samples: 5`, or measure it by logprobs or {field: NAME}."
+            return [self.error(message, *place, remedy=remedy)]
+        if method != "logprobs":
+            return []
+        refused = []
+        unsupported, provider = self.resolved_provider().unsupported, self.resolved_provider().name
+        if "logprobs" in unsupported:
+            message = f"needs the log probabilities of tokens, and {provider} does not give them"
+            remedy = "Measure it by `samples`, or by {field: NAME}."
+            refused.append(self.error(message, *place, remedy=remedy))
+        if self.params.logprobs is False:
+            message = "is false, and response.confidence needs log probabilities"
+            refused.append(self.error(message, "params", "logprobs", remedy="Leave params.logprobs out."))
         return refused
 
     def snapshot(self) -> dict[str, Any]:
@@ -496,6 +543,7 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("params",): Params,
     ("response",): Response,
     ("response", "truncated"): Longer,
+    ("response", "confidence"): SaidConfidence,
     ("limits",): LimitFields,
     ("retry",): Retry,
     ("prices",): Prices,

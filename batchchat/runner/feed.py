@@ -93,7 +93,9 @@ class RequestFeed:
             if found is not None:
                 reply, decision = found
                 if isinstance(decision, Accept):
-                    run.sink.put(Settled(request, reply, None, decision.parsed, decision.tolerated))
+                    run.sink.put(
+                        Settled(request, reply, None, decision.parsed, decision.tolerated, decision.confidence)
+                    )
                     continue
                 if isinstance(decision, Fail):
                     run.sink.put(Settled(request, reply, decision.failure))

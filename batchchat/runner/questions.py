@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 from batchchat.acceptance import Acceptance
 from batchchat.errors import JobError
 from batchchat.job import BatchFileJob, Job
-from batchchat.job.model import Longer
+from batchchat.job.model import Longer, SaidConfidence
+from batchchat.job.values import nearest
 from batchchat.providers import Provider
 from batchchat.template import Template, compile_lines, compile_template
 
 if TYPE_CHECKING:
-    from batchchat.structured import ResponseSchema, Tools
+    from batchchat.structured import ConfidenceRule, ResponseSchema, Tools
 
+_TOP_LOGPROBS = 5
+"""How many tokens are asked for in each place: as many as all services give that give any (some allow 5, others 20).
+More of them hardly tell more: an alternative that is not among the likeliest five has little of the chance."""
 _STEPS = re.compile(r"[^.\[\]]+")
 
 
@@ -51,6 +55,7 @@ def compile_questions(job: Job) -> Questions:
         tools_vary=vary,
         corrections=response.corrections,
         truncated=longer.retry_with_max_tokens if isinstance(longer, Longer) else longer,
+        confidence=None if schema is None else _confidence_rule(job, schema),
     )
     return Questions(template, acceptance, schema)
 
@@ -77,6 +82,8 @@ def schema_warnings(job: Job, questions: Questions, provider: Provider) -> list[
 def _compile_template(job: Job, schema: ResponseSchema | None) -> Template:
     provider, response = job.resolved_provider(), job.response
     fixed = schema.request_fields(response.mode) if schema is not None else None
+    if fixed is not None and response.confidence == "logprobs":
+        fixed |= _token_fields(job, provider)
     instructions = schema.instructions(response.mode) if schema is not None else None
     if isinstance(job, BatchFileJob):
         return compile_lines(
@@ -100,6 +107,40 @@ def _compile_template(job: Job, schema: ResponseSchema | None) -> Template:
         max_images=provider.max_images,
         transfer=job.transfer(provider),
     )
+
+
+def _token_fields(job: Job, provider: Provider) -> dict[str, Any]:
+    """Return the fields of a request that ask for log probabilities, as far as the job does not set them itself."""
+    wanted: dict[str, Any] = {"logprobs": True}
+    # Where the likeliest other tokens are not to be had, the value's own chance is all there is.
+    if "top_logprobs" not in provider.unsupported:
+        wanted["top_logprobs"] = _TOP_LOGPROBS
+    given = job.params.as_body()
+    return {name: value for name, value in wanted.items() if given.get(name) is None}
+
+
+def _confidence_rule(job: Job, schema: ResponseSchema) -> ConfidenceRule | None:
+    """Return how the job measures confidence. Raises JobError if the schema has no field to measure."""
+    method = job.response.confidence
+    if method is None:
+        return None
+    from batchchat.structured import ConfidenceRule, choice_fields, field_names, is_number_field
+
+    if isinstance(method, SaidConfidence):
+        path = tuple(method.field.removeprefix("parsed.").split("."))
+        if not is_number_field(schema.schema, path):
+            names = field_names(schema.schema)
+            known = path in {tuple(name.split(".")) for name in names}
+            what = "is no number in the schema" if known else f"is no field of the schema{nearest(method.field, names)}"
+            remedy = f"Add it to the schema as {{type: number, minimum: 0, maximum: 1}}. It has {', '.join(names)}."
+            raise job.error(f"{method.field!r} {what}", "response", "confidence", "field", remedy=remedy)
+        return ConfidenceRule("field", (), path)
+    fields = choice_fields(schema.schema)
+    if not fields:
+        message = "measures enums and booleans, and the schema has none"
+        remedy = "Give the labels as an enum, or let the model say it itself: confidence: {field: NAME}."
+        raise job.error(message, "response", "confidence", remedy=remedy)
+    return ConfidenceRule(method, fields)
 
 
 def _load_schema(job: Job) -> ResponseSchema:

@@ -141,7 +141,7 @@ class Reuse:
             return Settled(request, reply, None)
         decision = self._acceptance.decide(request, reply)
         if isinstance(decision, Accept):
-            return Settled(request, reply, None, decision.parsed, decision.tolerated)
+            return Settled(request, reply, None, decision.parsed, decision.tolerated, decision.confidence)
         return None
 
     def _park(self, request: Request) -> bool:
@@ -204,7 +204,10 @@ class Reuse:
         if outcome.failure is None and reply.completion is not None:
             own = _reply(_answer(reply, reply.completion))
         for request in line.requests:
-            self._writer.add_shared(request, Settled(request, own, outcome.failure, outcome.parsed, outcome.tolerated))
+            shared = Settled(
+                request, own, outcome.failure, outcome.parsed, outcome.tolerated, confidence=outcome.confidence
+            )
+            self._writer.add_shared(request, shared)
         self._parked -= len(line.requests)
         self._parked_bytes -= line.nbytes
         self._moved.set()

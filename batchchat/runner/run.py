@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio.abc import TaskGroup
 
 from batchchat.budget import Budget
 from batchchat.endpoints.endpoint import Endpoint
@@ -28,16 +27,17 @@ from batchchat.endpoints.route import EndpointRoute
 from batchchat.engines.local import LocalEngine, Surroundings
 from batchchat.engines.port import Engine
 from batchchat.engines.refusals import Refusals
-from batchchat.errors import StoppedEarly, StorageError, UsageError
+from batchchat.errors import StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
-from batchchat.job import Job, load_keys, write_duration
+from batchchat.job import Job, load_keys
 from batchchat.job.model import BATCH_FORMAT
 from batchchat.job.targets import has_several, targets_of
 from batchchat.limits import Limiter
 from batchchat.money import Tariff
+from batchchat.records import Record
 from batchchat.retry import RetryPolicy
-from batchchat.runner.control import Ceilings, Control
+from batchchat.runner.control import Control
 from batchchat.runner.ending import Ending
 from batchchat.runner.feed import RequestFeed
 from batchchat.runner.forecast import Forecaster
@@ -46,6 +46,7 @@ from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import pass_of, prompt_id_of
 from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain
 from batchchat.runner.state import RunState
+from batchchat.runner.steering import RunSteering, tell_interrupted
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer, in_thread
@@ -83,6 +84,7 @@ async def run_job(
     budget: Budget | None = None,
     listener: Listener = _no_listener,
     on_snapshot: Callable[[Snapshot], None] | None = None,
+    on_record: Callable[[Record], None] | None = None,
     stop: Control | None = None,
     environ: Mapping[str, str] | None = None,
     offload: Offload = in_thread,
@@ -96,11 +98,12 @@ async def run_job(
 
     `rows` take the place of the job's input, `transport` that of the network. `limiter` and `budget` take the place of
     the job's own, so that runs can share them; `limiters` are those of its endpoints. `listener` takes events,
-    `on_snapshot` the counts four times a second. `stop` steers the run: it can stop it, pause it and change its limits.
-    `environ` takes the place of the process's environment for keys. `offload` runs blocking code (default: in worker
-    threads), `open_store` takes the place of `Store.open`. `seed` makes jitter repeatable. `demo_url` is the address of
-    a demo server that runs already. `open_service` takes the place of the batch service that `engine: batch` opens.
-    `tick_s` is the time between two snapshots in seconds.
+    `on_snapshot` the counts four times a second, `on_record` each record of this run that has become durable. `stop`
+    steers the run: it can stop it, pause it and change its limits. `environ` takes the place of the process's
+    environment for keys. `offload` runs blocking code (default: in worker threads), `open_store` takes the place of
+    `Store.open`. `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs already.
+    `open_service` takes the place of the batch service that `engine: batch` opens. `tick_s` is the time between two
+    snapshots in seconds.
 
     Returns how the run ended: whatever fails after the start is in the summary's `exit_code` and `reason`.
 
@@ -113,6 +116,7 @@ async def run_job(
         control=stop or Control(),
         listener=listener,
         on_snapshot=on_snapshot,
+        on_record=on_record,
         offload=offload,
         open_store=open_store,
         rng=random.Random(seed),  # noqa: S311 - jitter, not cryptography
@@ -136,6 +140,7 @@ class _Setting:
     control: Control
     listener: Listener
     on_snapshot: Callable[[Snapshot], None] | None
+    on_record: Callable[[Record], None] | None
     offload: Offload
     open_store: Callable[..., Store]
     rng: random.Random
@@ -230,6 +235,7 @@ class _Opening:
             wall_clock_us=_now_us,
             listener=setting.listener,
             on_error=engine.cancel,
+            on_record=setting.on_record,
         )
         return RunState(
             job=job,
@@ -369,7 +375,7 @@ class _Opening:
 
 
 class _Running:
-    """Moves a run from its first row to its last outcome, under the person's control."""
+    """Moves a run from its first row to its last outcome, under a person's control."""
 
     def __init__(
         self, run: RunState, figures: Figures, on_snapshot: Callable[[Snapshot], None] | None, tick_s: float
@@ -378,7 +384,7 @@ class _Running:
         self._figures = figures
         self._on_snapshot = on_snapshot
         self._tick_s = tick_s
-        self._group: TaskGroup
+        self._writing = anyio.Lock()
 
     async def work(self) -> None:
         """Execute the run's requests. Return when nothing is under way any more and every outcome is durable."""
@@ -391,11 +397,10 @@ class _Running:
             group.start_soon(run.writer.run)
             try:
                 async with anyio.create_task_group() as inner:
-                    self._group = inner
-                    with run.control.watch(self):
-                        inner.start_soon(self._tick)
-                        if job.deadline is not None:
-                            inner.start_soon(self._watch_deadline, job.deadline)
+                    steering = RunSteering(run, inner, self._write_live, look_s=self._tick_s)
+                    with run.control.watch(steering):
+                        inner.start_soon(self._tick, steering)
+                        steering.begin()
                         await run.engine.run(RequestFeed(run).requests(), run.sink)
                     self._tell_warnings()
                     run.phase = "ending"
@@ -404,37 +409,6 @@ class _Running:
                 run.writer.finish()
         # The last answers are counted only once they are durable.
         self._tell_answerers()
-
-    def on_stop(self, times: int) -> None:
-        """Drain at the first call, and end what is under way at the second."""
-        run = self._run
-        if times > 1:
-            run.engine.cancel()
-            return
-        run.phase = "draining"
-        wait = f"waiting up to {run.options.grace:g} s for what is in flight"
-        run.tell(Event("stopping", f"{run.control.reason}: {wait}"))
-        run.engine.drain()
-        self._group.start_soon(self._grace)
-
-    def on_pause(self) -> None:
-        """Launch nothing until `on_resume`."""
-        self._run.engine.pause()
-        self._run.tell(Event("paused", "paused: nothing is sent until the job is resumed"))
-
-    def on_resume(self) -> None:
-        """Go on launching."""
-        self._run.engine.resume()
-        self._run.tell(Event("resumed", "resumed"))
-
-    def on_retune(self, ceilings: Ceilings) -> None:
-        """Take other ceilings for what is launched from now on."""
-        self._run.engine.retune(
-            requests_per_minute=ceilings.requests_per_minute,
-            tokens_per_minute=ceilings.tokens_per_minute,
-            concurrency=ceilings.concurrency,
-        )
-        self._run.tell(Event("limits_changed", "the job's limits were changed", "info", plain(ceilings)))
 
     def _tell_warnings(self) -> None:
         """Warn early if many of the first rows failed for one reason, and if somebody else answers than at the start.
@@ -451,20 +425,16 @@ class _Running:
         for event in self._run.tally.answerers.take():
             self._run.tell(event)
 
-    async def _watch_deadline(self, deadline: float) -> None:
-        """Launch nothing after the deadline, counted from the start of the run; what is in flight gets the grace."""
+    async def _write_live(self) -> None:
+        """Write a snapshot to the output, for `status`. One at a time: they share a draft."""
         run = self._run
-        await anyio.sleep(max(0.0, run.started + deadline - anyio.current_time()))
-        if not run.control.asked:
-            message = f"the deadline of {write_duration(deadline)} is over"
-            run.engine.halt_for(StoppedEarly(message, remedy="The same command goes on where it stopped."))
-            await self._grace()
+        async with self._writing:
+            try:
+                await run.offload(run.store.write_live, plain(self._figures.snapshot()))
+            except StorageError as error:
+                run.writer.fail(error)
 
-    async def _grace(self) -> None:
-        await anyio.sleep(self._run.options.grace)
-        self._run.engine.cancel()
-
-    async def _tick(self) -> None:
+    async def _tick(self, steering: RunSteering) -> None:
         """Show a snapshot four times a second; write it to the output and look for a part that is due once a second."""
         run = self._run
         ticks = 0
@@ -475,6 +445,7 @@ class _Running:
             if run.reuse is not None and run.reuse.crowded:
                 run.engine.release_held(run.sink)
             self._tell_warnings()
+            steering.keep_caps()
             snapshot = self._figures.snapshot()
             if snapshot.forecast is not None and snapshot.forecast.corrected and not corrected:
                 corrected = True
@@ -482,10 +453,8 @@ class _Running:
             if self._on_snapshot is not None:
                 self._on_snapshot(snapshot)
             if ticks % _LIVE_EVERY == 0:
-                try:
-                    await run.offload(run.store.write_live, plain(snapshot))
-                except StorageError as error:
-                    run.writer.fail(error)
+                await self._write_live()
+                if run.writer.error is not None:
                     return
                 run.writer.poke()
             ticks += 1
@@ -525,6 +494,7 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
         try:
             if not job.engine.batch:
                 await offload(_refuse_beside_batches, store)
+            tell_interrupted(await offload(store.killed_run), setting.listener)
             wording = Wording(store, prepared)
             await offload(wording.begin)
             async with AsyncExitStack() as stack:

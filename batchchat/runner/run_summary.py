@@ -33,13 +33,13 @@ class Figures:
         # What a batch of an earlier run answered is counted by the tally, and found done by the pass.
         done = max(0, counts.done - tally.early)
         settled = tally.ok + tally.failed + tally.revived + done + counts.failed_before
-        rate = tally.rows.per_s
+        rate, now = tally.rows.per_s, anyio.current_time()
         return Snapshot(
             run_id=run.run_id,
             job=run.job.name,
             phase=self._phase(),
             samples=run.job.samples,
-            elapsed_s=anyio.current_time() - run.started,
+            elapsed_s=now - run.started,
             total=total,
             total_exact=exact,
             ok=tally.ok,
@@ -63,6 +63,9 @@ class Figures:
             forecast=self._forecast(max(0, total - settled)) if total is not None else None,
             cache_hits=tally.shared,
             prompt_id=run.prompt_id,
+            steering=run.control.steering,
+            uncommitted=run.writer.uncommitted,
+            commit_lag_s=run.writer.lag_s(now),
         )
 
     def _forecast(self, left: int) -> Forecast | None:

@@ -56,8 +56,9 @@ class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
     `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `shelf` is
-    where answers are shared; None where the job shares none. `prompt_id` goes into every record. `engine` is the job's.
-    `provider` is who answered if a reply does not say it.
+    where answers are shared; None where the job shares none. `on_record` takes each record of this run that has become
+    durable. `prompt_id` goes into every record. `engine` is the job's. `provider` is who answered if a reply does not
+    say it.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Writer:
         wall_clock_us: Callable[[], int],
         listener: Listener,
         on_error: Callable[[], None],
+        on_record: Callable[[Record], None] | None = None,
     ) -> None:
         self.error: StorageError | None = None
         self.shelf: Shelf | None = None
@@ -86,10 +88,12 @@ class Writer:
         self._wall_clock_us = wall_clock_us
         self._listener = listener
         self._on_error = on_error
+        self._on_record = on_record
         self._entries: list[Entry] = []
         self._revived: set[str] = set()
         self._bytes = 0
         self._taken = self._committed = 0
+        self._waiting_since: float | None = None
         self._wake = anyio.Event()
         self._caught_up = anyio.Event()
         self._finished = False
@@ -203,6 +207,15 @@ class Writer:
         await self._sealed()
         return self.error is None
 
+    @property
+    def uncommitted(self) -> int:
+        """Return how many outcomes wait to become durable."""
+        return self._taken - self._committed
+
+    def lag_s(self, now: float) -> float:
+        """Return for how many seconds the commit that is under way has been going on, 0 if none is."""
+        return 0.0 if self._waiting_since is None else max(0.0, now - self._waiting_since)
+
     def _record(self, request: Request, outcome: Settled) -> Record:
         reply, failure, steps = outcome.reply, outcome.failure, request.steps
         completion = reply.completion
@@ -260,6 +273,8 @@ class Writer:
         if by is not None and request.attempts:
             record.provider, record.endpoint = by.provider, by.endpoint
             self._tally.add_answerer(by, ok=failure is None, cost=record.cost or 0.0)
+        if outcome.confidence is not None:
+            record.confidence, record.confidence_detail = outcome.confidence.value, outcome.confidence.detail()
         return record
 
     # --- committing and sealing
@@ -283,7 +298,9 @@ class Writer:
                 continue
             entries, self._entries, self._bytes = self._entries, [], 0
             answers = {} if self.shelf is None else self.shelf.take()
+            self._waiting_since = anyio.current_time()
             change: StoreChange = await self._offload(self._commit, entries, answers)
+            self._waiting_since = None
             if self.shelf is not None:
                 self.shelf.kept()
             self._store.apply(change)
@@ -311,7 +328,10 @@ class Writer:
         for entry in change.committed:
             if isinstance(entry, SettledEntry) and not entry.late:
                 custom_id = entry.record.custom_id
-                self._tally.add_record(entry.record, revived=custom_id in self._revived, early=not entry.seen)
+                revived = custom_id in self._revived
+                self._tally.add_record(entry.record, revived=revived, early=not entry.seen)
+                if self._on_record is not None and not revived:
+                    self._on_record(entry.record)
                 self._revived.discard(custom_id)
         self._tally.add_spend(change.spend)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from batchchat.store.cleaning import OldOutput, old_outputs, remove_output
+from batchchat.store.commands import CommandFiles
 from batchchat.store.commit_log import Sealing
 from batchchat.store.index import (
     ARCHIVED,
@@ -16,7 +17,7 @@ from batchchat.store.index import (
     kind_of,
 )
 from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
-from batchchat.store.location.folder import evaluation_outputs
+from batchchat.store.location.folder import evaluation_outputs, running_outputs
 from batchchat.store.output import (
     Output,
     earlier_prompts,
@@ -27,9 +28,11 @@ from batchchat.store.output import (
     read_state,
 )
 from batchchat.store.recovery import Recovery
+from batchchat.store.review_files import has_review_file, read_review_lines, write_review_lines
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
 from batchchat.store.state import batches_folder, check_currency, lock_holder
 from batchchat.store.store import Store, StoreChange
+from batchchat.store.tail import OutputTail
 from batchchat.store.verify import VerifyReport, verify
 
 __all__ = [
@@ -38,12 +41,14 @@ __all__ = [
     "OK",
     "RECORD_SCHEMA",
     "AnswerEntry",
+    "CommandFiles",
     "Counts",
     "Entry",
     "Frozen",
     "KeyIndex",
     "OldOutput",
     "Output",
+    "OutputTail",
     "RecordIndex",
     "Recovery",
     "Sealing",
@@ -57,6 +62,7 @@ __all__ = [
     "earlier_prompts",
     "evaluation_outputs",
     "frozen_schema",
+    "has_review_file",
     "is_live",
     "is_output",
     "iter_output",
@@ -67,7 +73,10 @@ __all__ = [
     "old_outputs",
     "output_schema",
     "read_output",
+    "read_review_lines",
     "read_state",
     "remove_output",
+    "running_outputs",
     "verify",
+    "write_review_lines",
 ]

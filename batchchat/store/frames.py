@@ -56,25 +56,31 @@ def encode(kind: int, sequence: int, payload: bytes | memoryview) -> bytes:
 class FrameReader:
     """Iterates over the intact frames of a file up to the first damage, which is then told by `damage`.
 
-    The file may be growing: it is read up to the size that it had at the start.
+    The file may be growing: it is read up to the size that it had at the start. After `grown`, iterating goes on with
+    the frames that came since; a frame that was cut is then whole.
     """
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
-        self._size = source.seek(0, SEEK_END)
+        self._offset = self._sequence = 0
         self.damage: Damage | None = None
+        self.grown()
+
+    def grown(self) -> None:
+        """Take the size that the file has now."""
+        self._size = self._source.seek(0, SEEK_END)
+        self.damage = None
 
     def __iter__(self) -> Iterator[Frame]:
-        offset = sequence = 0
-        while offset < self._size:
-            frame = self._read(offset)
-            if frame is None or frame.sequence != sequence:
-                torn = frame is None and not self._any_frame_after(offset, sequence)
-                self.damage = Damage(offset, self._size - offset, torn)
+        while self._offset < self._size:
+            frame = self._read(self._offset)
+            if frame is None or frame.sequence != self._sequence:
+                torn = frame is None and not self._any_frame_after(self._offset, self._sequence)
+                self.damage = Damage(self._offset, self._size - self._offset, torn)
                 return
+            self._sequence += 1
+            self._offset += HEADER_BYTES + len(frame.payload)
             yield frame
-            sequence += 1
-            offset += HEADER_BYTES + len(frame.payload)
 
     def _read(self, offset: int) -> Frame | None:
         self._source.seek(offset)

@@ -291,6 +291,35 @@ def replay(
     return result
 
 
+class GrowingJournal:
+    """The journal of a generation that is open for appending, read as it grows.
+
+    The file stays open: what is in it can be read also after the run has sealed and removed it. Raises
+    FileNotFoundError if it is gone already, StorageError if the disk refuses. To be closed.
+    """
+
+    def __init__(
+        self, files: JournalFiles, generation: int, take: Callable[[Unsealed], None], columns: Sequence[str]
+    ) -> None:
+        self.generation = generation
+        self._address = files.address(generation)
+        self._source = files.open(generation)
+        with storage_errors(self._address):
+            self._reader = FrameReader(self._source)
+        self._intake = _ReplayIntake(Replay(files.name(generation), generation, ""), take, columns, self._address)
+
+    def read(self) -> None:
+        """Give every record that was committed since the last call to `take`."""
+        with storage_errors(self._address):
+            self._reader.grown()
+            for frame in self._reader:
+                self._intake.add(frame)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._source.close()
+
+
 def rows_schema(files: JournalFiles, generation: int) -> pa.Schema | None:
     """Return the types of the first input rows in a journal; None if it has none.
 

@@ -24,6 +24,9 @@ _TOKEN = [("token", pa.string()), ("logprob", pa.float64())]
 _TIME = pa.timestamp("us", tz="UTC")
 
 
+_CONFIDENCES = pa.list_(pa.struct([("field", pa.string()), ("confidence", pa.float64())]))
+
+
 _TYPES: dict[str, pa.DataType] = {
     "row_index": pa.int64(),
     "sample_index": pa.int32(),
@@ -45,6 +48,8 @@ _TYPES: dict[str, pa.DataType] = {
     "logprobs": pa.list_(pa.struct([*_TOKEN, ("top", pa.list_(pa.struct(_TOKEN)))])),
     "ttft_s": pa.float64(),
     "output_tokens_per_s": pa.float64(),
+    "confidence": pa.float64(),
+    "confidence_detail": pa.struct([("method", pa.string()), ("reason", pa.string()), ("fields", _CONFIDENCES)]),
 }
 
 

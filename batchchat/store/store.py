@@ -38,7 +38,7 @@ from batchchat.store.components import Components
 from batchchat.store.dataset import Dataset, DatasetChange, Point
 from batchchat.store.index import Counts, KeyIndex, RecordIndex, state_of
 from batchchat.store.journal import AnswerEntry, Entry, OpenAnswers, SettledEntry, SpendOnly
-from batchchat.store.json_files import append_json
+from batchchat.store.json_files import append_json, read_lines
 from batchchat.store.known import KnownRows, Pass
 from batchchat.store.ledger import SpendLedger
 from batchchat.store.live import LiveRecords
@@ -349,6 +349,17 @@ class Store:
     def write_live(self, live: Mapping[str, Any]) -> None:
         """Replace what `status` reads while the run goes on; whole at every instant, not made durable."""
         self._held.state.save(LIVE, dict(live), durable=False)
+
+    def killed_run(self) -> dict[str, Any]:
+        """Return the last progress that a run wrote which was killed; empty if the last run ended by itself."""
+        live = self._held.state.object(LIVE)
+        ended = read_lines(self._held.location.state, RUNS)[0]
+        return {} if any(run.get("run_id") == live.get("run_id") for run in ended[-1:]) else live
+
+    @property
+    def location(self) -> Location:
+        """Where the output is."""
+        return self._held.location
 
     def append_run(self, run: Mapping[str, Any]) -> None:
         """Add a line about an ended run, durably."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from batchchat.structured.advice import answer_tokens, warnings_for
 from batchchat.structured.arrow import Misfit, ParsedColumn, parsed_field, type_change_message, type_changes
+from batchchat.structured.confidence import Confidence, ConfidenceRule, choice_fields, field_names, is_number_field
 from batchchat.structured.correction import answer_correction, calls_correction, missing_call_correction
 from batchchat.structured.dialect import SchemaError
 from batchchat.structured.schema import Mode, ResponseSchema, load_schema
@@ -18,6 +19,8 @@ from batchchat.structured.validation import AnswerValidator, CheckedAnswer
 __all__ = [
     "AnswerValidator",
     "CheckedAnswer",
+    "Confidence",
+    "ConfidenceRule",
     "Misfit",
     "Mode",
     "ParsedColumn",
@@ -27,6 +30,9 @@ __all__ = [
     "answer_correction",
     "answer_tokens",
     "calls_correction",
+    "choice_fields",
+    "field_names",
+    "is_number_field",
     "load_schema",
     "load_tools",
     "missing_call_correction",

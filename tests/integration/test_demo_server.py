@@ -122,7 +122,7 @@ def test_the_routes(demo: Asking) -> None:
     root = demo.server.base_url.removesuffix("/v1")
     assert demo.client.post(f"{root}/some-project/v1/chat/completions", json=body()).status_code == 200
     names = [model["id"] for model in demo.client.get("/models").json()["data"]]
-    assert names == [MODEL, MISTRAL]
+    assert names == [MODEL, MISTRAL, "demo-small", "demo-large"]
     assert demo.client.get(f"{root}/health").json() == {"status": "ok"}
     wrong = demo.client.post("/completions", json=body())
     assert (wrong.status_code, error_message(wrong)) == (404, "there is no such route")

@@ -38,7 +38,7 @@ async def ask_seam(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while not condition():  # noqa: ASYNC110  # what is waited for happens in another thread
             await anyio.sleep(0.005)
 

@@ -26,6 +26,7 @@ from batchchat.demo.model.judgement import Judgement, judge
 from batchchat.demo.model.label_ranking import Label, LabelList, evidence, find_labels, make_labels, rank
 from batchchat.demo.model.scanning import Scan
 from batchchat.demo.model.schema_filler import Filler, first_words
+from batchchat.demo.model.sureness import Choice, sureness
 from batchchat.demo.request import ApiError, ChatRequest
 
 _SLIPS_LARGE, _SLIPS_SMALL, _SLIPS_UNDESCRIBED, _SLIPS_PER_TEMPERATURE = 0.02, 0.06, 0.04, 0.08
@@ -48,12 +49,16 @@ _FOLLOW_UPS = (
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """What the model says: text, or a call of one tool (its arguments as JSON text); and its reasoning."""
+    """What the model says: text, or a call of one tool (its arguments as JSON text); and its reasoning.
+
+    `choices` are its labels in the order of the answer, of models that tell how sure they are (see `sureness`).
+    """
 
     text: str | None = None
     tool_name: str | None = None
     arguments: str | None = None
     reasoning: str | None = None
+    choices: tuple[Choice, ...] = ()
 
 
 def answer(request: ChatRequest, seed: int, digest: bytes, *, wrong: bool = False) -> ModelAnswer:
@@ -64,7 +69,7 @@ def answer(request: ChatRequest, seed: int, digest: bytes, *, wrong: bool = Fals
         filled = reading.filled(tool.get("parameters") or {"type": "object"})
         arguments = orjson.dumps(filled if isinstance(filled, dict) else {}).decode()
         return ModelAnswer(tool_name=tool["name"], arguments=arguments, reasoning=reading.reasoning())
-    return ModelAnswer(text=reading.text(), reasoning=reading.reasoning())
+    return ModelAnswer(text=reading.text(), reasoning=reading.reasoning(), choices=tuple(reading.choices))
 
 
 class _Reading:
@@ -79,7 +84,9 @@ class _Reading:
         self._labels, self._text = _labels_and_text(self._system, self._said)
         schema, self._text = _schema_and_text(request, self._system, self._text)
         self._schema: dict[str, Any] | bool | None = schema
+        self._wrong = wrong
         self._slips = wrong or self._slip()
+        self.choices: list[Choice] = []
         self._chosen: Label | None = None
 
     @cached_property
@@ -164,8 +171,22 @@ class _Reading:
         names = ranking.names
         if _are_verdicts(names) and self._judgement is not None:
             names = _by_judgement(self._judgement, names)
-        chosen = names[1] if self._slips and len(names) > 1 else names[0]
+        chosen = self._drawn(names)
         self._chosen = next(label for label in labels if label.name == chosen)
+        return chosen
+
+    def _drawn(self, names: tuple[str, ...]) -> str:
+        """Return the first label, or the second if the model errs here; note how sure it is."""
+        request = self._request
+        about = (request.model, self._text, *sorted(names))
+        sure = sureness(request.model, draw(self._seed, "sure", *about))
+        if sure is None or len(names) == 1:
+            return names[1] if self._slips and len(names) > 1 else names[0]
+        # At a temperature each request draws for itself, so that samples of one row differ as often as they should.
+        own = (self._digest,) if request.temperature > 0 else ()
+        errs = self._wrong or draw(self._seed, "right", *about, *own) >= sure
+        chosen = names[1] if errs else names[0]
+        self.choices.append(Choice(chosen, sure, tuple(name for name in names if name != chosen)))
         return chosen
 
     def _summary(self) -> str:

@@ -26,6 +26,7 @@ from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff
 from batchchat.records import ErrorKind, Failure, Reply, Request, Usage, Verdict
 
+_AS_IT_IS = Accept()
 _LINES_BETWEEN = 64
 """Lines that are judged before other tasks get their turn: some milliseconds of work. Chosen, not measured."""
 _BYTES_BETWEEN = 8 * 2**20
@@ -273,7 +274,7 @@ class Harvest:
             return True
         decision = acceptance.decide(request, reply)
         if isinstance(decision, Accept):
-            self._settle(request, reply, None, decision.parsed, tolerated=decision.tolerated)
+            self._settle(request, reply, None, decision)
         elif isinstance(decision, Fail):
             self._settle(request, reply, decision.failure)
         else:
@@ -299,9 +300,7 @@ class Harvest:
         if self.hold is not None:
             self.hold.settle(*reserved(request.prompt_tokens, request.max_tokens), reply)
 
-    def _settle(
-        self, request: Request, reply: Reply, failure: Failure | None, parsed: Any = None, *, tolerated: bool = False
-    ) -> None:
+    def _settle(self, request: Request, reply: Reply, failure: Failure | None, accepted: Accept = _AS_IT_IS) -> None:
         late = self.of_prompt is not None and self.owner.is_replaced(request)
         if late:
             self.counts.replaced += 1
@@ -309,9 +308,8 @@ class Harvest:
             self.counts.ok += 1
         else:
             self.counts.failed += 1
-        if failure is not None:
-            self._bill.add(reply)
-        outcome = Settled(request, reply, failure, parsed, tolerated, of_prompt=self.of_prompt, late=late)
+        value = (accepted.parsed, accepted.tolerated, accepted.confidence)
+        outcome = Settled(request, reply, failure, *value, of_prompt=self.of_prompt, late=late)
         outcome.billed_apart = failure is not None
         self.sink.put(outcome)
 

@@ -14,6 +14,7 @@ DIR/_batchchat/answers/                answers that equal requests of the pass u
 DIR/_batchchat/batches/                requests in batches of a provider that have not ended, and the log of them
 DIR/_batchchat/damaged/                parts and journals that could not be read
 DIR/_batchchat/manifest.json           which of these files are there, so that a deleted one is noticed
+DIR/_batchchat/control/                what other processes ask of the run that is going on, and its replies
 DIR/_batchchat/lock, live.json, tmp/   who is at work, what it is doing, its drafts
 """
 
@@ -24,6 +25,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +82,15 @@ def evaluation_outputs(directory: Path | str) -> list[Path]:
         return sorted(folder for folder in (root / "variants").iterdir() if is_output_folder(folder))
     except OSError:
         return []
+
+
+def running_outputs(directory: Path | str) -> list[Path]:
+    """Return the outputs of an evaluation, of variants and judges, that a run holds now."""
+    root = Path(directory)
+    found = evaluation_outputs(root)
+    with suppress(OSError):
+        found += sorted(folder for folder in (root / "judges").iterdir() if is_output_folder(folder))
+    return [folder for folder in found if FolderLocation(folder).holder() is not None]
 
 
 class FolderLocation:

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from batchchat.store.location.disk import (
     PRIVATE_FILE,
+    PRIVATE_FOLDER,
     append_line,
     cut_torn_line,
     free_name,
@@ -204,6 +205,10 @@ class FolderState:
 
     def publish(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Replace a file's content. If not `durable`, it is whole at every instant, but a loss of power may take it."""
+        if "/" in name:
+            folder = (self._folder / name).parent
+            with storage_errors(folder):
+                folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
         publish_bytes(self._folder / name, data, temporary=self._temporary, durable=durable)
 
     def append(self, name: str, line: bytes) -> None:
@@ -223,6 +228,18 @@ class FolderState:
         with storage_errors(self._folder / name):
             (self._folder / name).unlink()
 
+    def take(self, name: str) -> bytes | None:
+        """Remove a file and return its content; None if another process took it first."""
+        path = self._folder / name
+        with storage_errors(path):
+            try:
+                data = path.read_bytes()
+                # The name goes once: of two processes that have read it, one alone has taken it.
+                path.unlink()
+            except FileNotFoundError:
+                return None
+        return data
+
     def set_aside(self, name: str) -> str:
         """Move a file to the folder for damaged ones, and return where it is now."""
         return str(_move_durably(self._folder / name, self._damaged))
@@ -232,7 +249,11 @@ class FolderState:
         with storage_errors(self._folder / folder):
             if not (self._folder / folder).is_dir():
                 return []
-            return [(path.name, path.stat().st_mtime_ns) for path in (self._folder / folder).iterdir()]
+            found = []
+            for path in (self._folder / folder).iterdir():
+                with suppress(FileNotFoundError):  # another process has just taken it
+                    found.append((path.name, path.stat().st_mtime_ns))
+            return found
 
     def address(self, name: str) -> str:
         """Return where a file lies, as text."""

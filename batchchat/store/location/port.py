@@ -151,6 +151,9 @@ class StateFiles(Protocol):
     def remove(self, name: str) -> None:
         """Remove a file."""
 
+    def take(self, name: str) -> bytes | None:
+        """Remove a file and return its content; None if there is none, or if another process took it first."""
+
     def set_aside(self, name: str) -> str:
         """Move a damaged file out of the way, and return its address now."""
 

@@ -1,0 +1,437 @@
+"""How far labels agree: the model's with a column, with people, with another output; people's, or samples', together.
+
+    output ─> rows: values of each label, confidence ─┐
+    a column, another output, people's reviews ───────┴> pairs ─> `coefficients` ─> AgreementView
+
+A row is a unit, whatever the number of its samples: of several samples their vote is taken, and their share is its
+confidence. Rows without an answer, or without the other value, are left out and counted. Blocking code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from batchchat.errors import BatchchatError, UsageError
+from batchchat.format import plural
+from batchchat.inspection import job_of
+from batchchat.job import Job
+from batchchat.job.values import nearest
+from batchchat.labelling.coefficients import (
+    ConfidenceCheck,
+    Estimate,
+    Level,
+    PairAgreement,
+    Scale,
+    alpha,
+    check_confidence,
+    pair_agreement,
+)
+from batchchat.labelling.reviews import Review, latest_of_reviewers, read_reviews
+from batchchat.labelling.votes import FieldPath, value_at, vote_of
+from batchchat.records import PARSED
+from batchchat.runner.questions import compile_questions
+from batchchat.sources import python_rows
+from batchchat.store import Output, read_state
+from batchchat.structured import choice_fields
+
+_MOST_REVIEWERS = 12
+"""How many people are set against each other one by one: 66 pairs fill a screen."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldAgreement:
+    """One field of the model's answers against what was expected of it.
+
+    `expected` and `given` name the two sides. `left_out` rows have a value on one side only. `check` compares
+    confidence with how often answers are right, None if there is no confidence.
+    """
+
+    field: str
+    expected: str
+    given: str
+    measures: PairAgreement
+    left_out: int
+    weighted: bool = False
+    check: ConfidenceCheck | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RaterAgreement:
+    """How far several raters of one field agree among themselves: people, or the samples of one model."""
+
+    field: str
+    among: str
+    raters: int
+    rows: int
+    alpha: Estimate
+    pairs: tuple[FieldAgreement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgreementView:
+    """What `batchchat agreement` tells of an output."""
+
+    output: str
+    rows: int
+    fields: tuple[FieldAgreement, ...]
+    raters: tuple[RaterAgreement, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgreementOptions:
+    """What is compared: `against` a column or another output; `field` alone; rows `below` a confidence alone."""
+
+    against: str | None = None
+    field: str | None = None
+    level: Level = "nominal"
+    below: float | None = None
+
+
+@dataclass(slots=True)
+class LabelledRow:
+    """One row of an output: the value of each field as a text, its confidence, and what names the row."""
+
+    key: str | None
+    row_index: int
+    custom_ids: list[str] = field(default_factory=list)
+    answers: list[Any] = field(default_factory=list)
+    column: str | None = None
+    values: dict[str, str] = field(default_factory=dict)
+    confidence: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str | int:
+        """What is the same in another output of the same rows."""
+        return self.row_index if self.key is None else self.key
+
+
+class LabelledOutput:
+    """The labels of an output, row by row. Raises UsageError if it has none, or no such field or column."""
+
+    def __init__(self, directory: Path, *, field: str | None = None, column: str | None = None) -> None:
+        self.directory = directory
+        self.output = read_state(directory)
+        if self.output.schema is None:
+            raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
+        self.job = job_of(self.output.job)
+        self.paths = _fields_of(self.output, self.job, field)
+        self.orders = _orders(self.job)
+        self.rows = list(self._read(column).values())
+        for row in self.rows:
+            self._vote(row)
+
+    def _read(self, column: str | None) -> dict[str | int, LabelledRow]:
+        known = self.output.schema.names if self.output.schema is not None else []
+        own = self.output.own_columns
+        first, _, rest = (column or "").partition(".")
+        if column is not None and (first not in known or first in own):
+            carried = [name for name in known if name not in own]
+            raise UsageError(
+                f"{self.directory} has no input column {column!r}{nearest(column, carried)}",
+                remedy=f"It has {', '.join(carried)}.",
+            )
+        wanted = ["custom_id", "key", "row_index", "sample_index", "status", "completion"]
+        wanted += [name for name in (PARSED, "confidence", "confidence_detail") if name in own]
+        found: dict[str | int, LabelledRow] = {}
+        for batch in self.output.records([*wanted, *([first] if first else [])]):
+            for record in python_rows(batch):
+                row = LabelledRow(record["key"], record["row_index"])
+                row = found.setdefault(row.identity, row)
+                row.custom_ids.append(record["custom_id"])
+                if column is not None:
+                    steps = tuple(rest.split(".")) if rest else ()
+                    row.column = label_text(value_at(record[first], steps))
+                if record["status"] == "ok":
+                    row.answers.append(self._answer(record))
+                    self._note_confidence(row, record)
+        return found
+
+    def _answer(self, record: Mapping[str, Any]) -> Any:
+        if PARSED in self.output.own_columns and self.paths != [()]:
+            return record[PARSED]
+        return (record["completion"] or "").strip()
+
+    def _note_confidence(self, row: LabelledRow, record: Mapping[str, Any]) -> None:
+        detail = record.get("confidence_detail") or {}
+        if detail.get("method") == "logprobs":
+            row.confidence = {one["field"]: one["confidence"] for one in detail.get("fields") or ()}
+        elif record.get("confidence") is not None:
+            # What the model says of itself is about the answer as a whole.
+            row.confidence = dict.fromkeys(
+                (".".join(path) or "completion" for path in self.paths), record["confidence"]
+            )
+
+    def _vote(self, row: LabelledRow) -> None:
+        vote = vote_of(row.answers, self.paths)
+        for path in self.paths:
+            text = label_text(value_at(vote.answer, path))
+            name = ".".join(path) or "completion"
+            if vote.samples and (text is not None or path):
+                # A null that the schema allows is a label like any other.
+                row.values[name] = "null" if text is None else text
+        if vote.samples > 1:
+            row.confidence = {"completion" if name == "answer" else name: share for name, share in vote.shares}
+
+    def scale(self, name: str, level: Level) -> Scale:
+        """Return how far apart the labels of a field are."""
+        return Scale(level, self.orders.get(name, ()) if level == "ordinal" else ())
+
+
+def label_text(value: Any) -> str | None:
+    """Return a value as the text of a label; None for nothing."""
+    if value is None or isinstance(value, str):
+        return value if value is None else value.strip()
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _fields_of(output: Output, job: Job, wanted: str | None) -> list[FieldPath]:
+    """Return the paths of the labels inside `parsed`, or of the field that is wanted; () is the whole completion."""
+    if wanted == "completion" or PARSED not in output.own_columns:
+        if wanted not in {None, "completion"}:
+            raise UsageError(f"the answers of {job.name} have no schema, and so no field {wanted!r}")
+        return [()]
+    try:
+        schema = compile_questions(job).schema
+    except BatchchatError as error:
+        if wanted is None:
+            raise UsageError(
+                f"the schema of {job.name} cannot be read again: {error.message}",
+                remedy="Name the label: --field NAME.",
+            ) from error
+        return [tuple(wanted.removeprefix("parsed.").split("."))]
+    labels = [] if schema is None else [one.path for one in choice_fields(schema.schema)]
+    if wanted is not None:
+        path = tuple(wanted.removeprefix("parsed.").split("."))
+        if not _is_field(output, path):
+            names = [".".join(label) for label in labels]
+            raise UsageError(
+                f"the answers have no field {wanted!r}{nearest(wanted, names)}",
+                remedy=f"The labels are {', '.join(names) or 'none'}.",
+            )
+        return [path]
+    return labels or [()]
+
+
+def _is_field(output: Output, path: FieldPath) -> bool:
+    if output.frozen.parsed is None:
+        return False
+    kind = output.frozen.parsed.type
+    for step in path:
+        at = kind.get_field_index(step) if pa.types.is_struct(kind) else -1
+        if at < 0:
+            return False
+        kind = kind.field(at).type
+    return True
+
+
+def _orders(job: Job) -> dict[str, tuple[str, ...]]:
+    """Return the values of each label in the order in which the schema has them."""
+    try:
+        schema = compile_questions(job).schema
+    except BatchchatError:
+        return {}
+    if schema is None:
+        return {}
+    return {
+        one.name: tuple(label_text(json.loads(text)) or "null" for text in one.alternatives)
+        for one in choice_fields(schema.schema)
+    }
+
+
+def agreement_of(directory: Path, options: AgreementOptions) -> AgreementView:
+    """Measure how far the labels of an output agree with what they are set against.
+
+    Raises UsageError if there is nothing to compare with, or a field or column is not there.
+    """
+    against = options.against
+    other = Path(against) if against is not None and _is_output(Path(against)) else None
+    column = None if other is not None else against
+    labels = LabelledOutput(directory, field=options.field, column=column)
+    if column is not None:
+        labels.paths = _field_for(labels, column, options)
+    if options.below is not None:
+        _keep_below(labels, options.below)
+    reviews = read_reviews(directory) if against is None else []
+    try:
+        fields, raters, notes = _measured(labels, other, column, reviews, options)
+    except ValueError as error:
+        raise UsageError(
+            f"{error}", remedy="Name a field with few values (--field NAME), or another --level."
+        ) from None
+    if not fields and not raters:
+        raise UsageError(
+            f"{directory} has no reviews and one sample a row: there is nothing to compare its labels with",
+            remedy="Give --against COLUMN of the input, --against DIR of another output, or let people review rows.",
+        )
+    return AgreementView(str(directory), len(labels.rows), tuple(fields), tuple(raters), tuple(notes))
+
+
+def _measured(
+    labels: LabelledOutput, other: Path | None, column: str | None, reviews: list[Review], options: AgreementOptions
+) -> tuple[list[FieldAgreement], list[RaterAgreement], list[str]]:
+    notes: list[str] = []
+    raters: list[RaterAgreement] = []
+    fields: list[FieldAgreement] = []
+    for path in labels.paths:
+        name = ".".join(path) or "completion"
+        scale = labels.scale(name, options.level)
+        if column is not None:
+            expected: dict[str | int, str] = {
+                row.identity: row.column for row in labels.rows if row.column is not None and row.column != ""
+            }
+            if not expected:
+                raise UsageError(
+                    f"the column {column!r} is empty in every row", remedy="Name a column that holds the right labels."
+                )
+            fields.append(_against(labels, name, expected, f"column {column}", scale))
+        elif other is not None:
+            second = LabelledOutput(other, field=options.field)
+            values = {row.identity: row.values[name] for row in second.rows if name in row.values}
+            if not values:
+                raise UsageError(
+                    f"{other} has no answers with a field {name!r}", remedy="Name a field of both: --field NAME."
+                )
+            fields.append(_against(labels, name, values, str(other), scale, checked=False))
+        elif reviews:
+            found, told = _with_people(labels, name, reviews, scale)
+            fields += found
+            notes += told
+            raters += _people(name, reviews, scale)
+        raters += _samples(labels, path, scale)
+    return fields, raters, list(dict.fromkeys(notes))
+
+
+def _is_output(path: Path) -> bool:
+    from batchchat.store import is_output
+
+    return is_output(path)
+
+
+def _field_for(labels: LabelledOutput, column: str, options: AgreementOptions) -> list[FieldPath]:
+    """Return the field that a column of the input is about: the only one, or the one of its name."""
+    if len(labels.paths) == 1:
+        return labels.paths
+    named = [path for path in labels.paths if path and path[-1] == column.rpartition(".")[2]]
+    if len(named) == 1 and options.field is None:
+        return named
+    names = ", ".join(".".join(path) for path in labels.paths)
+    raise UsageError(
+        f"the answers have several labels ({names}), and none is called {column!r}",
+        remedy=f"Say which one {column} is about: --field NAME.",
+    )
+
+
+def _keep_below(labels: LabelledOutput, below: float) -> None:
+    if not any(row.confidence for row in labels.rows):
+        raise UsageError(
+            "--below: the answers have no confidence",
+            remedy="Give the job `response: {confidence: logprobs}` (or samples, or {field: NAME}), and run it again.",
+        )
+    labels.rows = [row for row in labels.rows if row.confidence and min(row.confidence.values()) < below]
+
+
+def _against(
+    labels: LabelledOutput,
+    name: str,
+    expected: Mapping[str | int, str],
+    told: str,
+    scale: Scale,
+    *,
+    checked: bool = True,
+) -> FieldAgreement:
+    both = [row for row in labels.rows if row.identity in expected and name in row.values]
+    left_out = len({row.identity for row in labels.rows} | set(expected)) - len(both)
+    wanted, given = [expected[row.identity] for row in both], [row.values[name] for row in both]
+    check = _check(both, name, wanted, None) if checked else None
+    return FieldAgreement(
+        name, told, str(labels.directory), pair_agreement(wanted, given, scale=scale), left_out, check=check
+    )
+
+
+def _check(
+    rows: Sequence[LabelledRow], name: str, wanted: Sequence[str], weights: Sequence[float] | None
+) -> ConfidenceCheck | None:
+    kept = [at for at, row in enumerate(rows) if name in row.confidence]
+    if not kept:
+        return None
+    return check_confidence(
+        [rows[at].confidence[name] for at in kept],
+        [rows[at].values[name] == wanted[at] for at in kept],
+        None if weights is None else [weights[at] for at in kept],
+    )
+
+
+def _with_people(
+    labels: LabelledOutput, name: str, reviews: list[Review], scale: Scale
+) -> tuple[list[FieldAgreement], list[str]]:
+    """Set the model against what most people say of a row; rows on which they are divided are left out."""
+    by_row = latest_of_reviewers(reviews)
+    rows, wanted, weights, divided, unknown = [], [], [], 0, 0
+    for row in labels.rows:
+        found = [review for custom_id in row.custom_ids for review in by_row.get(custom_id, {}).values()]
+        texts = [text for review in found if (text := _reviewed(review, name)) is not None]
+        if not texts or name not in row.values:
+            continue
+        votes = Counter(texts).most_common()
+        if len(votes) > 1 and votes[0][1] == votes[1][1]:
+            divided += 1
+            continue
+        chances = [review.probability for review in found if review.probability is not None]
+        unknown += not chances
+        rows.append(row)
+        wanted.append(votes[0][0])
+        weights.append(1 / max(chances) if chances else 1.0)
+    if not rows:
+        return [], []
+    notes = []
+    if divided:
+        notes.append(f"{plural(divided, 'row')} left out of {name}: people are divided equally on them")
+    if unknown:
+        notes.append(f"{plural(unknown, 'reviewed row')} with no known chance of being chosen: each counts as one row")
+    weighted = len(set(weights)) > 1
+    measures = pair_agreement(wanted, [row.values[name] for row in rows], weights, scale=scale)
+    check = _check(rows, name, wanted, weights)
+    left_out = len(labels.rows) - len(rows)
+    told = FieldAgreement(name, "people", str(labels.directory), measures, left_out, weighted, check)
+    return [told], notes
+
+
+def _reviewed(review: Review, name: str) -> str | None:
+    value = review.values.get(name, value_at(review.values, tuple(name.split("."))))
+    return label_text(value)
+
+
+def _people(name: str, reviews: list[Review], scale: Scale) -> list[RaterAgreement]:
+    by_row = latest_of_reviewers(reviews)
+    people = sorted({review.reviewer for review in reviews})
+    units = [
+        [_reviewed(found[person], name) if person in found else None for person in people] for found in by_row.values()
+    ]
+    shared = [unit for unit in units if sum(value is not None for value in unit) > 1]
+    if len(people) < 2 or not shared:
+        return []
+    pairs = []
+    for a, b in combinations(range(min(len(people), _MOST_REVIEWERS)), 2):
+        both = [unit for unit in shared if unit[a] is not None and unit[b] is not None]
+        if both:
+            measures = pair_agreement([unit[a] for unit in both], [unit[b] for unit in both], scale=scale)
+            pairs.append(FieldAgreement(name, people[a], people[b], measures, len(units) - len(both)))
+    return [RaterAgreement(name, "people", len(people), len(shared), alpha(shared, scale=scale), tuple(pairs))]
+
+
+def _samples(labels: LabelledOutput, path: FieldPath, scale: Scale) -> list[RaterAgreement]:
+    units = [[label_text(value_at(answer, path)) for answer in row.answers] for row in labels.rows]
+    most = max((len(unit) for unit in units), default=0)
+    shared = [unit for unit in units if len(unit) > 1]
+    if most < 2:
+        return []
+    return [RaterAgreement(".".join(path) or "completion", "samples", most, len(shared), alpha(shared, scale=scale))]

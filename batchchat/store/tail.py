@@ -1,0 +1,121 @@
+"""The tail of an output: records as a run commits them, from a moment on.
+
+They are read from the journal, which a run seals into parts and removes. A journal that is open here can be read to its
+end although its name is gone. Only one that came and went between two looks is missed; its records are found in the
+parts then, by their identities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchchat.store.column_types import read_types
+from batchchat.store.index import OK, RecordIndex
+from batchchat.store.journal import GrowingJournal
+from batchchat.store.location.folder import location_of
+from batchchat.store.location.port import Location
+from batchchat.store.parts import DamagedPartError, PartReader
+from batchchat.store.pending import Pending, Unsealed
+from batchchat.store.schema import own_columns
+
+
+class OutputTail:
+    """Records that the run which holds an output commits after this object was made.
+
+    Takes 24 bytes of memory for each record of that run. Raises StorageError if the output
+    cannot be read. To be closed.
+    """
+
+    def __init__(self, output: Location | Path | str, run_id: str) -> None:
+        self._location = location_of(output)
+        self._run_id = run_id
+        self._known = RecordIndex()
+        self._journal: GrowingJournal | None = None
+        self._last_part = ""
+        self._pending: Pending | None = None
+        self._missed = True
+        # What is there already counts as told.
+        for _ in self.read(last=True):
+            pass
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """Return the columns of the output; None while no run has frozen those of its input."""
+        return None if self._pending is None else self._pending.schema
+
+    def read(self, *, last: bool = False) -> Iterator[pa.RecordBatch]:
+        """Yield the records that were committed since the last call. `last`: the run has ended, nothing comes after."""
+        if self._pending is None:
+            schema = read_types(self._location).output()
+            if schema is None:
+                return  # nothing can be committed before
+            self._pending = Pending(schema)
+        self._read_journals(self._pending)
+        batches = self._pending.batches()
+        self._pending = Pending(self._pending.schema)
+        for batch in batches:
+            yield from self._untold(batch)
+        if last or self._missed:
+            yield from self._read_parts(self._pending.schema)
+            self._missed = False
+
+    def close(self) -> None:
+        """Close the journal that is open."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def _read_journals(self, pending: Pending) -> None:
+        """Read what is new in the journal that is open, and in those behind it."""
+        files = self._location.journals
+        while True:
+            # Listed first: if there is a later one, the run writes no more into this one, and it is read to its end.
+            later = [number for number in files.generations() if self._journal is None or number > self._at]
+            if self._journal is not None:
+                self._journal.read()
+            if not later:
+                return
+            if self._journal is not None and later[0] != self._at + 1:
+                self._missed = True
+            try:
+                opened = GrowingJournal(files, later[0], self._take, own_columns(pending.schema))
+            except FileNotFoundError:
+                self._missed = True  # sealed just now
+                continue
+            self.close()
+            self._journal = opened
+
+    @property
+    def _at(self) -> int:
+        return -1 if self._journal is None else self._journal.generation
+
+    def _take(self, record: Unsealed) -> None:
+        # A late one is of a row that has another record: it is no part of the dataset.
+        if self._pending is not None and not record.late:
+            self._pending.add([record])
+
+    def _untold(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Yield the records of a batch that are this run's and were not told before."""
+        mine = batch.filter(pc.equal(batch.column("run_id"), self._run_id))
+        known = [bool(self._known.put(one, OK, seen=False)) for one in mine.column("custom_id").to_pylist()]
+        new = mine.filter(pc.invert(pa.array(known, pa.bool_())))
+        if new.num_rows:
+            yield new
+
+    def _read_parts(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """Yield what is untold in the last part that is known, which may have grown, and in those behind it."""
+        files = self._location.parts
+        for name in [name for name in files.names() if name >= self._last_part]:
+            try:
+                with PartReader(files, name, schema) as reader:
+                    for batch in reader.batches(schema.names):
+                        yield from self._untold(batch)
+            except FileNotFoundError:
+                continue  # its last records went to the archive
+            except DamagedPartError:
+                continue  # `verify` tells; the run takes it out
+            self._last_part = name
