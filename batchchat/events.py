@@ -188,6 +188,26 @@ class AnsweredBy:
 
 
 @dataclass(frozen=True, slots=True)
+class StepShare:
+    """What one step of a cascade did: how many rows it was asked for, and what became of them.
+
+    `asked` = `ok` + `failed` + `passed_on`. `cost` is what this step alone was billed.
+    """
+
+    step: int
+    model: str
+    ok: int = 0
+    failed: int = 0
+    passed_on: int = 0
+    cost: float = 0.0
+
+    @property
+    def asked(self) -> int:
+        """For how many rows the step was asked."""
+        return self.ok + self.failed + self.passed_on
+
+
+@dataclass(frozen=True, slots=True)
 class Streamed:
     """How streamed completions came, in the median, to within one per cent: see `Record` for what is measured."""
 
@@ -207,7 +227,7 @@ class RunSummary:
     `earlier_prompt` of the `kept` records answer another one, of rows that this pass did not take. `retry` is the
     command that tries failed rows again, None if no row failed or the next run tries all of them anyway. `resets_at` is
     when the provider's limit of a day ends that stopped the run (UTC, ISO 8601), None if none did or it is not known.
-    `answered_by` tells who was asked last for this run's records.
+    `answered_by` tells who was asked last for this run's records, `steps` what each step of a cascade did for them.
     """
 
     run_id: str
@@ -249,3 +269,4 @@ class RunSummary:
     retry: str | None = None
     resets_at: str | None = None
     answered_by: tuple[AnsweredBy, ...] = ()
+    steps: tuple[StepShare, ...] = ()

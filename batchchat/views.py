@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from batchchat.events import AnsweredBy, FailureGroup, Snapshot, Streamed
+from batchchat.events import AnsweredBy, FailureGroup, Snapshot, StepShare, Streamed
 from batchchat.records import Spend
 
 Message = Mapping[str, Any]
@@ -58,6 +58,22 @@ class EnginePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What a step of a cascade would be asked.
+
+    `threshold` is the least confidence that is taken, None at the last step. `share` is that of the rows which reach
+    the step, as in the records that are here; None if none tells it. Then `requests` and `cost` are for all rows.
+    """
+
+    step: int
+    model: str
+    threshold: float | None
+    share: float | None
+    requests: int
+    cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class PlanView:
     """What a run would do, counted and estimated, with nothing sent.
 
@@ -71,7 +87,8 @@ class PlanView:
     `spent` is what the output has cost so far. `failures` tell why the `unreadable` ones would fail, by kind and
     message, the most frequent first. `empty` rows have nothing in any column that the messages name.
     `earlier_prompt` of the `kept` records answer another prompt than the job's.
-    `engines` compares single requests with batches; `cost` is that of the job's own engine.
+    `engines` compares single requests with batches; `cost` is that of the job's own engine. `steps` are those of a
+    cascade: `cost` is their sum, and `requests` are those of the first one.
     `key` says where the provider's key comes from, None if it needs none, and `key_found` whether it is there (of a
     command: whether its program is).
     """
@@ -117,6 +134,7 @@ class PlanView:
     engines: Sequence[EnginePlan] = ()
     key: str | None = None
     key_found: bool | None = None
+    steps: Sequence[StepPlan] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +212,7 @@ class StatusView:
     earlier_prompt: int = 0
     batches: Sequence[BatchView] = ()
     answered_by: Sequence[AnsweredBy] = ()
+    steps: Sequence[StepShare] = ()
 
 
 @dataclass(frozen=True, slots=True)

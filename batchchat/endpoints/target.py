@@ -21,10 +21,10 @@ class Target:
     when its time has come: so its recovery is seen while others do the work.
 
     `on` holds the reasons for which this target is asked in place of one before it; it is empty for a run's first one.
-    `provider` and `model` tell it to people.
+    `provider` and `model` tell it to people. `step` is that of a cascade to which it belongs, from 1.
     """
 
-    __slots__ = ("_next", "_ring", "endpoints", "model", "on", "provider")
+    __slots__ = ("_next", "_ring", "endpoints", "model", "on", "provider", "step")
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class Target:
         provider: str = "",
         model: str = "",
         on: frozenset[str] = frozenset(),
+        step: int = 1,
     ) -> None:
         if not endpoints:
             raise ValueError("a target has at least one endpoint")
@@ -40,6 +41,7 @@ class Target:
         self.provider = provider
         self.model = model
         self.on = on
+        self.step = step
         self._next = 0
         self._ring: Ring | None = None
 
