@@ -344,6 +344,12 @@ def journaled(request: Request, reply: Reply) -> dict[str, Any]:
     }
 
 
+def left_for(request: Request, reply: Reply, failure: Failure) -> dict[str, Any]:
+    """An answer that was not taken, as JSON, after which `request` goes to another target: the one it names now."""
+    told = [failure.kind.value, failure.message, failure.http_status]
+    return {**journaled(request, reply), "failure": told, "fallback": request.target}
+
+
 def resume(
     request: Request, answers: Sequence[Any], acceptance: Acceptance, tariff: Tariff | None = None
 ) -> tuple[Reply, Decision] | None:
@@ -352,9 +358,12 @@ def resume(
     The request is then as it was before that decision; its usage includes the answers', and the reply's own is None.
     `tariff` prices what an earlier version journaled, which has no cost.
 
-    Returns None, with the request unchanged, where the answers cannot be read: it is then asked from its beginning.
+    Returns None where the request is to be asked as it is: the answers cannot be read, and it is unchanged, or the last
+    one sent it to another target.
     """
     try:
+        moves = [number for number, answer in enumerate(answers) if answer.get("fallback") is not None]
+        before = moves[-1] + 1 if moves else 0
         replies = [_restored(answer) for answer in answers]
         last = answers[-1]
         usage, started_at = Usage(*last["usage"]), int(last["started_at"])
@@ -368,8 +377,13 @@ def resume(
     request.attempts, request.active_s = attempts, active_s
     if acceptance.cascade is not None:
         return _resume_cascade(request, answers, replies, acceptance)
-    request.target = target
-    for reply in replies[:-1]:
+    request.target, request.before = target, before
+    if before:
+        move, failure = replies[before - 1], replies[before - 1].failure
+        request.left = (move, failure) if failure is not None else None
+        if before == len(answers):
+            return None
+    for reply in replies[before:-1]:
         decision = acceptance.decide(request, reply)
         if isinstance(decision, AskAgain):
             go_on(request, reply, decision)
@@ -386,28 +400,33 @@ def _resume_cascade(
     assert acceptance.cascade is not None  # noqa: S101 - what `resume` says
     usage, cost = request.usage, request.cost
     found: tuple[Reply, Decision] | None = None
-    for answer, reply in zip(answers, replies, strict=True):
+    for number, (answer, reply) in enumerate(zip(answers, replies, strict=True)):
         if found is not None:
             before, decision = found
             if isinstance(decision, AskAgain):
                 go_on(request, before, decision)
             elif isinstance(decision, Escalate):
                 acceptance.escalate(request, before, decision)
-            else:
+            elif not isinstance(decision, Resumed):
                 break  # with a lower threshold, an earlier answer is good enough now
+        moved = answer.get("fallback") is not None
         target = int(answer.get("target", 0))
-        model = reply.by.model if reply.by is not None else None
+        # An answer after which somebody else was asked names that one, and was given by another.
+        model = reply.by.model if reply.by is not None and not moved else None
         known = acceptance.cascade.is_asked(target, model)
         if not known or acceptance.cascade.rules[target].step != len(request.earlier) + 1:
             # The request is at its next question already: nothing is left to decide.
             found = None if found is None else (found[0], Resumed())
             break
-        if target != request.target and request.steps is not None:
-            begin_again(request)
         request.target = target
         # What was billed until then: so each step of the cascade is told its own cost.
         request.usage, request.cost = Usage(*answer["usage"]), answer.get("cost")
-        found = reply, acceptance.decide(request, reply)
+        if moved and reply.failure is not None:
+            begin_again(request)
+            request.before, request.left = number + 1, (reply, reply.failure)
+            found = reply, Resumed()
+        else:
+            found = reply, acceptance.decide(request, reply)
     request.usage, request.cost = usage, cost
     return found
 
@@ -418,8 +437,7 @@ def begin_again(request: Request) -> None:
     if steps is None:
         return
     request.body, request.prompt_tokens, request.max_tokens = steps.body, steps.prompt_tokens, steps.max_tokens
-    # Kept answers are numbered on: a number that comes twice would take the place of another one.
-    request.steps = Steps(steps.body, steps.prompt_tokens, steps.max_tokens, steps.answers)
+    request.steps = None
 
 
 def _restored(answer: dict[str, Any]) -> Reply:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from batchchat.records import EarlierStep, ErrorKind, FirstAsked, Reply, Request, Steps
+from batchchat.records import EarlierStep, ErrorKind, FirstAsked, Reply, Request
 
 if TYPE_CHECKING:
     from batchchat.structured import Confidence
@@ -107,9 +107,10 @@ class Cascade:
         body, bound = before.body, before.max_tokens
         if following.params:
             body, bound = _with_params(body, bound, following.params)
-        answers = 0 if request.steps is None else request.steps.answers
+        # Kept answers are numbered on: a number that comes twice would take the place of another one.
+        request.before += (request.steps.answers if request.steps is not None else 0) + (reply.completion is not None)
         # Corrections begin anew: the next model has not been told anything yet.
-        request.steps = Steps(body, before.prompt_tokens, bound, answers + (reply.completion is not None))
+        request.steps = None
         request.body, request.prompt_tokens, request.max_tokens = body, before.prompt_tokens, bound
         request.target = rule.following
         request.counted = request.unsent = request.broke = 0

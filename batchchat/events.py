@@ -227,6 +227,7 @@ class RunSummary:
     `earlier_prompt` of the `kept` records answer another one, of rows that this pass did not take. `retry` is the
     command that tries failed rows again, None if no row failed or the next run tries all of them anyway. `resets_at` is
     when the provider's limit of a day ends that stopped the run (UTC, ISO 8601), None if none did or it is not known.
+    `looks_wrong` says in words what looks wrong in the answers, with the command that shows some.
     `answered_by` tells who was asked last for this run's records, `steps` what each step of a cascade did for them.
     """
 
@@ -268,5 +269,6 @@ class RunSummary:
     earlier_prompt: int = 0
     retry: str | None = None
     resets_at: str | None = None
+    looks_wrong: tuple[str, ...] = ()
     answered_by: tuple[AnsweredBy, ...] = ()
     steps: tuple[StepShare, ...] = ()

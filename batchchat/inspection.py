@@ -44,7 +44,7 @@ def status_of(directory: Path) -> StatusView:
     pace = StreamPace()
     live = _snapshot(output.live) if output.live and output.holder is not None else None
     new = [0, 0]
-    prompt_id, earlier = _prompt_id(output), 0
+    prompt_id, earlier = latest_prompt(output), 0
     # An output of an earlier version may lack the later ones of these: then its input has columns of their names.
     later = [name for name in ("prompt_id", *_STREAMED, *_ANSWERER, *STEP_COLUMNS) if name in output.own_columns]
     answerers: dict[tuple[str, str | None], list[float]] = {}
@@ -148,7 +148,7 @@ def _batches(directory: Path) -> list[BatchView]:
     return batches_of(directory, now=time.time())
 
 
-def _prompt_id(output: Output) -> str | None:
+def latest_prompt(output: Output) -> str | None:
     """Return the prompt of the job as the latest run had it; None if no run told it."""
     told: list[Mapping[str, Any]] = [*output.runs[-1:], *([output.live] if output.live else [])]
     newest = max(told, key=lambda run: str(run.get("run_id")), default=None)

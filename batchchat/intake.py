@@ -24,10 +24,15 @@ SLICE_BYTES = 4 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which rows make the pass: all of them, the first `limit`, or a `sample` of row indexes."""
+    """Which rows make the pass: all of them, the first `limit`, or a `sample` of row indexes.
+
+    If it is `numbered`, equal requests have the numbers that a pass over the whole input gives them. So one sample may
+    grow into another, and each answer stays with its row. Rows outside of the sample must then be rendered too.
+    """
 
     limit: int | None = None
     sample: Container[int] | None = None
+    numbered: bool = False
 
     @property
     def whole(self) -> bool:
@@ -148,6 +153,8 @@ class Intake:
         self._every = range(samples)
         self._alike = [range(each, each + 1) for each in self._every] if template.sampled else [self._every]
         self._answer_ids = answer_ids
+        # The numbers are kept apart: `index` counts what this pass has seen, and rows outside of it are not.
+        self._numbers = RecordIndex() if selection.numbered and key_column is None else None
 
     def pass_over(self, known: KnownRows) -> None:
         """Count the rows that need no look, since an earlier pass knew them and their records are final."""
@@ -177,6 +184,8 @@ class Intake:
                             found = Sorted()
                     if batch.images is not None:
                         batch.images[offset] = None  # the requests hold them now
+            elif self._selection.numbered:
+                self._pass_by(batch, offset)
             rows += 1
             if (rows + 1) * self.samples > size:
                 yield found
@@ -190,6 +199,9 @@ class Intake:
         self.counts.samples += self.samples
         values = batch.values[offset]
         identities = None if known is None else known.identities_of(offset, self.samples)
+        if self._numbers is not None:
+            named = self._identities(batch, offset, (None, None), self._numbers)
+            identities = bytes.fromhex("".join(custom_id for _, custom_id in named))
         if values is None:
             row = _Row(batch, offset, {}, None, identities)
             found.keys.append(NO_KEY)
@@ -235,34 +247,56 @@ class Intake:
 
     def identify(self, batch: RowBatch, keys: list[tuple[str | None, str | None]]) -> list[tuple[int, int, str]]:
         """Offset, sample and `custom_id` of whatever a pass would make of a batch, done or not."""
-        takes = self._selection.takes if not self._selection.whole else None
+        selection = self._selection
+        takes = selection.takes if not selection.whole else None
         found: list[tuple[int, int, str]] = []
-        for offset, values in enumerate(batch.values):
-            if takes is not None and not takes(batch.first_index + offset):
+        for offset in range(len(batch.values)):
+            taken = takes is None or takes(batch.first_index + offset)
+            if not taken and (not selection.numbered or self._key_column is not None):
                 continue
-            key, problem = keys[offset]
-            if values is None or problem is not None:
-                raw = batch.raw.get(offset, b"") if values is None else row_bytes(values)
-                found += [(offset, sample, self._failed_id(batch.source, raw, sample)) for sample in self._every]
-                continue
-            images = None if batch.images is None else batch.images[offset]
-            for samples in self._alike:
-                try:
-                    digest = self._template.render(values, samples.start, images).digest
-                except RowTemplateError:
-                    raw = row_bytes(values)
-                    found += [(offset, sample, self._failed_id(batch.source, raw, sample)) for sample in samples]
-                else:
-                    found += [(offset, sample, self._seen_id(digest, key, sample)) for sample in samples]
+            named = self._identities(batch, offset, keys[offset], self._index)
+            if taken:
+                found += [(offset, sample, custom_id) for sample, custom_id in named]
         return found
 
-    def _seen_id(self, digest: bytes, key: str | None, sample_index: int) -> str:
-        if key is not None:
-            return self._identity.custom_id(digest, key=key, sample_index=sample_index)
-        return self._identify(digest, None, sample_index)[0]
+    def _pass_by(self, batch: RowBatch, offset: int) -> None:
+        """Let a row outside of a numbered selection take its key, or its numbers among equal requests."""
+        values = batch.values[offset]
+        if self._numbers is not None:
+            self._identities(batch, offset, (None, None), self._numbers)
+        elif self._key_column is not None and values is not None:
+            self._key(values, self._key_column)
 
-    def _failed_id(self, source: str, raw: bytes, sample_index: int) -> str:
-        return _mark_first(self._index, partial(_failed_row, source, raw, sample_index))[0]
+    def _identities(
+        self, batch: RowBatch, offset: int, key: tuple[str | None, str | None], index: RecordIndex
+    ) -> list[tuple[int, str]]:
+        """Sample and `custom_id` of what a pass would make of a row; of equal ones the first that `index` has not met.
+
+        `key` is the row's key and what is wrong with it.
+        """
+        values, (name, problem) = batch.values[offset], key
+        if values is None or problem is not None:
+            raw = batch.raw.get(offset, b"") if values is None else row_bytes(values)
+            return [(sample, _failed_id(index, batch.source, raw, sample)) for sample in self._every]
+        images = None if batch.images is None else batch.images[offset]
+        found: list[tuple[int, str]] = []
+        for samples in self._alike:
+            try:
+                digest = self._template.render(values, samples.start, images).digest
+            except RowTemplateError:
+                raw = row_bytes(values)
+                found += [(sample, _failed_id(index, batch.source, raw, sample)) for sample in samples]
+            else:
+                found += [(sample, self._request_id(index, digest, name, sample)) for sample in samples]
+        return found
+
+    def _request_id(self, index: RecordIndex, digest: bytes, key: str | None, sample_index: int) -> str:
+        identity = self._identity
+        if key is not None:
+            return identity.custom_id(digest, key=key, sample_index=sample_index)
+        return _mark_first(
+            index, lambda occurrence: identity.custom_id(digest, occurrence=occurrence, sample_index=sample_index)
+        )[0]
 
     # --- sample by sample
 
@@ -333,6 +367,10 @@ class Intake:
                 continue
             self.counts.invalid += 1
             found.invalid.append(Invalid(custom_id, row.key, row.batch, row.offset, failure, sample))
+
+
+def _failed_id(index: RecordIndex, source: str, raw: bytes, sample_index: int) -> str:
+    return _mark_first(index, partial(_failed_row, source, raw, sample_index))[0]
 
 
 def _failed_row(source: str, raw: bytes, sample_index: int, occurrence: int) -> str:

@@ -55,7 +55,15 @@ def plan_job(
     directory = Path(job.output.path)
     fresh = options.fresh or not is_output(directory)
     frozen = Frozen() if fresh else frozen_schema(directory)
-    prepared = prepare(job, frozen=frozen, limit=options.limit, sample=options.sample, seed=options.seed, rows=rows)
+    prepared = prepare(
+        job,
+        frozen=frozen,
+        limit=options.limit,
+        sample=options.sample,
+        seed=options.seed,
+        rows=rows,
+        chosen=options.rows,
+    )
     job, provider = prepared.job, prepared.provider
     if not fresh:
         check_currency(directory, provider.currency if job.model in provider.prices else None)

@@ -213,7 +213,8 @@ class Request:
     answer, where answers are shared. `target` is the number of the target that it is asked at next, `broke` the set of
     endpoints at which it has failed, `head` the number of what its prompt begins with, 0 if that tells nothing (see
     `endpoints`). `left` is the answer that an earlier target gave, which was not taken: for the record, if no later one
-    answers. `earlier` are the steps of a cascade that it has behind it, and `first` what the first of them was asked.
+    answers. `before` counts the answers that earlier targets gave. `earlier` are the steps of a cascade that it has
+    behind it, and `first` what the first of them was asked.
     """
 
     custom_id: str
@@ -239,6 +240,7 @@ class Request:
     left: tuple[Reply, Failure] | None = None
     earlier: tuple[EarlierStep, ...] = ()
     first: FirstAsked | None = None
+    before: int = 0
 
     def add_billed(self, reply: Reply) -> None:
         """Add what an attempt took that was answered and settles nothing."""
@@ -315,10 +317,10 @@ class Record:
     engine: str | None = None
     system_fingerprint: str | None = None
     service_tier: str | None = None
-    provider: str | None = None
-    endpoint: str | None = None
     confidence: float | None = None
     confidence_detail: dict[str, Any] | None = None
+    provider: str | None = None
+    endpoint: str | None = None
     step: int | None = None
     earlier_steps: tuple[dict[str, Any], ...] | None = None
     parsed: Any = None

@@ -190,8 +190,9 @@ class StatusView:
     `open` is None where the number of rows is not known. `spent` is the sum of the ledger. `ok`, `failed` and `open`
     count samples where the job asks each row `samples` times, else rows. `streamed` is about the completions that were
     streamed, None where none was. `earlier_prompt` of the `ok` answer another prompt than that of the latest run.
-    `batches` are those of a provider's Batch API, the oldest first. `answered_by` counts the records by who was asked
-    last for them; it is empty for what an earlier version wrote.
+    `batches` are those of a provider's Batch API, the oldest first. People reviewed `reviewed` rows; `reviewers` is how
+    many they were. `answered_by` counts the records by who was asked last for them; it is empty for what an earlier
+    version wrote.
     """
 
     job: str
@@ -211,6 +212,8 @@ class StatusView:
     streamed: Streamed | None = None
     earlier_prompt: int = 0
     batches: Sequence[BatchView] = ()
+    reviewed: int = 0
+    reviewers: int = 0
     answered_by: Sequence[AnsweredBy] = ()
     steps: Sequence[StepShare] = ()
 

@@ -145,6 +145,19 @@ def _suite_options(command: _Command) -> _Command:
     return _job_options(command, "suite")
 
 
+def _until_options(command: _Command) -> _Command:
+    """What makes an evaluation stop before all rows are asked. Each option is a field of the suite, too."""
+    options = [
+        click.option("--until", type=click.Choice(["settled"]), help="Ask rows in random parts until nothing is open."),
+        click.option("--margin", type=float, metavar="D", help="With --until: the difference that does not matter."),
+        click.option("--looks", type=int, metavar="N", help="With --until: look after each of N equal parts [5]."),
+        click.option("--decide-by", metavar="SCORE", help="With --until: the score that decides [the first one]."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def _gate_options(command: _Command) -> _Command:
     """What makes an evaluation end with exit code 5, and tells a continuous integration system why."""
     options = [
@@ -238,6 +251,7 @@ def plan(**options: Any) -> None:
 @cli.command("eval", short_help="Run the variants of SUITE, and say which differ.")
 @_suite_options
 @click.option("--plan", "plan_only", is_flag=True, help="Show what it would send and cost; send nothing.")
+@_until_options
 @_gate_options
 @click.option(
     "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
@@ -507,6 +521,7 @@ def show(directory: Path, **options: Any) -> None:
     help="Write these columns only, in this order: names joined by commas; parsed.label is a field.",
 )
 @click.option("--flatten", is_flag=True, help="Write the fields of objects as columns of their own: parsed.label.")
+@click.option("--final", is_flag=True, help="Where people reviewed a row, write their values in place of the model's.")
 @click.option(
     "--vote",
     is_flag=True,
@@ -540,6 +555,56 @@ def report(directory: Path, target: Path) -> None:
     from batchchat.cli.reading import report_command
 
     sys.exit(report_command(directory, target))
+
+
+@cli.command(short_help="Choose rows of DIR for people, and take their answers back.")
+@_output_argument
+@click.argument("more", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--to",
+    "target",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the form here: a page (.html), .csv, .jsonl, or tasks for Label Studio (.labelstudio.json).",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["html", "csv", "jsonl", "labelstudio"]),
+    help="What to write, if the name does not say it.",
+)
+@click.option("--rows", type=click.IntRange(min=1), metavar="N", help="Choose N rows.  [default: 200]")
+@click.option(
+    "--random",
+    "random_",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Draw N of them at random.  [default: a quarter]",
+)
+@click.option(
+    "--below", type=click.FloatRange(0, 1), metavar="P", help="Rows with a confidence of P or more are not unsure."
+)
+@click.option("--stratify", metavar="COLUMN", help="Give each value of this column its share, such as parsed.label.")
+@click.option("--field", metavar="NAME", help="Ask for this field of the answers only, such as parsed.label.")
+@click.option("--confidence", metavar="COLUMN", help="Where the confidence is.  [default: the column confidence]")
+@click.option("--seed", type=int, metavar="S", help="Seed of the random part.  [default: 0]")
+@click.option("--again", is_flag=True, help="Choose rows that have a review, too.")
+@click.option("--force", is_flag=True, help="Write over an existing file.")
+@click.option(
+    "--take", multiple=True, metavar="FILE", type=click.Path(path_type=Path), help="Take people's answers from a file."
+)
+@click.option("--reviewer", metavar="NAME", help="Who answered, if the files of --take do not say it.")
+@_json_option
+def review(directory: Path, **options: Any) -> None:
+    """Choose rows of DIR for people to review, and write a form: batchchat review DIR -o review.html
+
+    The least sure rows come first, the rest is drawn at random. Then take what people answered:
+    batchchat review DIR --take answers.jsonl. Their answers are kept beside the model's, never over them.
+    """
+    from batchchat.cli.reviewing import review_command
+
+    sys.exit(review_command(directory, **options))
 
 
 @cli.command()
@@ -656,7 +721,8 @@ def _job_arguments(options: dict[str, Any]) -> Any:
 
     from batchchat.cli.arguments import JobArguments
 
-    return JobArguments(**{field.name: options.pop(field.name) for field in fields(JobArguments)})
+    shared = [field.name for field in fields(JobArguments) if field.name in options]
+    return JobArguments(**{name: options.pop(name) for name in shared})
 
 
 def _command_line() -> str:

@@ -33,6 +33,10 @@ class JobArguments:
     max_tokens: str | None = None
     max_requests: str | None = None
     deadline: str | None = None
+    until: str | None = None
+    margin: float | None = None
+    looks: int | None = None
+    decide_by: str | None = None
 
     def load(self) -> Job:
         """Read the job with its overrides. Raises UsageError."""
@@ -70,6 +74,10 @@ class JobArguments:
             "--max-tokens": ("budget.max_tokens", self.max_tokens),
             "--max-requests": ("budget.max_requests", self.max_requests),
             "--deadline": ("deadline", self.deadline),
+            "--until": ("until", self.until),
+            "--margin": ("margin", self.margin),
+            "--looks": ("looks", self.looks),
+            "--decide-by": ("decide_by", self.decide_by),
         }
         return [read_override(f"{field}={text}", option) for option, (field, text) in given.items() if text is not None]
 

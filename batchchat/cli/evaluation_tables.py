@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchchat.cli.blocks import alarm, blank, guess, line, pair, plain_text, remarks, styled, title
-from batchchat.evaluation.results.summary import JudgeSummary, ScorerSummary, SuiteSummary, VariantSummary
-from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary, leader
+from batchchat.cli.evaluation_numbers import COST, number_of, p_value, signed, unit_of
+from batchchat.cli.evaluation_verdict import LeaderTable, VariantTable, ranked, score_text, verdict
+from batchchat.evaluation.results.summary import JudgeSummary, SuiteSummary, VariantSummary
+from batchchat.evaluation.statistics.comparison import Comparison, leader, mirrored
 from batchchat.format import UNKNOWN, about, count, duration, money, percent, plural
 
 if TYPE_CHECKING:
@@ -17,17 +19,14 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from batchchat.evaluation.evaluate import Evaluation
-    from batchchat.evaluation.planning import SuitePlan
+    from batchchat.evaluation.planning import LeastPlan, SuitePlan
     from batchchat.evaluation.results.comparing import OutputComparison
     from batchchat.evaluation.results.gates import GateResult
 
-_SHARES = {"yes/no", "share", "net wins"}
-_COST = "cost"
 _NAME_WIDTH = 30
 _NAME_LEAST = 20
 _SCORE_WIDTH = 24
 _WORD_WIDTH = 12
-_ALL_PAIRS = 3
 
 
 def render_evaluation(
@@ -36,20 +35,24 @@ def render_evaluation(
     """Show scores, costs and comparisons of a scored suite, and where the files are."""
     from rich.console import Group
 
-    parts: list[RenderableType] = [title(summary.name, _what(summary)), blank(), ScoreTables(summary)]
-    parts += [blank(), _costs(summary.variants)]
+    ranking = ranked(summary)
+    parts: list[RenderableType] = [title(summary.name, _what(summary)), blank(), VariantTable(ranking)]
     if summary.judges:
         parts += [blank(), _judges(summary.judges)]
-    parts += render_comparisons(summary)
+    if len(ranking.variants) == 2:
+        # One pair: a line for each score says it all.
+        parts += render_comparisons(summary, ranking.numbers, ranking.same)
+    elif summary.comparisons:
+        parts += [blank(), LeaderTable(ranking)]
     if gates:
         parts += [blank(), *_gates(gates)]
     parts += remarks([*summary.notes, *warnings], note)
-    told = leaders(summary)
-    if told:
-        parts += [blank(), *(plain_text(text, "bold") for text in told)]
     parts.append(blank())
     for name, file in (("scores", "scores.parquet"), ("summary", "summary.json"), ("report", "report.html")):
         parts.append(pair(name, str(output / file)))
+    told = verdict(ranking)
+    if told:
+        parts += [blank(), plain_text(" ".join(told), "bold")]
     return Group(*parts)
 
 
@@ -111,9 +114,12 @@ class ScoreTables:
         fit = max(1, (options.max_width - _NAME_WIDTH) // _SCORE_WIDTH)
         for start in range(0, len(self._scorers), fit):
             shown = self._scorers[start : start + fit]
-            table = _table("", *(f"{one.name}{_unit(one)}" for one in shown))
+            table = _table("", *(f"{one.name}{unit_of(one)}" for one in shown))
             for number, variant in enumerate(self._summary.variants, 1):
-                cells = [_score(variant.scores.get(one.name), self._best[one.name] == variant.name) for one in shown]
+                cells = [
+                    score_text(variant.scores.get(one.name), best=self._best[one.name] == variant.name, interval=True)
+                    for one in shown
+                ]
                 table.add_row(str(number), line(variant.name), *cells)
             if start:
                 yield blank()
@@ -123,34 +129,6 @@ class ScoreTables:
             told += "; best: better than every other variant by a test at 5 %, adjusted for the number of pairs"
         if self._scorers:
             yield plain_text(told, "dim")
-
-
-def _unit(scorer: ScorerSummary) -> str:
-    if scorer.unit == _COST:
-        return " (per 1,000)"
-    return "" if scorer.unit in {*_SHARES, scorer.name} else f" ({scorer.unit})"
-
-
-def _score(score: ScoreSummary | None, best: bool) -> Text:
-    if score is None or score.mean is None:
-        return styled(UNKNOWN, "dim")
-    text = styled(number_of(score.mean, score.unit), "bold green" if best else "bold")
-    if score.ci_low is not None and score.ci_high is not None:
-        low, high = number_of(score.ci_low, score.unit), number_of(score.ci_high, score.unit)
-        text.append(f" [{low}, {high}]", style="not bold dim")
-    return text.append(" best", style="bold green") if best else text
-
-
-def number_of(value: float, unit: str) -> str:
-    """Write a score with the digits that mean something: shares with three places, other numbers with four digits.
-
-    A cost is that of 1,000 answers: one answer costs too little to be read.
-    """
-    if unit == _COST:
-        value *= 1000
-    return (
-        f"{value:.3f}" if unit in {"yes/no", "share"} else f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
-    )
 
 
 def _costs(variants: Sequence[VariantSummary]) -> Table:
@@ -184,33 +162,18 @@ def _judges(judges: Iterable[JudgeSummary]) -> Table:
     return table
 
 
-def render_comparisons(summary: SuiteSummary, names: Mapping[str, str] | None = None) -> list[RenderableType]:
-    """Return a table of differences for each score; with many variants only those from the best mean.
+def render_comparisons(
+    summary: SuiteSummary, names: Mapping[str, str], same: Collection[str] = ()
+) -> list[RenderableType]:
+    """Return a table of the differences of two variants, a line for each score but those of `same`.
 
-    Variants are named by their numbers, or by `names`.
+    The first of `names` is the one that the other is taken from.
     """
-    numbers = names or {variant.name: str(number) for number, variant in enumerate(summary.variants, 1)}
-    compared = {one.name: summary.of(one.name) for one in summary.scorers}
-    if len(numbers) == 2:
-        # One pair: a line for each score says it all.
-        first, second = numbers.values()
-        lines = [(scorer.name, one) for scorer in summary.scorers for one in compared[scorer.name]]
-        return [blank(), _comparison_table(f"{first} less {second}", lines, numbers)] if lines else []
-    parts: list[RenderableType] = []
-    for scorer in summary.scorers:
-        every = compared[scorer.name]
-        shown = every if len(numbers) <= _ALL_PAIRS else _with_best(summary, scorer, every)
-        if not shown:
-            continue
-        lines = [(f"{numbers.get(one.a, one.a)} less {numbers.get(one.b, one.b)}", one) for one in shown]
-        parts += [blank(), styled(line(scorer.name), "bold"), _comparison_table("", lines, numbers)]
-        if len(shown) < len(every):
-            left = len(every) - len(shown)
-            parts.append(plain_text(f"{plural(left, 'other pair')} in summary.json", "dim"))
-    if parts:
-        told = "intervals are those of one pair by itself; p is adjusted for all pairs of its score"
-        parts += [blank(), plain_text(told, "dim")]
-    return parts
+    first, second = names.values()
+    order = [*names]
+    compared = [(scorer.name, one) for scorer in summary.scorers for one in summary.of(scorer.name)]
+    lines = [(name, one if one.a == order[0] else mirrored(one)) for name, one in compared if name not in same]
+    return [blank(), _comparison_table(f"{first} less {second}", lines, names)] if lines else []
 
 
 def _comparison_table(first: str, lines: Sequence[tuple[str, Comparison]], numbers: Mapping[str, str]) -> Table:
@@ -221,7 +184,7 @@ def _comparison_table(first: str, lines: Sequence[tuple[str, Comparison]], numbe
     difference.min_width = verdict.min_width = _WORD_WIDTH
     for told, one in lines:
         table.add_row(
-            line(f"{told} (per 1,000)" if one.unit == _COST else told),
+            line(f"{told} (per 1,000)" if one.unit == COST else told),
             _difference(one),
             UNKNOWN if one.p_adjusted is None else p_value(one.p_adjusted),
             f"{count(one.wins_a)} : {count(one.wins_b)}",
@@ -230,73 +193,13 @@ def _comparison_table(first: str, lines: Sequence[tuple[str, Comparison]], numbe
     return table
 
 
-def leaders(summary: SuiteSummary) -> list[str]:
-    """Return a sentence for each score of two variants or more: which leads, and against which that is sure."""
-    numbers = {variant.name: str(number) for number, variant in enumerate(summary.variants, 1)}
-    told = []
-    for scorer in summary.scorers:
-        best = _best_mean(summary, scorer)
-        if best is None or scorer.higher_is_better is None:
-            continue
-        groups: dict[str, list[str]] = {"better than": [], "level with": [], "equivalent to": [], "open against": []}
-        for one in summary.of(scorer.name):
-            if best not in {one.a, one.b}:
-                continue
-            other = numbers.get(one.b if one.a == best else one.a, UNKNOWN)
-            if one.better == best:
-                group = "better than"
-            elif not one.difference:
-                group = "level with"
-            else:
-                group = "equivalent to" if one.equivalent else "open against"
-            groups[group].append(other)
-        if not any(groups.values()):
-            continue
-        mean = next(one for one in summary.variants if one.name == best).scores[scorer.name].mean or 0.0
-        against = "; ".join(f"{words} {_listed(others)}" for words, others in groups.items() if others)
-        told.append(
-            f"{scorer.name}{_unit(scorer)}: {numbers[best]} leads with {number_of(mean, scorer.unit)}; {against}"
-        )
-    return told
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
-def _with_best(summary: SuiteSummary, scorer: ScorerSummary, compared: list[Comparison]) -> list[Comparison]:
-    """The comparisons with the variant that has the best mean."""
-    best = _best_mean(summary, scorer)
-    return compared if best is None else [one for one in compared if best in {one.a, one.b}]
-
-
-def _best_mean(summary: SuiteSummary, scorer: ScorerSummary) -> str | None:
-    """Return the variant with the best mean, None if none has a mean."""
-    means = {
-        variant.name: score.mean
-        for variant in summary.variants
-        if (score := variant.scores.get(scorer.name)) is not None and score.mean is not None
-    }
-    best = min if scorer.higher_is_better is False else max
-    return best(means, key=means.__getitem__) if means else None
-
-
 def _difference(one: Comparison) -> Text:
     if one.difference is None:
         return styled(UNKNOWN, "dim")
-    text = styled(_signed(one.difference, one.unit), "bold" if one.settled else "")
+    text = styled(signed(one.difference, one.unit), "bold" if one.settled else "")
     if one.ci_low is not None and one.ci_high is not None:
-        text.append(f" [{_signed(one.ci_low, one.unit)}, {_signed(one.ci_high, one.unit)}]", style="not bold dim")
+        text.append(f" [{signed(one.ci_low, one.unit)}, {signed(one.ci_high, one.unit)}]", style="not bold dim")
     return text
-
-
-def _signed(value: float, unit: str) -> str:
-    return f"{'-' if value < 0 else '+'}{number_of(abs(value), unit)}"
-
-
-def p_value(value: float) -> str:
-    """Write a p value: `0.031`, `<0.0001`."""
-    return "<0.0001" if value < 0.0001 else f"{value:.2g}" if value < 0.0995 else f"{value:.2f}"
 
 
 def _verdict(one: Comparison, numbers: Mapping[str, str]) -> Text:
@@ -383,6 +286,8 @@ def render_suite_plan(plan: SuitePlan) -> RenderableType:
         blank(),
         table,
     ]
+    if plan.least is not None:
+        parts.append(plain_text(_least(plan, plan.least)))
     for cap in plan.caps:
         shown = money(cap.cap, plan.currency) if cap.name == "max_cost" else count(int(cap.cap))
         enough = cap.needed is None or cap.needed <= cap.cap
@@ -398,6 +303,15 @@ def render_suite_plan(plan: SuitePlan) -> RenderableType:
     if plan.command:
         parts.append(pair("run it with", plan.command))
     return Group(*parts)
+
+
+def _least(plan: SuitePlan, least: LeastPlan) -> str:
+    """Say what an evaluation takes at least and at most that stops when it is settled."""
+    if least.ended:
+        return f"settled or asked to the end after {plural(least.rows, 'row')}: nothing more is asked"
+    cost = f" for {guess(money(least.cost, plan.currency))}" if least.cost is not None else ""
+    told = f"at least {plural(least.requests, 'request')}{cost} (look {least.looks + 1}, {plural(least.rows, 'row')})"
+    return f"until settled: {told}; at most all of the above"
 
 
 def _table(first: str, *others: str, left: Sequence[int] = (), numbered: bool = True) -> Table:

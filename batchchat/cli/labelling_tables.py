@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from batchchat.labelling.agreement import AgreementView, FieldAgreement, RaterAgreement
     from batchchat.labelling.calibrating import CalibrationView, ModelOnGold
     from batchchat.labelling.coefficients import ConfidenceCheck, Estimate, PairAgreement
+    from batchchat.labelling.judges import PositionBias
 
 _LABELS_SHOWN = 20
 _CONFUSION_SHOWN = 8
@@ -38,7 +39,22 @@ def render_agreement(view: AgreementView) -> RenderableType:
         parts += [blank(), *_field(one)]
     for group in view.raters:
         parts += [blank(), *_raters(group)]
+    if view.places is not None:
+        parts += [blank(), *_places(view.places)]
     return Group(*parts, *remarks(view.notes, ""))
+
+
+def _places(found: PositionBias) -> list[RenderableType]:
+    told = f"Places: {plural(found.verdicts, 'verdict')}, {plural(found.pairs, 'pair')} in both orders"
+    table = _table("", "share", "95 % interval", "")
+    for name, estimate, remark in (
+        ("for the answer that stands first", found.first, "ties left out; 0.5 is no preference"),
+        ("the same verdict in both orders", found.consistent, ""),
+        ("the same place in both orders", found.by_place, "such verdicts say nothing of the answers"),
+        ("ties", found.ties, ""),
+    ):
+        table.add_row(name, _value(estimate), _interval(estimate), estimate.reason or remark)
+    return [plain_text(told, "bold"), table]
 
 
 def _field(one: FieldAgreement) -> list[RenderableType]:

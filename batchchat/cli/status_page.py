@@ -83,6 +83,8 @@ def _status_table(view: StatusView) -> Table:
     if view.earlier_prompt:
         remark = "not asked again since the prompt was edited"
         table.add_row("  answer an earlier prompt", alarm(view.earlier_prompt, "yellow"), remark)
+    if view.reviewed:
+        table.add_row("rows reviewed by people", count(view.reviewed), f"by {count(view.reviewers)}")
     table.add_row(f"{nouns} failed", alarm(view.failed, "bold red"), "")
     table.add_row(f"{nouns} open", count(view.open), "")
     table.add_row("answers paid for", count(view.spent.requests), "")

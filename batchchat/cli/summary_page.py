@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from batchchat.cli.blocks import alarm, blank, cost, pair, remarks, title
+from batchchat.cli.blocks import alarm, blank, cost, pair, plain_text, remarks, title
 from batchchat.cli.tables import answerer_table, failure_table, figures, step_table
 from batchchat.events import BudgetUse, RunSummary, Streamed
 from batchchat.format import asked, count, duration, money, plural, rate
@@ -31,6 +31,8 @@ def render_summary(summary: RunSummary) -> RenderableType:
     if summary.failures:
         parts += [blank(), failure_table(summary.failures, summary.samples)]
     parts += remarks(summary.warnings, summary.note)
+    if summary.looks_wrong:
+        parts += [blank(), *(plain_text(f"looks wrong: {text}", "yellow") for text in summary.looks_wrong)]
     parts.append(blank())
     if summary.reason:
         parts.append(pair("reason", summary.reason, "bold red"))

@@ -12,7 +12,7 @@ import orjson
 
 from batchchat.demo.draws import draw
 from batchchat.demo.model.answering import ModelAnswer
-from batchchat.demo.model.sureness import Choice, place_choices, token_entry
+from batchchat.demo.model.sureness import LabelChoice, place_choices, token_entry
 from batchchat.demo.request import ApiError, ChatRequest
 from batchchat.demo.server_options import DemoOptions
 from batchchat.demo.tokens import count_tokens, cut_to_tokens
@@ -181,7 +181,7 @@ def _before_stop(text: str, stops: tuple[str, ...]) -> str:
     return text[: min(found)] if found else text
 
 
-def _logprobs(content: str, request: ChatRequest, choices: Sequence[Choice], seed: int) -> dict[str, Any] | None:
+def _logprobs(content: str, request: ChatRequest, choices: Sequence[LabelChoice], seed: int) -> dict[str, Any] | None:
     """Write log probabilities if they are asked for: one entry for every four characters.
 
     Those of labels follow the rule of `sureness`. All others are invented.

@@ -25,12 +25,12 @@ LOOKED_AT = 256
 """Requests that are looked at. Groups of ten show themselves in far fewer; groups that recur after hundreds of rows do
 not stay in a cache anyway."""
 _ENOUGH = 32
-"""Requests that tell enough if there are no more."""
+"""Requests that may tell enough: three groups of ten."""
 BOUND = 1.25
 """The most requests at one endpoint, relative to the mean. In a simulation of 16 servers 1.25 kept 85 % of the prompts'
 heads cached and lost nothing to a slow server; without a bound the slow server halved the rate."""
-_POINTS = 64
-"""Points of an endpoint on the ring, for a weight of 1: shares then differ by an eighth. Chosen, not measured."""
+_POINTS = 200
+"""Points of an endpoint on the ring, for a weight of 1: shares then differ by about 7 %. Chosen, not measured."""
 _MESSAGES = b'"messages":'
 
 
@@ -45,23 +45,25 @@ class Heads:
         self._common = 0
         self._seen: list[Request] = []
 
-    def note(self, requests: Sequence[Request], *, last: bool = False) -> None:
-        """Take requests that were read ahead, in the order of the input; `last`: no more will come."""
+    def note(self, requests: Sequence[Request]) -> None:
+        """Take requests that were read ahead, in the order of the input."""
         if self.on is None:
             self._seen += requests
-            if len(self._seen) >= (_ENOUGH if last else LOOKED_AT):
-                requests, self._seen = self._seen, []
-                self._decide([_messages(request.body) for request in requests[:LOOKED_AT]])
+            # What tells soon is told soon: rows that are sent before it go anywhere.
+            if len(self._seen) >= _ENOUGH and self._shared([_messages(one.body) for one in self._seen[:LOOKED_AT]]):
+                self.on, requests, self._seen = True, self._seen, []
+            elif len(self._seen) >= LOOKED_AT:
+                self.on, self._seen = False, []
         if self.on:
             for request in requests:
                 request.head = self.number(request.body)
 
-    def _decide(self, texts: Sequence[bytes]) -> None:
-        """Find out whether most prompts have a long head that others have too, and not all the same."""
+    def _shared(self, texts: Sequence[bytes]) -> bool:
+        """Return true if most prompts have a long head that others have too, and not all the same."""
         self._common = _common(texts)
         heads = Counter(text[self._common : self._common + HEAD_BYTES] for text in texts)
         shared = sum(count for head, count in heads.items() if count > 1 and len(head) == HEAD_BYTES)
-        self.on = len(heads) > 1 and 2 * shared >= len(texts)
+        return len(heads) > 1 and 2 * shared >= len(texts)
 
     def number(self, body: bytes) -> int:
         """Return the number of a body's head, 0 if it is too short to have one."""
@@ -117,16 +119,18 @@ class Ring:
                 if len(seen) == len(self._weights):
                     return
 
-    def room(self, loads: Sequence[int | None], place: int) -> bool:
+    def room(self, loads: Sequence[int | None], place: int, most: int = 0) -> bool:
         """Return true if one request more at this endpoint stays within the bound.
 
         Arguments:
             loads: the requests under way at each endpoint, None for one that takes none.
             place: the number of the endpoint.
+            most: how many requests may be under way in all. The mean is that of so many: while a run begins, the loads
+                are small, and no reason to part rows that begin alike.
         """
         load = loads[place]
         if load is None:
             return False
         weight = sum(one for one, taken in zip(self._weights, loads, strict=True) if taken is not None)
         total = sum(taken for taken in loads if taken is not None) + 1
-        return load + 1 <= math.ceil(BOUND * total * self._weights[place] / weight)
+        return load + 1 <= math.ceil(BOUND * max(total, most) * self._weights[place] / weight)

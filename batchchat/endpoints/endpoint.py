@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from batchchat.client import ChatClient
 from batchchat.endpoints.body import BodyFor
+from batchchat.job.pool_fields import LimitFields
 from batchchat.limits import Limiter, TokenEstimator
 from batchchat.records import Request
 
@@ -17,7 +18,7 @@ class Endpoint:
     The circuit breaker is part of `limiter`, the price part of `client`, which prices what it reads. `estimator`
     guesses the tokens that a request will take, and learns from answers. `name` tells the endpoint to people. `weight`
     is its share of the requests, relative to others of its target. `body` rewrites requests for it, None if they go
-    as they are.
+    as they are. `limits` are the job's for this endpoint alone.
 
     `answered` says that its model has answered in this run. `out` is why nothing is sent to it any more, None while it
     is in use. `bit` tells it from others in sets of endpoints (`Request.broke`). `refused` holds the rows that it has
@@ -30,6 +31,7 @@ class Endpoint:
     weight: float = 1.0
     estimator: TokenEstimator = field(default_factory=TokenEstimator)
     body: BodyFor | None = None
+    limits: LimitFields = LimitFields.model_construct()
     answered: bool = False
     out: str | None = None
     bit: int = 1

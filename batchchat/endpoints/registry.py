@@ -207,7 +207,7 @@ class Registry:
             by=Answerer(_name(target.provider), plan.name, target.model, bool(target.on)),
         )
         await self._stack.enter_async_context(client)
-        return Endpoint(client, limiter, plan.name, plan.weight, body=self._body(target, plan))
+        return Endpoint(client, limiter, plan.name, plan.weight, body=self._body(target, plan), limits=plan.limits)
 
     def _body(self, target: TargetPlan, plan: EndpointPlan) -> BodyFor | None:
         """Return what rewrites requests for an endpoint; None if they go as they are."""

@@ -152,6 +152,7 @@ class EndpointRoute:
         self._lines: dict[int, deque[_Waiter]] = {}
         for place, endpoint in enumerate(self._all()):
             endpoint.bit = 1 << place
+        self._note_most()
         # With one endpoint for each target there is nothing to choose, and no head to look for.
         self.heads = Heads() if any(len(target.endpoints) > 1 for target in self.targets) else None
         # For each step of a cascade, the target that is asked and those that are when it is down. If all of one step
@@ -161,6 +162,10 @@ class EndpointRoute:
             for step in sorted({target.step for target in self.targets})
         ]
         self.step_refused: str | None = None
+
+    def _note_most(self) -> None:
+        for target in self.targets:
+            target.most = self._over.window if self._over is not None else 0
 
     def _all(self) -> Iterator[Endpoint]:
         return (endpoint for target in self.targets for endpoint in target.endpoints)
@@ -180,6 +185,8 @@ class EndpointRoute:
 
     def try_acquire(self, request: Request, tokens: int, now: float) -> RoutedPermit | None:
         """Grant a permit now; None if no endpoint is free, or others wait for the same target."""
+        if request.target >= len(self.targets):
+            request.target = 0  # a fallback that an earlier run had is gone
         if self._lines.get(request.target):
             return None
         return self._grant(request, tokens, now)[0]
@@ -443,7 +450,15 @@ class EndpointRoute:
         tokens_per_minute: float | None = None,
         concurrency: int | None = None,
     ) -> None:
-        """Take other limits over all endpoints."""
+        """Take other limits over all endpoints. An endpoint's own limits stay."""
+        for endpoint in self._all():
+            own = endpoint.limits
+            # Without a number of its own an endpoint has the job's as its window: see `registry`.
+            endpoint.limiter.retune(
+                requests_per_minute=own.requests_per_minute,
+                tokens_per_minute=own.tokens_per_minute,
+                concurrency=own.concurrency or concurrency,
+            )
         if self._over is None:
             self._over = Limiter(concurrency=MAX_CONCURRENCY)
         self._over.retune(
@@ -451,6 +466,7 @@ class EndpointRoute:
             tokens_per_minute=tokens_per_minute,
             concurrency=concurrency or MAX_CONCURRENCY,
         )
+        self._note_most()
         self._wake()
 
     def pace(self) -> Pace:

@@ -21,10 +21,11 @@ class Target:
     when its time has come: so its recovery is seen while others do the work.
 
     `on` holds the reasons for which this target is asked in place of one before it; it is empty for a run's first one.
-    `provider` and `model` tell it to people. `step` is that of a cascade to which it belongs, from 1.
+    `provider` and `model` tell it to people. `step` is that of a cascade to which it belongs, from 1. `most` is how
+    many requests the job lets be under way in all, 0 if that is not known.
     """
 
-    __slots__ = ("_next", "_ring", "endpoints", "model", "on", "provider", "step")
+    __slots__ = ("_next", "_ring", "endpoints", "model", "most", "on", "provider", "step")
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class Target:
         self.model = model
         self.on = on
         self.step = step
+        self.most = 0
         self._next = 0
         self._ring: Ring | None = None
 
@@ -115,6 +117,6 @@ class Target:
             if one.out is None and not one.bit & avoid and one.limiter.down and one.limiter.wait(now, tokens) <= 0.0:
                 return one
         for place in self._ring.order(head):
-            if self._ring.room(loads, place) and endpoints[place].limiter.wait(now, tokens) <= 0.0:
+            if self._ring.room(loads, place, self.most) and endpoints[place].limiter.wait(now, tokens) <= 0.0:
                 return endpoints[place]
         return None

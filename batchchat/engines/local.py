@@ -31,6 +31,7 @@ from batchchat.acceptance import (
     begin_again,
     go_on,
     journaled,
+    left_for,
     left_with,
 )
 from batchchat.budget import Account, Hold
@@ -489,7 +490,7 @@ class LocalEngine:
         elif isinstance(decision, AskAgain):
             usage = reply.usage or Usage()
             request.add_billed(reply)
-            step = request.steps.answers if request.steps is not None else 0
+            step = request.before + (request.steps.answers if request.steps is not None else 0)
             sink.put(Answered(request, usage, reply.cost or 0, step, journaled(request, reply)))
             go_on(request, reply, decision)
             self.corrections += decision.corrects
@@ -592,7 +593,15 @@ class LocalEngine:
         route = self._route
         if route is None or not route.fall_back(request, failure.kind):
             return False
-        self._put_billed(request, reply, sink)
+        if reply.completion is None:
+            self._put_billed(request, reply, sink)
+        else:
+            # Kept until the request is settled, so that no kill makes the first target answer again.
+            step = request.before + (request.steps.answers if request.steps is not None else 0)
+            request.add_billed(reply)
+            payload = left_for(request, reply, failure)
+            sink.put(Answered(request, reply.usage or Usage(), reply.cost or 0, step, payload))
+            request.before = step + 1
         begin_again(request)
         request.counted = request.unsent = request.broke = 0
         request.left = (replace(reply, usage=None, cost=None), failure)
@@ -614,7 +623,7 @@ class LocalEngine:
             self._put_billed(request, reply, sink)
         else:
             request.add_billed(reply)
-            step = request.steps.answers if request.steps is not None else 0
+            step = request.before + (request.steps.answers if request.steps is not None else 0)
             kept = journaled(request, reply)
             unsure = reply if failure is None else None
             sink.put(Answered(request, reply.usage or Usage(), reply.cost or 0, step, kept, unsure))

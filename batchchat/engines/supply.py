@@ -121,8 +121,6 @@ class Supply:
                     await self._room.wait()
                 if sink.full:
                     await sink.room()
-        if self.heads is not None:
-            self.heads.note((), last=True)
         self.ended = True
         more()
 

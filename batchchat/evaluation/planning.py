@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchchat.evaluation.checking import check_suite
 from batchchat.evaluation.results.current_rows import Choice
-from batchchat.evaluation.results.scoring import Scoring
-from batchchat.evaluation.suite.suite import Suite, Variant
+from batchchat.evaluation.results.looks import draw_rows, plan_to_go_on_with
+from batchchat.evaluation.results.scoring import Scoring, standing_of
+from batchchat.evaluation.statistics.sequential import Standing
+from batchchat.evaluation.suite.suite import Suite, Until, Variant
 from batchchat.plan import plan_job
+from batchchat.records import ErrorKind
 from batchchat.runner.options import RunOptions
 from batchchat.views import PlanCap, PlanView
 
@@ -54,12 +57,53 @@ class SuitePlan:
     warnings: tuple[str, ...]
     note: str = ""
     command: str | None = None
+    least: LeastPlan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeastPlan:
+    """What an evaluation will send at least that stops when it is settled; the sums of its plan are the most.
+
+    `looks` were taken already, and `rows` are those of the next look. There is nothing left if it is `ended`.
+    """
+
+    looks: int
+    rows: int
+    requests: int
+    cost: float | None
+    ended: bool
 
 
 def plan_suite(suite: Suite, options: RunOptions) -> SuitePlan:
     """Plan every variant and judge, and add up. Raises UsageError as a run would."""
+    if suite.until is not None:
+        return _plan_looks(suite, suite.until, options)
+    return _plan(suite, options, check_suite(suite), [variant.name for variant in suite.variants])
+
+
+def _plan_looks(suite: Suite, until: Until, options: RunOptions) -> SuitePlan:
+    """Plan the next look, which is the least that is sent, and all looks that may follow, which are the most."""
     warnings = check_suite(suite)
-    runs = [PlannedRun(variant.name, plan_job(variant.job, options, previews=1)) for variant in suite.variants]
+    choice = Choice(options.limit, options.sample, options.seed)
+    looks = draw_rows(suite, plan_to_go_on_with(suite, until, choice, fresh=options.fresh))
+    names = tuple(variant.name for variant in suite.variants)
+    standing = Standing(0, names) if options.fresh else standing_of(suite, looks)
+    taken = standing.looks
+    ended = standing.settled or taken == len(looks.rows)
+    # Failed rows of a look that was taken are tried again only if the command line says so.
+    reopens = options.retry_failed if not ended or options.retry_failed else frozenset[ErrorKind]()
+    whole = replace(options, limit=None, sample=None, retry_failed=reopens)
+    most = _plan(suite, replace(whole, rows=looks.at(taken if ended else len(looks.rows))), warnings, standing.active)
+    if ended:
+        return replace(most, least=LeastPlan(taken, looks.rows[taken - 1], most.requests, most.cost, ended=True))
+    least = _plan(suite, replace(whole, rows=looks.at(taken + 1)), warnings, standing.active)
+    return replace(most, least=LeastPlan(taken, looks.rows[taken], least.requests, least.cost, ended=False))
+
+
+def _plan(suite: Suite, options: RunOptions, warnings: Sequence[str], names: Collection[str]) -> SuitePlan:
+    """Plan the variants of some names, and the judges of their answers."""
+    variants = [variant for variant in suite.variants if variant.name in names]
+    runs = [PlannedRun(variant.name, plan_job(variant.job, options, previews=1)) for variant in variants]
     judges = _plan_judges(suite, options, runs) if suite.judges else []
     plans = [run.plan for run in (*runs, *judges)]
     told = dict.fromkeys([*warnings, *(warning for plan in plans for warning in plan.warnings)])
@@ -74,7 +118,7 @@ def plan_suite(suite: Suite, options: RunOptions) -> SuitePlan:
         completion_tokens=sum(plan.completion_tokens or 0 for plan in plans),
         cost=cost,
         currency=currency,
-        duration_s=_duration(suite.variants, runs, judges),
+        duration_s=_duration(variants, runs, judges),
         caps=_caps(plans),
         deadline_s=suite.deadline,
         warnings=tuple(told),
@@ -100,11 +144,11 @@ def _plan_judges(suite: Suite, options: RunOptions, runs: Sequence[PlannedRun]) 
         if run.plan.requests:
             letters = _CHARACTERS_A_TOKEN * (run.plan.completion_tokens or 0) // run.plan.requests
             placeholders[run.name] = "x" * max(1, letters)
-    whole = replace(options, limit=None, sample=None, fresh=False)
+    whole = replace(options, limit=None, sample=None, rows=None, fresh=False)
     planned = []
     with (
         tempfile.TemporaryDirectory(prefix="batchchat-plan-") as folder,
-        Scoring(suite, Choice(options.limit, options.sample, options.seed)) as scoring,
+        Scoring(suite, Choice(options.limit, options.sample, options.seed, options.rows)) as scoring,
     ):
         for cases in scoring.gather(placeholders, folder=Path(folder)):
             if not cases.asked:

@@ -18,7 +18,8 @@ from pydantic_core import core_schema
 
 from batchchat.guide import page
 from batchchat.job.model import FIELDS, Job
-from batchchat.job.values import Duration, Number, Size, Whole
+from batchchat.job.pool_fields import LimitFields
+from batchchat.job.values import Duration, Number, ShareOrCount, Size, Whole
 from batchchat.providers import PROFILES
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -29,6 +30,7 @@ _FORMS: Mapping[Any, JsonSchemaValue] = {
     get_args(Duration)[1].func: {"type": "string", "pattern": r"^\s*(\d+(\.\d*)?[hms]?\s*)+$", "examples": ["15m"]},
     get_args(Size)[1].func: {"type": "string", "pattern": r"^\s*\d+(\.\d*)?\s*([kKmMgG]?[iI]?[bB])?\s*$"},
     get_args(Whole)[1].func: _NUMBER,
+    get_args(ShareOrCount)[1].func: {"type": "string", "pattern": r"^\s*\d+(\.\d*)?\s*%$", "examples": ["10%"]},
     get_args(Number)[1].func: _NUMBER,
 }
 """What a value may also be, by the function that reads it."""
@@ -53,7 +55,10 @@ def job_schema() -> dict[str, Any]:
     """Return the JSON Schema of a job file."""
     schema = Job.model_json_schema(schema_generator=_Generator)
     _open_job(schema)
-    _describe(schema, _paths(FIELDS), described("job", "limits", "budgets"))
+    # The limits of an endpoint mean there what those of the job mean for all.
+    names = LimitFields.model_fields
+    own: dict[tuple[str, ...], str] = {("$defs", "LimitFields", "properties", name): f"limits.{name}" for name in names}
+    _describe(schema, {**_paths(FIELDS), **own}, described("job", "limits", "budgets"))
     return {"$schema": _DIALECT, **_named_bounds(schema), "title": "A job of batchchat"}
 
 

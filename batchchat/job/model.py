@@ -21,10 +21,22 @@ from batchchat.images import MAX_BYTES
 from batchchat.job.cascade_fields import CascadeStep, StepAccept
 from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error
 from batchchat.job.params import Params
-from batchchat.job.pool_fields import EndpointFields, FallbackFields, LimitFields, PoolFields, Prices
+from batchchat.job.pool_fields import EndpointFields, FallbackFields, LimitFields, PoolFields, Prices, check_known
 from batchchat.job.provider_fields import KEY_PLACES, ProviderFields
-from batchchat.job.values import MANY, Duration, Name, Number, Section, Size, Switch, Whole, instead_of, nearest
-from batchchat.providers import DEMO, PROFILES, Price, Provider
+from batchchat.job.values import (
+    MANY,
+    Duration,
+    Name,
+    Number,
+    Section,
+    ShareOrCount,
+    Size,
+    Switch,
+    Whole,
+    instead_of,
+    nearest,
+)
+from batchchat.providers import PROFILES, Price, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
 
 
@@ -89,6 +101,12 @@ class OutputFields(Section):
 
 BATCH_FORMAT = "openai-batch"
 BATCH_KEY = "custom_id"
+
+
+class JobLimitFields(LimitFields):
+    """The limits of a job. `max_failed` stops a run at so many failed rows, or at a share of them such as `10%`."""
+
+    max_failed: ShareOrCount | None = None
 
 
 class Longer(Section):
@@ -256,7 +274,7 @@ class Job(Section):
     images: ImageFields = ImageFields.model_construct()
     params: Params = Params.model_construct()
     response: Response = Response.model_construct()
-    limits: LimitFields = LimitFields.model_construct()
+    limits: JobLimitFields = JobLimitFields.model_construct()
     retry: Retry = Retry.model_construct()
     prices: Prices | None = None
     engine: EngineFields = EngineFields.model_construct()
@@ -323,15 +341,7 @@ class Job(Section):
     @field_validator("provider")
     @classmethod
     def _known_provider(cls, value: str | PoolFields) -> str | PoolFields:
-        name = value if isinstance(value, str) else value.profile
-        if name is not None and name not in PROFILES:
-            raise ValueError(
-                f"no provider is called {name!r}{nearest(name, PROFILES)}; known are {', '.join(PROFILES)}, "
-                "or give {base_url: …, api_key_env: …}"
-            )
-        given = isinstance(value, ProviderFields) and value.base_url is not None
-        if name is not None and name != DEMO and PROFILES[name].base_url is None and not given:
-            raise ValueError(f"{name} has another address for each customer: give {{profile: {name}, base_url: …}}")
+        check_known(value)
         return value
 
     @field_validator("messages", mode="before")
@@ -562,7 +572,7 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("response",): Response,
     ("response", "truncated"): Longer,
     ("response", "confidence"): SaidConfidence,
-    ("limits",): LimitFields,
+    ("limits",): JobLimitFields,
     ("retry",): Retry,
     ("prices",): Prices,
     ("engine",): EngineFields,

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from batchchat.job.provider_fields import ProviderFields
-from batchchat.job.values import Name, Number, Section, Whole, instead_of
-from batchchat.providers import PROFILES
+from batchchat.job.values import Name, Number, Section, Whole, instead_of, nearest
+from batchchat.providers import DEMO, PROFILES
 
 FallbackReason = Literal["outage", "rate_limit", "content_filter", "refusal", "truncated", "invalid_output"]
 
@@ -87,6 +87,19 @@ class PoolFields(ProviderFields):
         return self
 
 
+def check_known(value: str | PoolFields) -> None:
+    """Refuse a provider that is not known by its name. Raises ValueError."""
+    name = value if isinstance(value, str) else value.profile
+    if name is not None and name not in PROFILES:
+        raise ValueError(
+            f"no provider is called {name!r}{nearest(name, PROFILES)}; known are {', '.join(PROFILES)}, "
+            "or give {base_url: …, api_key_env: …}"
+        )
+    given = isinstance(value, PoolFields) and bool(value.base_url or value.endpoints)
+    if name is not None and name != DEMO and PROFILES[name].base_url is None and not given:
+        raise ValueError(f"{name} has another address for each customer: give {{profile: {name}, base_url: …}}")
+
+
 class FallbackFields(Section):
     """Who is asked if those before cannot answer: another model of the same provider, or another provider.
 
@@ -99,6 +112,13 @@ class FallbackFields(Section):
     on: list[FallbackReason] = Field(default=["outage"], min_length=1)
     limits: LimitFields | None = None
     prices: Prices | None = None
+
+    @field_validator("provider")
+    @classmethod
+    def _known_provider(cls, value: str | PoolFields | None) -> str | PoolFields | None:
+        if value is not None:
+            check_known(value)
+        return value
 
     @field_validator("on", mode="before")
     @classmethod

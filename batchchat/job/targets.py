@@ -13,7 +13,7 @@ from batchchat.job.keys import key_problem
 from batchchat.job.model import BATCH_FORMAT, Job, key_place
 from batchchat.job.origin import combined
 from batchchat.job.pool_fields import EndpointFields, LimitFields, PoolFields
-from batchchat.providers import Provider, normalize_url
+from batchchat.providers import PROFILES, Provider, normalize_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def _fallback(job: Job, number: int) -> TargetPlan:
     place = ("provider",) if fallback.provider is None else ("fallback", number, "provider")
     endpoints = _endpoints(job, spec, provider, fallback.model, place)
     if len(endpoints) == 1:
-        endpoints = (replace(endpoints[0], limits=fallback.limits or LimitFields()),)
+        endpoints = (replace(endpoints[0], limits=fallback.limits or LimitFields.model_construct()),)
     return TargetPlan(provider, fallback.model, endpoints, frozenset(fallback.on), ("fallback", number))
 
 
@@ -122,8 +122,11 @@ def _endpoints(
 ) -> tuple[EndpointPlan, ...]:
     fields = spec.endpoints if isinstance(spec, PoolFields) else None
     if not fields:
-        return (EndpointPlan(_address(provider), provider, model, 1.0, LimitFields(), place),)
-    found = [_endpoint(job, one, provider, model, (*place, "endpoints", number)) for number, one in enumerate(fields)]
+        return (EndpointPlan(_address(provider), provider, model, 1.0, LimitFields.model_construct(), place),)
+    # The provider's own address is that of all endpoints that name none; in `provider` it may be the first one's.
+    usual = PROFILES[spec.profile].base_url if isinstance(spec, PoolFields) and spec.profile else None
+    shared = replace(provider, base_url=(spec.base_url if isinstance(spec, PoolFields) else None) or usual)
+    found = [_endpoint(job, one, shared, model, (*place, "endpoints", number)) for number, one in enumerate(fields)]
     return tuple(_told_apart(found))
 
 
@@ -140,9 +143,8 @@ def _endpoint(
         ca_file=own.ca_file or provider.ca_file,
         transport=own.transport if fields.transport else provider.transport,
     )
-    return EndpointPlan(
-        _address(changed), changed, fields.model or model, fields.weight, fields.limits or LimitFields(), place
-    )
+    limits = fields.limits or LimitFields.model_construct()
+    return EndpointPlan(_address(changed), changed, fields.model or model, fields.weight, limits, place)
 
 
 def _address(provider: Provider) -> str:

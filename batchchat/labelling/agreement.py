@@ -34,6 +34,7 @@ from batchchat.labelling.coefficients import (
     check_confidence,
     pair_agreement,
 )
+from batchchat.labelling.judges import PositionBias, position_bias
 from batchchat.labelling.reviews import Review, latest_of_reviewers, read_reviews
 from batchchat.labelling.votes import FieldPath, value_at, vote_of
 from batchchat.records import PARSED
@@ -42,6 +43,8 @@ from batchchat.sources import python_rows
 from batchchat.store import Output, read_state
 from batchchat.structured import choice_fields
 
+_PAIR = ("answer_a", "answer_b")
+"""The columns of a judge's cases that hold the two answers, in the order in which it sees them."""
 _MOST_REVIEWERS = 12
 """How many people are set against each other one by one: 66 pairs fill a screen."""
 
@@ -77,13 +80,14 @@ class RaterAgreement:
 
 @dataclass(frozen=True, slots=True)
 class AgreementView:
-    """What `batchchat agreement` tells of an output."""
+    """What `batchchat agreement` tells of an output. `places` is there if it is that of a judge of pairs."""
 
     output: str
     rows: int
     fields: tuple[FieldAgreement, ...]
     raters: tuple[RaterAgreement, ...]
     notes: tuple[str, ...] = ()
+    places: PositionBias | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,12 +271,29 @@ def agreement_of(directory: Path, options: AgreementOptions) -> AgreementView:
         raise UsageError(
             f"{error}", remedy="Name a field with few values (--field NAME), or another --level."
         ) from None
-    if not fields and not raters:
+    places = _places(labels)
+    if not fields and not raters and places is None:
         raise UsageError(
             f"{directory} has no reviews and one sample a row: there is nothing to compare its labels with",
             remedy="Give --against COLUMN of the input, --against DIR of another output, or let people review rows.",
         )
-    return AgreementView(str(directory), len(labels.rows), tuple(fields), tuple(raters), tuple(notes))
+    return AgreementView(str(directory), len(labels.rows), tuple(fields), tuple(raters), tuple(notes), places)
+
+
+def _places(labels: LabelledOutput) -> PositionBias | None:
+    """Return how a pairwise judge of an evaluation looks at places; None if this is not the output of one."""
+    columns = [
+        name for name in ("input", "reference", *_PAIR) if name in (labels.output.input_schema or pa.schema([])).names
+    ]
+    if not set(_PAIR) <= set(columns) or ("verdict",) not in labels.paths:
+        return None
+    cases = [
+        {**{name: record[name] for name in columns}, "verdict": value_at(record[PARSED], ("verdict",))}
+        for batch in labels.output.records([*columns, "status", PARSED])
+        for record in python_rows(batch)
+        if record["status"] == "ok"
+    ]
+    return position_bias(cases, *_PAIR)
 
 
 def _measured(

@@ -374,7 +374,8 @@ class Controller:
 
     def _tell_pace(self, axis: Axis, now: float) -> None:
         """Tell a new pace, and later changes of it that matter and do not come too often."""
-        rate = self.pacing.rates[axis].schedule.rate
+        believed = self.pacing.rates[axis]
+        rate = believed.schedule.rate
         if rate is None:
             return
         name, (before, at) = "pace_changed", self._told.get(axis, (0.0, -math.inf))
@@ -384,7 +385,7 @@ class Controller:
             return
         self._told[axis] = (rate, now)
         fields = {"axis": str(axis), "per_minute": round(rate, 1)}
-        self._tell(name, f"going on at {rate:.0f} {axis} a minute", "info", fields)
+        self._tell(name, f"going on at {_number(rate)} {axis} a minute, {_word(believed, now)}", "info", fields)
 
 
 def _number(per_minute: float) -> str:
@@ -398,12 +399,18 @@ def _word(rate: Rate, now: float) -> str:
         return "set by the job"
     if learned is not None and source in {"refusal", "learned"}:
         how = "told by the provider in a refusal" if source == "refusal" else "found by refusals"
-        return f"{how} {_ago(now - learned.since)} ago"
-    return "known of the provider" if rate.told_at is None else f"told by the provider {_ago(now - rate.told_at)} ago"
+        word = f"{how} {_ago(now - learned.since)}"
+        # In a trial another pace is kept than the one that is believed.
+        kept = rate.schedule.rate
+        tried = kept is not None and abs(kept - learned.limit) > 0.01 * learned.limit
+        return f"tried instead of {_number(learned.limit)}/min, {word}" if tried else word
+    return "known of the provider" if rate.told_at is None else f"told by the provider {_ago(now - rate.told_at)}"
 
 
 def _ago(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    if seconds < 0.5:
+        return "just now"
+    return f"{seconds:.0f} s ago" if seconds < 120 else f"{seconds / 60:.0f} min ago"
 
 
 def _axis(reply: Reply) -> Axis:

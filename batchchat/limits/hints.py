@@ -46,15 +46,19 @@ class Hints:
             (Axis.REQUESTS, limits.limit_requests, limits.remaining_requests),
             (Axis.TOKENS, limits.limit_tokens, limits.remaining_tokens),
         ):
-            if limit is None or limit == self._pacing.rates[axis].told:
+            if limit is None:
                 continue
-            total = self._pacing.rates[axis].schedule.minute.total
+            rate = self._pacing.rates[axis]
+            if limit == rate.told:
+                rate.told_at = now if not refused else rate.told_at
+                continue
+            total = rate.schedule.minute.total
             accepted = total - in_use if axis is Axis.REQUESTS else total / 2
             # A limit below what was accepted in the last minute, or below what is left of it, is none.
             if not accepted <= limit <= _LIMIT_MAX or (remaining is not None and not 0 <= remaining <= limit):
                 continue
             if refused:
-                self._pacing.rates[axis].stated = float(limit)
+                rate.stated = float(limit)
             elif self._told_twice(axis, limit, now):
                 changed.append(axis)
         # What a refusal says remains is about the request that was refused, not about all: others may be accepted.

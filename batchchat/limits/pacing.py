@@ -19,6 +19,9 @@ from batchchat.records import Axis
 
 _STEP_DOWN = 0.95
 """A refusal now and then lowers a learned pace by so much, down to what was delivered: five percent over take one."""
+_MOST_DOWN = 0.7
+"""A pace that stood for a while falls by no more than this at once. Two such steps halve it, so a limit that was halved
+is found after two holds. A small run under a common limit is so not driven to nothing by the trials of others."""
 _SETTLED_S = 10.0
 """Seconds after which a new pace has delivered enough to be compared with."""
 _VARIED = 0.2
@@ -66,6 +69,7 @@ class Pacing:
         self._rough = False
         self._marked_at = -math.inf
         self._back_at = -math.inf
+        self._raised = False  # a trial was kept, and nothing was refused since
         self._probe_refused_at = -math.inf
 
     @property
@@ -92,9 +96,15 @@ class Pacing:
 
     def refused(self, now: float, granted_at: float, number: int) -> bool:
         """Count the refusal of request `number`; return whether a limit must have been met."""
-        if self.learned:
-            self._plan.owe()
         trial = self.trial
+        # Only what our own trials caused is to be paid for. What others try under the same limit is refused to us as
+        # well: a small run that paid for that, too, would never try again.
+        ours = granted_at < self._back_at or (trial is not None and trial.factor > 1)
+        # At a limit on tokens a long row is refused by its size. That says nothing of others, so it is paid for.
+        ours = ours or self.tokens.learned is not None
+        if self.learned and (ours or self._raised):
+            self._raised = self._raised and ours
+            self._plan.owe()
         if trial is not None:
             return granted_at >= trial.began and self._refused_in_trial(now, trial, number)
         if granted_at < self._back_at:
@@ -192,6 +202,8 @@ class Pacing:
         for axis in axes:
             rate = self.rates[axis]
             estimate, stated = self._estimate(rate, now, since, whole=whole)
+            if rate.learned is None and whole and rate is self.requests and not stated:
+                estimate = max(estimate, 2 * _LEAST_ACCEPTED)  # fewer may be what others left over
             if unknown and len(axes) > 1 and axis is Axis.REQUESTS:
                 estimate *= _ASIDE
             if self._conclude(now, rate, max(estimate, 1.0), stated=stated, climbed=climbed is not None):
@@ -257,6 +269,9 @@ class Pacing:
             rate.schedule.widen()  # the limit is right, and the way to the server less even than was thought
             return False
         limit = estimate if stated else BELOW * estimate
+        if learned is not None and not climbed and now > learned.since + _SETTLED_S:
+            # It was delivered so far. If others use the same limit, what this cycle held is their doing as well.
+            limit = max(limit, _MOST_DOWN * learned.limit)
         if learned is not None:
             if limit >= 0.98 * learned.limit:
                 if not climbed:
@@ -372,6 +387,7 @@ class Pacing:
     def _keep(self, now: float, trial: Trial) -> None:
         """Make the pace of the trial the usual one."""
         self.trial = None
+        self._raised = trial.factor > 1
         self._begin_doubt()
         for rate in self.rates.values():
             if rate.learned is not None:

@@ -31,8 +31,6 @@ _PAUSE_S, _PAUSE_MAX_S = 5.0, 20.0
 _PAID_BY = 50
 """Accepted requests that pay for one refusal before the next trial: so trials waste 2 % at most."""
 _DEBT_MAX = 1_000.0
-_NOISY = 0.05
-"""From this usual share on, single refusals in a slow trial mean nothing."""
 _DOWN_MOST = 0.85
 """A trial downwards goes this far below what is accepted now: a limit then refuses next to nothing."""
 _DOWN_REFUSALS = 30
@@ -72,6 +70,7 @@ class Trial:
     remembers: float = 0.0
     base: float | None = None
     refused: int = 0
+    start: int = 0
     lately: float = 0.0
     """The refused share of the last forty requests or so, as of number `newest`."""
     newest: int = 0
@@ -97,8 +96,10 @@ def judge(trial: Trial, now: float, sent: int, *, slow: bool, beyond: bool = Fal
             return "wait"
         left = _DOWN_SHARE if trial.usual < _MUCH else _DOWN_SHARE_MUCH
         return "keep" if trial.refused <= left * trial.usual * sent else "back"
-    if slow and trial.usual < _NOISY:
-        over = trial.refused > 0
+    if slow:
+        # As many as chance (or the trials of others) explains: the mean, and one and a half deviations of Poisson.
+        chance = trial.usual * (sent + trial.first - trial.start)
+        over = trial.refused > chance + 1.5 * math.sqrt(chance)
     else:
         # At the limit itself a share of excess / factor would be refused. A quarter of that, beside what is usual,
         # decides: others that use the same limit are refused some of it.
@@ -165,6 +166,7 @@ class TrialPlan:
             step=self._factor,
             step_at=now,
             remembers=remembers,
+            start=evidence.sent,
         )
 
     def bolder(self, trial: Trial, now: float, sent: int) -> None:

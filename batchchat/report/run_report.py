@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from batchchat.format import count, duration, money, percent, plural, rate, share, short
 from batchchat.inspection import status_of
+from batchchat.labelling.oddities import oddities_of
+from batchchat.labelling.reviews import reviewed_row, reviews_by_row, stored_reviews
 from batchchat.report.distribution import Distribution
 from batchchat.report.figures import (
     QUANTILES,
@@ -27,6 +29,7 @@ from batchchat.report.figures import (
 )
 from batchchat.report.outcome import RecordTotals, outcome_of
 from batchchat.report.page import check_page, write_page
+from batchchat.report.quality import quality_of
 from batchchat.store import Output, read_state
 from batchchat.views import StatusView
 
@@ -113,18 +116,20 @@ def write_run_report(directory: Path, target: Path) -> None:
         status=status,
         outcome=outcome,
         tallies=_tallies(outcome, output.job.get("model")),
-        tiles=_tiles(outcome, status, runs),
+        tiles=_tiles(directory, outcome, status, runs),
         charts=charts,
         spreads=spreads,
+        quality=quality_of(directory),
         figures={chart.name: chart.figure for chart in (*charts, *spreads)},
         runs=runs[:_RUNS_SHOWN],
         runs_left_out=max(0, len(runs) - _RUNS_SHOWN),
+        oddities=oddities_of(directory),
         has_cost=outcome.sums["cost"] is not None,
         directory=str(directory),
     )
 
 
-def _tiles(outcome: RecordTotals, status: StatusView, runs: list[RunLine]) -> list[Tile]:
+def _tiles(directory: Path, outcome: RecordTotals, status: StatusView, runs: list[RunLine]) -> list[Tile]:
     rows = outcome.rows + (status.open or 0)
     tiles = [Tile("Answers", count(outcome.ok), f"{percent(outcome.ok, rows)} of {plural(rows, 'row')}", "good")]
     if outcome.failed or status.open:
@@ -149,6 +154,7 @@ def _tiles(outcome: RecordTotals, status: StatusView, runs: list[RunLine]) -> li
     if latency.count:
         note = f"p95 {seconds_text(latency.quantile(0.95))}, p99 {seconds_text(latency.quantile(0.99))}"
         tiles.append(Tile("Latency, median", seconds_text(latency.quantile(0.5)), note))
+    tiles += _reviews_tile(directory)
     elapsed = sum(run.elapsed_s or 0.0 for run in runs)
     if elapsed:
         settled = sum((run.new_ok or 0) + (run.new_failed or 0) for run in runs)
@@ -158,6 +164,18 @@ def _tiles(outcome: RecordTotals, status: StatusView, runs: list[RunLine]) -> li
         name = "Time of all runs" if several else "Time"
         tiles.append(Tile(name, duration(elapsed), f"{what}{rate(settled / elapsed)} rows/s"))
     return tiles
+
+
+def _reviews_tile(directory: Path) -> list[Tile]:
+    """How many rows people reviewed; nothing if nobody did."""
+    by_row = reviews_by_row(stored_reviews(directory))
+    if not by_row:
+        return []
+    people = {review.reviewer for of_row in by_row.values() for review in of_row}
+    divided = sum(bool(reviewed_row(of_row).conflicts) for of_row in by_row.values())
+    note = f"by {'1 person' if len(people) == 1 else f'{len(people):,} people'}"
+    note += f"; they do not agree about {divided:,}" if divided else ""
+    return [Tile("Rows reviewed by people", count(len(by_row)), note)]
 
 
 def _over_time(outcome: RecordTotals, currency: str | None) -> list[Chart]:

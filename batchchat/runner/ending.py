@@ -75,8 +75,8 @@ class Ending:
             rows: int = await run.offload(run.prepared.source.count_rows)
         except BatchchatError:
             return  # standard input can be read only once
-        bounds = [bound for bound in (run.options.limit, run.options.sample) if bound is not None]
-        run.counted = min([rows, *bounds])
+        most = run.options.most_rows
+        run.counted = rows if most is None else min(rows, most)
 
     async def _count_earlier(self) -> None:
         """Count the records of rows outside of this pass that answer another prompt than the job's.

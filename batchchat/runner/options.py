@@ -11,12 +11,13 @@ from batchchat.records import ErrorKind
 class RunOptions:
     """Options of one run.
 
-    `limit` takes the first rows only, `sample` a random choice of that many rows drawn with `seed`. `retry_failed`
-    names the kinds of failed rows to try again now, None leaves it to the job. `fresh` sets the old output aside;
-    `prune` moves records whose input is gone to the archive after a complete pass. `grace` is how long a stop waits
-    for what is in flight, in seconds. `command` is repeated in the summary as the way to go on. Without `wait` a run
-    through a Batch API ends when its batches are created; with `cancel_batches` it cancels all of them, takes what they
-    answered, and sends nothing.
+    `limit` takes the first rows only, `sample` a random choice of that many rows drawn with `seed`. `rows` takes the
+    rows with these indexes: passes over more and more of them find every answer with its row. `retry_failed` names the
+    kinds of failed rows to try again now, None leaves it to the job. `fresh` sets the old output aside; `prune` moves
+    records whose input is gone to the archive after a complete pass. `grace` is how long a stop waits for what is in
+    flight, in seconds. `command` is repeated in the summary as the way to go on. Without `wait` a run through a Batch
+    API ends when its batches are created; with `cancel_batches` it cancels all of them, takes what they answered, and
+    sends nothing.
     """
 
     limit: int | None = None
@@ -29,3 +30,10 @@ class RunOptions:
     command: str | None = None
     wait: bool = True
     cancel_batches: bool = False
+    rows: frozenset[int] | None = None
+
+    @property
+    def most_rows(self) -> int | None:
+        """The most rows that the pass may have, None if it has no bound but the input's."""
+        given = (self.limit, self.sample, None if self.rows is None else len(self.rows))
+        return min((bound for bound in given if bound is not None), default=None)

@@ -71,7 +71,9 @@ class Prepared:
             yield from self._rows()
             return
         for batch in self._rows():
-            yield from self._images.batches(batch, self.selection.takes)
+            # Equal requests can only be numbered with the images of all rows, unless rows have a key.
+            every = self.selection.numbered and self.job.input.key is None
+            yield from self._images.batches(batch, (lambda _row: True) if every else self.selection.takes)
 
     def intake(
         self,
@@ -116,10 +118,12 @@ def prepare(
     sample: int | None = None,
     seed: int = 0,
     rows: GivenRows | None = None,
+    chosen: frozenset[int] | None = None,
 ) -> Prepared:
     """Open the input, compile the template and try both on the first rows. Raises UsageError; writes nothing.
 
-    `frozen` are the types that the output was made with. `rows` take the place of the job's input.
+    `frozen` are the types that the output was made with. `rows` take the place of the job's input. `chosen` are the
+    indexes of the rows that make the pass, in place of a sample.
     """
     provider = job.resolved_provider()
     job.check_params(provider)
@@ -157,8 +161,8 @@ def prepare(
     _check_columns_used(job, questions.template, source.columns)
     empty = EmptyTexts(questions.template, source.columns)
     read = [values for batch, offset in first if (values := batch.values[offset]) is not None]
-    chosen = None
-    if sample is not None:
+    numbered = chosen is not None
+    if sample is not None and chosen is None:
         total = source.known_rows()
         total = source.count_rows() if total is None else total
         chosen = frozenset(Random(seed).sample(range(total), min(sample, total)))  # noqa: S311 - a choice of rows
@@ -170,7 +174,7 @@ def prepare(
         questions.acceptance,
         parsed,
         Identity(provider.identity),
-        Selection(limit, chosen),
+        Selection(limit, chosen, numbered),
         empty,
         empty.warning(sum(map(empty.finds, read)), f"the first {len(read):,}"),
         [

@@ -172,7 +172,7 @@ class Reuse:
         if isinstance(decision, Accept):
             return Settled(request, reply, None, decision.parsed, decision.tolerated, decision.confidence)
         if isinstance(decision, Escalate) and decision.failure is None:
-            step = request.steps.answers if request.steps is not None else 0
+            step = request.before + (request.steps.answers if request.steps is not None else 0)
             kept = Answered(request, Usage(), 0, step, journaled(request, reply))
             self._passed.setdefault(request.custom_id, []).append(kept)
             self._acceptance.escalate(request, reply, decision)

@@ -39,12 +39,13 @@ from batchchat.records import Record
 from batchchat.retry import RetryPolicy
 from batchchat.runner.control import Control
 from batchchat.runner.ending import Ending
+from batchchat.runner.failed_limit import FailedLimit
 from batchchat.runner.feed import RequestFeed
 from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import pass_of, prompt_id_of
-from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain
+from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain, remedy_of
 from batchchat.runner.state import RunState
 from batchchat.runner.steering import RunSteering, tell_interrupted
 from batchchat.runner.tally import Tally
@@ -395,6 +396,8 @@ class _Running:
         run = self._run
         run.phase = "running"
         job = run.job
+        if job.limits.max_failed is not None:
+            run.writer.on_counted = functools.partial(self._check_failed, FailedLimit(job.limits.max_failed))
         fields = {"run_id": run.run_id, "job": job.name, "output": job.output.path, "model": job.model}
         run.tell(Event("run_started", f"run {run.run_id} into {job.output.path}", "debug", fields))
         async with anyio.create_task_group() as group:
@@ -428,6 +431,14 @@ class _Running:
     def _tell_answerers(self) -> None:
         for event in self._run.tally.answerers.take():
             self._run.tell(event)
+
+    def _check_failed(self, limit: FailedLimit) -> None:
+        """Send nothing more once too many rows have failed; what is in flight may end."""
+        run, tally = self._run, self._run.tally
+        settled = tally.ok + tally.failed
+        if run.engine.halt is None and limit.passed(tally.failed, settled):
+            commonest = tally.failures()[0]
+            run.engine.halt_for(limit.error(tally.failed, settled, commonest, remedy_of(commonest.kind)))
 
     async def _write_live(self) -> None:
         """Write a snapshot to the output, for `status`. One at a time: they share a draft."""
@@ -485,6 +496,7 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
             sample=options.sample,
             seed=options.seed,
             rows=setting.rows,
+            chosen=options.rows,
         )
     )
     # Told before anything is sent, so that a person can still stop the run.

@@ -104,8 +104,7 @@ class Figures:
             known, exact = round(seen / share), False
         else:
             exact = True
-        for bound in (options.limit, options.sample):
-            known = min(known, bound) if bound is not None else known
+        known = known if options.most_rows is None else min(known, options.most_rows)
         return max(known, seen), exact
 
     def summary(self, error: BatchchatError | None) -> RunSummary:
@@ -217,9 +216,14 @@ _REMEDIES = {
 """What helps against failures in masses, by their kind; what is not here goes away by itself, or stops the run."""
 
 
+def remedy_of(kind: str) -> str:
+    """Return what helps against many failures of a kind."""
+    return _REMEDIES.get(kind, "Look at the provider, and at the address in the job.")
+
+
 def alike_event(group: FailureGroup, settled: int) -> Event:
     """The event that tells early of rows that fail alike."""
-    remedy = _REMEDIES.get(group.kind, "Look at the provider, and at the address in the job.")
+    remedy = remedy_of(group.kind)
     message = (
         f"{group.count} of the first {settled} rows failed alike ({group.kind}): row {group.row_index}: "
         f"{_beginning(group.example)}. {remedy} The run goes on; Ctrl-C stops it"

@@ -27,6 +27,10 @@ _NO_USAGE = Usage()
 _NOTHING = Spend()
 
 
+def _no_watcher() -> None:
+    pass
+
+
 class Offload(Protocol):
     """Runs blocking code off the event loop (or, in tests on a virtual clock, in line)."""
 
@@ -55,10 +59,11 @@ class Shelf(Protocol):
 class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
-    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `shelf` is
-    where answers are shared; None where the job shares none. `on_record` takes each record of this run that has become
-    durable. `prompt_id` goes into every record. `engine` is the job's. `provider` is who answered if a reply does not
-    say it. `cascaded`: the job has a cascade, so that records tell their step.
+    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept.
+    `on_counted` is called after each commit, when its records are in the tally. `shelf` is where answers are shared;
+    None where the job shares none. `on_record` takes each record of this run that has become durable. `prompt_id` goes
+    into every record. `engine` is the job's, `provider` who answered if a reply does not say. `cascaded`: the job has a
+    cascade, so that records tell their step.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Writer:
     ) -> None:
         self.error: StorageError | None = None
         self.shelf: Shelf | None = None
+        self.on_counted: Callable[[], None] = _no_watcher
         self._store = store
         self._tally = tally
         self._run_id = run_id
@@ -271,12 +277,12 @@ class Writer:
         record.started_at, record.finished_at = request.started_at, self._wall_clock_us()
         record.tolerated, record.parsed = outcome.tolerated, outcome.parsed
         record.prompt_id = outcome.of_prompt or self._prompt_id
+        if outcome.confidence is not None:
+            record.confidence, record.confidence_detail = outcome.confidence.value, outcome.confidence.detail()
         by = reply.by or self._by
         if by is not None and request.attempts:
             record.provider, record.endpoint = by.provider, by.endpoint
             self._tally.add_answerer(by, ok=failure is None, cost=record.cost or 0.0)
-        if outcome.confidence is not None:
-            record.confidence, record.confidence_detail = outcome.confidence.value, outcome.confidence.detail()
         if self._cascaded:
             record.step = len(request.earlier) + 1
             record.earlier_steps = tuple(_earlier(step) for step in request.earlier) or None
@@ -339,6 +345,7 @@ class Writer:
                     self._on_record(entry.record)
                 self._revived.discard(custom_id)
         self._tally.add_spend(change.spend)
+        self.on_counted()
 
     def _due(self) -> bool:
         return self._store.should_seal(anyio.current_time())

@@ -1,9 +1,12 @@
 """A server of the benchmark of endpoints: so many requests at once, each takes so long, and a cache of prompts' heads.
 
+A request has two parts, as in an inference server. Its prompt is read, one prompt at a time; then its answer is
+written, beside others.
+
 `python -m tests.benchmarks.pool_server --slots 8 --seconds 0.1` prints its port and serves until it is ended. Requests
-that find no free slot wait in line, as in an inference server. With `--heads` it remembers that many beginnings of
-prompts, the latest ones: a prompt whose beginning it has takes a third of the time, and its answer says so
-(`cached_tokens`). `GET /stats` tells how many prompt tokens it read, and how many of them it had.
+that find no free slot wait in line. With `--heads` it remembers that many beginnings of prompts, the latest ones: a
+prompt whose beginning it has is read in a tenth of the time, and its answer says so (`cached_tokens`). `GET /stats`
+tells how many prompts it read, and of how many it knew the beginning.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import orjson
 
 HEAD_BYTES = 12_000
 """About 3,000 tokens."""
-_CACHED_TIME = 1 / 3
+_READ_S = 0.04
+"""Time to read a prompt whose beginning is not known."""
+_CACHED_TIME = 0.1
 
 
 class PoolServer:
@@ -24,10 +29,11 @@ class PoolServer:
 
     def __init__(self, slots: int, seconds: float, heads: int) -> None:
         self._slots = asyncio.Semaphore(slots)
+        self._reading = asyncio.Lock()
         self._seconds = seconds
         self._most = heads
         self._heads: OrderedDict[bytes, None] = OrderedDict()
-        self.read = self.cached = self.answers = 0
+        self.answers = self.known = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection, one after the other."""
@@ -51,22 +57,30 @@ class PoolServer:
     def _tell(self, line: bytes) -> bytes:
         if b"/models" in line:
             return orjson.dumps({"data": [{"id": "bench"}]})
-        return orjson.dumps({"read": self.read, "cached": self.cached, "answers": self.answers})
+        return orjson.dumps({"answers": self.answers, "known": self.known})
 
     async def _answer(self, body: bytes) -> bytes:
         at = body.find(b'"messages"')
         head, tokens = body[at : at + HEAD_BYTES], max(1, (len(body) - at) // 4)
         async with self._slots:
+            cached = await self._read_prompt(head) if self._most else 0
+            await asyncio.sleep(self._seconds)
+        return self._told(tokens, cached)
+
+    async def _read_prompt(self, head: bytes) -> int:
+        """Read a prompt; return how many tokens of it were known."""
+        async with self._reading:
             cached = len(head) // 4 if head in self._heads else 0
-            await asyncio.sleep(self._seconds * (_CACHED_TIME if cached else 1.0))
-            if self._most:
-                self._heads[head] = None
-                self._heads.move_to_end(head)
-                if len(self._heads) > self._most:
-                    self._heads.popitem(last=False)
-        self.read += tokens
-        self.cached += cached
+            await asyncio.sleep(_READ_S * (_CACHED_TIME if cached else 1.0))
+            self._heads[head] = None
+            self._heads.move_to_end(head)
+            if len(self._heads) > self._most:
+                self._heads.popitem(last=False)
+        return cached
+
+    def _told(self, tokens: int, cached: int) -> bytes:
         self.answers += 1
+        self.known += cached > 0
         usage = {
             "prompt_tokens": tokens,
             "completion_tokens": 1,

@@ -187,7 +187,7 @@ def test_the_vote_of_samples(tmp_path: Path, demo: DemoServer) -> None:
         assert vote["samples"] == 4
     assert any(vote["vote_ties"] for vote in votes)
     chosen = tmp_path / "votes.csv"
-    words = ["--vote", "-o", chosen, "--columns", "ticket_id,vote.label,vote_share"]
+    words: list[str | Path] = ["--vote", "-o", chosen, "--columns", "ticket_id,vote.label,vote_share"]
     assert command("export", tmp_path / "out", *words).exit_code == 0
     with chosen.open(newline="") as file:
         assert next(csv.reader(file)) == ["ticket_id", "vote.label", "vote_share"]
@@ -274,6 +274,9 @@ def test_agreement_with_people_and_among_them(tmp_path: Path, demo: DemoServer) 
     told = command("agreement", tmp_path / "out").output
     assert "3 people" in told
     assert "kappa of ann, bo" in told
+    page = tmp_path / "page.html"
+    assert command("report", tmp_path / "out", "-o", page).exit_code == 0
+    assert "the model and people" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -302,13 +305,23 @@ def test_an_output_without_confidence_has_none_below(labelled: Path) -> None:
 def _job_file(folder: Path, demo: DemoServer, **response: Any) -> Path:
     job = labelling(folder, demo, response)
     path = folder / "job.yaml"
-    path.write_text(json.dumps({**job.model_dump(mode="json", exclude_unset=True, by_alias=True)}))
+    path.write_text(json.dumps(job.model_dump(mode="json", exclude_unset=True, by_alias=True)))
     return path
 
 
 def test_calibrate_finds_a_threshold_and_asks_nothing_twice(tmp_path: Path, demo: DemoServer) -> None:
     path = _job_file(tmp_path, demo, confidence="logprobs")
-    words = ["calibrate", path, "--expected", "label", "--large", "demo-large", "--target", "0.8", "-q"]
+    words: list[str | Path] = [
+        "calibrate",
+        path,
+        "--expected",
+        "label",
+        "--large",
+        "demo-large",
+        "--target",
+        "0.8",
+        "-q",
+    ]
     found = command(*words)
     assert found.exit_code == 0, found.output
     told = " ".join(found.output.split())

@@ -1,20 +1,27 @@
-"""Print the table: `python -m tests.limits_lab [--seeds 5] [--only TEXT]`."""
+"""Print the table: `python -m tests.limits_lab [--seeds 5] [--only TEXT] [--http SECONDS]`."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import click
 
+from tests.limits_lab.http import http_rows, run_http
 from tests.limits_lab.table import rows, worst
 
 
 @click.command()
 @click.option("--seeds", default=5, show_default=True, help="Runs of each row; the worst counts.")
 @click.option("--only", default="", help="Rows whose name holds this text.")
-def main(seeds: int, only: str) -> None:
+@click.option("--http", "seconds", default=0.0, help="Run a job for so many seconds against each real HTTP server.")
+def main(seeds: int, only: str, seconds: float) -> None:
     """Print what the limiter reaches on each model of a server. Exit code 1 if a row is missed."""
+    if seconds:
+        _http(only, seconds)
+        return
     missed = 0
     print(f"{'server':<66} {'share':>6} {'asked':>6} {'waste':>6} {'asked':>6}")
     for row in rows():
@@ -32,6 +39,15 @@ def main(seeds: int, only: str) -> None:
         )
         missed += not found.passed
     sys.exit(1 if missed else 0)
+
+
+def _http(only: str, seconds: float) -> None:
+    """Print what a job gets from real HTTP servers, in the last two thirds of its time."""
+    for row in http_rows():
+        if only in row.name:
+            with tempfile.TemporaryDirectory() as folder:
+                share, waste, log = run_http(row, Path(folder), seconds, seconds / 3)
+            print(f"{row.name:<66} {share:>6.2f}        {waste:>6.1%}        {len(log.accepted)} accepted", flush=True)
 
 
 main()

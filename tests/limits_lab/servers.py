@@ -195,6 +195,19 @@ class Server:
         return None, 0.0
 
 
+def first_refusals(number: int) -> Callable[[float], float]:
+    """Return a `noise` that refuses the first `number` requests after one second, and nothing else."""
+    left = [number]
+
+    def share(now: float) -> float:
+        if now > 1.0 and left[0]:
+            left[0] -= 1
+            return 1.0
+        return 0.0
+
+    return share
+
+
 # -- what servers say -------------------------------------------------------------------------------------------------
 
 

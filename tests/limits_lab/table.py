@@ -217,7 +217,7 @@ def _told() -> Iterator[Row]:
         )
     yield _steady(
         "told in four refusals, false: 60/min where 3,800 are taken",
-        lambda seed: Server(seed, noise=_first_four(), tell=servers.false_limit),
+        lambda seed: Server(seed, noise=servers.first_refusals(4), tell=servers.false_limit),
         FULL,
         share=0.80,
         waste=0.005,
@@ -227,18 +227,6 @@ def _told() -> Iterator[Row]:
         ("limits that contradict each other", servers.contradictions),
     ):
         yield _steady(name, lambda seed, tell=tell: Server(seed, tell=tell), FULL, share=0.80, waste=0.03)  # type: ignore[misc]
-
-
-def _first_four() -> Callable[[float], float]:
-    left = [4]
-
-    def share(now: float) -> float:
-        if now > 1.0 and left[0]:
-            left[0] -= 1
-            return 1.0
-        return 0.0
-
-    return share
 
 
 def _changes() -> Iterator[Row]:

@@ -78,7 +78,10 @@ def test_a_further_step_is_asked_only_for_what_the_one_before_leaves(tmp_path: P
     found = query(tmp_path, "select step, model, count(*), min(confidence) from data group by all order by all")
     assert found == [(1, "small", 20, 0.95), (2, "middle", 10, 0.8), (3, "large", 10, 0.4)]
     earlier = query(tmp_path, "select earlier_steps from data where step = 3 limit 1")[0][0]
-    assert [(one["step"], one["model"], one["confidence"]) for one in earlier] == [(1, "small", 0.5), (2, "middle", 0.6)]
+    assert [(one["step"], one["model"], one["confidence"]) for one in earlier] == [
+        (1, "small", 0.5),
+        (2, "middle", 0.6),
+    ]
     assert earlier[0]["reason"] == "its confidence 0.5 is below 0.9"
     assert json.loads(earlier[0]["completion"])["sure"] == 0.5
     told = [(one.step, one.asked, one.ok, one.passed_on) for one in summary.steps]

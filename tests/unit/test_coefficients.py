@@ -111,7 +111,7 @@ def test_everything_equals_the_known_libraries(pairs: list[tuple[str, str]]) -> 
     for level in ("nominal", "ordinal", "interval"):
         scale = Scale(level, found.labels) if level != "interval" else Scale("interval")
         sides = [[str(code) for code in line] for line in codes] if level == "interval" else [expected, given_]
-        assert pair_agreement(*sides, scale=scale).alpha.value == pytest.approx(
+        assert pair_agreement(sides[0], sides[1], scale=scale).alpha.value == pytest.approx(
             krippendorff.alpha(codes, level_of_measurement=level)
         )
 

@@ -18,6 +18,7 @@ from batchchat.endpoints.body import BodyFor
 from batchchat.endpoints.endpoint import Endpoint
 from batchchat.endpoints.route import EndpointRoute
 from batchchat.endpoints.target import Target
+from batchchat.job.pool_fields import LimitFields
 from batchchat.limits import Limiter
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, RowBatch, Usage, Verdict
 from tests.unit.test_engine_supply import on_virtual_clock
@@ -163,6 +164,21 @@ def test_waiting_requests_are_served_in_order_and_a_cancelled_one_takes_nothing(
     on_virtual_clock(main)
 
 
+def test_other_limits_of_the_job_reach_the_endpoints_that_have_none_of_their_own() -> None:
+    async def main() -> None:
+        endpoints = [endpoint("a"), endpoint("b")]
+        endpoints[1].limits = LimitFields(concurrency=3)
+        route = EndpointRoute([Target(endpoints)], over=Limiter(concurrency=4))
+        route.retune(concurrency=20)
+        assert [one.limiter.window for one in endpoints] == [20, 3]
+        assert route.window == 20
+        route.retune(requests_per_minute=60, concurrency=2)
+        permits = [route.try_acquire(request(number), 1, anyio.current_time()) for number in range(3)]
+        assert [permit is not None for permit in permits] == [True, False, False]
+
+    on_virtual_clock(main)
+
+
 # --- heads of prompts
 
 
@@ -226,13 +242,12 @@ def test_heads_count_if_some_share_them_and_not_all(heads: list[str], on: bool |
         assert len(same) == len(set(numbers))
 
 
-def test_a_short_input_tells_at_its_end() -> None:
+def test_a_few_rows_can_tell_enough() -> None:
     found, requests = Heads(), bodies([f"document {number % 3}: {LONG}" for number in range(60)])
-    found.note(requests)
-    assert not any(one.head for one in requests)
-    assert LOOKED_AT > 60
-    found.note([], last=True)
+    for start in range(0, len(requests), 20):
+        found.note(requests[start : start + 20])
     assert found.on is True
+    assert LOOKED_AT > 60
     assert len({one.head for one in requests}) == 3
 
 

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from batchchat import read_output
-from batchchat.cli.evaluation_tables import leaders, render_evaluation
+from batchchat.cli.evaluation_tables import render_evaluation
+from batchchat.cli.evaluation_verdict import ranked, shortened, verdict
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.checking import check_suite
 from batchchat.evaluation.evaluate import Evaluation, evaluate
@@ -132,11 +133,9 @@ def test_an_evaluation_ends_with_the_leader_and_no_name_is_lost(bench: Bench, wi
     ]
     done = bench.evaluate(bench.suite(scorers=scorers))
     assert done.summary is not None
-    assert leaders(done.summary) == [
-        "accuracy: 1 leads with 0.950; better than 2",
-        "speed (seconds): 1 leads with 1; level with 2",
-        "price (per 1,000): 1 leads with 0.014; level with 2",
-    ]
+    told = verdict(ranked(done.summary))
+    assert told[0].startswith("good (1) leads in accuracy with 0.950: better than 2. Against 2 it is +0.300 [")
+    assert len(told) == 1
     shown = io.StringIO()
     Console(file=shown, width=width).print(render_evaluation(done.summary, [], bench.out))
     text = shown.getvalue()
@@ -146,6 +145,46 @@ def test_an_evaluation_ends_with_the_leader_and_no_name_is_lost(bench: Bench, wi
     assert "e-05" not in text
     for word in ("better", "+0.300"):
         assert word in comparisons
+    assert " ".join(text.split()).endswith(" ".join(" ".join(told).split()))
+
+
+def test_a_long_name_keeps_a_trace_of_each_word() -> None:
+    name = "mistral-small-3.2-24b-instruct-2506 short temperature=0.7"
+    assert shortened(name, 60) == name
+    short = shortened(name, 36)
+    assert len(short) == 36
+    assert [word[0] + word[-1] for word in short.split()] == ["m6", "st", "t7"]
+    assert len(shortened("x" * 80, 24)) <= 24
+    assert len(shortened(" ".join("abcdef" * 9), 24)) == 24
+
+
+def test_eight_variants_fill_a_page_and_no_more(bench: Bench) -> None:
+    scorers = [
+        {"name": "accuracy", "kind": "exact", "expected": "gold"},
+        {"name": "classes", "kind": "classes", "expected": "gold"},
+        {"name": "speed", "kind": "latency"},
+        {"name": "price", "kind": "cost"},
+        {"name": "length", "kind": "length"},
+    ]
+    names = [f"model-with-a-long-name-{at} and-a-prompt-with-another temperature={at / 10}" for at in range(6)]
+    variants = [{"name": name, "params.seed": at} for at, name in enumerate(names)]
+    bad = [{"name": f"worse {at}", "model": "bad", "params.seed": at} for at in range(2)]
+    done = bench.evaluate(bench.suite(scorers=scorers, variants=[*bad, *variants]))
+    assert done.summary is not None
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(render_evaluation(done.summary, [], bench.out))
+    lines = shown.getvalue().splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    # A line for each variant, the best first, then a line for each pair with the leader.
+    places = [line.split()[0] for line in lines if line[:1].isdigit() and " less " not in line]
+    assert places == [str(at) for at in range(1, 9)]
+    assert [line.split()[2] for line in lines if line.startswith("1 less ")] == [str(at) for at in range(2, 9)]
+    assert [line.split()[0] for line in lines if "worse" in line[:12]] == ["7", "8"]
+    # What says the same is shown once; costs are those of 1,000 rows.
+    assert not any("classes.accuracy" in line and "the same as" not in line for line in lines)
+    assert sum("0.0140 EUR" in line for line in lines) == 8
+    assert "level with 2, 3, 4, 5 and 6; open against 7 and 8" in " ".join(" ".join(lines[-4:]).split())
 
 
 def test_the_summary_is_what_is_documented_and_reads_back(bench: Bench) -> None:

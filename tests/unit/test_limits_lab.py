@@ -4,6 +4,7 @@ all."""
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
@@ -14,7 +15,7 @@ from batchchat.limits.controller import Controller
 from batchchat.limits.evidence import RefusalEvidence
 from batchchat.limits.rates import Learned, Rate
 from batchchat.limits.trials import Trial, TrialPlan, judge
-from tests.limits_lab.servers import Server, TokenBucket
+from tests.limits_lab.servers import Server, SlidingWindow, TokenBucket, true_limit_in_refusals, true_limits
 from tests.limits_lab.simulation import simulate
 from tests.limits_lab.table import Row, rows, worst
 
@@ -202,6 +203,43 @@ def test_it_is_said_which_limit_holds_a_run_whose_word_it_is_and_how_old(
     controller.grant(11.9, 100, None)
     assert controller.wait(12.0, 100) > 0.0
     assert controller.held_by(12.0) == words
+
+
+@pytest.mark.parametrize(
+    ("server", "options", "words"),
+    [
+        (
+            Server(1, requests=SlidingWindow(60), tell=true_limits),
+            {},
+            r"60 requests/min, told by the provider just now",
+        ),
+        (
+            Server(1, requests=SlidingWindow(600), tell=true_limit_in_refusals),
+            {},
+            r"780 requests/min, tried instead of 600/min, told by the provider in a refusal \d+ s ago",
+        ),
+        (Server(1, requests=TokenBucket(300, 10)), {}, r"\d+ requests/min, found by refusals \d+ (s|min) ago"),
+        (Server(1), {"requests_per_minute": 60}, r"60 requests/min, set by the job"),
+        (Server(1), {"tokens_per_minute": 6_000}, r"6,000 tokens/min, set by the job"),
+        (Server(1), {}, r"32 at once, set by the job"),
+        (Server(1, concurrency=4), {"concurrency": None}, r"4 at once, found by refusals"),
+        (Server(1, broken=lambda now: now > 50), {}, r"a provider that does not answer"),
+        (Server(1, noise=lambda now: float(now > 50)), {}, r"a provider that refuses everything"),
+    ],
+    ids=["told", "told in refusals", "learned", "job", "tokens", "at once", "learned at once", "down", "refuses"],
+)
+def test_what_holds_a_run_is_said_for_each_kind_of_limit(server: Server, options: dict[str, float], words: str) -> None:
+    limiter = Limiter(**{"concurrency": 32, **options}, rng=random.Random(3))  # type: ignore[arg-type]
+    simulate(server, [limiter], 70.0)
+    assert re.fullmatch(words, limiter._controller.held_by(70.0) or "")
+
+
+def test_a_new_pace_is_told_with_its_source() -> None:
+    told: list[Event] = []
+    limiter = Limiter(concurrency=32, rng=random.Random(3), listener=told.append)
+    simulate(Server(3, requests=TokenBucket(300, 10)), [limiter], 60.0)
+    (first, *_) = [event for event in told if event.name == "pace_learned"]
+    assert re.fullmatch(r"going on at \d+ requests a minute, found by refusals just now", first.message)
 
 
 def test_a_quarter_of_an_hour_under_an_untold_limit_takes_few_lines() -> None:

@@ -327,3 +327,16 @@ def test_the_commented_fields_of_the_first_job_are_valid_too(tmp_path: Path) -> 
     assert job.retry == type(job.retry)()  # the comment calls them the defaults
     assert len(job.retry.model_fields_set) == len(type(job.retry).model_fields)
     assert job.prices is not None
+
+
+# --- tickets with the right label
+
+
+def test_labelled_tickets_have_the_right_label_and_a_text_of_their_own() -> None:
+    rows = read_jsonl("labelled-tickets.jsonl")
+    assert [row["ticket_id"] for row in rows] == [f"L-{n:03d}" for n in range(1, len(rows) + 1)]
+    assert all(list(row) == ["ticket_id", "subject", "body", "label"] for row in rows)
+    assert len({row["body"] for row in rows}) == len(rows)
+    counts = Counter(row["label"] for row in rows)
+    assert set(counts) == set(LABELS)
+    assert min(counts.values()) >= 20

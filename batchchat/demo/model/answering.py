@@ -26,7 +26,7 @@ from batchchat.demo.model.judgement import Judgement, judge
 from batchchat.demo.model.label_ranking import Label, LabelList, evidence, find_labels, make_labels, rank
 from batchchat.demo.model.scanning import Scan
 from batchchat.demo.model.schema_filler import Filler, first_words
-from batchchat.demo.model.sureness import Choice, sureness
+from batchchat.demo.model.sureness import LabelChoice, sureness
 from batchchat.demo.request import ApiError, ChatRequest
 
 _SLIPS_LARGE, _SLIPS_SMALL, _SLIPS_UNDESCRIBED, _SLIPS_PER_TEMPERATURE = 0.02, 0.06, 0.04, 0.08
@@ -58,7 +58,7 @@ class ModelAnswer:
     tool_name: str | None = None
     arguments: str | None = None
     reasoning: str | None = None
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[LabelChoice, ...] = ()
 
 
 def answer(request: ChatRequest, seed: int, digest: bytes, *, wrong: bool = False) -> ModelAnswer:
@@ -86,7 +86,7 @@ class _Reading:
         self._schema: dict[str, Any] | bool | None = schema
         self._wrong = wrong
         self._slips = wrong or self._slip()
-        self.choices: list[Choice] = []
+        self.choices: list[LabelChoice] = []
         self._chosen: Label | None = None
 
     @cached_property
@@ -186,7 +186,7 @@ class _Reading:
         own = (self._digest,) if request.temperature > 0 else ()
         errs = self._wrong or draw(self._seed, "right", *about, *own) >= sure
         chosen = names[1] if errs else names[0]
-        self.choices.append(Choice(chosen, sure, tuple(name for name in names if name != chosen)))
+        self.choices.append(LabelChoice(chosen, sure, tuple(name for name in names if name != chosen)))
         return chosen
 
     def _summary(self) -> str:

@@ -21,7 +21,7 @@ _NEVER = -20.0
 """The log probability of what the model would not write."""
 
 
-class Choice(NamedTuple):
+class LabelChoice(NamedTuple):
     """A label that was chosen, how sure the model is of it, and the labels that it did not choose."""
 
     name: str
@@ -35,9 +35,9 @@ def sureness(model: str, drawn: float) -> float | None:
     return None if doubt is None else 1 - doubt * (1 - drawn) ** 2
 
 
-def place_choices(content: str, choices: Sequence[Choice]) -> dict[int, Choice]:
+def place_choices(content: str, choices: Sequence[LabelChoice]) -> dict[int, LabelChoice]:
     """Return the choices by where their first character stands in an answer, read from its beginning."""
-    found: dict[int, Choice] = {}
+    found: dict[int, LabelChoice] = {}
     position = 0
     quoted = content.lstrip().startswith(("{", "[", '"'))
     for choice in choices:
@@ -49,7 +49,7 @@ def place_choices(content: str, choices: Sequence[Choice]) -> dict[int, Choice]:
     return found
 
 
-def token_entry(token: str, start: int, placed: dict[int, Choice], top: int) -> dict[str, Any]:
+def token_entry(token: str, start: int, placed: dict[int, LabelChoice], top: int) -> dict[str, Any]:
     """Return a token with its log probability and the likeliest tokens in its place.
 
     A choice is made where its first character is written. All other tokens follow from what is there.

@@ -34,11 +34,12 @@ _LONGEST_INTERNED = 200
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which rows of the input count: all, the first `limit`, or a `sample` drawn with `seed`."""
+    """Which rows of the input count: all, the first `limit`, a `sample` drawn with `seed`, or those of some indexes."""
 
     limit: int | None = None
     sample: int | None = None
     seed: int = 0
+    rows: frozenset[int] | None = None
 
 
 EVERY_ROW = Choice()
@@ -235,4 +236,4 @@ def _prepare(job: Job, choice: Choice) -> Prepared:
     frozen = frozen_schema(Path(job.output.path))
     # The answers are here already: a prompt that uses no column may be scored.
     job = job.model_copy(update={"constant": True})
-    return prepare(job, frozen=frozen, limit=choice.limit, sample=choice.sample, seed=choice.seed)
+    return prepare(job, frozen=frozen, limit=choice.limit, sample=choice.sample, seed=choice.seed, chosen=choice.rows)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 
 from batchchat.evaluation.results.current_rows import EVERY_ROW, Choice, CurrentRows, read_rows
@@ -22,9 +24,11 @@ from batchchat.evaluation.results.judge_cases import (
     shown_columns,
     single_outcomes,
 )
+from batchchat.evaluation.results.looks import LookRows, draw_rows, kept_plan
 from batchchat.evaluation.results.suite_results import SuiteResults
 from batchchat.evaluation.results.summary import (
     JudgeSummary,
+    SequentialSummary,
     SuiteSummary,
     VariantSummary,
     write_pairwise,
@@ -33,6 +37,8 @@ from batchchat.evaluation.results.summary import (
 )
 from batchchat.evaluation.results.variant_scores import ScoreColumn, VariantScores, pair_lines, row_metric
 from batchchat.evaluation.scorers.judging import Judge, Pairwise
+from batchchat.evaluation.scorers.scorer import Scorer
+from batchchat.evaluation.statistics.sequential import SequentialTest, Standing
 from batchchat.evaluation.suite.suite import JudgeTask, Suite, Variant
 from batchchat.format import plural
 from batchchat.store import Output, is_output, read_state
@@ -41,11 +47,43 @@ from batchchat.store import Output, is_output, read_state
 def score_suite(suite: Suite, *, choice: Choice = EVERY_ROW) -> SuiteSummary:
     """Score what the variants and the judges have answered so far, and write the files of the summary.
 
-    Raises UsageError where the suite does not fit its input, StorageError where the disk fails.
+    An evaluation that stops when it is settled is scored on the rows that it has begun to ask, unless `choice` names
+    others. Raises UsageError where the suite does not fit its input, StorageError where the disk fails.
     """
-    with Scoring(suite, choice) as scoring:
+    plan = kept_plan(suite.output) if choice == EVERY_ROW else None
+    if plan is None:
+        with Scoring(suite, choice) as scoring:
+            scoring.gather()
+            return scoring.finish()
+    return score_looks(suite, draw_rows(suite, plan))
+
+
+def score_looks(suite: Suite, looks: LookRows) -> SuiteSummary:
+    """Score what an evaluation has asked that stops when it is settled. Raises what `score_suite` raises."""
+    begun = looks_begun(suite, looks)
+    standing = standing_of(suite, looks, begun)
+    # Of a look that has not ended, too, the answers count in means and costs, and what is open is told.
+    shown = standing.looks if standing.settled else min(begun, standing.looks + 1)
+    with Scoring(suite, Choice(rows=looks.at(shown)), looks) as scoring:
         scoring.gather()
         return scoring.finish()
+
+
+def looks_begun(suite: Suite, looks: LookRows) -> int:
+    """Return the first look, counted from 1, that has rows for all the answers that there are."""
+    outputs = [output for variant in suite.variants if (output := output_of(variant)) is not None]
+    most = max((sum(batch.num_rows for batch in output.records(["status"])) for output in outputs), default=0)
+    samples = suite.variants[0].job.samples
+    return next((look for look, rows in enumerate(looks.rows, 1) if rows * samples >= most), len(looks.rows))
+
+
+def standing_of(suite: Suite, looks: LookRows, begun: int | None = None) -> Standing:
+    """Return what the answers that are there decide, look by look; `begun` is what `looks_begun` tells."""
+    begun = looks_begun(suite, looks) if begun is None else begun
+    with Scoring(suite, Choice(rows=looks.at(begun)), looks) as scoring:
+        if any(task.scorer.name == looks.plan.score for task in suite.judges):
+            scoring.gather()
+        return scoring.standing()
 
 
 def output_of(variant: Variant) -> Output | None:
@@ -68,11 +106,13 @@ class Scoring:
     """The scoring of a suite in two steps, between which its judges are asked.
 
     `gather` writes the cases of the judges, `finish` scores everything and writes the files. To be entered as a context
-    manager. Raises UsageError where the suite does not fit its input.
+    manager. With `looks`, the rows of `choice` are those of a look. Raises UsageError where the suite does not fit its
+    input.
     """
 
-    def __init__(self, suite: Suite, choice: Choice = EVERY_ROW) -> None:
+    def __init__(self, suite: Suite, choice: Choice = EVERY_ROW, looks: LookRows | None = None) -> None:
         self.suite = suite
+        self.looks = looks
         reads = [scorer.inputs for scorer in suite.scorers]
         columns = frozenset[str]().union(
             *(names for names in reads if names is not None),
@@ -117,11 +157,12 @@ class Scoring:
         suite, rows = self.suite, self.rows
         judged = {cases.task.scorer.name: _judged(cases) for cases in self.cases}
         sheets = [
-            self._sheet(number, variant, {name: one.of_variants for name, one in judged.items()})
-            for number, variant in enumerate(suite.variants)
+            self._sheet(number, judged, suite.order, suite.scorers, texts=True) for number in range(len(suite.variants))
         ]
         pairs = {name: _pair_columns(one.of_pairs, rows) for name, one in judged.items() if one.of_pairs}
         summary = self._summary(sheets, judged, pairs)
+        if self.looks is not None:
+            summary = self._at_looks(self.looks, summary, sheets)
         write_scores(suite.output, (batch for sheet in sheets for batch in sheet.lines(suite.cluster)))
         write_pairwise(suite.output, _pair_batches(pairs, rows) if pairs else None)
         write_summary(suite.output, summary)
@@ -183,19 +224,96 @@ class Scoring:
         return notes
 
     def _sheet(
-        self, number: int, variant: Variant, judged: dict[str, dict[str, dict[int, JudgedValue]]]
+        self,
+        number: int,
+        judged: Mapping[str, _Judged],
+        names: Sequence[str],
+        scorers: Sequence[Scorer],
+        *,
+        texts: bool = False,
     ) -> VariantScores:
+        """Score one variant by some of the scorers and judges; `names` gives their order."""
+        variant = self.suite.variants[number]
         sheet = VariantScores(variant.name, self.rows)
-        metrics = {scorer.name: row_metric(scorer) for scorer in self.suite.scorers}
-        for name in self.suite.order:
+        metrics = {scorer.name: row_metric(scorer) for scorer in scorers}
+        for name in names:
             if name in metrics:
                 sheet.column(metrics[name])
-            elif variant.name in judged[name]:
-                sheet.column(name).put_all(judged[name][variant.name])
+            elif variant.name in judged[name].of_variants:
+                sheet.column(name).put_all(judged[name].of_variants[variant.name])
         output = output_of(variant)
         if output is not None:
-            sheet.read(output, self.rows.identities[number], self.suite.scorers, texts=True)
+            sheet.read(output, self.rows.identities[number], scorers, texts=texts)
         return sheet
+
+    # --- looks
+
+    def standing(self) -> Standing:
+        """Return what the answers to these rows decide, look by look. A judge that decides needs `gather` first."""
+        assert self.looks is not None  # noqa: S101 - only rows of a look stand anywhere
+        score = self.looks.plan.score
+        scorers = [scorer for scorer in self.suite.scorers if row_metric(scorer) == score]
+        judged = {one.task.scorer.name: _judged(one) for one in self.cases if one.task.scorer.name == score}
+        names = [*(scorer.name for scorer in scorers), *judged]
+        sheets = [self._sheet(number, judged, names, scorers) for number in range(len(self.suite.variants))]
+        return self._standing(self.looks, sheets)
+
+    def _standing(self, looks: LookRows, sheets: Sequence[VariantScores]) -> Standing:
+        score = self.suite.scores()[looks.plan.score]
+        test = SequentialTest(
+            looks.shares,
+            max(1, math.comb(len(sheets), 2)),
+            score.scale,
+            looks.plan.score,
+            self.suite.seed,
+            looks.plan.margin,
+        )
+        values = {sheet.name: sheet.grid(looks.plan.score) for sheet in sheets}
+        told = {sheet.name: sheet.told(looks.plan.score) for sheet in sheets}
+        clusters = None if looks.plan.cluster is None else self.rows.clusters(looks.plan.cluster)
+        standing = test.begin([sheet.name for sheet in sheets])
+        for rows in looks.rows:
+            asked = np.isin(self.rows.row_index, looks.order[:rows])
+            # A look counts if it is complete: answers that come first are not a random choice of all answers.
+            if standing.settled or asked.sum() < rows or not all(told[name][asked].all() for name in standing.active):
+                break
+            here = {name: values[name][asked] for name in standing.active}
+            standing = test.look(standing, here, None if clusters is None else clusters[asked])
+        return standing
+
+    def _at_looks(self, looks: LookRows, summary: SuiteSummary, sheets: Sequence[VariantScores]) -> SuiteSummary:
+        """Put what the looks decide into a summary."""
+        standing, score = self._standing(looks, sheets), looks.plan.score
+        dropped = {name: looks.rows[look - 1] for name, look in standing.dropped.items()}
+        variants = []
+        for variant in summary.variants:
+            # Nothing more is asked of a variant that was dropped.
+            left = variant.open if variant.name in standing.active else 0
+            variants.append(replace(variant, open=left))
+        others = [one for one in summary.comparisons if one.scorer != score]
+        at = next((number for number, one in enumerate(summary.comparisons) if one.scorer == score), 0)
+        told = SequentialSummary(
+            score=score,
+            margin=looks.plan.margin,
+            seed=looks.plan.seed,
+            plan=looks.rows,
+            looks=standing.looks,
+            rows=looks.rows[standing.looks - 1] if standing.looks else 0,
+            settled=standing.settled,
+            dropped=dropped,
+            asked=sum(sheet.totals.records for sheet in sheets),
+            fixed=looks.rows[-1] * self.rows.samples * len(sheets),
+        )
+        notes = [note for note in summary.notes if not _is_of(note, dropped)]
+        if others:
+            notes.append(f"rows are asked until {score} is settled: tests of other scores are not adjusted for that")
+        comparisons = (*others[:at], *standing.pairs, *others[at:]) if standing.looks else tuple(others)
+        return replace(summary, variants=tuple(variants), comparisons=comparisons, notes=tuple(notes), sequential=told)
+
+
+def _is_of(note: str, variants: Collection[str]) -> bool:
+    """Return whether a note is about answers of one of these variants that are still to come."""
+    return "still to come" in note and any(note.startswith(f"{name!r}: ") for name in variants)
 
 
 def _judged(cases: Cases) -> _Judged:

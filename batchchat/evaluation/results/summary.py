@@ -18,7 +18,9 @@
                       "wins_a", "wins_b", "ties", "n", "nulls", "flips_to_a", "flips_to_b", "needed_n", "clusters",
                       "margin", "equivalent", …}],
      "judges": [{"name", "folder", "model", "requests", "failed", "cost", "currency"}],
-     "notes": [TEXT, …]}
+     "notes": [TEXT, …],
+     "sequential": null, or {"score", "margin", "seed", "plan": [ROWS, …], "looks", "rows", "settled",
+                             "dropped": {VARIANT: ROWS}, "asked", "fixed"}}
 
 `difference` is a - b. What cannot be computed is null, and `reason` says why; NaN is never written. `failed` and `open`
 count answers: samples of rows. The same records, inputs and scorers give the same bytes.
@@ -97,8 +99,43 @@ class JudgeSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class SequentialSummary:
+    """How far an evaluation came that stops when it is settled.
+
+    `score` decides, with its `margin`. `seed` gave the order of the rows, and `plan` has the rows at each look. `looks`
+    of them were taken, the last one at `rows` rows. `dropped` tells after how many rows a variant was surely worse.
+    `asked` counts the answers that are there, `fixed` those of all variants on all rows.
+    """
+
+    score: str
+    margin: float | None
+    seed: int
+    plan: tuple[int, ...]
+    looks: int
+    rows: int
+    settled: bool
+    dropped: Mapping[str, int]
+    asked: int
+    fixed: int
+
+    @property
+    def saved(self) -> float:
+        """Return the share of the answers that were not needed."""
+        return 1 - self.asked / self.fixed if self.fixed else 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Return whether no more rows are to be asked."""
+        return self.settled or self.looks == len(self.plan)
+
+
+@dataclass(frozen=True, slots=True)
 class SuiteSummary:
-    """All that an evaluation found. `notes` are what a person should know before believing the numbers."""
+    """All that an evaluation found. `notes` are what a person should know before believing the numbers.
+
+    With `sequential`, the comparisons of its score are those of the look that settled a pair, or of the last look:
+    intervals and p values are adjusted for all looks and pairs.
+    """
 
     name: str
     samples: int
@@ -110,6 +147,7 @@ class SuiteSummary:
     judges: tuple[JudgeSummary, ...] = ()
     notes: tuple[str, ...] = ()
     cluster: str | None = None
+    sequential: SequentialSummary | None = None
 
     def of(self, scorer: str) -> list[Comparison]:
         """The comparisons by one scorer."""
@@ -130,6 +168,9 @@ def from_json(data: Mapping[str, Any]) -> SuiteSummary:
     known["comparisons"] = tuple(Comparison(**_known(Comparison, one)) for one in data["comparisons"])
     known["judges"] = tuple(JudgeSummary(**_known(JudgeSummary, one)) for one in data["judges"])
     known["notes"] = tuple(data["notes"])
+    if known.get("sequential") is not None:
+        told = _known(SequentialSummary, known["sequential"])
+        known["sequential"] = SequentialSummary(**{**told, "plan": tuple(told["plan"])})
     return SuiteSummary(**known)
 
 

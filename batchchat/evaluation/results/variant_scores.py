@@ -224,6 +224,14 @@ class VariantScores:
         """The values under a name as (rows, samples)."""
         return self.columns[name].values.reshape(-1, self.rows.samples)
 
+    def told(self, name: str) -> NDArray[np.bool_]:
+        """Return which rows have all their answers, and all of them judged under this name."""
+        reasons = self.columns[name].reasons(np.arange(len(self.answered)))
+        judged = pc.not_equal(reasons.cast(pa.string()), NOT_JUDGED).fill_null(fill_value=True)
+        done: NDArray[np.bool_] = self.answered & judged.to_numpy(zero_copy_only=False)
+        rows: NDArray[np.bool_] = np.all(done.reshape(-1, self.rows.samples), axis=1)
+        return rows
+
     def unscored(self, name: str) -> tuple[int, str | None]:
         """How many completions a scorer could not tell about, and the most frequent reason.
 

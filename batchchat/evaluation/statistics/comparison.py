@@ -21,6 +21,7 @@ rows, and comparing b with a gives exactly the negative of comparing a with b.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -28,6 +29,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from batchchat.evaluation.statistics.clusters import Clusters, cluster_sums, clustered_interval
 from batchchat.evaluation.statistics.intervals import (
@@ -41,6 +43,7 @@ from batchchat.evaluation.statistics.intervals import (
 )
 from batchchat.evaluation.statistics.significance import (
     ALPHA,
+    EXACT_ROWS,
     FLIPS,
     enough_draws,
     holm,
@@ -192,6 +195,26 @@ def compare(
     return adjust([_compare_pair(a, b, test, scorer=scorer) for a, b in pairs])
 
 
+def compare_at(
+    level: float,
+    variants: Mapping[str, ArrayLike],
+    scale: ScoreUnit,
+    *,
+    scorer: str,
+    seed: int = SEED,
+    clusters: Clusters | None = None,
+    margin: float | None = None,
+) -> list[Comparison]:
+    """Compare every pair of variants at one look of a sequential test, which holds each pair to a two-sided level.
+
+    Intervals have the confidence 1 - level, and `equivalent` tells that such an interval lies inside the margin. Arrays
+    are those of `compare`. `p_adjusted` is left to the caller, who knows the other looks.
+    """
+    means = {name: _row_means(values) for name, values in variants.items()}
+    test = _Test(scale, seed, level / 2, clusters, margin, at_look=True)
+    return [_compare_pair(a, b, test, scorer=scorer) for a, b in combinations(means.items(), 2)]
+
+
 def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Fill in `p_adjusted` by Holm's method over all of these, and drop `needed_n` where that settles a difference."""
     adjusted = holm([comparison.p_value for comparison in comparisons])
@@ -200,6 +223,22 @@ def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
         replace(comparison, needed_n=None) if comparison.settled or comparison.equivalent else comparison
         for comparison in filled
     ]
+
+
+def mirrored(one: Comparison) -> Comparison:
+    """Return what is known of b against a."""
+    return replace(
+        one,
+        a=one.b,
+        b=one.a,
+        difference=None if one.difference is None else -one.difference,
+        ci_low=None if one.ci_high is None else -one.ci_high,
+        ci_high=None if one.ci_low is None else -one.ci_low,
+        wins_a=one.wins_b,
+        wins_b=one.wins_a,
+        flips_to_a=one.flips_to_b,
+        flips_to_b=one.flips_to_a,
+    )
 
 
 def leader(comparisons: Sequence[Comparison]) -> str | None:
@@ -219,13 +258,17 @@ def flips(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp
 
 
 class _Test(NamedTuple):
-    """How pairs are tested. `alpha` is the strictest level that a pair may be held to; `clusters` are those of rows."""
+    """How pairs are tested. `alpha` is the strictest level that a pair may be held to; `clusters` are those of rows.
+
+    `at_look`: this is one look of several, and `alpha` is what each side of an interval leaves out there.
+    """
 
     scale: ScoreUnit
     seed: int
     alpha: float
     clusters: Clusters | None = None
     margin: float | None = None
+    at_look: bool = False
 
     def of(self, rows: NDArray[np.bool_]) -> _Test:
         """Return the same for some of the rows."""
@@ -256,6 +299,8 @@ def _compare_pair(a: tuple[str, Array], b: tuple[str, Array], test: _Test, *, sc
     if n == 0:
         nothing = Interval(None, None, None, "no row has a value on both sides")
         evidence = _Evidence(None, nothing, None, None, None)
+    elif test.at_look:
+        evidence = _look_evidence(left, right, test)
     elif test.clusters is not None:
         evidence = _clustered_evidence(left - right, test.clusters, test)
     elif scale.yes_no and is_binary(left) and is_binary(right):
@@ -422,6 +467,34 @@ def _clustered_evidence(differences: Array, clusters: Clusters, test: _Test) -> 
         seeded=name == "sign_flip_monte_carlo",
         equivalent=test.margin is not None and is_inside(_narrow_interval(differences, clusters, test), test.margin),
     )
+
+
+def _look_evidence(left: Array, right: Array, test: _Test) -> _Evidence:
+    """Return what a pair shows at one look of several: an interval of the confidence 1 - 2 alpha, and its test.
+
+    Levels of early looks are far below what resampling can tell apart. So tails are computed: the exact ones of
+    McNemar's test and of few sign flips, else those of Student's t.
+    """
+    differences = left - right
+    if test.clusters is None and test.scale.yes_no and is_binary(left) and is_binary(right):
+        only_a, only_b = int(np.sum(differences > 0)), int(np.sum(differences < 0))
+        both = int(np.sum(left * right))
+        table = (both, only_a, only_b, left.size - both - only_a - only_b)
+        interval = newcombe_paired_interval(*table, confidence=1 - 2 * test.alpha)
+        p_value, name, mean = mcnemar_exact(only_a, only_b), "mcnemar_exact", (only_a - only_b) / left.size
+    else:
+        clusters = np.arange(left.size) if test.clusters is None else test.clusters
+        found = cluster_sums(differences, clusters)
+        mean, interval = found.mean, _narrow_interval(differences, clusters, test)
+        few = int(np.sum(found.sums != 0)) <= EXACT_ROWS or found.standard_error() == 0
+        if few:
+            p_value, name = sign_flip_test(found.sums, seed=test.seed)
+        else:
+            # The least float is no p value: far out the tail leaves the range of a float.
+            tail = float(2 * stats.t.sf(abs(mean) / found.standard_error(), found.sums.size - 1))
+            p_value, name = max(tail, sys.float_info.min), "student_t"
+        name = name if test.clusters is None else f"{name}_clusters"
+    return _Evidence(mean, interval, p_value, name, None, equivalent=is_inside(interval, test.margin))
 
 
 # --- equivalence

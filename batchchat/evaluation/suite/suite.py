@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from batchchat.evaluation.scorers.answer_scorers import MODELS, model_of, read_o
 from batchchat.evaluation.scorers.judging import JUDGES, Judge, JudgeSettings, Pairwise, judge_job
 from batchchat.evaluation.scorers.scorer import Scorer
 from batchchat.evaluation.statistics.intervals import SEED
+from batchchat.evaluation.statistics.sequential import LOOKS
 from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
 from batchchat.evaluation.suite.variants import VariantText, read_variants
 from batchchat.job import FieldChange, Job, load_job
@@ -54,6 +55,10 @@ class SuiteFields(BaseModel):
     deadline: Duration | None = Field(None, gt=0)
     seed: Whole = Field(SEED, ge=0, lt=2**63)
     cluster: str | None = Field(None, min_length=1)
+    until: Literal["settled"] | None = None
+    margin: float | None = Field(None, gt=0)
+    looks: Whole | None = Field(None, ge=2, le=50)
+    decide_by: str | None = Field(None, min_length=1)
     allow_fallback: Switch = False
 
 
@@ -123,11 +128,25 @@ class JudgeTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Until:
+    """When an evaluation may stop early: when the variants are settled by one score.
+
+    `margin` is the difference in it that does not matter, None if nobody named one. `looks` are the equal parts of the
+    rows, after each of which the answers are looked at.
+    """
+
+    score: str
+    margin: float | None
+    looks: int
+
+
+@dataclass(frozen=True, slots=True)
 class Suite:
     """A validated suite file. All paths are absolute. `budget` and `deadline` hold for all runs together.
 
     `scorers` look at records alone, `judges` ask models; `order` has the names of both as the file has them. `cluster`
-    is the input's column that tells which rows belong together, None if each is evidence by itself.
+    is the input's column that tells which rows belong together, None if each is evidence by itself. `until` is None if
+    every row is asked.
     """
 
     name: str
@@ -142,6 +161,7 @@ class Suite:
     seed: int
     origins: Origins
     cluster: str | None = None
+    until: Until | None = None
 
     @property
     def jobs(self) -> list[Job]:
@@ -262,7 +282,7 @@ class _Reading:
             errors.append(error)
         if errors:
             raise combined(errors)
-        return Suite(
+        suite = Suite(
             name=fields.name,
             file=self.file,
             output=Path(fields.output),
@@ -276,6 +296,30 @@ class _Reading:
             origins=dict(draft.origins),
             cluster=fields.cluster,
         )
+        return replace(suite, until=self._until(fields, suite.scores()))
+
+    def _until(self, fields: SuiteFields, scores: Mapping[str, Score]) -> Until | None:
+        """Return when to stop early. Raises JobError where a field has no use, or no score can decide."""
+        if fields.until is None:
+            for name in ("margin", "looks", "decide_by"):
+                if getattr(fields, name) is not None:
+                    remedy = "Add `until: settled`, or give `margin` to a scorer." if name == "margin" else None
+                    told = "says when to stop early, and every row is asked"
+                    raise self.fail(told, name, remedy=remedy or "Add `until: settled`.")
+            return None
+        able = [name for name, score in scores.items() if score.of_rows and score.higher_is_better is not None]
+        if not able:
+            told = "needs a score with a value for each answer and a better direction, and there is none"
+            raise self.fail(
+                told, "until", remedy="Add a scorer such as {name: accuracy, kind: exact, expected: label}."
+            )
+        name = able[0] if fields.decide_by is None else fields.decide_by
+        if name not in able:
+            near = nearest(name, able)
+            told = f"{name!r} is no score with a value for each answer and a better direction{near}"
+            raise self.fail(told, "decide_by", remedy=f"There are: {', '.join(able)}.")
+        margin = scores[name].margin if fields.margin is None else fields.margin
+        return Until(name, margin, LOOKS if fields.looks is None else fields.looks)
 
     # --- scorers
 
