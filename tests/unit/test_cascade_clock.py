@@ -22,9 +22,9 @@ SCHEMA = {
     "required": ["label", "sure"],
     "additionalProperties": False,
 }
-RESPONSE = {"schema": SCHEMA, "confidence": {"field": "sure"}}
-TWO = [{"model": "small", "accept": {"confidence": 0.9}}, {"model": "large"}]
-THREE = [*TWO[:1], {"model": "middle", "accept": {"confidence": 0.7}}, {"model": "large"}]
+RESPONSE: dict[str, Any] = {"schema": SCHEMA, "confidence": {"field": "sure"}}
+TWO: list[dict[str, Any]] = [{"model": "small", "accept": {"confidence": 0.9}}, {"model": "large"}]
+THREE: list[dict[str, Any]] = [*TWO[:1], {"model": "middle", "accept": {"confidence": 0.7}}, {"model": "large"}]
 PRICES = {"input": 1.0, "output": 1.0, "currency": "EUR"}
 DEAR = {"input": 10.0, "output": 10.0, "currency": "EUR"}
 
@@ -245,7 +245,9 @@ def test_the_budget_holds_back_the_price_of_the_dearest_step(tmp_path: Path) -> 
 @pytest.mark.parametrize("shared", [{"dedupe": True}, {"cache": "{}/answers"}], ids=["dedupe", "cache"])
 def test_equal_rows_are_asked_once_at_each_step(tmp_path: Path, shared: dict[str, Any]) -> None:
     lines = [{"id": f"k{number}", "text": f"row {number % 4}"} for number in range(20)]
-    fields = {name: value if value is True else value.format(tmp_path) for name, value in shared.items()}
+    fields: dict[str, Any] = {
+        name: value if value is True else value.format(tmp_path) for name, value in shared.items()
+    }
     messages = [{"role": "user", "content": "{{ text }}"}]
     models = Models()
     summary, _, _ = run(tmp_path, models, 0, lines=lines, messages=messages, **fields)
@@ -261,7 +263,7 @@ def test_a_cache_gives_each_step_its_own_answers(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("first", "plain", "again", "other")]
     for folder in folders:
         folder.mkdir()
-    fields = {"provider": {"base_url": "http://a/v1"}, "response": RESPONSE, "cache": cache}
+    fields: dict[str, Any] = {"provider": {"base_url": "http://a/v1"}, "response": RESPONSE, "cache": cache}
     models = Models()
     run(folders[0], models, 10, cache=cache)
     models.by_model.clear()
