@@ -85,8 +85,11 @@ def sub_jobs(job: Job, *, small: str | None, large: str | None, expected: str) -
     second = job.model_copy(
         update={
             **(_of_last_step(job) if own else {}),
-            **{"model": large, "cascade": [], "output": _output(job, folder / "large")},
-            **{"response": plain, "samples": samples},
+            "model": large,
+            "cascade": [],
+            "output": _output(job, folder / "large"),
+            "response": plain,
+            "samples": samples,
         }
     )
     return first, second

@@ -55,7 +55,8 @@ class Models(Servers):
         model, row = body["model"], row_of(request)
         self.by_model.append((model, row))
         if model in self.special:
-            return self.special[model](row, body)
+            special: httpx.Response = self.special[model](row, body)
+            return special
         sure = {"small": 0.95 if row % 2 == 0 else 0.5, "middle": 0.8 if row % 4 == 1 else 0.6}.get(model, 0.4)
         return says(model, sure)
 
@@ -90,7 +91,7 @@ def test_a_further_step_is_asked_only_for_what_the_one_before_leaves(tmp_path: P
 
 
 def test_each_step_is_told_its_own_cost(tmp_path: Path) -> None:
-    cascade = [TWO[0], {"model": "large", "prices": DEAR}]
+    cascade: list[dict[str, Any]] = [TWO[0], {"model": "large", "prices": DEAR}]
     summary, _, _ = run(tmp_path, Models(), 10, cascade, prices=PRICES)
     assert [round(one.cost * 1e6) for one in summary.steps] == [10 * 110, 5 * 1100]
     assert round(summary.spend.cost * 1e6) == 10 * 110 + 5 * 1100
@@ -146,7 +147,7 @@ def test_a_failure_of_the_last_step_is_the_rows_own(tmp_path: Path) -> None:
 
 
 def test_params_of_a_step_are_its_own(tmp_path: Path) -> None:
-    cascade = [TWO[0], {"model": "large", "params": {"max_tokens": 500, "temperature": None}}]
+    cascade: list[dict[str, Any]] = [TWO[0], {"model": "large", "params": {"max_tokens": 500, "temperature": None}}]
     models = Models()
     run(tmp_path, models, 2, cascade, params={"max_tokens": 50, "temperature": 0})
     sent = {body["model"]: (body.get("max_tokens"), body.get("temperature")) for _, body in models.bodies}
@@ -156,7 +157,7 @@ def test_params_of_a_step_are_its_own(tmp_path: Path) -> None:
 def test_another_threshold_or_second_model_asks_the_first_one_nothing_again(tmp_path: Path) -> None:
     run(tmp_path, Models(), 20)
     models = Models()
-    cascade = [{"model": "small", "accept": {"confidence": 0.99}}, {"model": "other"}]
+    cascade: list[dict[str, Any]] = [{"model": "small", "accept": {"confidence": 0.99}}, {"model": "other"}]
     summary, _, _ = run(tmp_path, models, 24, cascade)
     assert (summary.ok, summary.new_ok) == (24, 4)
     assert models.rows("small") == [20, 21, 22, 23]
@@ -197,7 +198,7 @@ def test_a_stopped_run_goes_on_at_the_next_step(tmp_path: Path) -> None:
 def test_a_kept_answer_is_judged_by_the_threshold_of_now(tmp_path: Path) -> None:
     models = Models()
     stopped(tmp_path, models)
-    lower = [{"model": "small", "accept": {"confidence": 0.4}}, {"model": "large"}]
+    lower: list[dict[str, Any]] = [{"model": "small", "accept": {"confidence": 0.4}}, {"model": "large"}]
     summary, _, _ = run(tmp_path, models, 8, lower)
     assert totals(summary) == (0, 8, 0)
     assert models.rows("large") == []
@@ -236,7 +237,7 @@ def test_a_fallback_stands_for_the_first_step(tmp_path: Path) -> None:
 
 
 def test_the_budget_holds_back_the_price_of_the_dearest_step(tmp_path: Path) -> None:
-    cascade = [TWO[0], {"model": "large", "prices": DEAR}]
+    cascade: list[dict[str, Any]] = [TWO[0], {"model": "large", "prices": DEAR}]
     summary, _, _ = run(tmp_path, Models(), 400, cascade, prices=PRICES, budget={"max_cost": 0.02})
     assert summary.exit_code == 4
     assert 0.005 < summary.spend.cost <= 0.02
