@@ -58,6 +58,8 @@ _MODERATING = frozenset({400, 403, 406, 422, _LEGAL})
 """Statuses with which one input is refused for what it says."""
 _NEVER_MODERATED = frozenset({*_FATAL, *_RATE})
 _UNREADABLE = frozenset({400, 411, 422})
+_NO_ROOM = re.compile(r"resource[ _]?unavailable")
+"""What OpenAI answers with 429 if its tier `flex` has no room at the moment: no limit of ours is passed."""
 _NEVER_FITS = re.compile(r"request too large|exceeds? the (?:maximum )?limit of tokens per request")
 _GENERIC = re.compile(r"too many requests|try again|requested \d+|http[ _]?429")
 _EMPTY = "HTTP 200 with an empty answer: neither text nor a tool call"
@@ -471,6 +473,9 @@ def _judge_rate(codes: str, message: str) -> tuple[Verdict, ErrorKind]:
     if _NEVER_FITS.search(message):
         # Larger than a whole minute's allowance: it would wait for ever, and hold the others back meanwhile.
         return Verdict.NO, ErrorKind.INVALID_REQUEST
+    if _NO_ROOM.search(codes) or _NO_ROOM.search(message):
+        # Going slower makes no room, so the pace learns nothing of it: the request waits, longer each time.
+        return Verdict.TRANSIENT, ErrorKind.RATE_LIMIT
     return Verdict.RATE_LIMIT, ErrorKind.RATE_LIMIT
 
 

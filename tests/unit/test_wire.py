@@ -412,6 +412,17 @@ def test_a_429_for_lack_of_credit_is_fatal_and_no_wait(error: dict[str, str]) ->
     assert failed(read(429, {"error": error})) == (Verdict.FATAL, ErrorKind.RATE_LIMIT, 429)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "Resource Unavailable", "type": "rate_limit_error"},
+        {"message": "There is no room at the moment.", "code": "resource_unavailable"},
+    ],
+)
+def test_a_tier_without_room_is_tried_again_and_is_no_limit(error: dict[str, str]) -> None:
+    assert failed(read(429, {"error": error})) == (Verdict.TRANSIENT, ErrorKind.RATE_LIMIT, 429)
+
+
 def test_a_request_larger_than_the_limit_itself_does_not_wait_for_ever() -> None:
     error = {"message": "Request too large for m on tokens per min (TPM): Limit 30000, Requested 40000"}
     assert failed(read(429, {"error": error})) == (Verdict.NO, ErrorKind.INVALID_REQUEST, 429)
