@@ -153,6 +153,9 @@ def test_the_sample_job_asks_each_step_and_tells_its_cost(tmp_path: Path) -> Non
     status = processes.batchchat("status", "out", "--json", cwd=tmp_path)
     for told, step in zip(json.loads(status.stdout)["steps"], steps, strict=True):
         assert told == {**step, "cost": pytest.approx(step["cost"])}
+    page = processes.batchchat("report", "out", "-o", "report.html", cwd=tmp_path)
+    assert page.returncode == 0, page.stderr
+    assert f"Step 2: {LARGE}" in (tmp_path / "report.html").read_text(encoding="utf-8")
     # A higher threshold asks nothing again, and the plan says so.
     data["cascade"][0]["accept"]["confidence"] = 0.95
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
