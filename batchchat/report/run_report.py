@@ -172,7 +172,8 @@ def _step_tile(step: StepShare, currency: str | None) -> Tile:
     """Tell what a step of a cascade did, and what it cost."""
     did = f"asked for {plural(step.asked, 'row')}: {count(step.ok)} taken, {count(step.passed_on)} passed on"
     did += f", {count(step.failed)} failed" if step.failed else ""
-    return Tile(f"Step {step.step}: {step.model}", money(step.cost, currency), did)
+    value = money(step.cost, currency) if currency else count(step.asked)
+    return Tile(f"Step {step.step}: {step.model}", value, did)
 
 
 def _reviews_tile(directory: Path) -> list[Tile]:
