@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from batchchat.cascade import Cascade
 from batchchat.reasoning import is_blank
 from batchchat.records import Answerer, Completion, ErrorKind, Failure, Reply, Request, Steps, Usage, Verdict
 
@@ -58,7 +59,21 @@ class AskAgain:
     kind: ErrorKind
 
 
-Decision = Accept | Fail | AskAgain
+@dataclass(frozen=True, slots=True)
+class Escalate:
+    """The answer is not taken, and the next step of the cascade is asked. `failure` is None if it is only unsure."""
+
+    reason: str
+    confidence: float | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The request asks its next question already: nothing is to be decided about its last answer."""
+
+
+Decision = Accept | Fail | AskAgain | Escalate | Resumed
 
 
 class Acceptance:
@@ -67,7 +82,7 @@ class Acceptance:
     `schema` is what a text must fit, and `repeats_schema` whether a correction must say it again (where the prompt does
     not hold it). `tools` judges calls; with `tools_vary` each request's own tools do. `truncated` is what to do with an
     answer that was cut off: `fail`, `keep` (it is judged like any other), or the bound of one more try, in tokens.
-    `confidence` measures how sure a text that fits is.
+    `confidence` measures how sure a text that fits is. `cascade` holds the steps that may be asked one after the other.
     """
 
     def __init__(
@@ -80,6 +95,7 @@ class Acceptance:
         corrections: int = 2,
         truncated: Literal["fail", "keep"] | int = "fail",
         confidence: ConfidenceRule | None = None,
+        cascade: Cascade | None = None,
     ) -> None:
         self._schema = schema
         self._repeated = schema.text if schema is not None and repeats_schema else None
@@ -88,10 +104,13 @@ class Acceptance:
         self._corrections = corrections
         self._truncated = truncated
         self._confidence = confidence
+        self.cascade = cascade
 
     @property
     def idle(self) -> bool:
         """Whether every answer is taken as it is, so that there is nothing to decide."""
+        if self.cascade is not None:
+            return False
         return self._schema is None and self._tools is None and not self._tools_vary and self._truncated == "fail"
 
     def concerns(self, request: Request, reply: Reply) -> bool:
@@ -108,6 +127,31 @@ class Acceptance:
 
     def decide(self, request: Request, reply: Reply) -> Decision:
         """Decide about an answer that `concerns` the acceptance. Takes time linear in its length."""
+        if self.cascade is None:
+            return self._decide(request, reply)
+        # A kept answer may be one that only a cascade goes on from, such as a refusal.
+        failed = reply.failure is not None and not self.concerns(request, reply)
+        decision = Fail(reply.failure) if failed and reply.failure is not None else self._decide(request, reply)
+        if isinstance(decision, Fail):
+            return self.escalation(request, decision.failure) or decision
+        if isinstance(decision, Accept):
+            reason = self.cascade.doubt(request.target, decision.confidence)
+            if reason is not None:
+                return Escalate(reason, decision.confidence.value if decision.confidence is not None else None)
+        return decision
+
+    def escalation(self, request: Request, failure: Failure) -> Escalate | None:
+        """Return that the next step is asked in place of this failure; None if there is none, or not for this kind."""
+        if self.cascade is None or not self.cascade.passes_on(request.target, failure.kind):
+            return None
+        return Escalate(f"{failure.kind.value}: {failure.message}", None, failure)
+
+    def escalate(self, request: Request, reply: Reply, decision: Escalate) -> None:
+        """Make a request ask the next step of the cascade."""
+        assert self.cascade is not None  # noqa: S101 - what decided it
+        self.cascade.advance(request, reply, decision.reason, decision.confidence)
+
+    def _decide(self, request: Request, reply: Reply) -> Decision:
         completion = reply.completion
         assert completion is not None  # noqa: S101 - what `concerns` says
         if reply.failure is not None:
@@ -250,7 +294,7 @@ def go_on(request: Request, reply: Reply, again: AskAgain) -> None:
     """Make a request ask its next question, after a reply that settled nothing."""
     steps = request.steps
     if steps is None:
-        steps = request.steps = Steps(request.body, request.prompt_tokens)
+        steps = request.steps = Steps(request.body, request.prompt_tokens, request.max_tokens)
     steps.answers += 1
     if again.corrects:
         steps.corrections += 1
@@ -331,6 +375,8 @@ def resume(
         return None
     request.usage, request.cost, request.started_at = usage, cost, started_at
     request.attempts, request.active_s = attempts, active_s
+    if acceptance.cascade is not None:
+        return _resume_cascade(request, answers, replies, acceptance)
     request.target, request.before = target, before
     if before:
         move, failure = replies[before - 1], replies[before - 1].failure
@@ -342,6 +388,56 @@ def resume(
         if isinstance(decision, AskAgain):
             go_on(request, reply, decision)
     return replies[-1], acceptance.decide(request, replies[-1])
+
+
+def _resume_cascade(
+    request: Request, answers: Sequence[Any], replies: Sequence[Reply], acceptance: Acceptance
+) -> tuple[Reply, Decision] | None:
+    """Go on from kept answers step by step, by the thresholds of the job as it is now.
+
+    Answers of a model that the cascade does not ask any more are paid, and tell nothing: they end the way.
+    """
+    assert acceptance.cascade is not None  # noqa: S101 - what `resume` says
+    usage, cost = request.usage, request.cost
+    found: tuple[Reply, Decision] | None = None
+    for number, (answer, reply) in enumerate(zip(answers, replies, strict=True)):
+        if found is not None:
+            before, decision = found
+            if isinstance(decision, AskAgain):
+                go_on(request, before, decision)
+            elif isinstance(decision, Escalate):
+                acceptance.escalate(request, before, decision)
+            elif not isinstance(decision, Resumed):
+                break  # with a lower threshold, an earlier answer is good enough now
+        moved = answer.get("fallback") is not None
+        target = int(answer.get("target", 0))
+        # An answer after which somebody else was asked names that one, and was given by another.
+        model = reply.by.model if reply.by is not None and not moved else None
+        known = acceptance.cascade.is_asked(target, model)
+        if not known or acceptance.cascade.rules[target].step != len(request.earlier) + 1:
+            # The request is at its next question already: nothing is left to decide.
+            found = None if found is None else (found[0], Resumed())
+            break
+        request.target = target
+        # What was billed until then: so each step of the cascade is told its own cost.
+        request.usage, request.cost = Usage(*answer["usage"]), answer.get("cost")
+        if moved and reply.failure is not None:
+            begin_again(request)
+            request.before, request.left = number + 1, (reply, reply.failure)
+            found = reply, Resumed()
+        else:
+            found = reply, acceptance.decide(request, reply)
+    request.usage, request.cost = usage, cost
+    return found
+
+
+def begin_again(request: Request) -> None:
+    """Make a request ask its own question again, of somebody who has not been asked yet."""
+    steps = request.steps
+    if steps is None:
+        return
+    request.body, request.prompt_tokens, request.max_tokens = steps.body, steps.prompt_tokens, steps.max_tokens
+    request.steps = None
 
 
 def _restored(answer: dict[str, Any]) -> Reply:

@@ -190,6 +190,26 @@ class AnsweredBy:
 
 
 @dataclass(frozen=True, slots=True)
+class StepShare:
+    """What one step of a cascade did: how many rows it was asked for, and what became of them.
+
+    `asked` = `ok` + `failed` + `passed_on`. `cost` is what this step alone was billed.
+    """
+
+    step: int
+    model: str
+    ok: int = 0
+    failed: int = 0
+    passed_on: int = 0
+    cost: float = 0.0
+
+    @property
+    def asked(self) -> int:
+        """For how many rows the step was asked."""
+        return self.ok + self.failed + self.passed_on
+
+
+@dataclass(frozen=True, slots=True)
 class Streamed:
     """How streamed completions came, in the median, to within one per cent: see `Record` for what is measured."""
 
@@ -211,7 +231,7 @@ class RunSummary:
     command that tries failed rows again, None if no row failed or the next run tries all of them anyway. `resets_at` is
     when the provider's limit of a day ends that stopped the run (UTC, ISO 8601), None if none did or it is not known.
     `looks_wrong` says in words what looks wrong in the answers, with the command that shows some.
-    `answered_by` tells who was asked last for this run's records.
+    `answered_by` tells who was asked last for this run's records, `steps` what each step of a cascade did for them.
     """
 
     run_id: str
@@ -255,3 +275,4 @@ class RunSummary:
     looks_wrong: tuple[str, ...] = ()
     answered_by: tuple[AnsweredBy, ...] = ()
     skipped: int = 0
+    steps: tuple[StepShare, ...] = ()

@@ -26,6 +26,7 @@ from batchchat.images import placeholders
 from batchchat.job import Job, load_job, validate_job
 from batchchat.records import Spend
 from batchchat.runner.questions import compile_questions
+from batchchat.runner.step_shares import STEP_COLUMNS, StepShares, count_steps
 from batchchat.runner.tally import StreamPace
 from batchchat.sources import as_seen, python_rows
 from batchchat.store import Output, batches_folder, read_state
@@ -46,14 +47,17 @@ def status_of(directory: Path) -> StatusView:
     new = [0, 0]
     prompt_id, earlier = latest_prompt(output), 0
     # An output of an earlier version may lack the later ones of these: then its input has columns of their names.
-    later = [name for name in ("prompt_id", *_STREAMED, *_ANSWERER) if name in output.own_columns]
+    later = [name for name in ("prompt_id", *_STREAMED, *_ANSWERER, *STEP_COLUMNS) if name in output.own_columns]
     answerers: dict[tuple[str, str | None], list[float]] = {}
+    shares = StepShares([str(step.get("model")) for step in output.job.get("cascade") or ()])
     for batch in output.records(["status", "error_kind", "error_message", "row_index", "run_id", "cost", *later]):
         _count(batch, counts, examples)
         if set(_STREAMED) <= set(later):
             _time(batch, pace)
         if set(_ANSWERER) <= set(later):
             _count_answerers(batch, answerers)
+        if set(STEP_COLUMNS) <= set(later):
+            count_steps(batch, shares)
         if prompt_id is not None and "prompt_id" in later:
             earlier += _earlier(batch, prompt_id)
         if live is not None:
@@ -111,6 +115,7 @@ def status_of(directory: Path) -> StatusView:
         earlier_prompt=earlier,
         batches=_batches(directory),
         answered_by=_answered_by(answerers),
+        steps=shares.shares(),
     )
 
 

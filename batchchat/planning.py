@@ -14,11 +14,11 @@ import orjson
 import pyarrow.compute as pc
 
 from batchchat.errors import JobError, UsageError
-from batchchat.events import FailureGroup
+from batchchat.events import FailureGroup, StepShare
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, key_problem, load_keys
-from batchchat.job.targets import endpoint_key_problem, has_several
+from batchchat.job.targets import endpoint_key_problem, has_several, targets_of
 from batchchat.job.values import nearest
 from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff, as_float
@@ -27,11 +27,12 @@ from batchchat.records import Request, Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import Rows, pass_of, prompt_id_of
+from batchchat.runner.step_shares import STEP_COLUMNS, StepShares, count_steps, taken_below
 from batchchat.sources import GivenRows
-from batchchat.store import Frozen, check_currency, frozen_schema, is_output, read_state
+from batchchat.store import Frozen, Output, check_currency, frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.known import KnownRows, Pass
-from batchchat.views import EnginePlan, LongPrompt, PlanCap, PlanView, RequestPreview
+from batchchat.views import EnginePlan, LongPrompt, PlanCap, PlanView, RequestPreview, StepPlan
 
 if TYPE_CHECKING:
     from batchchat.cache import AnswerCache
@@ -86,6 +87,10 @@ def plan_job(
     duration, binding = _duration(to_send, tokens, job, provider, history.latency_s)
     tariff = Tariff.of(provider.prices.get(job.model), provider.tiers.get(job.params.service_tier or "", 1.0))
     cost = as_float(tariff.cost(usage)) if tariff is not None else None
+    steps = _cascade_steps(job, history.shares, to_send, usage)
+    if steps:
+        known = [step.cost for step in steps if step.cost is not None]
+        cost = sum(known) if len(known) == len(steps) else None
     no_key = key_problem(job, provider, load_keys(job))
     engines = [EnginePlan("local", not job.engine.batch, cost, duration)]
     if to_send:
@@ -125,6 +130,7 @@ def plan_job(
             *prepared.empty.warning(reader.empty, f"the {counts.rows:,}"),
             *prepared.source.warnings,
             *_price_warning(job, provider),
+            *_below_warning(job, history.below),
             *(_endpoint_warnings(job) if has_several(job) else _key_warning(no_key)),
         ],
         note=provider.note if provider.name == DEMO else "",
@@ -139,6 +145,7 @@ def plan_job(
         empty=reader.empty,
         earlier_prompt=min(history.others, kept),
         engines=engines if len(engines) > 1 else (),
+        steps=steps,
         key=provider.key_place,
         key_found=None if provider.key_place is None else no_key is None,
     )
@@ -176,6 +183,36 @@ def _batch_engine(job: Job, provider: Provider, requests: int, usage: Usage, nby
         price_factor=None if terms is None else terms.factor,
         as_of=None if terms is None else terms.as_of,
     )
+
+
+def _cascade_steps(job: Job, shares: Sequence[StepShare], requests: int, usage: Usage) -> list[StepPlan]:
+    """Return what each step of a cascade would be asked: as many of the rows as reached it in the records here."""
+    if not job.cascade:
+        return []
+    asked = {share.step: share.asked for share in shares}
+    every = asked.get(1, 0)
+    found = []
+    for target in targets_of(job):
+        if target.on:
+            continue  # who is asked in place of another one
+        number = target.step or 1
+        share = 1.0 if number == 1 else asked.get(number, 0) / every if every else None
+        tariff = Tariff.of(target.provider.prices.get(target.model))
+        reached = round(requests * (1.0 if share is None else share))
+        cost = None if tariff is None else as_float(tariff.cost(usage)) * (1.0 if share is None else share)
+        accept = job.cascade[number - 1].accept
+        found.append(
+            StepPlan(number, target.model, None if accept is None else accept.confidence, share, reached, cost)
+        )
+    return found
+
+
+def _below_warning(job: Job, below: int) -> list[str]:
+    """Say that answers were taken under a lower threshold than today's."""
+    if not below:
+        return []
+    taken = f"cascade: {below:,} answers here were taken with a confidence below the threshold of today"
+    return [f"{taken}. They stay as they are: a threshold holds for the rows that are asked from now on"]
 
 
 class _Reader:
@@ -317,7 +354,8 @@ class _History:
             "corrected by what was really used once there are answers"
         )
         self.spent = Spend()
-        self.surplus = self.others = 0
+        self.surplus = self.others = self.below = 0
+        self.shares: tuple[StepShare, ...] = ()
         if fresh:
             return
         output = read_state(directory)
@@ -337,6 +375,8 @@ class _History:
             answered += pc.sum(told).as_py() or 0
             completion += pc.sum(tokens.filter(told)).as_py() or 0
             latency += pc.sum(seconds.filter(told)).as_py() or 0.0
+        if job.cascade:
+            self._look_at_steps(output, job)
         if answered:
             self.completion, self.latency_s = completion / answered, latency / answered
             size = "prompt tokens by size (4 characters a token in Latin script, 3 bytes otherwise)"
@@ -345,6 +385,18 @@ class _History:
                 self.prompt_ratio = ratio
                 size += f" times {ratio:.2f}, which they were in the last run"
             self.method = f"{size}; length and time of an answer from the {answered:,} answers that are here"
+
+    def _look_at_steps(self, output: Output, job: Job) -> None:
+        """Count how far the records here went in a cascade, and what today's thresholds would not have taken."""
+        if not set(STEP_COLUMNS) <= set(output.own_columns):
+            return
+        shares = StepShares([step.model for step in job.cascade])
+        for batch in output.records(["status", "cost", *STEP_COLUMNS]):
+            count_steps(batch, shares)
+        self.shares = shares.shares()
+        self.below = taken_below(
+            output, [None if step.accept is None else step.accept.confidence for step in job.cascade]
+        )
 
     def close(self) -> None:
         """Let go of the output's files."""

@@ -161,7 +161,8 @@ def answer_bytes(
 class Steps:
     """How far a request is beyond its first answer.
 
-    `body` is the request's own one, while `Request.body` is what is sent next; `prompt_tokens` is its guess. `answers`
+    `body` is the request's own one, while `Request.body` is what is sent next; `prompt_tokens` is its guess and
+    `max_tokens` the bound that it had. `answers`
     counts those that settled nothing, `corrections` those of them that did not fit, `reasons` says why the latest one
     did not. `longer` says that the bound of the answer was raised already. `last` is the latest of those answers,
     without its log probabilities, and `problem` what was wrong with it: for the record, if no further answer comes.
@@ -169,12 +170,36 @@ class Steps:
 
     body: bytes
     prompt_tokens: int
+    max_tokens: int | None = None
     answers: int = 0
     corrections: int = 0
     longer: bool = False
     reasons: str | None = None
     last: Completion | None = None
     problem: str | None = None
+
+
+class EarlierStep(NamedTuple):
+    """A step of a cascade whose answer was not taken: who was asked, what came, and why the next one was asked.
+
+    `completion` is the text of the answer, if there was any. `cost` is all that the step was billed.
+    """
+
+    step: int
+    model: str
+    provider: str
+    confidence: float | None
+    reason: str
+    completion: str | None
+    cost: int | None
+
+
+class FirstAsked(NamedTuple):
+    """A request as the first step of a cascade was asked: every later step begins with it."""
+
+    body: bytes
+    prompt_tokens: int
+    max_tokens: int | None
 
 
 @dataclass(slots=True, eq=False)
@@ -187,8 +212,9 @@ class Request:
     `Reply`), times, and the `steps` of a request that needs more than one answer. `answer_id` is the identity of its
     answer, where answers are shared. `target` is the number of the target that it is asked at next, `broke` the set of
     endpoints at which it has failed, `head` the number of what its prompt begins with, 0 if that tells nothing (see
-    `endpoints`). `left` is the answer that an earlier target gave, which was not
-    taken: for the record, if no later one answers. `before` counts the answers that earlier targets gave.
+    `endpoints`). `left` is the answer that an earlier target gave, which was not taken: for the record, if no later one
+    answers. `before` counts the answers that earlier targets gave. `earlier` are the steps of a cascade that it has
+    behind it, and `first` what the first of them was asked.
     """
 
     custom_id: str
@@ -212,6 +238,8 @@ class Request:
     broke: int = 0
     head: int = 0
     left: tuple[Reply, Failure] | None = None
+    earlier: tuple[EarlierStep, ...] = ()
+    first: FirstAsked | None = None
     before: int = 0
 
     def add_billed(self, reply: Reply) -> None:
@@ -246,7 +274,8 @@ class Record:
     `endpoint` who was asked last: the provider by its name, the endpoint by its address. All four are null in what an
     earlier version wrote, as are `system_fingerprint` and `service_tier` (see `Completion`). A `batch` has no latency.
     `confidence` is how sure the answer is, from 0 to 1, and `confidence_detail` how it was measured (see
-    `structured.confidence`); both are null where nothing was measured.
+    `structured.confidence`); both are null where nothing was measured. `step` is the step of the job's cascade that was
+    asked last, from 1, and `earlier_steps` are those before it (see `EarlierStep`); both are null without a cascade.
     """
 
     batch: RowBatch
@@ -292,6 +321,8 @@ class Record:
     confidence_detail: dict[str, Any] | None = None
     provider: str | None = None
     endpoint: str | None = None
+    step: int | None = None
+    earlier_steps: tuple[dict[str, Any], ...] | None = None
     parsed: Any = None
 
 

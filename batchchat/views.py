@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from batchchat.events import AnsweredBy, FailureGroup, Snapshot, Streamed
+from batchchat.events import AnsweredBy, FailureGroup, Snapshot, StepShare, Streamed
 from batchchat.records import Spend
 
 Message = Mapping[str, Any]
@@ -67,6 +67,22 @@ class LongPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What a step of a cascade would be asked.
+
+    `threshold` is the least confidence that is taken, None at the last step. `share` is that of the rows which reach
+    the step, as in the records that are here; None if none tells it. Then `requests` and `cost` are for all rows.
+    """
+
+    step: int
+    model: str
+    threshold: float | None
+    share: float | None
+    requests: int
+    cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class PlanView:
     """What a run would do, counted and estimated, with nothing sent.
 
@@ -80,9 +96,9 @@ class PlanView:
     `spent` is what the output has cost so far. `failures` tell why the `unreadable` ones would fail, by kind and
     message, the most frequent first. `empty` rows have nothing in any column that the messages name.
     `earlier_prompt` of the `kept` records answer another prompt than the job's.
-    `longest` are the longest prompts to be sent, the longest first.
-    `skipped` ones are not sent since the job's `skip` is true of their row.
-    `engines` compares single requests with batches; `cost` is that of the job's own engine.
+    `longest` are the longest prompts to be sent, the longest first. `skipped` rows are not sent since the job's `skip`
+    is true of them. `engines` compares single requests with batches; `cost` is that of the job's own engine. `steps`
+    are those of a cascade: `cost` is their sum, and `requests` are those of the first one.
     `key` says where the provider's key comes from, None if it needs none, and `key_found` whether it is there (of a
     command: whether its program is).
     """
@@ -130,6 +146,7 @@ class PlanView:
     key_found: bool | None = None
     skipped: int = 0
     longest: Sequence[LongPrompt] = ()
+    steps: Sequence[StepPlan] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +228,7 @@ class StatusView:
     reviewers: int = 0
     answered_by: Sequence[AnsweredBy] = ()
     skipped: int = 0
+    steps: Sequence[StepShare] = ()
 
 
 @dataclass(frozen=True, slots=True)

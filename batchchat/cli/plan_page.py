@@ -12,7 +12,7 @@ from batchchat.cli.tables import failure_table, figures
 from batchchat.cli.terminal import mask
 from batchchat.events import FailureGroup
 from batchchat.format import about, asked, count, money, percent, plural
-from batchchat.views import LongPrompt, PlanCap, PlanView
+from batchchat.views import LongPrompt, PlanCap, PlanView, StepPlan
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -94,6 +94,8 @@ def _plan_table(view: PlanView) -> Table:
             "  the longest", guess(count(view.longest[0].prompt_tokens)), styled(line(_longest(view.longest)))
         )
     table.add_row("completion tokens", guess(count(view.completion_tokens)), "")
+    for step in view.steps:
+        table.add_row(f"step {step.step}: {line(step.model)}", *_step(step, view.currency))
     dated = f"prices as of {view.prices_as_of}" if view.prices_as_of else ""
     remark = dated if view.cost is not None else "no price known: set `prices` in the job"
     table.add_row("cost", guess(money(view.cost, view.currency)), styled(line(remark)))
@@ -118,6 +120,17 @@ def _longest(prompts: Sequence[LongPrompt]) -> str:
         f"row {count(one.row_index)}" + (f" ({count(one.prompt_tokens)})" if number else "")
         for number, one in enumerate(prompts)
     )
+
+
+def _step(step: StepPlan, currency: str | None) -> tuple[RenderableType, str]:
+    price = f", {money(step.cost, currency)}" if step.cost is not None else ""
+    takes = (
+        f"takes answers with a confidence of {step.threshold:g} or more" if step.threshold is not None else "the last"
+    )
+    if step.share is None:
+        return guess(count(step.requests)), f"at most{price}; {takes}"
+    reached = "" if step.step == 1 else f"{step.share:.1%} of the rows here reached it; "
+    return guess(count(step.requests)), f"{reached}{takes}{price}"
 
 
 def _cap(cap: PlanCap, currency: str | None) -> str:

@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from batchchat.cli.blocks import alarm, blank, cost, pair, plain_text, remarks, title
-from batchchat.cli.tables import answerer_table, failure_table, figures
+from batchchat.cli.tables import answerer_table, failure_table, figures, step_table
 from batchchat.events import BudgetUse, RunSummary, Streamed
 from batchchat.format import asked, count, duration, money, plural, rate
 
@@ -23,8 +23,10 @@ def render_summary(summary: RunSummary) -> RenderableType:
     from rich.console import Group
 
     parts: list[RenderableType] = [_outcome(summary), blank(), _summary_table(summary)]
-    # One who answered everything is told by the job already.
-    if len(summary.answered_by) > 1 or any(one.fallback for one in summary.answered_by):
+    if summary.steps:
+        parts += [blank(), step_table(summary.steps, summary.currency)]
+    # One who answered everything is told by the job already, and models by their steps.
+    elif len(summary.answered_by) > 1 or any(one.fallback for one in summary.answered_by):
         parts += [blank(), answerer_table(summary.answered_by, summary.currency)]
     if summary.failures:
         parts += [blank(), failure_table(summary.failures, summary.samples)]

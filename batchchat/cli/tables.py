@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from batchchat.cli.blocks import alarm, cost, line, styled
-from batchchat.events import AnsweredBy, FailureGroup
+from batchchat.events import AnsweredBy, FailureGroup, StepShare
 from batchchat.format import asked, count
 
 if TYPE_CHECKING:
@@ -58,6 +58,24 @@ def answerer_table(shares: Sequence[AnsweredBy], currency: str | None) -> Table:
         if share.model is not None and share.fallback:
             name = f"{share.model} at {name} (fallback)"
         table.add_row(line(name), count(share.ok), cost(share.cost, currency), alarm(share.failed, "red"))
+    return table
+
+
+def step_table(steps: Sequence[StepShare], currency: str | None) -> Table:
+    """Show what each step of a cascade did, and what it cost."""
+    table = figures("asked", "taken")
+    table.columns[0].header = "step"
+    for heading in ("passed on", "failed", "cost"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for share in steps:
+        table.add_row(
+            line(f"{share.step}  {share.model}"),
+            count(share.asked),
+            count(share.ok),
+            count(share.passed_on),
+            alarm(share.failed, "red"),
+            cost(share.cost, currency),
+        )
     return table
 
 

@@ -12,7 +12,7 @@ import anyio
 from batchchat.client import ChatClient
 from batchchat.errors import BatchchatError
 from batchchat.job import Job
-from batchchat.job.targets import TargetPlan
+from batchchat.job.targets import TargetPlan, targets_of
 
 _SHOWN = 5
 """Names of models that a message lists: enough to see what kind of server it is."""
@@ -68,6 +68,8 @@ def models_warnings(job: Job, environ: Mapping[str, str]) -> list[str]:
 
     Returns a warning for each endpoint that lacks the model. Raises JobError if none has it.
     """
+    if all(target.provider.base_url is None for target in targets_of(job)):
+        return []  # the demo server is not there before the run, and has all its models
     warnings: list[str] = []
     errors: list[BatchchatError] = []
 
@@ -81,7 +83,8 @@ def models_warnings(job: Job, environ: Mapping[str, str]) -> list[str]:
                 listener=lambda event: warnings.append(event.message),
                 rng=random.Random(),  # noqa: S311
             )
-            await registry.open(read_keys(job, environ))
+            # A demo server that the run will start cannot be asked now: nobody listens at this port.
+            await registry.open(read_keys(job, environ), demo_url="http://127.0.0.1:9/v1")
 
     def work() -> None:
         try:

@@ -34,7 +34,9 @@ Limiters = dict[tuple[object, ...], Limiter]
 
 def needs_demo(job: Job) -> bool:
     """Return true if the job asks a provider `demo` without an address: a server is started for it."""
-    providers = [target.provider for target in targets_of(job)] if job.fallback else [job.resolved_provider()]
+    providers = (
+        [target.provider for target in targets_of(job)] if job.fallback or job.cascade else [job.resolved_provider()]
+    )
     return any(provider.base_url is None and provider.name == DEMO for provider in providers)
 
 
@@ -165,7 +167,11 @@ class Registry:
                 await self._endpoint(target, plan, key, self._limiter(plan))
                 for plan, key in zip(target.endpoints, own_keys, strict=True)
             ]
-            found.append(Target(endpoints, provider=target.provider.name, model=target.model, on=target.on))
+            found.append(
+                Target(
+                    endpoints, provider=target.provider.name, model=target.model, on=target.on, step=target.step or 1
+                )
+            )
         over = limiter or make_limiter(job, targets[0].provider, self._listener, self._rng)
         route = EndpointRoute(found, over=over, listener=self._listener)
         await self._check_models(route, targets)

@@ -155,8 +155,13 @@ class EndpointRoute:
         self._note_most()
         # With one endpoint for each target there is nothing to choose, and no head to look for.
         self.heads = Heads() if any(len(target.endpoints) > 1 for target in self.targets) else None
-        # Targets that are asked when those before them are down: only if these are down too, the run is.
-        self._chain = [target for target in self.targets if target is self.targets[0] or "outage" in target.on]
+        # For each step of a cascade, the target that is asked and those that are when it is down. If all of one step
+        # are down, the run is: a row that waits for that step cannot be settled without it.
+        self._chains: list[list[Target]] = [
+            [target for target in self.targets if target.step == step and (not target.on or "outage" in target.on)]
+            for step in sorted({target.step for target in self.targets})
+        ]
+        self.step_refused: str | None = None
 
     def _note_most(self) -> None:
         for target in self.targets:
@@ -167,7 +172,14 @@ class EndpointRoute:
 
     def _in_use(self) -> list[Endpoint]:
         """Return the endpoints that decide whether the run can go on."""
-        return [endpoint for target in self._chain for endpoint in target.endpoints if endpoint.out is None]
+        return [endpoint for chain in self._by_step() for endpoint in chain]
+
+    def _by_step(self) -> list[list[Endpoint]]:
+        """Return the endpoints that decide whether a step of a cascade can be asked; without a cascade, of one step."""
+        return [
+            [endpoint for target in chain for endpoint in target.endpoints if endpoint.out is None]
+            for chain in self._chains
+        ]
 
     # --- granting
 
@@ -237,7 +249,9 @@ class EndpointRoute:
         return next((number for number in later if reason in self.targets[number].on), None)
 
     def _lost(self, request: Request) -> bool:
-        """Return true if nobody that the request may go to is up."""
+        """Return true if nobody that the request may go to is up, and an answer of another target may stand in."""
+        if self.targets[request.target].step > 1:
+            return False  # the answer before was not good enough: the row waits, or stays open
         place: int | None = request.target
         while place is not None:
             if not self.targets[place].unavailable:
@@ -312,14 +326,23 @@ class EndpointRoute:
         endpoint, target = permit.endpoint, self.targets[permit.target]
         endpoint.refused.add(request.row_index)
         request.broke |= endpoint.bit
-        if len(endpoint.refused) >= enough and self._take_out(endpoint, failure.message):
-            return True
+        if len(endpoint.refused) >= enough:
+            if self._take_out(endpoint, failure.message):
+                return True
+            if target.step > 1:
+                # Answers of the first step come in between, so a run would not see that this one refuses all.
+                self.step_refused = f"{target.model}, step {target.step} of the cascade, is refused: {failure.message}"
+                return False
         return target.has_up(besides=request.broke)
 
     def _take_out(self, endpoint: Endpoint, why: str) -> bool:
         """Send nothing more to an endpoint, if the run can go on without it. Return whether it can."""
         if endpoint.out is None:
-            if not any(other is not endpoint for other in self._in_use()):
+            step = next(target.step for target in self.targets if endpoint in target.endpoints)
+            others = next(
+                chain for chain, targets in zip(self._by_step(), self._chains, strict=True) if targets[0].step == step
+            )
+            if not any(other is not endpoint for other in others):
                 return False
             endpoint.out = why
             self._tell_out(endpoint, why)
@@ -359,12 +382,12 @@ class EndpointRoute:
     @property
     def down(self) -> bool:
         """Return true if every endpoint that decides about the run is down."""
-        return all(endpoint.limiter.down for endpoint in self._in_use())
+        return any(all(endpoint.limiter.down for endpoint in chain) for chain in self._by_step())
 
     @property
     def failed_probes(self) -> int:
         """Return how many probes have failed at the endpoint that had the fewest."""
-        return min((endpoint.limiter.failed_probes for endpoint in self._in_use()), default=0)
+        return max(min((one.limiter.failed_probes for one in chain), default=0) for chain in self._by_step())
 
     @property
     def window(self) -> int:
@@ -376,19 +399,31 @@ class EndpointRoute:
     @property
     def answered(self) -> bool:
         """Return true if any HTTP response ever came."""
-        return any(endpoint.limiter.answered for endpoint in self._all())
+        # A step that has not been asked yet says nothing: only one that cannot be reached does.
+        return any(endpoint.limiter.answered for endpoint in self._all()) and not self._unreached()
 
     @property
     def outage_s(self) -> float:
         """Return for how many seconds nobody has answered well."""
-        return min((endpoint.limiter.outage_s for endpoint in self._in_use()), default=0.0)
+        return max(min((one.limiter.outage_s for one in chain), default=0.0) for chain in self._by_step())
 
     @property
     def unreachable_s(self) -> float:
         """Return for how many seconds nobody could be reached."""
-        if self.answered:
+        if not self._unreached() and self.answered:
             return 0.0
-        return min((endpoint.limiter.unreachable_s for endpoint in self._in_use()), default=0.0)
+        return max(
+            min((one.limiter.unreachable_s for one in chain), default=0.0)
+            for chain in self._by_step()
+            if not any(one.limiter.answered for one in chain)
+        )
+
+    def _unreached(self) -> bool:
+        """Return true if a further step of a cascade was tried, and nobody there has ever answered."""
+        return any(
+            not any(one.limiter.answered for one in chain) and any(one.limiter.unreachable_s > 0 for one in chain)
+            for chain in self._by_step()[1:]
+        )
 
     def hurry(self) -> None:
         """Let the next probe of each endpoint that is down go at once."""

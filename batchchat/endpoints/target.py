@@ -21,11 +21,11 @@ class Target:
     when its time has come: so its recovery is seen while others do the work.
 
     `on` holds the reasons for which this target is asked in place of one before it; it is empty for a run's first one.
-    `provider` and `model` tell it to people. `most` is how many requests the job lets be under way in all, 0 if that is
-    not known.
+    `provider` and `model` tell it to people. `step` is that of a cascade to which it belongs, from 1. `most` is how
+    many requests the job lets be under way in all, 0 if that is not known.
     """
 
-    __slots__ = ("_next", "_ring", "endpoints", "model", "most", "on", "provider")
+    __slots__ = ("_next", "_ring", "endpoints", "model", "most", "on", "provider", "step")
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Target:
         provider: str = "",
         model: str = "",
         on: frozenset[str] = frozenset(),
+        step: int = 1,
     ) -> None:
         if not endpoints:
             raise ValueError("a target has at least one endpoint")
@@ -41,6 +42,7 @@ class Target:
         self.provider = provider
         self.model = model
         self.on = on
+        self.step = step
         self.most = 0
         self._next = 0
         self._ring: Ring | None = None

@@ -22,7 +22,18 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from batchchat.acceptance import Accept, Acceptance, AskAgain, Fail, go_on, journaled, left_for, left_with
+from batchchat.acceptance import (
+    Accept,
+    Acceptance,
+    AskAgain,
+    Escalate,
+    Fail,
+    begin_again,
+    go_on,
+    journaled,
+    left_for,
+    left_with,
+)
 from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.clock import running_clock
@@ -37,7 +48,7 @@ from batchchat.engines.supply import Supply
 from batchchat.errors import BatchchatError, NeedsHuman, StoppedEarly
 from batchchat.events import Event, InFlight, Listener
 from batchchat.limits import Permit
-from batchchat.records import Failure, Reply, Request, Usage, Verdict
+from batchchat.records import ErrorKind, Failure, Reply, Request, Usage, Verdict
 from batchchat.retry import RetryAction, RetryPolicy, decide
 
 _MONITOR_S = 1.0
@@ -107,6 +118,8 @@ class LocalEngine:
         self._wall_clock_us = surroundings.wall_clock_us
         self._clock: Callable[[], float] = anyio.current_time
         self._acceptance = acceptance
+        # A probe of one step cannot be made with a request of another one.
+        self._cascaded = acceptance is not None and acceptance.cascade is not None
         self.attempts = 0
         self.retries = 0
         self.rate_limited = 0
@@ -325,7 +338,7 @@ class LocalEngine:
                 permit.give_back(now)
                 self._supply.put_first(request)
                 return True
-            if permit.probe and self._limiter.down:
+            if permit.probe and self._limiter.down and not self._cascaded:
                 request = self._prober(request, permit)
             await self._attempt(request, permit, hold, sink, now)
         finally:
@@ -472,7 +485,9 @@ class LocalEngine:
         elif isinstance(decision, Fail):
             if not self._falls_back(request, reply, decision.failure, sink):
                 sink.put(Settled(request, reply, decision.failure))
-        else:
+        elif isinstance(decision, Escalate):
+            self._escalate(acceptance, request, reply, decision, sink)
+        elif isinstance(decision, AskAgain):
             usage = reply.usage or Usage()
             request.add_billed(reply)
             step = request.before + (request.steps.answers if request.steps is not None else 0)
@@ -536,6 +551,11 @@ class LocalEngine:
 
     def _fail(self, request: Request, reply: Reply, reason: str | None, sink: Sink) -> None:
         assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
+        acceptance = self._acceptance
+        escalation = acceptance.escalation(request, reply.failure) if acceptance is not None else None
+        if acceptance is not None and escalation is not None:
+            self._escalate(acceptance, request, reply, escalation, sink)
+            return
         if self._falls_back(request, reply, reply.failure, sink):
             return
         message = f"{reply.failure.message} ({reason})" if reason else reply.failure.message
@@ -551,7 +571,13 @@ class LocalEngine:
         if reply.completion is not None:
             self._route.answered_by(permit.endpoint)
         if reply.verdict is Verdict.OK or not self._route.goes_on(request, reply, permit):
-            return False
+            refusal = self._route.step_refused
+            if refusal is None or reply.verdict is Verdict.OK:
+                return False
+            # Rows that a further step refuses one after the other stay open: a person has to mend it.
+            self._put_billed(request, reply, sink)
+            self.halt_for(NeedsHuman(refusal, remedy=self._refusals.remedy))
+            return True
         # The time is the endpoint's fault too: a server that hangs must not use up the deadline of a row.
         request.active_s -= reply.latency_s
         self.retries += 1
@@ -567,23 +593,43 @@ class LocalEngine:
         route = self._route
         if route is None or not route.fall_back(request, failure.kind):
             return False
-        steps = request.steps
         if reply.completion is None:
             self._put_billed(request, reply, sink)
         else:
             # Kept until the request is settled, so that no kill makes the first target answer again.
-            step = request.before + (steps.answers if steps is not None else 0)
+            step = request.before + (request.steps.answers if request.steps is not None else 0)
             request.add_billed(reply)
             payload = left_for(request, reply, failure)
             sink.put(Answered(request, reply.usage or Usage(), reply.cost or 0, step, payload))
             request.before = step + 1
-        if steps is not None:
-            request.body, request.prompt_tokens, request.steps = steps.body, steps.prompt_tokens, None
+        begin_again(request)
         request.counted = request.unsent = request.broke = 0
         request.left = (replace(reply, usage=None, cost=None), failure)
         self._supply.put_due(request)
         self._staff(sink)
         return True
+
+    def _escalate(self, acceptance: Acceptance, request: Request, reply: Reply, decision: Escalate, sink: Sink) -> None:
+        """Ask the next step of the cascade. The answer is kept until the row is settled: a kill does not lose it."""
+        failure = decision.failure
+        if failure is not None and self._falls_back(request, reply, failure, sink):
+            return  # somebody else of the same step is asked first
+        if request.active_s >= self._policy.row_deadline:
+            over = f"the row's deadline of {self._policy.row_deadline:g} s is over"
+            kind = ErrorKind.TIMEOUT if failure is None else failure.kind
+            sink.put(Settled(request, reply, Failure(kind, f"{decision.reason} ({over})", 200)))
+            return
+        if reply.completion is None:
+            self._put_billed(request, reply, sink)
+        else:
+            request.add_billed(reply)
+            step = request.before + (request.steps.answers if request.steps is not None else 0)
+            kept = journaled(request, reply)
+            unsure = reply if failure is None else None
+            sink.put(Answered(request, reply.usage or Usage(), reply.cost or 0, step, kept, unsure))
+        acceptance.escalate(request, reply, decision)
+        self._supply.put_due(request)
+        self._staff(sink)
 
     def _end_without_target(self, request: Request, sink: Sink) -> bool:
         """Settle a request whose further targets went down before they could answer: by what it had before.
@@ -591,7 +637,13 @@ class LocalEngine:
         Return true: the worker goes on.
         """
         if request.left is not None:
-            sink.put(Settled(request, *request.left))
+            reply, failure = request.left
+            escalation = self._acceptance.escalation(request, failure) if self._acceptance is not None else None
+            if self._acceptance is not None and escalation is not None:
+                self._acceptance.escalate(request, reply, escalation)
+                self._supply.put_due(request)
+            else:
+                sink.put(Settled(request, reply, failure))
         else:
             request.target = 0
             self._supply.put_due(request)

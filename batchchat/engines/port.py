@@ -31,7 +31,8 @@ class Answered:
     """An attempt that the provider answered and may bill, though its request goes on or stays open.
 
     `cost` is in `money.UNITS`, 0 if no price is known. With a `step` the request goes on from this answer: `payload` is
-    kept until it is settled (`acceptance.journaled`).
+    kept until it is settled (`acceptance.journaled`). `unsure` is a whole answer of a step of a cascade that was not
+    taken: equal requests need not ask that step again.
     """
 
     request: Request
@@ -39,6 +40,7 @@ class Answered:
     cost: int = 0
     step: int | None = None
     payload: Any = None
+    unsure: Reply | None = None
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ _OF_FIELD: Mapping[str, str] = {
     "provider": "providers",
     "model": "providers",
     "fallback": "endpoints",
+    "cascade": "cascade",
     "messages": "templates",
     "constant": "templates",
     "skip": "templates",

@@ -107,7 +107,10 @@ def _open_job(schema: dict[str, Any]) -> None:
     properties["engine"] = {"anyOf": [{"type": "string", "enum": kinds}, properties["engine"], {"type": "null"}]}
     names = {"type": "string", "enum": list(PROFILES)}
     fallback = schema["$defs"]["FallbackFields"]["properties"]
-    for provider in (properties["provider"], fallback["provider"]):
+    step = schema["$defs"]["CascadeStep"]["properties"]
+    step["params"] = {"anyOf": [step["params"], {"type": "null"}]}
+    properties["cascade"] = {"anyOf": [properties["cascade"], {"type": "null"}]}
+    for provider in (properties["provider"], fallback["provider"], step["provider"]):
         provider["anyOf"] = [names if one.get("type") == "string" else one for one in provider["anyOf"]]
     fallback["on"] = {"anyOf": [fallback["on"], fallback["on"]["items"]]}
     properties["fallback"] = {"anyOf": [properties["fallback"], properties["fallback"]["items"], {"type": "null"}]}
@@ -119,7 +122,11 @@ def _open_job(schema: dict[str, Any]) -> None:
     schema["required"] = [name for name in required if name not in ("model", "messages")]
     batch = {"type": "object", "properties": {"format": {"const": "openai-batch"}}, "required": ["format"]}
     schema["if"] = {"properties": {"input": batch}, "required": ["input"]}
-    schema["else"] = {"required": required}
+    # The first step of a cascade names the model.
+    schema["else"] = {
+        "required": [name for name in required if name != "model"],
+        "anyOf": [{"required": ["model"]}, {"required": ["cascade"]}],
+    }
 
 
 def _named_bounds(value: Any) -> Any:

@@ -18,6 +18,7 @@ from pydantic import (
 
 from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
+from batchchat.job.cascade_fields import CascadeStep, StepAccept
 from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error
 from batchchat.job.params import Params
 from batchchat.job.pool_fields import EndpointFields, FallbackFields, LimitFields, PoolFields, Prices, check_known
@@ -315,6 +316,7 @@ class Job(Section):
     provider: str | PoolFields
     model: Name
     fallback: list[FallbackFields] = Field(default_factory=list, max_length=8)
+    cascade: list[CascadeStep] = Field(default_factory=list, max_length=8)
     messages: list[dict[str, Any]] | dict[str, Any]
     constant: bool = False
     skip: str | None = Field(None, min_length=1)
@@ -348,6 +350,20 @@ class Job(Section):
         if not isinstance(value, dict | Section):
             raise ValueError(f"must be a path, or a mapping with a path{instead_of(value)}")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_of_first_step(cls, data: Any) -> Any:
+        # The first step is who every row asks: it gives the job's model, and so the identity of requests.
+        steps = data.get("cascade") if isinstance(data, dict) else None
+        first = steps[0] if isinstance(steps, list) and steps else None
+        model = first.get("model") if isinstance(first, dict) else getattr(first, "model", None)
+        return {**data, "model": model} if model is not None and data.get("model") is None else data
+
+    @field_validator("cascade", mode="before")
+    @classmethod
+    def _no_steps(cls, value: object) -> object:
+        return [] if value is None else value
 
     @field_validator("fallback", mode="before")
     @classmethod
@@ -607,6 +623,8 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("provider",): PoolFields,
     ("provider", "endpoints"): EndpointFields,
     ("fallback",): FallbackFields,
+    ("cascade",): CascadeStep,
+    ("cascade", "accept"): StepAccept,
     ("images",): ImageFields,
     ("max_prompt_tokens",): PromptLimit,
     ("max_prompt_tokens", "then"): CutColumn,

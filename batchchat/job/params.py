@@ -10,13 +10,13 @@ from pydantic import BeforeValidator, Field, field_validator
 from batchchat.job.secret_names import is_secret_name
 from batchchat.job.values import MANY, Section, Switch, instead_of, parse_boolean, parse_number
 
-_MARKUP = re.compile(r"\{\{|\{%|\{#")
+MARKUP = re.compile(r"\{\{|\{%|\{#")
 """Where a template begins in a text."""
 
 
 def _number_or_template(low: float, high: float, *, whole: bool = False) -> BeforeValidator:
     def check(value: object) -> object:
-        if value is None or (isinstance(value, str) and _MARKUP.search(value)):
+        if value is None or (isinstance(value, str) and MARKUP.search(value)):
             return value
         value = parse_number(value)
         if not isinstance(value, int | float):
@@ -34,7 +34,7 @@ def _number_or_template(low: float, high: float, *, whole: bool = False) -> Befo
 def _or_template(kind: type, noun: str) -> BeforeValidator:
     def check(value: object) -> object:
         value = parse_boolean(value) if kind is bool else value
-        if value is None or isinstance(value, kind) or (isinstance(value, str) and _MARKUP.search(value)):
+        if value is None or isinstance(value, kind) or (isinstance(value, str) and MARKUP.search(value)):
             return value
         raise ValueError(f"must be {noun}, or a template that gives one{instead_of(value)}")
 

@@ -173,6 +173,7 @@ class Draft:
             self.data["cache"] = absolute_path(base, cache)
         provider = self.data.get("provider")
         places = _places(provider) + _places(self.data.get("fallback"), "provider")
+        places += _places(self.data.get("cascade"), "provider")
         for place in [*places, *(endpoint for one in places for endpoint in _places(one.get("endpoints")))]:
             for name in ("ca_file", "api_key_file"):
                 if isinstance(place.get(name), str) and place[name]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from batchchat.cascade import Cascade, StepRule
 from batchchat.errors import JobError
 from batchchat.job.keys import key_problem
-from batchchat.job.model import Job, key_place
+from batchchat.job.model import BATCH_FORMAT, Job, key_place
 from batchchat.job.origin import combined
 from batchchat.job.pool_fields import EndpointFields, LimitFields, PoolFields
 from batchchat.providers import PROFILES, Provider, normalize_url
@@ -31,18 +34,24 @@ class EndpointPlan:
 
 @dataclass(frozen=True, slots=True)
 class TargetPlan:
-    """One model at one provider, before it is opened. `on` is why it is asked; empty for the job's own."""
+    """One model at one provider, before it is opened. `on` is why it is asked; empty for the job's own.
+
+    `step` is that of the job's cascade to which it belongs, from 1; None without a cascade. `params` are sent there in
+    place of the job's, None takes one away.
+    """
 
     provider: Provider
     model: str
     endpoints: tuple[EndpointPlan, ...]
     on: frozenset[str]
     place: tuple[Hashable, ...]
+    step: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 def has_several(job: Job) -> bool:
     """Return true if the job may ask more than one endpoint."""
-    return bool(job.fallback) or (isinstance(job.provider, PoolFields) and bool(job.provider.endpoints))
+    return bool(job.fallback or job.cascade) or (isinstance(job.provider, PoolFields) and bool(job.provider.endpoints))
 
 
 def targets_of(job: Job) -> tuple[TargetPlan, ...]:
@@ -54,7 +63,46 @@ def targets_of(job: Job) -> tuple[TargetPlan, ...]:
         frozenset(),
         (),
     )
-    return own, *(_fallback(job, number) for number in range(len(job.fallback)))
+    others = [_fallback(job, number) for number in range(len(job.fallback))]
+    if not job.cascade:
+        return own, *others
+    if len(own.endpoints) == 1:
+        own = replace(own, endpoints=(replace(own.endpoints[0], limits=job.cascade[0].limits or LimitFields()),))
+    # Who is asked in place of the job's own model belongs to the first step.
+    first = [replace(target, step=1) for target in (own, *others)]
+    return *first, *(_further_step(job, number) for number in range(1, len(job.cascade)))
+
+
+def _further_step(job: Job, number: int) -> TargetPlan:
+    fields = job.cascade[number]
+    spec = job.provider if fields.provider is None else fields.provider
+    provider = job.resolve(spec, fields.model, fields.prices)
+    place = ("provider",) if fields.provider is None else ("cascade", number, "provider")
+    endpoints = _endpoints(job, spec, provider, fields.model, place)
+    if len(endpoints) == 1:
+        endpoints = (replace(endpoints[0], limits=fields.limits or LimitFields()),)
+    params = dict(fields.params)
+    if job.response.confidence == "logprobs" and "logprobs" in provider.unsupported and fields.accept is None:
+        # The last answer is taken however sure it is: a provider that tells no log probabilities can give it.
+        params |= {"logprobs": None, "top_logprobs": None}
+    return TargetPlan(provider, fields.model, endpoints, frozenset(), ("cascade", number), number + 1, params)
+
+
+def cascade_of(job: Job) -> Cascade | None:
+    """Return the rules of the job's cascade, None if it has none."""
+    if not job.cascade:
+        return None
+    targets = targets_of(job)
+    rules = []
+    for target in targets:
+        step = target.step or 1
+        accept = job.cascade[step - 1].accept
+        following = next((place for place, other in enumerate(targets) if (other.step or 1) > step), None)
+        threshold = None if accept is None else accept.confidence
+        asked = json.dumps([target.provider.identity, target.model, target.params], sort_keys=True)
+        identity = b"" if step == 1 else asked.encode()
+        rules.append(StepRule(step, target.provider.name, target.model, threshold, following, target.params, identity))
+    return Cascade(rules)
 
 
 def _fallback(job: Job, number: int) -> TargetPlan:
@@ -139,7 +187,9 @@ def endpoint_key_problem(job: Job, environ: Mapping[str, str]) -> JobError | Non
 def check_targets(job: Job) -> None:
     """Refuse targets that cannot work together. Raises JobError, with the line of each."""
     targets = targets_of(job)
-    errors = [*_alike(job, targets), *_not_with_batches(job, targets), *_of_fallbacks(job, targets)]
+    errors = _of_cascade(job)
+    # What is wrong with the steps themselves comes first: the rest may only follow from it.
+    errors = errors or [*_alike(job, targets), *_not_with_batches(job, targets), *_of_others(job, targets)]
     if errors:
         raise combined(errors)
 
@@ -180,14 +230,74 @@ def _not_with_batches(job: Job, targets: tuple[TargetPlan, ...]) -> list[JobErro
         message = "a batch goes to one endpoint, and the provider has several"
         remedy = "Name one base_url for `engine: batch`, or use `engine: local` for all endpoints."
         errors.append(job.error(message, "engine", remedy=remedy))
+    if job.cascade:
+        message = "is not for `engine: batch`: an answer would have to come back before the next step can be asked"
+        errors.append(job.error(message, "cascade", remedy="Remove cascade, or use `engine: local`."))
     if job.fallback:
         message = "is not for `engine: batch`: the provider answers its batches itself"
         errors.append(job.error(message, "fallback", remedy="Remove fallback, or use `engine: local`."))
     return errors
 
 
-def _of_fallbacks(job: Job, targets: tuple[TargetPlan, ...]) -> list[JobError]:
-    """Return an error for each fallback that asks the same again, or cannot be asked what the job asks."""
+def _of_cascade(job: Job) -> list[JobError]:
+    """Return what is wrong with the steps of a cascade."""
+    steps = job.cascade
+    if not steps:
+        return []
+    errors = []
+    if job.model != steps[0].model:
+        message = f"is {job.model}, and the first step of the cascade asks {steps[0].model}"
+        errors.append(job.error(message, "model", remedy="Remove model: the first step of the cascade names it."))
+    if len(steps) < 2:
+        message = "has one step, so there is nobody to pass a row on to"
+        remedy = "Add a second step, such as {model: larger-model}, or name the model in `model` and remove cascade."
+        errors.append(job.error(message, "cascade", remedy=remedy))
+    if job.input.format == BATCH_FORMAT:
+        message = "is not for `format: openai-batch`: each line of such a file is a whole request of its own"
+        errors.append(job.error(message, "cascade", remedy="Give the rows as JSON Lines, and the prompt in messages."))
+    own = [name for name in ("provider", "params", "prices") if name in steps[0].model_fields_set]
+    errors += [
+        job.error(
+            "is set for the first step, which is the job itself", "cascade", 0, name, remedy=f"Set the job's {name}."
+        )
+        for name in own
+    ]
+    if steps[0].limits is not None and isinstance(job.provider, PoolFields) and job.provider.endpoints:
+        message = "are set for a provider with several endpoints"
+        errors.append(job.error(message, "cascade", 0, "limits", remedy="Set the limits of each endpoint."))
+    for number, step in enumerate(steps):
+        errors += _of_accept(job, number, step.accept is not None)
+    return errors
+
+
+def _of_accept(job: Job, number: int, accepts: bool) -> list[JobError]:
+    """Return what is wrong with the threshold of a step, or with its lack."""
+    place, last = ("cascade", number), number == len(job.cascade) - 1
+    if last and accepts and number:
+        message = "is set for the last step, whose valid answers are all taken"
+        return [job.error(message, *place, "accept", remedy="Remove accept, or add a further step.")]
+    if last:
+        return []
+    if not accepts:
+        message = "has no threshold, so no row would ever reach the next step for being unsure"
+        return [
+            job.error(
+                message, *place, remedy="Add `accept: {confidence: 0.9}`; `batchchat calibrate` finds the number."
+            )
+        ]
+    if job.response.confidence is None:
+        message = "is a threshold of the confidence, and the job measures none"
+        remedy = "Add `confidence: logprobs` to response, or `confidence: {field: NAME}`."
+        return [job.error(message, *place, "accept", "confidence", remedy=remedy)]
+    if job.response.confidence == "samples":
+        message = "needs the confidence of each answer, and `confidence: samples` is told by all samples of a row"
+        remedy = "Take `confidence: logprobs` in response, or `confidence: {field: NAME}`."
+        return [job.error(message, *place, "accept", "confidence", remedy=remedy)]
+    return []
+
+
+def _of_others(job: Job, targets: tuple[TargetPlan, ...]) -> list[JobError]:
+    """Return an error for each fallback or step that asks the same again, or cannot be asked what the job asks."""
     errors = []
     first = targets[0]
     for number, target in enumerate(targets[1:], start=1):
@@ -202,7 +312,7 @@ def _of_fallbacks(job: Job, targets: tuple[TargetPlan, ...]) -> list[JobError]:
                 *place,
                 remedy=f"Remove params.{name} from the job, or name another provider here.",
             )
-            for name in job.params.as_body()
+            for name in _sent(job, target)
             if name in target.provider.unsupported
         ]
         price = target.provider.prices.get(target.model)
@@ -216,3 +326,13 @@ def _of_fallbacks(job: Job, targets: tuple[TargetPlan, ...]) -> list[JobError]:
             message = f"costs {currency}, and the job's own model {usual}: currencies are never added"
             errors.append(job.error(message, *place, remedy=f"Give `prices` in {usual} here."))
     return errors
+
+
+def _sent(job: Job, target: TargetPlan) -> list[str]:
+    """Return the names of the params that are sent to a target."""
+    sent = {**job.params.as_body(), **target.params}
+    step = job.cascade[target.step - 1] if target.step else None
+    # A step with a threshold needs the log probabilities that its confidence is measured by.
+    if step is not None and step.accept is not None and job.response.confidence == "logprobs":
+        sent |= {"logprobs": True}
+    return [name for name, value in sent.items() if value is not None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from batchchat.errors import UsageError
 from batchchat.job import Job
@@ -62,21 +63,48 @@ def sub_jobs(job: Job, *, small: str | None, large: str | None, expected: str) -
             "response",
             remedy="Add `confidence: logprobs` to response (or samples, or {field: NAME}).",
         )
+    own = job.cascade and small in (None, job.cascade[0].model) and large in (None, job.cascade[-1].model)
+    if own and len(job.cascade) > 2:
+        message = f"the cascade has {len(job.cascade)} steps, and a threshold is found between two models"
+        remedy = "Name the two with --small and --large; then calibrate the next two."
+        raise job.error(message, "cascade", remedy=remedy)
     small = small or job.model
+    if large is None and own:
+        large = job.cascade[-1].model
     if large is None:
-        raise UsageError("no second model is named", remedy="Give --large MODEL, the better model.")
+        remedy = "Give --large MODEL, the better model, or name both in the job's cascade."
+        raise UsageError("no second model is named", remedy=remedy)
     if large == small:
         raise UsageError(f"both models are {small}", remedy="Give --small and --large different models.")
     _check_gold(job, expected)
     # The second model's answer is taken as it is: it needs no confidence, and one sample.
     plain = job.response.model_copy(update={"confidence": None})
     folder = Path(f"{job.output.path}.calibrate")
-    first = job.model_copy(update={"model": small, "output": _output(job, folder / "small")})
+    first = job.model_copy(update={"model": small, "cascade": [], "output": _output(job, folder / "small")})
     samples = 1 if job.response.confidence == "samples" else job.samples
     second = job.model_copy(
-        update={"model": large, "output": _output(job, folder / "large"), "response": plain, "samples": samples}
+        update={
+            **(_of_last_step(job) if own else {}),
+            "model": large,
+            "cascade": [],
+            "output": _output(job, folder / "large"),
+            "response": plain,
+            "samples": samples,
+        }
     )
     return first, second
+
+
+def _of_last_step(job: Job) -> dict[str, Any]:
+    """Return what the last step of the job's cascade sets in place of the job's own fields."""
+    step = job.cascade[-1]
+    found: dict[str, Any] = {"prices": step.prices} if step.prices is not None else {}
+    if step.provider is not None:
+        found["provider"] = step.provider
+    if step.params:
+        given = {**job.params.model_dump(exclude_unset=True), **step.params}
+        found["params"] = type(job.params)(**{name: value for name, value in given.items() if value is not None})
+    return found
 
 
 def _output(job: Job, path: Path) -> object:

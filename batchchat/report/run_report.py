@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from batchchat.events import StepShare
 from batchchat.format import count, duration, money, percent, plural, rate, share, short
 from batchchat.inspection import status_of
 from batchchat.labelling.oddities import oddities_of
@@ -157,6 +158,7 @@ def _tiles(directory: Path, outcome: RecordTotals, status: StatusView, runs: lis
         if ever != money(cost, status.currency):
             notes.append(f"{ever} spent by all runs")
         tiles.append(Tile("Cost of these answers", money(cost, status.currency), "; ".join(notes)))
+    tiles += [_step_tile(step, status.currency) for step in status.steps]
     latency = outcome.measured.get("latency_s", Distribution())
     if latency.count:
         note = f"p95 {seconds_text(latency.quantile(0.95))}, p99 {seconds_text(latency.quantile(0.99))}"
@@ -171,6 +173,14 @@ def _tiles(directory: Path, outcome: RecordTotals, status: StatusView, runs: lis
         name = "Time of all runs" if several else "Time"
         tiles.append(Tile(name, duration(elapsed), f"{what}{rate(settled / elapsed)} rows/s"))
     return tiles
+
+
+def _step_tile(step: StepShare, currency: str | None) -> Tile:
+    """Tell what a step of a cascade did, and what it cost."""
+    did = f"asked for {plural(step.asked, 'row')}: {count(step.ok)} taken, {count(step.passed_on)} passed on"
+    did += f", {count(step.failed)} failed" if step.failed else ""
+    value = money(step.cost, currency) if currency else count(step.asked)
+    return Tile(f"Step {step.step}: {step.model}", value, did)
 
 
 def _reviews_tile(directory: Path) -> list[Tile]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 import anyio.lowlevel
 
-from batchchat.acceptance import Accept, Fail, go_on, resume
+from batchchat.acceptance import Accept, AskAgain, Escalate, Fail, go_on, resume
 from batchchat.engines.port import Settled
 from batchchat.errors import BatchchatError, StorageError
 from batchchat.records import Request
@@ -100,7 +100,10 @@ class RequestFeed:
                 if isinstance(decision, Fail):
                     run.sink.put(Settled(request, reply, decision.failure))
                     continue
-                go_on(request, reply, decision)
+                if isinstance(decision, Escalate):
+                    run.prepared.acceptance.escalate(request, reply, decision)
+                elif isinstance(decision, AskAgain):
+                    go_on(request, reply, decision)
             left.append(request)
         return left
 

@@ -15,6 +15,7 @@ from batchchat.acceptance import Acceptance
 from batchchat.errors import JobError
 from batchchat.job import BatchFileJob, Job
 from batchchat.job.model import Longer, SaidConfidence
+from batchchat.job.targets import cascade_of
 from batchchat.job.values import nearest
 from batchchat.providers import Provider
 from batchchat.template import PromptBound, Template, compile_lines, compile_template
@@ -56,6 +57,7 @@ def compile_questions(job: Job) -> Questions:
         corrections=response.corrections,
         truncated=longer.retry_with_max_tokens if isinstance(longer, Longer) else longer,
         confidence=None if schema is None else _confidence_rule(job, schema),
+        cascade=cascade_of(job),
     )
     return Questions(template, acceptance, schema)
 

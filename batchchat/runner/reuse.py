@@ -21,13 +21,13 @@ from dataclasses import dataclass, field, replace
 
 import anyio
 
-from batchchat.acceptance import Accept, Acceptance
+from batchchat.acceptance import Accept, Acceptance, Escalate, journaled
 from batchchat.cache import AnswerCache
-from batchchat.engines.port import Outcome, Settled
+from batchchat.engines.port import Answered, Outcome, Settled
 from batchchat.errors import StorageError, UsageError
 from batchchat.events import Event, Listener
 from batchchat.format import plural
-from batchchat.records import Completion, Failure, Reply, Request, Verdict, answer_bytes
+from batchchat.records import Completion, EarlierStep, Failure, Reply, Request, Usage, Verdict, answer_bytes
 from batchchat.runner.writer import Offload, Writer
 
 _PARKED_MAX = 10_000
@@ -76,7 +76,8 @@ class Reuse:
         self._lines: dict[bytes, _Line] = {}
         self._parked = 0
         self._parked_bytes = 0
-        self._failures: dict[bytes, Failure] = {}
+        self._failures: dict[bytes, tuple[Failure, tuple[EarlierStep, ...]]] = {}
+        self._passed: dict[str, list[Answered]] = {}
         self._local: dict[bytes, Completion] = {}
         self._local_bytes = 0
         self._moved = anyio.Event()
@@ -103,8 +104,11 @@ class Reuse:
             if outcome is not None:
                 self._writer.add_shared(request, outcome)
             elif not self._park(request):
+                # What a cascade goes on from is kept: after a kill, later answers are read from there.
+                for answered in self._passed.get(request.custom_id, ()):
+                    self._writer.put(answered)
                 left.append(request)
-        self._flushed = {}
+        self._flushed, self._passed = {}, {}
         return left
 
     @property
@@ -114,34 +118,65 @@ class Reuse:
 
     def _look_up(self, requests: Sequence[Request], fresh: dict[bytes, Completion]) -> dict[str, Settled]:
         """The outcomes of requests whose answer is known, by `custom_id`. Blocking."""
-        unknown = [request.answer_id for request in requests if request.answer_id not in fresh]
-        answers = self._cache.fetch(unknown) if unknown else {}
-        found = {}
-        for request in requests:
-            answer = fresh.get(request.answer_id) or answers.get(request.answer_id)
-            outcome = self._judge(request, answer) if answer is not None else None
-            if outcome is not None:
-                found[request.custom_id] = outcome
+        found: dict[str, Settled] = {}
+        left = list(requests)
+        # Once, or with a cascade once for each of its steps: who is passed on is looked for at the next one.
+        while left:
+            names = {request.custom_id: self._name(request) for request in left}
+            unknown = [name for name in names.values() if name not in fresh]
+            answers = self._cache.fetch(unknown) if unknown else {}
+            passed_on = []
+            for request in left:
+                name = names[request.custom_id]
+                answer = fresh.get(name) or answers.get(name)
+                outcome = self._judge(request, answer) if answer is not None else None
+                if isinstance(outcome, Settled):
+                    found[request.custom_id] = outcome
+                elif outcome is not None:
+                    passed_on.append(request)
+            left = passed_on
         return found
+
+    def _name(self, request: Request) -> bytes:
+        """Return what the answer is kept under that a request asks for now."""
+        cascade = self._acceptance.cascade
+        return request.answer_id if cascade is None else cascade.answer_id(request)
 
     def _remembered(self, request: Request) -> Settled | None:
         """The outcome of a request whose equal was settled while the cache was looked up, or failed before."""
-        key = request.answer_id
         places = (self._fresh, self._flushing, self._flushed, self._local)
-        answer = next((place[key] for place in places if key in place), None)
-        if answer is not None:
-            return self._judge(request, answer)
-        failure = self._failures.get(key)
-        return None if failure is None else Settled(request, Reply(Verdict.NO, failure=failure), failure)
+        outcome: Settled | Escalate | None = None
+        while True:
+            key = self._name(request)
+            answer = next((place[key] for place in places if key in place), None)
+            outcome = None if answer is None else self._judge(request, answer)
+            if not isinstance(outcome, Escalate):
+                break
+        if outcome is not None:
+            return outcome
+        known = self._failures.get(request.answer_id)
+        if known is None:
+            return None
+        failure, request.earlier = known
+        return Settled(request, Reply(Verdict.NO, failure=failure), failure)
 
-    def _judge(self, request: Request, answer: Completion) -> Settled | None:
-        """What an answer is worth to this job; None where it is not taken."""
+    def _judge(self, request: Request, answer: Completion) -> Settled | Escalate | None:
+        """What an answer is worth to this job; None where it is not taken.
+
+        Where a cascade asks its next step, the request is there already.
+        """
         reply = _reply(answer)
         if self._acceptance.idle:
             return Settled(request, reply, None)
         decision = self._acceptance.decide(request, reply)
         if isinstance(decision, Accept):
             return Settled(request, reply, None, decision.parsed, decision.tolerated, decision.confidence)
+        if isinstance(decision, Escalate) and decision.failure is None:
+            step = request.before + (request.steps.answers if request.steps is not None else 0)
+            kept = Answered(request, Usage(), 0, step, journaled(request, reply))
+            self._passed.setdefault(request.custom_id, []).append(kept)
+            self._acceptance.escalate(request, reply, decision)
+            return decision
         return None
 
     def _park(self, request: Request) -> bool:
@@ -164,16 +199,22 @@ class Reuse:
     def put(self, outcome: Outcome) -> None:
         """Take an engine's outcome over, for its own row and for all that wait for it; see `Sink`."""
         self._writer.put(outcome)
+        if isinstance(outcome, Answered) and outcome.unsure is not None and outcome.unsure.completion is not None:
+            # It is the answer of its step, though this job does not take it.
+            if self._own or not (outcome.request.steps is not None and outcome.request.steps.longer):
+                answer = _answer(outcome.unsure, outcome.unsure.completion)
+                self._fresh[self._name(outcome.request)] = answer
+            return
         if not isinstance(outcome, Settled):
             return
-        key, reply = outcome.request.answer_id, outcome.reply
+        key, reply = self._name(outcome.request), outcome.reply
         if self._is_answer(outcome) and reply.completion is not None:
             self._fresh[key] = _answer(reply, reply.completion)
         elif outcome.failure is not None and len(self._failures) < _FAILURES_MAX:
-            self._failures[key] = outcome.failure
+            self._failures[outcome.request.answer_id] = outcome.failure, _for_nothing(outcome.request)
         elif reply.completion is not None:
             self._keep_local(key, _answer(reply, reply.completion))
-        line = self._lines.pop(key, None)
+        line = self._lines.pop(outcome.request.answer_id, None)
         if line is not None and line.requests:
             self._share(outcome, line)
 
@@ -204,6 +245,7 @@ class Reuse:
         if outcome.failure is None and reply.completion is not None:
             own = _reply(_answer(reply, reply.completion))
         for request in line.requests:
+            request.earlier = _for_nothing(outcome.request)
             shared = Settled(
                 request, own, outcome.failure, outcome.parsed, outcome.tolerated, confidence=outcome.confidence
             )
@@ -261,6 +303,11 @@ class Reuse:
         what = f"{plural(damaged, 'answer')} in the cache {self._cache.path}"
         told = [f"{what} {'is damaged, and was' if damaged == 1 else 'are damaged, and were'} asked for again"]
         return self._warnings + (told if damaged else [])
+
+
+def _for_nothing(request: Request) -> tuple[EarlierStep, ...]:
+    """Return the steps of a cascade that a request has behind it, as an equal one takes them over, at no cost."""
+    return tuple(step._replace(cost=0) for step in request.earlier)
 
 
 def _answer(reply: Reply, completion: Completion) -> Completion:

@@ -32,6 +32,7 @@ _SHAPES_NO_REQUEST = (
         "budget",
         "deadline",
         "fallback",
+        "cascade",
         "cache",
         "dedupe",
         "file",

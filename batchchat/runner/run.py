@@ -219,7 +219,10 @@ class _Opening:
             cache = await self.open_cache(stack, store.shared_answers())
         prompt_id = prompt_id_of(prepared)
         # Each line of a batch file names a model of its own, and endpoints have their own names for one.
-        tally = Tally(one_model=job.input.format != BATCH_FORMAT and not has_several(job))
+        tally = Tally(
+            one_model=job.input.format != BATCH_FORMAT and not has_several(job),
+            steps=[step.model for step in job.cascade],
+        )
         if job.engine.batch:
             engine, tariff = await self._make_batch_engine(stack, store, wording, prompt_id, keys)
         else:
@@ -232,6 +235,7 @@ class _Opening:
             prompt_id=prompt_id,
             engine=job.engine.kind,
             provider=self._provider.name,
+            cascaded=bool(job.cascade),
             offload=setting.offload,
             wall_clock_us=_now_us,
             listener=setting.listener,

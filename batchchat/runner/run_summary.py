@@ -166,6 +166,7 @@ class Figures:
             earlier_prompt=run.earlier_prompt,
             retry=self._retry(),
             answered_by=tally.answered_by(),
+            steps=tally.steps.shares(),
         )
 
     def _retry(self) -> str | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from batchchat.client.finish import Finish, judge_finish
 from batchchat.events import AnsweredBy, FailureGroup, Streamed
 from batchchat.records import Answerer, ErrorKind, Record, Spend
 from batchchat.runner.answerers import Answerers
+from batchchat.runner.step_shares import StepShares
 
 _WINDOW_S = 20.0
 _FIRST_ROWS = 50
@@ -115,10 +116,14 @@ class _Share:
 
 
 class Tally:
-    """What this run has settled durably. `one_model`: all requests name the same model, so that a change is told."""
+    """What this run has settled durably. `one_model`: all requests name the same model, so that a change is told.
 
-    def __init__(self, *, one_model: bool = True) -> None:
+    `steps` are the models of a cascade.
+    """
+
+    def __init__(self, *, one_model: bool = True, steps: Sequence[str] = ()) -> None:
         self._one_model = one_model
+        self.steps = StepShares(steps)
         self.ok = 0
         self.failed = 0
         self.revived = 0
@@ -162,6 +167,8 @@ class Tally:
             self.revived += 1
             return
         self.shared += record.cache_hit is True
+        if record.step is not None:
+            self.steps.add(record.step, record.earlier_steps, ok=record.status == "ok", cost=record.cost)
         self.asked += record.attempts > 0
         if record.status == "ok":
             self.ok += 1

@@ -18,7 +18,7 @@ from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
 from batchchat.money import as_float
-from batchchat.records import Answerer, Completion, Record, Request, Spend, Usage, answer_bytes
+from batchchat.records import Answerer, Completion, EarlierStep, Record, Request, Spend, Usage, answer_bytes
 from batchchat.runner.tally import Tally
 from batchchat.store import AnswerEntry, Entry, Sealing, SettledEntry, SpendOnly, Store, StoreChange
 
@@ -62,8 +62,8 @@ class Writer:
     `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept.
     `on_counted` is called after each commit, when its records are in the tally. `shelf` is where answers are shared;
     None where the job shares none. `on_record` takes each record of this run that has become durable. `prompt_id` goes
-    into every record. `engine` is the job's, `provider` who answered if a reply
-    does not say.
+    into every record. `engine` is the job's, `provider` who answered if a reply does not say. `cascaded`: the job has a
+    cascade, so that records tell their step.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Writer:
         prompt_id: str | None = None,
         engine: EngineKind = "local",
         provider: str | None = None,
+        cascaded: bool = False,
         offload: Offload,
         wall_clock_us: Callable[[], int],
         listener: Listener,
@@ -90,6 +91,7 @@ class Writer:
         self._prompt_id = prompt_id
         self._engine: EngineKind = engine
         self._by = Answerer(provider) if provider is not None else None
+        self._cascaded = cascaded
         self._offload = offload
         self._wall_clock_us = wall_clock_us
         self._listener = listener
@@ -281,6 +283,9 @@ class Writer:
         if by is not None and request.attempts:
             record.provider, record.endpoint = by.provider, by.endpoint
             self._tally.add_answerer(by, ok=failure is None, cost=record.cost or 0.0)
+        if self._cascaded:
+            record.step = len(request.earlier) + 1
+            record.earlier_steps = tuple(_earlier(step) for step in request.earlier) or None
         return record
 
     # --- committing and sealing
@@ -402,3 +407,7 @@ def _spend(usage: Usage, cost: int, *, answers: int = 1) -> Spend:
         usage.reasoning_tokens or 0,
         as_float(cost),
     )
+
+
+def _earlier(step: EarlierStep) -> dict[str, Any]:
+    return {**step._asdict(), "cost": None if step.cost is None else as_float(step.cost)}

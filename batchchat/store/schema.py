@@ -27,6 +27,17 @@ _TIME = pa.timestamp("us", tz="UTC")
 _CONFIDENCES = pa.list_(pa.struct([("field", pa.string()), ("confidence", pa.float64())]))
 
 
+_EARLIER_STEP = [
+    ("step", pa.int32()),
+    ("model", pa.string()),
+    ("provider", pa.string()),
+    ("confidence", pa.float64()),
+    ("reason", pa.string()),
+    ("completion", pa.string()),
+    ("cost", pa.float64()),
+]
+
+
 _TYPES: dict[str, pa.DataType] = {
     "row_index": pa.int64(),
     "sample_index": pa.int32(),
@@ -50,6 +61,8 @@ _TYPES: dict[str, pa.DataType] = {
     "output_tokens_per_s": pa.float64(),
     "confidence": pa.float64(),
     "confidence_detail": pa.struct([("method", pa.string()), ("reason", pa.string()), ("fields", _CONFIDENCES)]),
+    "step": pa.int32(),
+    "earlier_steps": pa.list_(pa.struct(_EARLIER_STEP)),
 }
 
 

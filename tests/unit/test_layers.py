@@ -18,7 +18,7 @@ REPO = Path(__file__).parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"clock", "errors", "format", "prices", "reasoning", "records"}),
     frozenset({"credentials", "events", "providers", "identity", "images", "structured"}),
-    frozenset({"money"}),
+    frozenset({"cascade", "money"}),
     frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
     frozenset({"cache", "store", "client", "acceptance", "examples"}),
     frozenset({"endpoints"}),

@@ -277,7 +277,7 @@ class Harvest:
             self._settle(request, reply, None, decision)
         elif isinstance(decision, Fail):
             self._settle(request, reply, decision.failure)
-        else:
+        elif isinstance(decision, AskAgain):
             self._go_on(request, reply, decision, batches)
         return True
 
