@@ -134,7 +134,8 @@ class Snapshot:
     had (or the archive gave back), `failed_before` failed rows of earlier runs that were not tried again. `total` is
     the number of rows of the pass: exact when `total_exact`, an estimate otherwise, None while nothing is known. Where
     the job asks each row `samples` times, all of these count samples. `uncommitted` outcomes wait to become
-    durable; the commit that is under way has been going on for `commit_lag_s` seconds.
+    durable; the commit that is under way has been going on for `commit_lag_s` seconds. `skipped` are those that the
+    job's `skip` leaves out, as far as the input was read.
     """
 
     run_id: str
@@ -168,6 +169,7 @@ class Snapshot:
     steering: Steering = Steering()
     uncommitted: int = 0
     commit_lag_s: float = 0.0
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +221,9 @@ class Streamed:
 class RunSummary:
     """How a run ended. `exit_code` is what the command line ends with; `reason` says why it ended early, if it did.
 
-    Rows of the pass times `samples` = ok + failed + open. Rows of the dataset = ok + failed + kept. `ok` and `failed`
-    count all samples of the pass, also those that an earlier run settled; `new_ok` and `new_failed` are this run's own;
+    Rows of the pass times `samples` = ok + failed + skipped + open. Rows of the dataset = ok + failed + kept. `ok` and
+    `failed` count all samples of the pass, also those that an earlier run settled; `new_ok` and `new_failed` are this
+    run's own; `skipped` ones have no request, since the job's `skip` is true of their row;
     where a row is asked once, these are counts of rows. `sent` counts attempts, `corrections` answers that did not fit
     and were asked for again. `streamed` is about this run's own completions, None where none was streamed. `resume` is
     the command that goes on, None where nothing is left to do. `prompt_id` tells the prompt of the job as it is;
@@ -271,4 +274,5 @@ class RunSummary:
     resets_at: str | None = None
     looks_wrong: tuple[str, ...] = ()
     answered_by: tuple[AnsweredBy, ...] = ()
+    skipped: int = 0
     steps: tuple[StepShare, ...] = ()

@@ -72,6 +72,7 @@ def _ended(run: Mapping[str, Any], spend: Spend) -> PastRun:
         exit_code=run["exit_code"] if isinstance(run.get("exit_code"), int) else None,
         reason=_text(run.get("reason")),
         prompt_id=_text(run.get("prompt_id")),
+        skipped=_count(run.get("skipped")),
     )
 
 
@@ -100,6 +101,7 @@ def _unended(
         exit_code=None,
         reason=None if running else _KILLED,
         prompt_id=_text(live.get("prompt_id")),
+        skipped=_count(live.get("skipped")),
     )
 
 

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from batchchat.choosing import RecordFilter, chosen
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.events import AnsweredBy, BudgetUse, FailureGroup, Forecast, InFlight, Pace, Setting, Snapshot, Steering
+from batchchat.examples import EXAMPLES, Examples, open_examples
 from batchchat.images import placeholders
 from batchchat.job import Job, load_job, validate_job
 from batchchat.records import Spend
@@ -93,6 +94,7 @@ def status_of(directory: Path) -> StatusView:
             str(output.live.get("run_id")), None, "it ended without a word: killed, or the machine went down", None
         )
     samples = output.job.get("samples")
+    skipped = _skipped_rows(output, live)
     unfinished = running is None and (last is None or last.exit_code != 0 or earlier > 0)
     return StatusView(
         job=str(output.job.get("name", "")),
@@ -101,7 +103,8 @@ def status_of(directory: Path) -> StatusView:
         last=last,
         ok=ok,
         failed=sum(counts.values()),
-        open=_open_rows(output, ok + sum(counts.values()), live),
+        open=_open_rows(output, ok + sum(counts.values()) + skipped, live),
+        skipped=skipped,
         failures=groups,
         spent=output.spend,
         currency=_text(output.state.get("currency")) or _text((output.live or {}).get("currency")),
@@ -209,6 +212,13 @@ def _time(batch: pa.RecordBatch, pace: StreamPace) -> None:
         pace.add(ttft_s, tokens_per_s)
 
 
+def _skipped_rows(output: Output, live: Snapshot | None) -> int:
+    if live is not None:
+        return live.skipped
+    number = output.runs[-1].get("skipped") if output.runs else 0
+    return number if type(number) is int else 0
+
+
 def _open_rows(output: Output, settled: int, live: Snapshot | None) -> int | None:
     if live is not None:
         return max(0, live.total - settled) if live.total is not None else None
@@ -285,17 +295,20 @@ class Templates:
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._compiled: dict[str, Template | str] = {}
+        self._compiled: dict[str, tuple[Template, Examples | None] | str] = {}
 
     def messages(
         self, run_id: str, columns: dict[str, Any], sample_index: int
     ) -> tuple[list[dict[str, Any]] | None, str]:
         """The messages that a record's row rendered to, or why they cannot be told."""
-        template = self._template(run_id)
-        if isinstance(template, str):
-            return None, template
+        found = self._template(run_id)
+        if isinstance(found, str):
+            return None, found
+        template, examples = found
         try:
             values = as_seen(self._output.input_schema or pa.schema([]), columns)
+            if examples is not None:
+                values[EXAMPLES] = examples.choose(values)
             shown = placeholders(template.image_columns, values)
             body = orjson.loads(template.render(values, sample_index, shown).body)
         except RowTemplateError as error:
@@ -303,17 +316,18 @@ class Templates:
         messages: list[dict[str, Any]] = body["messages"]
         return messages, ""
 
-    def _template(self, run_id: str) -> Template | str:
+    def _template(self, run_id: str) -> tuple[Template, Examples | None] | str:
         if run_id not in self._compiled:
             self._compiled[run_id] = self._compile(run_id)
         return self._compiled[run_id]
 
-    def _compile(self, run_id: str) -> Template | str:
+    def _compile(self, run_id: str) -> tuple[Template, Examples | None] | str:
         snapshot = self._output.snapshot(run_id)
         if snapshot is None:
             return f"the job of run {run_id} is not there any more"
         try:
-            return compile_questions(job_of(snapshot)).template
+            job = job_of(snapshot)
+            return compile_questions(job).template, open_examples(job)
         except BatchchatError as error:
             return f"the job of run {run_id} cannot be read: {error.message}"
 

@@ -13,11 +13,23 @@ from typing import Any, NamedTuple
 
 from batchchat.identity import Identity, failed_row_id, row_bytes
 from batchchat.records import ErrorKind, Failure, Request, RowBatch
-from batchchat.store.index import ARCHIVED, ID_BYTES, NONE, OK, KeyIndex, RecordIndex, key_digest, kind_of
+from batchchat.store.index import (
+    ARCHIVED,
+    ID_BYTES,
+    NONE,
+    OK,
+    SKIPPED,
+    SKIPPED_ID,
+    KeyIndex,
+    RecordIndex,
+    key_digest,
+    kind_of,
+)
 from batchchat.store.known import KnownBatch, KnownRows
 from batchchat.store.trail import NO_KEY
 from batchchat.template import Rendered, RowTemplateError, Template
 
+_SKIPPED_ID = SKIPPED_ID.hex()
 SLICE_BYTES = 4 * 2**20
 """Requests of about this size are handed on before more rows are rendered."""
 
@@ -65,6 +77,7 @@ class PassCounts:
     reopened: int = 0
     archived: int = 0
     invalid: int = 0
+    skipped: int = 0
 
     @property
     def to_send(self) -> int:
@@ -162,7 +175,8 @@ class Intake:
         self.counts.rows += rows
         self.counts.samples += rows * self.samples
         self.counts.done += states.get(OK, 0)
-        self.counts.failed_before += sum(states.values()) - states.get(OK, 0)
+        self.counts.skipped += states.get(SKIPPED, 0)
+        self.counts.failed_before += sum(states.values()) - states.get(OK, 0) - states.get(SKIPPED, 0)
 
     def slices(self, batch: RowBatch, size: int, known: KnownBatch | None = None) -> Iterator[Sorted]:
         """Sort a batch in slices of about `size` samples or SLICE_BYTES, one each time the next is asked for.
@@ -207,6 +221,15 @@ class Intake:
             found.keys.append(NO_KEY)
             self._invalid(row, self._every, batch.failures[offset], batch.raw.get(offset, b""), found)
             return None
+        left_out, failure = self._left_out(values)
+        if left_out:
+            self._skip(found)
+            return None
+        if failure is not None:
+            row = _Row(batch, offset, values, None, identities)
+            found.keys.append(NO_KEY)
+            self._invalid(row, self._every, failure, row_bytes(values), found)
+            return None
         key: str | None = None
         if self._key_column is not None:
             told = None if known is None else known.key_of(offset)
@@ -218,6 +241,12 @@ class Intake:
                 self._invalid(row, self._every, failure, row_bytes(values), found)
                 return None
         return _Row(batch, offset, values, key, identities)
+
+    def _skip(self, found: Sorted) -> None:
+        """Count a row that is not sent. Its key is not met: another row may have it."""
+        self.counts.skipped += self.samples
+        found.custom_ids += [_SKIPPED_ID] * self.samples
+        found.keys.append(NO_KEY)
 
     def _key(
         self, values: dict[str, Any], column: str, told: bytes | None = None
@@ -243,10 +272,16 @@ class Intake:
         column = self._key_column
         if column is None:
             return [(None, None)] * len(batch.values)
-        return [(None, None) if values is None else self._key(values, column)[:2] for values in batch.values]
+        return [
+            (None, None) if values is None or self._left_out(values) != (False, None) else self._key(values, column)[:2]
+            for values in batch.values
+        ]
 
     def identify(self, batch: RowBatch, keys: list[tuple[str | None, str | None]]) -> list[tuple[int, int, str]]:
-        """Offset, sample and `custom_id` of whatever a pass would make of a batch, done or not."""
+        """Offset, sample and `custom_id` of whatever a pass would make of a batch, done or not.
+
+        The samples of a skipped row have the `custom_id` SKIPPED_ID.
+        """
         selection = self._selection
         takes = selection.takes if not selection.whole else None
         found: list[tuple[int, int, str]] = []
@@ -259,12 +294,19 @@ class Intake:
                 found += [(offset, sample, custom_id) for sample, custom_id in named]
         return found
 
+    def _left_out(self, values: dict[str, Any]) -> tuple[bool, Failure | None]:
+        """Return whether a row is not to be sent, and the failure of one of which that cannot be told."""
+        try:
+            return self._template.skips(values), None
+        except RowTemplateError as error:
+            return False, Failure(error.kind, str(error))
+
     def _pass_by(self, batch: RowBatch, offset: int) -> None:
         """Let a row outside of a numbered selection take its key, or its numbers among equal requests."""
         values = batch.values[offset]
         if self._numbers is not None:
             self._identities(batch, offset, (None, None), self._numbers)
-        elif self._key_column is not None and values is not None:
+        elif self._key_column is not None and values is not None and self._left_out(values) == (False, None):
             self._key(values, self._key_column)
 
     def _identities(
@@ -275,7 +317,10 @@ class Intake:
         `key` is the row's key and what is wrong with it.
         """
         values, (name, problem) = batch.values[offset], key
-        if values is None or problem is not None:
+        left_out, failure = (False, None) if values is None else self._left_out(values)
+        if left_out:
+            return [(sample, _SKIPPED_ID) for sample in self._every]
+        if values is None or problem is not None or failure is not None:
             raw = batch.raw.get(offset, b"") if values is None else row_bytes(values)
             return [(sample, _failed_id(index, batch.source, raw, sample)) for sample in self._every]
         images = None if batch.images is None else batch.images[offset]

@@ -74,6 +74,15 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class LongPrompt:
+    """One of the longest prompts of a plan: its row, and its tokens as they are estimated by size."""
+
+    row_index: int
+    key: str | None
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class PlanView:
     """What a run would do, counted and estimated, with nothing sent.
 
@@ -87,6 +96,8 @@ class PlanView:
     `spent` is what the output has cost so far. `failures` tell why the `unreadable` ones would fail, by kind and
     message, the most frequent first. `empty` rows have nothing in any column that the messages name.
     `earlier_prompt` of the `kept` records answer another prompt than the job's.
+    `longest` are the longest prompts to be sent, the longest first.
+    `skipped` ones are not sent since the job's `skip` is true of their row.
     `engines` compares single requests with batches; `cost` is that of the job's own engine. `steps` are those of a
     cascade: `cost` is their sum, and `requests` are those of the first one.
     `key` says where the provider's key comes from, None if it needs none, and `key_found` whether it is there (of a
@@ -135,6 +146,8 @@ class PlanView:
     key: str | None = None
     key_found: bool | None = None
     steps: Sequence[StepPlan] = ()
+    skipped: int = 0
+    longest: Sequence[LongPrompt] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +205,7 @@ class StatusView:
     streamed, None where none was. `earlier_prompt` of the `ok` answer another prompt than that of the latest run.
     `batches` are those of a provider's Batch API, the oldest first. People reviewed `reviewed` rows; `reviewers` is how
     many they were. `answered_by` counts the records by who was asked last for them; it is empty for what an earlier
-    version wrote.
+    version wrote. `skipped` are those that the job's `skip` left out in the latest run.
     """
 
     job: str
@@ -216,6 +229,7 @@ class StatusView:
     reviewers: int = 0
     answered_by: Sequence[AnsweredBy] = ()
     steps: Sequence[StepShare] = ()
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +252,7 @@ class PastRun:
     `new_ok`, `new_failed` and `cache_hits` count its own records; of a run that did not end by itself those that are
     live still. `requests` are the attempts that it made (None: not known), `answers` those of them that were billed,
     with tokens and cost from the ledger. An `exit_code` of None: it is running, or was killed. `prompt_id` tells its
-    prompt, None if that is not known.
+    prompt, None if that is not known. `skipped` rows (or samples) of the whole pass were not sent.
     """
 
     run_id: str
@@ -259,6 +273,7 @@ class PastRun:
     exit_code: int | None
     reason: str | None
     prompt_id: str | None = None
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

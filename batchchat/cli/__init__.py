@@ -105,11 +105,14 @@ _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 _Command = Callable[..., Any]
 
 
-def _job_options(command: _Command, noun: str = "job") -> _Command:
-    """The options that `run` and `plan` share, and those of a suite."""
+def _job_options(command: _Command, noun: str = "job", *, several: bool = False) -> _Command:
+    """The options that `run` and `plan` share, and those of a suite. `run` takes `several` jobs."""
     stdin = "; - is standard input" if noun == "job" else ""
+    file = click.Path(path_type=Path)
     options = [
-        click.argument("job", metavar=noun.upper(), type=click.Path(path_type=Path)),
+        click.argument("jobs", metavar="JOB...", type=file, nargs=-1, required=True)
+        if several
+        else click.argument("job", metavar=noun.upper(), type=file),
         click.option("--input", "input_path", metavar="PATH", help=f"Read this input instead of the job's{stdin}."),
         click.option("--output", "output_path", metavar="DIR", help=f"Write to this folder instead of the {noun}'s."),
         click.option(
@@ -139,6 +142,10 @@ def _job_options(command: _Command, noun: str = "job") -> _Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _run_options(command: _Command) -> _Command:
+    return _job_options(command, several=True)
 
 
 def _suite_options(command: _Command) -> _Command:
@@ -206,8 +213,14 @@ def _output_argument(command: _Command) -> _Command:
     return click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))(command)
 
 
+def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--variant", metavar="NAME", help="Of an evaluation's folder: the variant, or the judge, that is meant."
+    )(command)
+
+
 @cli.command()
-@_job_options
+@_run_options
 @click.option(
     "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
 )
@@ -230,11 +243,19 @@ def run(**options: Any) -> None:
 
     Rows that have an answer are passed over. Ctrl-C once lets the requests in flight end, twice stops at once; nothing
     that was answered is lost either way.
+
+    Several jobs run one after the other, so that one may read the output of another. A job begins only after those
+    before it have ended with exit code 0 or 1.
     """
+    from dataclasses import replace
+
     from batchchat.cli.running import run_command
 
-    arguments = _job_arguments(options)
-    sys.exit(run_command(arguments, command=_command_line(), **options))
+    jobs = options.pop("jobs")
+    options["job"] = jobs[0]
+    first = _job_arguments(options)
+    jobs = [replace(first, job=job) for job in jobs]
+    sys.exit(run_command(jobs, command=_command_line(), **options))
 
 
 @cli.command(short_help="Show what a run of JOB would send and cost; send nothing.")
@@ -481,6 +502,7 @@ def history(directory: Path, as_json: bool) -> None:
     is_flag=True,
     help="Show the records of the run that is going on as they are committed, until it ends; --json: one a line.",
 )
+@_variant_option
 @_json_option
 def show(directory: Path, **options: Any) -> None:
     """Look at records of DIR: messages in, completion out; or count what they hold."""
@@ -528,6 +550,7 @@ def show(directory: Path, **options: Any) -> None:
     help="Write one row for each row of the input: the answer that most of its samples gave, and their share.",
 )
 @click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
+@_variant_option
 def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
     from batchchat.cli.reading import export_command

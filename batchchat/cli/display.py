@@ -202,7 +202,7 @@ def progress_line(snapshot: Snapshot) -> str:
 
 
 def _settled(snapshot: Snapshot) -> int:
-    return snapshot.ok + snapshot.failed + snapshot.done_before + snapshot.failed_before
+    return snapshot.ok + snapshot.failed + snapshot.done_before + snapshot.failed_before + snapshot.skipped
 
 
 def _whole(snapshot: Snapshot) -> int | None:
@@ -223,6 +223,8 @@ def _row_figures(snapshot: Snapshot) -> list[Figure]:
         Figure(f"{count(snapshot.sending)} in flight", "", 3),
         Figure(f"{count(snapshot.waiting)} waiting", "yellow" if snapshot.waiting else "", 2),
     ]
+    if snapshot.skipped:
+        figures.append(Figure(f"{count(snapshot.skipped)} skipped", "dim", 3))
     if snapshot.done_before:
         figures.insert(2, Figure(f"({count(snapshot.done_before)} earlier)", "dim", 4))
     return figures
@@ -369,6 +371,7 @@ def _fields(snapshot: Snapshot) -> dict[str, object]:
         "failed": snapshot.failed,
         "done_before": snapshot.done_before,
         "failed_before": snapshot.failed_before,
+        "skipped": snapshot.skipped,
         "sending": snapshot.sending,
         "waiting": snapshot.waiting,
         "attempts": snapshot.attempts,

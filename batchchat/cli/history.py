@@ -29,10 +29,12 @@ def render_history(view: HistoryView) -> RenderableType:
 
     total = view.total
     several = len({run.prompt_id for run in view.runs}) > 1
+    skips = any(run.skipped for run in view.runs)
     figures = [
         ("time", ""),
         ("ok", count(total.new_ok)),
         ("failed", count(total.new_failed)),
+        *([("skipped", "")] if skips else []),
         ("requests", count(total.requests)),
         ("tokens", short(total.total_tokens)),
         (f"cost {view.currency}" if view.currency else "cost", _amount(total.cost, view.currency)),
@@ -51,6 +53,7 @@ def render_history(view: HistoryView) -> RenderableType:
             duration(run.duration_s),
             count(run.new_ok),
             alarm(run.new_failed, "red"),
+            *([count(run.skipped)] if skips else []),
             count(run.requests),
             short(run.total_tokens),
             _amount(run.cost, run.currency),

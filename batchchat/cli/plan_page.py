@@ -12,7 +12,7 @@ from batchchat.cli.tables import failure_table, figures
 from batchchat.cli.terminal import mask
 from batchchat.events import FailureGroup
 from batchchat.format import about, asked, count, money, percent, plural
-from batchchat.views import PlanCap, PlanView, StepPlan
+from batchchat.views import LongPrompt, PlanCap, PlanView, StepPlan
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,6 +69,8 @@ def _plan_table(view: PlanView) -> Table:
         ("done", view.done, "nothing to send"),
     ):
         table.add_row(f"{nouns} {name}", count(number), remark if number else "")
+    if view.skipped:
+        table.add_row(f"{nouns} skipped", count(view.skipped), "`skip` is true of them: nothing to send")
     if view.archived:
         table.add_row(f"{nouns} archived", count(view.archived), "answered before: given back, nothing to send")
     if view.unreadable:
@@ -87,6 +89,10 @@ def _plan_table(view: PlanView) -> Table:
     table.add_row("dedupe", "on" if view.dedupe else "off", remark)
     table.add_row("requests", count(view.requests), "")
     table.add_row("prompt tokens", guess(count(view.prompt_tokens)), "")
+    if len(view.longest) > 1 and view.longest[0].prompt_tokens > view.longest[-1].prompt_tokens:
+        table.add_row(
+            "  the longest", guess(count(view.longest[0].prompt_tokens)), styled(line(_longest(view.longest)))
+        )
     table.add_row("completion tokens", guess(count(view.completion_tokens)), "")
     for step in view.steps:
         table.add_row(f"step {step.step}: {line(step.model)}", *_step(step, view.currency))
@@ -117,6 +123,14 @@ def _step(step: StepPlan, currency: str | None) -> tuple[RenderableType, str]:
         return guess(count(step.requests)), f"at most{price}; {takes}"
     reached = "" if step.step == 1 else f"{step.share:.1%} of the rows here reached it; "
     return guess(count(step.requests)), f"{reached}{takes}{price}"
+
+
+def _longest(prompts: Sequence[LongPrompt]) -> str:
+    """Name the rows of the longest prompts."""
+    return ", ".join(
+        f"row {count(one.row_index)}" + (f" ({count(one.prompt_tokens)})" if number else "")
+        for number, one in enumerate(prompts)
+    )
 
 
 def _cap(cap: PlanCap, currency: str | None) -> str:

@@ -18,7 +18,7 @@ import click
 from batchchat.cli.arguments import JobArguments, read_duration
 from batchchat.cli.logs import LogListener, library_logs
 from batchchat.cli.terminal import Terminal, mask
-from batchchat.errors import BatchchatError, JobError, StorageError
+from batchchat.errors import BatchchatError, JobError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -188,6 +188,8 @@ def log_listener(log_format: str, *, verbose: bool, quiet: bool) -> LogListener:
     return LogListener(errors(), level=level, format="json" if log_format == "json" else "text")
 
 
+_GOES_ON = (0, 1)
+"""Exit codes of a job behind which the next one begins."""
 _Result = TypeVar("_Result")
 
 
@@ -219,7 +221,7 @@ def attended(
 
 
 def run_command(
-    arguments: JobArguments,
+    jobs: Sequence[JobArguments],
     *,
     command: str,
     grace: str,
@@ -231,22 +233,57 @@ def run_command(
     no_wait: bool = False,
     metrics: Sequence[str] = (),
 ) -> int:
-    """Run a job with progress on standard error and the summary at the end; return the exit code."""
+    """Run jobs one after the other, with progress on standard error and a summary at each end; return the exit code.
+
+    The first that ends with another code than 0 or 1 is the last, and the code is its own: rows that failed are no
+    reason to leave the others unused. Otherwise the code is 1 if any row failed.
+    """
     log = log_listener(log_format, verbose=verbose, quiet=quiet)
 
     def work() -> int:
-        loaded, options = _load_run(arguments, grace=grace, command=command, html=html, no_wait=no_wait)
+        _check_several(jobs, html)
+        # All job files are read first: a slip in the last one is told before the first is paid for.
+        loaded = [_load_run(one, grace=grace, command=command, html=html, no_wait=no_wait) for one in jobs]
+        summaries: list[RunSummary] = []
         with recorder_of(metrics, log) as recorder:
-            summary = _run_job(loaded, options, log, recorder)
+            try:
+                for job, options in loaded:
+                    summaries.append(looked_at(_run_job(job, options, log, recorder)))
+                    _tell_end(summaries[-1], log, quiet=quiet, as_json=as_json)
+                    if summaries[-1].exit_code not in _GOES_ON:
+                        break
+            finally:
+                # Of jobs that ended before one that could not begin, a program is told all the same.
+                if as_json and summaries:
+                    _print_summaries(summaries, as_list=len(jobs) > 1)
+            code = max(summary.exit_code for summary in summaries)
             if recorder is not None:
-                recorder.end(summary.exit_code)
-        summary = looked_at(summary)
-        _tell_end(summary, log, quiet=quiet, as_json=as_json)
+                recorder.end(code)
         if html is not None:
-            _write_page(html, summary, log)
-        return summary.exit_code
+            _write_page(html, summaries[0], log)
+        return code
 
     return logged(work, log)
+
+
+def _check_several(jobs: Sequence[JobArguments], html: Path | None) -> None:
+    """Refuse the options that mean one job if there are several. Raises UsageError."""
+    if len(jobs) == 1:
+        return
+    given = {"--input": jobs[0].input_path, "--output": jobs[0].output_path, "--html": html}
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{option} is for one job, and {len(jobs)} are to run",
+                remedy="Leave it out, or run the jobs by commands of their own.",
+            )
+
+
+def _print_summaries(summaries: Sequence[RunSummary], *, as_list: bool) -> None:
+    from batchchat.cli.json_output import summary_json
+
+    found = [summary_json(summary) for summary in summaries]
+    print_json(found if as_list else found[0])
 
 
 def logged(work: Callable[[], int], log: LogListener) -> int:
@@ -288,6 +325,8 @@ def cancel_command(directory: Path, *, log_format: str, verbose: bool, quiet: bo
 
         summary = attended(cancel, log)
         if summary.exit_code or as_json or log.format == "json":
+            if as_json:
+                _print_summaries([summary], as_list=False)
             _tell_end(summary, log, quiet=quiet, as_json=as_json)
         else:
             log.terminal.write_line(_cancelled(summary))
@@ -374,12 +413,10 @@ def looked_at(summary: RunSummary) -> RunSummary:
 
 
 def _tell_end(summary: RunSummary, log: LogListener, *, quiet: bool, as_json: bool) -> None:
-    """Print how a run ended, for the reader there is."""
+    """Print how a run ended, for the person or the log that reads along."""
     from batchchat.cli.json_output import summary_json
     from batchchat.cli.summary_page import render_summary
 
-    if as_json:
-        print_json(summary_json(summary))
     if log.format == "json":
         from batchchat.events import Event
 

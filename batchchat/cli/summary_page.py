@@ -52,16 +52,21 @@ def render_summary(summary: RunSummary) -> RenderableType:
 
 def _outcome(summary: RunSummary) -> Text:
     """Return the first line: what the person most wants to know."""
-    noun, whole = asked(summary.samples), summary.rows * summary.samples
+    noun, whole = asked(summary.samples), summary.rows * summary.samples - summary.skipped
+    left_out = f", {count(summary.skipped)} skipped" if summary.skipped else ""
     done = f"{count(summary.ok)} of {plural(whole, noun)} have a completion"
     if summary.exit_code == 0:
         text, style = f"all {count(whole)} {noun}s have a completion" if whole > 1 else done, "bold green"
         if summary.rows == 0:
             text = "no rows"
+        elif whole == 0:
+            text = f"{plural(summary.skipped, noun)} skipped, nothing to send"
         elif not (summary.sent or summary.new_ok or summary.revived):
-            text += ": nothing to do"
+            text += f"{left_out}: nothing to do"
+        else:
+            text += left_out
     elif summary.exit_code == 1:
-        text, style = f"{done}, {count(summary.failed)} failed", "bold yellow"
+        text, style = f"{done}, {count(summary.failed)} failed{left_out}", "bold yellow"
     else:
         text, style = done if summary.exit_code == _GATE_FAILED else f"ended early: {done}", "bold red"
     return title(summary.job, "").append(text, style=style)
@@ -76,6 +81,8 @@ def _summary_table(summary: RunSummary) -> Table:
     table.add_row(f"{nouns} ok", count(summary.new_ok), count(summary.ok))
     table.add_row(f"{nouns} failed", count(summary.new_failed), alarm(summary.failed, "bold red"))
     table.add_row(f"{nouns} open", "", alarm(summary.open, "yellow"))
+    if summary.skipped:
+        table.add_row(f"{nouns} skipped", "", count(summary.skipped))
     if summary.cache_hits:
         table.add_row("  taken over from equal requests", count(summary.cache_hits), "")
     if summary.revived:

@@ -11,7 +11,7 @@ from batchchat.events import FailureGroup, Forecast, Pace, Phase, Snapshot
 _OLDEST = 8
 _SUMS = (
     *("ok", "failed", "done_before", "failed_before", "sending", "waiting", "attempts", "retries", "rate_limited"),
-    *("rows_per_s", "tokens_per_s", "cache_hits", "uncommitted"),
+    *("rows_per_s", "tokens_per_s", "cache_hits", "uncommitted", "skipped"),
 )
 _PHASES: tuple[Phase, ...] = ("draining", "running", "paused", "starting", "ending", "ended")
 
@@ -45,7 +45,7 @@ def merged(name: str, snapshots: list[Snapshot], count: int, paces: list[Pace]) 
     sums = {field: sum(getattr(snapshot, field) for snapshot in snapshots) for field in _SUMS}
     totals = [snapshot.total for snapshot in snapshots if snapshot.total is not None]
     total = sum(totals) if len(totals) == count else None
-    settled = sum(sums[field] for field in ("ok", "failed", "done_before", "failed_before"))
+    settled = sum(sums[field] for field in ("ok", "failed", "done_before", "failed_before", "skipped"))
     rate = sums["rows_per_s"]
     phases = {snapshot.phase for snapshot in snapshots}
     phase = next(phase for phase in _PHASES if phase in phases)

@@ -171,6 +171,56 @@ class ImageFields(Section):
     max_bytes: Size = Field(MAX_BYTES, ge=1, le=40_000_000)
 
 
+class CutColumn(Section):
+    """What to do with a prompt that is too long: cut the text of a column."""
+
+    cut: Name
+
+
+class PromptLimit(Section):
+    """How long a prompt may be, in tokens as they are estimated by size, and what happens to a longer one."""
+
+    limit: Whole = Field(ge=1, le=MANY)
+    then: Literal["fail"] | CutColumn = "fail"
+
+    @field_validator("then", mode="before")
+    @classmethod
+    def _then_form(cls, value: object) -> object:
+        if value != "fail" and not isinstance(value, dict | CutColumn):
+            raise ValueError(f"must be fail or {{cut: COLUMN}}{instead_of(value)}")
+        return value
+
+    @property
+    def column(self) -> str | None:
+        """The column that is cut; None if rows fail."""
+        return self.then.cut if isinstance(self.then, CutColumn) else None
+
+
+class ExampleFields(Section):
+    """Which rows of a file with known answers a template has as `examples`: for each row `k` of them.
+
+    `text` is a template that gives the text of a row, of the input and of the file: rows are alike by it, and by it a
+    row of the file is known to be the row itself. `label` is the column of the labels that take turns (`per_label`).
+    """
+
+    source: str = Field(alias="from", min_length=1)
+    k: Whole = Field(5, ge=1, le=1_000)
+    by: Literal["similarity", "random", "per_label"] = "similarity"
+    text: str = Field(min_length=1)
+    label: Name | None = None
+    seed: Whole = Field(0, ge=0, le=MANY)
+
+    @model_validator(mode="after")
+    def _label_of_per_label(self) -> ExampleFields:
+        if self.by == "per_label" and self.label is None:
+            raise ValueError("by: per_label needs `label`, the column of the file that holds the labels")
+        if self.by != "per_label" and self.label is not None:
+            raise ValueError("label belongs to by: per_label")
+        if self.by != "random" and "seed" in self.model_fields_set:
+            raise ValueError("seed belongs to by: random")
+        return self
+
+
 FailedPolicy = Literal["none", "transient", "all"]
 
 
@@ -257,7 +307,7 @@ class Job(Section):
     """One prompt over many rows: what a job file says, validated, with all paths absolute.
 
     `constant: true` says that no message or param is meant to use a column, so that every row asks the same. Without it
-    such a job is refused before anything is sent.
+    such a job is refused before anything is sent. `skip` is a template; rows of which it is true are not sent.
     """
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -269,6 +319,9 @@ class Job(Section):
     cascade: list[CascadeStep] = Field(default_factory=list, max_length=8)
     messages: list[dict[str, Any]] | dict[str, Any]
     constant: bool = False
+    skip: str | None = Field(None, min_length=1)
+    max_prompt_tokens: PromptLimit | None = None
+    examples: ExampleFields | None = None
     samples: Whole = Field(1, ge=1, le=1_000)
     # Made without a validator of their own, which would cost a tenth of a start: all their fields have defaults.
     images: ImageFields = ImageFields.model_construct()
@@ -321,6 +374,11 @@ class Job(Section):
     @classmethod
     def _all_commented_out(cls, value: object) -> object:
         return {} if value is None else value
+
+    @field_validator("max_prompt_tokens", mode="before")
+    @classmethod
+    def _limit_alone(cls, value: object) -> object:
+        return {"limit": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("engine", mode="before")
     @classmethod
@@ -568,6 +626,9 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("cascade",): CascadeStep,
     ("cascade", "accept"): StepAccept,
     ("images",): ImageFields,
+    ("max_prompt_tokens",): PromptLimit,
+    ("max_prompt_tokens", "then"): CutColumn,
+    ("examples",): ExampleFields,
     ("params",): Params,
     ("response",): Response,
     ("response", "truncated"): Longer,

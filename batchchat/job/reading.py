@@ -22,7 +22,14 @@ from batchchat.job.wording import validation_errors
 
 _EXAMPLE = "Example: --set limits.concurrency=64"
 _PATHS = frozenset(
-    {("provider", "ca_file"), ("provider", "api_key_file"), ("images", "root"), ("cache",), ("engine", "folder")}
+    {
+        ("provider", "ca_file"),
+        ("provider", "api_key_file"),
+        ("images", "root"),
+        ("examples", "from"),
+        ("cache",),
+        ("engine", "folder"),
+    }
 )
 """The fields, beside input and output, that hold a path."""
 
@@ -174,6 +181,9 @@ class Draft:
         images = self.data.get("images")
         if isinstance(images, dict) and isinstance(images.get("root"), str) and images["root"]:
             images["root"] = absolute_path(base, images["root"])
+        examples = self.data.get("examples")
+        if isinstance(examples, dict) and isinstance(examples.get("from"), str) and examples["from"]:
+            examples["from"] = absolute_path(base, examples["from"])
         engine = self.data.get("engine")
         if isinstance(engine, dict) and isinstance(engine.get("folder"), str) and engine["folder"]:
             engine["folder"] = absolute_path(base, engine["folder"])

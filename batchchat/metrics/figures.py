@@ -105,6 +105,7 @@ _FAMILIES: tuple[tuple[str, Literal["counter", "gauge"], str, str, _Values], ...
     ("cost", "counter", "", "What the billed answers cost, in the currency.", _cost),
     ("pass.rows", "gauge", "", "Rows of the pass, as far as it is known.", _one(lambda one: one.total)),
     ("rows.before", "gauge", "", "Rows of the pass that an earlier run settled, by outcome.", _before),
+    ("rows.skipped", "gauge", "", "Rows of the pass that the job's `skip` leaves out.", _one(lambda one: one.skipped)),
     ("in_flight", "gauge", "", "Requests under way.", _one(lambda one: one.sending)),
     ("waiting", "gauge", "", "Requests that wait for their next attempt.", _one(lambda one: one.waiting)),
     ("limit", "gauge", "", "The limits that hold now; one that is not known is left out.", _limits),

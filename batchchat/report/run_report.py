@@ -31,6 +31,7 @@ from batchchat.report.figures import (
 from batchchat.report.outcome import RecordTotals, outcome_of
 from batchchat.report.page import check_page, write_page
 from batchchat.report.quality import quality_of
+from batchchat.report.run_answers import run_answers
 from batchchat.store import Output, read_state
 from batchchat.views import StatusView
 
@@ -108,6 +109,10 @@ def write_run_report(directory: Path, target: Path) -> None:
     write_page(
         target,
         "run.html",
+        scripts=("difference.js", "suite.js", "browser.js"),
+        # The row browser is that of an evaluation: here with one variant, and nothing that compares.
+        data={"variants": ["answer"], "scores": [], "differences": [], "matrices": [], "labelled": []},
+        answers=run_answers(directory, output, outcome.rows),
         title=f"{status.job or directory.name} · run report",
         name=status.job or directory.name,
         provider=_provider(output.job.get("provider")),
@@ -136,6 +141,8 @@ def _tiles(directory: Path, outcome: RecordTotals, status: StatusView, runs: lis
     if outcome.failed or status.open:
         left = f"{plural(status.open, 'row')} still open" if status.open else share(outcome.failed, rows)
         tiles.append(Tile("Failed", count(outcome.failed), left, "bad" if outcome.failed else ""))
+    if status.skipped:
+        tiles.append(Tile("Skipped", count(status.skipped), f"of {plural(rows + status.skipped, 'row')}: not sent"))
     # What earlier prompts and retried answers used is spent, but belongs to no answer on this page.
     spent = status.spent
     prompt, completion = (int(outcome.sums[name] or 0) for name in ("prompt_tokens", "completion_tokens"))

@@ -113,13 +113,15 @@ class Ending:
             run.tell(Event("archived", f"{plural(len(change.removed), 'record')} {which} went to the archive"))
 
     async def _check_counts(self) -> BatchchatError | None:
-        """Return an error unless rows * samples = ok + failed, and dataset = ok + failed + kept."""
+        """Return an error unless rows * samples = ok + failed + skipped, and dataset = ok + failed + kept."""
         run = self._run
         counts, rows, samples = run.store.index.counts(), run.intake.counts.rows, run.job.samples
+        skipped = run.intake.counts.skipped
         stored = await run.offload(run.store.stored_rows)
-        if counts.seen == rows * samples and counts.live == stored:
+        if counts.seen + skipped == rows * samples and counts.live == stored:
             return None
-        settled = f"{rows} rows read{f' for {samples} samples each' if samples > 1 else ''}, {counts.seen} settled"
+        each = f" for {samples} samples each" if samples > 1 else ""
+        settled = f"{rows} rows read{each}, {counts.seen} settled, {skipped} skipped"
         return BatchchatError(
             f"the counts do not agree: {settled}; {counts.live} records known, {stored} stored",
             remedy=f"Run `batchchat verify {run.job.output.path}` and report what it says.",

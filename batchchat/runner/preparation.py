@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from batchchat.acceptance import Acceptance
 from batchchat.errors import JobError, UsageError
+from batchchat.examples import EXAMPLES, Examples, open_examples
+from batchchat.format import plural
 from batchchat.identity import Identity
 from batchchat.images import ImageReader
 from batchchat.intake import Intake, Selection, read_key
@@ -22,7 +24,7 @@ from batchchat.providers import Provider
 from batchchat.records import ErrorKind, RowBatch
 from batchchat.runner.questions import compile_questions, schema_warnings
 from batchchat.sources import STDIN, GivenRows, Source, open_rows, open_source
-from batchchat.store import Frozen, KeyIndex, RecordIndex, joined_parsed
+from batchchat.store import Completions, Frozen, KeyIndex, RecordIndex, is_output_folder, joined_parsed
 from batchchat.template import RowTemplateError, Template
 from batchchat.template.lines import COLUMNS, model_of
 
@@ -61,19 +63,38 @@ class Prepared:
     _head: list[RowBatch] = field(default_factory=list)
     _rest: Iterator[RowBatch] | None = None
     _images: ImageReader | None = None
+    examples: Examples | None = None
 
     def batches(self) -> Iterator[RowBatch]:
         """The rows of the input, from the first one, with the images of those that are selected.
 
         The rows that were looked at come again; this works once.
         """
-        if self._images is None:
-            yield from self._rows()
-            return
-        for batch in self._rows():
-            # Equal requests can only be numbered with the images of all rows, unless rows have a key.
-            every = self.selection.numbered and self.job.input.key is None
-            yield from self._images.batches(batch, (lambda _row: True) if every else self.selection.takes)
+        for batch in map(self.complete, self._rows()):
+            if self._images is None:
+                yield batch
+            else:
+                yield from self._images.batches(batch, self._takes)
+
+    def complete(self, batch: RowBatch, look: bytes | None = None) -> RowBatch:
+        """Return a batch whose selected rows have their examples, if the job chooses any.
+
+        `look` has a byte for each of the first rows, 0 for one that needs none. Blocking code.
+        """
+        if self.examples is None:
+            return batch
+        first, takes = batch.first_index, self._takes
+
+        def wanted(row: int) -> bool:
+            return takes(row) if look is None else row - first < len(look) and look[row - first] == 1
+
+        return self.examples.complete(batch, self.template, wanted)
+
+    def _takes(self, row_index: int) -> bool:
+        """Tell whether a row must be rendered: equal requests are numbered by all rows, unless rows have a key."""
+        if self.selection.numbered and self.job.input.key is None:
+            return True
+        return self.selection.takes(row_index)
 
     def intake(
         self,
@@ -139,7 +160,11 @@ def prepare(
         raise job.error(error.message, "response", "schema", remedy=error.remedy) from None
     if rows is not None:
         job = _with_rows(job)
-    source = _open_source(job, frozen, rows)
+    steps_notes: list[str] = []
+    if rows is None and _names_output(job):
+        source = _open_output(job, frozen, steps_notes)
+    else:
+        source = _open_source(job, frozen, rows)
     _check_key_column(job, source)
     images = _image_reader(job, questions.template, source)
     batches = source.batches()
@@ -152,15 +177,21 @@ def prepare(
             break
     first = list(islice(_rows(head), _KEYS_CHECKED))
     if job.input.key is not None:
-        _check_keys(job, job.input.key, first)
+        _check_keys(job, job.input.key, first, questions.template)
     if isinstance(job, BatchFileJob) and not job.model:
         job = _with_model(job, first)
         provider, questions = job.resolved_provider(), compile_questions(job)
         job.check_budget(provider)
-    _try_template(job, questions.template, first[:_ROWS_TRIED], source.columns, images)
+    _check_cut(job, questions.template, source.columns)
+    examples = _open_examples(job, questions.template, source)
+    _try_template(job, questions.template, first, source.columns, images=images, examples=examples)
     _check_columns_used(job, questions.template, source.columns)
     empty = EmptyTexts(questions.template, source.columns)
-    read = [values for batch, offset in first if (values := batch.values[offset]) is not None]
+    read = [
+        values
+        for batch, offset in first
+        if (values := batch.values[offset]) is not None and not _left_out(questions.template, values)
+    ]
     numbered = chosen is not None
     if sample is not None and chosen is None:
         total = source.known_rows()
@@ -178,6 +209,7 @@ def prepare(
         empty,
         empty.warning(sum(map(empty.finds, read)), f"the first {len(read):,}"),
         [
+            *steps_notes,
             *_text_warnings(job),
             *_sample_warnings(job, questions.template),
             *schema_warnings(job, questions, provider),
@@ -185,6 +217,7 @@ def prepare(
         head,
         batches,
         images,
+        examples,
     )
 
 
@@ -216,6 +249,32 @@ def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:
     )
 
 
+def _names_output(job: Job) -> bool:
+    """Tell whether the input is an output of batchchat. With a `format`, its files are read as they are."""
+    given = job.input
+    return given.format is None and given.path != STDIN and is_output_folder(Path(given.path))
+
+
+def _open_output(job: Job, frozen: Frozen, notes: list[str]) -> Source:
+    """Open the completions of another job's output as rows; `notes` takes what a person should know of them."""
+    given, folder = job.input, Path(job.input.path)
+    for name in ("encoding", "header", "quoting"):
+        if name in given.model_fields_set and getattr(given, name) not in (None, True):
+            message = f"is about text files, and the input {folder} is an output of batchchat"
+            raise job.error(message, "input", name, remedy="Leave it out.")
+    if folder.resolve() == Path(job.output.path).resolve():
+        message = f"is the job's own output {folder}: a job never reads what it writes"
+        raise job.error(message, "input", "path", remedy="Name the output of another job, or another output.")
+    rows = Completions(folder)
+    left = [
+        *([plural(rows.left_out, "failed row")] if rows.left_out else []),
+        *([plural(rows.open, "open row")] if rows.open else []),
+    ]
+    if left:
+        notes.append(f"input: {' and '.join(left)} of {folder} have no completion, and are no rows of this job")
+    return open_rows(rows, types=given.types, frozen=frozen.input)
+
+
 def _with_model(job: BatchFileJob, rows: list[tuple[RowBatch, int]]) -> BatchFileJob:
     """The job with the model of the first line that names one: a batch file is for one model."""
     for batch, offset in rows:
@@ -241,8 +300,48 @@ def _image_reader(job: Job, template: Template, source: Source) -> ImageReader |
     return ImageReader(template.image_columns, source.folder_of, root=root, max_bytes=job.images.max_bytes)
 
 
+def _check_cut(job: Job, template: Template, columns: tuple[str, ...]) -> None:
+    """Refuse to cut a column that is not there or that no message shows: it would make no prompt shorter."""
+    column = None if job.max_prompt_tokens is None else job.max_prompt_tokens.column
+    if column is None:
+        return
+    if isinstance(job, BatchFileJob):
+        message, remedy = "cannot be: the lines of a batch file hold their own messages", "Write `then: fail`."
+    elif column not in columns:
+        message, remedy = f"the input has no column {column!r}", f"Its columns are {', '.join(columns)}."
+    elif column not in template.names and not template.uses_row:
+        message, remedy = f"no message shows the column {column!r}", "Name one that a message shows."
+    else:
+        return
+    raise job.error(message, "max_prompt_tokens", "then", "cut", remedy=remedy)
+
+
+def _open_examples(job: Job, template: Template, source: Source) -> Examples | None:
+    """Read the rows that examples are chosen from. Raises JobError if no template can or does show them."""
+    if job.examples is None:
+        return None
+    if isinstance(job, BatchFileJob):
+        message = "cannot be shown: the lines of a batch file hold their own messages"
+        raise job.error(message, EXAMPLES, remedy="Leave it out.")
+    if EXAMPLES in source.columns:
+        message = "has the name of a column of the input, so that templates could not tell the two apart"
+        raise job.error(message, EXAMPLES, remedy="Rename the column.")
+    if EXAMPLES not in template.names:
+        message = "is shown by no message: no template names `examples`"
+        loop = "{% for example in examples %}{{ example.text }}: {{ example.label }}\n{% endfor %}"
+        raise job.error(message, EXAMPLES, remedy=f"Write into a message, for instance, {loop}")
+    return open_examples(job)
+
+
 def _check_columns_used(job: Job, template: Template, columns: tuple[str, ...]) -> None:
     """Refuse a job that asks every row the same, unless it says that this is meant."""
+    if template.skip is not None and template.skip.names.isdisjoint({*columns, "row"}):
+        raise job.error(
+            "names no column of the input, so that it is the same for every row",
+            "skip",
+            remedy=f"Write a condition on a column, such as {{{{ not {columns[0]} }}}}. "
+            f"The input's columns are {', '.join(columns)}.",
+        )
     if job.constant or isinstance(job, BatchFileJob) or template.uses(columns):
         return
     written = [text for text in _texts_of(job.messages) for text in _SINGLE_BRACES.findall(text)]
@@ -303,6 +402,13 @@ class EmptyTexts:
         return [f"{number:,} of {among} rows {have} nothing in {named}: each is sent and paid all the same"]
 
 
+def _left_out(template: Template, values: Mapping[str, object]) -> bool:
+    try:
+        return template.skips(values)
+    except RowTemplateError:
+        return False  # `_try_template` says what is wrong
+
+
 def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value)
 
@@ -344,11 +450,11 @@ def _check_key_column(job: Job, source: Source) -> None:
         )
 
 
-def _check_keys(job: Job, key: str, rows: list[tuple[RowBatch, int]]) -> None:
+def _check_keys(job: Job, key: str, rows: list[tuple[RowBatch, int]], template: Template) -> None:
     seen: dict[str, int] = {}
     for batch, offset in rows:
         values = batch.values[offset]
-        if values is None:
+        if values is None or _left_out(template, values):
             continue
         row = batch.first_index + offset
         text, problem = read_key(values, key)
@@ -371,26 +477,39 @@ def _try_template(
     template: Template,
     rows: list[tuple[RowBatch, int]],
     columns: tuple[str, ...],
+    *,
     images: ImageReader | None,
+    examples: Examples | None,
 ) -> None:
     """Stop before anything is sent if none of the first rows renders: then it is the template, not the rows."""
     first: JobError | UsageError | None = None
+    tried = 0
     for batch, offset in rows:
+        if tried == _ROWS_TRIED:
+            break
         values = batch.values[offset]
         if values is None:
+            tried += 1
             if first is None:
                 first = UsageError(
                     f"none of the first rows can be read: {batch.failures[offset].message}",
                     remedy="Check input.path and input.format.",
                 )
             continue
+        place = "skip"
         try:
+            if template.skips(values):
+                continue  # it is no error if the first rows are all left out
+            place = "messages"
+            tried += 1
+            if examples is not None:
+                values = {**values, EXAMPLES: examples.choose(values)}
             template.render(values, images=images.load(values, batch.source) if images is not None else None)
         except RowTemplateError as error:
             if not isinstance(first, JobError):
                 first = job.error(
                     f"none of the first rows renders; row {batch.first_index + offset}: {error}",
-                    "messages",
+                    place,
                     remedy=f"The input's columns are {', '.join(columns)}.",
                 )
         else:

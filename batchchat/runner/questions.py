@@ -18,7 +18,7 @@ from batchchat.job.model import Longer, SaidConfidence
 from batchchat.job.targets import cascade_of
 from batchchat.job.values import nearest
 from batchchat.providers import Provider
-from batchchat.template import Template, compile_lines, compile_template
+from batchchat.template import PromptBound, Template, compile_lines, compile_template
 
 if TYPE_CHECKING:
     from batchchat.structured import ConfidenceRule, ResponseSchema, Tools
@@ -87,6 +87,8 @@ def _compile_template(job: Job, schema: ResponseSchema | None) -> Template:
     if fixed is not None and response.confidence == "logprobs":
         fixed |= _token_fields(job, provider)
     instructions = schema.instructions(response.mode) if schema is not None else None
+    most = job.max_prompt_tokens
+    bound = None if most is None else PromptBound(most.limit, most.column)
     if isinstance(job, BatchFileJob):
         return compile_lines(
             job.params.as_body(),
@@ -99,6 +101,8 @@ def _compile_template(job: Job, schema: ResponseSchema | None) -> Template:
             instructions=instructions,
             max_images=provider.max_images,
             transfer=job.transfer(provider),
+            skip=job.skip,
+            bound=bound,
         )
     return compile_template(
         job.messages,
@@ -108,6 +112,8 @@ def _compile_template(job: Job, schema: ResponseSchema | None) -> Template:
         instructions=instructions,
         max_images=provider.max_images,
         transfer=job.transfer(provider),
+        skip=job.skip,
+        bound=bound,
     )
 
 

@@ -67,7 +67,8 @@ def _text(prepared: Prepared) -> str:
     if isinstance(shaping["provider"], dict):  # which endpoints there are shapes no request
         shaping["provider"] = {name: value for name, value in shaping["provider"].items() if name != "endpoints"}
     code = [__version__, *map(version, _RENDERERS)]
-    text = json.dumps([shaping, prepared.template.text_digest, prepared.provider.identity, code], sort_keys=True)
+    gold = [] if prepared.examples is None else [prepared.examples.digest]
+    text = json.dumps([shaping, prepared.template.text_digest, prepared.provider.identity, code, *gold], sort_keys=True)
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -77,8 +78,14 @@ def prompt_id_of(prepared: Prepared) -> str:
     Messages, params, model, the schema of answers and the provider go in. Rows, limits and the version of the code do
     not: two records with one `prompt_id` were asked the same question of different rows.
     """
-    text = json.dumps([prepared.template.text_digest, prepared.provider.identity])
+    text = json.dumps([prepared.template.text_digest, prepared.provider.identity, *_choice(prepared)])
     return blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _choice(prepared: Prepared) -> list[object]:
+    """Return how a job chooses examples, without the place of its file; nothing if it does not."""
+    fields = prepared.job.examples
+    return [] if fields is None else [fields.model_dump(mode="json", exclude={"source"})]
 
 
 class Rows:
@@ -113,11 +120,12 @@ class Rows:
                         break
                     told = known.batch(batch.first_index, batch.first_index + min(room, len(batch.values)))
                     if told is not None and 1 in told.look:
-                        yield batch if room >= len(batch.values) else replace(batch, values=batch.values[:room]), told
+                        whole = self._prepared.complete(batch, told.look)
+                        yield whole if room >= len(batch.values) else replace(whole, values=whole.values[:room]), told
         if not self._prepared.selection.past(self._known_rows):
             self._at_end = True
             for batch in self._source.batches(end, self._known_rows):
-                yield batch, None
+                yield self._prepared.complete(batch), None
 
     def begin(self, batch: RowBatch) -> None:
         """A batch is about to be sorted."""

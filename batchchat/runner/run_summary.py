@@ -32,7 +32,7 @@ class Figures:
         total, exact = self._total()
         # What a batch of an earlier run answered is counted by the tally, and found done by the pass.
         done = max(0, counts.done - tally.early)
-        settled = tally.ok + tally.failed + tally.revived + done + counts.failed_before
+        settled = tally.ok + tally.failed + tally.revived + done + counts.failed_before + counts.skipped
         rate, now = tally.rows.per_s, anyio.current_time()
         return Snapshot(
             run_id=run.run_id,
@@ -66,6 +66,7 @@ class Figures:
             steering=run.control.steering,
             uncommitted=run.writer.uncommitted,
             commit_lag_s=run.writer.lag_s(now),
+            skipped=counts.skipped,
         )
 
     def _forecast(self, left: int) -> Forecast | None:
@@ -122,7 +123,7 @@ class Figures:
             reason, code = run.control.reason, run.control.exit_code or 1
         resets_at = error.resets_at if isinstance(error, DayUsedUp) else None
         elapsed = anyio.current_time() - run.started
-        left = max(0, rows * run.job.samples - counts.seen)
+        left = max(0, rows * run.job.samples - counts.seen - intake.skipped)
         reopened = failed and any(kind in run.job.retry.reopens() for kind in counts.seen_failed)
         return RunSummary(
             run_id=run.run_id,
@@ -140,6 +141,7 @@ class Figures:
             ok=counts.seen_ok,
             failed=failed,
             open=left,
+            skipped=intake.skipped,
             kept=counts.kept,
             new_ok=tally.ok,
             new_failed=tally.failed,

@@ -23,7 +23,10 @@ class Wording:
     """The text of this run's job beside those of the output's records. Blocking code. Raises StorageError."""
 
     def __init__(self, store: Store, prepared: Prepared) -> None:
-        text = json.dumps([prepared.template.text_digest, prepared.provider.identity])
+        more: list[object] = [] if prepared.examples is None else [prepared.examples.digest]
+        if prepared.job.max_prompt_tokens is not None:
+            more.append(prepared.job.max_prompt_tokens.model_dump(mode="json"))
+        text = json.dumps([prepared.template.text_digest, prepared.provider.identity, *more])
         self._digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self._store = store
         self.known = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from batchchat.store.cleaning import OldOutput, old_outputs, remove_output
 from batchchat.store.commands import CommandFiles
 from batchchat.store.commit_log import Sealing
+from batchchat.store.completions import Completions
 from batchchat.store.index import (
     ARCHIVED,
     NONE,
@@ -17,7 +18,7 @@ from batchchat.store.index import (
     kind_of,
 )
 from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
-from batchchat.store.location.folder import evaluation_outputs, running_outputs
+from batchchat.store.location.folder import evaluation_outputs, is_output_folder, judge_outputs, running_outputs
 from batchchat.store.output import (
     Output,
     earlier_prompts,
@@ -42,6 +43,7 @@ __all__ = [
     "RECORD_SCHEMA",
     "AnswerEntry",
     "CommandFiles",
+    "Completions",
     "Counts",
     "Entry",
     "Frozen",
@@ -65,8 +67,10 @@ __all__ = [
     "has_review_file",
     "is_live",
     "is_output",
+    "is_output_folder",
     "iter_output",
     "joined_parsed",
+    "judge_outputs",
     "key_digest",
     "kind_of",
     "lock_holder",

@@ -29,6 +29,10 @@ OK = 1
 """The live record is a completion."""
 ARCHIVED = 16
 """No live record, but the archive holds a completion for this identity."""
+SKIPPED = 32
+"""No record is wanted: the job's `skip` is true of the row. Stands in no index, only in what is known of rows."""
+SKIPPED_ID = b"\xff" * ID_BYTES
+"""The identity of the samples of a skipped row, which has no request."""
 
 KEY_LIVE = 1
 """The state of a key that a live record has."""

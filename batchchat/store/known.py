@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.records import Place
-from batchchat.store.index import ID_BYTES, SEEN, KeyIndex, RecordIndex
+from batchchat.store.index import ID_BYTES, SEEN, SKIPPED, SKIPPED_ID, KeyIndex, RecordIndex
 from batchchat.store.location.disk import storage_errors
 from batchchat.store.trail import NO_KEY, Subject, Tracked, Trail
 
@@ -85,7 +85,7 @@ class KnownRows:
 
     `final` are the states of records that this pass leaves as they are. `limit` bounds the pass, None where it takes
     all rows. Used in this order: `match` for every part, `look_up` once for what is left, then `stretches` and `batch`.
-    `counts` tells how many samples of rows that need no look have each final state.
+    `counts` tells how many samples of rows that need no look have each final state, or are SKIPPED.
     """
 
     def __init__(self, trail: Trail, *, final: frozenset[int], limit: int | None = None) -> None:
@@ -168,7 +168,8 @@ class KnownRows:
             for slot in _places(states, 0, start * samples, min(start + _WINDOW, self.rows) * samples):
                 place = slot - start * samples
                 identity = identities[place * ID_BYTES : (place + 1) * ID_BYTES]
-                states[slot] = index.mark_final(identity, self._final)
+                skipped = identity == SKIPPED_ID
+                states[slot] = SKIPPED if skipped else index.mark_final(identity, self._final)
                 row = slot // samples
                 if not states[slot]:
                     look[row] = 1
@@ -176,7 +177,7 @@ class KnownRows:
                     key = row_keys[(row - start) * ID_BYTES : (row - start + 1) * ID_BYTES]
                     if key != NO_KEY:
                         keys.mark_seen(key)
-        counts = {state: states.count(state) for state in self._final}
+        counts = {state: states.count(state) for state in (*self._final, SKIPPED)}
         for row in _places(look, 1, 0, len(look)):
             for state in states[row * samples : (row + 1) * samples]:
                 if state:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 from batchchat.errors import JobError
 from batchchat.records import Loaded
+from batchchat.template.bound import PromptBound, render_within
+from batchchat.template.condition import Condition
 from batchchat.template.instructions import Instructions
 from batchchat.template.leaf import RowTemplateError
 from batchchat.template.lines import LineMessages, LineParams
@@ -27,7 +29,7 @@ from batchchat.template.params import CompiledParams
 from batchchat.template.plain import canonical, to_json
 from batchchat.template.sandbox import MAX_TEXT, Environment
 
-__all__ = ["Rendered", "RowTemplateError", "Template", "compile_lines", "compile_template"]
+__all__ = ["PromptBound", "Rendered", "RowTemplateError", "Template", "compile_lines", "compile_template"]
 
 _DIGEST_VERSION = b"batchchat request 1\n"
 _SAMPLE = "sample_index"
@@ -52,12 +54,13 @@ class Template:
     `names` are the columns that the templates speak of, also where they ask whether one is there. `uses_row` tells
     whether they speak of `row`: the whole row, or the column of that name. `sampled` tells
     whether they speak of `sample_index`, so that the samples of a row may be different requests; a column of that name
-    goes before it. `image_columns` are those that the job calls images.
+    goes before it. `image_columns` are those that the job calls images. `skip` is true of rows that are not sent, None
+    if all are: it changes no request, so that it is in no digest.
     """
 
     __slots__ = (
-        *("_instructions", "_messages", "_messages_sampled", "_params", "_prefix"),
-        *("image_columns", "names", "sampled", "text_digest", "uses_row"),
+        *("_bound", "_instructions", "_messages", "_messages_sampled", "_params", "_prefix"),
+        *("image_columns", "names", "sampled", "skip", "text_digest", "uses_row"),
     )
 
     def __init__(
@@ -67,7 +70,11 @@ class Template:
         *,
         text_digest: str,
         instructions: Instructions | None = None,
+        skip: Condition | None = None,
+        bound: PromptBound | None = None,
     ) -> None:
+        self.skip = skip
+        self._bound = bound
         self._messages = messages
         self._params = params
         self._instructions = instructions
@@ -87,6 +94,11 @@ class Template:
 
         RowTemplateError where that is not possible; nothing else is raised.
         """
+        if self._bound is None:
+            return self._render(values, sample_index, images)
+        return render_within(self._bound, values, lambda shorter: self._render(shorter, sample_index, images))
+
+    def _render(self, values: Mapping[str, Any], sample_index: int, images: Mapping[str, Loaded] | None) -> Rendered:
         sampled = {_SAMPLE: sample_index, **values} if self.sampled else values
         # Messages that do not speak of it have no sample_index in their `row` either: samples differ where asked to.
         filled = self._messages.render(sampled if self._messages_sampled else values, images)
@@ -108,6 +120,10 @@ class Template:
             raise RowTemplateError(f"a request of {len(body):,} bytes is over the limit of {limit:,}")
         return Rendered(body, hasher.digest(), tokens + extra, max_tokens)
 
+    def skips(self, values: Mapping[str, Any]) -> bool:
+        """Return whether a row is not to be sent. Raises RowTemplateError if the job's `skip` cannot tell."""
+        return self.skip is not None and self.skip.holds(values)
+
     def uses(self, columns: Iterable[str]) -> bool:
         """Return whether any of these columns can change a request."""
         return self.uses_row or not self.names.isdisjoint(columns)
@@ -126,6 +142,8 @@ def compile_template(
     instructions: str | None = None,
     max_images: int | None = None,
     transfer: Mapping[str, Any] = MappingProxyType({}),
+    skip: str | None = None,
+    bound: PromptBound | None = None,
 ) -> Template:
     """Compile a job's messages and params.
 
@@ -135,7 +153,8 @@ def compile_template(
     the author's order; the mapping `extra_body` among them is put beside them. A param that is exactly one
     `{{ expression }}` takes its value's own type, and one that is None is left out. `fixed` are further fields of the
     body, and `instructions` a text for the model; both go in as they are, whatever braces they hold. `transfer`
-    are fields that say how the answer travels: they change no digest.
+    are fields that say how the answer travels: they change no digest. `skip` is a template that is true of rows which
+    are not sent; `bound` is the longest prompt.
 
     Raises JobError that names the message and the line in its text, without file and line of the job.
     """
@@ -149,6 +168,8 @@ def compile_template(
             CompiledParams(environment, model, params, fixed or {}, transfer),
             text_digest=blake2b(to_json(text, sort=True), digest_size=16).hexdigest(),
             instructions=None if instructions is None else Instructions(instructions),
+            skip=None if skip is None else Condition(skip, "skip"),
+            bound=bound,
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise JobError(f"messages or params hold what has no JSON form: {error}") from None
@@ -166,6 +187,8 @@ def compile_lines(
     instructions: str | None = None,
     max_images: int | None = None,
     transfer: Mapping[str, Any] = MappingProxyType({}),
+    skip: str | None = None,
+    bound: PromptBound | None = None,
 ) -> Template:
     """Compile a job over the lines of an OpenAI batch file, which hold their requests.
 
@@ -189,6 +212,8 @@ def compile_lines(
             ),
             text_digest=blake2b(to_json(text, sort=True), digest_size=16).hexdigest(),
             instructions=None if instructions is None else Instructions(instructions),
+            skip=None if skip is None else Condition(skip, "skip"),
+            bound=bound,
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise JobError(f"params hold what has no JSON form: {error}") from None

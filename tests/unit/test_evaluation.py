@@ -556,3 +556,18 @@ def test_what_samples_cannot_tell_is_refused_with_its_place(bench: Bench) -> Non
     alike = bench.suite(samples=5, scorers=[scorer], job={"params": {"temperature": 0}})
     with pytest.raises(JobError, match=r"alike by construction, since params\.temperature is 0"):
         check_suite(alike)
+
+
+def test_a_row_that_one_variant_skips_counts_for_none(bench: Bench) -> None:
+    """All variants are measured by the same rows, and no answer is said to be still to come."""
+    variants = [
+        {"name": "all", "model": "good"},
+        {"name": "some", "model": "bad", "skip": "{{ text == 'row 3' or id == 'r4' }}"},
+    ]
+    done = bench.evaluate(bench.suite(variants=variants))
+    assert (done.exit_code, len(bench.provider.asked)) == (0, 20 + 18)
+    assert done.summary is not None
+    every, some = done.summary.variants
+    assert [(one.rows, one.open, one.failed) for one in (every, some)] == [(18, 0, 0)] * 2
+    assert done.summary.comparisons[0].a == "all"
+    assert "2 rows left out of all scores: `skip` is true of them" in done.summary.notes

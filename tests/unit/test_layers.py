@@ -20,11 +20,11 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"credentials", "events", "providers", "identity", "images", "structured"}),
     frozenset({"cascade", "money"}),
     frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
-    frozenset({"cache", "store", "client", "acceptance"}),
+    frozenset({"cache", "store", "client", "acceptance", "examples"}),
     frozenset({"endpoints"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),
-    frozenset({"plan", "inspection", "history", "joining", "controlling", "metrics"}),
+    frozenset({"planning", "inspection", "history", "joining", "controlling", "metrics"}),
     frozenset({"labelling"}),
     frozenset({"following", "report"}),
     frozenset({"evaluation"}),
@@ -32,6 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"starter", "guide"}),
     frozenset({"cli"}),
     frozenset({"api", "__main__"}),
+    frozenset({"suite_api"}),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

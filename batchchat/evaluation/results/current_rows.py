@@ -27,6 +27,7 @@ from batchchat.joining import Identities
 from batchchat.records import RowBatch
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.store import frozen_schema
+from batchchat.store.index import ID_BYTES, SKIPPED_ID
 
 _INTERNED = 100_000
 _LONGEST_INTERNED = 200
@@ -60,6 +61,10 @@ class WholeRows:
         row: dict[str, Any] = self._spill.get(self._places[position])
         return row
 
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Forget all rows but these."""
+        self._places = [self._places[number] for number in numbers]
+
     def close(self) -> None:
         """Let go of the file."""
         self._spill.close()
@@ -71,7 +76,8 @@ class CurrentRows:
     the sample `s` of it.
 
     `identities` has one entry for each job. `keys` is None where the job names no key. `all_of_input` tells whether
-    every row of the input counts. `prompted` are the columns that the prompts speak of.
+    every row of the input counts. `prompted` are the columns that the prompts speak of. `skipped` rows are not among
+    them: what the `skip` of one job leaves out counts for none, so that all are measured by the same rows.
     """
 
     samples: int
@@ -80,6 +86,7 @@ class CurrentRows:
     keys: pa.StringArray | None
     identities: list[Identities]
     prompted: tuple[str, ...] = ()
+    skipped: int = 0
     _columns: dict[str, list[Any]] = field(default_factory=dict)
     _whole: WholeRows | None = None
 
@@ -164,6 +171,7 @@ class _Reader:
             if self.whole is not None:
                 self.whole.close()
             raise
+        skipped = self._leave_out_skipped()
         has_key = self.prepared[0].job.input.key is not None
         return CurrentRows(
             samples=self.samples,
@@ -172,6 +180,7 @@ class _Reader:
             keys=pa.array(self.keys, pa.string()) if has_key else None,
             identities=[Identities(self.digests.pop(0)) for _ in self.prepared],
             prompted=self.prompted,
+            skipped=skipped,
             _columns=self.columns,
             _whole=self.whole,
         )
@@ -209,6 +218,25 @@ class _Reader:
                 column.append(self._intern(row.get(name)))
             if self.whole is not None:
                 self.whole.add(values)
+
+    def _leave_out_skipped(self) -> int:
+        """Leave out the rows that any of the jobs skips; return how many they are."""
+        if all(prepared.template.skip is None for prepared in self.prepared):
+            return 0
+        skipped = np.zeros(len(self.numbers), dtype=bool)
+        digests = [np.frombuffer(one, dtype=f"V{ID_BYTES}").reshape(-1, self.samples) for one in self.digests]
+        for ids in digests:
+            skipped |= ids[:, 0] == np.void(SKIPPED_ID)
+        left = np.flatnonzero(~skipped)
+        self.digests = [bytearray(ids[left].tobytes()) for ids in digests]
+        kept = left.tolist()
+        self.numbers = [self.numbers[at] for at in kept]
+        self.keys = [self.keys[at] for at in kept] if self.keys else []
+        for name, column in self.columns.items():
+            self.columns[name] = [column[at] for at in kept]
+        if self.whole is not None:
+            self.whole.keep(kept)
+        return int(skipped.sum())
 
     def _intern(self, value: Any) -> Any:
         """One object for equal short texts: a label then costs a pointer a row."""

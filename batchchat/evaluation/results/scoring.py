@@ -205,6 +205,8 @@ class Scoring:
             other = first.setdefault(self.rows.identities[number].digest, variant.name)
             if other != variant.name and len(self.rows):
                 notes.append(same_requests(other, variant.name))
+        if self.rows.skipped:
+            notes.append(f"{plural(self.rows.skipped, 'row')} left out of all scores: `skip` is true of them")
         for sheet in sheets:
             left = len(sheet.answered) - sheet.totals.records
             if left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -31,7 +32,7 @@ from batchchat.sources import GivenRows
 from batchchat.store import Frozen, Output, check_currency, frozen_schema, is_output, read_state
 from batchchat.store.index import KeyIndex, RecordIndex
 from batchchat.store.known import KnownRows, Pass
-from batchchat.views import EnginePlan, PlanCap, PlanView, RequestPreview, StepPlan
+from batchchat.views import EnginePlan, LongPrompt, PlanCap, PlanView, RequestPreview, StepPlan
 
 if TYPE_CHECKING:
     from batchchat.cache import AnswerCache
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 _DEFAULTS = RunOptions()
 _PREVIEWS = 2
 _SLICE = 512
+_LONGEST = 3
+"""Rows with long prompts that a plan names."""
 _EXPECTED_LATENCY_S = 2.0
 _REASONS_TOLD_APART = 50
 """Messages of rows that would fail, of which each has a count of its own; what comes later is counted by its kind."""
@@ -108,6 +111,8 @@ def plan_job(
         retried=counts.reopened,
         archived=counts.archived,
         unreadable=counts.invalid,
+        skipped=counts.skipped,
+        longest=reader.longest(),
         kept=kept,
         surplus=surplus,
         requests=to_send,
@@ -222,6 +227,7 @@ class _Reader:
         self._history = history
         self._sharing = sharing
         self._failed: dict[tuple[str, str], FailureGroup] = {}
+        self._longest: list[tuple[int, int, str | None]] = []
         self.empty = 0
         self.nbytes = 0
 
@@ -241,10 +247,26 @@ class _Reader:
                 asked = {(request.batch.first_index, request.offset): request for request in found.requests}
                 self.empty += sum(prepared.empty.finds(each.batch.values[each.offset]) for each in asked.values())
                 for request in self._sharing.left(found.requests):
+                    self._note_length(request)
                     prompt_tokens += request.prompt_tokens * history.prompt_ratio
                     completion_tokens += min(history.completion, request.max_tokens or math.inf)
                     self.nbytes += len(request.body)
         return shown, Usage(round(prompt_tokens), round(completion_tokens))
+
+    def _note_length(self, request: Request) -> None:
+        """Keep the longest prompts, one of each row; of equal ones the first."""
+        longest = self._longest
+        if request.sample_index or (len(longest) == _LONGEST and request.prompt_tokens <= longest[0][0]):
+            return
+        push = heapq.heappush if len(longest) < _LONGEST else heapq.heappushpop
+        push(longest, (request.prompt_tokens, -request.row_index, request.key))
+
+    def longest(self) -> list[LongPrompt]:
+        """Return the longest prompts, with the tokens that are expected of them, the longest first."""
+        ratio = self._history.prompt_ratio
+        return [
+            LongPrompt(-row, key, round(tokens * ratio)) for tokens, row, key in sorted(self._longest, reverse=True)
+        ]
 
     def _count_failed(self, found: Sorted) -> None:
         for invalid in found.invalid:
