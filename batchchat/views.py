@@ -58,15 +58,6 @@ class EnginePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class LongPrompt:
-    """One of the longest prompts of a plan: its row, and its tokens as they are estimated by size."""
-
-    row_index: int
-    key: str | None
-    prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class StepPlan:
     """What a step of a cascade would be asked.
 
@@ -83,6 +74,15 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class LongPrompt:
+    """One of the longest prompts of a plan: its row, and its tokens as they are estimated by size."""
+
+    row_index: int
+    key: str | None
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class PlanView:
     """What a run would do, counted and estimated, with nothing sent.
 
@@ -96,9 +96,10 @@ class PlanView:
     `spent` is what the output has cost so far. `failures` tell why the `unreadable` ones would fail, by kind and
     message, the most frequent first. `empty` rows have nothing in any column that the messages name.
     `earlier_prompt` of the `kept` records answer another prompt than the job's.
-    `longest` are the longest prompts to be sent, the longest first. `skipped` rows are not sent since the job's `skip`
-    is true of them. `engines` compares single requests with batches; `cost` is that of the job's own engine. `steps`
-    are those of a cascade: `cost` is their sum, and `requests` are those of the first one.
+    `longest` are the longest prompts to be sent, the longest first.
+    `skipped` ones are not sent since the job's `skip` is true of their row.
+    `engines` compares single requests with batches; `cost` is that of the job's own engine. `steps` are those of a
+    cascade: `cost` is their sum, and `requests` are those of the first one.
     `key` says where the provider's key comes from, None if it needs none, and `key_found` whether it is there (of a
     command: whether its program is).
     """
@@ -144,9 +145,9 @@ class PlanView:
     engines: Sequence[EnginePlan] = ()
     key: str | None = None
     key_found: bool | None = None
+    steps: Sequence[StepPlan] = ()
     skipped: int = 0
     longest: Sequence[LongPrompt] = ()
-    steps: Sequence[StepPlan] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +228,8 @@ class StatusView:
     reviewed: int = 0
     reviewers: int = 0
     answered_by: Sequence[AnsweredBy] = ()
-    skipped: int = 0
     steps: Sequence[StepShare] = ()
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

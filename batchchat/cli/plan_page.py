@@ -114,14 +114,6 @@ def _plan_table(view: PlanView) -> Table:
     return table
 
 
-def _longest(prompts: Sequence[LongPrompt]) -> str:
-    """Name the rows of the longest prompts."""
-    return ", ".join(
-        f"row {count(one.row_index)}" + (f" ({count(one.prompt_tokens)})" if number else "")
-        for number, one in enumerate(prompts)
-    )
-
-
 def _step(step: StepPlan, currency: str | None) -> tuple[RenderableType, str]:
     price = f", {money(step.cost, currency)}" if step.cost is not None else ""
     takes = (
@@ -131,6 +123,14 @@ def _step(step: StepPlan, currency: str | None) -> tuple[RenderableType, str]:
         return guess(count(step.requests)), f"at most{price}; {takes}"
     reached = "" if step.step == 1 else f"{step.share:.1%} of the rows here reached it; "
     return guess(count(step.requests)), f"{reached}{takes}{price}"
+
+
+def _longest(prompts: Sequence[LongPrompt]) -> str:
+    """Name the rows of the longest prompts."""
+    return ", ".join(
+        f"row {count(one.row_index)}" + (f" ({count(one.prompt_tokens)})" if number else "")
+        for number, one in enumerate(prompts)
+    )
 
 
 def _cap(cap: PlanCap, currency: str | None) -> str:

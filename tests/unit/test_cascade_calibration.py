@@ -34,7 +34,8 @@ def jobs_of(folder: Path, cascade: list[dict[str, Any]], **chosen: str | None) -
         response={"schema": SCHEMA, "confidence": "logprobs"},
         params={"max_tokens": 50, "temperature": 0},
     )
-    return sub_jobs(job, **{"small": None, "large": None, "expected": "label", **chosen})
+    options: dict[str, Any] = {"small": None, "large": None, "expected": "label", **chosen}
+    return sub_jobs(job, **options)
 
 
 def test_the_models_are_those_of_the_cascade_each_with_its_own_fields(tmp_path: Path) -> None:
