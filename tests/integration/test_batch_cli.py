@@ -50,7 +50,8 @@ def test_batches_are_left_looked_at_and_taken(tmp_path: Path, demo: DemoServer) 
     wait_for(lambda: (tmp_path / "out" / "_batchchat" / "live.json").exists() and demo.stats().batch.calls["list"] > 1)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
-    assert process.returncode in {0, 4}, told  # the batches may have ended just then
+    # The batches may have ended just then, and the rows may not have been read by then.
+    assert process.returncode in {0, 4, 130}, told
     done = batchchat("run", "job.yaml", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ok"] == 20

@@ -308,6 +308,8 @@ class Harvest:
             self.counts.ok += 1
         else:
             self.counts.failed += 1
+        if failure is not None:
+            self._bill.add(reply)
         value = (accepted.parsed, accepted.tolerated, accepted.confidence)
         outcome = Settled(request, reply, failure, *value, of_prompt=self.of_prompt, late=late)
         outcome.billed_apart = failure is not None
