@@ -8,6 +8,12 @@ The Python API, imported as it is used:
     RunResult.to_arrow(columns=…)               its answers as a table; also to_pandas, to_polars
     read_output(directory) -> pyarrow.Table     the dataset in input order
     iter_output(directory) -> Iterator[pyarrow.RecordBatch]
+
+    load_suite(path, scorers=…) -> Suite        read and validate a suite file; scorers may be functions
+    plan(job or suite)                          what it would send and cost
+    await evaluate(suite) -> EvaluationResult   run its variants and judges, and score what they answered
+    score(suite) -> EvaluationResult            score what is there
+    compare(a, b, scorers=…)                    compare two outputs -> ComparisonResult
 """
 
 from __future__ import annotations
@@ -18,33 +24,55 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from batchchat.api import RunFailed, RunResult, run, run_job
     from batchchat.errors import BatchchatError, UsageError
+    from batchchat.evaluation.scorers.record_scorers import ScorerFunction
+    from batchchat.evaluation.suite.suite import Suite
     from batchchat.events import Event, RunSummary, Snapshot
     from batchchat.job import Job, load_job
     from batchchat.runner.control import Ceilings, Control, StopRequest
     from batchchat.runner.options import RunOptions
     from batchchat.store import iter_output, read_output
+    from batchchat.suite_api import (
+        ComparisonResult,
+        EvaluationFailed,
+        EvaluationResult,
+        compare,
+        evaluate,
+        load_suite,
+        plan,
+        score,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BatchchatError",
     "Ceilings",
+    "ComparisonResult",
     "Control",
+    "EvaluationFailed",
+    "EvaluationResult",
     "Event",
     "Job",
     "RunFailed",
     "RunOptions",
     "RunResult",
     "RunSummary",
+    "ScorerFunction",
     "Snapshot",
     "StopRequest",
+    "Suite",
     "UsageError",
     "__version__",
+    "compare",
+    "evaluate",
     "iter_output",
     "load_job",
+    "load_suite",
+    "plan",
     "read_output",
     "run",
     "run_job",
+    "score",
 ]
 
 _HOMES = {
@@ -65,6 +93,16 @@ _HOMES = {
     "run_job": "batchchat.api",
     "iter_output": "batchchat.store",
     "read_output": "batchchat.store",
+    "Suite": "batchchat.evaluation.suite.suite",
+    "ScorerFunction": "batchchat.evaluation.scorers.record_scorers",
+    "ComparisonResult": "batchchat.suite_api",
+    "EvaluationFailed": "batchchat.suite_api",
+    "EvaluationResult": "batchchat.suite_api",
+    "compare": "batchchat.suite_api",
+    "evaluate": "batchchat.suite_api",
+    "load_suite": "batchchat.suite_api",
+    "plan": "batchchat.suite_api",
+    "score": "batchchat.suite_api",
 }
 
 

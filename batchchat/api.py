@@ -85,7 +85,7 @@ class RunResult(RunSummary):
         """What the command line prints at the end of a run."""
         from batchchat.cli.summary_page import render_summary
 
-        return _as_text(render_summary(self))
+        return as_text(render_summary(self))
 
     def __repr__(self) -> str:
         cost = f", cost={self.spend_total.cost:g} {self.currency}" if self.currency else ""
@@ -140,13 +140,13 @@ async def run_job(
     """
     if rows is not None:
         check_rows(rows)
-    with _display(progress) as shown:
+    with progress_display(progress) as shown:
         summary = await run_to_summary(
             job,
             rows=rows,
             options=options,
-            listener=listener or _unheard,
-            on_snapshot=_both(None if shown is None else shown.update, on_snapshot),
+            listener=listener or unheard,
+            on_snapshot=told_both(None if shown is None else shown.update, on_snapshot),
             stop=_one_control(control, stop),
             transport=transport,
             environ=environ,
@@ -184,14 +184,14 @@ def run(
         check_rows(rows)
     steered = _one_control(control, stop) or Control()
     # Shown from here: a notebook finds the cell of an output by the caller's context.
-    with _display(progress) as shown:
+    with progress_display(progress) as shown:
         work = functools.partial(
             run_to_summary,
             job,
             rows=rows,
             options=options,
-            listener=listener or _unheard,
-            on_snapshot=_both(None if shown is None else shown.update, on_snapshot),
+            listener=listener or unheard,
+            on_snapshot=told_both(None if shown is None else shown.update, on_snapshot),
             stop=steered,
             transport=transport,
             environ=environ,
@@ -265,11 +265,11 @@ def _one_control(control: Control | None, stop: Control | None) -> Control | Non
     return control or stop
 
 
-def _unheard(_event: Event) -> None:
-    pass
+def unheard(_event: Event) -> None:
+    """Take an event that nobody listens to."""
 
 
-def _both(
+def told_both(
     one: Callable[[Snapshot], None] | None, other: Callable[[Snapshot], None] | None
 ) -> Callable[[Snapshot], None] | None:
     """Return what calls both, or the one that there is."""
@@ -283,7 +283,7 @@ def _both(
     return call
 
 
-def _display(
+def progress_display(
     progress: bool | None,
 ) -> AbstractContextManager[NotebookProgress | ProgressDisplay | PlainProgress | None]:
     """Return what shows snapshots: in the notebook's cell, or on standard error if that is wanted."""
@@ -331,7 +331,7 @@ class NotebookProgress:
         from batchchat.cli.display import ProgressView
 
         self._shown = snapshot.phase, snapshot.elapsed_s
-        content = {"text/plain": _as_text(ProgressView(snapshot))}
+        content = {"text/plain": as_text(ProgressView(snapshot))}
         if self._handle is None:
             self._handle = self._context.run(self._display, content, raw=True, display_id=True)
         else:
@@ -345,7 +345,7 @@ def _notebook_display() -> Callable[..., Any]:
     return function
 
 
-def _as_text(renderable: Any) -> str:
+def as_text(renderable: Any) -> str:
     """Write what the command line prints as plain text."""
     import io
 

@@ -213,6 +213,12 @@ def _output_argument(command: _Command) -> _Command:
     return click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))(command)
 
 
+def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--variant", metavar="NAME", help="Of an evaluation's folder: the variant, or the judge, that is meant."
+    )(command)
+
+
 @cli.command()
 @_run_options
 @click.option(
@@ -496,6 +502,7 @@ def history(directory: Path, as_json: bool) -> None:
     is_flag=True,
     help="Show the records of the run that is going on as they are committed, until it ends; --json: one a line.",
 )
+@_variant_option
 @_json_option
 def show(directory: Path, **options: Any) -> None:
     """Look at records of DIR: messages in, completion out; or count what they hold."""
@@ -543,6 +550,7 @@ def show(directory: Path, **options: Any) -> None:
     help="Write one row for each row of the input: the answer that most of its samples gave, and their share.",
 )
 @click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
+@_variant_option
 def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
     from batchchat.cli.reading import export_command

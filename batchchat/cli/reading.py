@@ -11,10 +11,16 @@ from batchchat.cli.arguments import JobArguments
 from batchchat.cli.running import errors, print_json, results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from batchchat.choosing import RecordFilter
+    from batchchat.evaluation.outputs import EvaluationOutput
+    from batchchat.store import VerifyReport
     from batchchat.views import RecordView, StatusView
+
+
+_SAMPLES = 1_000
+"""The most records that a row may have in one output: as many as a job may ask for samples."""
 
 
 def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
@@ -24,7 +30,7 @@ def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
     from batchchat.cli.json_output import as_json as to_json
     from batchchat.cli.plan_page import render_plan
     from batchchat.evaluation import is_suite
-    from batchchat.plan import plan_job
+    from batchchat.planning import plan_job
 
     if is_suite(arguments.job):
         from batchchat.cli.evaluating import plan_suite_command
@@ -39,20 +45,20 @@ def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
 
 
 def status_command(directory: Path, *, as_json: bool) -> int:
-    """Print how far a run is."""
+    """Print how far a run is, or all runs of an evaluation."""
     from batchchat.cli.json_output import as_json as to_json
     from batchchat.cli.status_page import render_status
+    from batchchat.evaluation.outputs import outputs_of
     from batchchat.inspection import status_of
-    from batchchat.store import evaluation_outputs
 
-    if outputs := evaluation_outputs(directory):
+    if outputs := outputs_of(directory):
         from batchchat.cli.status_page import render_statuses
 
-        views = [status_of(output) for output in outputs]
+        views = [(one, status_of(one.path)) for one in outputs]
         if as_json:
-            print_json({"output": str(directory), "variants": [to_json(view) for view in views]})
+            _print_outputs(directory, [(one, to_json(view)) for one, view in views])
         else:
-            results().print(render_statuses(directory.name, views))
+            results().print(render_statuses(directory.name, [(one.name, one.judge, view) for one, view in views]))
         return 0
     _show(_with_reviews(status_of(directory), directory), render_status, to_json, as_json=as_json)
     return 0
@@ -96,23 +102,36 @@ def _reviews_beside(views: Iterator[RecordView], directory: Path) -> Iterator[Re
 
 
 def history_command(directory: Path, *, as_json: bool) -> int:
-    """Print the runs into an output."""
+    """Print the runs into an output, or into all outputs of an evaluation."""
+    from batchchat.cli.blocks import pair
     from batchchat.cli.history import render_history
     from batchchat.cli.json_output import as_json as to_json
+    from batchchat.evaluation.outputs import outputs_of
     from batchchat.history import history_of
-    from batchchat.store import evaluation_outputs
 
-    if outputs := evaluation_outputs(directory):
-        views = [history_of(output) for output in outputs]
+    if outputs := outputs_of(directory):
+        views = [(one, history_of(one.path)) for one in outputs]
         if as_json:
-            print_json({"output": str(directory), "variants": [to_json(view) for view in views]})
-        for number, view in enumerate([] if as_json else views):
+            _print_outputs(directory, [(one, to_json(view)) for one, view in views])
+            return 0
+        for number, (one, view) in enumerate(views):
             if number:
                 results().write_line("")
+            results().print(pair("judge" if one.judge else "variant", one.name))
             results().print(render_history(view))
         return 0
     _show(history_of(directory), render_history, to_json, as_json=as_json)
     return 0
+
+
+def _print_outputs(
+    directory: Path, views: Sequence[tuple[EvaluationOutput, Any]], more: Mapping[str, Any] | None = None
+) -> None:
+    """Print what is told of each output of an evaluation as JSON, with the name that a person knows it by."""
+    told: dict[str, Any] = {"output": str(directory), **(more or {}), "variants": [], "judges": []}
+    for one, view in views:
+        told["judges" if one.judge else "variants"].append({"name": one.name, **view})
+    print_json(told)
 
 
 def show_command(
@@ -126,50 +145,68 @@ def show_command(
     count: str | None,
     limit: int | None,
     follow: bool,
+    variant: str | None,
     as_json: bool,
 ) -> int:
-    """Print records whole, as a table, or how often each value of a column is there."""
-    from batchchat.choosing import RecordFilter
-    from batchchat.cli.json_output import as_json as to_json
-    from batchchat.cli.record_page import render_record, render_records
-    from batchchat.errors import UsageError
-    from batchchat.inspection import find_records
+    """Print records whole, as a table, or how often each value of a column is there.
 
+    Of an evaluation, a certain row is printed as every variant answered it; anything else is about one variant.
+    """
+    from batchchat.choosing import RecordFilter
+    from batchchat.errors import UsageError
+    from batchchat.evaluation.outputs import chosen_output, outputs_of
+
+    by = RecordFilter(row, key, failed, where)
+    certain = (row is not None or key is not None) and not (table or follow or count is not None)
+    if certain and variant is None and (outputs := outputs_of(directory)):
+        return _show_of_variants([one for one in outputs if not one.judge], by, as_json=as_json)
+    directory = chosen_output(directory, variant)
     if follow:
         from batchchat.cli.following import follow_command
 
         if count is not None:
             raise UsageError("--count counts what is there, and --follow shows what comes", remedy="Give one of them.")
-        return follow_command(
-            directory, RecordFilter(row, key, failed, where), limit=limit, table=table, as_json=as_json
-        )
+        return follow_command(directory, by, limit=limit, table=table, as_json=as_json)
     if count is not None:
-        return _count_command(directory, RecordFilter(row, key, failed, where), count, limit or 20, as_json=as_json)
-    most = limit or (20 if table else 5)
-    views = _reviews_beside(
-        find_records(directory, row=row, key=key, failed=failed, where=where, limit=most), directory
-    )
-    terminal = results()
-    found = 0
-    if table and not as_json:
-        rows = list(views)
-        found = len(rows)
-        if rows:
-            terminal.print(render_records(rows))
-    else:
-        for view in views:
-            if as_json:
-                print_json(to_json(view))
-            else:
-                if found:
-                    terminal.write_line("")
-                terminal.print(render_record(view))
-            found += 1
+        return _count_command(directory, by, count, limit or 20, as_json=as_json)
+    found, most = _print_records(directory, by, limit or (20 if table else 5), table=table, as_json=as_json)
     if not found:
         _none_found(directory, row, key, failed=failed, where=where)
     elif found == most and row is None and key is None:
         errors().write_line(f"shown: {found}; -n shows more, --row N or --key KEY a certain one")
     return 0
+
+
+def _print_records(
+    directory: Path, by: RecordFilter, most: int, *, table: bool, as_json: bool, variant: str | None = None
+) -> tuple[int, int]:
+    """Print records of an output; return how many, and how many would have been the most."""
+    from batchchat.cli.blocks import pair
+    from batchchat.cli.json_output import as_json as to_json
+    from batchchat.cli.record_page import render_record, render_records
+    from batchchat.inspection import find_records
+
+    views = _reviews_beside(
+        find_records(directory, row=by.row, key=by.key, failed=by.failed, where=by.where, limit=most), directory
+    )
+    terminal = results()
+    if table and not as_json:
+        rows = list(views)
+        if rows:
+            terminal.print(render_records(rows))
+        return len(rows), most
+    found = 0
+    for view in views:
+        if as_json:
+            print_json(to_json(view) if variant is None else {"variant": variant, **to_json(view)})
+        else:
+            if found:
+                terminal.write_line("")
+            if variant is not None:
+                terminal.print(pair("variant", variant))
+            terminal.print(render_record(view))
+        found += 1
+    return found, most
 
 
 def _none_found(directory: Path, row: int | None, key: str | None, *, failed: bool, where: str | None) -> None:
@@ -184,6 +221,24 @@ def _none_found(directory: Path, row: int | None, key: str | None, *, failed: bo
     if row is not None or key is not None:
         raise UsageError(message, remedy="Rows are counted from 0; `batchchat show DIR --table` lists some.")
     errors().write_line(message)
+
+
+def _show_of_variants(outputs: Sequence[EvaluationOutput], by: RecordFilter, *, as_json: bool) -> int:
+    """Print a row as every variant answered it."""
+    from batchchat.errors import UsageError
+
+    found = 0
+    for one in outputs:
+        if found and not as_json:
+            results().write_line("")
+        found += _print_records(one.path, by, _SAMPLES, table=False, as_json=as_json, variant=one.name)[0]
+    if not found:
+        which = f"row {by.row}" if by.row is not None else f"the row with the key {by.key!r}"
+        raise UsageError(
+            f"no variant has a record of {which}",
+            remedy="Rows are counted from 0; `batchchat show DIR --variant NAME --table` lists some.",
+        )
+    return 0
 
 
 def _count_command(directory: Path, by: RecordFilter, column: str, most: int, *, as_json: bool) -> int:
@@ -215,6 +270,7 @@ def export_command(
     columns: str | None,
     flatten: bool,
     bom: bool,
+    variant: str | None,
     final: bool,
     vote: bool,
 ) -> int:
@@ -223,9 +279,11 @@ def export_command(
     import tempfile
 
     from batchchat.errors import UsageError
+    from batchchat.evaluation.outputs import chosen_output
     from batchchat.export import export
     from batchchat.format import asked, plural
 
+    directory = chosen_output(directory, variant)
     names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
     more: dict[str, Any] = {
         "input_path": input_path,
@@ -273,26 +331,41 @@ def report_command(directory: Path, target: Path) -> int:
 
 
 def verify_command(directory: Path, *, as_json: bool) -> int:
-    """Check an output; 74 where something is wrong."""
+    """Check an output, or all outputs and files of an evaluation; 74 where something is wrong."""
     from batchchat.cli.json_output import as_json as to_json
-    from batchchat.format import plural
+    from batchchat.evaluation.outputs import check_files, outputs_of
     from batchchat.store import verify
 
-    report = verify(directory)
+    outputs = outputs_of(directory)
+    if not outputs:
+        report = verify(directory)
+        if as_json:
+            print_json(to_json(report))
+        else:
+            _print_verified(report)
+        return 74 if report.problems else 0
+    reports = [(one, verify(one.path)) for one in outputs]
+    problems = check_files(directory)
     if as_json:
-        print_json(to_json(report))
+        told = [(one, to_json(report)) for one, report in reports]
+        _print_outputs(directory, told, {"problems": problems})
     else:
-        terminal = results()
-        for problem in report.problems:
-            terminal.write_line(problem)
-        for note in report.notes:
-            terminal.write_line(note)
-        found = (
-            f"{plural(report.records, 'record')} in {plural(report.parts, 'part')}, {report.archived:,} in the archive"
-        )
-        verdict = plural(len(report.problems), "problem") if report.problems else "no problem found"
-        terminal.write_line(f"{found}: {verdict}")
-    return 74 if report.problems else 0
+        for one, report in reports:
+            _print_verified(report, one.name)
+        for problem in problems:
+            results().write_line(problem)
+    return 74 if problems or any(report.problems for _, report in reports) else 0
+
+
+def _print_verified(report: VerifyReport, name: str | None = None) -> None:
+    """Print what is wrong with an output, then how much was read; with `name`, that of the variant or judge."""
+    from batchchat.format import plural
+
+    for text in (*report.problems, *report.notes):
+        results().write_line(text)
+    found = f"{plural(report.records, 'record')} in {plural(report.parts, 'part')}, {report.archived:,} in the archive"
+    verdict = plural(len(report.problems), "problem") if report.problems else "no problem found"
+    results().write_line(f"{'' if name is None else f'{name}: '}{found}: {verdict}")
 
 
 def clean_command(directory: Path, *, yes: bool) -> int:

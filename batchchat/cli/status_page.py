@@ -45,10 +45,8 @@ def render_status(view: StatusView) -> RenderableType:
     return Group(*parts)
 
 
-def render_statuses(name: str, views: Sequence[StatusView]) -> RenderableType:
-    """Show how far each variant of an evaluation is, one line each."""
-    from pathlib import Path
-
+def render_statuses(name: str, views: Sequence[tuple[str, bool, StatusView]]) -> RenderableType:
+    """Show how far each output of an evaluation is, one line each: its name, whether it is a judge's, its status."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -57,7 +55,7 @@ def render_statuses(name: str, views: Sequence[StatusView]) -> RenderableType:
     table.add_column("variant", overflow="fold")
     for heading in ("state", "ok", "failed", "open", "cost"):
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
-    for view in views:
+    for called, judge, view in views:
         if view.running is not None:
             paused = view.live is not None and view.live.phase == "paused"
             state = styled("paused", "yellow") if paused else styled("running", "green")
@@ -67,8 +65,12 @@ def render_statuses(name: str, views: Sequence[StatusView]) -> RenderableType:
             state = styled(f"ended, {view.last.exit_code}", "" if view.last.exit_code == 0 else "yellow")
         left = UNKNOWN if view.open is None else count(view.open)
         spent = cost(view.spent.cost, view.currency)
-        table.add_row(line(Path(view.output).name), state, count(view.ok), alarm(view.failed, "red"), left, spent)
-    return Group(title(name, f"an evaluation of {plural(len(views), 'variant')}"), blank(), table)
+        table.add_row(
+            line(f"judge {called}" if judge else called), state, count(view.ok), alarm(view.failed, "red"), left, spent
+        )
+    return Group(
+        title(name, f"an evaluation of {plural(sum(not judge for _, judge, _ in views), 'variant')}"), blank(), table
+    )
 
 
 def _status_table(view: StatusView) -> Table:

@@ -14,7 +14,7 @@ from batchchat.evaluation.results.looks import draw_rows, plan_to_go_on_with
 from batchchat.evaluation.results.scoring import Scoring, standing_of
 from batchchat.evaluation.statistics.sequential import Standing
 from batchchat.evaluation.suite.suite import Suite, Until, Variant
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.records import ErrorKind
 from batchchat.runner.options import RunOptions
 from batchchat.views import PlanCap, PlanView

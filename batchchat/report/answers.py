@@ -8,7 +8,8 @@ are cut, and cut shorter where all of them would be too much.
 In a row, `m` are its different prompts (lists of [role, text]), `u` tells for each variant which prompt it was asked
 with, and `a` holds for each variant its samples: `t` text, `e` failure, `c` tool calls, `x` refusal, `r` reasoning,
 `f` finish reason, `n` a note in place of messages, `s` scores as [value, reason], `l` seconds, `k` cost, `p` and `o`
-tokens in and out. `v` are the verdicts of pairwise judges, as [pair, sample, value, reason]. What is null is left out.
+tokens in and out. `v` are the verdicts of pairwise judges, as [pair, sample, value, reason], `w` what is expected, by
+the number of the scorer. What is null is left out.
 """
 
 from __future__ import annotations
@@ -70,9 +71,12 @@ class _Labels:
 
 
 class AnswerBrowser:
-    """Everything that the row browser of a page shows. Read `blocks` to their end before `index`."""
+    """Everything that the row browser of a page shows. Read `blocks` to their end before `index`.
 
-    def __init__(self, suite: SuiteFolder) -> None:
+    `rows` are those to show, of `total`; without it, the best choice of the rows that a suite has.
+    """
+
+    def __init__(self, suite: SuiteFolder, *, rows: pa.Table | None = None, total: int | None = None) -> None:
         self.suite = suite
         self.names = [str(variant.get("name")) for variant in suite.variants]
         values, verdicts = suite.values(), suite.verdicts()
@@ -82,10 +86,12 @@ class AnswerBrowser:
         highest = pc.max(values.column("sample_index")).as_py()
         self.samples = max(1, int(suite.summary.get("samples") or 1), 1 + (highest or 0))
         outputs = [suite.output(variant) for variant in suite.variants]
-        rows = rows_of(values, outputs)
-        self.total = rows.num_rows
-        cells = max(1, (len(self.names) * max(1, len(self.scorers)) + len(pairs)) * self.samples)
-        rows = choose_rows(rows, values, min(MOST_ROWS, max(100, MOST_CELLS // cells)))
+        if rows is None:
+            rows = rows_of(values, outputs)
+            total = rows.num_rows
+            cells = max(1, (len(self.names) * max(1, len(self.scorers)) + len(pairs)) * self.samples)
+            rows = choose_rows(rows, values, min(MOST_ROWS, max(100, MOST_CELLS // cells)))
+        self.total = rows.num_rows if total is None else total
         self.row_index: list[int] = rows.column("row_index").to_pylist()
         self.keys: list[str | None] = rows.column("key").to_pylist()
         self._ids = rows.column("id").combine_chunks()
@@ -93,6 +99,7 @@ class AnswerBrowser:
         of_variant = {name: values.filter(pc.equal(values.column("variant"), name)) for name in self.names}
         self._scores = [[self._scored(of_variant[name], scorer) for scorer in self.scorers] for name in self.names]
         self._labels = self._labels_of(of_variant)
+        self._expected = self._expected_of(of_variant)
         self._pairs = self._pairs_of(self._placed(verdicts.append_column("id", row_ids(verdicts))), pairs)
         self._room = TextAllowance(len(self) * self.samples * len(self.names))
         self._records = [
@@ -112,6 +119,11 @@ class AnswerBrowser:
     def labelled(self) -> list[str]:
         """The scores that tell an expected and a given label."""
         return list(self._labels)
+
+    @property
+    def expecting(self) -> list[int]:
+        """The numbers of the scorers that expect something of a row."""
+        return sorted(self._expected)
 
     @property
     def pairwise(self) -> set[str]:
@@ -170,6 +182,18 @@ class AnswerBrowser:
                 found[scorer] = labels
         return found
 
+    def _expected_of(self, lines: Mapping[str, pa.Table]) -> dict[int, dict[int, str]]:
+        """Return what each scorer expects of each row: by the number of the scorer, then by the row's position."""
+        found: dict[int, dict[int, str]] = {}
+        for table in lines.values():
+            if "expected" not in table.column_names:
+                continue
+            told = table.filter(pc.is_valid(table.column("expected")))
+            columns = (told.column(column).to_pylist() for column in ("slot", "scorer", "expected"))
+            for slot, scorer, expected in zip(*columns, strict=True):
+                found.setdefault(self.scorers.index(scorer), {})[slot // self.samples] = expected
+        return found
+
     # ---- blocks -------------------------------------------------------------------------------------------------
 
     def blocks(self) -> Iterator[str]:
@@ -219,7 +243,12 @@ class AnswerBrowser:
         self._index(records)
         row: dict[str, Any] = {"m": prompts, "u": used, "a": answers}
         verdicts = self._verdicts(position)
-        return row | {"v": verdicts} if verdicts else row
+        if verdicts:
+            row["v"] = verdicts
+        expected = {str(scorer): texts[position] for scorer, texts in self._expected.items() if position in texts}
+        if expected:
+            row["w"] = expected
+        return row
 
     def _verdicts(self, position: int) -> list[list[Any]]:
         found: list[list[Any]] = []
@@ -285,6 +314,7 @@ class AnswerBrowser:
                     "starts": self.starts,
                     "scorers": self.scorers,
                     "samples": self.samples,
+                    "expecting": self.expecting,
                     "row_index": self.row_index,
                     "key": self.keys if any(key is not None for key in self.keys) else None,
                     "state": self._states,

@@ -127,7 +127,11 @@ def spread(distribution: Distribution, color: str, *, seconds: bool) -> PlotlyFi
     return {
         "data": [trace],
         "layout": {
-            "xaxis": {"tickvals": [math.log10(tick) for tick in ticks], "ticktext": [write(tick) for tick in ticks]},
+            "xaxis": {
+                "title": {"text": "logarithmic scale"},
+                "tickvals": [math.log10(tick) for tick in ticks],
+                "ticktext": [write(tick) for tick in ticks],
+            },
             "yaxis": {"rangemode": "tozero", "tickformat": "~s"},
             "showlegend": False,
         },

@@ -30,6 +30,7 @@ from batchchat.report.figures import (
 from batchchat.report.outcome import RecordTotals, outcome_of
 from batchchat.report.page import check_page, write_page
 from batchchat.report.quality import quality_of
+from batchchat.report.run_answers import run_answers
 from batchchat.store import Output, read_state
 from batchchat.views import StatusView
 
@@ -107,6 +108,10 @@ def write_run_report(directory: Path, target: Path) -> None:
     write_page(
         target,
         "run.html",
+        scripts=("difference.js", "suite.js", "browser.js"),
+        # The row browser is that of an evaluation: here with one variant, and nothing that compares.
+        data={"variants": ["answer"], "scores": [], "differences": [], "matrices": [], "labelled": []},
+        answers=run_answers(directory, output, outcome.rows),
         title=f"{status.job or directory.name} · run report",
         name=status.job or directory.name,
         provider=_provider(output.job.get("provider")),

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from batchchat.format import UNKNOWN, money
 from batchchat.report.distribution import Distribution
 from batchchat.report.figures import PlotlyFigure, linear_ticks, plain, seconds_text
 
+SHARES = frozenset({"yes/no", "share"})
+"""Units that are written as a percentage."""
 _NAME_LETTERS = 24
 
 
@@ -159,3 +162,16 @@ def latency_text(spread: Distribution) -> str:
 
 def _short(name: str) -> str:
     return plain(name if len(name) <= _NAME_LETTERS else f"{name[: _NAME_LETTERS - 1]}…")
+
+
+def score_text(value: float | None, unit: str, currency: str | None = None) -> str:
+    """Write a score in its unit: `84.2%`, `372 ms`, `0.0012 EUR`, `41.3`."""
+    if value is None:
+        return UNKNOWN
+    if unit in SHARES:
+        return f"{100 * value:.1f}%"
+    if unit == "seconds":
+        return seconds_text(value)
+    if unit == "cost":
+        return money(value, currency)
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"

@@ -44,11 +44,47 @@ class SuiteFolder:
         """The suite's name."""
         return str(self.summary.get("name") or self.directory.name)
 
-    @property
+    @cached_property
     def variants(self) -> Sequence[Mapping[str, Any]]:
-        """The variants, in the order of the suite."""
+        """Return the variants, the best first: by the first score that has a better direction.
+
+        Those of equal value stay in the order of the suite, those without a value come last.
+        """
         variants: Sequence[Mapping[str, Any]] = self.summary["variants"]
-        return variants
+        score = next((score for score in self.scores if score.higher_is_better is not None), None)
+        if score is None:
+            return variants
+        ranked = self.ranked(score)
+        return [*ranked, *(variant for variant in variants if not any(variant is one for one in ranked))]
+
+    def ranked(self, score: ScoreMeaning) -> list[Mapping[str, Any]]:
+        """Return the variants that have a mean by a score, the best first.
+
+        A judge of pairs gives no means: the order is then that of wins over losses against all others.
+        """
+        values = {one: _mean(variant, score.name) for one, variant in enumerate(self.summary["variants"])}
+        known = {one: value for one, value in values.items() if value is not None} or self._balances(score.name)
+        up = score.higher_is_better is not False
+        return [self.summary["variants"][one] for one in sorted(known, key=known.__getitem__, reverse=up)]
+
+    def _balances(self, scorer: str) -> dict[int, float]:
+        """Return the sum of each variant's differences from the others, by its place in the suite."""
+        places = {variant.get("name"): place for place, variant in enumerate(self.summary["variants"])}
+        found: dict[int, float] = {}
+        for one in self.comparisons:
+            if one.get("scorer") != scorer or one.get("difference") is None:
+                continue
+            for name, sign in ((one.get("a"), 1), (one.get("b"), -1)):
+                if name in places:
+                    found[places[name]] = found.get(places[name], 0.0) + sign * one["difference"]
+        return found
+
+    def comparison(self, a: str, b: str, scorer: str) -> Mapping[str, Any] | None:
+        """Return the comparison of two variants by a score, whichever of them it names first."""
+        for one in self.comparisons:
+            if one.get("scorer") == scorer and {one.get("a"), one.get("b")} == {a, b}:
+                return one
+        return None
 
     @property
     def comparisons(self) -> Sequence[Mapping[str, Any]]:
@@ -75,7 +111,7 @@ class SuiteFolder:
     def scores(self) -> list[ScoreMeaning]:
         """Every score that a variant or a comparison has."""
         found: dict[str, ScoreMeaning] = {}
-        for variant in self.variants:
+        for variant in self.summary["variants"]:
             for name, score in (variant.get("scores") or {}).items():
                 found.setdefault(name, ScoreMeaning(name, str(score.get("unit") or ""), score.get("higher_is_better")))
         for comparison in self.comparisons:
@@ -147,6 +183,11 @@ def better(comparison: Mapping[str, Any], score: ScoreMeaning) -> str | None:
     if not settled(comparison) or not difference or score.higher_is_better is None:
         return None
     return str(comparison["a"] if (difference > 0) == score.higher_is_better else comparison["b"])
+
+
+def _mean(variant: Mapping[str, Any], score: str) -> float | None:
+    mean = ((variant.get("scores") or {}).get(score) or {}).get("mean")
+    return float(mean) if mean is not None else None
 
 
 def is_scored(directory: Path) -> bool:

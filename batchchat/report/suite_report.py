@@ -18,10 +18,18 @@ from batchchat.report.answers import AnswerBrowser
 from batchchat.report.distribution import Distribution
 from batchchat.report.figures import PlotlyFigure, seconds_text
 from batchchat.report.page import check_page, write_page, written
-from batchchat.report.suite_figures import Point, latencies, latency_text, pareto, quality_against_cost
+from batchchat.report.suite_figures import (
+    SHARES,
+    Point,
+    latencies,
+    latency_text,
+    pareto,
+    quality_against_cost,
+    score_text,
+)
 from batchchat.report.suite_folder import ScoreMeaning, SuiteFolder, better, read_suite, settled
+from batchchat.report.verdict import cost_of, verdict_of
 
-_SHARES = {"yes/no", "share"}
 _MOST_CLASSES = 40
 _ROOM = 0.06
 
@@ -44,7 +52,7 @@ class Line:
     """A variant's line in the table."""
 
     name: str
-    changes: list[tuple[str, str]]
+    changes: list[str]
     rows: int
     open: int
     failed: int
@@ -104,7 +112,9 @@ def write_suite_report(directory: Path, target: Path) -> None:
         data=_data(suite, answers, figures),
         answers=answers,
         has_matrices=any(variant.get("classes") for variant in suite.variants),
-        leaders=[(score.name, leader) for score in suite.scores if (leader := suite.leader(score)) is not None],
+        changed=changed(suite),
+        verdicts=[text for score in suite.scores if (text := verdict_of(suite, score))],
+        cost=cost_of(suite),
         directory=str(directory),
     )
 
@@ -117,6 +127,7 @@ def _data(suite: SuiteFolder, answers: AnswerBrowser, figures: Mapping[str, Plot
             "name": score.name,
             "unit": score.unit,
             "higher": score.higher_is_better,
+            "best": names.index(str(ranked[0].get("name"))) if (ranked := suite.ranked(score)) else None,
             "column": answers.scorers.index(score.name) if score.name in answers.scorers else None,
             "figure": f"quality-{at}" if f"quality-{at}" in figures else None,
             "pairwise": score.name in answers.pairwise,
@@ -140,7 +151,10 @@ def _lines(suite: SuiteFolder) -> list[Line]:
     return [
         Line(
             name=str(variant.get("name")),
-            changes=[(str(path), written(value)) for path, value in (variant.get("overrides") or {}).items()],
+            changes=[
+                written(variant["overrides"][path]) if path in (variant.get("overrides") or {}) else ""
+                for path in changed(suite)
+            ],
             rows=variant.get("rows") or 0,
             open=variant.get("open") or 0,
             failed=variant.get("failed") or 0,
@@ -154,6 +168,12 @@ def _lines(suite: SuiteFolder) -> list[Line]:
         )
         for at, variant in enumerate(suite.variants)
     ]
+
+
+def changed(suite: SuiteFolder) -> list[str]:
+    """Return the fields that variants set, each once, in the order in which they come up."""
+    paths = dict.fromkeys(path for variant in suite.summary["variants"] for path in variant.get("overrides") or {})
+    return [str(path) for path in paths]
 
 
 def _column(suite: SuiteFolder, score: ScoreMeaning) -> list[Cell]:
@@ -193,19 +213,6 @@ def _column(suite: SuiteFolder, score: ScoreMeaning) -> list[Cell]:
         )
 
     return [cell(variant, one) for variant, one in zip(suite.variants, found, strict=True)]
-
-
-def score_text(value: float | None, unit: str, currency: str | None = None) -> str:
-    """Write a score in its unit: `84.2%`, `372 ms`, `0.0012 EUR`, `41.3`."""
-    if value is None:
-        return UNKNOWN
-    if unit in _SHARES:
-        return f"{100 * value:.1f}%"
-    if unit == "seconds":
-        return seconds_text(value)
-    if unit == "cost":
-        return money(value, currency)
-    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
 
 
 def _per_thousand(variant: Mapping[str, Any], amount: float | None) -> float | None:
@@ -251,12 +258,12 @@ def _quality(suite: SuiteFolder, score: ScoreMeaning, currency: str | None, *, p
         return None
     best = pareto(points, higher_is_better=score.higher_is_better)
     points = [replace(point, best=chosen) for point, chosen in zip(points, best, strict=True)]
-    unit = "" if score.unit in _SHARES or not score.unit else f" ({score.unit})"
+    unit = "" if score.unit in SHARES or not score.unit else f" ({score.unit})"
     return quality_against_cost(
         points,
         cost=f"{currency or 'cost'} per 1,000 rows" if priced else "tokens per 1,000 rows",
         value=f"{score.name}{unit}",
-        share=score.unit in _SHARES,
+        share=score.unit in SHARES,
     )
 
 
@@ -327,7 +334,7 @@ def _signed(value: float | None, unit: str, currency: str | None) -> str:
     if value is None:
         return UNKNOWN
     sign = "+" if value > 0 else "-" if value < 0 else ""
-    text = f"{100 * abs(value):.1f}" if unit in _SHARES else score_text(abs(value), unit, currency)
+    text = f"{100 * abs(value):.1f}" if unit in SHARES else score_text(abs(value), unit, currency)
     return f"{sign}{text}"
 
 

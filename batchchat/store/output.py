@@ -228,7 +228,8 @@ def no_output(directory: Path) -> UsageError:
     return UsageError(
         f"{directory} is an evaluation: its {len(outputs)} outputs are below {directory / 'variants'}, its report is "
         f"{directory / 'report.html'}",
-        remedy=f"Name one output, such as {outputs[0]}; `batchchat status {directory}` lists them.",
+        remedy=f"Name one output, such as {outputs[0]}; `batchchat status {directory}` lists them. `show` and `export` "
+        "take --variant NAME.",
     )
 
 

@@ -72,6 +72,17 @@ class Page:
     def click(self, selector: str) -> None:
         self.do(lambda driver: driver.click(selector))
 
+    def download(self, selector: str) -> str:
+        """Click, and return the text of the file that the page then gives."""
+
+        async def act(driver: Driver) -> str:
+            async with driver.expect_download() as coming:
+                await driver.click(selector)
+            path = await (await coming.value).path()
+            return path.read_bytes().decode()
+
+        return self.do(act)
+
     def fill(self, selector: str, text: str) -> None:
         self.do(lambda driver: driver.fill(selector, text))
 

@@ -24,7 +24,7 @@ STATUS = struct.Struct("=i")
 ORDER_BYTES = 2**18
 _IMPORTED = (
     "batchchat.runner.run",
-    "batchchat.plan",
+    "batchchat.planning",
     "batchchat.export",
     "batchchat.inspection",
     "batchchat.cli.display",

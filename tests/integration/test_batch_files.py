@@ -18,7 +18,7 @@ from batchchat.export import export
 from batchchat.export.batch import COLUMNS, line
 from batchchat.inspection import find_records
 from batchchat.job import Job, load_job, validate_job
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from tests.integration.jobs import ROOT, make_job, query, run, texts, write_rows
 
 MODEL = "llama-3.1-8b-instruct"

@@ -23,7 +23,7 @@ from batchchat.export import export
 from batchchat.history import history_of
 from batchchat.inspection import find_records, status_of
 from batchchat.job import Job
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.report import write_report
 from batchchat.runner.options import RunOptions
 from batchchat.runner.run import run_job

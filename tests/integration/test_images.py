@@ -24,7 +24,7 @@ from batchchat.errors import JobError
 from batchchat.export import export
 from batchchat.inspection import find_records
 from batchchat.job import Job
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.runner.options import RunOptions
 from tests.integration.jobs import make_job, query, run, write_rows
 from tests.pictures import GIF, png

@@ -17,7 +17,7 @@ from batchchat.demo.batches.options import BatchOptions
 from batchchat.errors import JobError
 from batchchat.job import Job
 from batchchat.labelling.reviews import Review, line_of
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.runner.preparation import prepare
 from batchchat.store import write_review_lines
 from tests.integration.jobs import ROOT, make_job, query, run, write_rows

@@ -115,11 +115,14 @@ def test_an_evaluations_folder_is_looked_at_by_its_variants(tmp_path: Path) -> N
     runs = json.loads(CliRunner().invoke(cli, ["history", folder, "--json"]).stdout)["variants"]
     assert [len(view["runs"]) for view in runs] == [1, 1]
     assert CliRunner().invoke(cli, ["history", folder]).stdout.count("1 run ") == 2
-    for words in (["show", folder], ["verify", folder], ["export", folder, "-o", str(tmp_path / "x.csv")]):
+    for words in (["show", folder], ["show", folder, "--count", "status"], ["export", folder, "-o", "x.csv"]):
         error = CliRunner().invoke(cli, words).exception
         assert isinstance(error, UsageError)
-        assert "is an evaluation: its 2 outputs are below" in error.message
-        assert str(tmp_path / "ev" / "variants" / "long") in (error.remedy or "")
+        assert "is an evaluation of 2 variants" in error.message
+        assert "--variant NAME: 'long', 'short'" in (error.remedy or "")
+    error = CliRunner().invoke(cli, ["report", folder, "-o", str(tmp_path / "x.html")]).exception
+    assert isinstance(error, UsageError)
+    assert "is an evaluation: its 2 outputs are below" in error.message
     for words in (["show", str(tmp_path)], ["status", str(tmp_path)]):
         error = CliRunner().invoke(cli, words).exception
         assert isinstance(error, UsageError)

@@ -19,7 +19,7 @@ from batchchat.events import RunSummary
 from batchchat.history import history_of
 from batchchat.inspection import status_of
 from batchchat.job import Job
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.store import verify
 from tests.docs import names, table
 from tests.integration.jobs import make_job, query, run, texts, write_rows

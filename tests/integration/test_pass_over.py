@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from batchchat.errors import StorageError
 from batchchat.events import RunSummary
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.records import ErrorKind
 from batchchat.runner import preparation
 from batchchat.runner.options import RunOptions

@@ -16,7 +16,7 @@ import pytest
 import batchchat
 from batchchat.cli import cli, running
 from batchchat.cli.running import guarded
-from batchchat.report import charting, write_run_report
+from batchchat.report import charting, run_answers, write_run_report
 from batchchat.runner.options import RunOptions
 from tests.integration.browser import Browser, Page
 from tests.integration.jobs import make_job, write_rows
@@ -86,9 +86,37 @@ def test_a_report_tells_how_a_run_went(tmp_path: Path, browser: Browser) -> None
         assert "is too long" in failures
         labels = page.text("section:has(h2:text('Labels'))")
         assert re.search(r"billing\s+30\s+33\.3%", labels)
-        assert "eos" in page.text("section:has(h2:text('Answers'))")
+        assert "eos" in page.text("section:has(h2:text('How they were answered'))")
         assert page.count("section:has(h2:text('Runs')) tbody tr") == 1
         assert page.evaluate("[...document.querySelectorAll('[role=img]')].every(it => it.ariaLabel.length > 20)")
+
+
+def test_a_report_shows_answers_to_filter_and_search(
+    tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, [f"text {number}" for number in range(100)], mixed)
+    # A large output shows a part of its rows: failed ones, and an even choice of the others.
+    monkeypatch.setattr(run_answers, "MOST_ROWS", 40)
+    target = tmp_path / "report.html"
+    write_run_report(tmp_path / "out", target)
+    with browser.open(target, width=420) as page:
+        page.wait("html[data-charts=drawn][data-rows=shown]")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        headings = page.texts("h2")
+        assert headings[:3] == ["Failures", "Labels", "Answers"]
+        assert headings[-3:] == ["Over time", "Runs", "The job"]
+        assert "30 of 100 rows are in this page" in page.text("section.answers .note")
+        assert not page.evaluate("document.querySelector('#reference').checkVisibility()")
+        page.choose("#show", "failed")
+        page.wait_until("document.querySelector('#found').textContent === '10 of 30 rows'")
+        assert page.texts("#rows button.open")[:2] == ["9", "19"]
+        page.choose("#show", "all")
+        page.fill("#query", "text 55")
+        page.wait_until("document.querySelector('#found').textContent === '1 of 30 rows'")
+        page.click("#rows button.open")
+        page.wait("#detail")
+        assert page.text("#detail .messages pre") == "55\ntext 55"
+        assert page.download("#download").splitlines()[0] == "row_index,key,asked,answer: answer"
 
 
 def test_what_the_data_says_stays_text(tmp_path: Path, browser: Browser) -> None:

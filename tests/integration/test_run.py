@@ -16,7 +16,7 @@ from batchchat.demo import DemoOptions, DemoServer
 from batchchat.errors import StorageError, UsageError
 from batchchat.export import export
 from batchchat.inspection import find_records, status_of
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.runner.control import StopRequest
 from batchchat.runner.options import RunOptions
 from batchchat.runner.run import run_job

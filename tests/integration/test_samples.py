@@ -14,7 +14,7 @@ from batchchat.demo import DemoOptions, DemoServer
 from batchchat.export import export
 from batchchat.inspection import find_records, status_of
 from batchchat.job import Job
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.store import verify
 from tests.integration.jobs import make_job, query, run, texts, write_rows
 

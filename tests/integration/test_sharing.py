@@ -23,7 +23,7 @@ from batchchat.engines.port import Settled
 from batchchat.errors import StorageError, UsageError
 from batchchat.events import RunSummary
 from batchchat.job import Job
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.records import Completion, Reply, Request, RowBatch, Usage, Verdict
 from batchchat.runner.control import StopRequest
 from batchchat.runner.options import RunOptions

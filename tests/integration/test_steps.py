@@ -14,7 +14,7 @@ from batchchat.cli import cli
 from batchchat.cli.running import guarded
 from batchchat.errors import BatchchatError, OutputLocked, UsageError
 from batchchat.job import load_job
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.store import Completions
 from tests.integration.jobs import write_rows
 from tests.store_cases import commit, open_store, settled

@@ -15,7 +15,7 @@ from batchchat.cli.plan_page import render_plan
 from batchchat.cli.record_page import render_record
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.inspection import find_records
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.runner.options import RunOptions
 from batchchat.store import verify
 from tests.integration.jobs import ROOT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -89,10 +91,19 @@ def test_an_evaluation_is_told_in_one_page(suite_page: Path, browser: Browser) -
         assert "3 variants · 60 rows" in page.text("header")
         assert "rows.jsonl" in page.text("header")
         lines = page.texts(".variants tbody tr")
-        assert [line.partition("\n")[0].strip() for line in lines] == ["1 short", "2 long", "3 other prompt"]
-        assert "65.0%" in lines[0]
+        assert [line.partition("\t")[0].strip() for line in lines] == ["1 other prompt", "2 long", "3 short"]
+        assert "65.0%" in lines[2]
         assert page.count(".plot .main-svg:first-child") == 2
-        assert "long is better" in page.text("#pairs")
+        verdict = "other prompt leads by sorted.accuracy, with 95.0% (95% interval 86.3% to 98.3%), but long may be"
+        assert page.text(".verdict .first").startswith(verdict)
+        assert "1,000 rows cost" in page.text(".verdict")
+        # Compared with the leader, which stands first.
+        assert page.texts("#pairs tbody th") == ["1 other prompt less 3 short", "1 other prompt less 2 long"]
+        assert "other prompt is better" in page.text("#pairs")
+        page.choose("#baseline", "all")
+        assert page.count("#pairs tbody tr") == 3
+        assert page.texts(".variants thead th")[1:4] == ["model", "params.max_tokens", "messages"]
+        assert page.texts("#rows tbody tr:first-child td")[1] == "billing"
         assert page.texts(".matrix tbody th") == ["billing", "bug", "other"]
         assert page.count("#rows > tbody > tr") == 25
         assert page.text("#found") == "60 rows"
@@ -128,14 +139,15 @@ def test_rows_are_filtered_ordered_and_counted(suite_page: Path, browser: Browse
 def test_a_count_of_flips_leads_to_its_rows(suite_page: Path, browser: Browser) -> None:
     with browser.open(suite_page) as page:
         ready(page)
+        page.choose("#baseline", "1")
         page.click("#pairs tbody tr:first-child button.link:text('19')")
         page.wait_until("document.querySelector('#found').textContent === '19 of 60 rows'")
-        assert page.text("#chips").startswith("right in 2 long, wrong in 1 short, by sorted.accuracy")
+        assert page.text("#chips").startswith("right in 2 long, wrong in 3 short, by sorted.accuracy")
         marks = page.evaluate(
             "[...document.querySelectorAll('#rows > tbody > tr')].map(row => "
             "[...row.querySelectorAll('.mark')].map(mark => mark.ariaLabel).join())"
         )
-        assert {mark.rpartition(",")[0] for mark in marks} == {"wrong,right"}
+        assert {mark.partition(",")[2] for mark in marks} == {"right,wrong"}
         page.click("#chips button")
         page.wait_until("document.querySelector('#found').textContent === '60 rows'")
 
@@ -143,11 +155,12 @@ def test_a_count_of_flips_leads_to_its_rows(suite_page: Path, browser: Browser) 
 def test_a_cell_of_the_confusion_matrix_leads_to_its_rows(suite_page: Path, browser: Browser) -> None:
     with browser.open(suite_page) as page:
         ready(page)
+        page.choose("#matrix-choice", "2")
         for cell, found in (("bug were told as bug", 20), ("billing were told as (other)", 20)):
             page.click(f".matrix button[title='{found} that should be {cell}']")
             page.wait_until(f"document.querySelector('#found').textContent === '{found} of 60 rows'")
-        assert page.text("#chips").startswith("billing told as (other) by 1 short")
-        page.choose("#matrix-choice", "2")
+        assert page.text("#chips").startswith("billing told as (other) by 3 short")
+        page.choose("#matrix-choice", "0")
         page.click(".matrix button[title='1 that should be other were told as (no answer)']")
         page.wait_until("document.querySelector('#found').textContent === '1 of 60 rows'")
         assert names(page) == ["T-11"]
@@ -178,7 +191,7 @@ def test_scores_stand_beside_their_answers_also_where_rows_have_moved(tmp_path: 
         assert [text.partition(" ")[0] for text in asked] == ["T-42", "T-5", "T-4", "T-3", "T-2", "T-1", "T-0"]
         marks = page.evaluate(
             "[...document.querySelectorAll('#rows > tbody > tr')].map(row => "
-            "row.querySelector('.mark').textContent + ' ' + row.querySelector('td:nth-child(3) .clamp').textContent)"
+            "['.mark', '.clamp'].map(part => row.querySelector(`td:last-child ${part}`).textContent).join(' '))"
         )
         wrong, right = "✗ nonsense", "✓ "
         assert marks == [wrong, f"{right}other", f"{right}bug", wrong, f"{right}other", f"{right}bug", wrong]
@@ -200,11 +213,11 @@ def test_verdicts_of_pairwise_judges_are_told_row_by_row(tmp_path: Path, browser
         page.choose("#score", "1")
         assert page.text("#differences") == "Differences by liked"
         page.click("#pairs tbody button.link:text('8')")
-        page.wait_until("document.querySelector('#chips').textContent.includes('2 long preferred to 1 short')")
+        page.wait_until("document.querySelector('#chips').textContent.includes('1 long preferred to 2 short')")
         assert page.text("#found") == "8 rows"
         page.click("#rows button.open >> nth=0")
         page.wait("#detail .verdicts")
-        assert page.text("#detail .verdicts") == "liked\n2 long preferred to 1 short the longer one says more"
+        assert page.text("#detail .verdicts") == "liked\n1 long preferred to 2 short the longer one says more"
 
 
 def test_a_text_is_found_in_prompts_answers_reasons_and_keys(suite_page: Path, browser: Browser) -> None:
@@ -234,18 +247,18 @@ def test_a_row_shows_messages_answers_side_by_side_and_scores_with_reasons(suite
         page.click("#rows button.open:text-is('T-3')")
         page.wait("#detail .variant")
         assert page.evaluate("document.activeElement.textContent") == "T-3"
-        assert page.texts("#detail .messages summary") == ["Messages of 1 short, 2 long", "Messages of 3 other prompt"]
-        assert page.texts("#detail .messages h3")[:2] == ["system", "user"]
-        assert page.texts("#detail .messages pre")[1] == "T-3\nthe billing case\nnumber 3"
+        assert page.texts("#detail .messages summary") == ["Messages of 1 other prompt", "Messages of 2 long, 3 short"]
+        assert page.texts("#detail .messages h3")[0] == "user"
+        assert page.texts("#detail .messages pre")[0] == "T-3\nSort: the billing case\nnumber 3"
         cards = page.texts("#detail .variant")
-        assert [card.partition("\n")[0] for card in cards] == ["1 short reference", "2 long", "3 other prompt"]
-        assert "nonsense" in cards[0]
-        assert "wrong" in cards[0]
-        assert 'not found: "b"' in cards[0]
-        assert page.texts("#detail mark") == ["billing", "billing"]
-        page.choose("#reference", "1")
-        page.wait_until("document.querySelectorAll('#detail mark').length === 1")
+        assert [card.partition("\n")[0] for card in cards] == ["1 other prompt reference", "2 long", "3 short"]
+        assert "nonsense" in cards[2]
+        assert "wrong" in cards[2]
+        assert 'not found: "b"' in cards[2]
         assert page.texts("#detail mark") == ["nonsense"]
+        page.choose("#reference", "2")
+        page.wait_until("document.querySelectorAll('#detail mark').length === 2")
+        assert page.texts("#detail mark") == ["billing", "billing"]
         page.choose("#reference", "")
         page.wait_until("document.querySelectorAll('#detail mark').length === 0")
 
@@ -274,7 +287,31 @@ def test_everything_is_reached_by_keys_and_has_a_name(suite_page: Path, browser:
         assert page.evaluate(f"{unnamed}.length") == 0
         page.click("#columns summary")
         page.click("#columns label:has-text('long') input")
-        page.wait_until("document.querySelectorAll('#rows thead th').length === 4")
+        page.wait_until("document.querySelectorAll('#rows thead th').length === 5")
+
+
+def test_what_is_shown_is_downloaded_and_a_row_has_an_address(suite_page: Path, browser: Browser) -> None:
+    with browser.open(suite_page) as page:
+        ready(page)
+        page.choose("#show", "wrong")
+        page.wait_until("document.querySelector('#found').textContent === '2 of 60 rows'")
+        lines = list(csv.DictReader(io.StringIO(page.download("#download"), newline="")))
+        assert [line["key"] for line in lines] == ["T-0", "T-11"]
+        assert lines[0]["asked"] == "T-0\nSort: the billing case\nnumber 0"
+        assert (lines[0]["expected"], lines[0]["short: answer"], lines[0]["short: sorted.accuracy"]) == (
+            "billing",
+            "nonsense",
+            "0",
+        )
+        assert lines[1]["long: answer"] == "failed: invalid_request"
+        # The address of a row opens it, and takes away a filter that hides it.
+        page.evaluate("location.hash = '#row=T-42'")
+        page.wait("#detail")
+        assert page.text("tr.opened button") == "T-42"
+        assert page.text("#page") == "Page 2 of 3"
+        assert page.evaluate("document.querySelector('#detail a').hash") == "#row=T-42"
+        page.evaluate("location.hash = '#row=T-99'")
+        page.wait_until("document.querySelector('#found').textContent === 'There is no row T-99 in this page.'")
 
 
 def test_dark_paper_and_narrow(suite_page: Path, browser: Browser) -> None:
@@ -374,11 +411,11 @@ def test_odd_suites_have_a_page_too(
         page.click("#rows button.open:text-is('T-1')")
         page.wait("#detail .variant")
         if "samples" in fields:
-            assert sorted(page.texts("#detail .variant:first-child .sample pre")) == ["bug", "nonsense"]
-            assert page.texts("#rows tr.opened .mark") == ["50%", "✓", "✓"]
+            assert sorted(page.texts("#detail .variant:last-child .sample pre")) == ["bug", "nonsense"]
+            assert page.texts("#rows tr.opened .mark") == ["✓", "✓", "50%"]
         if change is _stripped:
             page.choose("#score", "4")
-            assert page.text("#pairs tbody td:nth-child(5)") == "1 to 3"
+            assert page.text("#pairs tbody td:nth-child(5)") == "3 to 1"
             assert "not tested" in page.text("#pairs")
 
 

@@ -7,12 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 import pyarrow as pa
 
 import batchchat
-from batchchat import Ceilings, Control, Event, Job, RunOptions, RunResult, RunSummary, Snapshot, StopRequest
+from batchchat import (
+    Ceilings,
+    ComparisonResult,
+    Control,
+    EvaluationResult,
+    Event,
+    Job,
+    RunOptions,
+    RunResult,
+    RunSummary,
+    Snapshot,
+    StopRequest,
+    Suite,
+)
 
 
 def a_job_is_read_from_a_file_with_changes() -> None:
@@ -89,4 +102,43 @@ def errors_have_a_message_a_remedy_and_an_exit_code(error: batchchat.BatchchatEr
     assert_type(error.exit_code, int)
     assert_type(error.remedy, str | None)
     wrong: batchchat.BatchchatError = batchchat.UsageError("what is wrong")
+    raise wrong
+
+
+def a_suite_takes_scorers_that_are_functions() -> None:
+    def polite(record: dict[str, Any], row: dict[str, Any]) -> bool:
+        return str(row["name"]) in str(record["completion"])
+
+    def short(record: dict[str, Any], row: dict[str, Any]) -> tuple[str, str | None]:
+        return ("short", None) if len(record["completion"]) < len(row["text"]) else ("long", "as long as the input")
+
+    labels = {"name": "short", "python": short, "labels": {"short": 1, "long": 0}}
+    suite = batchchat.load_suite("suite.yaml", overrides=["seed=1"], output="out", scorers=[polite, labels])
+    assert_type(suite, Suite)
+    assert_type(batchchat.score(suite, limit=10), EvaluationResult)
+    assert_type(batchchat.compare("a", Path("b"), scorers=["exact:label", polite], suite=suite), ComparisonResult)
+
+
+async def an_evaluation_gives_tables(suite: Suite, control: Control) -> None:
+    result = await batchchat.evaluate(suite, options=RunOptions(limit=10), progress=False, control=control)
+    assert_type(result, EvaluationResult)
+    assert_type(result.raise_for_status(), EvaluationResult)
+    assert_type(result.mean("small", "accuracy").mean, float | None)
+    assert_type(result.exit_code, int)
+    for table in (result.variants(), result.means(), result.comparisons(), result.scores(), result.verdicts()):
+        assert table.num_rows
+    assert result.answers("small", columns=["completion"]).num_rows
+    assert_type(result.write_report(), Path)
+
+
+def a_plan_tells_what_a_job_or_a_suite_costs(job: Job, suite: Suite) -> None:
+    assert_type(batchchat.plan(job).requests, int)
+    assert_type(batchchat.plan(suite, options=RunOptions(limit=5)).requests, int)
+    assert_type(batchchat.plan(suite).cost, float | None)
+
+
+def a_failed_evaluation_is_an_error_if_that_is_wanted(error: batchchat.EvaluationFailed) -> None:
+    assert_type(error.exit_code, int)
+    assert_type(error.result, EvaluationResult)
+    wrong: batchchat.BatchchatError = error
     raise wrong

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from batchchat.errors import JobError
 from batchchat.examples import Examples, open_examples
 from batchchat.inspection import find_records
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.runner.options import RunOptions
 from tests.integration.jobs import make_job, query, write_rows
 from tests.unit.test_run_clock import Provider, answer, simulate

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from batchchat.money import Tariff
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.records import Request, RowBatch, Spend
 from batchchat.runner.forecast import ENOUGH_ANSWERS, Forecaster
 from tests.integration.jobs import make_job, texts, write_rows

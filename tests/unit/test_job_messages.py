@@ -10,7 +10,7 @@ import pytest
 
 from batchchat.errors import JobError, UsageError
 from batchchat.job import Job, load_job
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.sources.parquet import python_rows
 
 HEAD = """name: told

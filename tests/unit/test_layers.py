@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"endpoints"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),
-    frozenset({"plan", "inspection", "history", "joining", "controlling", "metrics"}),
+    frozenset({"planning", "inspection", "history", "joining", "controlling", "metrics"}),
     frozenset({"labelling"}),
     frozenset({"following", "report"}),
     frozenset({"evaluation"}),
@@ -32,6 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"starter", "guide"}),
     frozenset({"cli"}),
     frozenset({"api", "__main__"}),
+    frozenset({"suite_api"}),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchchat.errors import JobError
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.template import PromptBound, RowTemplateError, compile_template
 from batchchat.template.bound import CUT_MARK, shortened_text
 from tests.integration.jobs import make_job, query, write_rows

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from batchchat.cli.providers import providers_command
 from batchchat.errors import JobError, UsageError
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.prices import LIST, PriceList
 from batchchat.providers import DEMO, PRICES_READ, PROFILES, Price, Provider, normalize_url
 from tests.integration.jobs import make_job, texts, write_rows

@@ -279,7 +279,7 @@ def test_python_functions_of_ones_own(tmp_path: Path) -> None:
         (None, "own_scorer_one:odd raised KeyError: 'gone'"),
         (None, "own_scorer_one:odd gave None"),
         (None, 'own_scorer_one:odd gave "nan", which is no number'),
-        (None, "own_scorer_one:odd gave \"'1'\", which is no number"),
+        (None, "own_scorer_one:odd gave \"'1'\", which is no number, and the scorer has no `labels`"),
         (0.5, "half"),
         (2.0, None),
         (1.0, None),

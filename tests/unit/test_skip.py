@@ -20,7 +20,7 @@ from batchchat.export import export
 from batchchat.history import history_of
 from batchchat.inspection import status_of
 from batchchat.job import Job
-from batchchat.plan import plan_job
+from batchchat.planning import plan_job
 from batchchat.records import ErrorKind
 from batchchat.runner.options import RunOptions
 from batchchat.template import RowTemplateError

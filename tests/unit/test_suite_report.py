@@ -18,9 +18,8 @@ from batchchat.report import answers as module
 from batchchat.report import texts as texts_module
 from batchchat.report.alignment import choose_rows, row_ids
 from batchchat.report.answers import AnswerBrowser
-from batchchat.report.suite_figures import Point, pareto
+from batchchat.report.suite_figures import Point, pareto, score_text
 from batchchat.report.suite_folder import NO_VALUES, ScoreMeaning, SuiteFolder, better, read_suite
-from batchchat.report.suite_report import score_text
 from batchchat.report.texts import TextAllowance, cut_text, message_text
 
 

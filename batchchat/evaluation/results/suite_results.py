@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from batchchat.errors import UsageError
 from batchchat.evaluation.results.summary import ScorerSummary, VariantSummary
 from batchchat.evaluation.results.variant_scores import Grid, ScoreColumn, VariantScores, row_metric
 from batchchat.evaluation.scorers.answer_scorers import Classes
@@ -21,6 +22,7 @@ from batchchat.evaluation.statistics.classification import (
 from batchchat.evaluation.statistics.comparison import Comparison, compare, compare_outcomes, summarize
 from batchchat.evaluation.statistics.samples import SampleMetric
 from batchchat.evaluation.statistics.unit import SHARE
+from batchchat.format import plural
 
 
 class SuiteResults:
@@ -41,7 +43,11 @@ class SuiteResults:
         self._clusters = None if cluster is None else sheets[0].rows.clusters(cluster)
 
     def add(self, scorer: Scorer | Judge) -> None:
-        """Add the values that a scorer gave each answer."""
+        """Add the values that a scorer gave each answer.
+
+        Raises UsageError if it is a function of the user's, and gave no answer at all a value.
+        """
+        self._check_function(scorer)
         name = scorer.name if isinstance(scorer, Judge) else row_metric(scorer)
         grids = {sheet.name: sheet.grid(name) for sheet in self._sheets}
         for at, sheet in enumerate(self._sheets):
@@ -55,6 +61,18 @@ class SuiteResults:
             self._add_samples(scorer, metric, grids)
         if isinstance(scorer, Classes):
             self._add_classes(scorer)
+
+    def _check_function(self, scorer: Scorer | Judge) -> None:
+        """Raise UsageError if a function broke on every answer: the fault is in the function, not in the answers."""
+        called = sum(sheet.calls.get(scorer.name, (0, 0))[0] for sheet in self._sheets)
+        broken = sum(sheet.calls.get(scorer.name, (0, 0))[1] for sheet in self._sheets)
+        if not called or broken < called:
+            return
+        _, reason = next(told for sheet in self._sheets if (told := sheet.unscored(scorer.name))[0])
+        raise UsageError(
+            f"scorer {scorer.name} gave none of {plural(called, 'answer')} a value: {reason}",
+            remedy="Mend the function and score again: the answers are kept, and nothing is sent for them.",
+        )
 
     def _add_samples(self, scorer: Scorer | Judge, metric: SampleMetric, grids: Mapping[str, Grid]) -> None:
         """Add what the samples of a row tell together."""

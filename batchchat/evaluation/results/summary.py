@@ -39,7 +39,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchchat.errors import UsageError
+from batchchat.errors import StorageError, UsageError
 from batchchat.evaluation.results.variant_scores import PAIRWISE_SCHEMA, SCORES_SCHEMA
 from batchchat.evaluation.statistics.classification import ClassReport, ClassScore
 from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary
@@ -226,6 +226,25 @@ def write_scores(directory: Path, batches: Iterable[pa.RecordBatch]) -> None:
     ):
         for batch in batches:
             writer.write_batch(batch)
+
+
+def read_scores(directory: Path) -> pa.Table:
+    """Return all lines of `scores.parquet`. Raises StorageError if it cannot be read."""
+    return _read_table(directory / SCORES_NAME, SCORES_SCHEMA)
+
+
+def read_pairwise(directory: Path) -> pa.Table:
+    """Return all lines of `pairwise.parquet`, none if no judge compares. Raises StorageError if it cannot be read."""
+    return _read_table(directory / PAIRWISE_NAME, PAIRWISE_SCHEMA)
+
+
+def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    if not path.exists():
+        return schema.empty_table()
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{path} cannot be read: {error}", remedy="Score the suite again.") from error
 
 
 def write_pairwise(directory: Path, batches: Iterable[pa.RecordBatch] | None) -> None:

@@ -209,6 +209,8 @@ class VariantScores:
         # In the order in which they were first asked for.
         self.columns: dict[str, ScoreColumn] = {}
         self.labels: dict[str, LabelColumn] = {}
+        # For each scorer that is a function of the user's: how often it was called, and how often it broke.
+        self.calls: dict[str, tuple[int, int]] = {}
         # What each scorer of answers compares, by the name of its column, and what was given, by `field`.
         self._compared: dict[str, AnswerScorer] = {}
         self._given: dict[str, TextColumn] = {}
@@ -282,6 +284,9 @@ class VariantScores:
 
     def _put(self, scorer: Scorer, positions: Positions, scores: Scores) -> None:
         self.column(row_metric(scorer)).put(positions, scores)
+        if scores.called:
+            called, broken = self.calls.get(scorer.name, (0, 0))
+            self.calls[scorer.name] = called + scores.called, broken + scores.broken
         if scores.labels is not None:
             self.labels[scorer.name].put(positions, scores.labels)
 
@@ -328,6 +333,9 @@ class VariantScores:
 
 def start_of(value: Any) -> str | None:
     """Return the first 200 characters of a value as text, None if there is no value."""
+    # Nearly all answers that are compared are labels: short texts of one script, which stay as they are.
+    if type(value) is str and len(value) <= _TEXT_CHARACTERS and value.isascii():
+        return value
     if value is None or isinstance(value, Absent):
         return None
     # A text of JSON may hold half a surrogate pair, which no UTF-8 can.

@@ -457,7 +457,6 @@ _EXAMPLES: Mapping[FieldPlace, str] = {
 }
 _PATTERNS: Mapping[FieldPlace, str] = {
     ("name",): "must be a name of letters, digits, _ and -",
-    ("python",): "must be a function as module:function",
 }
 
 

@@ -42,6 +42,8 @@ class Scores:
     values: pa.DoubleArray
     reasons: pa.StringArray
     labels: tuple[list[str | None], list[str | None]] | None = None
+    called: int = 0
+    broken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +113,13 @@ class ScoreBatch:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Each record as a dict, its input columns as they are in the current input."""
-        inputs: list[dict[str, Any]] = [{}] * len(self) if self._inputs is None else _dicts(self._inputs)
-        for record, row in zip(_dicts(self._records), inputs, strict=True):
+        for record, row in self.pairs():
             yield {**record, **{name: value for name, value in row.items() if name not in _OWN_COLUMNS}}
+
+    def pairs(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield each record beside the current input's row, empty where there is none."""
+        inputs = ({} for _ in range(len(self))) if self._inputs is None else _dicts(self._inputs)
+        yield from zip(_dicts(self._records), inputs, strict=True)
 
 
 _OWN_COLUMNS = frozenset((*RECORD_COLUMNS, PARSED))

@@ -159,7 +159,12 @@ class Comparing(AnswerScorer):
         if self.expected is None:
             return [self.value] * len(batch)
         missing = Absent(f"the input has no {self.expected} here")
-        return [missing if self._says_nothing(value) else value for value in batch.expected(self.expected)]
+        values = batch.expected(self.expected)
+        # The same few labels come up again and again: each is looked at once a batch.
+        told = {value for value in set(values) if self._says_nothing(value)} if _all_texts(values) else None
+        if told is not None:
+            return [missing if value in told else value for value in values] if told else list(values)
+        return [missing if self._says_nothing(value) else value for value in values]
 
     def _says_nothing(self, value: Any) -> bool:
         """Return whether an expected value is none: null, NaN or infinite, or blank beside a whole answer.
@@ -170,6 +175,11 @@ class Comparing(AnswerScorer):
         if isinstance(value, float | Decimal):
             return not math.isfinite(value)
         return value is None or (isinstance(value, str) and self.field == "completion" and not value.strip())
+
+
+def _all_texts(values: list[Any]) -> bool:
+    """Return whether a column holds nothing but texts and nulls, which can be looked up by value."""
+    return set(map(type, values)) <= {str, type(None)}
 
 
 class Measure(Scorer):

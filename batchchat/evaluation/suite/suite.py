@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.scorers.answer_scorers import MODELS, model_of, read_one
 from batchchat.evaluation.scorers.judging import JUDGES, Judge, JudgeSettings, Pairwise, judge_job
+from batchchat.evaluation.scorers.record_scorers import ScorerFunction, scorer_fields
 from batchchat.evaluation.scorers.scorer import Scorer
 from batchchat.evaluation.statistics.intervals import SEED
 from batchchat.evaluation.statistics.sequential import LOOKS
@@ -196,11 +197,15 @@ def load_suite(
     changes: Sequence[FieldChange] = (),
     input: str | None = None,
     output: str | None = None,
+    scorers: Sequence[ScorerFunction | Mapping[str, Any]] = (),
 ) -> Suite:
     """Read and validate a suite file and its base job.
 
     `overrides` are `--set` texts, and `changes` go over them: a field of the suite, or else one of the base job, under
     what the variants change. `input` takes the place of the base job's input, `output` that of the suite's output.
+    `scorers` come behind those of the file, which may have none then: functions, named as they are in Python, or
+    mappings as in a suite file, with a function in `python` if one likes.
+
     Raises UsageError where there is no such file, JobError for what a suite cannot be.
     """
     file = Path(path)
@@ -213,6 +218,7 @@ def load_suite(
             f"{file} is a job, not a suite", remedy=f"Run it with `batchchat run {shlex.quote(str(file))}`."
         )
     reading = _Reading(Draft(document, file), file)
+    reading.add_scorers(scorers)
     reading.apply([*map(read_override, overrides), *changes], output)
     reading.options = options_of(overrides, changes, input)
     if output is not None:
@@ -229,6 +235,17 @@ class _Reading:
         self.base = file.absolute().parent
         self.job_changes: list[FieldChange] = []
         self.options: tuple[str, ...] = ()
+
+    def add_scorers(self, given: Sequence[ScorerFunction | Mapping[str, Any]]) -> None:
+        """Take the scorers of a program behind those of the file."""
+        if not given:
+            return
+        data = self.draft.data
+        own = data.get("scorers") or []
+        if isinstance(own, list):
+            data["scorers"] = [*own, *map(scorer_fields, given)]
+            for at in range(len(own), len(data["scorers"])):
+                self.draft.origins["scorers", at] = FieldOrigin(option="scorers=")
 
     def apply(self, changes: Sequence[FieldChange], output: str | None) -> None:
         """Make paths absolute, and take what the command line says of the suite itself."""

@@ -187,6 +187,7 @@ const browser = (() => {
         found.push(...answer.s.map(([, reason]) => reason));
       }
     }
+    found.push(...Object.values(row.w ?? {}));
     found.push(...(row.v ?? []).map(([, , , reason]) => reason));
     return found;
   }
@@ -262,7 +263,7 @@ const browser = (() => {
     }));
     if (!shown.length) {
       const words = total ? 'No row passes the filters.' : 'There are no answers yet.';
-      document.querySelector('#rows tbody').append(element('tr', {}, element('td', { class: 'quiet', colspan: visible().length + 2 }, words)));
+      document.querySelector('#rows tbody').append(element('tr', {}, element('td', { class: 'quiet', colspan: columnCount() }, words)));
     }
     if (focus !== null) buttons()[Math.min(focus, shown.length - 1)]?.focus();
     document.documentElement.dataset.rows = 'shown';
@@ -280,7 +281,8 @@ const browser = (() => {
           : element('span', {}, ...suite.named(variant)));
     });
     document.querySelector('#rows thead').replaceChildren(
-      element('tr', {}, element('th', { scope: 'col', class: 'name' }, 'row'), element('th', { scope: 'col', class: 'prompt' }, 'asked'), ...cells));
+      element('tr', {}, element('th', { scope: 'col', class: 'name' }, 'row'), element('th', { scope: 'col', class: 'prompt' }, 'asked'),
+        expecting() === null ? null : element('th', { scope: 'col', class: 'wanted' }, 'expected'), ...cells));
   }
 
   function sortBy(variant) {
@@ -292,6 +294,16 @@ const browser = (() => {
   function nameOf(position) {
     const key = index.key?.[position];
     return key === null || key === undefined ? `row ${index.row_index[position]}` : key;
+  }
+
+  /** The number of the scorer whose expected values are shown: that of the chosen score, or else the first; or null. */
+  function expecting() {
+    const column = suite.score()?.column ?? null;
+    return index.expecting.includes(column) ? column : index.expecting[0] ?? null;
+  }
+
+  function columnCount() {
+    return visible().length + (expecting() === null ? 2 : 3);
   }
 
   function excerpt(text) {
@@ -306,13 +318,17 @@ const browser = (() => {
 
   function rowLine(position, row) {
     const opened = state.open === position;
-    const cells = visible().map((variant) => element('td', {}, ...answerCell(position, row, variant)));
+    const cells = visible().map((variant) => element('td', { 'data-label': suite.numbered[variant] }, ...answerCell(position, row, variant)));
+    const wanted = expecting();
+    if (wanted !== null) {
+      cells.unshift(element('td', { 'data-label': 'expected' }, element('div', { class: 'clamp data' }, excerpt(row.w?.[wanted] ?? '–'))));
+    }
     const button = element('button', {
       type: 'button', class: 'open data', 'aria-expanded': String(opened), 'aria-controls': opened ? 'detail' : null,
       'data-position': position, click: () => toggle(position),
     }, nameOf(position));
     return element('tr', { class: opened ? 'opened' : null },
-      element('th', { scope: 'row' }, button), element('td', { class: 'prompt' }, element('div', { class: 'clamp data quiet' }, question(row))), ...cells);
+      element('th', { scope: 'row' }, button), element('td', { class: 'prompt', 'data-label': 'asked' }, element('div', { class: 'clamp data quiet' }, question(row))), ...cells);
   }
 
   function answerCell(position, row, variant) {
@@ -358,17 +374,16 @@ const browser = (() => {
 
   function detailLine(position, row) {
     const chosen = visible();
-    const cell = element('td', { colspan: chosen.length + 2, id: 'detail' },
+    const cell = element('td', { colspan: columnCount(), id: 'detail' },
       ...row.m.map((messages, number) => prompt(row, messages, number)),
-      ...expectations(position),
+      ...expectations(row), link(position),
       element('div', { class: 'cards' }, ...chosen.map((variant) => card(row, variant))),
       ...verdicts(row));
     return element('tr', { class: 'detail' }, cell);
   }
 
-  function expectations(position) {
-    const labels = new Set(Object.values(index.labels).filter((one) => one.expected[position] !== null).map((one) => one.names[one.expected[position]]));
-    return [...labels].map((label) => element('p', { class: 'expected' }, element('span', { class: 'quiet' }, 'expected '), element('span', { class: 'data' }, label)));
+  function expectations(row) {
+    return [...new Set(Object.values(row.w ?? {}))].map((label) => element('p', { class: 'expected' }, element('span', { class: 'quiet' }, 'expected '), element('span', { class: 'data' }, label)));
   }
 
   /** What judges said of two answers beside each other. */
@@ -450,6 +465,84 @@ const browser = (() => {
     if (answer.p !== undefined || answer.o !== undefined) parts.push(`${count(answer.p ?? 0)} tokens in, ${count(answer.o ?? 0)} out`);
     if (answer.k !== undefined) parts.push(`cost ${Number(answer.k.toPrecision(3))}`);
     return parts.join(' · ');
+  }
+
+  // ---- links and downloads
+
+  /** A row's address: what comes behind the page's own. */
+  function hashOf(position) {
+    return `#row=${encodeURIComponent(nameOf(position))}`;
+  }
+
+  function link(position) {
+    return element('p', { class: 'small screen' }, element('a', { href: hashOf(position) }, 'Link to this row'));
+  }
+
+  /** Open the row that the address names. Filters that would hide it are taken away. */
+  async function follow() {
+    if (!location.hash.startsWith('#row=')) return;
+    let wanted = location.hash.slice('#row='.length);
+    try {
+      wanted = decodeURIComponent(wanted);
+    } catch {
+      // What is no code is meant as it stands.
+    }
+    const position = index.row_index.findIndex((_, at) => nameOf(at) === wanted);
+    if (position < 0) {
+      byId('found').textContent = `There is no row ${wanted} in this page.`;
+      return;
+    }
+    if (!state.order.includes(position)) {
+      byId('query').value = '';
+      byId('show').value = 'all';
+      state.chip = null;
+      drawChips();
+      await refresh();
+    }
+    state.page = Math.floor(state.order.indexOf(position) / PAGE_ROWS);
+    state.open = position;
+    await draw();
+    document.querySelector('#rows tr.opened')?.scrollIntoView({ block: 'start' });
+  }
+
+  function csvCell(value) {
+    const text = String(value ?? '');
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  }
+
+  /** The rows that the filters leave, as CSV: what was asked and expected, then each variant's answers and scores. */
+  async function csv() {
+    const chosen = visible();
+    const told = scores.filter((score) => score.column !== null);
+    const wanted = expecting();
+    const head = ['row_index', 'key', 'asked', ...(wanted === null ? [] : ['expected']), ...(index.samples > 1 ? ['sample'] : []),
+      ...chosen.flatMap((variant) => [`${variants[variant]}: answer`, ...told.flatMap((score) => [`${variants[variant]}: ${score.name}`, `${variants[variant]}: ${score.name} reason`])])];
+    const lines = [head];
+    for (const position of state.order) {
+      const row = await blocks.row(position);
+      const asked = row.m.length ? row.m[0].at(-1)?.[1] ?? '' : '';
+      for (let sample = 0; sample < Math.max(1, ...chosen.map((variant) => row.a[variant].length)); sample += 1) {
+        lines.push([index.row_index[position], index.key?.[position], asked, ...(wanted === null ? [] : [row.w?.[wanted]]), ...(index.samples > 1 ? [sample] : []),
+          ...chosen.flatMap((variant) => {
+            const answer = row.a[variant][sample];
+            return [answer ? answerText(answer) : null, ...told.flatMap((score) => [answer?.s[score.column]?.[0], answer?.s[score.column]?.[1]])];
+          })]);
+      }
+    }
+    return `${lines.map((line) => line.map(csvCell).join(',')).join('\r\n')}\r\n`;
+  }
+
+  async function download() {
+    const button = byId('download');
+    button.disabled = true;
+    const file = new Blob([await csv()], { type: 'text/csv' });
+    const address = URL.createObjectURL(file);
+    const anchor = element('a', { href: address, download: 'answers.csv' });
+    document.body.append(anchor);
+    anchor.click();
+    anchor.remove();
+    setTimeout(() => URL.revokeObjectURL(address), 60000);
+    button.disabled = false;
   }
 
   // ---- filters, keys
@@ -540,8 +633,11 @@ const browser = (() => {
     byId('previous').addEventListener('click', () => turn(-1));
     byId('next').addEventListener('click', () => turn(1));
     document.addEventListener('keydown', onKey);
+    byId('download').addEventListener('click', download);
     suite.onScore(refresh);
     await refresh();
+    window.addEventListener('hashchange', follow);
+    await follow();
   }
 
   return { narrow, start };

@@ -43,16 +43,32 @@ const suite = (() => {
 
   // ---- pairs of variants
 
-  const MOST_PAIRS = 15;
+  /** The best variant by the chosen score; the first one where no direction is better. */
+  function leader() {
+    const best = score()?.best;
+    return best === null || best === undefined ? 0 : best;
+  }
+
+  /** A comparison the other way round, so that the baseline always stands first. */
+  function turned(one) {
+    const negative = (text) => (text.startsWith('+') ? `-${text.slice(1)}` : text.startsWith('-') ? `+${text.slice(1)}` : text);
+    const ends = one.interval.split(' to ');
+    return {
+      ...one, a: one.b, b: one.a, difference: negative(one.difference),
+      interval: ends.length === 2 ? `${negative(ends[1])} to ${negative(ends[0])}` : one.interval,
+      wins_a: one.wins_b, wins_b: one.wins_a, flips_to_a: one.flips_to_b, flips_to_b: one.flips_to_a,
+    };
+  }
 
   function drawPairs() {
     const body = document.querySelector('#pairs tbody');
     if (!body) return;
     const all = data.differences.filter((one) => one.scorer === score()?.name);
-    const choice = byId('pairs-choice');
-    choice.hidden = all.length <= MOST_PAIRS;
-    const baseline = Number(byId('baseline').value || 0);
-    const shown = choice.hidden ? all : all.filter((one) => one.a === baseline || one.b === baseline);
+    byId('pairs-choice').hidden = variants.length < 3;
+    const chosen = byId('baseline').value;
+    const baseline = chosen === 'leader' ? leader() : Number(chosen);
+    const shown = (chosen === 'all' ? all : all.filter((one) => one.a === baseline || one.b === baseline))
+      .map((one) => (chosen !== 'all' && one.b === baseline ? turned(one) : one));
     body.replaceChildren(...shown.map(pairLine));
     const tests = [...new Set(shown.map((one) => one.test).filter(Boolean))];
     byId('pairs-note').textContent = shown.length
@@ -142,11 +158,12 @@ const suite = (() => {
   }
 
   function start() {
+    if (!byId('score')) return;
     options(byId('score'), scores.map((one) => one.name));
     byId('score').addEventListener('change', (event) => choose(Number(event.target.value)));
     const baseline = byId('baseline');
     if (baseline) {
-      options(baseline, numbered);
+      options(baseline, ['the leader', ...numbered, 'each other'], ['leader', ...numbered.map((_, number) => String(number)), 'all']);
       baseline.addEventListener('change', drawPairs);
     }
     const matrix = byId('matrix-choice');

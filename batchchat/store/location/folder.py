@@ -26,7 +26,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -85,12 +84,17 @@ def evaluation_outputs(directory: Path | str) -> list[Path]:
         return []
 
 
+def judge_outputs(directory: Path | str) -> list[Path]:
+    """Return the outputs of the judges of an evaluation, sorted by name."""
+    try:
+        return sorted(folder for folder in (Path(directory) / "judges").iterdir() if is_output_folder(folder))
+    except OSError:
+        return []
+
+
 def running_outputs(directory: Path | str) -> list[Path]:
     """Return the outputs of an evaluation, of variants and judges, that a run holds now."""
-    root = Path(directory)
-    found = evaluation_outputs(root)
-    with suppress(OSError):
-        found += sorted(folder for folder in (root / "judges").iterdir() if is_output_folder(folder))
+    found = [*evaluation_outputs(directory), *judge_outputs(directory)]
     return [folder for folder in found if FolderLocation(folder).holder() is not None]
 
 
