@@ -134,7 +134,7 @@ def export(
         for draft in drafts:
             draft.unlink(missing_ok=True)
     samples = 1 if ballot is not None else job.samples
-    missing = 0 if alone else counts.samples * samples // job.samples - rows
+    missing = 0 if alone else (counts.samples - counts.skipped) * samples // job.samples - rows
     return Exported(rows, missing, written, failed, samples)
 
 

@@ -118,7 +118,7 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return render(self, values, *args)
 
     monkeypatch.setattr(Template, "render", noted)
-    monkeypatch.setattr(preparation, "_try_template", lambda *_: None)
+    monkeypatch.setattr(preparation, "_try_template", lambda *_, **__: None)
     return found
 
 

@@ -16,6 +16,7 @@ from batchchat.cli.plan_page import render_plan
 from batchchat.cli.status_page import render_status
 from batchchat.cli.summary_page import render_summary
 from batchchat.errors import JobError
+from batchchat.export import export
 from batchchat.history import history_of
 from batchchat.inspection import status_of
 from batchchat.job import Job
@@ -133,6 +134,8 @@ def test_every_page_tells_how_many_rows_were_skipped(tmp_path: Path) -> None:
     assert "all 5 rows have a completion, 3 skipped" in as_text(render_summary(summary))
     status = status_of(tmp_path / "out")
     assert (status.skipped, status.open) == (3, 0)
+    exported = export(tmp_path / "out", tmp_path / "rows.csv")
+    assert (exported.rows, exported.missing) == (5, 0)
     history = history_of(tmp_path / "out")
     assert [run.skipped for run in history.runs] == [3]
     for page in (render_status(status), render_history(history), render_plan(planned(tmp_path, skip=EMPTY))):
