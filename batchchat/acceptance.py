@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchchat.reasoning import is_blank
-from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, Steps, Usage, Verdict
+from batchchat.records import Answerer, Completion, ErrorKind, Failure, Reply, Request, Steps, Usage, Verdict
 
 if TYPE_CHECKING:
     from batchchat.money import Tariff
@@ -290,12 +290,20 @@ def journaled(request: Request, reply: Reply) -> dict[str, Any]:
         "output_tokens_per_s": reply.output_tokens_per_s,
         "request_id": reply.request_id,
         "model": reply.model,
+        "by": None if reply.by is None else list(reply.by),
+        "target": request.target,
         "attempts": request.attempts,
         "usage": list(request.usage),
         "cost": request.cost,
         "started_at": request.started_at,
         "active_s": request.active_s,
     }
+
+
+def left_for(request: Request, reply: Reply, failure: Failure) -> dict[str, Any]:
+    """An answer that was not taken, as JSON, after which `request` goes to another target: the one it names now."""
+    told = [failure.kind.value, failure.message, failure.http_status]
+    return {**journaled(request, reply), "failure": told, "fallback": request.target}
 
 
 def resume(
@@ -306,20 +314,30 @@ def resume(
     The request is then as it was before that decision; its usage includes the answers', and the reply's own is None.
     `tariff` prices what an earlier version journaled, which has no cost.
 
-    Returns None, with the request unchanged, where the answers cannot be read: it is then asked from its beginning.
+    Returns None where the request is to be asked as it is: the answers cannot be read, and it is unchanged, or the last
+    one sent it to another target.
     """
     try:
+        moves = [number for number, answer in enumerate(answers) if answer.get("fallback") is not None]
+        before = moves[-1] + 1 if moves else 0
         replies = [_restored(answer) for answer in answers]
         last = answers[-1]
         usage, started_at = Usage(*last["usage"]), int(last["started_at"])
         attempts, active_s = int(last["attempts"]), float(last["active_s"])
+        target = int(last.get("target", 0))
         cost = last["cost"] if "cost" in last else tariff.cost(usage) if tariff is not None else None
         cost = None if cost is None else int(cost)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return None
     request.usage, request.cost, request.started_at = usage, cost, started_at
     request.attempts, request.active_s = attempts, active_s
-    for reply in replies[:-1]:
+    request.target, request.before = target, before
+    if before:
+        move, failure = replies[before - 1], replies[before - 1].failure
+        request.left = (move, failure) if failure is not None else None
+        if before == len(answers):
+            return None
+    for reply in replies[before:-1]:
         decision = acceptance.decide(request, reply)
         if isinstance(decision, AskAgain):
             go_on(request, reply, decision)
@@ -343,6 +361,7 @@ def _restored(answer: dict[str, Any]) -> Reply:
         latency_s=float(answer["latency_s"]),
         request_id=answer["request_id"],
         model=answer["model"],
+        by=Answerer(*answer["by"]) if answer.get("by") else None,
         ttft_s=answer.get("ttft_s"),
         output_tokens_per_s=answer.get("output_tokens_per_s"),
     )

@@ -171,6 +171,23 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class AnsweredBy:
+    """How many rows somebody answered, or was asked last for, and what they cost.
+
+    `model` is the name that was asked for there, None if it is not known. `fallback` says that it was asked in place of
+    the job's own model.
+    """
+
+    provider: str
+    endpoint: str | None
+    model: str | None
+    fallback: bool
+    ok: int
+    failed: int
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
 class Streamed:
     """How streamed completions came, in the median, to within one per cent: see `Record` for what is measured."""
 
@@ -190,6 +207,8 @@ class RunSummary:
     `earlier_prompt` of the `kept` records answer another one, of rows that this pass did not take. `retry` is the
     command that tries failed rows again, None if no row failed or the next run tries all of them anyway. `resets_at` is
     when the provider's limit of a day ends that stopped the run (UTC, ISO 8601), None if none did or it is not known.
+    `looks_wrong` says in words what looks wrong in the answers, with the command that shows some.
+    `answered_by` tells who was asked last for this run's records.
     """
 
     run_id: str
@@ -230,3 +249,5 @@ class RunSummary:
     earlier_prompt: int = 0
     retry: str | None = None
     resets_at: str | None = None
+    looks_wrong: tuple[str, ...] = ()
+    answered_by: tuple[AnsweredBy, ...] = ()

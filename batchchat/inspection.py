@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from batchchat.choosing import RecordFilter, chosen
 from batchchat.errors import BatchchatError, UsageError
-from batchchat.events import BudgetUse, FailureGroup, Forecast, InFlight, Pace, Setting, Snapshot, Steering
+from batchchat.events import AnsweredBy, BudgetUse, FailureGroup, Forecast, InFlight, Pace, Setting, Snapshot, Steering
 from batchchat.images import placeholders
 from batchchat.job import Job, load_job, validate_job
 from batchchat.records import Spend
@@ -32,6 +32,7 @@ from batchchat.template import RowTemplateError, Template
 from batchchat.views import BatchView, LastRun, RecordView, Running, StatusView
 
 _STREAMED = ("ttft_s", "output_tokens_per_s")
+_ANSWERER = ("provider", "endpoint")
 
 
 def status_of(directory: Path) -> StatusView:
@@ -42,13 +43,16 @@ def status_of(directory: Path) -> StatusView:
     pace = StreamPace()
     live = _snapshot(output.live) if output.live and output.holder is not None else None
     new = [0, 0]
-    prompt_id, earlier = _prompt_id(output), 0
+    prompt_id, earlier = latest_prompt(output), 0
     # An output of an earlier version may lack the later ones of these: then its input has columns of their names.
-    later = [name for name in ("prompt_id", *_STREAMED) if name in output.own_columns]
-    for batch in output.records(["status", "error_kind", "error_message", "row_index", "run_id", *later]):
+    later = [name for name in ("prompt_id", *_STREAMED, *_ANSWERER) if name in output.own_columns]
+    answerers: dict[tuple[str, str | None], list[float]] = {}
+    for batch in output.records(["status", "error_kind", "error_message", "row_index", "run_id", "cost", *later]):
         _count(batch, counts, examples)
         if set(_STREAMED) <= set(later):
             _time(batch, pace)
+        if set(_ANSWERER) <= set(later):
+            _count_answerers(batch, answerers)
         if prompt_id is not None and "prompt_id" in later:
             earlier += _earlier(batch, prompt_id)
         if live is not None:
@@ -103,7 +107,31 @@ def status_of(directory: Path) -> StatusView:
         streamed=pace.streamed,
         earlier_prompt=earlier,
         batches=_batches(directory),
+        answered_by=_answered_by(answerers),
     )
+
+
+def _count_answerers(batch: pa.RecordBatch, found: dict[tuple[str, str | None], list[float]]) -> None:
+    """Count ok and failed records, and what they cost, by who was asked last for them."""
+    named = batch.filter(pc.is_valid(batch.column("provider")))
+    sums = (
+        pa.table({name: named.column(name) for name in (*_ANSWERER, "status", "cost")})
+        .group_by([*_ANSWERER, "status"])
+        .aggregate([("cost", "sum"), ("status", "count")])
+    )
+    for row in sums.to_pylist():
+        share = found.setdefault((row["provider"], row["endpoint"]), [0, 0, 0.0])
+        share[0 if row["status"] == "ok" else 1] += row["status_count"]
+        share[2] += row["cost_sum"] or 0.0
+
+
+def _answered_by(found: Mapping[tuple[str, str | None], list[float]]) -> list[AnsweredBy]:
+    """Return the counts by who was asked last, whoever had most records first."""
+    ordered = sorted(found.items(), key=lambda item: -(item[1][0] + item[1][1]))
+    return [
+        AnsweredBy(provider, endpoint, None, False, int(ok), int(failed), cost)
+        for (provider, endpoint), (ok, failed, cost) in ordered
+    ]
 
 
 def _batches(directory: Path) -> list[BatchView]:
@@ -115,7 +143,7 @@ def _batches(directory: Path) -> list[BatchView]:
     return batches_of(directory, now=time.time())
 
 
-def _prompt_id(output: Output) -> str | None:
+def latest_prompt(output: Output) -> str | None:
     """Return the prompt of the job as the latest run had it; None if no run told it."""
     told: list[Mapping[str, Any]] = [*output.runs[-1:], *([output.live] if output.live else [])]
     newest = max(told, key=lambda run: str(run.get("run_id")), default=None)

@@ -11,6 +11,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from batchchat.providers import Price
     from batchchat.records import Usage
 
@@ -40,6 +42,13 @@ class Tariff(NamedTuple):
             return None
         cached = price.input if price.cached_input is None else price.cached_input
         return cls(*(_per_token(amount, factor) for amount in (price.input, price.output, cached)))
+
+    @classmethod
+    def dearest(cls, tariffs: Iterable[Tariff | None]) -> Tariff | None:
+        """Return a tariff that is as dear as any of these in each of its parts; None if one of them is not known."""
+        found = list(tariffs)
+        known = [tariff for tariff in found if tariff is not None]
+        return cls(*map(max, zip(*known, strict=True))) if found and len(known) == len(found) else None
 
     def times(self, factor: float) -> Tariff:
         """Return the tariff of something that costs so many times as much. A part of a unit is rounded up."""

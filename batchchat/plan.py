@@ -17,6 +17,7 @@ from batchchat.events import FailureGroup
 from batchchat.images import shortened
 from batchchat.intake import Intake, Sorted
 from batchchat.job import Job, key_problem, load_keys
+from batchchat.job.targets import endpoint_key_problem, has_several
 from batchchat.job.values import nearest
 from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff, as_float
@@ -119,7 +120,7 @@ def plan_job(
             *prepared.empty.warning(reader.empty, f"the {counts.rows:,}"),
             *prepared.source.warnings,
             *_price_warning(job, provider),
-            *_key_warning(no_key),
+            *(_endpoint_warnings(job) if has_several(job) else _key_warning(no_key)),
         ],
         note=provider.note if provider.name == DEMO else "",
         samples=job.samples,
@@ -403,6 +404,15 @@ def _price_warning(job: Job, provider: Provider) -> list[str]:
         f"{listed}; {remedy}"
     )
     return [warning]
+
+
+def _endpoint_warnings(job: Job) -> list[str]:
+    """Say which endpoint lacks its key or the model. Raises JobError if no endpoint has the model."""
+    from batchchat.endpoints.models import models_warnings
+
+    environ = load_keys(job)
+    problem = endpoint_key_problem(job, environ)
+    return _key_warning(problem) if problem is not None else models_warnings(job, environ)
 
 
 def _key_warning(problem: JobError | None) -> list[str]:

@@ -185,7 +185,10 @@ class Request:
     `batch` and `offset` say which row it stands for. The rest is the engine's: `attempts` made, those of them that
     `counted` against the policy, those `unsent`, the `usage` of attempts that settled nothing and its `cost` (see
     `Reply`), times, and the `steps` of a request that needs more than one answer. `answer_id` is the identity of its
-    answer, where answers are shared.
+    answer, where answers are shared. `target` is the number of the target that it is asked at next, `broke` the set of
+    endpoints at which it has failed, `head` the number of what its prompt begins with, 0 if that tells nothing (see
+    `endpoints`). `left` is the answer that an earlier target gave, which was not
+    taken: for the record, if no later one answers. `before` counts the answers that earlier targets gave.
     """
 
     custom_id: str
@@ -205,6 +208,11 @@ class Request:
     active_s: float = 0.0
     steps: Steps | None = None
     answer_id: bytes = b""
+    target: int = 0
+    broke: int = 0
+    head: int = 0
+    left: tuple[Reply, Failure] | None = None
+    before: int = 0
 
     def add_billed(self, reply: Reply) -> None:
         """Add what an attempt took that was answered and settles nothing."""
@@ -234,7 +242,8 @@ class Record:
     unless the last attempt was streamed. The first is the time from the request's going out to the first thing the
     model wrote, reasoning and tool calls included, in seconds; the second is the answer's `completion_tokens` over the
     time from then to the last thing it wrote, null where all came at once. `prompt_id` tells which prompt the record
-    answers (see `runner.rows.prompt_id_of`), `engine` who had the answer (`local` or `batch`); both are null in what an
+    answers (see `runner.rows.prompt_id_of`), `engine` who had the answer (`local` or `batch`); `provider` and
+    `endpoint` who was asked last: the provider by its name, the endpoint by its address. All four are null in what an
     earlier version wrote, as are `system_fingerprint` and `service_tier` (see `Completion`). A `batch` has no latency.
     `confidence` is how sure the answer is, from 0 to 1, and `confidence_detail` how it was measured (see
     `structured.confidence`); both are null where nothing was measured.
@@ -281,6 +290,8 @@ class Record:
     service_tier: str | None = None
     confidence: float | None = None
     confidence_detail: dict[str, Any] | None = None
+    provider: str | None = None
+    endpoint: str | None = None
     parsed: Any = None
 
 
@@ -358,6 +369,18 @@ class LimitHeaders:
     reset_tokens: float | None = None
 
 
+class Answerer(NamedTuple):
+    """Who answered an attempt, or was to: the provider by its name, the endpoint by its address, the model as asked.
+
+    `fallback` says that it was asked in place of the job's own target.
+    """
+
+    provider: str
+    endpoint: str | None = None
+    model: str | None = None
+    fallback: bool = False
+
+
 class DayLimit(NamedTuple):
     """A limit of a whole day that is used up. `resets_at`: when it ends, in seconds since the epoch, if told."""
 
@@ -375,6 +398,7 @@ class Reply:
     `ttft_s` and `output_tokens_per_s` are there where the answer was streamed (see `Record`).
     `cost` is what the usage costs at whoever answered (see `money`), None if nothing was billed or no price is known.
     `day` is there if a rate limit is that of a whole day.
+    `by` is who that was, None if nobody was asked.
     """
 
     verdict: Verdict
@@ -394,6 +418,7 @@ class Reply:
     doubted: bool = False
     cost: int | None = None
     day: DayLimit | None = None
+    by: Answerer | None = None
 
     @property
     def may_be_own_fault(self) -> bool:

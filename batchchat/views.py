@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from batchchat.events import FailureGroup, Snapshot, Streamed
+from batchchat.events import AnsweredBy, FailureGroup, Snapshot, Streamed
 from batchchat.records import Spend
 
 Message = Mapping[str, Any]
@@ -172,7 +172,9 @@ class StatusView:
     `open` is None where the number of rows is not known. `spent` is the sum of the ledger. `ok`, `failed` and `open`
     count samples where the job asks each row `samples` times, else rows. `streamed` is about the completions that were
     streamed, None where none was. `earlier_prompt` of the `ok` answer another prompt than that of the latest run.
-    `batches` are those of a provider's Batch API, the oldest first.
+    `batches` are those of a provider's Batch API, the oldest first. People reviewed `reviewed` rows; `reviewers` is how
+    many they were. `answered_by` counts the records by who was asked last for them; it is empty for what an earlier
+    version wrote.
     """
 
     job: str
@@ -192,6 +194,9 @@ class StatusView:
     streamed: Streamed | None = None
     earlier_prompt: int = 0
     batches: Sequence[BatchView] = ()
+    reviewed: int = 0
+    reviewers: int = 0
+    answered_by: Sequence[AnsweredBy] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -521,6 +521,7 @@ def show(directory: Path, **options: Any) -> None:
     help="Write these columns only, in this order: names joined by commas; parsed.label is a field.",
 )
 @click.option("--flatten", is_flag=True, help="Write the fields of objects as columns of their own: parsed.label.")
+@click.option("--final", is_flag=True, help="Where people reviewed a row, write their values in place of the model's.")
 @click.option(
     "--vote",
     is_flag=True,
@@ -554,6 +555,56 @@ def report(directory: Path, target: Path) -> None:
     from batchchat.cli.reading import report_command
 
     sys.exit(report_command(directory, target))
+
+
+@cli.command(short_help="Choose rows of DIR for people, and take their answers back.")
+@_output_argument
+@click.argument("more", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--to",
+    "target",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the form here: a page (.html), .csv, .jsonl, or tasks for Label Studio (.labelstudio.json).",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["html", "csv", "jsonl", "labelstudio"]),
+    help="What to write, if the name does not say it.",
+)
+@click.option("--rows", type=click.IntRange(min=1), metavar="N", help="Choose N rows.  [default: 200]")
+@click.option(
+    "--random",
+    "random_",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Draw N of them at random.  [default: a quarter]",
+)
+@click.option(
+    "--below", type=click.FloatRange(0, 1), metavar="P", help="Rows with a confidence of P or more are not unsure."
+)
+@click.option("--stratify", metavar="COLUMN", help="Give each value of this column its share, such as parsed.label.")
+@click.option("--field", metavar="NAME", help="Ask for this field of the answers only, such as parsed.label.")
+@click.option("--confidence", metavar="COLUMN", help="Where the confidence is.  [default: the column confidence]")
+@click.option("--seed", type=int, metavar="S", help="Seed of the random part.  [default: 0]")
+@click.option("--again", is_flag=True, help="Choose rows that have a review, too.")
+@click.option("--force", is_flag=True, help="Write over an existing file.")
+@click.option(
+    "--take", multiple=True, metavar="FILE", type=click.Path(path_type=Path), help="Take people's answers from a file."
+)
+@click.option("--reviewer", metavar="NAME", help="Who answered, if the files of --take do not say it.")
+@_json_option
+def review(directory: Path, **options: Any) -> None:
+    """Choose rows of DIR for people to review, and write a form: batchchat review DIR -o review.html
+
+    The least sure rows come first, the rest is drawn at random. Then take what people answered:
+    batchchat review DIR --take answers.jsonl. Their answers are kept beside the model's, never over them.
+    """
+    from batchchat.cli.reviewing import review_command
+
+    sys.exit(review_command(directory, **options))
 
 
 @cli.command()

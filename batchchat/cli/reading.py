@@ -11,7 +11,10 @@ from batchchat.cli.arguments import JobArguments
 from batchchat.cli.running import errors, print_json, results
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from batchchat.choosing import RecordFilter
+    from batchchat.views import RecordView, StatusView
 
 
 def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
@@ -51,8 +54,45 @@ def status_command(directory: Path, *, as_json: bool) -> int:
         else:
             results().print(render_statuses(directory.name, views))
         return 0
-    _show(status_of(directory), render_status, to_json, as_json=as_json)
+    _show(_with_reviews(status_of(directory), directory), render_status, to_json, as_json=as_json)
     return 0
+
+
+def _with_reviews(view: StatusView, directory: Path) -> StatusView:
+    """Add how many rows people reviewed. Nothing more is imported for an output without reviews."""
+    from batchchat.store import read_review_lines
+
+    if not read_review_lines(directory):
+        return view
+    from dataclasses import replace
+
+    from batchchat.labelling.reviews import stored_reviews
+
+    reviews = stored_reviews(directory)
+    rows = {review.content or review.custom_id for review in reviews}
+    return replace(view, reviewed=len(rows), reviewers=len({review.reviewer for review in reviews}))
+
+
+def _reviews_beside(views: Iterator[RecordView], directory: Path) -> Iterator[RecordView]:
+    """Add to records what people say of them, in columns of their own."""
+    from batchchat.store import read_review_lines
+
+    if not read_review_lines(directory):
+        yield from views
+        return
+    from dataclasses import replace
+
+    from batchchat.labelling.reviews import latest_of_reviewers, read_reviews, reviewed_row
+
+    found = latest_of_reviewers(read_reviews(directory))
+    for view in views:
+        people = found.get(str(view.record.get("custom_id")))
+        if people is None:
+            yield view
+            continue
+        row = reviewed_row(sorted(people.values(), key=lambda review: review.reviewed_at))
+        told = {"reviewed": row.values, "reviewer": ", ".join(row.reviewers), "reviewed_at": row.reviewed_at}
+        yield replace(view, record={**view.record, **told})
 
 
 def history_command(directory: Path, *, as_json: bool) -> int:
@@ -106,7 +146,9 @@ def show_command(
     if count is not None:
         return _count_command(directory, RecordFilter(row, key, failed, where), count, limit or 20, as_json=as_json)
     most = limit or (20 if table else 5)
-    views = find_records(directory, row=row, key=key, failed=failed, where=where, limit=most)
+    views = _reviews_beside(
+        find_records(directory, row=row, key=key, failed=failed, where=where, limit=most), directory
+    )
     terminal = results()
     found = 0
     if table and not as_json:
@@ -173,6 +215,7 @@ def export_command(
     columns: str | None,
     flatten: bool,
     bom: bool,
+    final: bool,
     vote: bool,
 ) -> int:
     """Write one file in input order, or the same to standard output for `-`."""
@@ -190,6 +233,7 @@ def export_command(
         "columns": names,
         "flatten": flatten,
         "bom": bom,
+        "final": final,
         "vote": vote,
     }
     if str(target) == "-":

@@ -240,6 +240,7 @@ def run_command(
             summary = _run_job(loaded, options, log, recorder)
             if recorder is not None:
                 recorder.end(summary.exit_code)
+        summary = looked_at(summary)
         _tell_end(summary, log, quiet=quiet, as_json=as_json)
         if html is not None:
             _write_page(html, summary, log)
@@ -355,6 +356,21 @@ def recorder_of(targets: Sequence[str], log: LogListener) -> Iterator[Recorder |
 
     with open_metrics(targets, log) as recorder:
         yield recorder
+
+
+def looked_at(summary: RunSummary) -> RunSummary:
+    """Add what looks wrong in the answers, if there are new ones."""
+    from dataclasses import replace
+
+    if not (summary.new_ok or summary.new_failed):
+        return summary
+    from batchchat.labelling.oddities import oddities_of
+
+    try:
+        found = oddities_of(summary.output)
+    except BatchchatError:
+        return summary  # a part that cannot be read: the run has ended well, and the next look at the output says it
+    return replace(summary, looks_wrong=tuple(map(str, found)))
 
 
 def _tell_end(summary: RunSummary, log: LogListener, *, quiet: bool, as_json: bool) -> None:

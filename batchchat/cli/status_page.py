@@ -9,7 +9,7 @@ from batchchat.cli.batch_tables import batch_table
 from batchchat.cli.blocks import alarm, blank, cost, line, local_time, pair, remarks, styled, title
 from batchchat.cli.display import ProgressView
 from batchchat.cli.summary_page import _add_streamed
-from batchchat.cli.tables import failure_table, figures, headed
+from batchchat.cli.tables import answerer_table, failure_table, figures, headed
 from batchchat.events import InFlight, Snapshot, Steering
 from batchchat.format import UNKNOWN, about, asked, count, percent, plural
 from batchchat.views import StatusView
@@ -34,6 +34,8 @@ def render_status(view: StatusView) -> RenderableType:
         parts += [blank(), batch_table(view.batches)]
     if running is not None and live is not None and live.oldest:
         parts += [blank(), _in_flight_table(live.oldest)]
+    if len(view.answered_by) > 1:
+        parts += [blank(), answerer_table(view.answered_by, view.currency)]
     if view.failures:
         parts += [blank(), failure_table(view.failures, view.samples)]
     parts += remarks(view.warnings, "")
@@ -79,6 +81,8 @@ def _status_table(view: StatusView) -> Table:
     if view.earlier_prompt:
         remark = "not asked again since the prompt was edited"
         table.add_row("  answer an earlier prompt", alarm(view.earlier_prompt, "yellow"), remark)
+    if view.reviewed:
+        table.add_row("rows reviewed by people", count(view.reviewed), f"by {count(view.reviewers)}")
     table.add_row(f"{nouns} failed", alarm(view.failed, "bold red"), "")
     table.add_row(f"{nouns} open", count(view.open), "")
     table.add_row("answers paid for", count(view.spent.requests), "")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from batchchat.cli.blocks import alarm, blank, cost, pair, remarks, title
-from batchchat.cli.tables import failure_table, figures
+from batchchat.cli.blocks import alarm, blank, cost, pair, plain_text, remarks, title
+from batchchat.cli.tables import answerer_table, failure_table, figures
 from batchchat.events import BudgetUse, RunSummary, Streamed
 from batchchat.format import asked, count, duration, money, plural, rate
 
@@ -23,9 +23,14 @@ def render_summary(summary: RunSummary) -> RenderableType:
     from rich.console import Group
 
     parts: list[RenderableType] = [_outcome(summary), blank(), _summary_table(summary)]
+    # One who answered everything is told by the job already.
+    if len(summary.answered_by) > 1 or any(one.fallback for one in summary.answered_by):
+        parts += [blank(), answerer_table(summary.answered_by, summary.currency)]
     if summary.failures:
         parts += [blank(), failure_table(summary.failures, summary.samples)]
     parts += remarks(summary.warnings, summary.note)
+    if summary.looks_wrong:
+        parts += [blank(), *(plain_text(f"looks wrong: {text}", "yellow") for text in summary.looks_wrong)]
     parts.append(blank())
     if summary.reason:
         parts.append(pair("reason", summary.reason, "bold red"))

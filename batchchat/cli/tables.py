@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from batchchat.cli.blocks import line, styled
-from batchchat.events import FailureGroup
+from batchchat.cli.blocks import alarm, cost, line, styled
+from batchchat.events import AnsweredBy, FailureGroup
 from batchchat.format import asked, count
 
 if TYPE_CHECKING:
@@ -46,6 +46,19 @@ def grid() -> Table:
     from rich.table import Table
 
     return Table.grid(padding=(0, 2, 0, 0), expand=True)
+
+
+def answerer_table(shares: Sequence[AnsweredBy], currency: str | None) -> Table:
+    """Show how many rows each endpoint answered, and what they cost."""
+    table = figures("rows ok", "cost")
+    table.columns[0].header = "answered by"
+    table.add_column("failed", justify="right", no_wrap=True)
+    for share in shares:
+        name = share.endpoint or share.provider
+        if share.model is not None and share.fallback:
+            name = f"{share.model} at {name} (fallback)"
+        table.add_row(line(name), count(share.ok), cost(share.cost, currency), alarm(share.failed, "red"))
+    return table
 
 
 def failure_table(failures: Sequence[FailureGroup], samples: int, heading: str = "failed because of") -> Table:

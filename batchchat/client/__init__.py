@@ -7,6 +7,7 @@ it nobody meets an httpx type.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -25,7 +26,7 @@ from batchchat.clock import running_clock
 from batchchat.credentials import Credential
 from batchchat.money import Tariff
 from batchchat.providers import Provider
-from batchchat.records import ErrorKind, Failure, Reply, Verdict
+from batchchat.records import Answerer, ErrorKind, Failure, Reply, Verdict
 from batchchat.transport import Exchange, UntrustedServer, request_sent
 from batchchat.transport.decoding import decoder_for
 
@@ -37,6 +38,9 @@ _WRONG_ADDRESS = frozenset({404, 405})
 _VERSION = re.compile(r"/v\d[\w.]*(?=/|\Z)|/openai\b|/api/paas\b|/compatible-mode\b")
 """What the paths of known services hold, whose base URLs need no `/v1` more."""
 _ENDED_EARLY = re.compile(r"(?i)disconnect|peer closed connection")
+_OK = 200
+_MODELS_S = 4.0
+"""Seconds for a server to list its models, which it has at hand. Chosen, not measured."""
 _KEYS_TRIED = 3
 """Keys that one attempt is made with after its first. A second one is needed if a new key expires on the way."""
 _TAIL_S = 0.25
@@ -57,8 +61,8 @@ class ChatClient:
     The transport is owned: leaving the client's context closes it. `user_agent` and the provider's headers go with
     every request; the key goes into its own header alone, and is masked in everything that comes back. If a key is
     refused and its credential can give another one, the same attempt is made once more with that. With `stream`, bodies
-    ask for streamed answers, which are read as they come. Raises ValueError for a provider without an address, and for
-    a header or a key that no request can carry.
+    ask for streamed answers, which are read as they come. `by` is what replies name as who answered. Raises ValueError
+    for a provider without an address, and for a header or a key that no request can carry.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class ChatClient:
         request_timeout: float,
         tariff: Tariff | None = None,
         stream: bool = False,
+        by: Answerer | None = None,
         user_agent: str = "batchchat",
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -78,6 +83,7 @@ class ChatClient:
         self._credential = Credential.of(api_key)
         self._common = _header_fields(provider, self._url, user_agent, stream=stream)
         self._name = provider.name
+        self._by = by
         self._tariff = tariff
         self._tiers = {} if tariff is None else {tier: tariff.times(part) for tier, part in provider.tiers.items()}
         self._mask = KeyMask()
@@ -136,11 +142,29 @@ class ChatClient:
         elif _key_refused(reply) and credential.renewable:
             reply = await self._with_another_key(body, limit, generation, reply)
         reply.latency_s = self._clock() - started
+        reply.by = self._by
         if self._tariff is not None and reply.usage is not None:
             completion = reply.completion
             tier = completion.service_tier if completion is not None else None
             reply.cost = (self._tariff if tier is None else self._tiers.get(tier, self._tariff)).cost(reply.usage)
         return reply
+
+    async def models(self) -> frozenset[str] | None:
+        """Return the names of the models that the server lists; None if it does not tell."""
+        url = self._url.copy_with(path=self._url.path.removesuffix(_ENDPOINT) + "/models")
+        headers = [(name, value) for name, value in self._headers.raw if name.lower() != b"content-type"]
+        timeout = dict.fromkeys(("connect", "read", "write", "pool"), _MODELS_S)
+        request = httpx.Request("GET", url, headers=headers, extensions={"timeout": timeout})
+        try:
+            response = await self._transport.handle_async_request(request)
+            try:
+                content = await _read_bounded(response)
+            finally:
+                await response.aclose()
+            listed = json.loads(content)["data"] if response.status_code == _OK else None
+            return None if listed is None else frozenset(str(one["id"]) for one in listed)
+        except (httpx.HTTPError, _TooLarge, ValueError, KeyError, TypeError):
+            return None  # whatever it says is no list of models
 
     async def _with_another_key(self, body: bytes, limit: float, generation: int, refused: Reply) -> Reply:
         """Make an attempt whose key was refused once more, if there is another key; else say why there is none."""

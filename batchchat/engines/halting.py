@@ -7,11 +7,11 @@ from enum import Enum
 
 import anyio
 
+from batchchat.endpoints.route import Traffic
 from batchchat.engines.causes import Causes
 from batchchat.engines.refusals import Refusals
 from batchchat.engines.supply import Supply
 from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable
-from batchchat.limits import Limiter
 from batchchat.records import ErrorKind, Failure
 from batchchat.retry import RetryPolicy
 
@@ -38,7 +38,7 @@ class Outage:
     """
 
     def __init__(
-        self, limiter: Limiter, policy: RetryPolicy, causes: Causes, refusals: Refusals, supply: Supply
+        self, limiter: Traffic, policy: RetryPolicy, causes: Causes, refusals: Refusals, supply: Supply
     ) -> None:
         self.resumed_at = -math.inf
         self.last_unreached = "no connection"

@@ -15,17 +15,19 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from batchchat.acceptance import Accept, Acceptance, AskAgain, Fail, go_on, journaled, left_with
+from batchchat.acceptance import Accept, Acceptance, AskAgain, Fail, go_on, journaled, left_for, left_with
 from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.clock import running_clock
+from batchchat.endpoints.endpoint import Endpoint
+from batchchat.endpoints.route import EndpointRoute, RoutedPermit, Traffic
 from batchchat.engines.causes import Causes
 from batchchat.engines.halting import Outage, OutageStep, fatal_error
 from batchchat.engines.port import Answered, EngineProgress, Feed, Settled, Sink, halted
@@ -34,7 +36,7 @@ from batchchat.engines.refusals import Refusal, Refusals
 from batchchat.engines.supply import Supply
 from batchchat.errors import BatchchatError, NeedsHuman, StoppedEarly
 from batchchat.events import Event, InFlight, Listener
-from batchchat.limits import Limiter, Permit, TokenEstimator
+from batchchat.limits import Permit
 from batchchat.records import Failure, Reply, Request, Usage, Verdict
 from batchchat.retry import RetryAction, RetryPolicy, decide
 
@@ -59,20 +61,6 @@ class _Seat:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One address of a provider: who sends to it, under which limits, and within which budget.
-
-    `account` holds the run's budget: nothing is launched that does not fit it. `estimator` guesses the tokens that a
-    request will take, and learns from answers.
-    """
-
-    client: ChatClient
-    limiter: Limiter
-    account: Account | None = None
-    estimator: TokenEstimator = field(default_factory=TokenEstimator)
-
-
-@dataclass(frozen=True, slots=True)
 class Surroundings:
     """What an engine has around it: who hears of events, and what tests put in place of threads, chance and clock.
 
@@ -88,23 +76,29 @@ class Surroundings:
 class LocalEngine:
     """Sends each request of a feed to an endpoint until it has an outcome.
 
+    `to` is the endpoint, or the route to one of several. `account` holds the run's budget: nothing is launched that
+    does not fit it.
     `refusals` knows whether this model, and this job as it is, has been answered before. `acceptance` decides about
     answers; without one each is taken as it is. Counters are public: the run reads them for its snapshots.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        to: Endpoint | EndpointRoute,
         policy: RetryPolicy,
         surroundings: Surroundings,
         *,
+        account: Account | None = None,
         refusals: Refusals | None = None,
         acceptance: Acceptance | None = None,
     ) -> None:
-        # What every attempt uses is kept flat: a look-up more costs at each request.
+        # What every attempt uses is kept flat: a look-up more costs at each request. A single endpoint needs no route.
+        self._route = to if isinstance(to, EndpointRoute) else None
+        endpoint = to.targets[0].endpoints[0] if isinstance(to, EndpointRoute) else to
         self._client = endpoint.client
-        self._limiter = endpoint.limiter
-        self._account = endpoint.account
+        self._own = endpoint.limiter
+        self._limiter: Traffic = to if isinstance(to, EndpointRoute) else endpoint.limiter
+        self._account = account
         self._estimator = endpoint.estimator
         self._policy = policy
         self._listener = surroundings.listener
@@ -122,8 +116,9 @@ class LocalEngine:
         self._causes = Causes()
         self._quota = DayQuota()
         self._refusals = refusals if refusals is not None else Refusals()
-        self._supply = Supply(endpoint.limiter, self._causes, self._refusals, surroundings.rng)
-        self._outage = Outage(endpoint.limiter, policy, self._causes, self._refusals, self._supply)
+        heads = to.heads if isinstance(to, EndpointRoute) else None
+        self._supply = Supply(self._limiter, self._causes, self._refusals, surroundings.rng, heads)
+        self._outage = Outage(self._limiter, policy, self._causes, self._refusals, self._supply)
         self._sending: dict[Request, float] = {}
         self._parked: list[_Seat] = []
         self._alarm: anyio.CancelScope | None = None
@@ -290,33 +285,11 @@ class LocalEngine:
     async def _work(self, sink: Sink) -> None:
         try:
             while (request := await self._take()) is not None:
-                hold: Hold | None = None
                 size = len(request.body)
                 try:
-                    if self._account is not None:
-                        hold = await self._reserve(self._account, request)
-                        if hold is None:
-                            break
-                    tokens = self._estimator.reserve(request.prompt_tokens, request.max_tokens)
-                    now = self._clock()
-                    permit = self._limiter.try_acquire(tokens, key=request.custom_id, now=now)
-                    if permit is None:
-                        permit = await self._permit(request, tokens)
-                        if permit is None:
-                            break
-                        now = self._clock()
-                    # A stop or a pause may begin just as a wait for the budget, or for the permit, ends. After a
-                    # pause the request is launched first; after a stop it stays open.
-                    if self._draining or self._paused:
-                        permit.give_back(now)
-                        self._supply.put_first(request)
-                        continue
-                    if permit.probe and self._limiter.down:
-                        request = self._prober(request, permit)
-                    await self._attempt(request, permit, hold, sink, now)
+                    if not await self._serve(request, sink):
+                        break
                 finally:
-                    if hold is not None and hold.open:
-                        hold.settle(None)
                     self._put_down(size)
                 if self._supply.ended:
                     self._wake_for_end()
@@ -325,6 +298,40 @@ class LocalEngine:
         finally:
             self._workers -= 1
             self._wake_for_end()
+
+    async def _serve(self, request: Request, sink: Sink) -> bool:
+        """Make one attempt of a request, as soon as budget and limits let it. Return false if the worker is to end."""
+        hold: Hold | None = None
+        try:
+            if self._account is not None:
+                hold = await self._reserve(self._account, request)
+                if hold is None:
+                    return False
+            tokens = self._estimator.reserve(request.prompt_tokens, request.max_tokens)
+            now = self._clock()
+            permit: Permit | RoutedPermit | None
+            if self._route is None:
+                permit = self._own.try_acquire(tokens, key=request.custom_id, now=now)
+            else:
+                permit = self._route.try_acquire(request, tokens, now)
+            if permit is None:
+                permit = await self._permit(request, tokens)
+                if permit is None:
+                    return not self._draining and self._end_without_target(request, sink)
+                now = self._clock()
+            # A stop or a pause may begin just as a wait for the budget, or for the permit, ends. After a pause the
+            # request is launched first; after a stop it stays open.
+            if self._draining or self._paused:
+                permit.give_back(now)
+                self._supply.put_first(request)
+                return True
+            if permit.probe and self._limiter.down:
+                request = self._prober(request, permit)
+            await self._attempt(request, permit, hold, sink, now)
+        finally:
+            if hold is not None and hold.open:
+                hold.settle(None)
+        return True
 
     async def _take(self) -> Request | None:
         """Wait for the next request and return it, counted as in hand. Return None at the end."""
@@ -359,18 +366,21 @@ class LocalEngine:
             self.halt_for(error)
         return hold
 
-    async def _permit(self, request: Request, tokens: int) -> Permit | None:
-        """Wait for a permit. Return None if `drain` ended the wait: the request stays open."""
-        permit: Permit | None = None
+    async def _permit(self, request: Request, tokens: int) -> Permit | RoutedPermit | None:
+        """Wait for a permit. Return None if `drain` ended the wait, or nobody is left that the request may go to."""
+        permit: Permit | RoutedPermit | None = None
         with anyio.CancelScope() as scope:
             self._idle_scopes.add(scope)
             try:
-                permit = await self._limiter.acquire(tokens, key=request.custom_id)
+                if self._route is None:
+                    permit = await self._own.acquire(tokens, key=request.custom_id)
+                else:
+                    permit = await self._route.acquire(request, tokens)
             finally:
                 self._idle_scopes.discard(scope)
         return permit
 
-    def _prober(self, request: Request, permit: Permit) -> Request:
+    def _prober(self, request: Request, permit: Permit | RoutedPermit) -> Request:
         """Return the request to probe with: this one, or one from anywhere in the supply that is no larger.
 
         What stands together in the input may be bad together. So every other probe is another one, and each is if this
@@ -393,7 +403,9 @@ class LocalEngine:
             finally:
                 self._idle_scopes.discard(scope)
 
-    async def _attempt(self, request: Request, permit: Permit, hold: Hold | None, sink: Sink, now: float) -> None:
+    async def _attempt(
+        self, request: Request, permit: Permit | RoutedPermit, hold: Hold | None, sink: Sink, now: float
+    ) -> None:
         if not request.started_at:
             request.started_at = self._wall_clock_us()
         request.attempts += 1
@@ -404,7 +416,8 @@ class LocalEngine:
         reply: Reply | None = None
         try:
             remaining = self._policy.row_deadline - request.active_s
-            reply = await self._client.send(request.body, timeout=max(0.001, remaining), started=now)
+            client, body = (self._client, request.body) if self._route is None else _at_endpoint(request, permit)
+            reply = await client.send(body, timeout=max(0.001, remaining), started=now)
         except BatchchatError as error:
             self.halt_for(error)
             return
@@ -414,6 +427,8 @@ class LocalEngine:
         if hold is not None:
             hold.settle(reply)
         request.active_s += reply.latency_s
+        if self._route is not None and self._goes_on(request, reply, permit, sink):
+            return
         acceptance = (
             self._acceptance if self._acceptance is not None and self._acceptance.concerns(request, reply) else None
         )
@@ -455,11 +470,12 @@ class LocalEngine:
         if isinstance(decision, Accept):
             sink.put(Settled(request, reply, None, decision.parsed, decision.tolerated, decision.confidence))
         elif isinstance(decision, Fail):
-            sink.put(Settled(request, reply, decision.failure))
+            if not self._falls_back(request, reply, decision.failure, sink):
+                sink.put(Settled(request, reply, decision.failure))
         else:
             usage = reply.usage or Usage()
             request.add_billed(reply)
-            step = request.steps.answers if request.steps is not None else 0
+            step = request.before + (request.steps.answers if request.steps is not None else 0)
             sink.put(Answered(request, usage, reply.cost or 0, step, journaled(request, reply)))
             go_on(request, reply, decision)
             self.corrections += decision.corrects
@@ -520,9 +536,66 @@ class LocalEngine:
 
     def _fail(self, request: Request, reply: Reply, reason: str | None, sink: Sink) -> None:
         assert reply.failure is not None  # noqa: S101 - what a verdict other than OK means
+        if self._falls_back(request, reply, reply.failure, sink):
+            return
         message = f"{reply.failure.message} ({reason})" if reason else reply.failure.message
         failure = Failure(reply.failure.kind, message, reply.failure.http_status)
         sink.put(Settled(request, *left_with(request, reply, failure)))
+
+    # --- several endpoints
+
+    def _goes_on(self, request: Request, reply: Reply, permit: Permit | RoutedPermit, sink: Sink) -> bool:
+        """Take what an attempt tells of its endpoint. Return true if the request goes on at another one, at no cost."""
+        assert self._route is not None and isinstance(permit, RoutedPermit)  # noqa: S101, PT018 - who gave the permit
+        request.target = permit.target
+        if reply.completion is not None:
+            self._route.answered_by(permit.endpoint)
+        if reply.verdict is Verdict.OK or not self._route.goes_on(request, reply, permit):
+            return False
+        # The time is the endpoint's fault too: a server that hangs must not use up the deadline of a row.
+        request.active_s -= reply.latency_s
+        self.retries += 1
+        if reply.verdict is Verdict.RATE_LIMIT:
+            self.rate_limited += 1
+        self._put_billed(request, reply, sink)
+        self._supply.put_due(request)
+        self._staff(sink)
+        return True
+
+    def _falls_back(self, request: Request, reply: Reply, failure: Failure, sink: Sink) -> bool:
+        """Ask the next target in place of settling this failure, if one is asked for its kind."""
+        route = self._route
+        if route is None or not route.fall_back(request, failure.kind):
+            return False
+        steps = request.steps
+        if reply.completion is None:
+            self._put_billed(request, reply, sink)
+        else:
+            # Kept until the request is settled, so that no kill makes the first target answer again.
+            step = request.before + (steps.answers if steps is not None else 0)
+            request.add_billed(reply)
+            payload = left_for(request, reply, failure)
+            sink.put(Answered(request, reply.usage or Usage(), reply.cost or 0, step, payload))
+            request.before = step + 1
+        if steps is not None:
+            request.body, request.prompt_tokens, request.steps = steps.body, steps.prompt_tokens, None
+        request.counted = request.unsent = request.broke = 0
+        request.left = (replace(reply, usage=None, cost=None), failure)
+        self._supply.put_due(request)
+        self._staff(sink)
+        return True
+
+    def _end_without_target(self, request: Request, sink: Sink) -> bool:
+        """Settle a request whose further targets went down before they could answer: by what it had before.
+
+        Return true: the worker goes on.
+        """
+        if request.left is not None:
+            sink.put(Settled(request, *request.left))
+        else:
+            request.target = 0
+            self._supply.put_due(request)
+        return True
 
     def _put_billed(self, request: Request, reply: Reply, sink: Sink) -> None:
         if reply.usage is not None:
@@ -590,6 +663,12 @@ class LocalEngine:
         message = f"{len(suspects)} requests are left and each fails: they are taken for the cause, not the provider"
         self._listener(Event("requests_suspected", message, "warning"))
         self._limiter.blame([request.custom_id for request in suspects])
+
+
+def _at_endpoint(request: Request, permit: Permit | RoutedPermit) -> tuple[ChatClient, bytes]:
+    """Return who sends this attempt, and what is sent."""
+    assert isinstance(permit, RoutedPermit)  # noqa: S101 - what a route grants
+    return permit.endpoint.client, permit.endpoint.body_of(request)
 
 
 def _size(reply: Reply) -> int:

@@ -17,10 +17,12 @@ from itertools import count
 
 import anyio
 
+from batchchat.endpoints.affinity import Heads
+from batchchat.endpoints.route import Traffic
 from batchchat.engines.causes import Causes
 from batchchat.engines.port import Feed, Sink
 from batchchat.engines.refusals import Refusals
-from batchchat.limits import Limiter, TokenEstimator
+from batchchat.limits import TokenEstimator
 from batchchat.records import Request
 
 _TRIES_FOR_ANOTHER = 32
@@ -44,10 +46,18 @@ class Supply:
     """See the module. A request that a worker took is *in hand* until `put_down`, and part of what is left.
 
     The limiter's window, and whether the provider is down, decide how far is read ahead. `causes` and `refusals` decide
-    which new request is drawn.
+    which new request is drawn. `heads` are told of all that is read, if there are endpoints to choose from.
     """
 
-    def __init__(self, limiter: Limiter, causes: Causes, refusals: Refusals, rng: random.Random) -> None:
+    def __init__(
+        self,
+        limiter: Traffic,
+        causes: Causes,
+        refusals: Refusals,
+        rng: random.Random,
+        heads: Heads | None = None,
+    ) -> None:
+        self.heads = heads
         self.ended = False
         self.given = 0
         self.in_hand = 0
@@ -100,6 +110,8 @@ class Supply:
         """Take requests from the feed as there is room for them; call `more` after each list, and at the end."""
         async with aclosing(feed):
             async for requests in feed:
+                if self.heads is not None:
+                    self.heads.note(requests)
                 self._ready.extend(requests)
                 self._ready_bytes += sum([len(request.body) for request in requests])
                 self.given += 1

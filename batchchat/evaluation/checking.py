@@ -13,6 +13,7 @@ from batchchat.evaluation.scorers.scorer import AnswerScorer
 from batchchat.evaluation.suite.suite import Suite
 from batchchat.job import Job, key_problem, load_keys
 from batchchat.job.origin import combined
+from batchchat.job.targets import endpoint_key_problem, has_several
 from batchchat.records import RECORD_COLUMNS
 from batchchat.runner.preparation import Prepared, alike_samples, prepare
 from batchchat.runner.questions import compile_questions
@@ -108,6 +109,10 @@ def _check_columns(suite: Suite, name: str, record_columns: list[str], input_col
 def check_keys(suite: Suite, environ: Mapping[str, str] | None = None) -> None:
     """Raise JobError if the key of a variant or judge is missing: better now than after the first answers."""
     for job in suite.jobs:
-        problem = key_problem(job, job.resolved_provider(), load_keys(job, environ))
+        environment = load_keys(job, environ)
+        if has_several(job):
+            problem = endpoint_key_problem(job, environment)
+        else:
+            problem = key_problem(job, job.resolved_provider(), environment)
         if problem is not None:
             raise problem

@@ -16,6 +16,7 @@ import anyio
 import anyio.abc
 
 from batchchat.budget import Budget
+from batchchat.endpoints.registry import Limiters
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.evaluation.progress import Merged
 from batchchat.events import Event, Listener, RunSummary, Snapshot
@@ -90,6 +91,7 @@ class Runs:
         if caps.capped:
             self._budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
         self._limiters: dict[object, Limiter] = {}
+        self._of_endpoints: Limiters = {}
         self._demo_url: str | None = None
         self._stack = AsyncExitStack()
         self._started = 0.0
@@ -223,6 +225,7 @@ class Runs:
             options=options,
             transport=setting.transport() if setting.transport is not None else None,
             limiter=self._limiter(job),
+            limiters=self._of_endpoints,
             budget=self._budget,
             listener=tell,
             on_snapshot=on_snapshot if meter is None else meter.beside(on_snapshot),

@@ -33,6 +33,7 @@ from batchchat.inspection import job_of
 from batchchat.intake import PassCounts
 from batchchat.job import Job
 from batchchat.joining import records_of_rows
+from batchchat.labelling.final import ReviewedColumns
 from batchchat.labelling.votes import vote_batches, vote_schema
 from batchchat.runner.preparation import prepare
 from batchchat.runner.questions import compile_questions
@@ -72,6 +73,7 @@ def export(
     flatten: bool = False,
     bom: bool = False,
     vote: bool = False,
+    final: bool = False,
 ) -> Exported:
     """Write the records of the current input's rows in the order of the input, whole or not at all.
 
@@ -81,19 +83,22 @@ def export(
     `columns` are those to write, in this order, `column.field` for one inside of an object; None takes all. With
     `flatten` the fields of objects are columns of their own. With `bom` a CSV file begins with a byte order mark,
     by which Excel knows that it is UTF-8. With `vote` there is one row for each row of the input: its columns and the
-    vote of its samples (see `labelling.votes`).
+    vote of its samples (see `labelling.votes`). If people reviewed rows, the columns `reviewed`, `reviewer` and
+    `reviewed_at` are added; with `final` their values take the place of the model's in the answer.
 
     Raises UsageError for a target that cannot be written, StorageError where the disk fails.
     """
     kind = _format_of(target) if format is None else format
-    _check_options(kind, safe_csv=safe_csv, bom=bom, chosen=columns is not None or flatten)
+    _check_options(kind, safe_csv=safe_csv, bom=bom, chosen=columns is not None or flatten or final)
     targets = (target, errors_file(target)) if kind == BATCH else (target,)
     output = read_state(directory)
     if output.schema is None:
         raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
     job = job_of(output.job)
     ballot = _ballot(kind, job, output) if vote else None
-    chosen = select_columns(output.schema if ballot is None else ballot.schema, columns, flatten=flatten)
+    people = None if kind == BATCH else _reviewed_columns(output, output.schema, final=final, vote=vote)
+    whole = people if people is not None else ballot
+    chosen = select_columns(output.schema if whole is None else whole.schema, columns, flatten=flatten)
     # What came through a pipe, or from a program, does not come again: its records hold the rows.
     alone = job.input.path == STDIN and input_path is None
     if kind == BATCH:
@@ -110,7 +115,7 @@ def export(
     rows = failed = 0
     try:
         with _opened(drafts, schema_of(chosen), kind, safe_csv=safe_csv, bom=bom) as sink:
-            for batch in _with_votes(batches, ballot, output):
+            for batch in _with_votes(batches, ballot, output) if people is None else people.add(batches):
                 sink(pick(batch, chosen))
                 rows += batch.num_rows
                 failed += 0 if ballot is not None else _failed(batch)
@@ -163,6 +168,21 @@ def _ballot(kind: str, job: Job, output: Output) -> _Ballot:
     return _Ballot(vote_schema(output.schema, output.own_columns), fields)
 
 
+def _reviewed_columns(output: Output, schema: pa.Schema, *, final: bool, vote: bool) -> ReviewedColumns | None:
+    """Return what adds people's reviews to records; None for votes, which are about samples."""
+    if vote:
+        if final:
+            raise UsageError("--final and --vote both decide what a row's answer is", remedy="Give one of them.")
+        return None
+    people = ReviewedColumns(output, schema, final=final)
+    if final and not people:
+        raise UsageError(
+            f"--final: {output.directory} has no reviews",
+            remedy="Take people's answers first: batchchat review DIR --take FILE.",
+        )
+    return people
+
+
 def _check_batch(job: Job, *, alone: bool) -> None:
     if job.samples > 1:
         raise UsageError(
@@ -194,7 +214,7 @@ def _check_options(kind: str, *, safe_csv: bool, bom: bool, chosen: bool) -> Non
         if given and kind != "csv":
             raise UsageError(f"{name} is for CSV files alone", remedy="Leave it out, or export to a .csv file.")
     if chosen and kind == BATCH:
-        remedy = "Leave --columns and --flatten out."
+        remedy = "Leave --columns, --flatten and --final out."
         raise UsageError("the lines of a batch's output have fixed fields", remedy=remedy)
 
 

@@ -23,6 +23,7 @@ _OF_FIELD: Mapping[str, str] = {
     "output": "output",
     "provider": "providers",
     "model": "providers",
+    "fallback": "endpoints",
     "messages": "templates",
     "constant": "templates",
     "samples": "samples",
@@ -48,6 +49,7 @@ _OF_FIELD: Mapping[str, str] = {
     "failed": "evaluation",
     "seed": "evaluation",
     "cluster": "evaluation",
+    "allow_fallback": "evaluation",
 }
 """The page that tells most about a field of a job or a suite."""
 _ENTRY = re.compile(r"^- \[([a-z-]+)\]\(\1\.md\): (.+)$", re.MULTILINE)

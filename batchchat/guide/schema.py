@@ -18,7 +18,7 @@ from pydantic_core import core_schema
 
 from batchchat.guide import page
 from batchchat.job.model import FIELDS, Job
-from batchchat.job.values import Duration, Number, Size, Whole
+from batchchat.job.values import Duration, Number, ShareOrCount, Size, Whole
 from batchchat.providers import PROFILES
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -29,6 +29,7 @@ _FORMS: Mapping[Any, JsonSchemaValue] = {
     get_args(Duration)[1].func: {"type": "string", "pattern": r"^\s*(\d+(\.\d*)?[hms]?\s*)+$", "examples": ["15m"]},
     get_args(Size)[1].func: {"type": "string", "pattern": r"^\s*\d+(\.\d*)?\s*([kKmMgG]?[iI]?[bB])?\s*$"},
     get_args(Whole)[1].func: _NUMBER,
+    get_args(ShareOrCount)[1].func: {"type": "string", "pattern": r"^\s*\d+(\.\d*)?\s*%$", "examples": ["10%"]},
     get_args(Number)[1].func: _NUMBER,
 }
 """What a value may also be, by the function that reads it."""
@@ -101,9 +102,14 @@ def _open_job(schema: dict[str, Any]) -> None:
     kinds = schema["$defs"]["EngineFields"]["properties"]["kind"]["enum"]
     properties["engine"] = {"anyOf": [{"type": "string", "enum": kinds}, properties["engine"], {"type": "null"}]}
     names = {"type": "string", "enum": list(PROFILES)}
-    properties["provider"]["anyOf"] = [
-        names if one.get("type") == "string" else one for one in properties["provider"]["anyOf"]
-    ]
+    fallback = schema["$defs"]["FallbackFields"]["properties"]
+    for provider in (properties["provider"], fallback["provider"]):
+        provider["anyOf"] = [names if one.get("type") == "string" else one for one in provider["anyOf"]]
+    fallback["on"] = {"anyOf": [fallback["on"], fallback["on"]["items"]]}
+    properties["fallback"] = {"anyOf": [properties["fallback"], properties["fallback"]["items"], {"type": "null"}]}
+    for one in schema["$defs"]["PoolFields"]["properties"]["endpoints"]["anyOf"]:
+        if "items" in one:
+            one["items"] = {"anyOf": [{"type": "string", "minLength": 1}, one["items"]]}
     # The lines of a batch file have messages and models of their own.
     required = schema["required"]
     schema["required"] = [name for name in required if name not in ("model", "messages")]

@@ -20,9 +20,22 @@ from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
 from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error
 from batchchat.job.params import Params
+from batchchat.job.pool_fields import EndpointFields, FallbackFields, LimitFields, PoolFields, Prices, check_known
 from batchchat.job.provider_fields import KEY_PLACES, ProviderFields
-from batchchat.job.values import MANY, Duration, Name, Number, Section, Size, Switch, Whole, instead_of, nearest
-from batchchat.providers import DEMO, PROFILES, Price, Provider
+from batchchat.job.values import (
+    MANY,
+    Duration,
+    Name,
+    Number,
+    Section,
+    ShareOrCount,
+    Size,
+    Switch,
+    Whole,
+    instead_of,
+    nearest,
+)
+from batchchat.providers import PROFILES, Price, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
 
 
@@ -89,12 +102,10 @@ BATCH_FORMAT = "openai-batch"
 BATCH_KEY = "custom_id"
 
 
-class LimitFields(Section):
-    """Ceilings that are never passed. One that is not set comes from the provider, or is learned."""
+class JobLimitFields(LimitFields):
+    """The limits of a job. `max_failed` stops a run at so many failed rows, or at a share of them such as `10%`."""
 
-    requests_per_minute: Whole | None = Field(None, ge=1, le=1_000_000_000_000)
-    tokens_per_minute: Whole | None = Field(None, ge=1, le=1_000_000_000_000)
-    concurrency: Whole | None = Field(None, ge=1, le=20_000)
+    max_failed: ShareOrCount | None = None
 
 
 class Longer(Section):
@@ -187,15 +198,6 @@ def failed_kinds(policy: FailedPolicy | Sequence[ErrorKind]) -> frozenset[ErrorK
     return frozenset(ErrorKind(kind) for kind in policy)
 
 
-class Prices(Section):
-    """Money per million tokens; wins over the provider's profile."""
-
-    input: Number = Field(ge=0)
-    output: Number = Field(ge=0)
-    cached_input: Number | None = Field(None, ge=0)
-    currency: str = Field(pattern=r"^[A-Z]{3}$")
-
-
 class EngineFields(Section):
     """What executes the requests: one HTTP exchange each (`local`), or a provider's Batch API (`batch`).
 
@@ -260,8 +262,9 @@ class Job(Section):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     input: Input
     output: OutputFields
-    provider: str | ProviderFields
+    provider: str | PoolFields
     model: Name
+    fallback: list[FallbackFields] = Field(default_factory=list, max_length=8)
     messages: list[dict[str, Any]] | dict[str, Any]
     constant: bool = False
     samples: Whole = Field(1, ge=1, le=1_000)
@@ -269,7 +272,7 @@ class Job(Section):
     images: ImageFields = ImageFields.model_construct()
     params: Params = Params.model_construct()
     response: Response = Response.model_construct()
-    limits: LimitFields = LimitFields.model_construct()
+    limits: JobLimitFields = JobLimitFields.model_construct()
     retry: Retry = Retry.model_construct()
     prices: Prices | None = None
     engine: EngineFields = EngineFields.model_construct()
@@ -292,6 +295,11 @@ class Job(Section):
         if not isinstance(value, dict | Section):
             raise ValueError(f"must be a path, or a mapping with a path{instead_of(value)}")
         return value
+
+    @field_validator("fallback", mode="before")
+    @classmethod
+    def _one_or_none(cls, value: object) -> object:
+        return [] if value is None else [value] if isinstance(value, dict) else value
 
     @field_validator("images", "params", "response", "limits", "retry", "budget", mode="before")
     @classmethod
@@ -316,16 +324,8 @@ class Job(Section):
 
     @field_validator("provider")
     @classmethod
-    def _known_provider(cls, value: str | ProviderFields) -> str | ProviderFields:
-        name = value if isinstance(value, str) else value.profile
-        if name is not None and name not in PROFILES:
-            raise ValueError(
-                f"no provider is called {name!r}{nearest(name, PROFILES)}; known are {', '.join(PROFILES)}, "
-                "or give {base_url: …, api_key_env: …}"
-            )
-        given = isinstance(value, ProviderFields) and value.base_url is not None
-        if name is not None and name != DEMO and PROFILES[name].base_url is None and not given:
-            raise ValueError(f"{name} has another address for each customer: give {{profile: {name}, base_url: …}}")
+    def _known_provider(cls, value: str | PoolFields) -> str | PoolFields:
+        check_known(value)
         return value
 
     @field_validator("messages", mode="before")
@@ -359,7 +359,16 @@ class Job(Section):
 
     def resolved_provider(self) -> Provider:
         """The provider with this job's own address, key variable, headers and prices put over its profile."""
-        spec = self.provider
+        return self.resolve(self.provider, self.model, self.prices)
+
+    def resolve(self, spec: str | ProviderFields, model: str, prices: Prices | None) -> Provider:
+        """Return a provider of this job with its own address, key, headers and prices put over its profile.
+
+        Arguments:
+            spec: what the job says of the provider.
+            model: the model that the prices are of.
+            prices: those of the job, None if it names none.
+        """
         if isinstance(spec, str):
             provider = PROFILES[spec]
         else:
@@ -369,19 +378,21 @@ class Job(Section):
                 provider = replace(provider, base_url=spec.base_url, identity=identity or spec.base_url)
             provider = replace(
                 provider,
-                **_key_place(spec, provider),
+                **key_place(spec, provider),
                 headers={**provider.headers, **spec.headers},
                 extra_query={**provider.extra_query, **spec.extra_query},
                 ca_file=spec.ca_file or provider.ca_file,
                 stream_options=provider.stream_options if spec.stream_options is None else spec.stream_options,
                 transport=spec.transport or provider.transport,
             )
-        if self.prices is not None:
-            price = Price(self.prices.input, self.prices.output, self.prices.cached_input)
+            if isinstance(spec, PoolFields):
+                provider = _under_its_name(spec, provider)
+        if prices is not None:
+            price = Price(prices.input, prices.output, prices.cached_input)
             provider = replace(
                 provider,
-                prices={self.model: price},
-                currency=self.prices.currency,
+                prices={model: price},
+                currency=prices.currency,
                 prices_as_of="the job file",
                 tiers={},  # a price of one's own is that of the tier that one asks for
             )
@@ -507,7 +518,14 @@ class Job(Section):
         return job
 
 
-def _key_place(spec: ProviderFields, profile: Provider) -> dict[str, Any]:
+def _under_its_name(spec: PoolFields, provider: Provider) -> Provider:
+    """Return a provider under the name that the job gives it, and with the identity that goes with it."""
+    identity = spec.identity or spec.name or provider.identity
+    first = next((one.base_url for one in spec.endpoints or () if one.base_url), None)
+    return replace(provider, name=spec.name or provider.name, identity=identity, base_url=provider.base_url or first)
+
+
+def key_place(spec: ProviderFields, profile: Provider) -> dict[str, Any]:
     """Return the fields of a provider that say where the key comes from and how it is sent.
 
     A place that the job names takes that of the profile: a provider has one key.
@@ -528,13 +546,15 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     (): Job,
     ("input",): Input,
     ("output",): OutputFields,
-    ("provider",): ProviderFields,
+    ("provider",): PoolFields,
+    ("provider", "endpoints"): EndpointFields,
+    ("fallback",): FallbackFields,
     ("images",): ImageFields,
     ("params",): Params,
     ("response",): Response,
     ("response", "truncated"): Longer,
     ("response", "confidence"): SaidConfidence,
-    ("limits",): LimitFields,
+    ("limits",): JobLimitFields,
     ("retry",): Retry,
     ("prices",): Prices,
     ("engine",): EngineFields,

@@ -165,9 +165,11 @@ class Draft:
         if isinstance(cache, str) and cache:
             self.data["cache"] = absolute_path(base, cache)
         provider = self.data.get("provider")
-        for name in ("ca_file", "api_key_file"):
-            if isinstance(provider, dict) and isinstance(provider.get(name), str) and provider[name]:
-                provider[name] = absolute_path(base, provider[name])
+        places = _places(provider) + _places(self.data.get("fallback"), "provider")
+        for place in [*places, *(endpoint for one in places for endpoint in _places(one.get("endpoints")))]:
+            for name in ("ca_file", "api_key_file"):
+                if isinstance(place.get(name), str) and place[name]:
+                    place[name] = absolute_path(base, place[name])
         images = self.data.get("images")
         if isinstance(images, dict) and isinstance(images.get("root"), str) and images["root"]:
             images["root"] = absolute_path(base, images["root"])
@@ -293,6 +295,12 @@ class Draft:
 def absolute_path(base: Path, path: str) -> str:
     """A path as it is written in a file that lies in `base`."""
     return os.path.normpath(base / Path(path).expanduser())
+
+
+def _places(value: Any, inside: str | None = None) -> list[dict[str, Any]]:
+    """Return the mappings in a list, or those at one field of them."""
+    found = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
+    return found if inside is None else [one[inside] for one in found if isinstance(one.get(inside), dict)]
 
 
 def _read_value(text: str, path: str, origin: FieldOrigin) -> Any:

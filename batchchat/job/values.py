@@ -14,6 +14,8 @@ _NUMBER_TEXT = r"\d{1,300}(?:\.\d{0,300})?"
 _NUMBER = re.compile(rf"[+-]?{_NUMBER_TEXT}(?:[eE][+-]?\d{{1,3}})?", re.ASCII)
 _DURATION = re.compile(rf"(?:({_NUMBER_TEXT})h)?\s*(?:({_NUMBER_TEXT})m)?\s*(?:({_NUMBER_TEXT})s)?", re.ASCII)
 _SIZE = re.compile(rf"({_NUMBER_TEXT})\s*([kMG]?i?B)?", re.ASCII | re.IGNORECASE)
+_PERCENT = re.compile(rf"({_NUMBER_TEXT})\s*%", re.ASCII)
+MANY_ROWS = 1_000_000_000_000
 _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _YEAR_S = 366 * 86400
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:_\d{3})+(?:\.\d*)?", re.ASCII)
@@ -106,10 +108,24 @@ def parse_number(value: object) -> object:
     return value
 
 
+def parse_share_or_count(value: object) -> object:
+    """Read `10%` as a share, written anew, and `50` as a whole number. Raises ValueError."""
+    found = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is not None:
+        if float(found[1]) >= 100:
+            raise ValueError(f"a share must be below 100%{instead_of(value)}")
+        return f"{float(found[1]):g}%"
+    number = value if value is None else parse_number(value)
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MANY_ROWS):
+        raise ValueError(f"must be a share such as 10%, or a whole number of rows{instead_of(value)}")
+    return number
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(_parse_size)]
 Whole = Annotated[int, BeforeValidator(parse_number)]
 Number = Annotated[float, BeforeValidator(parse_number)]
+ShareOrCount = Annotated[int | str, BeforeValidator(parse_share_or_count)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
 

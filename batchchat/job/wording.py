@@ -79,7 +79,7 @@ class Grammar:
 
     def names(self, place: FieldPlace) -> list[str]:
         """The field names that may stand at a place, as they are written."""
-        section = self.fields.get(tuple(str(part) for part in place))
+        section = self.fields.get(tuple(str(part) for part in place if not isinstance(part, int)))
         return [one.alias or name for name, one in section.model_fields.items()] if section else []
 
     def elsewhere(self, name: str) -> list[str]:

@@ -284,6 +284,16 @@ class Limiter:
         return self._controller.breaker.active
 
     @property
+    def in_use(self) -> int:
+        """How many requests are under way."""
+        return self._controller.in_use
+
+    @property
+    def refusing(self) -> bool:
+        """Whether the provider refuses everybody for its rate limit, so that only probes may go."""
+        return self._controller.hold.active
+
+    @property
     def failed_probes(self) -> int:
         """How many probes have failed since the provider went down."""
         return self._controller.breaker.tries

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from batchchat.format import count, duration, money, percent, plural, rate, share, short
 from batchchat.inspection import status_of
+from batchchat.labelling.oddities import oddities_of
 from batchchat.report.distribution import Distribution
 from batchchat.report.figures import (
     QUANTILES,
@@ -27,6 +28,7 @@ from batchchat.report.figures import (
 )
 from batchchat.report.outcome import RecordTotals, outcome_of
 from batchchat.report.page import check_page, write_page
+from batchchat.report.quality import quality_of
 from batchchat.store import Output, read_state
 from batchchat.views import StatusView
 
@@ -116,9 +118,11 @@ def write_run_report(directory: Path, target: Path) -> None:
         tiles=_tiles(outcome, status, runs),
         charts=charts,
         spreads=spreads,
+        quality=quality_of(directory),
         figures={chart.name: chart.figure for chart in (*charts, *spreads)},
         runs=runs[:_RUNS_SHOWN],
         runs_left_out=max(0, len(runs) - _RUNS_SHOWN),
+        oddities=oddities_of(directory),
         has_cost=outcome.sums["cost"] is not None,
         directory=str(directory),
     )

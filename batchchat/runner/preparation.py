@@ -17,6 +17,7 @@ from batchchat.identity import Identity
 from batchchat.images import ImageReader
 from batchchat.intake import Intake, Selection, read_key
 from batchchat.job import BatchFileJob, Job
+from batchchat.job.targets import check_targets, has_several
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, RowBatch
 from batchchat.runner.questions import compile_questions, schema_warnings
@@ -126,6 +127,8 @@ def prepare(
     """
     provider = job.resolved_provider()
     job.check_params(provider)
+    if has_several(job):
+        check_targets(job)
     if job.model:
         job.check_budget(provider)
     questions = compile_questions(job)

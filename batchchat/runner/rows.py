@@ -31,6 +31,7 @@ _SHAPES_NO_REQUEST = (
         "prices",
         "budget",
         "deadline",
+        "fallback",
         "cache",
         "dedupe",
         "file",
@@ -62,6 +63,8 @@ def _text(prepared: Prepared) -> str:
     """A digest of all that turns rows into requests, save the rows: the job's own text, and the code that reads it."""
     shaping = {name: value for name, value in prepared.job.snapshot().items() if name not in _SHAPES_NO_REQUEST}
     shaping["input"] = {name: value for name, value in shaping["input"].items() if name != "path"}
+    if isinstance(shaping["provider"], dict):  # which endpoints there are shapes no request
+        shaping["provider"] = {name: value for name, value in shaping["provider"].items() if name != "endpoints"}
     code = [__version__, *map(version, _RENDERERS)]
     text = json.dumps([shaping, prepared.template.text_digest, prepared.provider.identity, code], sort_keys=True)
     return blake2b(text.encode(), digest_size=16).hexdigest()

@@ -21,29 +21,31 @@ from typing import TYPE_CHECKING
 import anyio
 
 from batchchat.budget import Budget
-from batchchat.client import ChatClient
-from batchchat.credentials import Credential
-from batchchat.engines.local import Endpoint, LocalEngine, Surroundings
+from batchchat.endpoints.endpoint import Endpoint
+from batchchat.endpoints.registry import Keys, Limiters, Registry, make_limiter, needs_demo, read_keys
+from batchchat.endpoints.route import EndpointRoute
+from batchchat.engines.local import LocalEngine, Surroundings
 from batchchat.engines.port import Engine
 from batchchat.engines.refusals import Refusals
 from batchchat.errors import StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake
-from batchchat.job import Job, api_key, key_source, load_keys
+from batchchat.job import Job, load_keys
 from batchchat.job.model import BATCH_FORMAT
-from batchchat.limits import MAX_CONCURRENCY, Limiter
+from batchchat.job.targets import has_several, targets_of
+from batchchat.limits import Limiter
 from batchchat.money import Tariff
-from batchchat.providers import DEMO, Provider
 from batchchat.records import Record
 from batchchat.retry import RetryPolicy
 from batchchat.runner.control import Control
 from batchchat.runner.ending import Ending
+from batchchat.runner.failed_limit import FailedLimit
 from batchchat.runner.feed import RequestFeed
 from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import pass_of, prompt_id_of
-from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain
+from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain, remedy_of
 from batchchat.runner.state import RunState
 from batchchat.runner.steering import RunSteering, tell_interrupted
 from batchchat.runner.tally import Tally
@@ -79,6 +81,7 @@ async def run_job(
     rows: GivenRows | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
     limiter: Limiter | None = None,
+    limiters: Limiters | None = None,
     budget: Budget | None = None,
     listener: Listener = _no_listener,
     on_snapshot: Callable[[Snapshot], None] | None = None,
@@ -95,12 +98,13 @@ async def run_job(
     """Run a job, or go on with it where an earlier run stopped.
 
     `rows` take the place of the job's input, `transport` that of the network. `limiter` and `budget` take the place of
-    the job's own, so that runs can share them. `listener` takes events, `on_snapshot` the counts four times a second,
-    `on_record` each record of this run that has become durable. `stop` steers the run: it can stop it, pause it and
-    change its limits. `environ` takes the place of the process's environment for keys. `offload` runs blocking code
-    (default: in worker threads), `open_store` takes the place of `Store.open`. `seed` makes jitter repeatable.
-    `demo_url` is the address of a demo server that runs already. `open_service` takes the place of the batch service
-    that `engine: batch` opens. `tick_s` is the time between two snapshots in seconds.
+    the job's own, so that runs can share them; `limiters` are those of its endpoints. `listener` takes events,
+    `on_snapshot` the counts four times a second, `on_record` each record of this run that has become durable. `stop`
+    steers the run: it can stop it, pause it and change its limits. `environ` takes the place of the process's
+    environment for keys. `offload` runs blocking code (default: in worker threads), `open_store` takes the place of
+    `Store.open`. `seed` makes jitter repeatable. `demo_url` is the address of a demo server that runs already.
+    `open_service` takes the place of the batch service that `engine: batch` opens. `tick_s` is the time between two
+    snapshots in seconds.
 
     Returns how the run ended: whatever fails after the start is in the summary's `exit_code` and `reason`.
 
@@ -118,6 +122,7 @@ async def run_job(
         open_store=open_store,
         rng=random.Random(seed),  # noqa: S311 - jitter, not cryptography
         limiter=limiter,
+        limiters=limiters,
         transport=transport,
         demo_url=demo_url,
         environ=load_keys(job, environ),
@@ -125,32 +130,6 @@ async def run_job(
         tick_s=tick_s,
     )
     return await _execute(job, setting, budget=budget)
-
-
-def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
-    """Return a limiter under a job's limits, and where it sets none those of its provider; runs may share it.
-
-    It lets no more be under way at once than this process may have open files, and tells where that is less.
-    """
-    from batchchat.transport import connection_room
-
-    limits = job.limits
-    concurrency = limits.concurrency
-    room = connection_room(files_each=2 if job.resolved_provider().base_url is None else 1)
-    if concurrency is not None and concurrency > room:
-        message = f"limits.concurrency is {concurrency}, and the open files of this process allow {room} (ulimit -n)"
-        listener(Event("concurrency_lowered", message, "warning"))
-        concurrency = room
-    return Limiter(
-        requests_per_minute=limits.requests_per_minute,
-        tokens_per_minute=limits.tokens_per_minute,
-        concurrency=concurrency,
-        advertised_requests_per_minute=provider.requests_per_minute,
-        advertised_tokens_per_minute=provider.tokens_per_minute,
-        advertised_concurrency=min(provider.concurrency or MAX_CONCURRENCY, room),
-        listener=listener,
-        rng=rng,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +146,7 @@ class _Setting:
     open_store: Callable[..., Store]
     rng: random.Random
     limiter: Limiter | None
+    limiters: Limiters | None
     transport: httpx.AsyncBaseTransport | None
     demo_url: str | None
     environ: Mapping[str, str]
@@ -186,6 +166,7 @@ class _Opening:
         self._budget = budget
         self._setting = setting
         self._warnings: list[str] = []
+        self._started_at: str | None = None
         self._run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         reopens = setting.options.retry_failed
         self._reopens = job.retry.reopens() if reopens is None else reopens
@@ -229,20 +210,20 @@ class _Opening:
         return cache
 
     async def connect(
-        self, stack: AsyncExitStack, store: Store, wording: Wording, cache: AnswerCache | None, key: Credential
+        self, stack: AsyncExitStack, store: Store, wording: Wording, cache: AnswerCache | None, keys: Keys
     ) -> RunState:
-        """Connect to the provider and join the parts of the run."""
+        """Connect to the provider and join the parts of the run. `keys` are those of its endpoints."""
         job, setting, prepared = self._job, self._setting, self._prepared
         await self._find_provider(stack, store)
         if cache is None and job.dedupe:
             cache = await self.open_cache(stack, store.shared_answers())
         prompt_id = prompt_id_of(prepared)
-        # Each line of a batch file names a model of its own.
-        tally = Tally(one_model=job.input.format != BATCH_FORMAT)
+        # Each line of a batch file names a model of its own, and endpoints have their own names for one.
+        tally = Tally(one_model=job.input.format != BATCH_FORMAT and not has_several(job))
         if job.engine.batch:
-            engine, tariff = await self._make_batch_engine(stack, store, wording, prompt_id, key)
+            engine, tariff = await self._make_batch_engine(stack, store, wording, prompt_id, keys)
         else:
-            engine = self._make_engine(await self._connect_client(stack, key), store, wording)
+            engine = self._make_engine(await self._open_endpoints(stack, keys), store, wording)
             tariff = self._tariff.times(self._tier) if self._tariff is not None else None
         writer = Writer(
             store,
@@ -250,6 +231,7 @@ class _Opening:
             run_id=self._run_id,
             prompt_id=prompt_id,
             engine=job.engine.kind,
+            provider=self._provider.name,
             offload=setting.offload,
             wall_clock_us=_now_us,
             listener=setting.listener,
@@ -283,28 +265,25 @@ class _Opening:
     async def _find_provider(self, stack: AsyncExitStack, store: Store) -> None:
         """Give a provider `demo` without an address a demo server in this process."""
         setting, provider = self._setting, self._provider
-        if provider.base_url is None and provider.name == DEMO:
-            base_url = "http://demo.invalid/v1" if setting.transport is not None else setting.demo_url
-            self._provider = provider.with_base_url(base_url or await self._start_demo(stack, store))
+        if not needs_demo(self._job):
+            return
+        base_url = "http://demo.invalid/v1" if setting.transport is not None else setting.demo_url
+        self._started_at = base_url or await self._start_demo(stack, store)
+        if provider.base_url is None:
+            self._provider = provider.with_base_url(self._started_at)
 
-    async def _connect_client(self, stack: AsyncExitStack, key: Credential) -> ChatClient:
-        """Open the client for single requests."""
-        job, setting, provider = self._job, self._setting, self._provider
-        transport = setting.transport
-        if transport is None:
-            from batchchat.transport import choose_transport
-
-            transport = choose_transport(provider.base_url or "", ca_file=provider.ca_file, kind=provider.transport)
-        client = ChatClient(
-            provider,
-            transport,
-            api_key=key,
-            request_timeout=job.retry.request_timeout,
-            tariff=self._tariff,
-            stream=bool(job.params.stream),
+    async def _open_endpoints(self, stack: AsyncExitStack, keys: Keys) -> Endpoint | EndpointRoute:
+        """Open the clients for single requests."""
+        setting = self._setting
+        registry = Registry(
+            self._job,
+            stack,
+            listener=setting.listener,
+            rng=setting.rng,
+            transport=setting.transport,
+            limiters=setting.limiters,
         )
-        await stack.enter_async_context(client)
-        return client
+        return await registry.open(keys, demo_url=self._started_at, limiter=setting.limiter)
 
     async def _start_demo(self, stack: AsyncExitStack, store: Store) -> str:
         from batchchat.demo import BatchOptions, DemoOptions, DemoServer
@@ -318,7 +297,7 @@ class _Opening:
         return server.base_url
 
     async def _make_batch_engine(
-        self, stack: AsyncExitStack, store: Store, wording: Wording, prompt_id: str, key: Credential
+        self, stack: AsyncExitStack, store: Store, wording: Wording, prompt_id: str, keys: Keys
     ) -> tuple[Engine, Tariff | None]:
         """Return the engine that sends batches, and what tokens cost there."""
         from batchchat.runner.batches import BatchParts
@@ -326,7 +305,7 @@ class _Opening:
         job, setting = self._job, self._setting
         single: Callable[[], Engine] | None = None
         if job.engine.then == "local":
-            single = functools.partial(self._make_engine, await self._connect_client(stack, key), store, wording)
+            single = functools.partial(self._make_engine, await self._open_endpoints(stack, keys), store, wording)
         parts = BatchParts(
             job=job,
             prepared=self._prepared,
@@ -337,7 +316,7 @@ class _Opening:
             store=store,
             job_answered=store.index.counts().ok > 0 and wording.known,
             budget=self._budget,
-            api_key=key,
+            api_key=keys[0][0],
             environ=setting.environ,
             transport=setting.transport,
             listener=setting.listener,
@@ -348,21 +327,31 @@ class _Opening:
         )
         return parts.engine(), parts.tariff()
 
-    def _make_engine(self, client: ChatClient, store: Store, wording: Wording) -> Engine:
+    def _make_engine(self, to: Endpoint | EndpointRoute, store: Store, wording: Wording) -> Engine:
         """Return the engine that sends single requests."""
         job, setting, provider = self._job, self._setting, self._provider
         retry, counts = job.retry, store.index.counts()
-        # What is reserved covers the tier that is asked for, and the usual one, in which an answer may come.
-        reserved = self._tariff.times(max(1.0, self._tier)) if self._tariff is not None else None
-        account = self._budget.account(reserved, provider.currency) if self._budget else None
-        limiter = setting.limiter or make_limiter(job, provider, setting.listener, setting.rng)
+        account = self._budget.account(self._dearest(), provider.currency) if self._budget else None
         return LocalEngine(
-            Endpoint(client, limiter, account),
+            to,
             RetryPolicy(retry.attempts, retry.request_timeout, retry.row_deadline, retry.outage),
             Surroundings(setting.listener, setting.rng, setting.offload),
+            account=account,
             refusals=Refusals(model_answered=counts.ok > 0, job_answered=counts.ok > 0 and wording.known),
             acceptance=None if self._prepared.acceptance.idle else self._prepared.acceptance,
         )
+
+    def _dearest(self) -> Tariff | None:
+        """Return the most that a token may cost, whoever of the job's targets answers; None if a price is not known.
+
+        It covers the tier that is asked for, and the usual one, in which an answer may come.
+        """
+        tier = self._job.params.service_tier or ""
+        found = []
+        for target in targets_of(self._job):
+            tariff = Tariff.of(target.provider.prices.get(target.model))
+            found.append(tariff and tariff.times(max(1.0, target.provider.tiers.get(tier, 1.0))))
+        return Tariff.dearest(found)
 
     def _make_intake(self, store: Store) -> Intake:
         job, prepared = self._job, self._prepared
@@ -403,6 +392,8 @@ class _Running:
         run = self._run
         run.phase = "running"
         job = run.job
+        if job.limits.max_failed is not None:
+            run.writer.on_counted = functools.partial(self._check_failed, FailedLimit(job.limits.max_failed))
         fields = {"run_id": run.run_id, "job": job.name, "output": job.output.path, "model": job.model}
         run.tell(Event("run_started", f"run {run.run_id} into {job.output.path}", "debug", fields))
         async with anyio.create_task_group() as group:
@@ -436,6 +427,14 @@ class _Running:
     def _tell_answerers(self) -> None:
         for event in self._run.tally.answerers.take():
             self._run.tell(event)
+
+    def _check_failed(self, limit: FailedLimit) -> None:
+        """Send nothing more once too many rows have failed; what is in flight may end."""
+        run, tally = self._run, self._run.tally
+        settled = tally.ok + tally.failed
+        if run.engine.halt is None and limit.passed(tally.failed, settled):
+            commonest = tally.failures()[0]
+            run.engine.halt_for(limit.error(tally.failed, settled, commonest, remedy_of(commonest.kind)))
 
     async def _write_live(self) -> None:
         """Write a snapshot to the output, for `status`. One at a time: they share a draft."""
@@ -480,7 +479,7 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
         caps = job.budget
         budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
     warned: list[str] = []
-    key = await offload(functools.partial(_credential, job, setting, warned.append))
+    keys = await offload(functools.partial(_read_keys, job, setting, warned.append))
     for message in warned:
         setting.listener(Event("warning", message, "warning"))
     frozen = Frozen() if options.fresh else await offload(frozen_schema, Path(job.output.path))
@@ -511,7 +510,7 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
             wording = Wording(store, prepared)
             await offload(wording.begin)
             async with AsyncExitStack() as stack:
-                run = await opening.connect(stack, store, wording, cache, key)
+                run = await opening.connect(stack, store, wording, cache, keys)
                 run.started = started
                 run.warnings[:0] = warned
                 figures = Figures(run)
@@ -525,15 +524,13 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
                 await offload(store.close)
 
 
-def _credential(job: Job, setting: _Setting, warn: Callable[[str], object]) -> Credential:
-    """Read the provider's key. Blocking code; raises JobError if it cannot be had."""
-    provider = job.resolved_provider()
-    source = key_source(job, provider, setting.environ)
+def _read_keys(job: Job, setting: _Setting, warn: Callable[[str], object]) -> Keys:
+    """Read the keys of all endpoints. Blocking code; raises JobError if one cannot be had."""
 
-    def tell(message: str) -> None:
-        setting.listener(Event("key_renewed", message, fields={"place": source.place if source is not None else None}))
+    def tell(message: str, place: str | None) -> None:
+        setting.listener(Event("key_renewed", message, fields={"place": place}))
 
-    return Credential(api_key(job, provider, setting.environ, warn=warn), source, tell=tell)
+    return read_keys(job, setting.environ, warn=warn, tell=tell)
 
 
 def _now_us() -> int:

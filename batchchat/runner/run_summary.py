@@ -163,6 +163,7 @@ class Figures:
             prompt_id=run.prompt_id,
             earlier_prompt=run.earlier_prompt,
             retry=self._retry(),
+            answered_by=tally.answered_by(),
         )
 
     def _retry(self) -> str | None:
@@ -214,9 +215,14 @@ _REMEDIES = {
 """What helps against failures in masses, by their kind; what is not here goes away by itself, or stops the run."""
 
 
+def remedy_of(kind: str) -> str:
+    """Return what helps against many failures of a kind."""
+    return _REMEDIES.get(kind, "Look at the provider, and at the address in the job.")
+
+
 def alike_event(group: FailureGroup, settled: int) -> Event:
     """The event that tells early of rows that fail alike."""
-    remedy = _REMEDIES.get(group.kind, "Look at the provider, and at the address in the job.")
+    remedy = remedy_of(group.kind)
     message = (
         f"{group.count} of the first {settled} rows failed alike ({group.kind}): row {group.row_index}: "
         f"{_beginning(group.example)}. {remedy} The run goes on; Ctrl-C stops it"

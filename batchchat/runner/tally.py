@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from batchchat.client.finish import Finish, judge_finish
-from batchchat.events import FailureGroup, Streamed
-from batchchat.records import ErrorKind, Record, Spend
+from batchchat.events import AnsweredBy, FailureGroup, Streamed
+from batchchat.records import Answerer, ErrorKind, Record, Spend
 from batchchat.runner.answerers import Answerers
 
 _WINDOW_S = 20.0
@@ -76,6 +76,11 @@ class Median:
         return None
 
 
+def _by_fallback(one: AnsweredBy) -> str:
+    which = f"{one.ok:,} row{'s were' if one.ok != 1 else ' was'} answered by a fallback"
+    return f"{which}: {one.model or 'another model'} at {one.endpoint or one.provider}, not by the job's own model"
+
+
 class StreamPace:
     """How streamed completions came."""
 
@@ -102,6 +107,13 @@ class _Group:
     row_index: int
 
 
+@dataclass(slots=True)
+class _Share:
+    ok: int = 0
+    failed: int = 0
+    cost: float = 0.0
+
+
 class Tally:
     """What this run has settled durably. `one_model`: all requests name the same model, so that a change is told."""
 
@@ -122,6 +134,26 @@ class Tally:
         self._told = False
         self._unknown: dict[str, int] = {}
         self.answerers = Answerers()
+        self._shares: dict[Answerer, _Share] = {}
+
+    def add_answerer(self, by: Answerer, *, ok: bool, cost: float) -> None:
+        """Count a record by who was asked last for it; `cost` is the record's."""
+        share = self._shares.get(by)
+        if share is None:
+            share = self._shares[by] = _Share()
+        if ok:
+            share.ok += 1
+        else:
+            share.failed += 1
+        share.cost += cost
+
+    def answered_by(self) -> tuple[AnsweredBy, ...]:
+        """Return who was asked last for this run's records, whoever had most of them first."""
+        found = [
+            AnsweredBy(by.provider, by.endpoint, by.model, by.fallback, share.ok, share.failed, share.cost)
+            for by, share in self._shares.items()
+        ]
+        return tuple(sorted(found, key=lambda one: -(one.ok + one.failed)))
 
     def add_record(self, record: Record, *, revived: bool = False, early: bool = False) -> None:
         """Count one record. An `early` one was settled before the pass asked for it: it will find it done."""
@@ -151,10 +183,15 @@ class Tally:
 
     def remarks(self) -> list[str]:
         """What a person should know of this run's answers."""
-        return self.answerers.remarks() + [
+        unknown = [
             f"{count} answer{'s' * (count != 1)} ended with finish_reason {word!r}, which is not known: each was taken "
             "for a whole answer. Look at some of them."
             for word, count in self._unknown.items()
+        ]
+        return [
+            *self.answerers.remarks(),
+            *unknown,
+            *(_by_fallback(one) for one in self.answered_by() if one.fallback and one.ok),
         ]
 
     @property

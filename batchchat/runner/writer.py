@@ -18,13 +18,17 @@ from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
 from batchchat.money import as_float
-from batchchat.records import Completion, Record, Request, Spend, Usage, answer_bytes
+from batchchat.records import Answerer, Completion, Record, Request, Spend, Usage, answer_bytes
 from batchchat.runner.tally import Tally
 from batchchat.store import AnswerEntry, Entry, Sealing, SettledEntry, SpendOnly, Store, StoreChange
 
 _FULL_BYTES = 16 * 2**20
 _NO_USAGE = Usage()
 _NOTHING = Spend()
+
+
+def _no_watcher() -> None:
+    pass
 
 
 class Offload(Protocol):
@@ -55,9 +59,11 @@ class Shelf(Protocol):
 class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
-    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept. `shelf` is
-    where answers are shared; None where the job shares none. `on_record` takes each record of this run that has become
-    durable. `prompt_id` goes into every record. `engine` is the job's.
+    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept.
+    `on_counted` is called after each commit, when its records are in the tally. `shelf` is where answers are shared;
+    None where the job shares none. `on_record` takes each record of this run that has become durable. `prompt_id` goes
+    into every record. `engine` is the job's, `provider` who answered if a reply
+    does not say.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Writer:
         run_id: str,
         prompt_id: str | None = None,
         engine: EngineKind = "local",
+        provider: str | None = None,
         offload: Offload,
         wall_clock_us: Callable[[], int],
         listener: Listener,
@@ -76,11 +83,13 @@ class Writer:
     ) -> None:
         self.error: StorageError | None = None
         self.shelf: Shelf | None = None
+        self.on_counted: Callable[[], None] = _no_watcher
         self._store = store
         self._tally = tally
         self._run_id = run_id
         self._prompt_id = prompt_id
         self._engine: EngineKind = engine
+        self._by = Answerer(provider) if provider is not None else None
         self._offload = offload
         self._wall_clock_us = wall_clock_us
         self._listener = listener
@@ -268,6 +277,10 @@ class Writer:
         record.prompt_id = outcome.of_prompt or self._prompt_id
         if outcome.confidence is not None:
             record.confidence, record.confidence_detail = outcome.confidence.value, outcome.confidence.detail()
+        by = reply.by or self._by
+        if by is not None and request.attempts:
+            record.provider, record.endpoint = by.provider, by.endpoint
+            self._tally.add_answerer(by, ok=failure is None, cost=record.cost or 0.0)
         return record
 
     # --- committing and sealing
@@ -327,6 +340,7 @@ class Writer:
                     self._on_record(entry.record)
                 self._revived.discard(custom_id)
         self._tally.add_spend(change.spend)
+        self.on_counted()
 
     def _due(self) -> bool:
         return self._store.should_seal(anyio.current_time())

@@ -12,6 +12,7 @@ from typing import Final
 import orjson
 
 from tests.benchmarks.bench import Bench, Failed
+from tests.benchmarks.endpoints import endpoints
 from tests.benchmarks.peers import PEERS, installed
 from tests.benchmarks.scoring import VARIANTS
 from tests.benchmarks.table import Figure
@@ -254,4 +255,5 @@ SCENARIOS: Final[dict[str, Callable[[Bench], list[Figure]]]] = {
     "help": help_page,
     "scoring": scoring,
     "batch": batches,
+    "endpoints": endpoints,
 }

@@ -274,6 +274,9 @@ def test_agreement_with_people_and_among_them(tmp_path: Path, demo: DemoServer) 
     told = command("agreement", tmp_path / "out").output
     assert "3 people" in told
     assert "kappa of ann, bo" in told
+    page = tmp_path / "page.html"
+    assert command("report", tmp_path / "out", "-o", page).exit_code == 0
+    assert "the model and people" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +305,7 @@ def test_an_output_without_confidence_has_none_below(labelled: Path) -> None:
 def _job_file(folder: Path, demo: DemoServer, **response: Any) -> Path:
     job = labelling(folder, demo, response)
     path = folder / "job.yaml"
-    path.write_text(json.dumps({**job.model_dump(mode="json", exclude_unset=True, by_alias=True)}))
+    path.write_text(json.dumps(job.model_dump(mode="json", exclude_unset=True, by_alias=True)))
     return path
 
 

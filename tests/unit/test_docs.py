@@ -31,6 +31,8 @@ from batchchat.guide.schema import job_schema, suite_schema
 from batchchat.job import parse_duration
 from batchchat.job.model import FIELDS
 from batchchat.job.params import Params
+from batchchat.job.pool_fields import EndpointFields
+from batchchat.job.provider_fields import ProviderFields
 from batchchat.providers import PROFILES, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind, Record
 from batchchat.template.sandbox import Environment
@@ -203,6 +205,8 @@ def _job_fields() -> dict[str, Any]:
         for place, model in FIELDS.items()
         if place != ("params",)
         for name, field in model.model_fields.items()
+        # What an endpoint has in common with its provider is told there.
+        if model is not EndpointFields or name not in ProviderFields.model_fields
     }
 
 

@@ -13,7 +13,8 @@ import trio.testing
 
 from batchchat.budget import Account, Budget
 from batchchat.client import ChatClient
-from batchchat.engines.local import Endpoint, LocalEngine, Surroundings
+from batchchat.endpoints.endpoint import Endpoint
+from batchchat.engines.local import LocalEngine, Surroundings
 from batchchat.engines.port import Outcome, Settled
 from batchchat.limits import Limiter
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, RowBatch, Usage, Verdict
@@ -89,9 +90,10 @@ def run(client: Client, size: int, count: int, concurrency: int) -> tuple[int, i
 
 def make_engine(client: Any, limiter: Limiter, account: Account | None = None) -> LocalEngine:
     return LocalEngine(
-        Endpoint(cast("ChatClient", client), limiter, account),
+        Endpoint(cast("ChatClient", client), limiter),
         RetryPolicy(6, 310, 900, 600),
         Surroundings(lambda _: None, random.Random(1)),
+        account=account,
     )
 
 

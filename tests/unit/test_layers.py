@@ -21,6 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"money"}),
     frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
     frozenset({"cache", "store", "client", "acceptance"}),
+    frozenset({"endpoints"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),
     frozenset({"plan", "inspection", "history", "joining", "controlling", "metrics"}),

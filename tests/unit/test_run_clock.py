@@ -52,6 +52,7 @@ def simulate(
     folder: Path,
     provider: Provider,
     rows: int,
+    /,
     *,
     stop: StopRequest | None = None,
     options: RunOptions | None = None,

@@ -29,7 +29,7 @@ from batchchat.job.model import BudgetCaps
 from batchchat.job.origin import FieldOrigin, FieldPlace, Origins, combined, job_error, origin_of
 from batchchat.job.reading import Draft, absolute_path, nearest_file, options_of, read_override
 from batchchat.job.syntax import parse_yaml, read_job_text
-from batchchat.job.values import Duration, Whole, nearest
+from batchchat.job.values import Duration, Switch, Whole, nearest
 from batchchat.job.wording import Grammar, validation_errors
 
 _AnyScorer = Scorer | Judge | Pairwise
@@ -59,6 +59,7 @@ class SuiteFields(BaseModel):
     margin: float | None = Field(None, gt=0)
     looks: Whole | None = Field(None, ge=2, le=50)
     decide_by: str | None = Field(None, min_length=1)
+    allow_fallback: Switch = False
 
 
 _GRAMMAR = Grammar(
@@ -79,6 +80,15 @@ _GRAMMAR = Grammar(
         "matrix": "it belongs into `variants`",
     },
 )
+
+
+def _no_fallback(job: Job) -> JobError:
+    """Return why a job with a fallback is not evaluated as it is."""
+    return job.error(
+        "another model would answer some rows, and the evaluation could not tell its answers from the job's own",
+        "fallback",
+        remedy="Say `allow_fallback: true` in the suite if that is meant, or remove `fallback` by a job of its own.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,6 +445,9 @@ class _Reading:
                 # What is wrong in the base job is wrong in every variant, and told once.
                 errors.setdefault(error.message, error)
             else:
+                if job.fallback and not fields.allow_fallback:
+                    refused = _no_fallback(job)
+                    errors.setdefault(refused.message, refused)
                 made.append(Variant(text.name, text.changes, folder.name, job.in_suite(self.file, self.options)))
         if errors:
             raise combined(list(errors.values()))

@@ -12,6 +12,7 @@ DIR/_batchchat/runs.jsonl              one line a run
 DIR/_batchchat/archive/                records that left the dataset; Parquet content in *.arc files
 DIR/_batchchat/answers/                answers that equal requests of the pass under way share (`dedupe`)
 DIR/_batchchat/batches/                requests in batches of a provider that have not ended, and the log of them
+DIR/_batchchat/reviews/                what people answered to rows
 DIR/_batchchat/damaged/                parts and journals that could not be read
 DIR/_batchchat/manifest.json           which of these files are there, so that a deleted one is noticed
 DIR/_batchchat/control/                what other processes ask of the run that is going on, and its replies

@@ -205,11 +205,13 @@ class FolderState:
 
     def publish(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Replace a file's content. If not `durable`, it is whole at every instant, but a loss of power may take it."""
-        if "/" in name:
-            folder = (self._folder / name).parent
-            with storage_errors(folder):
-                folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
-        publish_bytes(self._folder / name, data, temporary=self._temporary, durable=durable)
+        path = self._folder / name
+        # An output of an earlier version lacks the folders that came later.
+        if path.parent != self._folder and not path.parent.is_dir():
+            with storage_errors(path):
+                path.parent.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+                synchronize_folder(path.parent.parent)
+        publish_bytes(path, data, temporary=self._temporary, durable=durable)
 
     def append(self, name: str, line: bytes) -> None:
         """Append a line, durable on return."""

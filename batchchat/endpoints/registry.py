@@ -1,0 +1,276 @@
+"""The registry: makes the endpoints of a job, with their clients and limiters, and closes them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+import httpx
+
+from batchchat.client import ChatClient
+from batchchat.credentials import Credential
+from batchchat.endpoints.body import BodyFor
+from batchchat.endpoints.endpoint import Endpoint
+from batchchat.endpoints.models import ask_models, lacking
+from batchchat.endpoints.route import EndpointRoute
+from batchchat.endpoints.target import Target
+from batchchat.errors import JobError
+from batchchat.events import Event, Listener
+from batchchat.job import Job, api_key, key_source
+from batchchat.job.pool_fields import LimitFields
+from batchchat.job.targets import EndpointPlan, TargetPlan, endpoint_error, has_several, targets_of
+from batchchat.limits import MAX_CONCURRENCY, Limiter
+from batchchat.money import Tariff
+from batchchat.providers import DEMO, Provider
+from batchchat.records import Answerer
+
+Keys = Sequence[Sequence[Credential]]
+"""The key of each endpoint of each target, in the job's order."""
+Limiters = dict[tuple[object, ...], Limiter]
+"""Limiters that several runs share, by what they are about."""
+
+
+def needs_demo(job: Job) -> bool:
+    """Return true if the job asks a provider `demo` without an address: a server is started for it."""
+    providers = [target.provider for target in targets_of(job)] if job.fallback else [job.resolved_provider()]
+    return any(provider.base_url is None and provider.name == DEMO for provider in providers)
+
+
+def read_keys(
+    job: Job,
+    environ: Mapping[str, str],
+    *,
+    warn: Callable[[str], object] | None = None,
+    tell: Callable[[str, str | None], object] | None = None,
+) -> Keys:
+    """Read the keys of all endpoints of a job. Blocking code.
+
+    Arguments:
+        job: whose endpoints they are.
+        environ: the environment.
+        warn: hears what is odd about a key, without the key.
+        tell: hears of each key that is read again later, with its place.
+
+    Raises JobError at the line of the endpoint whose key cannot be had.
+    """
+    return [[_credential(job, plan, environ, warn, tell) for plan in target.endpoints] for target in targets_of(job)]
+
+
+def _credential(
+    job: Job,
+    plan: EndpointPlan,
+    environ: Mapping[str, str],
+    warn: Callable[[str], object] | None,
+    tell: Callable[[str, str | None], object] | None,
+) -> Credential:
+    source = key_source(job, plan.provider, environ)
+    try:
+        key = api_key(job, plan.provider, environ, warn=warn)
+    except JobError as error:
+        raise endpoint_error(job, plan, error) from None
+    place = source.place if source is not None else None
+    return Credential(key, source, tell=None if tell is None else lambda message: tell(message, place))
+
+
+def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
+    """Return a limiter under a job's limits, and where it sets none those of its provider; runs may share it.
+
+    It lets no more be under way at once than this process may have open files, and tells where that is less. If the job
+    has several endpoints these are its limits over all of them: each endpoint's own limits come from the provider.
+    """
+    limits, room = job.limits, _room(job)
+    concurrency = limits.concurrency
+    if concurrency is not None and concurrency > room:
+        message = f"limits.concurrency is {concurrency}, and the open files of this process allow {room} (ulimit -n)"
+        listener(Event("concurrency_lowered", message, "warning"))
+        concurrency = room
+    if has_several(job):
+        # It learns nothing, and so has no window to try: its ceilings are those of the job alone.
+        return Limiter(
+            requests_per_minute=limits.requests_per_minute,
+            tokens_per_minute=limits.tokens_per_minute,
+            concurrency=concurrency or room,
+            rng=rng,
+        )
+    return Limiter(
+        requests_per_minute=limits.requests_per_minute,
+        tokens_per_minute=limits.tokens_per_minute,
+        concurrency=concurrency,
+        advertised_requests_per_minute=provider.requests_per_minute,
+        advertised_tokens_per_minute=provider.tokens_per_minute,
+        advertised_concurrency=min(provider.concurrency or MAX_CONCURRENCY, room),
+        listener=listener,
+        rng=rng,
+    )
+
+
+def _room(job: Job) -> int:
+    """Return how many connections the open files of this process allow."""
+    from batchchat.transport import connection_room
+
+    return connection_room(files_each=2 if job.resolved_provider().base_url is None else 1)
+
+
+class Registry:
+    """Opens what a job asks; all of it is closed when `stack` is left.
+
+    Arguments:
+        job: whose provider and fallbacks are opened.
+        stack: holds the clients.
+        listener: takes what limiters and route tell.
+        rng: spreads waits.
+        transport: takes the place of the network for all endpoints (tests).
+        limiters: those that other runs share.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        stack: AsyncExitStack,
+        *,
+        listener: Listener,
+        rng: random.Random,
+        transport: httpx.AsyncBaseTransport | None = None,
+        limiters: Limiters | None = None,
+    ) -> None:
+        self._job = job
+        self._stack = stack
+        self._listener = listener
+        self._rng = rng
+        self._transport = transport
+        self._entered = False
+        self._limiters: Limiters = {} if limiters is None else limiters
+
+    async def open(
+        self, keys: Keys, *, demo_url: str | None = None, limiter: Limiter | None = None
+    ) -> Endpoint | EndpointRoute:
+        """Return the job's endpoint, or the route to its endpoints if it has several.
+
+        Arguments:
+            keys: as `read_keys` returns them.
+            demo_url: the address of the demo server, if the job's provider is one that was started for it.
+            limiter: takes the place of the job's own limits.
+        """
+        job = self._job
+        targets = [_at(demo_url, target) for target in targets_of(job)]
+        if not has_several(job):
+            plan = targets[0].endpoints[0]
+            own = limiter or make_limiter(job, plan.provider, self._listener, self._rng)
+            return await self._endpoint(targets[0], plan, keys[0][0], own)
+        found = []
+        for target, own_keys in zip(targets, keys, strict=True):
+            endpoints = [
+                await self._endpoint(target, plan, key, self._limiter(plan))
+                for plan, key in zip(target.endpoints, own_keys, strict=True)
+            ]
+            found.append(Target(endpoints, provider=target.provider.name, model=target.model, on=target.on))
+        over = limiter or make_limiter(job, targets[0].provider, self._listener, self._rng)
+        route = EndpointRoute(found, over=over, listener=self._listener)
+        await self._check_models(route, targets)
+        return route
+
+    async def _check_models(self, route: EndpointRoute, plans: Sequence[TargetPlan]) -> None:
+        """Take out the endpoints that lack the model. Raises JobError if no endpoint of a target has it."""
+        endpoints = [endpoint for target in route.targets for endpoint in target.endpoints]
+        listed = iter(await ask_models([endpoint.client for endpoint in endpoints]))
+        for target, plan in zip(route.targets, plans, strict=True):
+            wrong = lacking(self._job, plan, [next(listed) for _ in target.endpoints])
+            for number, why in wrong.items():
+                route.take_out(target.endpoints[number], why)
+
+    async def _endpoint(self, target: TargetPlan, plan: EndpointPlan, key: Credential, limiter: Limiter) -> Endpoint:
+        job, provider = self._job, plan.provider
+        transport = self._transport
+        if transport is None:
+            from batchchat.transport import choose_transport
+
+            transport = choose_transport(provider.base_url or "", ca_file=provider.ca_file, kind=provider.transport)
+        elif self._entered:
+            # A transport that a caller gave stands for the network: all endpoints go through it, and it is closed once.
+            transport = _Shared(transport)
+        self._entered = True
+        client = ChatClient(
+            provider,
+            transport,
+            api_key=key,
+            request_timeout=job.retry.request_timeout,
+            tariff=Tariff.of(target.provider.prices.get(target.model)),
+            stream=bool(job.params.stream),
+            by=Answerer(_name(target.provider), plan.name, target.model, bool(target.on)),
+        )
+        await self._stack.enter_async_context(client)
+        return Endpoint(client, limiter, plan.name, plan.weight, body=self._body(target, plan))
+
+    def _body(self, target: TargetPlan, plan: EndpointPlan) -> BodyFor | None:
+        """Return what rewrites requests for an endpoint; None if they go as they are."""
+        job = self._job
+        first = job.resolved_provider()
+        # A provider that refuses `stream_options` is not sent any, and others need them.
+        differ = bool(job.params.stream) and target.provider.stream_options != first.stream_options
+        options = {"include_usage": True} if target.provider.stream_options else None
+        if plan.model == job.model and not differ:
+            return None
+        return BodyFor(job.model, plan.model, {"stream_options": options} if differ else None)
+
+    def _limiter(self, plan: EndpointPlan) -> Limiter:
+        provider, limits = plan.provider, plan.limits
+        key = (provider.api_key_env, provider.api_key_file, provider.api_key_command)
+        about = (provider.base_url, *key, plan.model, limits.model_dump_json())
+        if about not in self._limiters:
+            self._limiters[about] = _own_limiter(self._job, provider, limits, self._tells(plan), self._rng)
+        return self._limiters[about]
+
+    def _tells(self, plan: EndpointPlan) -> Listener:
+        """Return what tells the events of an endpoint's limiter, with its name."""
+
+        def tell(event: Event) -> None:
+            self._listener(
+                replace(event, message=f"{plan.name}: {event.message}", fields={**event.fields, "endpoint": plan.name})
+            )
+
+        return tell
+
+
+class _Shared(httpx.AsyncBaseTransport):
+    """A transport that others use too, and that is opened and closed by one of them."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Carry a request through the shared transport."""
+        return await self._transport.handle_async_request(request)
+
+
+def _own_limiter(job: Job, provider: Provider, limits: LimitFields, listener: Listener, rng: random.Random) -> Limiter:
+    return Limiter(
+        requests_per_minute=limits.requests_per_minute,
+        tokens_per_minute=limits.tokens_per_minute,
+        # The job's number is for all. Each endpoint begins with it, so that one can do the work of those that fail.
+        concurrency=limits.concurrency or job.limits.concurrency,
+        advertised_requests_per_minute=provider.requests_per_minute,
+        advertised_tokens_per_minute=provider.tokens_per_minute,
+        advertised_concurrency=min(provider.concurrency or MAX_CONCURRENCY, _room(job)),
+        listener=listener,
+        rng=rng,
+    )
+
+
+def _name(provider: Provider) -> str:
+    """Return what records call a provider: one without a name goes by its address."""
+    return provider.name if provider.name != "custom" else provider.identity.partition("?")[0]
+
+
+def _at(demo_url: str | None, target: TargetPlan) -> TargetPlan:
+    """Return the target with the address of a server that was started for it."""
+    if demo_url is None or all(plan.provider.base_url is not None for plan in target.endpoints):
+        return target
+    plans = tuple(
+        plan
+        if plan.provider.base_url is not None
+        else replace(plan, provider=plan.provider.with_base_url(demo_url), name=demo_url)
+        for plan in target.endpoints
+    )
+    return replace(target, endpoints=plans)
