@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from batchchat import read_output
+from batchchat.cli.evaluating import Gates
 from batchchat.cli.evaluation_tables import render_evaluation
 from batchchat.cli.evaluation_verdict import ranked, shortened, verdict
 from batchchat.errors import JobError, UsageError
@@ -484,6 +485,9 @@ def test_an_evaluation_is_held_against_an_earlier_one(bench: Bench) -> None:
         f"t.accuracy not worse than in {before}",
         "-0.3 against one on 20 rows, p = 0.031",
     )
+    # The command ends with 5, unless the runs themselves ended early.
+    gates = Gates(bench.suite(variants=[{"name": "one"}], scorers=scorers), (), (), before, None)
+    assert [gates.exit_code(code, [worse]) for code in (0, 1, 4)] == [5, 5, 4]
     # Where each side has one variant only, its name does not matter.
     assert check(variants=[{"name": "renamed"}]).passed
     # Twenty rows of two clusters are two pieces of evidence.
