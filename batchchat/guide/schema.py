@@ -82,7 +82,7 @@ def suite_schema() -> dict[str, Any]:
         definitions[kind] = one
         kinds.append({"$ref": f"#/$defs/{kind}"})
     schema["properties"]["scorers"]["items"] = {"anyOf": kinds}
-    paths = {("properties", name): name for name in SuiteFields.model_fields}
+    paths: dict[tuple[str, ...], str] = {("properties", name): name for name in SuiteFields.model_fields}
     _describe(schema, paths, described("evaluation", "early-stopping"))
     return {"$schema": _DIALECT, **_named_bounds(schema), "title": "A suite of batchchat"}
 

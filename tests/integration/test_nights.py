@@ -162,8 +162,8 @@ def test_history_lists_every_run_also_those_that_were_stopped_or_killed(tmp_path
     assert set(told) == {"job", "output", "currency", "runs", "total"}
     assert set(told["runs"][0]) == {
         "run_id", "state", "started", "ended", "duration_s", "new_ok", "new_failed", "cache_hits", "requests",
-        "answers", "skipped", "prompt_tokens", "completion_tokens", "total_tokens", "cost", "currency", "exit_code", "reason",
-        "prompt_id",
+        "answers", "skipped", "prompt_tokens", "completion_tokens", "total_tokens", "cost", "currency", "exit_code",
+        "reason", "prompt_id",
     }  # fmt: skip
 
 
