@@ -16,7 +16,7 @@ import batchchat
 ROOT = Path(batchchat.__file__).parent
 REPO = Path(__file__).parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"clock", "errors", "format", "prices", "reasoning", "records"}),
+    frozenset({"addresses", "clock", "errors", "format", "prices", "reasoning", "records"}),
     frozenset({"credentials", "events", "providers", "identity", "images", "structured"}),
     frozenset({"cascade", "money"}),
     frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
@@ -94,7 +94,7 @@ def test_only_the_command_line_prints() -> None:
                 assert node.func.id not in {"print", "input"}, f"{path} line {node.lineno}"
 
 
-_CARRIERS = {f"batchchat.store.location.{name}" for name in ("folder", "folder_files", "lock", "scratch")}
+_CARRIERS = {f"batchchat.store.location.{name}" for name in ("choice", "folder", "folder_files", "lock", "scratch")}
 _OF_FILES = frozenset({"os", "shutil", "glob", "tempfile", "fcntl", "mmap"})
 """Modules by which files are opened, moved or listed."""
 _READS = {

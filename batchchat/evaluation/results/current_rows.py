@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from batchchat.addresses import address_of
 from batchchat.evaluation.results.disk_list import DiskList
 from batchchat.evaluation.scorers.matching import text_of
 from batchchat.evaluation.scorers.score_batch import Lists
@@ -261,7 +261,7 @@ def _reads_alike(one: Prepared, other: Prepared) -> bool:
 
 
 def _prepare(job: Job, choice: Choice) -> Prepared:
-    frozen = frozen_schema(Path(job.output.path))
+    frozen = frozen_schema(address_of(job.output.path))
     # The answers are here already: a prompt that uses no column may be scored.
     job = job.model_copy(update={"constant": True})
     return prepare(job, frozen=frozen, limit=choice.limit, sample=choice.sample, seed=choice.seed, chosen=choice.rows)
