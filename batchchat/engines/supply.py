@@ -1,4 +1,4 @@
-"""The requests that wait for a worker: read ahead from the feed, to be tried again at some time, or due now.
+"""The requests that wait for a sender: read ahead from the feed, to be tried again at some time, or due now.
 
 It knows three queues. `ready` holds new requests, in the order of the feed; how far it reaches ahead is bounded in
 requests and in bytes. `delayed` holds those that failed and wait for their time. `due` holds what goes before new ones.
@@ -32,18 +32,18 @@ _DELAYED_MAX = 10_000
 _DELAYED_BYTES = 256 * 2**20
 """Bytes that may wait for another attempt: like `_DELAYED_MAX`, for large requests."""
 _READY_MIN = 512
-"""Requests that are read ahead at least, so that a slow read of the input leaves no worker idle."""
+"""Requests that are read ahead at least, so that a slow read of the input leaves no sender idle."""
 _READY_BYTES = 16 * 2**20
 """Bytes that are read ahead at most: four requests of 4 MiB, with an image each. A row is in memory as a request, as
 values and as its column: measured with rows of 200 KB, twice as many bytes took 50 MB more and were no faster."""
 _READY_FAR = 16_384
 """Requests that are read ahead, within the same bytes, if rows that stand together may all be bad."""
 _HAND_BYTES = 128 * 2**20
-"""Bytes of requests that workers have at once: rows of 60 MB are not sent 32 at a time. Chosen, not measured."""
+"""Bytes of requests that senders have at once: rows of 60 MB are not sent 32 at a time. Chosen, not measured."""
 
 
 class Supply:
-    """See the module. A request that a worker took is *in hand* until `put_down`, and part of what is left.
+    """See the module. A request that a sender took is *in hand* until `put_down`, and part of what is left.
 
     The limiter's window, and whether the provider is down, decide how far is read ahead. `causes` and `refusals` decide
     which new request is drawn. `heads` are told of all that is read, if there are endpoints to choose from.
@@ -81,7 +81,7 @@ class Supply:
 
     @property
     def startable(self) -> int:
-        """Return how many requests a worker could take now, if nothing else held them back."""
+        """Return how many requests a sender could take now, if nothing else held them back."""
         return len(self._ready) + len(self._due)
 
     @property
@@ -137,7 +137,7 @@ class Supply:
         far = self._refusals.reading or self._limiter.down
         return max(self._usual(), _READY_FAR) if far else self._usual()
 
-    # --- to the workers, and back
+    # --- to the senders, and back
 
     def take(self) -> Request | None:
         """Take the next request in hand. Return None if there is none, or none is to be begun now."""

@@ -25,9 +25,10 @@ from batchchat.budget import Budget
 from batchchat.endpoints.endpoint import Endpoint
 from batchchat.endpoints.registry import Keys, Limiters, Registry, make_limiter, needs_demo, read_keys
 from batchchat.endpoints.route import EndpointRoute
-from batchchat.engines.local import LocalEngine, Surroundings
+from batchchat.engines.local import LocalEngine
 from batchchat.engines.port import Engine
 from batchchat.engines.refusals import Refusals
+from batchchat.engines.state import Surroundings
 from batchchat.errors import StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.intake import Intake

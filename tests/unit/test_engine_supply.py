@@ -14,8 +14,9 @@ import trio.testing
 from batchchat.budget import Account, Budget
 from batchchat.client import ChatClient
 from batchchat.endpoints.endpoint import Endpoint
-from batchchat.engines.local import LocalEngine, Surroundings
+from batchchat.engines.local import LocalEngine
 from batchchat.engines.port import Outcome, Settled
+from batchchat.engines.state import Surroundings
 from batchchat.limits import Limiter
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, RowBatch, Usage, Verdict
 from batchchat.retry import RetryPolicy
@@ -149,7 +150,7 @@ def test_a_wait_that_ends_just_as_a_stop_comes_launches_nothing(waits_for: str) 
         async with anyio.create_task_group() as group:
             group.start_soon(stop)
             await engine.run(feed(), sink)
-        assert (client.seen, sink.settled, engine.attempts) == ({}, 0, 0)
+        assert (client.seen, sink.settled, engine.progress().attempts) == ({}, 0, 0)
         pace, use = limiter.pace(), budget.use()
         assert (pace.in_use, pace.requests_used, pace.tokens_used) == (0, 0, 0)
         assert (use.in_flight, use.requests, use.reserved_tokens) == (0, 0, 0)
