@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batchchat.addresses import Address
 from batchchat.errors import OutputLocked, UsageError
 from batchchat.runner.control import Settings
 from batchchat.store import CommandFiles, evaluation_outputs, is_output, lock_holder, running_outputs
@@ -44,7 +45,7 @@ class Controlled:
 
 
 def control_run(
-    directory: Path,
+    directory: Path | str,
     action: str,
     settings: Settings | None = None,
     *,
@@ -60,7 +61,7 @@ def control_run(
     running = running_outputs(directory) if whole else [directory]
     if not whole and not is_output(directory):
         raise UsageError(
-            f"{directory} is no output of batchchat", remedy="Give the folder that a job's `output` names."
+            f"{directory} is no output of batchchat", remedy="Give the folder, or the URL, that a job's `output` names."
         )
     command = {"action": action, "whole": whole, "by": _who()}
     if settings is not None:
@@ -81,7 +82,9 @@ def control_run(
 class _Sending:
     """One command on its way to one run."""
 
-    def __init__(self, output: Path, command: Mapping[str, Any], wait_s: float, sleep: Callable[[float], None]) -> None:
+    def __init__(
+        self, output: Address, command: Mapping[str, Any], wait_s: float, sleep: Callable[[float], None]
+    ) -> None:
         self._output = output
         self._command = command
         self._wait_s = wait_s

@@ -18,7 +18,7 @@ LOOK_S = 0.25
 
 
 def follow_records(
-    directory: Path, by: RecordFilter, *, sleep: Callable[[float], None] = time.sleep
+    directory: Path | str, by: RecordFilter, *, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[RecordView | None]:
     """Yield each record of the run that is going on, as it is committed, until the run ends.
 

@@ -23,7 +23,7 @@ _RUN_ID = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]+")
 _KILLED = "it ended without a word: killed, or the machine went down"
 
 
-def history_of(directory: Path) -> HistoryView:
+def history_of(directory: Path | str) -> HistoryView:
     """List all runs into an output, the oldest first.
 
     Raises UsageError where the folder is no output, StorageError where it cannot be read.

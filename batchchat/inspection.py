@@ -18,6 +18,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchchat.addresses import absolute, address_of
 from batchchat.choosing import RecordFilter, chosen
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.events import AnsweredBy, BudgetUse, FailureGroup, Forecast, InFlight, Pace, Setting, Snapshot, Steering
@@ -28,7 +29,7 @@ from batchchat.records import Spend
 from batchchat.runner.questions import compile_questions
 from batchchat.runner.step_shares import STEP_COLUMNS, StepShares, count_steps
 from batchchat.runner.tally import StreamPace
-from batchchat.sources import as_seen, python_rows
+from batchchat.sources import SeenRows, python_rows
 from batchchat.store import Output, batches_folder, read_state
 from batchchat.template import RowTemplateError, Template
 from batchchat.views import BatchView, LastRun, RecordView, Running, StatusView
@@ -37,7 +38,7 @@ _STREAMED = ("ttft_s", "output_tokens_per_s")
 _ANSWERER = ("provider", "endpoint")
 
 
-def status_of(directory: Path) -> StatusView:
+def status_of(directory: Path | str) -> StatusView:
     """Tell what an output holds, and about the run that is going on or the one that ended last."""
     output = read_state(directory)
     counts: dict[str | None, int] = {}
@@ -142,7 +143,7 @@ def _answered_by(found: Mapping[tuple[str, str | None], list[float]]) -> list[An
     ]
 
 
-def _batches(directory: Path) -> list[BatchView]:
+def _batches(directory: Path | str) -> list[BatchView]:
     """Return the batches of an output; nothing is imported for one that has none."""
     if not batches_folder(directory).is_dir():
         return []
@@ -164,7 +165,7 @@ def _earlier(batch: pa.RecordBatch, prompt_id: str) -> int:
     return int(pc.and_(others, pc.equal(batch.column("status"), "ok")).true_count)
 
 
-def _command(snapshot: Mapping[str, Any], directory: Path) -> str | None:
+def _command(snapshot: Mapping[str, Any], directory: Path | str) -> str | None:
     """The command that goes on with this output; None where its job was made in Python."""
     suite, file = _text(snapshot.get("suite")), _text(snapshot.get("file"))
     words = [str(word) for word in snapshot.get("options") or ()]
@@ -176,7 +177,7 @@ def _command(snapshot: Mapping[str, Any], directory: Path) -> str | None:
         job = load_job(
             file, overrides=[text for word, text in zip(words[::2], words[1::2], strict=True) if word == "--set"]
         )
-        usual = Path(job.output.path).absolute() == directory.absolute()
+        usual = absolute(address_of(job.output.path)) == absolute(directory)
         if _is_batch(snapshot) and not job.engine.batch:
             words += ["--set", "engine=batch"]
     except (BatchchatError, OSError):
@@ -260,7 +261,7 @@ def _snapshot(data: Mapping[str, Any]) -> Snapshot | None:
 
 
 def find_records(
-    directory: Path,
+    directory: Path | str,
     *,
     row: int | None = None,
     key: str | None = None,
@@ -295,6 +296,7 @@ class Templates:
 
     def __init__(self, output: Output) -> None:
         self._output = output
+        self._seen = SeenRows(output.input_schema or pa.schema([]))
         self._compiled: dict[str, tuple[Template, Examples | None] | str] = {}
 
     def messages(
@@ -306,7 +308,7 @@ class Templates:
             return None, found
         template, examples = found
         try:
-            values = as_seen(self._output.input_schema or pa.schema([]), columns)
+            values = self._seen(columns)
             if examples is not None:
                 values[EXAMPLES] = examples.choose(values)
             shown = placeholders(template.image_columns, values)
@@ -332,7 +334,7 @@ class Templates:
             return f"the job of run {run_id} cannot be read: {error.message}"
 
 
-def job_with_batches(directory: Path) -> Job:
+def job_with_batches(directory: Path | str) -> Job:
     """Return the job of an output whose batches are to be cancelled. Raises UsageError if it has none under way."""
     from batchchat.engines.batch.status import under_way
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pyarrow.compute as pc
 
+from batchchat.addresses import address_of
 from batchchat.errors import JobError, UsageError
 from batchchat.events import FailureGroup, StepShare
 from batchchat.images import shortened
@@ -55,7 +56,7 @@ def plan_job(
 
     `rows` take the place of the job's input; an iterator is used up by it.
     """
-    directory = Path(job.output.path)
+    directory = address_of(job.output.path)
     fresh = options.fresh or not is_output(directory)
     frozen = Frozen() if fresh else frozen_schema(directory)
     prepared = prepare(
@@ -344,7 +345,7 @@ class _History:
     `known` are the rows that it knew, if they may be passed over. `others` counts the records of another prompt.
     """
 
-    def __init__(self, directory: Path, *, fresh: bool, job: Job, following: Pass | None, prompt_id: str) -> None:
+    def __init__(self, directory: Path | str, *, fresh: bool, job: Job, following: Pass | None, prompt_id: str) -> None:
         self.known: KnownRows | None = None
         self.index, self.keys = RecordIndex(), KeyIndex() if job.input.key is not None else None
         self.prompt_ratio, self.completion, self.latency_s = 1.0, FIRST_COMPLETION, _EXPECTED_LATENCY_S

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 import batchchat
+from batchchat.addresses import address_of
 
 _EXIT_CODES = """\b
 Exit codes: 0 every row has a completion · 1 some rows failed · 2 bad usage,
@@ -210,7 +211,7 @@ def _metrics_option(command: _Command) -> _Command:
 
 
 def _output_argument(command: _Command) -> _Command:
-    return click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))(command)
+    return click.argument("directory", metavar="DIR", type=address_of)(command)
 
 
 def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -318,8 +319,8 @@ def score(**options: Any) -> None:
 
 
 @cli.command(short_help="Compare two outputs row by row.")
-@click.argument("a", metavar="DIR_A", type=click.Path(path_type=Path))
-@click.argument("b", metavar="DIR_B", type=click.Path(path_type=Path))
+@click.argument("a", metavar="DIR_A", type=address_of)
+@click.argument("b", metavar="DIR_B", type=address_of)
 @click.option("--on", metavar="COLUMN", help="What tells rows apart: an input column, key (the default) or row_index.")
 @click.option(
     "--field",
@@ -368,7 +369,7 @@ def compare(**options: Any) -> None:
 )
 @click.option("--below", type=click.FloatRange(0, 1), metavar="T", help="Look at rows with less confidence alone.")
 @_json_option
-def agreement(directory: Path, **options: Any) -> None:
+def agreement(directory: Path | str, **options: Any) -> None:
     """Measure how far the labels of DIR agree: with a column, with people, with another output. Sends nothing.
 
     Accuracy, macro-F1, Cohen's kappa, Krippendorff's alpha, the confusion matrix, and whether confidence says how often
@@ -419,7 +420,7 @@ def calibrate(**options: Any) -> None:
 @cli.command()
 @_output_argument
 @_json_option
-def status(directory: Path, as_json: bool) -> None:
+def status(directory: Path | str, as_json: bool) -> None:
     """Show how far the run into DIR is, or how the last one ended."""
     from batchchat.cli.reading import status_command
 
@@ -431,7 +432,7 @@ def status(directory: Path, as_json: bool) -> None:
 @click.argument("action", type=click.Choice(["pause", "resume", "stop", "set"]))
 @click.argument("settings", nargs=-1, metavar="[FIELD=VALUE]...")
 @_json_option
-def control(directory: Path, action: str, settings: tuple[str, ...], as_json: bool) -> None:
+def control(directory: Path | str, action: str, settings: tuple[str, ...], as_json: bool) -> None:
     """Steer the run that is going on into DIR, from another terminal; of an evaluation's folder, all its runs.
 
     \b
@@ -457,7 +458,7 @@ def control(directory: Path, action: str, settings: tuple[str, ...], as_json: bo
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
 @_json_option
-def cancel(directory: Path, **options: Any) -> None:
+def cancel(directory: Path | str, **options: Any) -> None:
     """Cancel the provider's batches of DIR, wait for their end, and keep what they answered.
 
     What is answered by then is paid for. Their other rows stay open: the next run asks them again.
@@ -470,7 +471,7 @@ def cancel(directory: Path, **options: Any) -> None:
 @cli.command(short_help="List the runs into DIR: when, what, and at what cost.")
 @_output_argument
 @_json_option
-def history(directory: Path, as_json: bool) -> None:
+def history(directory: Path | str, as_json: bool) -> None:
     """List the runs into DIR: when, what each did and cost, how it ended; sums at the end."""
     from batchchat.cli.reading import history_command
 
@@ -504,7 +505,7 @@ def history(directory: Path, as_json: bool) -> None:
 )
 @_variant_option
 @_json_option
-def show(directory: Path, **options: Any) -> None:
+def show(directory: Path | str, **options: Any) -> None:
     """Look at records of DIR: messages in, completion out; or count what they hold."""
     from batchchat.cli.reading import show_command
 
@@ -551,7 +552,7 @@ def show(directory: Path, **options: Any) -> None:
 )
 @click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
 @_variant_option
-def export(directory: Path, target: Path, format_: str | None, **options: Any) -> None:
+def export(directory: Path | str, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
     from batchchat.cli.reading import export_command
 
@@ -569,7 +570,7 @@ def export(directory: Path, target: Path, format_: str | None, **options: Any) -
     type=click.Path(path_type=Path),
     help="An .html file; a report that is there already is written over.",
 )
-def report(directory: Path, target: Path) -> None:
+def report(directory: Path | str, target: Path) -> None:
     """Write an HTML report about DIR: counts, failures, latency, tokens, cost and labels in one offline page.
 
     Works while a run is going, too. Of a suite's folder, its report is written again. Needs the extra
@@ -619,7 +620,7 @@ def report(directory: Path, target: Path) -> None:
 )
 @click.option("--reviewer", metavar="NAME", help="Who answered, if the files of --take do not say it.")
 @_json_option
-def review(directory: Path, **options: Any) -> None:
+def review(directory: Path | str, **options: Any) -> None:
     """Choose rows of DIR for people to review, and write a form: batchchat review DIR -o review.html
 
     The least sure rows come first, the rest is drawn at random. Then take what people answered:
@@ -633,7 +634,7 @@ def review(directory: Path, **options: Any) -> None:
 @cli.command()
 @_output_argument
 @_json_option
-def verify(directory: Path, as_json: bool) -> None:
+def verify(directory: Path | str, as_json: bool) -> None:
     """Read everything in DIR and check it."""
     from batchchat.cli.reading import verify_command
 
@@ -643,7 +644,7 @@ def verify(directory: Path, as_json: bool) -> None:
 @cli.command(short_help="Remove old outputs that `run --fresh` set aside.")
 @_output_argument
 @click.option("--yes", is_flag=True, help="Remove them without a question.")
-def clean(directory: Path, yes: bool) -> None:
+def clean(directory: Path | str, yes: bool) -> None:
     """List the old outputs that `run --fresh` set aside beside DIR, and remove them.
 
     Asks before it removes anything; where there is no terminal to ask at, only `--yes` removes. DIR itself stays.

@@ -9,7 +9,7 @@ from batchchat.cli.running import print_json, results
 from batchchat.errors import UsageError
 
 
-def control_command(directory: Path, action: str, settings: Sequence[str], *, as_json: bool) -> int:
+def control_command(directory: Path | str, action: str, settings: Sequence[str], *, as_json: bool) -> int:
     """Send a command to the run into an output, and print what it did."""
     from batchchat.cli.json_output import as_json as to_json
     from batchchat.controlling import control_run

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from batchchat.choosing import RecordFilter
 
 
-def follow_command(directory: Path, by: RecordFilter, *, limit: int | None, table: bool, as_json: bool) -> int:
+def follow_command(directory: Path | str, by: RecordFilter, *, limit: int | None, table: bool, as_json: bool) -> int:
     """Print records until the run ends, `limit` of them are shown, or nobody reads any more."""
     from batchchat.cli.json_output import as_json as to_json
     from batchchat.cli.record_page import record_line, render_record

@@ -22,7 +22,7 @@ _ANSWERED = {0, 1}
 
 
 def agreement_command(
-    directory: Path,
+    directory: Path | str,
     *,
     against: str | None,
     field: str | None,

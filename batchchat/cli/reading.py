@@ -44,7 +44,7 @@ def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
     return 0
 
 
-def status_command(directory: Path, *, as_json: bool) -> int:
+def status_command(directory: Path | str, *, as_json: bool) -> int:
     """Print how far a run is, or all runs of an evaluation."""
     from batchchat.cli.json_output import as_json as to_json
     from batchchat.cli.status_page import render_status
@@ -58,13 +58,13 @@ def status_command(directory: Path, *, as_json: bool) -> int:
         if as_json:
             _print_outputs(directory, [(one, to_json(view)) for one, view in views])
         else:
-            results().print(render_statuses(directory.name, [(one.name, one.judge, view) for one, view in views]))
+            results().print(render_statuses(Path(directory).name, [(one.name, one.judge, view) for one, view in views]))
         return 0
     _show(_with_reviews(status_of(directory), directory), render_status, to_json, as_json=as_json)
     return 0
 
 
-def _with_reviews(view: StatusView, directory: Path) -> StatusView:
+def _with_reviews(view: StatusView, directory: Path | str) -> StatusView:
     """Add how many rows people reviewed. Nothing more is imported for an output without reviews."""
     from batchchat.store import read_review_lines
 
@@ -79,7 +79,7 @@ def _with_reviews(view: StatusView, directory: Path) -> StatusView:
     return replace(view, reviewed=len(rows), reviewers=len({review.reviewer for review in reviews}))
 
 
-def _reviews_beside(views: Iterator[RecordView], directory: Path) -> Iterator[RecordView]:
+def _reviews_beside(views: Iterator[RecordView], directory: Path | str) -> Iterator[RecordView]:
     """Add to records what people say of them, in columns of their own."""
     from batchchat.store import read_review_lines
 
@@ -101,7 +101,7 @@ def _reviews_beside(views: Iterator[RecordView], directory: Path) -> Iterator[Re
         yield replace(view, record={**view.record, **told})
 
 
-def history_command(directory: Path, *, as_json: bool) -> int:
+def history_command(directory: Path | str, *, as_json: bool) -> int:
     """Print the runs into an output, or into all outputs of an evaluation."""
     from batchchat.cli.blocks import pair
     from batchchat.cli.history import render_history
@@ -125,7 +125,7 @@ def history_command(directory: Path, *, as_json: bool) -> int:
 
 
 def _print_outputs(
-    directory: Path, views: Sequence[tuple[EvaluationOutput, Any]], more: Mapping[str, Any] | None = None
+    directory: Path | str, views: Sequence[tuple[EvaluationOutput, Any]], more: Mapping[str, Any] | None = None
 ) -> None:
     """Print what is told of each output of an evaluation as JSON, with the name that a person knows it by."""
     told: dict[str, Any] = {"output": str(directory), **(more or {}), "variants": [], "judges": []}
@@ -135,7 +135,7 @@ def _print_outputs(
 
 
 def show_command(
-    directory: Path,
+    directory: Path | str,
     *,
     row: int | None,
     key: str | None,
@@ -178,7 +178,7 @@ def show_command(
 
 
 def _print_records(
-    directory: Path, by: RecordFilter, most: int, *, table: bool, as_json: bool, variant: str | None = None
+    directory: Path | str, by: RecordFilter, most: int, *, table: bool, as_json: bool, variant: str | None = None
 ) -> tuple[int, int]:
     """Print records of an output; return how many, and how many would have been the most."""
     from batchchat.cli.blocks import pair
@@ -209,7 +209,7 @@ def _print_records(
     return found, most
 
 
-def _none_found(directory: Path, row: int | None, key: str | None, *, failed: bool, where: str | None) -> None:
+def _none_found(directory: Path | str, row: int | None, key: str | None, *, failed: bool, where: str | None) -> None:
     """Say that there is no such record. Raises UsageError if a certain one was asked for."""
     from batchchat.errors import UsageError
 
@@ -241,7 +241,7 @@ def _show_of_variants(outputs: Sequence[EvaluationOutput], by: RecordFilter, *, 
     return 0
 
 
-def _count_command(directory: Path, by: RecordFilter, column: str, most: int, *, as_json: bool) -> int:
+def _count_command(directory: Path | str, by: RecordFilter, column: str, most: int, *, as_json: bool) -> int:
     from batchchat.choosing import count_values
     from batchchat.cli.record_page import render_counts
     from batchchat.store import read_state
@@ -260,7 +260,7 @@ def _count_command(directory: Path, by: RecordFilter, column: str, most: int, *,
 
 
 def export_command(
-    directory: Path,
+    directory: Path | str,
     target: Path,
     format_: str | None,
     *,
@@ -321,7 +321,7 @@ def export_command(
     return 0
 
 
-def report_command(directory: Path, target: Path) -> int:
+def report_command(directory: Path | str, target: Path) -> int:
     """Write the HTML report about an output or a scored suite."""
     from batchchat.report import write_report
 
@@ -330,7 +330,7 @@ def report_command(directory: Path, target: Path) -> int:
     return 0
 
 
-def verify_command(directory: Path, *, as_json: bool) -> int:
+def verify_command(directory: Path | str, *, as_json: bool) -> int:
     """Check an output, or all outputs and files of an evaluation; 74 where something is wrong."""
     from batchchat.cli.json_output import as_json as to_json
     from batchchat.evaluation.outputs import check_files, outputs_of
@@ -368,7 +368,7 @@ def _print_verified(report: VerifyReport, name: str | None = None) -> None:
     results().write_line(f"{'' if name is None else f'{name}: '}{found}: {verdict}")
 
 
-def clean_command(directory: Path, *, yes: bool) -> int:
+def clean_command(directory: Path | str, *, yes: bool) -> int:
     """List old outputs, and remove them where a person says so."""
     import click
 

@@ -20,7 +20,7 @@ _CONFLICTS_SHOWN = 20
 _OF_FORM = ("target", "format_", "rows", "random_", "below", "stratify", "field", "confidence", "seed")
 
 
-def review_command(directory: Path, **options: Any) -> int:
+def review_command(directory: Path | str, **options: Any) -> int:
     """Write a form, or take answers."""
     take = [*options["take"], *(options["more"] if options["take"] else ())]
     if not take:
@@ -38,7 +38,7 @@ def review_command(directory: Path, **options: Any) -> int:
     return _take(directory, take, options["reviewer"], as_json=options["as_json"])
 
 
-def _write(directory: Path, options: Mapping[str, Any]) -> int:
+def _write(directory: Path | str, options: Mapping[str, Any]) -> int:
     from batchchat.labelling.choice import Design
     from batchchat.labelling.forms import format_of, write_form
     from batchchat.labelling.rows import review_form
@@ -102,7 +102,7 @@ def _form_as_json(form: ReviewForm, files: list[Path]) -> dict[str, Any]:
     }
 
 
-def _take(directory: Path, files: list[Path], reviewer: str | None, *, as_json: bool) -> int:
+def _take(directory: Path | str, files: list[Path], reviewer: str | None, *, as_json: bool) -> int:
     from batchchat.labelling.taking import take_reviews, taken_text
 
     taken = take_reviews(directory, files, reviewer=reviewer)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from batchchat.addresses import address_of
 from batchchat.cli.arguments import JobArguments, read_duration
 from batchchat.cli.logs import LogListener, library_logs
 from batchchat.cli.terminal import Terminal, mask
@@ -307,7 +308,7 @@ def _error_event(error: Exception, code: int) -> Event:
     return Event("error", f"internal error: {error!r}", "error", {**fields, "traceback": traceback.format_exc()})
 
 
-def cancel_command(directory: Path, *, log_format: str, verbose: bool, quiet: bool, as_json: bool) -> int:
+def cancel_command(directory: Path | str, *, log_format: str, verbose: bool, quiet: bool, as_json: bool) -> int:
     """Cancel the batches of an output and keep what they answered; return the exit code."""
     log = log_listener(log_format, verbose=verbose, quiet=quiet)
 
@@ -431,7 +432,7 @@ def _write_page(target: Path, summary: RunSummary, log: LogListener) -> None:
     from batchchat.report import write_run_report
 
     try:
-        write_run_report(Path(summary.output), target)
+        write_run_report(address_of(summary.output), target)
     except BatchchatError as error:
         raise StorageError(error.message, remedy=error.remedy) from error
     log(Event("report_written", f"report written to {target}", "info", {"path": str(target)}))

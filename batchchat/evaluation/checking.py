@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
+from batchchat.addresses import address_of
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.results.scoring import same_requests
 from batchchat.evaluation.scorers.judging import Judge
@@ -29,7 +29,7 @@ def check_suite(suite: Suite) -> list[str]:
     errors: list[JobError] = []
     first: dict[tuple[str, str], str] = {}
     for variant in suite.variants:
-        prepared = prepare(variant.job, frozen=frozen_schema(Path(variant.job.output.path)))
+        prepared = prepare(variant.job, frozen=frozen_schema(address_of(variant.job.output.path)))
         other = first.setdefault((prepared.provider.identity, prepared.template.text_digest), variant.name)
         if other != variant.name:
             warnings.append(same_requests(other, variant.name))

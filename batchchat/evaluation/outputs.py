@@ -16,6 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchchat.addresses import is_url
 from batchchat.errors import UsageError
 from batchchat.evaluation.suite.variants import slug
 from batchchat.job.values import nearest
@@ -39,7 +40,7 @@ class EvaluationOutput:
     judge: bool = False
 
 
-def outputs_of(directory: Path) -> list[EvaluationOutput]:
+def outputs_of(directory: Path | str) -> list[EvaluationOutput]:
     """Return the outputs of an evaluation, variants before judges, in the order of the suite as far as it is known.
 
     None if the folder holds no evaluation.
@@ -55,7 +56,7 @@ def outputs_of(directory: Path) -> list[EvaluationOutput]:
     return [*found, *(EvaluationOutput(path.name, path, judge=True) for path in judges)]
 
 
-def chosen_output(directory: Path, variant: str | None) -> Path:
+def chosen_output(directory: Path | str, variant: str | None) -> Path | str:
     """Return the output that a command is about: that of a variant of an evaluation, or the folder itself.
 
     A variant is known by its name, or by that of its folder; before the first scoring, by its name as the folder has
@@ -84,10 +85,12 @@ def chosen_output(directory: Path, variant: str | None) -> Path:
     return alike[0].path
 
 
-def check_files(directory: Path) -> list[str]:
+def check_files(directory: Path | str) -> list[str]:
     """Return what is wrong with the files that a scoring left: one that cannot be read, or that is not there."""
     problems: list[str] = []
-    path = directory / _SUMMARY
+    if is_url(directory):
+        return []
+    path = Path(directory) / _SUMMARY
     if not path.exists():
         return problems
     try:
@@ -95,7 +98,7 @@ def check_files(directory: Path) -> list[str]:
     except (OSError, ValueError) as error:
         problems.append(f"{path}: {error}. Score the suite again.")
     for name in _TABLES:
-        table = directory / name
+        table = Path(directory) / name
         if name == _TABLES[0] and not table.exists():
             problems.append(f"{table}: missing. Score the suite again.")
         elif table.exists():
@@ -109,10 +112,10 @@ def check_files(directory: Path) -> list[str]:
     return problems
 
 
-def _summary(directory: Path) -> Sequence[Mapping[str, Any]]:
+def _summary(directory: Path | str) -> Sequence[Mapping[str, Any]]:
     """Return the variants as the last scoring tells them; none if there is no summary that can be read."""
     with suppress(OSError, ValueError):
-        data = orjson.loads((directory / _SUMMARY).read_bytes())
+        data = orjson.loads((Path(directory) / _SUMMARY).read_bytes())
         variants = data.get("variants") if isinstance(data, dict) else None
         if isinstance(variants, list):
             return [one for one in variants if isinstance(one, dict)]

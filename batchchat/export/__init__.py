@@ -62,7 +62,7 @@ class Exported:
 
 
 def export(
-    directory: Path,
+    directory: Path | str,
     target: Path,
     *,
     format: str | None = None,
@@ -196,7 +196,7 @@ def _check_batch(job: Job, *, alone: bool) -> None:
         )
 
 
-def _as_they_are(directory: Path) -> Iterator[pa.RecordBatch]:
+def _as_they_are(directory: Path | str) -> Iterator[pa.RecordBatch]:
     """Yield the records in the order of the rows that they were made of."""
     yield from read_output(directory).to_batches()
 

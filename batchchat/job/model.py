@@ -12,10 +12,12 @@ from pydantic import (
     Field,
     PrivateAttr,
     StringConstraints,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from batchchat.addresses import OBJECT_SCHEMES, is_url, scheme_of
 from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
 from batchchat.job.cascade_fields import CascadeStep, StepAccept
@@ -80,7 +82,7 @@ _FILE_SUFFIXES = frozenset({".parquet", ".jsonl", ".json", ".csv", ".xlsx"})
 
 
 class OutputFields(Section):
-    """The folder of the dataset, and when a part of it is sealed."""
+    """Where the dataset is, and when a part of it is sealed. `path` is a folder, or a URL of object storage."""
 
     path: str = Field(min_length=1)
     part_rows: Whole = Field(50_000, ge=1, le=10_000_000)
@@ -90,6 +92,11 @@ class OutputFields(Section):
     @field_validator("path")
     @classmethod
     def _folder(cls, value: str) -> str:
+        if is_url(value) and scheme_of(value) not in OBJECT_SCHEMES:
+            known = ", ".join(f"{scheme}://" for scheme in OBJECT_SCHEMES)
+            raise ValueError(f"must be a folder of this machine, or a URL that begins with one of {known}")
+        if is_url(value) and not value.partition("://")[2].strip("/"):
+            raise ValueError("names no bucket: write s3://bucket/folder")
         # A folder that an earlier version made goes on working.
         if Path(value).suffix.lower() in _FILE_SUFFIXES and not Path(value).is_dir():
             raise ValueError(
@@ -387,6 +394,22 @@ class Job(Section):
             return {"kind": value} if value else {}
         if not isinstance(value, dict | Section):
             raise ValueError(f"must be local, batch, or a mapping with a kind{instead_of(value)}")
+        return value
+
+    @field_validator("engine")
+    @classmethod
+    def _folder_for_batches(cls, value: EngineFields, info: ValidationInfo) -> EngineFields:
+        output = info.data.get("output")
+        # What is in a batch and not yet answered is paid for: its log must outlive this machine's cache.
+        if value.batch and output is not None and is_url(output.path):
+            raise ValueError("batch keeps its log of requests in a folder: name a folder as output, or use local")
+        return value
+
+    @field_validator("cache")
+    @classmethod
+    def _folder_of_cache(cls, value: str | None) -> str | None:
+        if value is not None and is_url(value):
+            raise ValueError("must be a folder of this machine, such as .cache: a cache on object storage is too slow")
         return value
 
     @field_validator("provider", mode="before")

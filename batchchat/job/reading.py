@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from batchchat.addresses import is_url
 from batchchat.errors import JobError, UsageError
 from batchchat.job.batch_file import BatchFileJob
 from batchchat.job.model import BATCH_FORMAT, Job
@@ -90,7 +91,7 @@ def options_of(overrides: Sequence[str], changes: Sequence[FieldChange], input: 
     texts = [*overrides, *(f"{change.path}={json.dumps(change.value, ensure_ascii=False)}" for change in changes)]
     words = [word for text in texts for word in ("--set", text)]
     if input is not None:
-        words += ["--input", input if input == "-" or "://" in input else str(Path(input).absolute())]
+        words += ["--input", input if input == "-" or is_url(input) else str(Path(input).absolute())]
     return tuple(words)
 
 
@@ -304,8 +305,8 @@ class Draft:
 
 
 def absolute_path(base: Path, path: str) -> str:
-    """A path as it is written in a file that lies in `base`."""
-    return os.path.normpath(base / Path(path).expanduser())
+    """Return a path, as it is written in a file that lies in `base`, as an absolute one. A URL stays as it is."""
+    return path if is_url(path) else os.path.normpath(base / Path(path).expanduser())
 
 
 def _places(value: Any, inside: str | None = None) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchchat.addresses import address_of
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.format import plural
 from batchchat.inspection import job_of
@@ -121,7 +122,7 @@ class LabelledRow:
 class LabelledOutput:
     """The labels of an output, row by row. Raises UsageError if it has none, or no such field or column."""
 
-    def __init__(self, directory: Path, *, field: str | None = None, column: str | None = None) -> None:
+    def __init__(self, directory: Path | str, *, field: str | None = None, column: str | None = None) -> None:
         self.directory = directory
         self.output = read_state(directory)
         if self.output.schema is None:
@@ -251,13 +252,13 @@ def _orders(job: Job) -> dict[str, tuple[str, ...]]:
     }
 
 
-def agreement_of(directory: Path, options: AgreementOptions) -> AgreementView:
+def agreement_of(directory: Path | str, options: AgreementOptions) -> AgreementView:
     """Measure how far the labels of an output agree with what they are set against.
 
     Raises UsageError if there is nothing to compare with, or a field or column is not there.
     """
     against = options.against
-    other = Path(against) if against is not None and _is_output(Path(against)) else None
+    other = address_of(against) if against is not None and _is_output(address_of(against)) else None
     column = None if other is not None else against
     labels = LabelledOutput(directory, field=options.field, column=column)
     if column is not None:
@@ -297,7 +298,11 @@ def _places(labels: LabelledOutput) -> PositionBias | None:
 
 
 def _measured(
-    labels: LabelledOutput, other: Path | None, column: str | None, reviews: list[Review], options: AgreementOptions
+    labels: LabelledOutput,
+    other: Path | str | None,
+    column: str | None,
+    reviews: list[Review],
+    options: AgreementOptions,
 ) -> tuple[list[FieldAgreement], list[RaterAgreement], list[str]]:
     notes: list[str] = []
     raters: list[RaterAgreement] = []
@@ -331,7 +336,7 @@ def _measured(
     return fields, raters, list(dict.fromkeys(notes))
 
 
-def _is_output(path: Path) -> bool:
+def _is_output(path: Path | str) -> bool:
     from batchchat.store import is_output
 
     return is_output(path)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batchchat.addresses import address_of
 from batchchat.errors import UsageError
 from batchchat.job import Job
 from batchchat.labelling.agreement import LabelledOutput, LabelledRow, label_text
@@ -79,15 +80,16 @@ def sub_jobs(job: Job, *, small: str | None, large: str | None, expected: str) -
     _check_gold(job, expected)
     # The second model's answer is taken as it is: it needs no confidence, and one sample.
     plain = job.response.model_copy(update={"confidence": None})
-    folder = Path(f"{job.output.path}.calibrate")
-    first = job.model_copy(update={"model": small, "cascade": [], "output": _output(job, folder / "small")})
+    # Text, since it may be a URL.
+    folder = f"{job.output.path.rstrip('/')}.calibrate"
+    first = job.model_copy(update={"model": small, "cascade": [], "output": _output(job, f"{folder}/small")})
     samples = 1 if job.response.confidence == "samples" else job.samples
     second = job.model_copy(
         update={
             **(_of_last_step(job) if own else {}),
             "model": large,
             "cascade": [],
-            "output": _output(job, folder / "large"),
+            "output": _output(job, f"{folder}/large"),
             "response": plain,
             "samples": samples,
         }
@@ -107,8 +109,8 @@ def _of_last_step(job: Job) -> dict[str, Any]:
     return found
 
 
-def _output(job: Job, path: Path) -> object:
-    return job.output.model_copy(update={"path": str(path)})
+def _output(job: Job, path: str) -> object:
+    return job.output.model_copy(update={"path": path})
 
 
 def _check_gold(job: Job, expected: str) -> None:
@@ -133,8 +135,8 @@ def calibrated(
     small: Job, large: Job, *, expected: str, field: str | None, target: float, risk: float
 ) -> CalibrationView:
     """Find the threshold by the answers of the two outputs. Raises UsageError if there is nothing to find it by."""
-    first = LabelledOutput(Path(small.output.path), field=field, column=expected)
-    second = LabelledOutput(Path(large.output.path), field=field, column=expected)
+    first = LabelledOutput(address_of(small.output.path), field=field, column=expected)
+    second = LabelledOutput(address_of(large.output.path), field=field, column=expected)
     name = _name(first, expected)
     others = {row.identity: row for row in second.rows}
     rows = [row for row in first.rows if row.column and row.identity in others]
@@ -151,7 +153,7 @@ def calibrated(
         [one.values.get(name) == one.column for one in side] for side in (rows, [others[r.identity] for r in rows])
     ]
     found = promise(sure, *right, target=target, risk=risk)
-    costs = [_costs(Path(job.output.path)) for job in (small, large)]
+    costs = [_costs(address_of(job.output.path)) for job in (small, large)]
     provider = small.resolved_provider()
     return CalibrationView(
         field=name,
@@ -184,7 +186,7 @@ def _on_gold(job: Job, right: Sequence[bool], cost: float | None) -> ModelOnGold
     return ModelOnGold(job.model, job.output.path, share_estimate(share, len(right)), cost)
 
 
-def _costs(directory: Path) -> dict[str | int, float] | None:
+def _costs(directory: Path | str) -> dict[str | int, float] | None:
     """Return what each row cost, None if no price is known."""
     found: dict[str | int, float] = {}
     for batch in iter_output(directory, columns=["key", "row_index", "cost"]):

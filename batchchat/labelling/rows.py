@@ -99,7 +99,7 @@ class _ColumnPath:
 
 
 def review_form(
-    directory: Path,
+    directory: Path | str,
     design: Design,
     *,
     stratify: str | None = None,

@@ -72,7 +72,7 @@ class _Answer:
     text: bool = False
 
 
-def take_reviews(directory: Path, files: Sequence[Path], *, reviewer: str | None = None) -> TakenReviews:
+def take_reviews(directory: Path | str, files: Sequence[Path], *, reviewer: str | None = None) -> TakenReviews:
     """Read people's answers from files, and keep them beside the dataset: all of them, or none.
 
     `reviewer` is who answered, if the files do not say it. Raises UsageError, with the file and line, for what cannot

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from batchchat.addresses import is_url
 from batchchat.report.page import check_page
 from batchchat.report.run_report import write_run_report
 from batchchat.report.suite_folder import is_scored
@@ -21,9 +22,10 @@ PAGE_NAME = "report.html"
 """The name of a suite's page in its folder."""
 
 
-def write_report(directory: Path, target: Path) -> None:
+def write_report(directory: Path | str, target: Path) -> None:
     """Write the page about whatever a folder holds: an output, or a scored suite. Raises as those two do."""
-    if is_scored(directory):
-        write_suite_report(directory, target)
+    # An evaluation lies in a folder always.
+    if not is_url(directory) and is_scored(Path(directory)):
+        write_suite_report(Path(directory), target)
     else:
         write_run_report(directory, target)

@@ -26,7 +26,7 @@ class QualityLine(NamedTuple):
     interval: str
 
 
-def quality_of(directory: Path) -> list[QualityLine]:
+def quality_of(directory: Path | str) -> list[QualityLine]:
     """Return how far the labels agree with people's reviews; nothing if nobody reviewed a row."""
     # The statistics need a library that a report does without.
     if find_spec("numpy") is None or not read_review_lines(directory):

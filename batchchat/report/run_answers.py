@@ -33,13 +33,14 @@ class OneOutput(SuiteFolder):
         return self.records
 
 
-def run_answers(directory: Path, output: Output, records: int) -> AnswerBrowser:
+def run_answers(directory: Path | str, output: Output, records: int) -> AnswerBrowser:
     """Return the answers of an output that has so many records. Memory does not grow with them."""
     told = output.job.get("samples")
     samples = told if isinstance(told, int) and told > 0 else 1
     summary = {"variants": [{"name": "answer"}], "samples": samples}
     rows = _chosen(output, records // samples)
-    return AnswerBrowser(OneOutput(directory, summary, output), rows=rows, total=max(rows.num_rows, records // samples))
+    total = max(rows.num_rows, records // samples)
+    return AnswerBrowser(OneOutput(Path(directory), summary, output), rows=rows, total=total)
 
 
 def _chosen(output: Output, rows: int) -> pa.Table:

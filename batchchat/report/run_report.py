@@ -93,7 +93,7 @@ class RunLine:
     rows_per_s: float | None
 
 
-def write_run_report(directory: Path, target: Path) -> None:
+def write_run_report(directory: Path | str, target: Path) -> None:
     """Write the page about an output.
 
     Raises UsageError where the folder is no output or the page cannot be written there, StorageError where the disk
@@ -102,6 +102,7 @@ def write_run_report(directory: Path, target: Path) -> None:
     check_page(target)
     output = read_state(directory)
     status = status_of(directory)
+    name = status.job or Path(directory).name
     outcome = outcome_of(output)
     runs = _runs(output)
     charts = _over_time(outcome, status.currency)
@@ -113,8 +114,8 @@ def write_run_report(directory: Path, target: Path) -> None:
         # The row browser is that of an evaluation: here with one variant, and nothing that compares.
         data={"variants": ["answer"], "scores": [], "differences": [], "matrices": [], "labelled": []},
         answers=run_answers(directory, output, outcome.rows),
-        title=f"{status.job or directory.name} · run report",
-        name=status.job or directory.name,
+        title=f"{name} · run report",
+        name=name,
         provider=_provider(output.job.get("provider")),
         model=str(output.job.get("model") or ""),
         params=output.job.get("params") or {},
@@ -135,7 +136,7 @@ def write_run_report(directory: Path, target: Path) -> None:
     )
 
 
-def _tiles(directory: Path, outcome: RecordTotals, status: StatusView, runs: list[RunLine]) -> list[Tile]:
+def _tiles(directory: Path | str, outcome: RecordTotals, status: StatusView, runs: list[RunLine]) -> list[Tile]:
     rows = outcome.rows + (status.open or 0)
     tiles = [Tile("Answers", count(outcome.ok), f"{percent(outcome.ok, rows)} of {plural(rows, 'row')}", "good")]
     if outcome.failed or status.open:
@@ -183,7 +184,7 @@ def _step_tile(step: StepShare, currency: str | None) -> Tile:
     return Tile(f"Step {step.step}: {step.model}", value, did)
 
 
-def _reviews_tile(directory: Path) -> list[Tile]:
+def _reviews_tile(directory: Path | str) -> list[Tile]:
     """How many rows people reviewed; nothing if nobody did."""
     by_row = reviews_by_row(stored_reviews(directory))
     if not by_row:

@@ -12,6 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from batchchat.acceptance import Acceptance
+from batchchat.addresses import address_of, is_url, same_address
 from batchchat.errors import JobError, UsageError
 from batchchat.examples import EXAMPLES, Examples, open_examples
 from batchchat.format import plural
@@ -229,7 +230,9 @@ def _with_rows(job: Job) -> Job:
 
 
 def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:
-    given, output = job.input, Path(job.output.path)
+    given = job.input
+    # An output in a bucket can hold no file of a folder of this machine.
+    output = None if is_url(job.output.path) else Path(job.output.path)
     if rows is not None:
         types = COLUMNS if isinstance(job, BatchFileJob) else given.types
         return open_rows(rows, types=types, frozen=frozen.input)
@@ -252,17 +255,17 @@ def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:
 def _names_output(job: Job) -> bool:
     """Tell whether the input is an output of batchchat. With a `format`, its files are read as they are."""
     given = job.input
-    return given.format is None and given.path != STDIN and is_output_folder(Path(given.path))
+    return given.format is None and given.path != STDIN and is_output_folder(address_of(given.path))
 
 
 def _open_output(job: Job, frozen: Frozen, notes: list[str]) -> Source:
     """Open the completions of another job's output as rows; `notes` takes what a person should know of them."""
-    given, folder = job.input, Path(job.input.path)
+    given, folder = job.input, address_of(job.input.path)
     for name in ("encoding", "header", "quoting"):
         if name in given.model_fields_set and getattr(given, name) not in (None, True):
             message = f"is about text files, and the input {folder} is an output of batchchat"
             raise job.error(message, "input", name, remedy="Leave it out.")
-    if folder.resolve() == Path(job.output.path).resolve():
+    if same_address(folder, address_of(job.output.path)):
         message = f"is the job's own output {folder}: a job never reads what it writes"
         raise job.error(message, "input", "path", remedy="Name the output of another job, or another output.")
     rows = Completions(folder)

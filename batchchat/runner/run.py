@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from batchchat.addresses import address_of
 from batchchat.budget import Budget
 from batchchat.endpoints.endpoint import Endpoint
 from batchchat.endpoints.registry import Keys, Limiters, Registry, make_limiter, needs_demo, read_keys
@@ -176,7 +177,7 @@ class _Opening:
         """Open the output, and say what had to be recovered. Blocking code; raises as `Store.open` does."""
         job, setting = self._job, self._setting
         store = setting.open_store(
-            Path(job.output.path),
+            address_of(job.output.path),
             job_name=job.name,
             snapshot=job.snapshot(),
             run_id=self._run_id,
@@ -487,7 +488,7 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
     keys = await offload(functools.partial(_read_keys, job, setting, warned.append))
     for message in warned:
         setting.listener(Event("warning", message, "warning"))
-    frozen = Frozen() if options.fresh else await offload(frozen_schema, Path(job.output.path))
+    frozen = Frozen() if options.fresh else await offload(frozen_schema, address_of(job.output.path))
     prepared = await offload(
         functools.partial(
             prepare,

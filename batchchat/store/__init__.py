@@ -18,7 +18,7 @@ from batchchat.store.index import (
     kind_of,
 )
 from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
-from batchchat.store.location.folder import evaluation_outputs, is_output_folder, judge_outputs, running_outputs
+from batchchat.store.location.choice import evaluation_outputs, is_output_folder, judge_outputs, running_outputs
 from batchchat.store.output import (
     Output,
     earlier_prompts,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchchat.errors import BatchchatError, OutputLocked
+from batchchat.addresses import is_url
+from batchchat.errors import BatchchatError, OutputLocked, UsageError
 from batchchat.store.location.folder import FolderLocation
 from batchchat.store.state import lock_holder
 
@@ -23,6 +24,11 @@ def old_outputs(directory: Path | str) -> list[OldOutput]:
 
     A folder of such a name that is no output of batchchat is left out. Raises StorageError.
     """
+    if is_url(directory):
+        raise UsageError(
+            f"{directory}: old outputs on object storage are removed with the tool of the store",
+            remedy="`--fresh` told the name of each; `aws s3 rm --recursive` removes one.",
+        )
     found = FolderLocation(Path(directory).absolute()).moved_away()
     return [OldOutput(path, FolderLocation(path).nbytes()) for path in found if _is_output(path)]
 

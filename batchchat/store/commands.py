@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from batchchat.store.json_files import publish_json
-from batchchat.store.location.folder import location_of
+from batchchat.store.location.choice import location_of
 from batchchat.store.location.port import Location
 
 _FOLDER = "control"

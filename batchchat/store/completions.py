@@ -32,7 +32,7 @@ class Completions:
     records move while they are read. Raises StorageError if the output cannot be read.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path | str) -> None:
         self._directory = directory
         output = self._read()
         schema = output.schema

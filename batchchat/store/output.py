@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchchat.addresses import address_of
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.store.column_types import read_types
@@ -26,7 +27,7 @@ from batchchat.store.json_files import read_lines
 from batchchat.store.known import KnownRows, Pass
 from batchchat.store.ledger import SpendLedger
 from batchchat.store.loading import INDEXED, IndexLoader
-from batchchat.store.location.folder import evaluation_outputs, is_output_folder, location_of
+from batchchat.store.location.choice import evaluation_outputs, is_output_folder, location_of
 from batchchat.store.location.port import Location, PartFiles
 from batchchat.store.manifest import RUNS
 from batchchat.store.parts import ROW_GROUP_ROWS, DamagedPartError, PartReader, latest, newest_of_keys, sample_keys
@@ -41,7 +42,7 @@ _NEEDED = ("custom_id", "key", "sample_index")
 class Output:
     """A view of an output at one moment. `job` is the last run's snapshot, `holder` who runs it now."""
 
-    directory: Path
+    directory: Path | str
     job: dict[str, Any]
     state: dict[str, Any]
     frozen: Frozen
@@ -218,16 +219,16 @@ class _Superseding:
         return batch.filter(pc.invert(pc.or_(same_id, same_key)))
 
 
-def no_output(directory: Path) -> UsageError:
+def no_output(directory: Path | str) -> UsageError:
     """Return the error of a folder that is no output; an evaluation names the outputs that it has."""
-    outputs = evaluation_outputs(directory)
+    outputs, folder = evaluation_outputs(directory), Path(directory)
     if not outputs:
         return UsageError(
-            f"{directory} is no output of batchchat", remedy="Give the folder that a job's `output` names."
+            f"{directory} is no output of batchchat", remedy="Give the folder, or the URL, that a job's `output` names."
         )
     return UsageError(
-        f"{directory} is an evaluation: its {len(outputs)} outputs are below {directory / 'variants'}, its report is "
-        f"{directory / 'report.html'}",
+        f"{folder} is an evaluation: its {len(outputs)} outputs are below {folder / 'variants'}, its report is "
+        f"{folder / 'report.html'}",
         remedy=f"Name one output, such as {outputs[0]}; `batchchat status {directory}` lists them. `show` and `export` "
         "take --variant NAME.",
     )
@@ -269,7 +270,7 @@ def read_state(directory: Path | str) -> Output:
     for found in replays:
         answers.settle(found.settled)
     return Output(
-        directory=Path(location.address),
+        directory=address_of(location.address),
         job=state.job(),
         state=state.object(STATE),
         frozen=frozen,
@@ -287,8 +288,8 @@ def existing_output(directory: Path | str) -> Location:
     """Return the location of an output. Raises UsageError if the folder is none, or of an unknown format."""
     location = location_of(directory)
     # What the location says of something else is for those who want to write there.
-    if not is_output_folder(Path(location.address)):
-        raise no_output(Path(location.address))
+    if not is_output_folder(address_of(location.address)):
+        raise no_output(address_of(location.address))
     State(location).check_format()
     return location
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batchchat.store.json_files import json_bytes, read_lines
-from batchchat.store.location.folder import location_of
+from batchchat.store.location.choice import location_of
 from batchchat.store.location.port import Location
 
 _FOLDER = "reviews"

@@ -8,7 +8,7 @@ from typing import Any
 from batchchat.errors import StorageError, UsageError
 from batchchat.store.column_types import SCHEMA
 from batchchat.store.json_files import publish_json, read_object
-from batchchat.store.location.folder import location_of
+from batchchat.store.location.choice import location_of
 from batchchat.store.location.port import Location
 from batchchat.store.manifest import MANIFEST, read_manifest
 from batchchat.store.schema import FORMAT

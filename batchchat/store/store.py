@@ -29,6 +29,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchchat.addresses import absolute, address_of
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Spend
 from batchchat.store.bounds import PART_BYTES, PART_ROWS, PART_SECONDS, PartBounds
@@ -42,7 +43,7 @@ from batchchat.store.json_files import append_json, read_lines
 from batchchat.store.known import KnownRows, Pass
 from batchchat.store.ledger import SpendLedger
 from batchchat.store.live import LiveRecords
-from batchchat.store.location.folder import location_of
+from batchchat.store.location.choice import location_of
 from batchchat.store.location.port import Location, OutputHold
 from batchchat.store.manifest import RUNS, Manifest
 from batchchat.store.recovery import Recovery, mend_state, recover
@@ -110,7 +111,7 @@ class Store:
         unknown format, another type of `parsed`, or cannot be written; OutputLocked if another run holds it;
         StorageError if the disk fails.
         """
-        location = location_of(Path(output).absolute() if isinstance(output, Path | str) else output)
+        location = location_of(absolute(output) if isinstance(output, Path | str) else output)
         try:
             hold, renamed = _take_hold(location, run_id, job_name, fresh=fresh)
             known: KnownRows | None = None
@@ -293,9 +294,9 @@ class Store:
     # ---- what is known ----------------------------------------------------------------------------------------------
 
     @property
-    def directory(self) -> Path:
-        """The folder of the output."""
-        return Path(self._held.location.address)
+    def directory(self) -> Path | str:
+        """The folder of the output, or its URL."""
+        return address_of(self._held.location.address)
 
     @property
     def index(self) -> RecordIndex:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from batchchat.store.column_types import read_types
 from batchchat.store.index import OK, RecordIndex
 from batchchat.store.journal import GrowingJournal
-from batchchat.store.location.folder import location_of
+from batchchat.store.location.choice import location_of
 from batchchat.store.location.port import Location
 from batchchat.store.parts import DamagedPartError, PartReader
 from batchchat.store.pending import Pending, Unsealed

@@ -13,7 +13,7 @@ from batchchat.views import BatchView
 _SETTLED = ("ok", "failed", "known", "replaced")
 
 
-def batches_of(directory: Path, *, now: float) -> list[BatchView]:
+def batches_of(directory: Path | str, *, now: float) -> list[BatchView]:
     """Return all batches of an output, the oldest first. `now` is in seconds since the epoch. Raises StorageError."""
     return [
         BatchView(
@@ -34,12 +34,12 @@ def batches_of(directory: Path, *, now: float) -> list[BatchView]:
     ]
 
 
-def under_way(directory: Path) -> list[ChunkState]:
+def under_way(directory: Path | str) -> list[ChunkState]:
     """Return the chunks that may have a batch whose answers are not all counted. Raises StorageError."""
     return [state for state in _batches(directory) if state.paid]
 
 
-def _batches(directory: Path) -> Iterator[ChunkState]:
+def _batches(directory: Path | str) -> Iterator[ChunkState]:
     """Yield the chunks of an output, without those that never became a batch."""
     folder = batches_folder(directory)
     if (folder / NAME).exists():

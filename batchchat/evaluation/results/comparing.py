@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from batchchat.addresses import is_url
 from batchchat.errors import UsageError
 from batchchat.evaluation.results.current_rows import CurrentRows, WholeRows
 from batchchat.evaluation.results.suite_results import SuiteResults
@@ -162,11 +163,12 @@ def read_scorer_text(text: str) -> Scorer:
     return read_scorer(data)
 
 
-def _open(directory: Path) -> Output:
-    if (directory / SUMMARY_NAME).is_file() and (directory / "variants").is_dir():
+def _open(directory: Path | str) -> Output:
+    folder = Path(directory)
+    if not is_url(directory) and (folder / SUMMARY_NAME).is_file() and (folder / "variants").is_dir():
         raise UsageError(
             f"{directory} is an evaluation, not the output of one job",
-            remedy=f"Give a variant's folder inside {directory / 'variants'}, or use --fail-if-worse-than to compare "
+            remedy=f"Give a variant's folder inside {folder / 'variants'}, or use --fail-if-worse-than to compare "
             "evaluations.",
         )
     output = read_state(directory)
@@ -178,7 +180,7 @@ def _open(directory: Path) -> Output:
 class _Side:
     """One of the two outputs."""
 
-    def __init__(self, output: Output, directory: Path) -> None:
+    def __init__(self, output: Output, directory: Path | str) -> None:
         self.output = output
         self.directory = directory
         self.job = job_of(output.job)

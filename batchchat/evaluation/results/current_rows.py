@@ -11,7 +11,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from batchchat.addresses import address_of
 from batchchat.errors import StorageError
 from batchchat.evaluation.results.disk_list import DiskList
 from batchchat.evaluation.scorers.matching import text_of
@@ -301,7 +301,7 @@ def _trail_of(prepared: Prepared) -> Trail | None:
 
     Rendering every row again would take most of the time of a scoring.
     """
-    directory, following = Path(prepared.job.output.path), pass_of(prepared, frozenset())
+    directory, following = address_of(prepared.job.output.path), pass_of(prepared, frozenset())
     if following is None or not is_output(directory):
         return None
     trail = read_state(directory).known(following).trail
@@ -314,7 +314,7 @@ def _trail_of(prepared: Prepared) -> Trail | None:
 
 
 def _prepare(job: Job, choice: Choice) -> Prepared:
-    frozen = frozen_schema(Path(job.output.path))
+    frozen = frozen_schema(address_of(job.output.path))
     # The answers are here already: a prompt that uses no column may be scored.
     job = job.model_copy(update={"constant": True})
     return prepare(job, frozen=frozen, limit=choice.limit, sample=choice.sample, seed=choice.seed, chosen=choice.rows)

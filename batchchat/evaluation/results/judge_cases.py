@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from batchchat.addresses import address_of
 from batchchat.evaluation.results.current_rows import CurrentRows, read_rows
 from batchchat.evaluation.results.disk_list import DiskList
 from batchchat.evaluation.results.summary import whole_file
@@ -280,7 +281,7 @@ def read_verdicts(task: JudgeTask) -> Verdicts:
 
     A case whose judgement failed has None for a verdict, and why.
     """
-    directory = Path(task.job.output.path)
+    directory = address_of(task.job.output.path)
     if not is_output(directory):
         return {}
     found: Verdicts = {}

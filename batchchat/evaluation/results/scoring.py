@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from batchchat.addresses import address_of
 from batchchat.evaluation.results.current_rows import EVERY_ROW, Choice, CurrentRows, read_rows
 from batchchat.evaluation.results.judge_cases import (
     AnswerSource,
@@ -88,7 +89,7 @@ def standing_of(suite: Suite, looks: LookRows, begun: int | None = None) -> Stan
 
 def output_of(variant: Variant) -> Output | None:
     """What a variant has answered so far, None where it has not begun."""
-    directory = Path(variant.job.output.path)
+    directory = address_of(variant.job.output.path)
     return read_state(directory) if is_output(directory) else None
 
 
@@ -334,7 +335,7 @@ def _judged(cases: Cases) -> _Judged:
 
 
 def _judge_summary(task: JudgeTask, requests: int, failed: int) -> JudgeSummary:
-    directory = Path(task.job.output.path)
+    directory = address_of(task.job.output.path)
     provider = task.job.resolved_provider()
     priced = task.job.model in provider.prices
     spent = read_state(directory).spend.cost if is_output(directory) else 0.0

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
+from batchchat.addresses import is_url
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.scorers.answer_scorers import MODELS, model_of, read_one
 from batchchat.evaluation.scorers.judging import JUDGES, Judge, JudgeSettings, Pairwise, judge_job
@@ -61,6 +62,13 @@ class SuiteFields(BaseModel):
     looks: Whole | None = Field(None, ge=2, le=50)
     decide_by: str | None = Field(None, min_length=1)
     allow_fallback: Switch = False
+
+    @field_validator("output")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        if is_url(value):
+            raise ValueError("must be a folder of this machine: an evaluation keeps tables and pages there")
+        return value
 
 
 _GRAMMAR = Grammar(

@@ -41,7 +41,7 @@ from batchchat.store.location.disk import (
 )
 from batchchat.store.location.folder_files import FolderJournals, FolderParts, FolderState
 from batchchat.store.location.lock import Lock, holder_of, refusal, unusable
-from batchchat.store.location.port import Location, PartNames
+from batchchat.store.location.port import PartNames
 
 _STATE = "_batchchat"
 _MARKS = ("job.json", "schema.json", "runs.jsonl")
@@ -60,50 +60,13 @@ _LOOKS = 3
 """How often a folder is looked at before it is something else: another run may be creating its output just then."""
 
 
-def location_of(output: Location | Path | str) -> Location:
-    """Return where an output is: a location as it is, or that of a folder by its path."""
-    return FolderLocation(Path(output)) if isinstance(output, Path | str) else output
-
-
-def is_output_folder(folder: Path) -> bool:
-    """Tell whether a folder is an output; one that holds something else is none, and no error."""
-    try:
-        return FolderLocation(folder).holds_output()
-    except UsageError:
-        return False
-
-
-def evaluation_outputs(directory: Path | str) -> list[Path]:
-    """Return the outputs of the variants of an evaluation, sorted by name; none if the folder holds no evaluation."""
-    root = Path(directory)
-    if is_output_folder(root):
-        return []
-    try:
-        return sorted(folder for folder in (root / "variants").iterdir() if is_output_folder(folder))
-    except OSError:
-        return []
-
-
-def judge_outputs(directory: Path | str) -> list[Path]:
-    """Return the outputs of the judges of an evaluation, sorted by name."""
-    try:
-        return sorted(folder for folder in (Path(directory) / "judges").iterdir() if is_output_folder(folder))
-    except OSError:
-        return []
-
-
-def running_outputs(directory: Path | str) -> list[Path]:
-    """Return the outputs of an evaluation, of variants and judges, that a run holds now."""
-    found = [*evaluation_outputs(directory), *judge_outputs(directory)]
-    return [folder for folder in found if FolderLocation(folder).holder() is not None]
-
-
 class FolderLocation:
-    """The location of an output in a folder."""
+    """The location of an output in a folder, or of one shard of it: a shard has a state of its own."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, shard: int | None = None) -> None:
         self.root = root
-        self._state = root / _STATE
+        self._shard = shard
+        self._state = root / _STATE if shard is None else root / _STATE / "shards" / f"{shard:03d}"
         self._data = root / "data"
         self._temporary = self._state / "tmp"
         self._damaged = self._state / "damaged"
@@ -117,13 +80,13 @@ class FolderLocation:
     @cached_property
     def parts(self) -> FolderParts:
         """Return the files of the dataset. Their permissions are the user's own: others may read the dataset."""
-        names = PartNames("part", ".parquet")
+        names = PartNames("part", ".parquet", self._shard)
         return FolderParts(self._data, names, temporary=self._temporary, damaged=self._damaged, mode=0o666)
 
     @cached_property
     def archive(self) -> FolderParts:
         """Return the files of records that left the dataset."""
-        names = PartNames("archive", ".arc")
+        names = PartNames("archive", ".arc", self._shard)
         return FolderParts(self._archive, names, temporary=self._temporary, damaged=self._damaged, mode=PRIVATE_FILE)
 
     @cached_property
@@ -204,7 +167,7 @@ class FolderLocation:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             for folder in (self._state, self._temporary):
-                folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+                folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True, parents=True)
             for folder in missing:
                 synchronize_folder(folder.parent)
         except OSError as error:
