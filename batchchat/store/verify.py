@@ -24,6 +24,7 @@ from batchchat.store.manifest import MANIFEST, RUNS, missing_files
 from batchchat.store.output import existing_output
 from batchchat.store.parts import DamagedPartError, PartReader, bounded_batches
 from batchchat.store.schema import same_types
+from batchchat.store.sharding import shard_places
 from batchchat.store.state import FORMAT_FILE, LIVE, State
 
 _ANEW = "The next run writes it anew."
@@ -55,15 +56,26 @@ def verify(directory: Path | str) -> VerifyReport:
     Raises UsageError where the folder is no output of batchchat.
     """
     location = existing_output(directory)
+    count = State(location).shards()
     report = VerifyReport()
+    seen = RecordIndex()
+    for place in [location] if count is None else shard_places(location, count):
+        _check_place(place, report, seen)
+    others = location.parts.others()
+    report.problems += [f"{location.parts.address(name)}: not written by batchchat" for name in others]
+    return report
+
+
+def _check_place(location: Location, report: VerifyReport, seen: RecordIndex) -> None:
+    """Check an output without shards, or one shard. `seen` are the records of all that were checked."""
     holder = location.holder()
     if holder is not None:
-        report.notes.append(f"A run is at work (pid {holder.get('pid')}): files may change while they are read.")
+        note = f"A run is at work (pid {holder.get('pid')}): files may change while they are read."
+        report.notes += [note] if note not in report.notes else []
     schema = _check_state(location, report)
-    _check_parts(location, schema, report)
+    _check_parts(location, schema, report, seen)
     _check_archive(location, schema, report)
     _check_journals(location, report, running=holder is not None)
-    return report
 
 
 def _check_state(location: Location, report: VerifyReport) -> pa.Schema | None:
@@ -93,11 +105,9 @@ def _check_state(location: Location, report: VerifyReport) -> pa.Schema | None:
     return schema
 
 
-def _check_parts(location: Location, schema: pa.Schema | None, report: VerifyReport) -> None:
+def _check_parts(location: Location, schema: pa.Schema | None, report: VerifyReport, seen: RecordIndex) -> None:
     files = location.parts
     names = files.names()
-    report.problems += [f"{files.address(name)}: not written by batchchat" for name in files.others()]
-    seen = RecordIndex()
 
     def check(name: str, batch: pa.RecordBatch) -> None:
         report.records += batch.num_rows
