@@ -17,7 +17,7 @@ class RunOptions:
     records whose input is gone to the archive after a complete pass. `grace` is how long a stop waits for what is in
     flight, in seconds. `command` is repeated in the summary as the way to go on. Without `wait` a run through a Batch
     API ends when its batches are created; with `cancel_batches` it cancels all of them, takes what they answered, and
-    sends nothing.
+    sends nothing. `take_over` takes an output on object storage from a run that seems to be alive.
     """
 
     limit: int | None = None
@@ -25,6 +25,7 @@ class RunOptions:
     seed: int = 0
     retry_failed: frozenset[ErrorKind] | None = None
     fresh: bool = False
+    take_over: bool = False
     prune: bool = False
     grace: float = 20.0
     command: str | None = None
