@@ -15,10 +15,11 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import httpx
 
-from batchchat.transport.connection import ONE_WRITE_BYTES, BodySink, Connection, Incoming
+from batchchat.transport.connection import ONE_WRITE_BYTES, Connection
 from batchchat.transport.decoding import ACCEPT_ENCODING
 from batchchat.transport.dial import AddressBook, Resolver, connect_error, dial, resolve
 from batchchat.transport.faults import ended_unanswered, request_sent
+from batchchat.transport.incoming import BodySink, Incoming
 
 MAX_RESPONSE_BYTES: Final = 64 * 2**20
 MAX_HEAD_BYTES: Final = 64 * 2**10

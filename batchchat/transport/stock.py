@@ -14,8 +14,8 @@ from typing import Any, Final
 import anyio
 import httpx
 
-from batchchat.transport.connection import EARLY_END_S, STALE_END_S
 from batchchat.transport.decoding import ACCEPT_ENCODING, BodyDecoder, decoder_for
+from batchchat.transport.ending import EARLY_END_S, STALE_END_S
 from batchchat.transport.faults import ResponseTooLarge, UntrustedServer, request_sent, tell_sent, untrusted
 from batchchat.transport.lean import MAX_RESPONSE_BYTES
 
