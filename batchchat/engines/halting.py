@@ -7,7 +7,7 @@ from enum import Enum
 
 import anyio
 
-from batchchat.endpoints.route import Traffic
+from batchchat.endpoints.traffic import Traffic
 from batchchat.engines.causes import Causes
 from batchchat.engines.refusals import Refusals
 from batchchat.engines.supply import Supply

@@ -21,7 +21,8 @@ from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.clock import running_clock
 from batchchat.endpoints.endpoint import Endpoint
-from batchchat.endpoints.route import EndpointRoute, RoutedPermit, Traffic
+from batchchat.endpoints.route import EndpointRoute, RoutedPermit
+from batchchat.endpoints.traffic import Traffic
 from batchchat.engines.halting import OutageStep
 from batchchat.engines.port import EngineProgress, Feed, Sink
 from batchchat.engines.refusals import Refusals
@@ -61,7 +62,7 @@ class LocalEngine:
         self._to = to
         self._client = endpoint.client
         self._own = endpoint.limiter
-        self._limiter: Traffic = to if isinstance(to, EndpointRoute) else endpoint.limiter
+        self._limiter: Traffic = to.traffic if isinstance(to, EndpointRoute) else endpoint.limiter
         self._estimator = endpoint.estimator
         self._account = account
         self._policy = policy
@@ -71,7 +72,13 @@ class LocalEngine:
         self._acceptance = acceptance
         # A probe of one step cannot be made with a request of another one.
         self._cascaded = acceptance is not None and acceptance.cascade is not None
-        state = EngineState(self._limiter, policy, refusals if refusals is not None else Refusals(), surroundings)
+        state = EngineState(
+            self._limiter,
+            policy,
+            refusals if refusals is not None else Refusals(),
+            surroundings,
+            heads=to.heads if isinstance(to, EndpointRoute) else None,
+        )
         self._state = state
         self._supply = state.supply
         self._pool = state.pool

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from batchchat.endpoints.route import Traffic
+from batchchat.endpoints.traffic import Traffic
 from batchchat.engines.port import halted
 from batchchat.engines.supply import Supply
 from batchchat.errors import BatchchatError

@@ -25,7 +25,8 @@ from batchchat.acceptance import (
 )
 from batchchat.clock import running_clock
 from batchchat.endpoints.endpoint import Endpoint
-from batchchat.endpoints.route import EndpointRoute, RoutedPermit, Traffic
+from batchchat.endpoints.route import EndpointRoute, RoutedPermit
+from batchchat.endpoints.traffic import Traffic
 from batchchat.engines.halting import fatal_error
 from batchchat.engines.port import Answered, Settled, Sink
 from batchchat.engines.refusals import Refusal
@@ -69,7 +70,7 @@ class Settler:
         # A single endpoint needs no route.
         self._route = to if isinstance(to, EndpointRoute) else None
         endpoint = to.targets[0].endpoints[0] if isinstance(to, EndpointRoute) else to
-        self._traffic: Traffic = to if isinstance(to, EndpointRoute) else endpoint.limiter
+        self._traffic: Traffic = to.traffic if isinstance(to, EndpointRoute) else endpoint.limiter
         self._estimator = endpoint.estimator
         self._policy = policy
         self._rng = surroundings.rng

@@ -18,7 +18,7 @@ from itertools import count
 import anyio
 
 from batchchat.endpoints.affinity import Heads
-from batchchat.endpoints.route import Traffic
+from batchchat.endpoints.traffic import Traffic
 from batchchat.engines.causes import Causes
 from batchchat.engines.port import Feed, Sink
 from batchchat.engines.refusals import Refusals

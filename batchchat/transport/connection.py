@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
         """Keep the transport."""
         self._transport = transport  # type: ignore[assignment]  # a stream transport, as asked for
         sock = transport.get_extra_info("socket")
-        # Not every system has `poll`. Without it an end is seen a turn of the loop later, and the request is sent again.
+        # Not every system has `poll`. Without it an end is seen a turn of the loop later: the request is sent again.
         if sock is not None and hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(sock.fileno(), select.POLLIN)
