@@ -18,7 +18,7 @@ import httpx
 from batchchat.transport.delivery import surely_undelivered
 from batchchat.transport.ending import EARLY_END_S, loss, peek
 from batchchat.transport.faults import tell_sent
-from batchchat.transport.incoming import Incoming
+from batchchat.transport.incoming import TAIL_S, Incoming
 from batchchat.transport.response_reader import ResponseReader
 
 ONE_WRITE_BYTES: Final = 64 * 1024
@@ -28,9 +28,6 @@ _PIECE_BYTES: Final = 256 * 1024
 """One piece of a larger body. Chosen: small beside what a system buffers, large beside the cost of a write."""
 _READ_AHEAD_BYTES: Final = 256 * 1024
 """How much of a live body is held for a reader that is slower than the server, before the server is held up."""
-_TAIL_S: Final = 0.25
-"""How long the end of a body is waited for whose sink is done. Chosen: a way to the server and back. To wait costs a
-slot; not to wait costs the connection, which is as much again at the next request."""
 
 
 class Home(Protocol):
@@ -315,7 +312,7 @@ class Connection(asyncio.Protocol):
         elif incoming.sink.done and not incoming.live:
             # The end of the body mostly follows at once, and lets the connection carry another request.
             incoming.live = True
-            incoming.ends_at = self.quiet_since + _TAIL_S
+            incoming.ends_at = self.quiet_since + TAIL_S
             self._reader.bound_rest(incoming)
             self._home.awaits(self)
 

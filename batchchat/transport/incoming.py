@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import httpx
 
@@ -11,6 +11,13 @@ from batchchat.transport.decoding import BodyDecoder
 
 if TYPE_CHECKING:
     from batchchat.transport.connection import Connection
+
+TAIL_S: Final = 0.25
+"""How long the end of a body is waited for whose sink is done. Chosen: a way to the server and back. To wait costs a
+slot; not to wait costs the connection, which is as much again at the next request."""
+TAIL_BYTES: Final = 16 * 1024
+"""How much may follow once a sink is done. After `[DONE]` comes the last chunk of the encoding, which is a few bytes:
+chosen, so that a proxy's comments fit, and a server that does not end is cut off."""
 
 
 class BodySink(Protocol):

@@ -9,14 +9,11 @@ import httpx
 
 from batchchat.transport.decoding import decoder_for
 from batchchat.transport.faults import ResponseTooLarge
-from batchchat.transport.incoming import Incoming
+from batchchat.transport.incoming import TAIL_BYTES, Incoming
 
 _WHOLE_BYTES: Final = 256 * 1024
 """A body of a known length up to this is read whole, also if its reader could take it as it comes. Chosen: it fits
 into what is read ahead of a slow reader, and saves a task switch for each piece."""
-_TAIL_BYTES: Final = 16 * 1024
-"""How much may follow once a sink is done. After `[DONE]` comes the last chunk of the encoding, which is a few bytes:
-chosen, so that a proxy's comments fit, and a server that does not end is cut off."""
 
 
 class ResponseReader:
@@ -62,7 +59,7 @@ class ResponseReader:
 
     def bound_rest(self, incoming: Incoming) -> None:
         """Let only a little more of a body come, whose sink needs nothing more."""
-        incoming.size = max(incoming.size, self._max_body_bytes - _TAIL_BYTES)
+        incoming.size = max(incoming.size, self._max_body_bytes - TAIL_BYTES)
 
     # The parser's side
 
