@@ -190,6 +190,7 @@ class LocalEngine:
 
         To be called when the feed itself waits for what is under way.
         """
+        # While anything is left, its answer may show that the held rows are bad themselves.
         if not self._supply.left:
             self._settler(sink).release_held()
 
@@ -219,6 +220,7 @@ class LocalEngine:
                         break
                 finally:
                     pool.put_down(size)
+                # Only at the end of the feed can this have been the last request.
                 if self._supply.ended:
                     pool.wake_for_end()
                 if sink.full:
@@ -262,6 +264,7 @@ class LocalEngine:
                 if pool.senders < self._limiter.window:
                     pool.staff()
         finally:
+            # Nothing was sent, or the attempt was cancelled: its money is free again.
             if hold is not None and hold.open:
                 hold.settle(None)
         return True
@@ -305,6 +308,7 @@ class LocalEngine:
         self, request: Request, permit: Permit | RoutedPermit, hold: Hold | None, now: float
     ) -> Reply | None:
         """Send a request and settle its permit and its hold. Return None if the run ends for what was met."""
+        # A request that is tried again keeps when it began: the record tells the whole time.
         if not request.started_at:
             request.started_at = self._wall_clock_us()
         request.attempts += 1
@@ -314,9 +318,11 @@ class LocalEngine:
             hold.launched = True
         reply: Reply | None = None
         try:
+            # At least a millisecond below: with 0 some transports would wait without a bound.
             remaining = self._policy.row_deadline - request.active_s
             client, body = (self._client, request.body) if self._route is None else _at_endpoint(request, permit)
             reply = await client.send(body, timeout=max(0.001, remaining), started=now)
+        # No file can be opened, or the like: the next request would meet the same.
         except BatchchatError as error:
             self._pool.halt_for(error)
             return None
