@@ -80,8 +80,8 @@ def status_of(directory: Path | str) -> StatusView:
         running = Running(
             pid if type(pid) is int else 0, str(holder.get("host", "")), _utc(holder.get("started_at")) or ""
         )
-    if output.runs:
-        ended = output.runs[-1]
+    if output.last_run is not None:
+        ended = output.last_run
         code = ended.get("exit_code")
         last = LastRun(
             _text(ended.get("run_id")) or "",
@@ -154,7 +154,10 @@ def _batches(directory: Path | str) -> list[BatchView]:
 
 def latest_prompt(output: Output) -> str | None:
     """Return the prompt of the job as the latest run had it; None if no run told it."""
-    told: list[Mapping[str, Any]] = [*output.runs[-1:], *([output.live] if output.live else [])]
+    told: list[Mapping[str, Any]] = [
+        *([output.last_run] if output.last_run else []),
+        *([output.live] if output.live else []),
+    ]
     newest = max(told, key=lambda run: str(run.get("run_id")), default=None)
     return None if newest is None else _text(newest.get("prompt_id"))
 
@@ -216,15 +219,15 @@ def _time(batch: pa.RecordBatch, pace: StreamPace) -> None:
 def _skipped_rows(output: Output, live: Snapshot | None) -> int:
     if live is not None:
         return live.skipped
-    number = output.runs[-1].get("skipped") if output.runs else 0
+    number = output.last_run.get("skipped") if output.last_run else 0
     return number if type(number) is int else 0
 
 
 def _open_rows(output: Output, settled: int, live: Snapshot | None) -> int | None:
     if live is not None:
         return max(0, live.total - settled) if live.total is not None else None
-    if output.runs:
-        left = output.runs[-1].get("open")
+    if output.last_run:
+        left = output.last_run.get("open")
         return left if isinstance(left, int) else None
     return None
 
