@@ -274,6 +274,7 @@ class Scoring:
             looks.plan.score,
             self.suite.seed,
             looks.plan.margin,
+            looks.plan.spending,
         )
         values = {sheet.name: sheet.grid(looks.plan.score) for sheet in sheets}
         told = {sheet.name: sheet.told(looks.plan.score) for sheet in sheets}
