@@ -21,6 +21,7 @@ from anyio import current_time
 from batchchat.endpoints.affinity import Heads
 from batchchat.endpoints.endpoint import Endpoint
 from batchchat.endpoints.target import SOON_S, Target
+from batchchat.errors import BatchchatError
 from batchchat.events import Event, Listener, Pace
 from batchchat.limits import MAX_CONCURRENCY, Limiter, Permit
 from batchchat.records import ErrorKind, Failure, Reply, Request, Verdict
@@ -39,6 +40,10 @@ class Traffic(Protocol):
     @property
     def down(self) -> bool:
         """Whether everybody seems to be down, so that only probes may go."""
+
+    @property
+    def lost(self) -> BatchchatError | None:
+        """Why no permit comes any more: those who keep a limit that processes share cannot be asked."""
 
     @property
     def failed_probes(self) -> int:
@@ -383,6 +388,12 @@ class EndpointRoute:
     def down(self) -> bool:
         """Return true if every endpoint that decides about the run is down."""
         return any(all(endpoint.limiter.down for endpoint in chain) for chain in self._by_step())
+
+    @property
+    def lost(self) -> BatchchatError | None:
+        """Why no permit comes any more; None as long as permits may come."""
+        limiters = [endpoint.limiter for endpoint in self._all()]
+        return next((one.lost for one in (*limiters, *filter(None, [self._over])) if one.lost is not None), None)
 
     @property
     def failed_probes(self) -> int:
