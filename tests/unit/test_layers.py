@@ -18,7 +18,7 @@ ROOT = Path(batchchat.__file__).parent
 REPO = Path(__file__).parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"addresses", "clock", "errors", "format", "prices", "reasoning", "records"}),
-    frozenset({"credentials", "events", "providers", "identity", "images", "structured"}),
+    frozenset({"credentials", "events", "providers", "identity", "images", "objects", "structured"}),
     frozenset({"cascade", "money"}),
     frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
     frozenset({"cache", "store", "client", "acceptance", "examples"}),
