@@ -61,7 +61,7 @@ class ImageReader:
     def __init__(
         self,
         columns: frozenset[str],
-        folder_of: Callable[[str], Path],
+        folder_of: Callable[[str], Path | None],
         *,
         root: Path | None,
         max_bytes: int,
@@ -124,7 +124,7 @@ def _piece(batch: RowBatch, start: int, images: list[Mapping[str, Loaded] | None
 # --- what a column may hold
 
 
-def _pictures(value: Any, root: Path, max_bytes: int) -> tuple[Picture, ...]:
+def _pictures(value: Any, root: Path | None, max_bytes: int) -> tuple[Picture, ...]:
     if not isinstance(value, list | tuple):
         return (_picture(value, root, max_bytes),)
     if not value:
@@ -138,7 +138,7 @@ def _pictures(value: Any, root: Path, max_bytes: int) -> tuple[Picture, ...]:
     return tuple(found)
 
 
-def _picture(value: Any, root: Path, max_bytes: int) -> Picture:
+def _picture(value: Any, root: Path | None, max_bytes: int) -> Picture:
     """Return one image. Raises ImageError."""
     if isinstance(value, Mapping):
         inside = value.get("bytes")
@@ -225,8 +225,12 @@ def _what_else(data: bytes) -> str:
 # --- files
 
 
-def _read(root: Path, name: str, max_bytes: int) -> bytes:
+def _read(root: Path | None, name: str, max_bytes: int) -> bytes:
     """Read a file below a folder, one byte more than allowed at most. Raises ImageError."""
+    if root is None:
+        raise ImageError(
+            f"names {_shown(name)}, and the input lies in no folder: images.root names the folder of images"
+        )
     try:
         real_root = os.path.realpath(root)
         path = os.path.realpath(os.path.join(real_root, name))  # noqa: PTH118 - a row's path need not be a valid one

@@ -25,20 +25,29 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 INSTALL = "pip install 'batchchat[objects]'"
+RETRIES = 8
+"""How often the client repeats a request that only reads: for about a minute."""
 _METADATA = ("169.254.169.254", 80)
 """Where machines of Amazon, Google and Azure ask for their own credentials."""
 _METADATA_WAIT = 1.0
 """Seconds for that to accept a connection. It is on the machine's own host: where it exists, it answers in less than
 10 ms."""
 _LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1")
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound")
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _SECRETS = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|SAS|CONNECTION_STRING")
 _TEXT_SHOWN = 300
 _REGION = "us-east-1"
 
 
+class StoreError(StorageError):
+    """A store that refused a request, or did not answer. `lasting`: it will refuse again until a person acts."""
+
+    lasting = False
+
+
 def open_store(
-    url: str, *, retries: int = 8, timeout: float = 30, environ: Mapping[str, str] | None = None
+    url: str, *, retries: int = RETRIES, timeout: float = 30, environ: Mapping[str, str] | None = None
 ) -> tuple[ObjectStore, str]:
     """Return the store of the bucket that a URL names, and what follows the bucket's name: a key, or a prefix of keys.
 
@@ -84,31 +93,27 @@ def open_store(
     return store, prefix
 
 
-def store_error(address: str, error: Exception, *, environ: Mapping[str, str] | None = None) -> StorageError:
+def store_error(address: str, error: Exception, *, environ: Mapping[str, str] | None = None) -> StoreError:
     """Return what a failed request to a store means, in words. `address` is what was asked for.
 
     `error` is one that obstore raised, or an OSError.
     """
     from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
-    words = error_text(error, environ)
-    if _METADATA[0] in words:
-        return StorageError(
-            f"{address}: there are no credentials for this store", remedy=_REMEDIES[_kind(scheme_of(address))]
-        )
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
-        return StorageError(
-            f"{address}: the store refuses: {words}",
-            remedy=f"Look at what the credentials may do there. {_REMEDIES[_kind(scheme_of(address))]}",
-        )
-    if isinstance(error, FileNotFoundError):
-        return StorageError(
-            f"{address}: there is no such bucket or object", remedy="Correct the address, or look at the endpoint."
-        )
-    return StorageError(
-        f"{address}: the store does not answer as it should: {words}",
-        remedy="Look at the network and at the endpoint, then run the same command again.",
-    )
+    words, remedy = error_text(error, environ), _REMEDIES[_kind(scheme_of(address))]
+    lasting = True
+    if _METADATA[0] in words:  # the client asked the machine itself for them, and got none
+        told = "there are no credentials for this store"
+    elif isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        told, remedy = f"the store refuses: {words}", f"Look at what the credentials may do there. {remedy}"
+    elif isinstance(error, FileNotFoundError) or _NO_BUCKET.search(words):
+        told, remedy = "there is no such bucket or object", "Correct the address, or look at the endpoint."
+    else:
+        told, lasting = f"the store does not answer as it should: {words}", False
+        remedy = "Look at the network and at the endpoint, then run the same command again."
+    found = StoreError(f"{address}: {told}", remedy=remedy)
+    found.lasting = lasting
+    return found
 
 
 def error_text(error: Exception, environ: Mapping[str, str] | None = None) -> str:

@@ -12,7 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from batchchat.acceptance import Acceptance
-from batchchat.addresses import address_of, is_url, same_address
+from batchchat.addresses import address_of, same_address
 from batchchat.errors import JobError, UsageError
 from batchchat.examples import EXAMPLES, Examples, open_examples
 from batchchat.format import plural
@@ -231,8 +231,7 @@ def _with_rows(job: Job) -> Job:
 
 def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:
     given = job.input
-    # An output in a bucket can hold no file of a folder of this machine.
-    output = None if is_url(job.output.path) else Path(job.output.path)
+    output = address_of(job.output.path)
     if rows is not None:
         types = COLUMNS if isinstance(job, BatchFileJob) else given.types
         return open_rows(rows, types=types, frozen=frozen.input)
