@@ -19,7 +19,7 @@ REPO = Path(__file__).parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"addresses", "clock", "errors", "format", "prices", "reasoning", "records"}),
     frozenset({"credentials", "events", "providers", "identity", "images", "objects", "structured"}),
-    frozenset({"cascade", "money"}),
+    frozenset({"attachments", "cascade", "money"}),
     frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
     frozenset({"cache", "store", "client", "acceptance", "examples"}),
     frozenset({"endpoints"}),
