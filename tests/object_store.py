@@ -144,7 +144,7 @@ class Turns:
             writer.work(writer)
         except Killed:
             pass
-        except BaseException as error:  # told by `play`
+        except BaseException as error:  # noqa: BLE001 - told by `play`
             writer.error = error
         writer.ended = True
         writer.back.release()
@@ -197,7 +197,7 @@ class Turns:
         raise UnclearError(kind)
 
     def pause(self, writer: Writer, *, writes: bool = False) -> None:
-        """Give the turn back, and wait for the next one. Before a write that may be long: others take over meanwhile."""
+        """Give the turn back, and wait for the next one; before a write that may be long, so that others take over."""
         if writes and self.rng.random() < self.faults.stall:
             self._note("stall")
             writer.ready_at = self.step + self.rng.randrange(50, 800)

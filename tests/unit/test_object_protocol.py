@@ -16,6 +16,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 
+from batchchat.errors import StorageError
 from batchchat.store.dataset import Dataset
 from batchchat.store.location.bucket import Bucket, ConditionFailedError, OtherContentError, UnclearError
 from batchchat.store.location.object_hold import ObjectHold, OutputLost
@@ -97,7 +98,8 @@ def play(seed: int, *, writers: int = 3, lives: int = 3, faults: Faults | None =
 
 def _one_life(turns: Turns, writer: Writer, played: Played, first: int) -> None:
     rng, run_id = turns.rng, f"run-{first}"
-    store = open_store(turns.location(writer), run_id, take_over=True, part_rows=7)
+    # A job may want parts of another size the next time, and then writes other ones.
+    store = open_store(turns.location(writer), run_id, take_over=True, part_rows=rng.choice([3, 7, 50]))
     played.takeovers += 1
     with store:
         row = first
@@ -128,15 +130,26 @@ def broken(played: Played) -> list[str]:
     return told
 
 
-def test_rivals_lose_nothing_and_tell_nothing_twice() -> None:
+def _play_many(seeds: range) -> Counter[str]:
     seen: Counter[str] = Counter()
-    for seed in range(40):
+    for seed in seeds:
         played = play(seed)
         assert not broken(played), (seed, broken(played))
         seen.update(played.injected, takeovers=played.takeovers, lost=played.lost_outputs, counted=len(played.counted))
+    return seen
+
+
+def test_rivals_lose_nothing_and_tell_nothing_twice() -> None:
+    seen = _play_many(range(12))
     # The faults were there: a test without them would hold for any protocol.
-    assert all(seen[name] > 20 for name in ("lost_answer", "cut", "late", "stall", "kill", "takeovers", "lost")), seen
-    assert seen["counted"] > 500
+    assert all(seen[name] > 10 for name in ("lost_answer", "cut", "late", "stall", "kill", "takeovers", "lost")), seen
+    assert seen["counted"] > 200
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_500)
+def test_many_rivals_lose_nothing() -> None:
+    _play_many(range(1_000, 3_000))
 
 
 def _delete_fences(patch: pytest.MonkeyPatch) -> None:
@@ -230,30 +243,29 @@ def _fence_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ObjectJournals, "fence", lambda self: None)
 
 
+# Each with the first seed to try: the one that showed it when this was written. The order of requests may change.
 MUTANTS = [
-    _delete_fences,
-    _put_plainly,
-    _skip_slots,
-    _ignore_the_epoch,
-    _take_own_write_for_anothers,
-    _take_anothers_write_for_own,
-    _settle_no_part,
-    _replace_parts_plainly,
-    _begin_generations_alone,
-    _fence_nothing,
+    (_delete_fences, 1),
+    (_put_plainly, 1),
+    (_skip_slots, 0),
+    (_ignore_the_epoch, 2),
+    (_take_own_write_for_anothers, 1),
+    (_take_anothers_write_for_own, 0),
+    (_settle_no_part, 16),
+    (_replace_parts_plainly, 26),
+    (_begin_generations_alone, 0),
+    (_fence_nothing, 1),
 ]
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__.strip("_"))
-def test_each_step_of_the_protocol_is_needed(mutant: Callable[[pytest.MonkeyPatch], None]) -> None:
+@pytest.mark.parametrize(("mutant", "first"), MUTANTS, ids=lambda value: getattr(value, "__name__", "").strip("_"))
+def test_each_step_of_the_protocol_is_needed(mutant: Callable[[pytest.MonkeyPatch], None], first: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         mutant(patch)
-        for seed in range(300):
+        for seed in range(first, first + 100):
             try:
-                told = broken(play(seed))
-            except Exception as error:  # what goes wrong so far that nothing can be read is caught, too
-                told = [repr(error)]
-            if told:
-                print(mutant.__name__, seed, told)
-                return
+                if broken(play(seed)):
+                    return
+            except (StorageError, FileNotFoundError):
+                return  # it went wrong so far that the output cannot be read
     pytest.fail("no seed shows what is lost without it")

@@ -252,8 +252,8 @@ def _bucket(url: str, objects: Objects | None, patience: Patience) -> Bucket:
     """Return the bucket below a URL. Raises UsageError if obstore is not installed, or the URL names no bucket."""
     if objects is not None:
         return Bucket(objects, url.partition("://")[2], url, store="given", patience=patience)
+    from batchchat.objects import open_store
     from batchchat.store.location.obstore_objects import ObstoreObjects
-    from batchchat.store.location.opening import open_store
 
     store, prefix = open_store(url, retries=0)
     return Bucket(ObstoreObjects(store, url), prefix, url, store=_identity(store, url), patience=patience)
