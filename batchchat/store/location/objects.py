@@ -39,6 +39,8 @@ COMMIT_S = 0.25
 second are 0.07 $ an hour on Amazon S3, and a record waits a quarter of a second."""
 LIVE_S = 10.0
 """Seconds between two writings of a run's progress, for `status`."""
+LOOK_S = 2.0
+"""Seconds between two looks for a command: each lists one folder, at the price of a write."""
 
 
 class ObjectLocation:
@@ -50,6 +52,7 @@ class ObjectLocation:
 
     commit_s = COMMIT_S
     live_s = LIVE_S
+    look_s = LOOK_S
 
     def __init__(
         self,

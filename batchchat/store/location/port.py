@@ -193,11 +193,12 @@ class Location(Protocol):
     """Where one output is.
 
     `commit_s` are the seconds between the beginnings of two commits, `live_s` those between two writings of a run's
-    progress; both are 0 where a write costs nothing.
+    progress, `look_s` those between two looks for a command; all are 0 where a request costs nothing.
     """
 
     commit_s: float
     live_s: float
+    look_s: float
 
     @property
     def address(self) -> str:
