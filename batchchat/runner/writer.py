@@ -20,7 +20,7 @@ from batchchat.intake import Invalid
 from batchchat.money import as_float
 from batchchat.records import Answerer, Completion, EarlierStep, Record, Request, Spend, Usage, answer_bytes
 from batchchat.runner.tally import Tally
-from batchchat.store import AnswerEntry, Entry, Sealing, SettledEntry, SpendOnly, Store, StoreChange
+from batchchat.store import AnswerEntry, Entry, HeldOutput, SettledEntry, SpendOnly, StoreChange
 
 _FULL_BYTES = 16 * 2**20
 _NO_USAGE = Usage()
@@ -68,7 +68,7 @@ class Writer:
 
     def __init__(
         self,
-        store: Store,
+        store: HeldOutput,
         tally: Tally,
         *,
         run_id: str,
@@ -125,7 +125,9 @@ class Writer:
             else:
                 kept = outcome.payload["completion"]
                 nbytes = answer_bytes(kept["text"], kept["reasoning"], kept["tool_calls"], kept["logprobs"])
-                self._add(AnswerEntry(request.custom_id, outcome.step, outcome.payload, spend), nbytes)
+                shards = request.batch.shards
+                shard = 0 if shards is None else shards[request.offset]
+                self._add(AnswerEntry(request.custom_id, outcome.step, outcome.payload, spend, shard), nbytes)
             return
         record = self._record(request, outcome)
         usage, cost = outcome.reply.usage, outcome.reply.cost
@@ -366,12 +368,12 @@ class Writer:
     async def _begin_seal(self) -> None:
         """Seal what is pending while commits go on. At most one seal is under way: a second one waits here."""
         await self._sealed()
-        sealing: Sealing | None = await self._offload(self._store.rotate)
+        sealing: object | None = await self._offload(self._store.rotate)
         if sealing is not None and self._group is not None and self.error is None:
             self._sealing = anyio.Event()
             self._group.start_soon(self._seal, sealing)
 
-    async def _seal(self, sealing: Sealing) -> None:
+    async def _seal(self, sealing: object) -> None:
         try:
             self._apply(await self._offload(self._store.seal, sealing))
         except StorageError as error:

@@ -104,6 +104,7 @@ class Store:
         outage: float | None = None,
         tell: Callable[[str], None] = _nowhere,
         following: Pass | None = None,
+        beside: Store | None = None,
         point: Point = _nowhere,
     ) -> Store:
         """Take hold of an output, creating it if there is none, and recover what an earlier run left.
@@ -113,7 +114,8 @@ class Store:
         later, and then stays. `fresh` sets an existing output aside first. `take_over` takes it from another run that
         seems to be alive. `outage` is how long a place that is away is waited for, in seconds; `tell` takes sentences
         about it. `following` is the pass that begins, if it may take over what an earlier one knew of its rows (see
-        `known`). `point` is called at named steps, for tests of crashes.
+        `known`). `beside` is another shard of the same output that this run holds: the two have one index. `point` is
+        called at named steps, for tests of crashes.
 
         Raises UsageError (nothing was created) if the folder is something else, belongs to another job, has an
         unknown format, another type of `parsed`, or cannot be written; OutputLocked if another run holds it;
@@ -133,7 +135,7 @@ class Store:
                 held = _assemble(
                     location,
                     OutputTypes(location, frozen, metadata),
-                    LiveRecords(with_keys=with_keys, known=known),
+                    LiveRecords(with_keys=with_keys, known=known, beside=None if beside is None else beside.live),
                     bounds=PartBounds(part_rows, part_bytes, part_seconds),
                     run_id=run_id,
                     point=point,
@@ -216,6 +218,11 @@ class Store:
     def pending_rows(self) -> int:
         """How many committed records are in no part yet, save those that are being sealed."""
         return self._held.log.pending_rows
+
+    @property
+    def pending_bytes(self) -> int:
+        """About how many bytes of memory those records take."""
+        return self._held.log.pending_bytes
 
     @property
     def unsealed(self) -> bool:
@@ -307,6 +314,11 @@ class Store:
     def directory(self) -> Path | str:
         """The folder of the output, or its URL."""
         return address_of(self._held.location.address)
+
+    @property
+    def live(self) -> LiveRecords:
+        """The indexes, and what the records since the last seal may supersede."""
+        return self._held.live
 
     @property
     def index(self) -> RecordIndex:

@@ -17,6 +17,8 @@ DIR/_batchchat/damaged/                parts and journals that could not be read
 DIR/_batchchat/manifest.json           which of these files are there, so that a deleted one is noticed
 DIR/_batchchat/control/                what other processes ask of the run that is going on, and its replies
 DIR/_batchchat/lock, live.json, tmp/   who is at work, what it is doing, its drafts
+DIR/_batchchat/shards.json             how many shards the output has, if any
+DIR/_batchchat/shards/000/             the same files for a shard, whose parts are data/part-000-00000.parquet …
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from batchchat.store.location.lock import Lock, holder_of, refusal, unusable
 from batchchat.store.location.port import PartNames
 
 _STATE = "_batchchat"
-_MARKS = ("job.json", "schema.json", "runs.jsonl")
+_MARKS = ("job.json", "schema.json", "runs.jsonl", "shards.json")
 """Files that only an output has, beside `format.json`, which alone may be lost."""
 _EFFECTIVE = os.access in os.supports_effective_ids
 _OLD = r"\.old-\d{8}-\d{6}(\.\d+)?"
@@ -135,7 +137,8 @@ class FolderLocation:
         False if there is no folder, an empty one, or one whose creation was cut short.
         """
         for _ in range(_LOOKS):
-            found = self._looks_like_output()
+            # Beside the state of a shard are those of the others: nothing there is somebody else's.
+            found = self._looks_like_output() if self._shard is None else any(self._marks())
             if found is not None:
                 return found
         raise UsageError(
