@@ -225,6 +225,7 @@ def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
 )
+@click.option("--take-over", is_flag=True, help="Take an output on object storage from a run that seems to be alive.")
 @click.option("--no-wait", is_flag=True, help="With engine: batch, end when the batches are created; exit code 4.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
@@ -751,4 +752,5 @@ def _job_arguments(options: dict[str, Any]) -> Any:
 
 def _command_line() -> str:
     """The command as the person typed it, to be shown again as the way to go on."""
-    return shlex.join(["batchchat", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
+    once = {"--fresh", "--take-over"}
+    return shlex.join(["batchchat", *(argument for argument in sys.argv[1:] if argument not in once)])

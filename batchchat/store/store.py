@@ -410,6 +410,11 @@ class Store:
         """The seconds between the beginnings of two commits, 0 where a commit costs nothing."""
         return self._held.location.commit_s
 
+    @property
+    def look_s(self) -> float:
+        """The seconds between two looks for a command, 0 where a look costs nothing."""
+        return self._held.location.look_s
+
     def hurry(self) -> None:
         """End every wait for a place that is away: a person wants the run to end."""
         self._held.location.hurry()
