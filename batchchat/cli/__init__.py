@@ -235,6 +235,12 @@ def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(path_type=Path),
     help="Write a report to this .html file after the run. Needs the extra batchchat[report].",
 )
+@click.option(
+    "--workers", type=click.IntRange(1, 256), metavar="N", help="Run with N processes; needs an output in shards."
+)
+@click.option(
+    "--shard", metavar="I/N", help="Run one of N even shares of the shards, from 0; auto asks SLURM or Kubernetes."
+)
 @_metrics_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
@@ -257,6 +263,14 @@ def run(**options: Any) -> None:
     first = _job_arguments(options)
     jobs = [replace(first, job=job) for job in jobs]
     sys.exit(run_command(jobs, command=_command_line(), **options))
+
+
+@cli.command(hidden=True)
+def worker() -> None:
+    """Be a worker of `run --workers`: it tells this process what to do on standard input."""
+    from batchchat.cli.sharding import worker_command
+
+    sys.exit(worker_command())
 
 
 @cli.command(short_help="Show what a run of JOB would send and cost; send nothing.")

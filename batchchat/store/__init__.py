@@ -18,8 +18,11 @@ from batchchat.store.index import (
     key_digest,
     kind_of,
 )
+from batchchat.store.joined_runs import joined_snapshots, joined_summaries, worst_code
 from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
+from batchchat.store.led import LedOutput
 from batchchat.store.location.choice import evaluation_outputs, is_output_folder, judge_outputs, running_outputs
+from batchchat.store.location.port import Location
 from batchchat.store.output import (
     Output,
     earlier_prompts,
@@ -52,6 +55,8 @@ __all__ = [
     "Frozen",
     "HeldOutput",
     "KeyIndex",
+    "LedOutput",
+    "Location",
     "OldOutput",
     "Output",
     "OutputTail",
@@ -77,6 +82,8 @@ __all__ = [
     "is_output_folder",
     "iter_output",
     "joined_parsed",
+    "joined_snapshots",
+    "joined_summaries",
     "judge_outputs",
     "key_digest",
     "kind_of",
@@ -89,5 +96,6 @@ __all__ = [
     "remove_output",
     "running_outputs",
     "verify",
+    "worst_code",
     "write_review_lines",
 ]

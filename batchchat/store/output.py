@@ -361,7 +361,8 @@ def _joined(location: Location, count: int, shards: Sequence[Output], frozen: Fr
     )
     # Runs over some of the shards may have had other jobs: the newest counts.
     newest = output.run_ids()[-1:]
-    output.job = (output.snapshot(newest[0]) if newest else None) or state.job()
+    found = [state.snapshot(newest[0]), output.snapshot(newest[0])] if newest else []
+    output.job = next((job for job in found if job is not None), state.job())
     return output
 
 
