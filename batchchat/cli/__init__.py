@@ -655,6 +655,21 @@ def verify(directory: Path | str, as_json: bool) -> None:
     sys.exit(verify_command(directory, as_json=as_json))
 
 
+@cli.command(short_help="Move the records of an output into another number of shards; ask nothing.")
+@_output_argument
+@click.option("--shards", type=click.IntRange(1, 1_000), metavar="N", required=True, help="How many; 1 is none.")
+@_json_option
+def reshard(directory: Path | str, shards: int, as_json: bool) -> None:
+    """Move the records of an output into another number of shards. Nothing is asked again.
+
+    The old output stays as it is until the new one is whole, and is kept under another name; `batchchat clean` removes
+    it. No run may go on meanwhile. Put the new number into the job as well, or leave output.shards out there.
+    """
+    from batchchat.cli.sharding import reshard_command
+
+    sys.exit(reshard_command(directory, shards, as_json=as_json))
+
+
 @cli.command(short_help="Remove old outputs that `run --fresh` set aside.")
 @_output_argument
 @click.option("--yes", is_flag=True, help="Remove them without a question.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from batchchat.errors import UsageError
 
 if TYPE_CHECKING:
+    from batchchat.addresses import Address
     from batchchat.runner.control import Control
     from batchchat.workers import Message
 
@@ -65,6 +66,26 @@ def _checked(index: int, of: int, what: str) -> tuple[int, int]:
     if of < 1 or index >= of:
         raise UsageError(f"{what}: there is no share {index} of {of}: they count from 0", remedy=_EXAMPLE)
     return index, of
+
+
+def reshard_command(directory: Address, shards: int, *, as_json: bool) -> int:
+    """Move an output into another number of shards; return the exit code."""
+    from dataclasses import asdict
+
+    from batchchat.cli.running import print_json, results
+    from batchchat.format import plural
+    from batchchat.resharding import reshard_output
+
+    done = reshard_output(directory, shards)
+    if as_json:
+        print_json(asdict(done))
+        return 0
+    archived = f", and {plural(done.archived, 'record')} of its archive" if done.archived else ""
+    results().write_line(
+        f"{plural(done.records, 'record')}{archived}, moved from {plural(done.before, 'shard')} into {done.shards:,}; "
+        f"the old output is kept as {done.old}"
+    )
+    return 0
 
 
 def worker_command() -> int:

@@ -33,6 +33,7 @@ from batchchat.store.output import (
     read_state,
 )
 from batchchat.store.recovery import Recovery
+from batchchat.store.resharding import Resharded, reshard
 from batchchat.store.review_files import has_review_file, read_review_lines, write_review_lines
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
 from batchchat.store.sharded import ShardedStore
@@ -62,6 +63,7 @@ __all__ = [
     "OutputTail",
     "RecordIndex",
     "Recovery",
+    "Resharded",
     "Sealing",
     "SettledEntry",
     "ShardedStore",
@@ -94,6 +96,7 @@ __all__ = [
     "read_review_lines",
     "read_state",
     "remove_output",
+    "reshard",
     "running_outputs",
     "verify",
     "worst_code",
