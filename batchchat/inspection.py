@@ -29,7 +29,7 @@ from batchchat.records import Spend
 from batchchat.runner.questions import compile_questions
 from batchchat.runner.step_shares import STEP_COLUMNS, StepShares, count_steps
 from batchchat.runner.tally import StreamPace
-from batchchat.sources import as_seen, python_rows
+from batchchat.sources import SeenRows, python_rows
 from batchchat.store import Output, batches_folder, read_state
 from batchchat.template import RowTemplateError, Template
 from batchchat.views import BatchView, LastRun, RecordView, Running, StatusView
@@ -299,6 +299,7 @@ class Templates:
 
     def __init__(self, output: Output) -> None:
         self._output = output
+        self._seen = SeenRows(output.input_schema or pa.schema([]))
         self._compiled: dict[str, tuple[Template, Examples | None] | str] = {}
 
     def messages(
@@ -310,7 +311,7 @@ class Templates:
             return None, found
         template, examples = found
         try:
-            values = as_seen(self._output.input_schema or pa.schema([]), columns)
+            values = self._seen(columns)
             if examples is not None:
                 values[EXAMPLES] = examples.choose(values)
             shown = placeholders(template.image_columns, values)

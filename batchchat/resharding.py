@@ -12,7 +12,7 @@ from batchchat.identity import shard_of
 from batchchat.intake import read_key
 from batchchat.job.model import BATCH_FORMAT, BATCH_KEY
 from batchchat.runner.run import new_run_id
-from batchchat.sources import as_seen, python_rows
+from batchchat.sources import SeenRows, python_rows
 from batchchat.store import Resharded, batches_folder, read_state, reshard
 
 
@@ -33,7 +33,7 @@ def reshard_output(directory: Address, shards: int) -> Resharded:
             "so all are asked again.",
         )
     _refuse_beside_batches(directory)
-    schema = output.input_schema or pa.schema([])
+    seen = SeenRows(output.input_schema or pa.schema([]))
 
     def place_of(batch: pa.RecordBatch) -> Sequence[int]:
         if shards == 1:
@@ -43,7 +43,7 @@ def reshard_output(directory: Address, shards: int) -> Resharded:
             if text is None:
                 # A row whose key another one has had too is beside that one, which alone tells that it is repeated.
                 (values,) = python_rows(batch.slice(row, 1))
-                keys[row] = read_key(as_seen(schema, values), str(key))[0]
+                keys[row] = read_key(seen(values), str(key))[0]
         return [shard_of(text, shards) for text in keys]
 
     return reshard(directory, shards, place_of, run_id=new_run_id())

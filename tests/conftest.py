@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,11 @@ MOST_WORKERS = 8
 WORKERS_EACH = 2
 """Workers for each processor: tests wait more than they work. Measured over all of them: 350 s of processor time in
 1,080 s."""
+MEMORY = Path("/dev/shm")
+"""Where the tests' temporary folders are, if it is there: they synchronize thousands of files. Measured over 194 tests
+of runs and stores: 95 and 103 s instead of 111 and 166 s."""
+ROOM_BYTES = 4 * 2**30
+"""Free bytes that this needs. A whole run of the tests leaves 150 MB."""
 
 
 def pytest_configure() -> None:
@@ -23,6 +29,13 @@ def pytest_configure() -> None:
     # it imports anew: 1.3 s instead of 0.6 s for a start.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+    if "PYTEST_DEBUG_TEMPROOT" not in os.environ and _is_roomy(MEMORY):
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
+
+
+def _is_roomy(folder: Path) -> bool:
+    """Tell whether temporary folders of the tests fit into a folder with space to spare."""
+    return os.access(folder, os.W_OK | os.X_OK) and shutil.disk_usage(folder).free > ROOM_BYTES
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

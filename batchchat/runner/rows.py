@@ -33,6 +33,7 @@ _SHAPES_NO_REQUEST = (
         "deadline",
         "fallback",
         "cascade",
+        "constant",
         "cache",
         "dedupe",
         "file",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,24 @@ class LedOutput:
 
     @classmethod
     def open(
-        cls, output: Address, shards: Shards, *, run_id: str, job_name: str, snapshot: Mapping[str, Any], fresh: bool
+        cls,
+        output: Address,
+        shards: Shards,
+        *,
+        run_id: str,
+        job_name: str,
+        snapshot: Mapping[str, Any],
+        fresh: bool,
+        take_over: bool,
+        outage: float,
+        tell: Callable[[str], None],
     ) -> LedOutput:
-        """Hold an output, creating it if there is none. `fresh` sets an old one aside. Raises as `Store.open`."""
+        """Hold an output, creating it if there is none; the arguments are those of `Store.open`. Raises as it does."""
         location = location_of(output.absolute() if isinstance(output, Path) else output)
+        location.attend(outage, tell)
         renamed = set_aside_shards(location, run_id) if fresh else None
         begin_shards(location, shards.count, run_id=run_id, job_name=job_name)
-        hold = location.hold(run_id)
+        hold = location.hold(run_id, take_over=take_over)
         try:
             location.state.cut_torn_line(RUNS)
             State(location).save_job(run_id, dict(snapshot))
@@ -54,6 +65,10 @@ class LedOutput:
     def append_run(self, run: Mapping[str, Any]) -> None:
         """Add a line about an ended run, durably: it counts, and not the sum of what the workers left."""
         append_json(self.location.state, RUNS, dict(run))
+
+    def hurry(self) -> None:
+        """Wait no more for a place that is away."""
+        self.location.hurry()
 
     def close(self) -> None:
         """Let go of the output."""

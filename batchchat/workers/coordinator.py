@@ -82,6 +82,9 @@ async def run_with_workers(
                 job_name=job.name,
                 snapshot=job.snapshot(),
                 fresh=options.fresh,
+                take_over=options.take_over,
+                outage=job.retry.outage,
+                tell=lambda message: listener(Event("output_away", message, "warning")),
             )
         )
         stack.push_async_callback(offload, output.close)

@@ -59,6 +59,7 @@ def options_order(options: RunOptions) -> dict[str, Any]:
         "seed": options.seed,
         "retry_failed": None if kinds is None else sorted(kind.value for kind in kinds),
         "prune": options.prune,
+        "take_over": options.take_over,
         "grace": options.grace,
         "command": options.command,
         "run_id": options.run_id,

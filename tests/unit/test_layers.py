@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,15 @@ def _modules() -> list[tuple[str, Path]]:
     return found
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    """Parse a file once for all tests."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _imports(path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: imports are absolute"
             names.add(node.module)
@@ -89,7 +96,7 @@ def test_only_the_command_line_prints() -> None:
     for room, path in _modules():
         if room == "cli":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(path)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"print", "input"}, f"{path} line {node.lineno}"
 
@@ -117,7 +124,7 @@ _OF_PATHS = _READS | _WRITES
 
 def _trees(*, inside: str = "") -> Iterator[tuple[str, ast.Module]]:
     for path in sorted((ROOT / inside).rglob("*.py")):
-        yield str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))
+        yield str(path.relative_to(ROOT)), _tree(path)
 
 
 def _touches_files(node: ast.AST) -> str | None:
@@ -192,7 +199,7 @@ def test_the_carriers_of_a_location_know_nothing_of_records() -> None:
 
 
 def _imports_of_store(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _tree(path)
     modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     return {name.removeprefix("batchchat.store.") for name in modules if name.startswith("batchchat.store.")}
 
