@@ -630,6 +630,12 @@ class Job(Section):
             **({"options": list(self._options)} if self._options else {}),
         }
 
+    def with_origin(self, *, options: tuple[str, ...], answer_model: tuple[str, Path] | None) -> Self:
+        """This job with the options of the command line that made it, and the model that its schema was made from."""
+        job = self.model_copy()
+        job._options, job._answer_model = options, answer_model  # noqa: SLF001 - of the copy that is made here
+        return job
+
     def in_suite(self, file: Path, options: tuple[str, ...] = ()) -> Self:
         """This job as one that a suite file makes, with options of the command line: its snapshot names both."""
         job = self.model_copy()
