@@ -193,6 +193,9 @@ class _Opening:
             part_seconds=job.output.part_seconds,
             currency=self._provider.currency,
             fresh=setting.options.fresh,
+            take_over=setting.options.take_over,
+            outage=job.retry.outage,
+            tell=lambda message: setting.listener(Event("output_away", message, "warning")),
             following=pass_of(self._prepared, self._reopens),
         )
         if store.known is not None:

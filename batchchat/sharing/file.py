@@ -117,8 +117,8 @@ class LimitFile:
                 since = None
             await anyio.sleep(_LOOK_S)
 
-    def close(self) -> None:
-        """Leave the limit. What is not given back now is found by the others."""
+    async def close(self) -> None:
+        """Leave the limit. If its lock cannot be had in time, the others find out."""
         # The lock on the own file is let go first: whoever looks from now on knows.
         os.close(self._own)
         for _ in range(50):
@@ -128,7 +128,7 @@ class LimitFile:
                     keeper.leave(self._me, anyio.current_time())
                     self._write(keeper)
                     break
-            time.sleep(_LOOK_S)
+            await anyio.sleep(_LOOK_S)
         with contextlib.suppress(OSError):
             (self._holders / self._me).unlink()
         os.close(self._file)

@@ -84,6 +84,7 @@ class Keeper:
         self._ceilings = Ceilings()
         self._turn = 0.0
         self._by_tokens = False
+        self._closed_until = -math.inf
         self._controller = Controller(
             Rate(None, advertised.requests_per_minute, lease_s),
             Rate(None, advertised.tokens_per_minute, lease_s),
@@ -119,9 +120,7 @@ class Keeper:
 
     def stand(self, now: float) -> None:
         """Grant nothing as long as permits of an earlier keeper may still be used, and for one unit's time more."""
-        controller = self._controller
-        for rate in (controller.requests, controller.tokens):
-            rate.schedule.stand(now, self.lease_s)
+        self._closed_until = now + self.lease_s
 
     def _apply_ceilings(self, now: float) -> None:
         """Keep the lowest of what the jobs set."""
@@ -141,6 +140,7 @@ class Keeper:
             if rate.ceiling != ceiling:
                 rate.ceiling = ceiling
                 rate.apply(now)
+                rate.schedule.stand(self._closed_until)
         if lowest.concurrency != self._ceilings.concurrency:
             controller.concurrency.limit(lowest.concurrency, lowest.concurrency or self._cap)
         self._ceilings = lowest
@@ -203,7 +203,7 @@ class Keeper:
             holder.served = max(holder.served, self._turn)
         others = [one for one in self.holders.values() if one is not holder and one.waits_until > now]
         for tokens, key in ask.wants:
-            delay = controller.wait(now, tokens)
+            delay = max(controller.wait(now, tokens), self._closed_until - now)
             if delay > 0.0:
                 wait = min(delay, _EVENT_S)
                 break

@@ -17,7 +17,7 @@ from batchchat.events import Pace
 from batchchat.limits import MAX_CONCURRENCY, Limiter, Permit
 from batchchat.limits.controller import Grant
 from batchchat.records import Verdict
-from batchchat.sharing.messages import Answer, Ask, Ceilings, Lent, Settled, Standing, key_of
+from batchchat.sharing.messages import Answer, Ask, AskAgain, Ceilings, Lent, Settled, Standing, key_of
 
 if TYPE_CHECKING:
     from batchchat.events import Listener
@@ -46,9 +46,9 @@ class Carrier(Protocol):
         """Begin to use the limit. Raises BatchchatError if that cannot be."""
 
     async def exchange(self, ask: Ask) -> Answer:
-        """Ask the keeper. Raises BatchchatError if it cannot be reached any more."""
+        """Ask the keeper. Raises AskAgain if that failed and may go now, BatchchatError if it is of no use any more."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Leave the limit."""
 
 
@@ -126,7 +126,8 @@ class SharedLimiter(Limiter):
         finally:
             self._users -= 1
             if not self._users:
-                self._carrier.close()
+                with anyio.CancelScope(shield=True):
+                    await self._carrier.close()
 
     async def _keep_asking(self) -> None:
         """Ask whenever there is something to say. One of those that entered does it, in the place of all."""
@@ -141,6 +142,8 @@ class SharedLimiter(Limiter):
                 self._urgent = False
                 try:
                     await self._ask()
+                except AskAgain:
+                    continue
                 except BatchchatError as error:
                     self.lost = error  # who watches the limiter ends the run; who waits for a permit goes on waiting
                     return

@@ -21,6 +21,10 @@ _MESSAGE_MAX = 200
 """Characters of a failure's message that are passed on: enough for a person to recognise it."""
 
 
+class AskAgain(Exception):
+    """The way to the keeper was lost and is there again: what was asked may have been heard or not."""
+
+
 class Ceilings(NamedTuple):
     """What a process's job sets. Of several processes the lowest of each holds; None is no limit."""
 

@@ -27,13 +27,13 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from batchchat.errors import UsageError
+from batchchat.errors import OutputLocked, UsageError
 from batchchat.store.location.disk import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
@@ -64,6 +64,8 @@ _LOOKS = 3
 
 class FolderLocation:
     """The location of an output in a folder, or of one shard of it: a shard has a state of its own."""
+
+    commit_s = live_s = 0.0
 
     def __init__(self, root: Path, shard: int | None = None) -> None:
         self.root = root
@@ -109,8 +111,20 @@ class FolderLocation:
         """Return the folder for requests in batches of a provider, and the log of them."""
         return self._state / "batches"
 
-    def hold(self, run_id: str) -> Lock:
+    def attend(self, seconds: float, tell: Callable[[str], None]) -> None:
+        """Do nothing: what a disk refuses is told at once."""
+
+    def hurry(self) -> None:
+        """Do nothing: there is no wait."""
+
+    def hold(self, run_id: str, *, take_over: bool = False) -> Lock:
         """Take the exclusive hold on the output. Raises OutputLocked, UsageError, StorageError."""
+        if take_over and (holder := self.holder()) is not None:
+            raise OutputLocked(
+                f"a run (pid {holder.get('pid')} on {holder.get('host')}) holds the output {self.root}, and the lock "
+                "of a folder cannot be taken over",
+                remedy="End that process: the lock goes with it. --take-over is for outputs on object storage.",
+            )
         return Lock(self.root, self._state, run_id)
 
     def holder(self) -> dict[str, Any] | None:
