@@ -58,8 +58,8 @@ class Link:
     async def request(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a message and return its answer.
 
-        Raises Reconnected if the connection was lost meanwhile and there is a new one, ProviderUnavailable if the broker
-        did not come back, UsageError if it refuses this process.
+        Raises Reconnected if the connection was lost meanwhile and there is a new one, ProviderUnavailable if the
+        broker did not come back, UsageError if it refuses this process.
         """
         async with self._turn:
             lines, whole = self._lines, False

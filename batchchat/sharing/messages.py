@@ -1,8 +1,8 @@
 """What a process and the keeper of a shared limit say to each other.
 
-A `KeeperAsk` carries what the process wants and what it has learned since its last one. A `KeeperAnswer` carries the permits that
-are granted, how long it is until another ask can bring more, and how the limit stands. Both are plain values: the file
-carrier hands them over as they are, the broker writes them as JSON.
+A `KeeperAsk` carries what the process wants and what it has learned since its last one. A `KeeperAnswer` carries the
+permits that are granted, how long it is until another ask can bring more, and how the limit stands. Both are plain
+values: the file carrier hands them over as they are, the broker writes them as JSON.
 """
 
 from __future__ import annotations
