@@ -109,7 +109,7 @@ class FaultProxy:
 def _message(source: object, *, body: bool = True) -> bytes | None:
     """Read a request or an answer, with a body of a told length or in chunks."""
     read = source.readline  # type: ignore[attr-defined]
-    head = b""
+    head: bytes = b""
     while not head.endswith(b"\r\n\r\n"):
         line = read()
         if not line:
@@ -120,12 +120,13 @@ def _message(source: object, *, body: bool = True) -> bytes | None:
         return head
     if b"transfer-encoding: chunked" in low:
         while True:
-            size = read()
+            size: bytes = read()
             head += size + source.read(int(size.split(b";")[0], 16) + 2)  # type: ignore[attr-defined]
             if int(size.split(b";")[0], 16) == 0:
                 return head
     length = next((int(one.split(b":")[1]) for one in low.split(b"\r\n") if one.startswith(b"content-length:")), 0)
-    return head + source.read(length)  # type: ignore[attr-defined,no-any-return]
+    content: bytes = source.read(length)  # type: ignore[attr-defined]
+    return head + content
 
 
 @dataclass
