@@ -194,7 +194,7 @@ def test_a_move_that_is_killed_leaves_the_output_as_it_was(tmp_path: Path) -> No
     child = os.fork()
     if child == 0:
         try:
-            FolderLocation.carry_over = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+            FolderLocation.carry_over = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
             reshard_output(tmp_path / "out", 4)
         finally:
             os._exit(1)
