@@ -32,6 +32,7 @@ from batchchat.job.values import (
     Number,
     Section,
     ShareOrCount,
+    Sharing,
     Size,
     Switch,
     Whole,
@@ -118,9 +119,14 @@ BATCH_KEY = "custom_id"
 
 
 class JobLimitFields(LimitFields):
-    """The limits of a job. `max_failed` stops a run at so many failed rows, or at a share of them such as `10%`."""
+    """The limits of a job.
+
+    `max_failed` stops a run at so many failed rows, or at a share of them such as `10%`. `shared` says that other
+    processes use the same limits: those of this machine (`true`), or all that ask one broker (its address).
+    """
 
     max_failed: ShareOrCount | None = None
+    shared: Sharing = False
 
 
 class Longer(Section):

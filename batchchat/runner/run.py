@@ -295,6 +295,7 @@ class _Opening:
             rng=setting.rng,
             transport=setting.transport,
             limiters=setting.limiters,
+            environ=setting.environ,
         )
         return await registry.open(keys, demo_url=self._started_at, limiter=setting.limiter)
 

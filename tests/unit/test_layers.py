@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"credentials", "events", "providers", "identity", "images", "structured"}),
     frozenset({"cascade", "money"}),
     frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
-    frozenset({"cache", "store", "client", "acceptance", "examples"}),
+    frozenset({"cache", "store", "client", "acceptance", "examples", "sharing"}),
     frozenset({"endpoints"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),

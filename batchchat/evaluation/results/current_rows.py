@@ -122,6 +122,10 @@ class CurrentRows:
         """Return the values of a kept column as texts, null for null."""
         return pa.array([None if value is None else text_of(value) for value in self._columns[column]], pa.string())
 
+    def values(self, column: str) -> list[Any]:
+        """Return the values of a kept column, row by row."""
+        return self._columns[column]
+
     def take(self, numbers: Sequence[int], columns: frozenset[str] | None) -> Lists | list[dict[str, Any]]:
         """What is kept of these rows: the columns named, or whole rows where that is None."""
         if columns is None:
