@@ -70,6 +70,8 @@ class TaskWorker:
 class TaskLauncher:
     """Starts workers as tasks. `workers` are all that were started, in order."""
 
+    host = None
+
     def __init__(self, group: TaskGroup, run: Callable[..., Awaitable[RunSummary]]) -> None:
         self.workers: list[TaskWorker] = []
         self._group = group

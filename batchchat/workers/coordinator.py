@@ -96,7 +96,7 @@ async def run_with_workers(
             listener(Event("set_aside", message, "info", {"path": output.renamed}))
         tell_interrupted(await offload(output.killed_run), listener)
         demo_url = await _start_demo(stack, offload) if needs_demo(job) else None
-        limits = await stack.enter_async_context(share_limits(job, workers))
+        limits = await stack.enter_async_context(share_limits(job, launcher.host))
         order = {
             "do": "begin",
             **job_order(job),

@@ -206,8 +206,9 @@ class Team:
         self, *, requests_per_minute: float | None, tokens_per_minute: float | None, concurrency: int | None
     ) -> None:
         """Take other ceilings over all workers."""
-        told = self._led.limits.retune(Ceilings(requests_per_minute, tokens_per_minute, concurrency))
-        self._tell_all({"do": "retune", "ceilings": asdict(told)})
+        # The lowest ceiling of all workers holds, so that each must have the new ones.
+        ceilings = self._led.limits.ceilings = Ceilings(requests_per_minute, tokens_per_minute, concurrency)
+        self._tell_all({"do": "retune", "ceilings": asdict(ceilings)})
 
     # ---- the workers ------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from batchchat.errors import BatchchatError
 from batchchat.events import Event, RunSummary, Snapshot
-from batchchat.job import Job
 from batchchat.records import Record
 from batchchat.runner.control import Ceilings, Control
 from batchchat.runner.options import RunOptions
@@ -170,17 +169,16 @@ class _Worker:
                 shards = await self.claims.receive()
                 if shards is None:
                     return
-                await self._run_shards(job, replace(options, shards=shards), limits)
+                await self._run_shards(replace(options, shards=shards), limits)
 
-    async def _run_shards(self, job: Job, options: RunOptions, limits: Connected) -> None:
+    async def _run_shards(self, options: RunOptions, limits: Connected) -> None:
         shards = list(options.shards or ())
         try:
             summary = await self._run_job(
-                job,
+                limits.job,
                 options=options,
-                limiter=limits.limiter,
-                limiters=limits.limiters,
                 budget=limits.budget,
+                **({} if limits.environ is None else {"environ": limits.environ}),
                 listener=self._tell,
                 on_snapshot=self._show,
                 on_record=self._outbox.put_answer if self._order.get("answers") else None,
