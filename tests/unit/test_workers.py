@@ -210,3 +210,46 @@ def test_claims_give_every_shard_once_and_again_after_a_death() -> None:
     assert sorted(taken) == list(range(64))
     assert (claims.left, claims.given_up) == (False, [])
     assert Claims((3, 5), 4).take("1") == (3,)
+
+
+def test_the_budget_and_the_limits_hold_over_all_workers(tmp_path: Path) -> None:
+    under_way = most = 0
+
+    async def handler(_request: httpx.Request) -> httpx.Response:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await anyio.sleep(1.0)
+        under_way -= 1
+        return answer()
+
+    provider = Provider(handler)
+    fields = {"limits": {"concurrency": 6}, "budget": {"max_requests": 25}}
+    played = play(job_of_shards(tmp_path, **fields), 3, provider)
+    summary = played.summary
+    assert (summary.exit_code, len(provider.times), summary.ok, summary.open) == (4, 25, 25, ROWS - 25)
+    assert "max_requests" in str(summary.reason)
+    assert summary.budget is not None
+    assert summary.budget.requests == 25
+    assert most == 6
+    again = play(job_of_shards(tmp_path, budget={"max_requests": 100}), 2, provider)
+    assert (again.summary.exit_code, again.summary.ok, len(provider.times)) == (0, ROWS, ROWS)
+
+
+def test_a_budget_whose_price_is_not_known_is_refused_before_a_worker_starts(tmp_path: Path) -> None:
+    job = job_of_shards(tmp_path, budget={"max_cost": 5}, provider={"base_url": "http://test.invalid/v1"})
+    with pytest.raises(UsageError, match="price of the model is not known"):
+        play(job, 2, provider_of())
+
+
+def test_settings_of_a_running_run_reach_all_workers(tmp_path: Path) -> None:
+    control = Control()
+
+    def during(_played: Played, snapshot: Snapshot) -> None:
+        if snapshot.ok >= 8 and not control.settings:
+            control.set({"limits.concurrency": 2, "budget.max_requests": 30}, by="me")
+
+    job = job_of_shards(tmp_path, limits={"concurrency": 8}, budget={"max_requests": 1_000})
+    played = play(job, 2, provider_of(), control=control, during=during)
+    assert (played.summary.exit_code, len(played.provider.times)) == (4, 30)
+    assert min(snapshot.sending for snapshot in played.snapshots if snapshot.ok > 20) <= 2
