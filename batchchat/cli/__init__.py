@@ -17,6 +17,7 @@ import click
 
 import batchchat
 from batchchat.addresses import address_of
+from batchchat.cli.spared_imports import spare_imports
 
 _EXIT_CODES = """\b
 Exit codes: 0 every row has a completion · 1 some rows failed · 2 bad usage,
@@ -92,12 +93,10 @@ def _start_fast() -> None:
     """Spare this process work at its start that no command needs.
 
     Modules make hundreds of thousands of objects that stay, and the collector of cycles would look at them again and
-    again. And httpx brings a command line of its own, with rich and pygments, which it does without if that cannot be
-    imported: importing them was a tenth of the start.
+    again.
     """
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 20, 20)
-    # None tells the import system that there is no such module. This process is ours: nobody else imports httpx here.
-    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    spare_imports()
 
 
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
