@@ -65,7 +65,8 @@ class PassCounts:
     """What the rows of a pass came to.
 
     Each row is counted once in `rows`, and each of its samples once in `samples` and once in one of the others. Where a
-    job asks each row once, these are counts of rows.
+    job asks each row once, these are counts of rows. Rows of shards that another run takes are counted in `elsewhere`
+    alone.
     """
 
     rows: int = 0
@@ -78,6 +79,7 @@ class PassCounts:
     archived: int = 0
     invalid: int = 0
     skipped: int = 0
+    elsewhere: int = 0
 
     @property
     def to_send(self) -> int:
@@ -185,9 +187,13 @@ class Intake:
         """
         takes = self._selection.takes if not self._selection.whole else None
         found, rows = Sorted(), 0
+        shards = batch.shards
         for offset in range(len(batch.values)):
             # Its records are final, and counted by `pass_over`.
             if known is not None and not known.look[offset]:
+                continue
+            if shards is not None and shards[offset] < 0:
+                self.counts.elsewhere += 1
                 continue
             if takes is None or takes(batch.first_index + offset):
                 row = self._open(batch, offset, found, known)

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.sources.chunk import Limits, TableDialect
-from batchchat.sources.columns import as_seen
+from batchchat.sources.columns import SeenRows
 from batchchat.sources.files import STDIN, Found, InputFile, Stamp, find_files, reads_file, text_encoding
 from batchchat.sources.memory import GivenRows, MemorySource, check_rows
 from batchchat.sources.parquet import python_rows
@@ -25,9 +25,9 @@ from batchchat.sources.source import CsvSource, JsonlSource, ParquetSource, Sour
 __all__ = [
     "STDIN",
     "GivenRows",
+    "SeenRows",
     "Source",
     "Stamp",
-    "as_seen",
     "check_rows",
     "open_rows",
     "open_source",

@@ -151,6 +151,10 @@ class Source(ABC):
                     held += 1
         return held
 
+    def ends_at(self, place: Place | None) -> bool:
+        """Tell whether there are no rows behind a place that still holds."""
+        return place is not None and place.ended and place.file == len(self._inputs) - 1
+
     def folder_of(self, name: str) -> Path:
         """The folder in which the file of this name lies; for standard input the current one."""
         return self._folders.get(name) or Path.cwd()
