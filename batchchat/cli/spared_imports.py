@@ -36,8 +36,10 @@ class _PandasOnlyForOthers:
 def _importer() -> str:
     """Return the name of the module that imports something now."""
     frame = sys._getframe(2)  # noqa: SLF001 - `inspect` would be another import
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
-        ("importlib", "_frozen_importlib")
-    ):
-        frame = frame.f_back
+    while (back := frame.f_back) is not None and _name(frame).startswith(("importlib", "_frozen_importlib")):
+        frame = back
+    return _name(frame)
+
+
+def _name(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", ""))
