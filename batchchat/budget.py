@@ -212,7 +212,7 @@ class Budget:
             self._waiters[0].event.set()
 
     def _fits(self, tokens: int, money: int) -> bool:
-        """Whether the request fits beside what is spent and what is under way."""
+        """Return whether the request fits beside what is spent and what is under way."""
         return (
             (self.max_requests is None or self._requests + self._held_requests + 1 <= self.max_requests)
             and (self.max_tokens is None or self._tokens + self._held_tokens + tokens <= self.max_tokens)
@@ -223,7 +223,7 @@ class Budget:
         return f"{_digits(money / UNITS)} {self.currency}"
 
     def _used_up(self, tokens: int, money: int) -> StoppedEarly | None:
-        """Why a request does not fit even with nothing under way; None where it does."""
+        """Return why a request does not fit even with nothing under way; None where it does."""
         if self.max_requests is not None and self._requests + 1 > self.max_requests:
             message = f"budget.max_requests of {self.max_requests:,} is used up: that many requests were sent"
             return StoppedEarly(message, remedy=_REMEDY)

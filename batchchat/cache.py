@@ -267,7 +267,7 @@ _TEXTS = ("text", "finish_reason", "model", "request_id", "reasoning", "system_f
 
 
 def _encode(answer: Completion) -> bytes | None:
-    """An answer as JSON; None where JSON has no form for it."""
+    """Return an answer as JSON; None where JSON has no form for it."""
     value = {
         "text": answer.text,
         "finish_reason": answer.finish_reason,

@@ -106,7 +106,7 @@ _Command = Callable[..., Any]
 
 
 def _job_options(command: _Command, noun: str = "job", *, several: bool = False) -> _Command:
-    """The options that `run` and `plan` share, and those of a suite. `run` takes `several` jobs."""
+    """Return the options that `run` and `plan` share, and those of a suite. `run` takes `several` jobs."""
     stdin = "; - is standard input" if noun == "job" else ""
     file = click.Path(path_type=Path)
     options = [
@@ -153,7 +153,7 @@ def _suite_options(command: _Command) -> _Command:
 
 
 def _until_options(command: _Command) -> _Command:
-    """What makes an evaluation stop before all rows are asked. Each option is a field of the suite, too."""
+    """Return what makes an evaluation stop before all rows are asked. Each option is a field of the suite, too."""
     options = [
         click.option("--until", type=click.Choice(["settled"]), help="Ask rows in random parts until nothing is open."),
         click.option("--margin", type=float, metavar="D", help="With --until: the difference that does not matter."),
@@ -166,7 +166,7 @@ def _until_options(command: _Command) -> _Command:
 
 
 def _gate_options(command: _Command) -> _Command:
-    """What makes an evaluation end with exit code 5, and tells a continuous integration system why."""
+    """Return what makes an evaluation end with exit code 5, and tells a continuous integration system why."""
     options = [
         click.option(
             "--fail-under",
@@ -749,5 +749,5 @@ def _job_arguments(options: dict[str, Any]) -> Any:
 
 
 def _command_line() -> str:
-    """The command as the person typed it, to be shown again as the way to go on."""
+    """Return the command as the person typed it, to be shown again as the way to go on."""
     return shlex.join(["batchchat", *(argument for argument in sys.argv[1:] if argument != "--fresh")])

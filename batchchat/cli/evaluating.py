@@ -220,7 +220,7 @@ class Gates:
         return found
 
     def exit_code(self, code: int, passed: Sequence[GateResult]) -> int:
-        """The run's code, or 5 where it ended but a gate does not hold."""
+        """Return the run's code, or 5 where it ended but a gate does not hold."""
         return GATE_FAILED if code in {0, 1} and not all(result.passed for result in passed) else code
 
 
@@ -231,7 +231,7 @@ def _json(
     passed: Sequence[GateResult],
     done: Evaluation | None,
 ) -> dict[str, Any]:
-    """What `--json` prints: the content of summary.json, and how the command ended."""
+    """Return what `--json` prints: the content of summary.json, and how the command ended."""
     from batchchat.cli.json_output import as_json
 
     found: dict[str, Any] = {} if summary is None else as_json(summary.as_json())

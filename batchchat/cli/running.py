@@ -91,12 +91,12 @@ def _hold_standard_streams() -> None:
 
 
 def errors() -> Terminal:
-    """Standard error."""
+    """Return standard error."""
     return Terminal(sys.stderr)
 
 
 def results() -> Terminal:
-    """Standard output."""
+    """Return standard output."""
     return Terminal(sys.stdout)
 
 
@@ -179,7 +179,7 @@ def collect_seldom() -> None:
 
 
 def event_loop_options() -> dict[str, Any]:
-    """anyio's options for the fastest event loop there is."""
+    """Return anyio's options for the fastest event loop there is."""
     try:
         import uvloop  # noqa: F401 - only to see whether it is there
     except ImportError:
@@ -188,7 +188,7 @@ def event_loop_options() -> dict[str, Any]:
 
 
 def log_listener(log_format: str, *, verbose: bool, quiet: bool) -> LogListener:
-    """What writes log lines to standard error, as the options say."""
+    """Return what writes log lines to standard error, as the options say."""
     level: Level = "debug" if verbose else "warning" if quiet else "info"
     return LogListener(errors(), level=level, format="json" if log_format == "json" else "text")
 
@@ -444,7 +444,7 @@ def _write_page(target: Path, summary: RunSummary, log: LogListener) -> None:
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error inside a task group's wrapping."""
+    """Return the one error inside a task group's wrapping."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]

@@ -233,7 +233,7 @@ class ChatClient:
         return reply
 
     async def _answer(self, body: bytes, reader: StreamReader | None) -> tuple[int, dict[bytes, bytes], bytes]:
-        """One exchange over a transport that knows httpx's own seam only."""
+        """Make one exchange over a transport that knows httpx's own seam only."""
         extensions = dict(self._extensions)
         if reader is not None:
             extensions["trace"] = partial(_tell_sent, reader)
@@ -275,7 +275,7 @@ async def _tell_sent(reader: StreamReader, event: str, _details: object) -> None
 
 
 def _address(provider: Provider) -> httpx.URL:
-    """The address of the provider's chat completions: `extra_query` goes over a query that the base URL has."""
+    """Return the address of the provider's chat completions: `extra_query` goes over a query that the base URL has."""
     if provider.base_url is None:
         raise ValueError(f"{provider.name} has no base_url")
     base = httpx.URL(provider.base_url)
@@ -315,7 +315,7 @@ def _key_refused(reply: Reply) -> bool:
 
 
 async def _read_bounded(response: httpx.Response, reader: StreamReader | None = None) -> bytes:
-    """The whole body, decoded. Bounded while it is decoded, so that little data cannot unpack to much.
+    """Return the whole body, decoded. Bounded while it is decoded, so that little data cannot unpack to much.
 
     With a `reader` it goes there, and ends where the reader is done.
     """

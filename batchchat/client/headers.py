@@ -53,7 +53,7 @@ def parse_seconds(text: bytes) -> float | None:
 
 
 def _parse_number(text: bytes) -> float | None:
-    """A plain number, finite and not negative; Python's own spellings (`1_0`, `nan`) are none."""
+    """Return a plain number, finite and not negative; Python's own spellings (`1_0`, `nan`) are none."""
     if not _NUMBER.fullmatch(text.strip()):
         return None
     number = float(text)
@@ -61,7 +61,7 @@ def _parse_number(text: bytes) -> float | None:
 
 
 def parse_retry_after(headers: Headers, now: float) -> float | None:
-    """The wait that the server asks for: `retry-after-ms`, else `retry-after` in seconds or as an HTTP date.
+    """Return the wait that the server asks for: `retry-after-ms`, else `retry-after` in seconds or as an HTTP date.
 
     `now` is seconds since the epoch, for the date form (RFC 9110, 10.2.3). Not bounded here.
     """

@@ -85,7 +85,7 @@ class EventParser:
         return events + self._take([b""])
 
     def _without_mark(self, piece: bytes) -> bytes:
-        """The stream's beginning without a byte order mark, once enough of it is there to tell."""
+        """Return the stream's beginning without a byte order mark, once enough of it is there to tell."""
         opening = (self._opening or b"") + piece
         if len(opening) < len(_BOM) and _BOM.startswith(opening):
             self._opening = opening

@@ -259,7 +259,7 @@ class Demo:
         )
 
     def _latency(self, exchange: _Exchange, completion: WireCompletion, fault: str | None) -> float:
-        """Seconds from request to complete answer: median, jitter of the body, longer for a longer answer."""
+        """Return the seconds from request to whole answer: median, jitter of the body, more for a longer answer."""
         if self.options.latency_s == 0:
             return 0.0
         return self.options.latency_s * self._jitter(exchange, fault) * (1 + completion.completion_tokens / 100)
@@ -271,7 +271,7 @@ class Demo:
     def _stream_times(
         self, exchange: _Exchange, completion: WireCompletion, fault: str | None, latency: float
     ) -> tuple[float, float]:
-        """Seconds to the first token of a streamed answer, and from there to its end."""
+        """Return the seconds to the first token of a streamed answer, and from there to its end."""
         first, rest = latency * _FIRST_TOKEN_SHARE, latency * (1 - _FIRST_TOKEN_SHARE)
         if self.options.ttft_s is not None:
             first = self.options.ttft_s * self._jitter(exchange, fault)
@@ -408,7 +408,7 @@ async def _abort(scope: Scope, receive: Receive) -> None:
 
 
 def _cut_at(fault: str | None, events: int, *, include_usage: bool) -> int:
-    """How many events of a stream are sent: half of them, all but usage and `[DONE]`, or all."""
+    """Return how many events of a stream are sent: half of them, all but usage and `[DONE]`, or all."""
     if fault in {"truncated_json", "drop_body", "stream_error"}:
         return events // 2
     return events - 1 - include_usage if fault == "stream_cut" else events

@@ -291,7 +291,7 @@ def _cell(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Values that JSON lacks: bytes as base64, everything else (decimals, durations) as its text."""
+    """Write a value that JSON lacks: bytes as base64, everything else (decimals, durations) as its text."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, datetime):

@@ -35,7 +35,7 @@ Row = Mapping[str, Any]
 
 
 def errors_file(target: Path) -> Path:
-    """The file of the errors that belongs to an output file: `results.jsonl` → `results.errors.jsonl`."""
+    """Return the file of the errors that belongs to an output file: `results.jsonl` → `results.errors.jsonl`."""
     return target.with_name(f"{target.stem}.errors{target.suffix}")
 
 
@@ -48,7 +48,7 @@ def write_batch_lines(output: IO[bytes], errors: IO[bytes], batch: pa.RecordBatc
 
 
 def line(row: Row) -> dict[str, Any]:
-    """A record as the line of a batch's output or errors. Its `custom_id` is the row's key, where it has one."""
+    """Return a record as the line of a batch's output or errors. Its `custom_id` is the row's key, where it has one."""
     custom_id, status = row["custom_id"], row["http_status"]
     made = {"id": f"batch_req_{custom_id}", "custom_id": custom_id if row["key"] is None else row["key"]}
     if row["status"] == "ok":

@@ -132,7 +132,7 @@ def _column_warnings(column: ParsedColumn) -> list[str]:
 
 
 def _comes_back(root: Mapping[str, Any], schema: Any) -> bool:
-    """Whether a reference leads to a schema that holds the reference itself, at any remove."""
+    """Return whether a reference leads to a schema that holds the reference itself, at any remove."""
     if not isinstance(schema, Mapping) or not isinstance(schema.get("$ref"), str):
         return False
     seen: set[int] = set()

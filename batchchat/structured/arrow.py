@@ -100,7 +100,7 @@ class _Derivation:
             self._open.pop()
 
     def _combined(self, schema: Schema, place: SchemaPlace) -> _Shape | None:
-        """What holds together: a schema's own keywords, its reference, its `allOf`, one of its `anyOf`, `oneOf`."""
+        """Return what holds for all parts: own keywords, reference, `allOf`, and one of `anyOf` and `oneOf`."""
         shapes = [self._own(schema, place)]
         if isinstance(schema.get("$ref"), str):
             shapes.append(self._known(resolve(self._root, schema["$ref"]), (*place, "$ref")))
@@ -162,7 +162,7 @@ class _Derivation:
 
 
 def _types(schema: Schema) -> frozenset[str] | None:
-    """The JSON types that a schema's own keywords leave; None where they say nothing."""
+    """Return the JSON types that a schema's own keywords leave; None where they say nothing."""
     if "type" in schema:
         named = schema["type"]
         return frozenset([named] if isinstance(named, str) else named)
@@ -213,7 +213,7 @@ def _struct_of(fields: Sequence[pa.Field], place: SchemaPlace) -> _Shape:
 
 
 def _union(branches: Sequence[_Shape | None]) -> _Shape | None:
-    """The shape of a value that has one of several forms; null beside one form changes nothing."""
+    """Return the shape of a value that has one of several forms; null beside one form changes nothing."""
     if all(branch is None for branch in branches):
         return None
     some = [branch for branch in branches if branch is None or not branch.null]
@@ -231,7 +231,7 @@ def _union(branches: Sequence[_Shape | None]) -> _Shape | None:
 
 
 def _intersection(shapes: Sequence[_Shape], place: SchemaPlace) -> _Shape | None:
-    """The shape of a value that has all of several forms at once."""
+    """Return the shape of a value that has all of several forms at once."""
     typed = [shape for shape in shapes if not shape.null]
     if not typed:
         return shapes[0] if shapes else None
@@ -450,7 +450,7 @@ def _type_name(field: pa.Field) -> str:
 
 
 def type_change_message(old: pa.Field, new: pa.Field) -> str | None:
-    """The message for a schema that changes the type of `parsed`; None where the type stays."""
+    """Return the message for a schema that changes the type of `parsed`; None where the type stays."""
     changes = type_changes(old, new)
     if not changes:
         return None

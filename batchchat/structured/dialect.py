@@ -103,7 +103,7 @@ def subschemas(root: Schema) -> Iterator[tuple[SchemaPlace, Any]]:
 
 
 def resolve(root: Schema, reference: str) -> Any:
-    """The schema that a local reference (`#`, `#/…`, `#anchor`) names; None where it names nothing."""
+    """Return the schema that a local reference (`#`, `#/…`, `#anchor`) names; None where it names nothing."""
     fragment = unquote(reference.removeprefix("#"))
     # A plain name, which some schema in it has as `$anchor`.
     if fragment and not fragment.startswith("/"):
@@ -122,7 +122,7 @@ def resolve(root: Schema, reference: str) -> Any:
 
 
 def nearest_keyword(word: str) -> str | None:
-    """The keyword that a word was probably meant to be."""
+    """Return the keyword that a word was probably meant to be."""
     near = difflib.get_close_matches(word, KEYWORDS, n=1, cutoff=0.8)
     return near[0] if near else None
 

@@ -77,7 +77,7 @@ def _deeper(value: Any, depth: int) -> bool:
 
 
 def fenced(text: str) -> Iterator[Any | NotJSON]:
-    """The JSON values that stand alone in code fences, in order; NotJSON for one that is not taken.
+    """Yield the JSON values that stand alone in code fences, in order; NotJSON for one that is not taken.
 
     A fence inside a JSON string does not end it. The last fence may lack its end.
     """
@@ -101,7 +101,7 @@ def fenced(text: str) -> Iterator[Any | NotJSON]:
 
 
 def embedded(text: str) -> Iterator[Any | NotJSON]:
-    """The outermost JSON objects and arrays between other text, in order; NotJSON for one that is not taken.
+    """Yield the outermost JSON objects and arrays between other text, in order; NotJSON for one that is not taken.
 
     A bracket that does not open JSON is prose. An object that is begun and then broken or cut off ends the search:
     a piece of an answer is not the answer.

@@ -133,7 +133,7 @@ def load_schema(
 
 
 def is_strict(schema: Mapping[str, Any]) -> bool:
-    """Whether a schema has the form that OpenAI's API takes with `strict: true`; it refuses others with it.
+    """Return whether a schema has the form that OpenAI's API takes with `strict: true`; it refuses others with it.
 
     The root is an object, each object is closed and requires all its properties, and no keyword stands in it that
     generation under a grammar does not know (OpenAI's guide to structured outputs).

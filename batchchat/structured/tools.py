@@ -31,14 +31,14 @@ class Tools:
     only: str | None = None
 
     def check_calls(self, calls: Sequence[Mapping[str, str | None]] | None) -> tuple[tuple[str, ...], ...]:
-        """The errors of each call (`{id, name, arguments}`), in order; an empty tuple for a call that is valid.
+        """Return the errors of each call (`{id, name, arguments}`), in order; an empty tuple for a call that is valid.
 
         Arguments are read strictly: they are JSON by themselves, not text with JSON in it.
         """
         return tuple(self._check(call) for call in calls or ())
 
     def missing_call(self, calls: Sequence[Mapping[str, str | None]] | None) -> str | None:
-        """What is wrong with an answer that calls no tool; None where it calls one or need not."""
+        """Return what is wrong with an answer that calls no tool; None where it calls one or need not."""
         if calls or not self.must_call:
             return None
         return f"the answer does not call {self.only!r}" if self.only else "the answer calls no tool"

@@ -129,7 +129,7 @@ class Template:
         return self.uses_row or not self.names.isdisjoint(columns)
 
     def constant(self, name: str) -> tuple[bool, Any]:
-        """Whether a param is the same for every row, and then its value (None where it is not sent)."""
+        """Return whether a param is the same for every row, and then its value (None where it is not sent)."""
         return self._params.constant(name)
 
 

@@ -127,7 +127,7 @@ def _compile(environment: Environment, parsed: nodes.Template, place: str) -> tu
 
 
 def single_expression(parsed: nodes.Template) -> nodes.Expr | None:
-    """The expression of a template that is one `{{ expression }}` and nothing else."""
+    """Return the expression of a template that is one `{{ expression }}` and nothing else."""
     if len(parsed.body) == 1 and isinstance(parsed.body[0], nodes.Output) and len(parsed.body[0].nodes) == 1:
         node = parsed.body[0].nodes[0]
         return None if isinstance(node, nodes.TemplateData) else node

@@ -294,7 +294,7 @@ def _weigh(value: Any) -> int:
 
 
 def _in_content(place: str) -> bool:
-    """Whether a place is that of a part: `messages.0.content.1`."""
+    """Return whether a place is that of a part: `messages.0.content.1`."""
     return _PART.fullmatch(place) is not None
 
 
@@ -392,7 +392,7 @@ class Messages:
 
     @staticmethod
     def _checkable(item: Any) -> Any:
-        """A message whose role is a template is checked for each row, when it is known."""
+        """Return a message as it can be checked now: a role that is a template is checked later, for each row."""
         role = item.get("role") if isinstance(item, Mapping) else None
         return {**item, "role": "user"} if isinstance(role, str) and "{" in role else item
 

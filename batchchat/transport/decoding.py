@@ -87,7 +87,7 @@ class BodyDecoder:
 
 
 def decoder_for(coding: bytes) -> BodyDecoder | None:
-    """The decoder for a `Content-Encoding` value, None for `identity`.
+    """Return the decoder for a `Content-Encoding` value, None for `identity`.
 
     Raises `httpx.DecodingError` for a coding that was not asked for.
     """

@@ -17,7 +17,7 @@ _SIZE = _SENT[0] + _SENT[1].size
 
 
 def surely_undelivered(sock: socket.socket, written: int, *, peer_closed: bool) -> bool:
-    """Whether the end of what was written certainly never reached the peer.
+    """Return whether the end of what was written certainly never reached the peer.
 
     `written` is the number of bytes given to the connection since it was opened (for TLS, before encryption: fewer than
     went out, so that the answer errs towards False). Two facts are certain. Bytes that never left this machine were not

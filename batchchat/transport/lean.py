@@ -337,7 +337,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
     async def _open(
         self, origin: Origin, timeout: float | None, ends_at: float, *, fresh: bool = False
     ) -> tuple[Connection, bool]:
-        """A connection that came back meanwhile (True), or a new one (False); the latter always where `fresh`."""
+        """Return a connection that came back meanwhile (true), or a new one (false), which a `fresh` one always is."""
         # asyncio's own timeout, and one for both bounds: two of anyio's would be a quarter of what a connection costs.
         loop = self._loop = self._loop or asyncio.get_running_loop()
         try:
