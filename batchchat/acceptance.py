@@ -205,7 +205,7 @@ class Acceptance:
         return self._corrected(request, messages, problem, "the server cannot use the answer")
 
     def _review_calls(self, request: Request, completion: Completion, tools: Tools) -> Decision | None:
-        """Decide about an answer of tool calls; None where there are none and none are needed."""
+        """Decide about an answer of tool calls; None if there are none and none are needed."""
         from batchchat.structured import calls_correction, missing_call_correction
 
         calls = completion.tool_calls
@@ -278,7 +278,7 @@ def _made(request: Request) -> int:
 
 @lru_cache(maxsize=_TOOL_SETS)
 def _loaded_tools(tools: str, choice: str) -> Tools | None:
-    """Return the tools of one request; None where it has none, or such that nothing can be checked against them."""
+    """Return the tools of one request; None if it has none, or such that nothing can be checked against them."""
     from batchchat.structured import SchemaError, load_tools
 
     try:
@@ -369,7 +369,7 @@ def resume(
     The request is then as it was before that decision; its usage includes the answers', and the reply's own is None.
     `tariff` prices what an earlier version journaled, which has no cost.
 
-    Returns None where the request is to be asked as it is: the answers cannot be read, and it is unchanged, or the last
+    Returns None if the request is to be asked as it is: the answers cannot be read, and it is unchanged, or the last
     one sent it to another target.
     """
     try:

@@ -107,7 +107,7 @@ class Sorted:
     """What a slice of rows came to, without what is done.
 
     `reopened` are the requests that failed before, `nbytes` is the size of what was rendered. `custom_ids` has every
-    sample of every row, in order, also those that are done; `keys` the digest of each row's key where the job has one,
+    sample of every row, in order, also those that are done; `keys` the digest of each row's key if the job has one,
     or NO_KEY.
     """
 
@@ -139,7 +139,7 @@ class Intake:
     """Sorts the rows of one pass.
 
     `index` and `keys` tell what the output holds; both learn which rows this pass has seen. `reopens` says which
-    kinds of failed rows are tried again. `keys` is None where the job names no key. `samples` is how often each row is
+    kinds of failed rows are tried again. `keys` is None if the job names no key. `samples` is how often each row is
     asked. With `answer_ids` each request says whose answer would be its own.
     """
 
@@ -217,7 +217,7 @@ class Intake:
             yield found
 
     def _open(self, batch: RowBatch, offset: int, found: Sorted, known: KnownBatch | None) -> _Row | None:
-        """Count a row and find its key; None where it cannot be asked at all."""
+        """Count a row and find its key; None if it cannot be asked at all."""
         self.counts.rows += 1
         self.counts.samples += self.samples
         values = batch.values[offset]

@@ -68,7 +68,7 @@ class RetryDecision:
     """What to do after a failed attempt.
 
     Wait `delay_s` seconds without a permit before the next one. `counts` tells whether the attempt counts against the
-    policy. `reason` says why the row ends where the reply alone would have allowed another try.
+    policy. `reason` says why the row ends if the reply alone would have allowed another try.
     """
 
     action: RetryAction
@@ -161,7 +161,7 @@ def _spread(wait: float, rng: random.Random) -> float:
 
 
 def _retry_after(reply: Reply) -> float | None:
-    """Return the server's wait where it is one: negative, NaN, infinite or beyond belief is none."""
+    """Return the server's wait if it is one: negative, NaN, infinite or beyond belief is none."""
     wait = reply.retry_after
     return wait if wait is not None and 0.0 <= wait <= RETRY_AFTER_MAX_S else None
 

@@ -98,7 +98,7 @@ class JobArguments:
 
 
 def read_kinds(text: str | None) -> frozenset[ErrorKind] | None:
-    """Return the failure kinds that `--retry-failed` names; None where it is not given."""
+    """Return the failure kinds that `--retry-failed` names; None if it is not given."""
     from batchchat.job import failed_kinds
     from batchchat.records import ErrorKind
 

@@ -87,7 +87,7 @@ def eval_command(
 
 
 def _write_page(directory: Path, code: int) -> int:
-    """Write the page about a scored suite; return the code, or that for trouble with a file where it was 0."""
+    """Write the page about a scored suite; return the code, or that for trouble with a file if it was 0."""
     from batchchat.errors import BatchchatError, StorageError
     from batchchat.report import PAGE_NAME, write_suite_report
 
@@ -209,7 +209,7 @@ class Gates:
         self._output = suite.output
 
     def check(self, summary: SuiteSummary) -> list[GateResult]:
-        """Hold an evaluation against the gates, and write the JUnit file where one is wanted."""
+        """Hold an evaluation against the gates, and write the JUnit file if one is wanted."""
         from batchchat.evaluation.results.gates import check_gates, write_junit
 
         found = check_gates(self._gates, summary)
@@ -220,7 +220,7 @@ class Gates:
         return found
 
     def exit_code(self, code: int, passed: Sequence[GateResult]) -> int:
-        """Return the run's code, or 5 where it ended but a gate does not hold."""
+        """Return the run's code, or 5 if it ended but a gate does not hold."""
         return GATE_FAILED if code in {0, 1} and not all(result.passed for result in passed) else code
 
 

@@ -432,7 +432,7 @@ def _tell_end(summary: RunSummary, log: LogListener, *, quiet: bool, as_json: bo
 
 
 def _write_page(target: Path, summary: RunSummary, log: LogListener) -> None:
-    """Write the page about a run that has ended. Raises StorageError where that is not possible."""
+    """Write the page about a run that has ended. Raises StorageError if that is not possible."""
     from batchchat.events import Event
     from batchchat.report import write_run_report
 

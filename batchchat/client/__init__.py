@@ -120,7 +120,7 @@ class ChatClient:
     async def send(self, body: bytes, *, timeout: float | None = None, started: float | None = None) -> Reply:
         """Make one attempt. Ends within the request timeout, or `timeout` if sooner.
 
-        Whatever the server or the network does becomes a reply. Raises nothing but cancellation, and StorageError where
+        Whatever the server or the network does becomes a reply. Raises nothing but cancellation, and StorageError if
         this process may open no further file. `started` is `anyio.current_time()`, where the caller has just read it.
         """
         if started is None:
@@ -298,7 +298,7 @@ def _header_fields(provider: Provider, url: httpx.URL, user_agent: str, *, strea
 
 
 def _checked(fields: Mapping[str, tuple[str, str]]) -> httpx.Headers:
-    """Return header fields for the wire. An `httpx.Headers` never shows a key in `Authorization` where it is printed.
+    """Return header fields for the wire. An `httpx.Headers` never shows a key in `Authorization` when it is printed.
 
     Raises ValueError for what no request can carry. The message never holds a value, which may be the key.
     """
@@ -317,7 +317,7 @@ def _key_refused(reply: Reply) -> bool:
 async def _read_bounded(response: httpx.Response, reader: StreamReader | None = None) -> bytes:
     """Return the whole body, decoded. Bounded while it is decoded, so that little data cannot unpack to much.
 
-    With a `reader` it goes there, and ends where the reader is done.
+    With a `reader` it goes there, and ends once the reader is done.
     """
     decoder = decoder_for(response.headers.get("content-encoding", "").encode("latin-1"))
     stream = response.stream

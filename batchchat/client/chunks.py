@@ -79,7 +79,7 @@ class ChunkAssembler:
         return self._finish is not None or self._message is not None
 
     def take(self, event: ServerEvent) -> bool:
-        """Take the next event. True where it brought something that the model wrote."""
+        """Take the next event. True if it brought something that the model wrote."""
         if self.done:
             return False
         data = event.data
@@ -345,7 +345,7 @@ def _named(piece: dict[str, Any]) -> bool:
 
 
 def _load(data: bytes) -> Any:
-    """Parse JSON; None where it is none. Half of an emoji stays a half: the next chunk may bring the other."""
+    """Parse JSON; None if it is none. Half of an emoji stays a half: the next chunk may bring the other."""
     try:
         return orjson.loads(data)
     # orjson refuses halves of emoji and NaN, which Python's reader takes.

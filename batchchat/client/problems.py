@@ -23,7 +23,7 @@ READ_LIMIT: Final = 16_000
 """Characters of a body or a field that are searched. Chosen: error bodies are shorter, and a web page says nothing
 more behind them."""
 _OUTER_LIMIT: Final = 300
-"""How much of an outer message is kept where an inner one follows: the inner one is what matters."""
+"""How much of an outer message is kept if an inner one follows: the inner one is what matters."""
 _MAX_DEPTH: Final = 8
 _MAX_LEVELS: Final = 40
 """Levels that are read of one body, in depth and in all. Chosen: gateways nest three or four."""
@@ -336,7 +336,7 @@ def _sayings(value: dict[str, Any] | str) -> Iterator[str]:
     where = ".".join(str(part)[:80] for part in place[:20]) if isinstance(place, list) else ""
     for name in _SAYINGS:
         said = value.get(name)
-        # Some servers give a number where a text is due.
+        # Some servers give a number in the place of a text.
         if isinstance(said, int | float) and not isinstance(said, bool):
             said = str(said)
         if isinstance(said, str) and said.strip() and not _json_in(said)[1]:

@@ -20,7 +20,7 @@ _LINE_BYTES: Final = 40
 
 
 class ServerEvent(NamedTuple):
-    """One event: its type (empty where the stream names none) and its data lines, joined by LF."""
+    """One event: its type (empty if the stream names none) and its data lines, joined by LF."""
 
     type: bytes
     data: bytes

@@ -106,7 +106,7 @@ def tell_headers(reply: Reply, headers: Headers, *, now: float, mask: Mask = str
 
 
 def _load(body: bytes) -> Any:
-    """Parse JSON; None where it is none. Halves of emoji and NaN, which some servers write, do not cost the answer."""
+    """Parse JSON; None if it is none. Halves of emoji and NaN, which some servers write, do not cost the answer."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -473,7 +473,7 @@ def _true_status(outer: int, problem: Problem) -> int:
 
 
 def _judge_status(status: int, codes: str, message: str) -> tuple[Verdict, ErrorKind]:
-    """Return what an error's status means for the row, with its words where the status alone does not tell."""
+    """Return what an error's status means for the row, with its words if the status alone does not tell."""
     if status in _RATE:
         return _judge_rate(codes, message)
     # 451, unavailable for legal reasons: some providers answer so to an input that their law forbids.

@@ -40,7 +40,7 @@ def errors_file(target: Path) -> Path:
 
 
 def write_batch_lines(output: IO[bytes], errors: IO[bytes], batch: pa.RecordBatch) -> None:
-    """Write one line a record to the output, or to the errors where it failed."""
+    """Write one line a record to the output, or to the errors if it failed."""
     here = batch.select([name for name in COLUMNS if name in batch.schema.names])
     for row in python_rows(here):
         file = output if row["status"] == "ok" else errors

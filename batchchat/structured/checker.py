@@ -58,7 +58,7 @@ class _Part(NamedTuple):
 class Checker:
     """A schema, compiled once for many values. Threads may share it: it keeps compiled parts, and nothing of a value.
 
-    Raises SchemaError where it is no schema.
+    Raises SchemaError if it is no schema.
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ class Checker:
         self._shells: dict[SchemaPlace, jsonschema_rs.Validator | None] = {}
 
     def errors(self, value: Any) -> tuple[str, ...]:
-        """Say why a JSON value does not fit: at most `MAX_ERRORS` bounded texts, each with a path; none where it fits.
+        """Say why a JSON value does not fit: at most `MAX_ERRORS` bounded texts, each with a path; none if it fits.
 
         Takes time linear in the value to see whether it fits.
         """
@@ -84,7 +84,7 @@ class Checker:
         return tuple(messages)
 
     def fits(self, place: SchemaPlace, value: Any) -> bool:
-        """Return whether a value fits a part of the schema; True where that part cannot be told apart."""
+        """Return whether a value fits a part of the schema; True if that part cannot be told apart."""
         # Compiled only once an answer fails: most jobs never need it.
         if self._map is None:
             self._map = compile_map(self._root)

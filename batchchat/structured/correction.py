@@ -26,7 +26,7 @@ def answer_correction(
 ) -> list[Message]:
     """Return the messages that ask for a text answer again: the model's own answer, then what is wrong with it.
 
-    `schema` is repeated where the prompt does not already hold it. A long answer keeps its beginning and its end.
+    `schema` is repeated if the prompt does not already hold it. A long answer keeps its beginning and its end.
     `made` counts the corrections before this one: a model that repeats its answer is not asked the very same again.
     """
     wanted = "Answer again with one JSON value that is valid against the schema, and with no text around it."
@@ -72,7 +72,7 @@ def calls_correction(
 
 
 def missing_call_correction(text: str | None, problem: str, *, made: int = 0) -> list[Message]:
-    """Return the messages that ask for the call of a tool where there is none."""
+    """Return the messages that ask for the call of a tool if there is none."""
     answer = shorten(text, _MAX_ANSWER) if text and text.strip() else "(no answer)"
     listed = f"Your answer is {_not_valid(made)}:\n{_listed((problem,))}"
     asked = f"{listed}\n\nAnswer again with a call of a tool, not with text."

@@ -1,4 +1,4 @@
-"""Finding JSON in what a model wrote: strictly where the text is JSON, tolerantly in fences or between sentences.
+"""Finding JSON in what a model wrote: strictly if the text is JSON, tolerantly in fences or between sentences.
 
 Everything takes time linear in the text, whatever the text is.
 """
@@ -41,7 +41,7 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def parse(text: str) -> Any:
-    """Read a text that is one JSON value; NotJSON where it is none.
+    """Read a text that is one JSON value; NotJSON if it is none.
 
     Whole numbers keep all their digits. Refused are NaN and infinities, names given twice, lone surrogates, and nesting
     deeper than `MAX_DEPTH`. Two parsers read it: the first is strict, the second keeps digits and sees repeated names.

@@ -72,7 +72,7 @@ class ResponseSchema:
         return {"response_format": {"type": "json_object"}} if mode == "json_object" else {}
 
     def instructions(self, mode: Mode) -> str | None:
-        """Word what the prompt must say of the answer's form; None where `response_format` says it.
+        """Word what the prompt must say of the answer's form; None if `response_format` says it.
 
         It is plain text, not a template: braces in it are the schema's own.
         """

@@ -38,7 +38,7 @@ class Tools:
         return tuple(self._check(call) for call in calls or ())
 
     def missing_call(self, calls: Sequence[Mapping[str, str | None]] | None) -> str | None:
-        """Return what is wrong with an answer that calls no tool; None where it calls one or need not."""
+        """Return what is wrong with an answer that calls no tool; None if it calls one or need not."""
         if calls or not self.must_call:
             return None
         return f"the answer does not call {self.only!r}" if self.only else "the answer calls no tool"
@@ -103,7 +103,7 @@ def _load_tool(tool: object, place: SchemaPlace) -> tuple[str, Checker]:
         raise SchemaError(
             f"the tool {name!r} has no parameters, so its arguments could not be checked",
             place,
-            remedy="Describe them as {type: object, properties: {…}}; with no properties where there are none.",
+            remedy="Describe them as {type: object, properties: {…}}; with no properties if there are none.",
         )
     schema = as_json(parameters, place)
     if not isinstance(schema, dict) or schema.get("type") != "object":

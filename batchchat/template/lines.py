@@ -146,7 +146,7 @@ class LineParams:
 
 
 def model_of(values: Mapping[str, Any]) -> str | None:
-    """Return the model that a line names, None where it names none."""
+    """Return the model that a line names, None if it names none."""
     body = values.get("body")
     model = body.get("model") if isinstance(body, dict) else None
     return model if isinstance(model, str) and model else None
@@ -159,7 +159,7 @@ def _is_chat(url: Any) -> bool:
 
 
 def _body(values: Values) -> dict[str, Any]:
-    """Return a line's body. RowTemplateError where the line is none of a chat completion."""
+    """Return a line's body. RowTemplateError if the line is none of a chat completion."""
     method, url, body = values.get("method"), values.get("url"), values.get("body")
     if method is not None and not (isinstance(method, str) and method.strip().upper() == METHOD):
         raise _bad(f"method must be {METHOD}, or left out{_not(method)}")

@@ -211,7 +211,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def check_message(item: Any) -> dict[str, Any]:
-    """Return a message without its null fields; ValueError where it is none that a server would take."""
+    """Return a message without its null fields; ValueError if it is none that a server would take."""
     if not isinstance(item, Mapping):
         raise ValueError(f"is {_kind(item)}, not a message such as {{role: user, content: …}}")
     message: dict[str, Any] = _with_arguments_as_text(_without_nulls(_of_sharegpt(item)))

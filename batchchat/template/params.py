@@ -142,7 +142,7 @@ def _merged(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(name: str, value: Any) -> Written | None:
-    """Write a field; None leaves it out. RowTemplateError where JSON has no form for it."""
+    """Write a field; None leaves it out. RowTemplateError if JSON has no form for it."""
     if value is None:
         return None
     try:

@@ -36,7 +36,7 @@ class BodyDecoder:
     def feed(self, data: bytes, room: int) -> bytes:
         """Decode the next piece to at most `room` bytes.
 
-        Raises `ResponseTooLarge` where there is more, `httpx.DecodingError` where the data is damaged.
+        Raises `ResponseTooLarge` if there is more, `httpx.DecodingError` if the data is damaged.
         """
         if self._inflate is None:
             data = self._opening + data

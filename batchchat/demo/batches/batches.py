@@ -34,7 +34,7 @@ _VALIDATED, _RAN, _CANCELLED = 0.15, 0.85, 0.1
 
 
 class Batches:
-    """All batches of one server. Its methods block and may be called from any thread, save where they say otherwise."""
+    """All batches of one server. Its methods block and may be called from any thread, unless they say otherwise."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class Batches:
         return self._batches.get(batch_id)
 
     def wait_for_work(self, batches: Iterable[Batch], seconds: float) -> None:
-        """Wait for the thread where the clock says that all lines ran, and at most so long."""
+        """Wait for the thread if the clock says that all lines ran, and at most so long."""
         for batch in batches:
             work = self._works.get(batch.id)
             due = batch.created + _RAN * self._options.seconds

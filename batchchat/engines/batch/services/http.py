@@ -176,7 +176,7 @@ class Http:
             raise self._failed(call, error) from None
 
     async def download(self, path: str, target: Path, *, nbytes: int | None = None) -> bool:
-        """Stream a file's content to `target`; go on after a break where the server lets us.
+        """Stream a file's content to `target`; go on after a break if the server lets us.
 
         `nbytes` is the size that the provider names. Content of another size is downloaded once more, and believed if
         it is the same again. Returns false if the provider says that the content is not complete yet. Raises Gone,

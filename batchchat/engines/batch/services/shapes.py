@@ -30,7 +30,7 @@ _WORDS: Final[Mapping[str, BatchStatus]] = {
 """Words for where a batch stands, in lower case. No word means two things in two dialects."""
 
 QUEUE_FULL: Final = "token_limit_exceeded"
-"""The code of a batch that failed since the queue of its model is full, also where a dialect gives it in words only."""
+"""The code of a batch that failed since the queue of its model is full, also if a dialect gives it in words only."""
 _QUEUE: Final = re.compile(r"\benqueued tokens?\b|token_limit_exceeded|\bqueued tokens?\b", re.IGNORECASE)
 _LINE: Final = re.compile(r"\bline(?:[ _]number)?[ #:=]{0,3}(\d{1,9})\b(?!\s*\(within)", re.IGNORECASE)
 _WINDOW: Final = re.compile(r"\s*(\d{1,5})\s*(h|hours?|d|days?)\s*", re.IGNORECASE)
