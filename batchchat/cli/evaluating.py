@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from batchchat.evaluation.results.summary import SuiteSummary
     from batchchat.evaluation.suite.suite import Suite
     from batchchat.events import Snapshot
-    from batchchat.runner.control import StopRequest
+    from batchchat.runner.control import Control
 
 GATE_FAILED = 5
 
@@ -55,7 +55,7 @@ def eval_command(
         hide_key(job)
     options = arguments.options(grace=read_duration("--grace", grace), command=command)
 
-    async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> Evaluation:
+    async def work(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> Evaluation:
         setting = SuiteRunOptions(
             suite.name,
             options,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from batchchat.events import Event, Level, RunSummary, Snapshot
     from batchchat.job import Job
     from batchchat.metrics import Recorder
-    from batchchat.runner.control import StopRequest
+    from batchchat.runner.control import Control
     from batchchat.runner.options import RunOptions
 
 _LAST_WORDS_S = 1.0
@@ -198,16 +198,14 @@ _GOES_ON = (0, 1)
 _Result = TypeVar("_Result")
 
 
-def attended(
-    work: Callable[[StopRequest, Callable[[Snapshot], None]], Awaitable[_Result]], log: LogListener
-) -> _Result:
+def attended(work: Callable[[Control, Callable[[Snapshot], None]], Awaitable[_Result]], log: LogListener) -> _Result:
     """Do work on an event loop with progress on standard error, which signals stop; return its result."""
     import anyio
 
     from batchchat.cli.display import progress
-    from batchchat.runner.control import StopRequest
+    from batchchat.runner.control import Control
 
-    stop = StopRequest()
+    stop = Control()
     with library_logs(log), progress(log.terminal, log) as display:
 
         async def watched() -> _Result:
@@ -326,7 +324,7 @@ def cancel_command(directory: Path | str, *, log_format: str, verbose: bool, qui
         hide_key(job)
         options = RunOptions(cancel_batches=True)
 
-        async def cancel(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
+        async def cancel(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
             return await run_job(job, options=options, listener=log, on_snapshot=on_snapshot, stop=stop)
 
         summary = attended(cancel, log)
@@ -378,7 +376,7 @@ def _run_job(job: Job, options: RunOptions, log: LogListener, recorder: Recorder
     if recorder is not None:
         meter = recorder.meter(job.name, job.resolved_provider().name, job.model)
 
-    async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
+    async def work(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
         return await run_job(
             job,
             options=options,
