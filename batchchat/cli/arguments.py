@@ -34,6 +34,7 @@ class JobArguments:
     max_requests: str | None = None
     deadline: str | None = None
     until: str | None = None
+    take_over: bool = False
     margin: float | None = None
     looks: int | None = None
     decide_by: str | None = None
@@ -91,6 +92,7 @@ class JobArguments:
             seed=self.seed,
             retry_failed=read_kinds(self.retry_failed),
             fresh=self.fresh,
+            take_over=self.take_over,
             prune=self.prune,
             grace=grace,
             command=command,

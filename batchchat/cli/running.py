@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -235,6 +236,8 @@ def run_command(
     html: Path | None = None,
     no_wait: bool = False,
     metrics: Sequence[str] = (),
+    workers: int | None = None,
+    shard: str | None = None,
 ) -> int:
     """Run jobs one after the other, with progress on standard error and a summary at each end; return the exit code.
 
@@ -246,12 +249,13 @@ def run_command(
     def work() -> int:
         _check_several(jobs, html)
         # All job files are read first: a slip in the last one is told before the first is paid for.
-        loaded = [_load_run(one, grace=grace, command=command, html=html, no_wait=no_wait) for one in jobs]
+        loaded = [_load_run(one, grace=grace, command=command, html=html, no_wait=no_wait, shard=shard) for one in jobs]
         summaries: list[RunSummary] = []
         with recorder_of(metrics, log) as recorder:
             try:
                 for job, options in loaded:
-                    summaries.append(looked_at(_run_job(job, options, log, recorder)))
+                    one = _run_job if workers is None else partial(_run_workers, workers)
+                    summaries.append(looked_at(one(job, options, log, recorder)))
                     _tell_end(summaries[-1], log, quiet=quiet, as_json=as_json)
                     if summaries[-1].exit_code not in _GOES_ON:
                         break
@@ -352,7 +356,7 @@ def _cancelled(summary: RunSummary) -> str:
 
 
 def _load_run(
-    arguments: JobArguments, *, grace: str, command: str, html: Path | None, no_wait: bool
+    arguments: JobArguments, *, grace: str, command: str, html: Path | None, no_wait: bool, shard: str | None
 ) -> tuple[Job, RunOptions]:
     """Read the job and what the command line adds to it."""
     from dataclasses import replace
@@ -363,7 +367,13 @@ def _load_run(
 
         check_page(html)
     hide_key(loaded)
-    return loaded, replace(arguments.options(grace=read_duration("--grace", grace), command=command), wait=not no_wait)
+    options = arguments.options(grace=read_duration("--grace", grace), command=command)
+    share = None
+    if shard is not None:
+        from batchchat.cli.sharding import read_share
+
+        share = read_share(shard, os.environ)
+    return loaded, replace(options, wait=not no_wait, share=share)
 
 
 def _run_job(job: Job, options: RunOptions, log: LogListener, recorder: Recorder | None) -> RunSummary:
@@ -384,6 +394,32 @@ def _run_job(job: Job, options: RunOptions, log: LogListener, recorder: Recorder
             on_snapshot=on_snapshot if meter is None else meter.beside(on_snapshot),
             on_record=None if meter is None else meter.add,
             stop=stop,
+        )
+
+    return attended(work, log)
+
+
+def _run_workers(
+    workers: int, job: Job, options: RunOptions, log: LogListener, recorder: Recorder | None
+) -> RunSummary:
+    """Run the job with processes of this machine; return its summary."""
+    from batchchat.workers import run_with_workers
+    from batchchat.workers.processes import LocalProcesses
+
+    meter = None
+    if recorder is not None:
+        meter = recorder.meter(job.name, job.resolved_provider().name, job.model)
+
+    async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
+        return await run_with_workers(
+            job,
+            workers,
+            launcher=LocalProcesses(),
+            options=options,
+            listener=log,
+            on_snapshot=on_snapshot if meter is None else meter.beside(on_snapshot),
+            on_answers=None if meter is None else meter.add_figures,
+            control=stop,
         )
 
     return attended(work, log)

@@ -349,6 +349,8 @@ class LocalEngine:
                 self._take_for_causes()
             elif step is not None:
                 pool.halt_for(step)
+            if self._limiter.lost is not None:
+                pool.halt_for(self._limiter.lost)
             if self._limiter.down:
                 supply.read_on()  # it reaches further now
             # The feed has given nothing since the last look: what it gave is all there is to try.

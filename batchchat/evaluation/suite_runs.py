@@ -225,7 +225,7 @@ class Runs:
             options=options,
             transport=setting.transport() if setting.transport is not None else None,
             limiter=self._limiter(job),
-            limiters=self._of_endpoints,
+            limiters=None if job.limits.shared else self._of_endpoints,
             budget=self._budget,
             listener=tell,
             on_snapshot=on_snapshot if meter is None else meter.beside(on_snapshot),
@@ -236,7 +236,9 @@ class Runs:
             demo_url=self._demo_url,
         )
 
-    def _limiter(self, job: Job) -> Limiter:
+    def _limiter(self, job: Job) -> Limiter | None:
+        if job.limits.shared:
+            return None  # each run opens a way of its own to what processes share
         provider = job.resolved_provider()
         account = (provider.api_key_env, provider.api_key_file, provider.api_key_command)
         shared = (provider.identity, provider.base_url, account, job.model, job.limits.model_dump_json())

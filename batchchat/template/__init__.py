@@ -54,13 +54,14 @@ class Template:
     `names` are the columns that the templates speak of, also if they ask whether one is there. `uses_row` tells
     whether they speak of `row`: the whole row, or the column of that name. `sampled` tells
     whether they speak of `sample_index`, so that the samples of a row may be different requests; a column of that name
-    goes before it. `image_columns` are those that the job calls images. `skip` is true of rows that are not sent, None
+    goes before it. `image_columns` are those that the job calls images, `attachments` those
+    that it calls files or sound. `skip` is true of rows that are not sent, None
     if all are: it changes no request, so that it is in no digest.
     """
 
     __slots__ = (
         *("_bound", "_instructions", "_messages", "_messages_sampled", "_params", "_prefix"),
-        *("image_columns", "names", "sampled", "skip", "text_digest", "uses_row"),
+        *("attachments", "image_columns", "names", "sampled", "skip", "text_digest", "uses_row"),
     )
 
     def __init__(
@@ -82,6 +83,7 @@ class Template:
         self.names = names - {_ROW}
         self.uses_row = _ROW in names
         self.image_columns = messages.image_columns
+        self.attachments = messages.attachments
         self.sampled = _SAMPLE in self.names
         self._messages_sampled = _SAMPLE in messages.names
         self.text_digest = text_digest

@@ -14,10 +14,12 @@ The bodies have the same form as those of templates, so that the same request ha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 
+from batchchat.attachments import AttachmentKind
 from batchchat.records import ErrorKind, Loaded
 from batchchat.template.leaf import RowTemplateError, Values
 from batchchat.template.messages import Filled, measured, too_many
@@ -37,6 +39,7 @@ class LineMessages:
 
     names: frozenset[str] = frozenset()
     image_columns: frozenset[str] = frozenset()
+    attachments: Mapping[str, AttachmentKind] = MappingProxyType({})
 
     def __init__(self, *, max_images: int | None = None) -> None:
         self._max_images = max_images

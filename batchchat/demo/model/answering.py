@@ -219,10 +219,11 @@ class _Reading:
 
     def _reply(self) -> str:
         quoted = first_words(self._text, 16)
-        images = f"I received {self._request.images} image(s). " if self._request.images else ""
+        counts = {"image": self._request.images, "file": self._request.files, "sound": self._request.sounds}
+        media = "".join(f"I received {count} {name}(s). " for name, count in counts.items() if count)
         about = self._digest if self._request.temperature > 0 else self._text
         follow_up = pick(_FOLLOW_UPS, self._seed, "follow-up", about)
-        return f"{images}You wrote: “{quoted}” {follow_up}" if quoted else f"{images}{follow_up}"
+        return f"{media}You wrote: “{quoted}” {follow_up}" if quoted else f"{media}{follow_up}"
 
 
 def corrects(request: ChatRequest) -> bool:

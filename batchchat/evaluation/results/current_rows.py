@@ -122,6 +122,10 @@ class CurrentRows:
         """Return the values of a kept column as texts, null for null."""
         return pa.array([None if value is None else text_of(value) for value in self._columns[column]], pa.string())
 
+    def values(self, column: str) -> list[Any]:
+        """Return the values of a kept column, row by row."""
+        return self._columns[column]
+
     def take(self, numbers: Sequence[int], columns: frozenset[str] | None) -> Lists | list[dict[str, Any]]:
         """What is kept of these rows: the columns named, or whole rows where that is None."""
         if columns is None:
@@ -292,7 +296,9 @@ def _prompted(prepared: Sequence[Prepared]) -> tuple[str, ...]:
 
 def _reads_alike(one: Prepared, other: Prepared) -> bool:
     return bool(one.source.schema.equals(other.source.schema)) and (
-        one.template.image_columns == other.template.image_columns and one.job.images == other.job.images
+        one.template.image_columns == other.template.image_columns
+        and one.template.attachments == other.template.attachments
+        and (one.job.images, one.job.files) == (other.job.images, other.job.files)
     )
 
 

@@ -39,6 +39,8 @@ COMMIT_S = 0.25
 second are 0.07 $ an hour on Amazon S3, and a record waits a quarter of a second."""
 LIVE_S = 10.0
 """Seconds between two writings of a run's progress, for `status`."""
+LOOK_S = 2.0
+"""Seconds between two looks for a command: each lists one folder, at the price of a write."""
 
 
 class ObjectLocation:
@@ -50,6 +52,7 @@ class ObjectLocation:
 
     commit_s = COMMIT_S
     live_s = LIVE_S
+    look_s = LOOK_S
 
     def __init__(
         self,
@@ -252,8 +255,8 @@ def _bucket(url: str, objects: Objects | None, patience: Patience) -> Bucket:
     """Return the bucket below a URL. Raises UsageError if obstore is not installed, or the URL names no bucket."""
     if objects is not None:
         return Bucket(objects, url.partition("://")[2], url, store="given", patience=patience)
+    from batchchat.objects import open_store
     from batchchat.store.location.obstore_objects import ObstoreObjects
-    from batchchat.store.location.opening import open_store
 
     store, prefix = open_store(url, retries=0)
     return Bucket(ObstoreObjects(store, url), prefix, url, store=_identity(store, url), patience=patience)
