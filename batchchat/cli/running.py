@@ -410,7 +410,7 @@ def _run_workers(
     if recorder is not None:
         meter = recorder.meter(job.name, job.resolved_provider().name, job.model)
 
-    async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
+    async def work(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
         return await run_with_workers(
             job,
             workers,
