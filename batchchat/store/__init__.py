@@ -37,10 +37,10 @@ from batchchat.store.resharding import Resharded, reshard
 from batchchat.store.review_files import has_review_file, read_review_lines, write_review_lines
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
 from batchchat.store.sharded import ShardedStore
-from batchchat.store.sharding import Shards, check_shards
-from batchchat.store.state import batches_folder, check_currency, lock_holder
+from batchchat.store.sharding import Shards, check_shards, lock_holder, running_places
+from batchchat.store.state import batches_folder, check_currency
 from batchchat.store.store import Store, StoreChange
-from batchchat.store.tail import OutputTail
+from batchchat.store.tail import OutputTail, open_tail
 from batchchat.store.verify import VerifyReport, verify
 
 __all__ = [
@@ -91,6 +91,7 @@ __all__ = [
     "kind_of",
     "lock_holder",
     "old_outputs",
+    "open_tail",
     "output_schema",
     "read_output",
     "read_review_lines",
@@ -98,6 +99,7 @@ __all__ = [
     "remove_output",
     "reshard",
     "running_outputs",
+    "running_places",
     "verify",
     "worst_code",
     "write_review_lines",

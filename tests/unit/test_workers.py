@@ -224,7 +224,7 @@ def test_the_budget_and_the_limits_hold_over_all_workers(tmp_path: Path) -> None
         return answer()
 
     provider = Provider(handler)
-    fields = {"limits": {"concurrency": 6}, "budget": {"max_requests": 25}}
+    fields: dict[str, Any] = {"limits": {"concurrency": 6}, "budget": {"max_requests": 25}}
     played = play(job_of_shards(tmp_path, **fields), 3, provider)
     summary = played.summary
     assert (summary.exit_code, len(provider.times), summary.ok, summary.open) == (4, 25, 25, ROWS - 25)
