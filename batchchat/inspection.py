@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.addresses import absolute, address_of
+from batchchat.attachments import attachment_placeholders
 from batchchat.choosing import RecordFilter, chosen
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.events import AnsweredBy, BudgetUse, FailureGroup, Forecast, InFlight, Pace, Setting, Snapshot, Steering
@@ -315,6 +316,7 @@ class Templates:
             if examples is not None:
                 values[EXAMPLES] = examples.choose(values)
             shown = placeholders(template.image_columns, values)
+            shown |= attachment_placeholders(template.attachments, values)
             body = orjson.loads(template.render(values, sample_index, shown).body)
         except RowTemplateError as error:
             return None, f"its messages cannot be rendered: {error}"

@@ -24,7 +24,7 @@ class Traffic(Protocol):
 
     @property
     def lost(self) -> BatchchatError | None:
-        """Why no permit comes any more: who keeps a limit that processes share cannot be asked. Else None."""
+        """Why no permit comes any more: those who keep a limit that processes share cannot be asked."""
 
     @property
     def failed_probes(self) -> int:
@@ -94,10 +94,11 @@ class PooledTraffic:
 
     @property
     def lost(self) -> BatchchatError | None:
-        """Return why no permit of one of them comes any more; None as long as permits may come."""
+        """Return why no permit comes any more; None as long as permits may come."""
         limiters = [endpoint.limiter for endpoint in self._targets.endpoints()]
-        limiters += [self.over] if self.over is not None else []
-        return next((one.lost for one in limiters if one.lost is not None), None)
+        if self.over is not None:
+            limiters.append(self.over)
+        return next((limiter.lost for limiter in limiters if limiter.lost is not None), None)
 
     @property
     def failed_probes(self) -> int:

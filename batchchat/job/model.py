@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from batchchat.addresses import OBJECT_SCHEMES, is_url, scheme_of
+from batchchat.attachments import MAX_BYTES as MAX_FILE_BYTES
 from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
 from batchchat.job.cascade_fields import CascadeStep, StepAccept
@@ -191,6 +192,13 @@ class ImageFields(Section):
     max_bytes: Size = Field(MAX_BYTES, ge=1, le=40_000_000)
 
 
+class FileFields(Section):
+    """How the files and the sound that messages name by column are read: from which folder, and how large they are."""
+
+    root: str | None = Field(None, min_length=1)
+    max_bytes: Size = Field(MAX_FILE_BYTES, ge=1, le=40_000_000)
+
+
 class CutColumn(Section):
     """What to do with a prompt that is too long: cut the text of a column."""
 
@@ -345,6 +353,7 @@ class Job(Section):
     samples: Whole = Field(1, ge=1, le=1_000)
     # Made without a validator of their own, which would cost a tenth of a start: all their fields have defaults.
     images: ImageFields = ImageFields.model_construct()
+    files: FileFields = FileFields.model_construct()
     params: Params = Params.model_construct()
     response: Response = Response.model_construct()
     limits: JobLimitFields = JobLimitFields.model_construct()
@@ -390,7 +399,7 @@ class Job(Section):
     def _one_or_none(cls, value: object) -> object:
         return [] if value is None else [value] if isinstance(value, dict) else value
 
-    @field_validator("images", "params", "response", "limits", "retry", "budget", mode="before")
+    @field_validator("images", "files", "params", "response", "limits", "retry", "budget", mode="before")
     @classmethod
     def _all_commented_out(cls, value: object) -> object:
         return {} if value is None else value
@@ -668,6 +677,7 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("cascade",): CascadeStep,
     ("cascade", "accept"): StepAccept,
     ("images",): ImageFields,
+    ("files",): FileFields,
     ("max_prompt_tokens",): PromptLimit,
     ("max_prompt_tokens", "then"): CutColumn,
     ("examples",): ExampleFields,

@@ -414,7 +414,7 @@ class _Running:
             group.start_soon(run.writer.run)
             try:
                 async with anyio.create_task_group() as inner:
-                    steering = RunSteering(run, inner, self._write_live, look_s=self._tick_s)
+                    steering = RunSteering(run, inner, self._write_live, look_s=max(self._tick_s, run.store.look_s))
                     with run.control.watch(steering):
                         inner.start_soon(self._tick, steering)
                         steering.begin()

@@ -12,7 +12,7 @@ import anyio
 from batchchat.budget import Budget, CapValues
 from batchchat.errors import BatchchatError, StoppedEarly, UsageError
 from batchchat.events import BudgetUse
-from batchchat.sharing.messages import AskAgain
+from batchchat.sharing.messages import Reconnected
 
 if TYPE_CHECKING:
     from batchchat.sharing.link import Link
@@ -74,7 +74,7 @@ class SharedBudget(Budget):
         while self._settled:
             try:
                 await self._ask()
-            except AskAgain:
+            except Reconnected:
                 self._reconnected()
             except BatchchatError:
                 return
@@ -86,7 +86,7 @@ class SharedBudget(Budget):
             self._wake = anyio.Event()
             try:
                 granted_all = await self._ask()
-            except AskAgain:
+            except Reconnected:
                 self._reconnected()
                 continue
             except BatchchatError as error:

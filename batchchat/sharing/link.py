@@ -12,7 +12,7 @@ from anyio import current_time
 from batchchat.errors import ProviderUnavailable, UsageError
 from batchchat.job.values import write_duration
 from batchchat.sharing.budget import SharedBudget
-from batchchat.sharing.messages import Advertised, Answer, Ask, AskAgain, answer_of_json, ask_to_json
+from batchchat.sharing.messages import Advertised, KeeperAnswer, KeeperAsk, Reconnected, answer_of_json, ask_to_json
 from batchchat.sharing.protocol import LOST, PROTOCOL, TOKEN, Lines, split_address
 
 __all__ = ["TOKEN", "Link", "connect"]
@@ -58,8 +58,8 @@ class Link:
     async def request(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a message and return its answer.
 
-        Raises AskAgain if the connection was lost meanwhile and there is a new one, ProviderUnavailable if the broker
-        did not come back, UsageError if it refuses this process.
+        Raises Reconnected if the connection was lost meanwhile and there is a new one, ProviderUnavailable if the
+        broker did not come back, UsageError if it refuses this process.
         """
         async with self._turn:
             lines, whole = self._lines, False
@@ -78,7 +78,7 @@ class Link:
                         self._lines = None
                         await lines.close()
             await self.open()
-            raise AskAgain
+            raise Reconnected
 
     async def open(self) -> None:
         """Connect, and wait for a broker that is away. Raises as `request` does."""
@@ -148,7 +148,7 @@ class BrokerLimit:
     async def open(self) -> None:
         """Begin to use the limit: the first ask does."""
 
-    async def exchange(self, ask: Ask) -> Answer:
+    async def exchange(self, ask: KeeperAsk) -> KeeperAnswer:
         """Ask the broker. Raises as `Link.request` does."""
         message = {"limit": self._name, "advertised": self._advertised, "ask": ask_to_json(ask)}
         answer = await self._link.request(message)
@@ -156,7 +156,7 @@ class BrokerLimit:
 
     async def close(self) -> None:
         """Leave the limit. A connection that is lost leaves it as well."""
-        with suppress(AskAgain, ProviderUnavailable, UsageError), anyio.move_on_after(1, shield=True):
+        with suppress(Reconnected, ProviderUnavailable, UsageError), anyio.move_on_after(1, shield=True):
             await self._link.request({"leave": self._name})
 
 

@@ -273,6 +273,8 @@ class Store:
             yield
         except BaseException as error:
             self._broken = error
+            # The run ends: nothing else needs to wait for a place that is away.
+            self._held.location.hurry()
             raise
 
     # ---- archive ----------------------------------------------------------------------------------------------------
@@ -415,6 +417,11 @@ class Store:
     def commit_s(self) -> float:
         """The seconds between the beginnings of two commits, 0 where a commit costs nothing."""
         return self._held.location.commit_s
+
+    @property
+    def look_s(self) -> float:
+        """The seconds between two looks for a command, 0 where a look costs nothing."""
+        return self._held.location.look_s
 
     def hurry(self) -> None:
         """End every wait for a place that is away: a person wants the run to end."""

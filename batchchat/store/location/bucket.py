@@ -212,27 +212,28 @@ class Bucket:
 
     def get(self, name: str, *, wait: float | None = None) -> Found | None:
         """Return an object, None if there is none."""
-        return self._ask(lambda: self.objects.get(self.path(name)), wait)
+        return self.patiently(lambda: self.objects.get(self.path(name)), wait)
 
     def span(self, name: str, first: int, last: int, tag: Tag | None = None) -> Found | None:
         """Return some bytes of an object, as `Objects.get`. Raises ConditionFailedError if it has another tag."""
-        return self._ask(lambda: self.objects.get(self.path(name), span=(first, last), tag=tag))
+        return self.patiently(lambda: self.objects.get(self.path(name), span=(first, last), tag=tag))
 
     def head(self, name: str) -> Listed | None:
         """Return what a listing tells of an object, None if there is none."""
-        return self._ask(lambda: self.objects.head(self.path(name)))
+        return self.patiently(lambda: self.objects.head(self.path(name)))
 
     def listed(self, folder: str = "") -> list[tuple[str, Listed]]:
         """Return the objects below a folder by their names in it, sorted."""
         prefix = self.path(f"{folder}/" if folder else "")
-        found = self._ask(lambda: self.objects.list(prefix))
+        found = self.patiently(lambda: self.objects.list(prefix))
         return sorted((one.path[len(prefix) :], one) for one in found)
 
     def folders(self) -> list[str]:
         """Return the names directly below the prefix; folders end with a slash."""
-        return list(self._ask(lambda: self.objects.folders(self.path(""))))
+        return list(self.patiently(lambda: self.objects.folders(self.path(""))))
 
-    def _ask(self, work: Callable[[], _T], wait: float | None = None) -> _T:
+    def patiently(self, work: Callable[[], _T], wait: float | None = None) -> _T:
+        """Return what some work returns; do it again, after a pause, as long as a request of it has no answer."""
         waiting = _Wait(self.patience, self.address, wait)
         while True:
             try:
@@ -252,15 +253,23 @@ class Bucket:
             try:
                 tag = self.objects.put(self.path(name), data, create=True)
             except (ConditionFailedError, UnclearError) as error:
-                found = self.get(name)
+                _, found = self._look(name)
                 if found is not None:
                     if found.data == data:
                         return found.tag
                     raise OtherContentError(name, found) from error
+                # Nothing is there, or nobody knows: the condition decides.
                 waiting.again(error)
             else:
                 waiting.over()
                 return tag
+
+    def _look(self, name: str) -> tuple[bool, Found | None]:
+        """Look once what is there after a write whose outcome is not known; tell whether the store answered."""
+        try:
+            return True, self.objects.get(self.path(name))
+        except UnclearError:
+            return False, None
 
     def replace(self, name: str, data: bytes, tag: Tag, *, wait: float | None = None) -> Tag:
         """Write over an object that has this tag. Raises OtherContentError if it has another, or is gone."""
@@ -269,10 +278,10 @@ class Bucket:
             try:
                 new = self.objects.put(self.path(name), data, tag=tag)
             except (ConditionFailedError, UnclearError) as error:
-                found = self.get(name, wait=wait)
+                known, found = self._look(name)
                 if found is not None and found.data == data:
                     return found.tag
-                if found is None or not found.tag.same(tag):
+                if known and (found is None or not found.tag.same(tag)):
                     raise OtherContentError(name, found) from error
                 waiting.again(error)
             else:
@@ -281,13 +290,13 @@ class Bucket:
 
     def put(self, name: str, data: bytes, *, wait: float | None = None) -> Tag:
         """Write an object, whatever is there. For what nobody else writes, or what may be lost."""
-        return self._ask(lambda: self.objects.put(self.path(name), data), wait)
+        return self.patiently(lambda: self.objects.put(self.path(name), data), wait)
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects; those that are not there are no error."""
         if names:
-            self._ask(lambda: self.objects.delete([self.path(name) for name in names]))
+            self.patiently(lambda: self.objects.delete([self.path(name) for name in names]))
 
     def copy_to(self, other: Bucket, name: str) -> None:
         """Copy an object to another bucket of the same store, under the same name."""
-        self._ask(lambda: self.objects.copy(self.path(name), other.path(name)))
+        self.patiently(lambda: self.objects.copy(self.path(name), other.path(name)))

@@ -66,7 +66,7 @@ _LOOKS = 3
 class FolderLocation:
     """The location of an output in a folder, or of one shard of it: a shard has a state of its own."""
 
-    commit_s = live_s = 0.0
+    commit_s = live_s = look_s = 0.0
 
     def __init__(self, root: Path, shard: int | None = None) -> None:
         self.root = root

@@ -135,7 +135,12 @@ class ObjectJournals:
 
     def open(self, generation: int) -> BinaryIO:
         """Open a journal for reading. Raises FileNotFoundError if it is gone, else StorageError."""
-        return cast(BinaryIO, SlotReader(self._bucket, generation, self.address(generation)))
+        try:
+            return cast(BinaryIO, SlotReader(self._bucket, generation, self.address(generation)))
+        except FileNotFoundError:
+            # Nobody else removes a journal while this process holds the output.
+            self._holding.look()
+            raise
 
     def remove(self, generation: int) -> None:
         """Note that a journal is sealed, then delete its objects, but for a fence."""

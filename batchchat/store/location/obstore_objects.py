@@ -17,10 +17,13 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
+from batchchat.objects import error_text, store_error
 from batchchat.store.location.bucket import ConditionFailedError, Found, Listed, RefusedError, Tag, UnclearError
 
 _BULK = 1000
 """Objects of one request to delete: the most that S3 takes."""
+_FOR_GOOD = re.compile(r"status(?: code)?:? 4(?!08|09|12|29)\d\d\b")
+"""What a client error says that another try would not change; time-outs, conflicts and too many requests do change."""
 
 
 class ObstoreObjects:
@@ -68,11 +71,11 @@ class ObstoreObjects:
             try:
                 return _tag_of(obstore.put(self._store, path, data, mode=mode, use_multipart=False))
             except (AlreadyExistsError, PreconditionError) as error:
-                raise ConditionFailedError(_words(error)) from error
+                raise ConditionFailedError(error_text(error)) from error
             except FileNotFoundError as error:
                 # Of an object that is replaced, or of the bucket itself: the second would be refused before.
                 if tag is not None:
-                    raise ConditionFailedError(_words(error)) from error
+                    raise ConditionFailedError(error_text(error)) from error
                 raise
 
     def list(self, prefix: str) -> Sequence[Listed]:
@@ -117,22 +120,20 @@ class ObstoreObjects:
         """Turn what obstore raises into UnclearError, ConditionFailedError or RefusedError."""
         try:
             yield
-        except FileNotFoundError as error:
-            raise RefusedError(
-                f"{self._address}: there is no such bucket", remedy="Create it, or correct the address."
-            ) from error
         except PreconditionError as error:
-            raise ConditionFailedError(_words(error)) from error
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise RefusedError(
-                f"{self._address}: the store refuses: {_words(error)}",
-                remedy="Look at the credentials of the environment, and at what they may do: list, read, write and "
-                "delete objects.",
-            ) from error
+            raise ConditionFailedError(error_text(error)) from error
+        except (FileNotFoundError, PermissionDeniedError, UnauthenticatedError) as error:
+            raise self._refused(error) from error
         except NotSupportedError as error:
-            raise RefusedError(f"{self._address}: the store cannot do this: {_words(error)}") from error
+            raise RefusedError(f"{self._address}: the store cannot do this: {error_text(error)}") from error
         except (BaseError, OSError) as error:
-            raise UnclearError(_words(error)) from error
+            if _FOR_GOOD.search(str(error)):
+                raise self._refused(error) from error
+            raise UnclearError(error_text(error)) from error
+
+    def _refused(self, error: Exception) -> RefusedError:
+        told = store_error(self._address, error)
+        return RefusedError(told.message, remedy=told.remedy)
 
 
 def _tag_of(meta: Any) -> Tag:
@@ -142,9 +143,3 @@ def _tag_of(meta: Any) -> Tag:
 
 def _listed(meta: Any) -> Listed:
     return Listed(meta["path"], meta["size"], _tag_of(meta), meta["last_modified"])
-
-
-def _words(error: Exception) -> str:
-    """Return what an error says, in one line and without what is for developers of the client."""
-    text = str(error).partition("\n\nDebug source")[0]
-    return re.sub(r"\s+", " ", text).strip()[:300] or type(error).__name__
