@@ -20,8 +20,9 @@ from batchchat.job import Job
 from batchchat.planning import plan_job
 from batchchat.resharding import reshard_output
 from batchchat.runner.options import RunOptions
-from batchchat.store import Completions, LedOutput, Shards, read_output, read_state, verify
+from batchchat.store import Completions, Shards, read_output, read_state, verify
 from batchchat.store.joined_runs import worst_code
+from batchchat.store.led import LedOutput
 from batchchat.store.location.folder import FolderLocation
 from tests.integration.jobs import make_job, texts, write_rows
 from tests.unit.test_run_clock import Provider, answer

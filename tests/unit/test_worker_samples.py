@@ -43,7 +43,7 @@ def test_the_job_of_kubernetes_gives_each_index_its_share() -> None:
 def test_the_tasks_of_airflow_judge_an_exit_code(code: int) -> None:
     tree = ast.parse((SAMPLES / "airflow_dag.py").read_text(encoding="utf-8"))
     wanted = ("FOLDER", "SHARES", "COMMAND", "FINE", "LATER")
-    kept = [
+    kept: list[ast.stmt] = [
         node
         for node in tree.body
         if (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in wanted)
