@@ -8,7 +8,7 @@ from pathlib import Path
 from batchchat.addresses import is_url
 from batchchat.errors import BatchchatError, OutputLocked, UsageError
 from batchchat.store.location.folder import FolderLocation
-from batchchat.store.state import lock_holder
+from batchchat.store.sharding import lock_holder
 
 
 @dataclass(frozen=True, slots=True)
