@@ -382,6 +382,7 @@ def compare(**options: Any) -> None:
     help="What labels are, for alpha: names, ranks (in the schema's order), or numbers.",
 )
 @click.option("--below", type=click.FloatRange(0, 1), metavar="T", help="Look at rows with less confidence alone.")
+@click.option("--by", metavar="COLUMN", help="Also measure the rows of each value of this input column.")
 @_json_option
 def agreement(directory: Path | str, **options: Any) -> None:
     """Measure how far the labels of DIR agree: with a column, with people, with another output. Sends nothing.

@@ -28,6 +28,7 @@ def agreement_command(
     field: str | None,
     level: Literal["nominal", "ordinal", "interval"],
     below: float | None,
+    by: str | None,
     as_json: bool,
 ) -> int:
     """Print how far labels agree; return the exit code."""
@@ -36,7 +37,7 @@ def agreement_command(
     require_statistics()
     from batchchat.labelling.agreement import AgreementOptions, agreement_of
 
-    view = agreement_of(directory, AgreementOptions(against, field, level, below))
+    view = agreement_of(directory, AgreementOptions(against, field, level, below, by))
     if as_json:
         from batchchat.cli.json_output import as_json as plain
 

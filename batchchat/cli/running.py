@@ -20,7 +20,7 @@ from batchchat.addresses import address_of
 from batchchat.cli.arguments import JobArguments, read_duration
 from batchchat.cli.logs import LogListener, library_logs
 from batchchat.cli.terminal import Terminal, mask
-from batchchat.errors import BatchchatError, JobError, StorageError, UsageError
+from batchchat.errors import BatchchatError, JobError, OutputLocked, StorageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -441,7 +441,9 @@ def looked_at(summary: RunSummary) -> RunSummary:
     """Add what looks wrong in the answers, if there are new ones."""
     from dataclasses import replace
 
-    if not (summary.new_ok or summary.new_failed):
+    # An output that could not be written, or that another run holds now, is not looked at: the look would wait for it.
+    lost = summary.exit_code in {StorageError.exit_code, OutputLocked.exit_code}
+    if lost or not (summary.new_ok or summary.new_failed):
         return summary
     from batchchat.labelling.oddities import oddities_of
 

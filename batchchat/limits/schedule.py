@@ -155,10 +155,10 @@ class Schedule:
         """Wait as long as `amount` takes at the rate: it went too early."""
         self._at = max(self._at, now) + max(0.0, amount) * self._interval
 
-    def stand(self, now: float, seconds: float) -> None:
-        """Let nothing go for `seconds` and one unit's time: others may still send what an earlier schedule granted."""
+    def stand(self, until: float) -> None:
+        """Let nothing go before one unit's time after `until`: what was sent till then is not known."""
         if self._interval:
-            self._at = max(self._at, now + seconds + CATCH_UP + self._interval)
+            self._at = max(self._at, until + CATCH_UP + self._interval)
 
     def widen(self) -> None:
         """Allow for twice the jitter of the way: a limit that is known was refused at full pace."""

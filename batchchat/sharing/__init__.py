@@ -14,8 +14,11 @@ worker processes opens a broker for them in its own event loop, and hands on its
     async with serve_broker(listen="unix:/run/user/1/x", token=token, budget=budget) as broker:      # coordinator
         start_workers("--set", f"limits.shared={broker.address}", environ={"BATCHCHAT_BROKER_TOKEN": token})
 
-    async with connect(address, token=token) as link:                                               # worker
-        await run_job(job, budget=link.budget())
+    async with connect(address, token=token) as link, link.budget() as budget:                      # worker
+        await run_job(job, budget=budget)
+
+(`serve_broker` is in `broker`, `connect` in `link`.) The worker's limits need no more than its job's `limits.shared`.
+Its budget is None if the broker has none.
 
 A keeper grants permits that expire (see `keeper`), so a process that dies, stalls or loses its connection never lets
 the others pass a limit. What it had reserved of a budget counts as spent.

@@ -32,7 +32,7 @@ from batchchat import __version__
 from batchchat.errors import StorageError
 from batchchat.sharing.frozen import freeze, thaw
 from batchchat.sharing.keeper import Keeper
-from batchchat.sharing.messages import Advertised, Answer, Ask
+from batchchat.sharing.messages import Advertised, KeeperAnswer, KeeperAsk
 
 LEASE_S = 0.5
 """How long a permit may be used. A turn of the event loop takes milliseconds, on a busy machine a tenth of a second.
@@ -102,7 +102,7 @@ class LimitFile:
         except OSError as error:
             raise _cannot(folder, error) from None
 
-    async def exchange(self, ask: Ask) -> Answer:
+    async def exchange(self, ask: KeeperAsk) -> KeeperAnswer:
         """Ask the keeper. Raises StorageError if the file cannot be read or written."""
         since: float | None = None
         while True:
@@ -117,8 +117,8 @@ class LimitFile:
                 since = None
             await anyio.sleep(_LOOK_S)
 
-    def close(self) -> None:
-        """Leave the limit. What is not given back now is found by the others."""
+    async def close(self) -> None:
+        """Leave the limit. If its lock cannot be had in time, the others find out."""
         # The lock on the own file is let go first: whoever looks from now on knows.
         os.close(self._own)
         for _ in range(50):
@@ -128,12 +128,12 @@ class LimitFile:
                     keeper.leave(self._me, anyio.current_time())
                     self._write(keeper)
                     break
-            time.sleep(_LOOK_S)
+            await anyio.sleep(_LOOK_S)
         with contextlib.suppress(OSError):
             (self._holders / self._me).unlink()
         os.close(self._file)
 
-    def _exchange(self, ask: Ask) -> Answer | None:
+    def _exchange(self, ask: KeeperAsk) -> KeeperAnswer | None:
         """Ask the keeper in the file; None if another file took its place meanwhile."""
         now = anyio.current_time()
         keeper = self._read(now)

@@ -22,7 +22,7 @@ _CLASSES = {
     ("batchchat.sharing.keeper", "Keeper"),
     ("batchchat.sharing.keeper", "Holder"),
     ("batchchat.sharing.keeper", "_Told"),
-    ("batchchat.sharing.messages", "Ceilings"),
+    ("batchchat.sharing.messages", "LimitCeilings"),
     ("batchchat.sharing.messages", "Heard"),
 }
 _ROOMS = tuple(

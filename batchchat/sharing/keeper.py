@@ -20,7 +20,7 @@ from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.controller import Controller, Grant
 from batchchat.limits.limiter import pace_of
 from batchchat.limits.rates import Rate
-from batchchat.sharing.messages import Advertised, Answer, Ask, Ceilings, Heard, Lent, Standing
+from batchchat.sharing.messages import Advertised, Heard, KeeperAnswer, KeeperAsk, Lent, LimitCeilings, Standing
 
 if TYPE_CHECKING:
     import random
@@ -47,7 +47,7 @@ class Holder:
     until when it counts as waiting. `served` is what it was granted, counted on from where others were when it came.
     """
 
-    ceilings: Ceilings = Ceilings()
+    ceilings: LimitCeilings = LimitCeilings()
     in_use: int = 0
     probes: int = 0
     wants: int = 0
@@ -81,9 +81,10 @@ class Keeper:
         self.holders: dict[str, Holder] = {}
         self._told = _Told()
         self._cap = advertised.concurrency or MAX_CONCURRENCY
-        self._ceilings = Ceilings()
+        self._ceilings = LimitCeilings()
         self._turn = 0.0
         self._by_tokens = False
+        self._closed_until = -math.inf
         self._controller = Controller(
             Rate(None, advertised.requests_per_minute, lease_s),
             Rate(None, advertised.tokens_per_minute, lease_s),
@@ -94,7 +95,7 @@ class Keeper:
 
     # --- processes come and go
 
-    def join(self, name: str, ceilings: Ceilings, now: float) -> None:
+    def join(self, name: str, ceilings: LimitCeilings, now: float) -> None:
         """Take a process in. One that is known already goes on as it was."""
         self.holders.setdefault(name, Holder(ceilings, served=self._turn)).ceilings = ceilings
         self._apply_ceilings(now)
@@ -119,13 +120,11 @@ class Keeper:
 
     def stand(self, now: float) -> None:
         """Grant nothing as long as permits of an earlier keeper may still be used, and for one unit's time more."""
-        controller = self._controller
-        for rate in (controller.requests, controller.tokens):
-            rate.schedule.stand(now, self.lease_s)
+        self._closed_until = now + self.lease_s
 
     def _apply_ceilings(self, now: float) -> None:
         """Keep the lowest of what the jobs set."""
-        lowest = Ceilings(
+        lowest = LimitCeilings(
             *(
                 min((value for value in values if value is not None), default=None)
                 for values in zip(*(holder.ceilings for holder in self.holders.values()), strict=True)
@@ -141,13 +140,14 @@ class Keeper:
             if rate.ceiling != ceiling:
                 rate.ceiling = ceiling
                 rate.apply(now)
+                rate.schedule.stand(self._closed_until)
         if lowest.concurrency != self._ceilings.concurrency:
             controller.concurrency.limit(lowest.concurrency, lowest.concurrency or self._cap)
         self._ceilings = lowest
 
     # --- asks
 
-    def exchange(self, name: str, ask: Ask, now: float) -> Answer:
+    def exchange(self, name: str, ask: KeeperAsk, now: float) -> KeeperAnswer:
         """Draw the conclusions of what a process tells, and grant what may go of what it wants."""
         holder = self.holders.get(name)
         if holder is None or holder.ceilings != ask.ceilings:
@@ -165,9 +165,9 @@ class Keeper:
             self._act(act, keys, now)
         granted, wait = self._grant(holder, ask, now)
         heard = [one for one in self._told.events if one.place > ask.heard]
-        return Answer(granted, wait, self._standing(now), heard)
+        return KeeperAnswer(granted, wait, self._standing(now), heard)
 
-    def _settle(self, holder: Holder, ask: Ask, now: float) -> None:
+    def _settle(self, holder: Holder, ask: KeeperAsk, now: float) -> None:
         controller = self._controller
         for one in ask.settled:
             lent = one.lent
@@ -194,7 +194,7 @@ class Keeper:
         if act == "blame" and breaker.active:
             self._controller.close_breaker(now)
 
-    def _grant(self, holder: Holder, ask: Ask, now: float) -> tuple[list[Lent], float]:
+    def _grant(self, holder: Holder, ask: KeeperAsk, now: float) -> tuple[list[Lent], float]:
         """Grant the wants in their order as far as they may go; return the permits, and when to ask for the rest."""
         controller = self._controller
         granted: list[Lent] = []
@@ -203,7 +203,7 @@ class Keeper:
             holder.served = max(holder.served, self._turn)
         others = [one for one in self.holders.values() if one is not holder and one.waits_until > now]
         for tokens, key in ask.wants:
-            delay = controller.wait(now, tokens)
+            delay = max(controller.wait(now, tokens), self._closed_until - now)
             if delay > 0.0:
                 wait = min(delay, _EVENT_S)
                 break

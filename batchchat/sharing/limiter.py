@@ -17,7 +17,16 @@ from batchchat.events import Pace
 from batchchat.limits import MAX_CONCURRENCY, Limiter, Permit
 from batchchat.limits.controller import Grant
 from batchchat.records import Verdict
-from batchchat.sharing.messages import Answer, Ask, Ceilings, Lent, Settled, Standing, key_of
+from batchchat.sharing.messages import (
+    KeeperAnswer,
+    KeeperAsk,
+    Lent,
+    LimitCeilings,
+    Reconnected,
+    Settled,
+    Standing,
+    key_of,
+)
 
 if TYPE_CHECKING:
     from batchchat.events import Listener
@@ -45,10 +54,10 @@ class Carrier(Protocol):
     async def open(self) -> None:
         """Begin to use the limit. Raises BatchchatError if that cannot be."""
 
-    async def exchange(self, ask: Ask) -> Answer:
-        """Ask the keeper. Raises BatchchatError if it cannot be reached any more."""
+    async def exchange(self, ask: KeeperAsk) -> KeeperAnswer:
+        """Ask the keeper. Raises Reconnected if that failed and may go now, BatchchatError if it never will."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Leave the limit."""
 
 
@@ -86,7 +95,12 @@ class SharedLimiter(Limiter):
     """
 
     def __init__(
-        self, carrier: Carrier, ceilings: Ceilings, *, room: int = MAX_CONCURRENCY, listener: Listener | None = None
+        self,
+        carrier: Carrier,
+        ceilings: LimitCeilings,
+        *,
+        room: int = MAX_CONCURRENCY,
+        listener: Listener | None = None,
     ) -> None:
         super().__init__(max_concurrency=room, listener=listener)
         self._carrier = carrier
@@ -126,7 +140,8 @@ class SharedLimiter(Limiter):
         finally:
             self._users -= 1
             if not self._users:
-                self._carrier.close()
+                with anyio.CancelScope(shield=True):
+                    await self._carrier.close()
 
     async def _keep_asking(self) -> None:
         """Ask whenever there is something to say. One of those that entered does it, in the place of all."""
@@ -141,6 +156,8 @@ class SharedLimiter(Limiter):
                 self._urgent = False
                 try:
                     await self._ask()
+                except Reconnected:
+                    continue
                 except BatchchatError as error:
                     self.lost = error  # who watches the limiter ends the run; who waits for a permit goes on waiting
                     return
@@ -155,7 +172,7 @@ class SharedLimiter(Limiter):
         looks = list(self._looks)[: max(0, room - len(asked_for))]
         self._looks.clear()
         asked = current_time()
-        ask = Ask(
+        ask = KeeperAsk(
             self._ceilings,
             [*((wanted.tokens, key_of(wanted.key)) for wanted in asked_for), *((tokens, None) for tokens in looks)],
             settled,
@@ -173,7 +190,7 @@ class SharedLimiter(Limiter):
             raise
         self._take(answer, asked, asked_for)
 
-    def _take(self, answer: Answer, asked: float, asked_for: list[_Wanted]) -> None:
+    def _take(self, answer: KeeperAnswer, asked: float, asked_for: list[_Wanted]) -> None:
         now = current_time()
         self._standing, self._standing_at = answer.standing, now
         until = asked + self._carrier.lease_s
@@ -288,7 +305,7 @@ class SharedLimiter(Limiter):
         concurrency: int | None = None,
     ) -> None:
         """Take other ceilings from the job while a run is going. The lowest of all processes holds."""
-        self._ceilings = Ceilings(requests_per_minute, tokens_per_minute, concurrency)
+        self._ceilings = LimitCeilings(requests_per_minute, tokens_per_minute, concurrency)
         self._at_once()
 
     def suspect(self, key: object) -> None:

@@ -1,8 +1,8 @@
 """What a process and the keeper of a shared limit say to each other.
 
-An `Ask` carries what the process wants and what it has learned since its last one. An `Answer` carries the permits that
-are granted, how long it is until another ask can bring more, and how the limit stands. Both are plain values: the file
-carrier hands them over as they are, the broker writes them as JSON.
+A `KeeperAsk` carries what the process wants and what it has learned since its last one. A `KeeperAnswer` carries the
+permits that are granted, how long it is until another ask can bring more, and how the limit stands. Both are plain
+values: the file carrier hands them over as they are, the broker writes them as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ _MESSAGE_MAX = 200
 """Characters of a failure's message that are passed on: enough for a person to recognise it."""
 
 
-class Ceilings(NamedTuple):
+class Reconnected(Exception):
+    """The way to the keeper was lost and is there again: what was asked may have been heard or not."""
+
+
+class LimitCeilings(NamedTuple):
     """What a process's job sets. Of several processes the lowest of each holds; None is no limit."""
 
     requests_per_minute: float | None = None
@@ -67,7 +71,7 @@ class Heard(NamedTuple):
 
 
 @dataclass(slots=True)
-class Ask:
+class KeeperAsk:
     """What a process says.
 
     `wants` are requests that wait for a permit, each with its tokens and key, in their order. `settled` are permits
@@ -76,7 +80,7 @@ class Ask:
     name of a method of `Limiter` and its keys. `heard` is the place of the last thing that it was told.
     """
 
-    ceilings: Ceilings = Ceilings()
+    ceilings: LimitCeilings = LimitCeilings()
     wants: Sequence[tuple[int, str | None]] = ()
     settled: Sequence[Settled] = ()
     in_use: int = 0
@@ -100,7 +104,7 @@ class Standing:
 
 
 @dataclass(slots=True)
-class Answer:
+class KeeperAnswer:
     """What the keeper says. `granted` are for the first wants; `wait` is when to ask again for the others."""
 
     granted: Sequence[Lent] = ()
@@ -117,7 +121,7 @@ def key_of(key: object) -> str | None:
 # --- as JSON
 
 
-def ask_to_json(ask: Ask) -> dict[str, Any]:
+def ask_to_json(ask: KeeperAsk) -> dict[str, Any]:
     """Return an ask as plain values."""
     return {
         "ceilings": ask.ceilings,
@@ -130,10 +134,10 @@ def ask_to_json(ask: Ask) -> dict[str, Any]:
     }
 
 
-def ask_of_json(plain: Mapping[str, Any]) -> Ask:
+def ask_of_json(plain: Mapping[str, Any]) -> KeeperAsk:
     """Return the ask that `ask_to_json` wrote. Raises ValueError, TypeError or KeyError if it is none."""
-    return Ask(
-        ceilings=Ceilings(*plain["ceilings"]),
+    return KeeperAsk(
+        ceilings=LimitCeilings(*plain["ceilings"]),
         wants=[(int(tokens), key) for tokens, key in plain["wants"]],
         settled=[
             Settled(Lent(*lent), key, _reply_of_json(reply), bool(unused))
@@ -146,7 +150,7 @@ def ask_of_json(plain: Mapping[str, Any]) -> Ask:
     )
 
 
-def answer_to_json(answer: Answer) -> dict[str, Any]:
+def answer_to_json(answer: KeeperAnswer) -> dict[str, Any]:
     """Return an answer as plain values."""
     standing = answer.standing
     return {
@@ -160,10 +164,10 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-def answer_of_json(plain: Mapping[str, Any]) -> Answer:
+def answer_of_json(plain: Mapping[str, Any]) -> KeeperAnswer:
     """Return the answer that `answer_to_json` wrote. Raises ValueError, TypeError or KeyError if it is none."""
     standing = dict(plain["standing"])
-    return Answer(
+    return KeeperAnswer(
         granted=[Lent(*lent) for lent in plain["granted"]],
         wait=float(plain["wait"]),
         standing=Standing(pace=Pace(**standing.pop("pace")), **standing),

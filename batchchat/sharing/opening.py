@@ -11,7 +11,7 @@ from batchchat.events import Listener
 from batchchat.limits import MAX_CONCURRENCY
 from batchchat.sharing.file import LimitFile
 from batchchat.sharing.limiter import Carrier, SharedLimiter
-from batchchat.sharing.messages import Advertised, Ceilings
+from batchchat.sharing.messages import Advertised, LimitCeilings
 from batchchat.sharing.naming import limits_folder
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Sharing:
 
         Raises BatchchatError if the limit cannot be used.
         """
-        ceilings = Ceilings(*(options.get(field) for field in Ceilings._fields))  # type: ignore[arg-type]
+        ceilings = LimitCeilings(*(options.get(field) for field in LimitCeilings._fields))  # type: ignore[arg-type]
         advertised = Advertised(*(options.get(f"advertised_{field}") for field in Advertised._fields))  # type: ignore[arg-type]
         # The most at once is what the open files of this process allow: others may have more.
         room = advertised.concurrency or ceilings.concurrency or MAX_CONCURRENCY

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import boto3
 import pytest
@@ -106,9 +107,9 @@ class FaultProxy:
         return None
 
 
-def _message(source: object, *, body: bool = True) -> bytes | None:
+def _message(source: BinaryIO, *, body: bool = True) -> bytes | None:
     """Read a request or an answer, with a body of a told length or in chunks."""
-    read = source.readline  # type: ignore[attr-defined]
+    read = source.readline
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         line = read()
@@ -121,11 +122,11 @@ def _message(source: object, *, body: bool = True) -> bytes | None:
     if b"transfer-encoding: chunked" in low:
         while True:
             size = read()
-            head += size + source.read(int(size.split(b";")[0], 16) + 2)  # type: ignore[attr-defined]
+            head += size + source.read(int(size.split(b";")[0], 16) + 2)
             if int(size.split(b";")[0], 16) == 0:
                 return head
     length = next((int(one.split(b":")[1]) for one in low.split(b"\r\n") if one.startswith(b"content-length:")), 0)
-    return head + source.read(length)  # type: ignore[attr-defined,no-any-return]
+    return head + source.read(length)
 
 
 @dataclass

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchchat.errors import StorageError
+from batchchat.store import SettledEntry
 from batchchat.store.dataset import Dataset
 from batchchat.store.location.bucket import Bucket, ConditionFailedError, OtherContentError, UnclearError
 from batchchat.store.location.object_hold import ObjectHold, OutputLost
@@ -107,7 +108,7 @@ def _one_life(turns: Turns, writer: Writer, played: Played, first: int) -> None:
             entries = settled(row, ROWS, run_id=run_id)
             played.tried += ROWS
             change = store.commit(entries)
-            played.counted.update(entry.record.custom_id for entry in entries)
+            played.counted.update(entry.record.custom_id for entry in entries if isinstance(entry, SettledEntry))
             store.apply(change)
             row += ROWS
             if rng.random() < 0.4:
