@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from batchchat.structured import Confidence, ConfidenceRule, ResponseSchema, Tools
 
 _BYTES_A_TOKEN = 4
+"""What one token of English text has, as OpenAI counts it: it guesses what a correction adds to a prompt."""
 _LENGTHS = ("max_completion_tokens", "max_tokens")
 _TOOL_SETS = 256
+"""Sets of tools that are kept compiled if each row brings its own. Chosen: rows repeat a few sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Acceptance:
         return self._schema is None and self._tools is None and not self._tools_vary and self._truncated == "fail"
 
     def concerns(self, request: Request, reply: Reply) -> bool:
-        """Whether a reply holds an answer to decide about; any other is a matter of retry.
+        """Return whether a reply holds an answer to decide about; any other is a matter of retry.
 
         What the model wrote and the server itself could not use is corrected as long as corrections are left; after
         that it is tried again.
@@ -182,12 +184,13 @@ class Acceptance:
             return self._unusable(request, completion, failure)
         if isinstance(self._truncated, int):
             return self._with_more_room(request, failure, self._truncated)
+        # All of its tokens may have gone into reasoning: then there is nothing to keep.
         if self._truncated == "fail" or (not completion.tool_calls and is_blank(completion.text)):
             return Fail(failure)
         return None
 
     def _checks(self, request: Request) -> bool:
-        """Whether there is something that a correction can ask for."""
+        """Return whether there is something that a correction can ask for."""
         return self._schema is not None or self._tools_of(request) is not None
 
     def _unusable(self, request: Request, completion: Completion, failure: Failure) -> Decision:
@@ -202,7 +205,7 @@ class Acceptance:
         return self._corrected(request, messages, problem, "the server cannot use the answer")
 
     def _review_calls(self, request: Request, completion: Completion, tools: Tools) -> Decision | None:
-        """Decide about an answer of tool calls; None where there are none and none are needed."""
+        """Decide about an answer of tool calls; None if there are none and none are needed."""
         from batchchat.structured import calls_correction, missing_call_correction
 
         calls = completion.tool_calls
@@ -224,9 +227,11 @@ class Acceptance:
     ) -> Decision:
         steps, made = request.steps, _made(request)
         reasons = "; ".join(errors)
+        # The last answer is kept in the record: a person may see what the model makes of the schema.
         if made >= self._corrections:
             after = f" after {made} correction{'s' * (made != 1)}" if made else ""
             return Fail(Failure(ErrorKind.INVALID_OUTPUT, f"{problem}{after}: {reasons}", 200))
+        # Always the first question: earlier wrong answers would cost tokens, and repeat the mistake.
         own = steps.body if steps is not None else request.body
         raised = self._truncated if steps is not None and steps.longer and isinstance(self._truncated, int) else None
         added = sum(len(json.dumps(message, ensure_ascii=False)) for message in messages) // _BYTES_A_TOKEN
@@ -241,8 +246,10 @@ class Acceptance:
 
     def _with_more_room(self, request: Request, failure: Failure, room: int) -> Decision:
         steps = request.steps
+        # One more try only: an answer that fills twice its room mostly has no end.
         if steps is not None and steps.longer:
             return Fail(Failure(failure.kind, f"{failure.message} (it was asked for with {room} already)", 200))
+        # The second try would have no more room than the first.
         if request.max_tokens is not None and request.max_tokens >= room:
             message = f"{failure.message} (its bound was {request.max_tokens}, and retry_with_max_tokens is {room})"
             return Fail(Failure(failure.kind, message, failure.http_status))
@@ -256,6 +263,7 @@ class Acceptance:
         )
 
     def _tools_of(self, request: Request) -> Tools | None:
+        # The tools of all rows are one object; only a template of tools makes them differ.
         if not self._tools_vary:
             return self._tools
         own = request.steps.body if request.steps is not None else request.body
@@ -264,13 +272,13 @@ class Acceptance:
 
 
 def _made(request: Request) -> int:
-    """How many corrections a request has had."""
+    """Return how many corrections a request has had."""
     return request.steps.corrections if request.steps is not None else 0
 
 
 @lru_cache(maxsize=_TOOL_SETS)
 def _loaded_tools(tools: str, choice: str) -> Tools | None:
-    """The tools of one request; None where it has none, or such that nothing can be checked against them."""
+    """Return the tools of one request; None if it has none, or such that nothing can be checked against them."""
     from batchchat.structured import SchemaError, load_tools
 
     try:
@@ -285,6 +293,7 @@ def revised(body: bytes, messages: Sequence[dict[str, Any]], max_tokens: int | N
     request = json.loads(body)
     request["messages"] = [*request["messages"], *messages]
     if max_tokens is not None:
+        # Under the name that the job uses: newer models of OpenAI refuse `max_tokens`.
         for name in [name for name in _LENGTHS if request.get(name) is not None] or ["max_tokens"]:
             request[name] = max_tokens
     return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
@@ -302,6 +311,7 @@ def go_on(request: Request, reply: Reply, again: AskAgain) -> None:
     else:
         steps.longer = True
     if reply.completion is not None:
+        # Log probabilities are the largest part of an answer, and nobody reads those of one that was not taken.
         steps.last, steps.problem = replace(reply.completion, logprobs=None), again.reasons
     request.body, request.prompt_tokens, request.max_tokens = again.body, again.prompt_tokens, again.max_tokens
 
@@ -315,6 +325,7 @@ def left_with(request: Request, reply: Reply, failure: Failure) -> tuple[Reply, 
     if steps is None or steps.last is None or (reply.completion is not None and not is_blank(reply.text)):
         return reply, failure
     message = f"{failure.message}; the answer before it was not taken: {steps.problem}"
+    # Of two answers that were not taken, the one that says something is kept.
     if is_blank(reply.text):
         reply = replace(reply, completion=steps.last, text=steps.last.text, model=steps.last.model)
     return reply, Failure(failure.kind, message, failure.http_status)
@@ -324,7 +335,7 @@ def left_with(request: Request, reply: Reply, failure: Failure) -> tuple[Reply, 
 
 
 def journaled(request: Request, reply: Reply) -> dict[str, Any]:
-    """An answer that settles nothing, as JSON, with what its request came to so far (its usage included)."""
+    """Return an answer that settles nothing, as JSON, with what its request came to so far (its usage included)."""
     completion, failure = reply.completion, reply.failure
     return {
         "completion": {item.name: getattr(completion, item.name) for item in fields(Completion)},
@@ -345,7 +356,7 @@ def journaled(request: Request, reply: Reply) -> dict[str, Any]:
 
 
 def left_for(request: Request, reply: Reply, failure: Failure) -> dict[str, Any]:
-    """An answer that was not taken, as JSON, after which `request` goes to another target: the one it names now."""
+    """Return an answer that was not taken, as JSON, after which `request` goes to the target that it names now."""
     told = [failure.kind.value, failure.message, failure.http_status]
     return {**journaled(request, reply), "failure": told, "fallback": request.target}
 
@@ -358,7 +369,7 @@ def resume(
     The request is then as it was before that decision; its usage includes the answers', and the reply's own is None.
     `tariff` prices what an earlier version journaled, which has no cost.
 
-    Returns None where the request is to be asked as it is: the answers cannot be read, and it is unchanged, or the last
+    Returns None if the request is to be asked as it is: the answers cannot be read, and it is unchanged, or the last
     one sent it to another target.
     """
     try:
@@ -371,6 +382,7 @@ def resume(
         target = int(last.get("target", 0))
         cost = last["cost"] if "cost" in last else tariff.cost(usage) if tariff is not None else None
         cost = None if cost is None else int(cost)
+    # Written by another version, or damaged: to ask anew costs one answer.
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return None
     request.usage, request.cost, request.started_at = usage, cost, started_at
@@ -381,6 +393,7 @@ def resume(
     if before:
         move, failure = replies[before - 1], replies[before - 1].failure
         request.left = (move, failure) if failure is not None else None
+        # The last answer sent it on, and nobody has answered since.
         if before == len(answers):
             return None
     for reply in replies[before:-1]:

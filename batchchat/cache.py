@@ -35,11 +35,14 @@ from batchchat.reasoning import is_blank, split
 from batchchat.records import Completion, Usage
 
 MAX_ANSWER_BYTES = 64 * 2**20
+"""The longest answer that is kept: what the client reads of one."""
 _FILE = "answers.sqlite3"
 _APPLICATION = 0x62_63_61_63  # "bcac"
 _VERSION = 1
 _WAIT_S = 30.0
+"""How long one process waits for another one's write. Chosen: a write takes milliseconds, on a slow disk a second."""
 _AT_ONCE = 500
+"""Ids in one query. SQLite took 999 parameters at most before version 3.32."""
 _ANOTHER = "Choose another folder for the cache, or leave `cache` out."
 _REBUILD = "Move the folder away: a new cache fills as answers come. Everything in the output is safe."
 # Places only are put in. What is longer than an answer may be (64 MiB) is not read into memory.
@@ -60,9 +63,9 @@ class AnswerCache:
 
     @classmethod
     def open(cls, folder: Path | str) -> AnswerCache:
-        """Open a cache, creating it where there is none.
+        """Open a cache, creating it if there is none.
 
-        Raises UsageError where the folder cannot be one, StorageError where the disk refuses.
+        Raises UsageError if the folder cannot be one, StorageError if the disk refuses.
         """
         path = Path(folder) / _FILE
         try:
@@ -85,9 +88,9 @@ class AnswerCache:
 
     @classmethod
     def existing(cls, folder: Path | str) -> AnswerCache | None:
-        """Open a cache to look at it; None where there is none. Nothing is created or changed.
+        """Open a cache to look at it; None if there is none. Nothing is created or changed.
 
-        Raises UsageError where the folder is something else, StorageError where the disk refuses.
+        Raises UsageError if the folder is something else, StorageError if the disk refuses.
         """
         path = Path(folder) / _FILE
         if not path.exists():
@@ -110,12 +113,13 @@ class AnswerCache:
         return found
 
     def fetch(self, ids: Sequence[bytes]) -> dict[bytes, Completion]:
-        """Return the answers that are there, by id. Raises StorageError where the cache cannot be read."""
+        """Return the answers that are there, by id. Raises StorageError if the cache cannot be read."""
         found: dict[bytes, Completion] = {}
         for some in _groups(dict.fromkeys(ids)):
             with _errors(self.path):
                 for key, value, checksum in self._reader.execute(_SELECT.format(_places(some)), some):
                     sound = type(value) is bytes and checksum == _sum(key, value)
+                    # Not merely an error: a damaged answer is replaced by the next one to the same request.
                     completion = _decode(value) if sound else None
                     if completion is None:
                         self.damaged += key not in self._bad
@@ -146,7 +150,7 @@ class AnswerCache:
 
 
 def remove_cache(folder: Path | str) -> None:
-    """Delete a cache that nobody uses any more; nothing where there is none."""
+    """Delete a cache that nobody uses any more; nothing if there is none."""
     for ending in ("-wal", "-shm", ""):
         with suppress(OSError):
             (Path(folder) / f"{_FILE}{ending}").unlink()
@@ -175,6 +179,7 @@ def _places(some: Sequence[bytes]) -> str:
 
 
 def _marks(connection: sqlite3.Connection) -> tuple[int, int]:
+    # The four bytes that SQLite keeps in a file's head for its application.
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     return application, version
@@ -190,6 +195,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA wal_autocheckpoint = 16384")
     with _transaction(connection):
         marks = _marks(connection)
+        # A new file. Somebody else's database has tables, and must not get ours.
         if marks == (0, 0) and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
             connection.execute(_TABLE)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -242,6 +248,7 @@ def _errors(path: Path) -> Iterator[None]:
             raise UsageError(f"{path} is no cache of batchchat", remedy=_ANOTHER) from error
         if code.startswith("SQLITE_BUSY"):
             remedy = "Another process has held it for too long. Run the same command again: it goes on."
+        # A full disk damages nothing: what was put in stays.
         elif code.startswith("SQLITE_FULL"):
             remedy = "Free some space, then run the same command again: it goes on where it stopped."
         else:
@@ -260,7 +267,7 @@ _TEXTS = ("text", "finish_reason", "model", "request_id", "reasoning", "system_f
 
 
 def _encode(answer: Completion) -> bytes | None:
-    """An answer as JSON; None where JSON has no form for it."""
+    """Return an answer as JSON; None if JSON has no form for it."""
     value = {
         "text": answer.text,
         "finish_reason": answer.finish_reason,
@@ -280,7 +287,7 @@ def _encode(answer: Completion) -> bytes | None:
 
 
 def _decode(value: bytes) -> Completion | None:
-    """Read an answer; None where it has not the form of one."""
+    """Read an answer; None if it has not the form of one."""
     try:
         data = orjson.loads(value)
         texts = {name: data.get(name) for name in _TEXTS}
@@ -290,6 +297,7 @@ def _decode(value: bytes) -> Completion | None:
         return None
     whole = (
         all(text is None or isinstance(text, str) for text in texts.values())
+        # Above, a number would not be the same again in other readers of JSON.
         and all(count is None or (type(count) is int and 0 <= count < 2**53) for count in usage)
         and (texts["text"] is not None or calls is not None)
     )

@@ -55,32 +55,41 @@ class ImageReader:
 
     `root` is the folder that paths are relative to, and do not leave; None takes the folder of the row's file. An image
     of more than `max_bytes` is refused. `ahead_bytes` is how much of loaded images one batch of rows holds, unless a
-    single row holds more.
+    single row holds more. `others` are the columns of files and sound, with what loads them.
     """
 
     def __init__(
         self,
         columns: frozenset[str],
-        folder_of: Callable[[str], Path],
+        folder_of: Callable[[str], Path | None],
         *,
         root: Path | None,
         max_bytes: int,
         ahead_bytes: int = 16 * 2**20,
+        others: Mapping[str, Callable[[Any, Path | None], tuple[Picture, ...]]] | None = None,
     ) -> None:
         self._columns = columns
         self._folder_of = folder_of
         self._root = root
         self._max_bytes = max_bytes
         self._ahead_bytes = ahead_bytes
+        self._others = others or {}
 
     def load(self, values: Mapping[str, Any], source: str) -> dict[str, Loaded]:
         """Return the images of one row by column, or why there are none."""
-        root = self._root if self._root is not None else self._folder_of(source)
+        folder = self._folder_of(source)
+        root = self._root if self._root is not None else folder
         found: dict[str, Loaded] = {}
         for column in self._columns:
             if column in values:  # else the template says what is missing
                 try:
                     found[column] = _pictures(values[column], root, self._max_bytes)
+                except ImageError as error:
+                    found[column] = str(error)
+        for column, load in self._others.items():
+            if column in values:
+                try:
+                    found[column] = load(values[column], folder)
                 except ImageError as error:
                     found[column] = str(error)
         return found
@@ -124,7 +133,7 @@ def _piece(batch: RowBatch, start: int, images: list[Mapping[str, Loaded] | None
 # --- what a column may hold
 
 
-def _pictures(value: Any, root: Path, max_bytes: int) -> tuple[Picture, ...]:
+def _pictures(value: Any, root: Path | None, max_bytes: int) -> tuple[Picture, ...]:
     if not isinstance(value, list | tuple):
         return (_picture(value, root, max_bytes),)
     if not value:
@@ -138,7 +147,7 @@ def _pictures(value: Any, root: Path, max_bytes: int) -> tuple[Picture, ...]:
     return tuple(found)
 
 
-def _picture(value: Any, root: Path, max_bytes: int) -> Picture:
+def _picture(value: Any, root: Path | None, max_bytes: int) -> Picture:
     """Return one image. Raises ImageError."""
     if isinstance(value, Mapping):
         inside = value.get("bytes")
@@ -156,7 +165,7 @@ def _picture(value: Any, root: Path, max_bytes: int) -> Picture:
     scheme = _SCHEME.match(text)
     if scheme is not None:
         return _address(text, scheme[1].lower())
-    return _data_url(_read(root, value, max_bytes), max_bytes, f"names {_shown(value)}, which holds")
+    return _data_url(read_below(root, value, max_bytes), max_bytes, f"names {shown_text(value)}, which holds")
 
 
 def _kind(value: Any) -> str:
@@ -170,7 +179,7 @@ def _address(text: str, scheme: str) -> Picture:
             f"is an address of the kind {scheme}://, which a provider does not read; give a path or https://"
         )
     if not text.isprintable() or " " in text:
-        raise ImageError(f"is no valid address: {_shown(text)}")
+        raise ImageError(f"is no valid address: {shown_text(text)}")
     return _as_it_is(text)
 
 
@@ -201,8 +210,8 @@ def _data_url(data: bytes, max_bytes: int, what: str) -> Picture:
     return Picture(url, b'"image:blake2b:%b"' % blake2b(data, digest_size=_DIGEST_SIZE).hexdigest().encode())
 
 
-def _too_large(what: str, size: int, max_bytes: int) -> str:
-    return f"{what} {size:,} bytes, and images.max_bytes is {max_bytes:,}"
+def _too_large(what: str, size: int, max_bytes: int, field: str = "images") -> str:
+    return f"{what} {size:,} bytes, and {field}.max_bytes is {max_bytes:,}"
 
 
 def image_type(data: bytes) -> str | None:
@@ -225,32 +234,37 @@ def _what_else(data: bytes) -> str:
 # --- files
 
 
-def _read(root: Path, name: str, max_bytes: int) -> bytes:
-    """Read a file below a folder, one byte more than allowed at most. Raises ImageError."""
+def read_below(root: Path | None, name: str, max_bytes: int, field: str = "images") -> bytes:
+    """Read a file below a folder, one byte more than allowed at most; `field` bounds it. Raises ImageError."""
+    if root is None:
+        raise ImageError(
+            f"names {shown_text(name)}, and the input lies in no folder: {field}.root names the folder of {field}"
+        )
     try:
         real_root = os.path.realpath(root)
         path = os.path.realpath(os.path.join(real_root, name))  # noqa: PTH118 - a row's path need not be a valid one
         if os.path.commonpath((real_root, path)) != real_root:
-            raise ImageError(f"names {_shown(name)}, which lies outside {root}: images.root names another folder")
+            raise ImageError(f"names {shown_text(name)}, which lies outside {root}: {field}.root names another folder")
         # A pipe or a device must not block the run for ever: it is opened without waiting, and then refused.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             about = os.fstat(descriptor)
             if not stat.S_ISREG(about.st_mode):
-                raise ImageError(f"names {_shown(name)}, which is no regular file")
+                raise ImageError(f"names {shown_text(name)}, which is no regular file")
             if about.st_size > max_bytes:
-                raise ImageError(_too_large(f"names {_shown(name)}, which holds", about.st_size, max_bytes))
+                raise ImageError(_too_large(f"names {shown_text(name)}, which holds", about.st_size, max_bytes, field))
             with os.fdopen(descriptor, "rb", closefd=False) as file:
                 return file.read(max_bytes + 1)
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise ImageError(f"names {_shown(name)}, which cannot be read in {root}: {error.strerror}") from None
+        raise ImageError(f"names {shown_text(name)}, which cannot be read in {root}: {error.strerror}") from None
     except ValueError:  # a null byte, a lone surrogate
-        raise ImageError(f"names {_shown(name)}, which is no valid path") from None
+        raise ImageError(f"names {shown_text(name)}, which is no valid path") from None
 
 
-def _shown(text: str) -> str:
+def shown_text(text: str) -> str:
+    """Return a value for a message, cut if it is long."""
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
 
 
@@ -280,8 +294,8 @@ def _placeholder(value: Any) -> str:
     return shortened(str(value).encode("utf-8", "replace").decode())
 
 
-def shortened(url: str) -> str:
-    """Return an address whole, and of a data URL its beginning and its length."""
-    if len(url) <= 2 * _DATA_URL_SHOWN or not _DATA_URL_HEAD.match(url):
+def shortened(url: str, *, content: bool = False) -> str:
+    """Return an address whole, and of a data URL its beginning and its length; also of `content`, which is base64."""
+    if len(url) <= 2 * _DATA_URL_SHOWN or not (content or _DATA_URL_HEAD.match(url)):
         return url
     return f"{url[:_DATA_URL_SHOWN]}… ({len(url):,} characters)"

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.addresses import absolute, address_of
+from batchchat.attachments import attachment_placeholders
 from batchchat.choosing import RecordFilter, chosen
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.events import AnsweredBy, BudgetUse, FailureGroup, Forecast, InFlight, Pace, Setting, Snapshot, Steering
@@ -44,7 +45,7 @@ def status_of(directory: Path | str) -> StatusView:
     counts: dict[str | None, int] = {}
     examples: dict[str, tuple[str, int]] = {}
     pace = StreamPace()
-    live = _snapshot(output.live) if output.live and output.holder is not None else None
+    live = snapshot_of(output.live) if output.live and output.holder is not None else None
     new = [0, 0]
     prompt_id, earlier = latest_prompt(output), 0
     # An output of an earlier version may lack the later ones of these: then its input has columns of their names.
@@ -244,7 +245,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _snapshot(data: Mapping[str, Any]) -> Snapshot | None:
+def snapshot_of(data: Mapping[str, Any]) -> Snapshot | None:
     """A snapshot as it was written to the live file; None where another version wrote it."""
     try:
         fields = dict(data)
@@ -315,6 +316,7 @@ class Templates:
             if examples is not None:
                 values[EXAMPLES] = examples.choose(values)
             shown = placeholders(template.image_columns, values)
+            shown |= attachment_placeholders(template.attachments, values)
             body = orjson.loads(template.render(values, sample_index, shown).body)
         except RowTemplateError as error:
             return None, f"its messages cannot be rendered: {error}"

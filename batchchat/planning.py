@@ -433,7 +433,7 @@ def _preview(found: Sorted, shown: list[RequestPreview], previews: int) -> None:
 
 
 def _without_pictures(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose images are told by the beginning of their data."""
+    """A message whose images, files and sound are told by the beginning of their data."""
     content = message.get("content")
     if not isinstance(content, list):
         return message
@@ -441,10 +441,11 @@ def _without_pictures(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_picture(part: dict[str, Any]) -> dict[str, Any]:
-    image = part.get("image_url")
-    if not isinstance(image, dict) or not isinstance(image.get("url"), str):
-        return part
-    return {**part, "image_url": {**image, "url": shortened(image["url"])}}
+    for name, inside in (("image_url", "url"), ("file", "file_data"), ("input_audio", "data")):
+        media = part.get(name)
+        if isinstance(media, dict) and isinstance(media.get(inside), str):
+            return {**part, name: {**media, inside: shortened(media[inside], content=name == "input_audio")}}
+    return part
 
 
 def _duration(

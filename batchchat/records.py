@@ -107,17 +107,23 @@ class Place(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image of a row: the JSON text of its URL, and that of what stands for it in the identity of a request.
+    """An image, a file or sound of a row: the JSON text of its URL or content, and what stands for it in the identity
+    of a request.
 
-    For a data URL this is a digest of the image; an address stands for itself, as the same bytes object.
+    For content this is a digest of it; an address stands for itself, as the same bytes object. `mark` is the name of
+    the field that holds it, as it stands in a request. `told` is the JSON text of a file's name, or of the format of
+    sound. `tokens` is a guess of what it costs; 0 means that of an image.
     """
 
     url: bytes
     token: bytes
+    mark: bytes = b'"url":'
+    told: bytes = b""
+    tokens: int = 0
 
 
 Loaded = tuple[Picture, ...] | str
-"""What a column holds as images; or, as a text, why they cannot be sent."""
+"""What a column holds as images, files or sound; or, as a text, why they cannot be sent."""
 
 
 @dataclass(slots=True)

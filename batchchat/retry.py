@@ -30,10 +30,13 @@ DOUBTED_ATTEMPTS = 3
 """A refusal that cannot be true of the request is believed when it has come this often: a body that was lost or cut on
 its way arrives whole at the next try, and a server that cannot read any body says so each time."""
 UNSENT_MAX = 5
-"""How many attempts of a request may fail before they reach the server and cost nothing."""
+"""How many attempts of a request may fail before they reach the server and cost nothing. Chosen: above that, the
+address or the network is at fault, and each further try is one that somebody should hear of."""
 _BACKOFF = wait_exponential(multiplier=1, exp_base=2, max=60)
+"""1, 2, 4 … 60 s. Chosen: a server that is restarted is back at the fourth or fifth try."""
 _UNSENT_BACKOFF = wait_exponential(multiplier=0.1, exp_base=2, max=5)
 _RATE_LIMIT_S = 1.0
+"""The wait after a rate limit that names none. Chosen: the limiter's pace decides, this only changes the order."""
 
 
 class RetryAction(StrEnum):
@@ -65,7 +68,7 @@ class RetryDecision:
     """What to do after a failed attempt.
 
     Wait `delay_s` seconds without a permit before the next one. `counts` tells whether the attempt counts against the
-    policy. `reason` says why the row ends where the reply alone would have allowed another try.
+    policy. `reason` says why the row ends if the reply alone would have allowed another try.
     """
 
     action: RetryAction
@@ -118,6 +121,7 @@ def _decide_transient(
         return RetryDecision(
             RetryAction.NO, reason=f"the row's deadline of {policy.row_deadline:g} s is over", counts=reply.sent
         )
+    # Nothing was billed, so it costs no attempt, and the wait is short: mostly a connection that the server closed.
     if not reply.sent and unsent <= UNSENT_MAX:
         delay = _at_least(_spread(_UNSENT_BACKOFF(_state(max(1, unsent))), rng), reply)
         if active_s + delay < policy.row_deadline:
@@ -128,8 +132,10 @@ def _decide_transient(
     if reply.failure is not None and reply.failure.http_status == 504:
         allowed = min(allowed, GATEWAY_TIMEOUT_ATTEMPTS)
     state = _state(max(1, attempts))
+    # A row that fails for good says after how many attempts.
     if stop_after_attempt(allowed)(state):
         return RetryDecision(RetryAction.NO, reason=f"{allowed} attempt{'s' * (allowed != 1)} failed")
+    # The server's wait is the least, never the most: it knows its own load, and not how often this request has failed.
     delay = _at_least(_spread(_BACKOFF(state), rng), reply)
     if active_s + delay >= policy.row_deadline:
         return RetryDecision(RetryAction.NO, reason=_no_time(policy))
@@ -150,12 +156,12 @@ _RETRYING = Retrying()
 
 
 def _spread(wait: float, rng: random.Random) -> float:
-    """Half the wait and up to half more: spread apart, yet never at once (equal jitter)."""
+    """Return half the wait and up to half more: spread apart, yet never at once (equal jitter)."""
     return wait * rng.uniform(0.5, 1.0)
 
 
 def _retry_after(reply: Reply) -> float | None:
-    """The server's wait where it is one: negative, NaN, infinite or beyond belief is none."""
+    """Return the server's wait if it is one: negative, NaN, infinite or beyond belief is none."""
     wait = reply.retry_after
     return wait if wait is not None and 0.0 <= wait <= RETRY_AFTER_MAX_S else None
 
@@ -165,6 +171,6 @@ def _at_least(wait: float, reply: Reply) -> float:
 
 
 def _rate_limit_wait(reply: Reply, rng: random.Random) -> float:
-    """The server's wait, else a short one: the limiter holds everybody back, this only lets others go first."""
+    """Return the server's wait, else a short one: the limiter holds everybody back, this only lets others go first."""
     asked = _retry_after(reply)
     return asked if asked is not None else _spread(_RATE_LIMIT_S, rng)

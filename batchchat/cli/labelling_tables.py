@@ -123,7 +123,7 @@ def _by_group(groups: Sequence[GroupAgreement]) -> Table:
 
 
 def _confusion(found: PairAgreement) -> Table:
-    """A line for each label as expected, a column for each as given."""
+    """Return a line for each label as expected, a column for each as given."""
     table = _table("expected \\ given", *(line(label, 16) for label in found.labels))
     for label, cells in zip(found.labels, found.confusion, strict=True):
         table.add_row(line(label, 16), *(f"{cell:,.0f}" if round(cell) else "·" for cell in cells))

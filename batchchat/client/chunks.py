@@ -79,10 +79,11 @@ class ChunkAssembler:
         return self._finish is not None or self._message is not None
 
     def take(self, event: ServerEvent) -> bool:
-        """Take the next event. True where it brought something that the model wrote."""
+        """Take the next event. True if it brought something that the model wrote."""
         if self.done:
             return False
         data = event.data
+        # Nearly all events begin with a brace. Only another one can be `[DONE]`, or empty to keep the connection open.
         if data[:1] != b"{":
             data = data.strip()
             if data == _DONE:
@@ -91,6 +92,7 @@ class ChunkAssembler:
             if not data:
                 return False
         chunk = _load(data)
+        # The event's name says it, whatever form the data has.
         if event.type == b"error":
             self._fail(chunk, data)
         elif not isinstance(chunk, dict):
@@ -109,22 +111,24 @@ class ChunkAssembler:
         return False
 
     def end(self, unfinished: Iterable[ServerEvent] = ()) -> None:
-        """The body has ended. Without `[DONE]` it is whole only if what the server sends last, usage, is there.
+        """Note that the body has ended. Without `[DONE]` it is whole only if usage is there, which is sent last.
 
         `unfinished` are events that lack their end: what is whole of them counts, half an object is passed over.
         """
         for event in unfinished:
+            # Some servers leave out the blank line behind the last event.
             if event.data.strip() == _DONE or isinstance(_load(event.data), dict):
                 self.take(event)
+        # Some servers end without `[DONE]`. A finish reason alone can come before a cut, usage is sent last.
         if not self.done and self._ended and self._usage is not None:
             self.done = True
 
     def body(self) -> bytes:
-        """The whole answer as a `chat.completion` object, or the error object with the usage that came before it."""
+        """Return the whole answer as a `chat.completion` object, or the error object with the usage before it."""
         return self.partial() if self.error is None else _dump({**self._head(), **self.error})
 
     def partial(self) -> bytes:
-        """What has come so far as a `chat.completion` object."""
+        """Return what has come so far as a `chat.completion` object."""
         body: dict[str, Any] = {**self._head(), "choices": []}
         if self._seen:
             choice = {"index": 0, "message": self._whole_message(), "finish_reason": self._finish}
@@ -147,6 +151,7 @@ class ChunkAssembler:
         """Note an error: an object as it came, anything else as the message that it is."""
         if not isinstance(chunk, dict):
             chunk = {"error": {"message": data.decode("utf-8", "replace")}}
+        # An event named `error` whose object is the error itself, without a field around it.
         elif not is_error(chunk.get("error")) and not chunk.get("errors") and chunk.get("object") != "error":
             chunk = {"error": chunk}
         self.error = chunk
@@ -163,6 +168,7 @@ class ChunkAssembler:
             if name not in self._fields and isinstance(chunk.get(name), str) and chunk[name]:
                 self._fields[name] = chunk[name]
         choices = chunk.get("choices")
+        # Azure tells in a chunk without choices that the prompt was blocked.
         if not choices:
             self._blocked = self._blocked or blocked_prompt(chunk)
         if choices is None:
@@ -173,6 +179,7 @@ class ChunkAssembler:
         for choice in choices:
             if not isinstance(choice, dict):
                 raise _UnknownForm("with a choice that is no object")
+            # One answer was asked for. A server that sends further ones cannot mix them into it.
             if choice.get("index") in (0, None):
                 wrote = self._take_choice(choice) or wrote
                 if error := error_in_choice(choice):
@@ -191,6 +198,7 @@ class ChunkAssembler:
         if isinstance(logprobs := choice.get("logprobs"), dict):
             self._take_logprobs(logprobs)
         delta = choice.get("delta")
+        # Some gateways put the whole message into one chunk, as an answer that is not streamed has it.
         if delta is None:
             message = choice.get("message")
             if isinstance(message, dict):
@@ -210,6 +218,7 @@ class ChunkAssembler:
             for call in calls:
                 self._called(call).take(call)
             wrote = True
+        # The older form, of one call without an id.
         if isinstance(function := delta.get("function_call"), dict):
             self._function = self._function or _Call()
             self._function.take({"function": function})
@@ -221,6 +230,7 @@ class ChunkAssembler:
         if isinstance(piece, str):
             self._pieces.setdefault(name, []).append(piece)
             return bool(piece)
+        # Reasoning in parts is known only inside `content`.
         if name != "content":
             return False
         if not isinstance(piece, list):
@@ -238,11 +248,12 @@ class ChunkAssembler:
         return wrote
 
     def _called(self, piece: dict[str, Any]) -> _Call:
-        """The call that a piece belongs to, by its index. Without one, a new id or a name begins another call.
+        """Return the call that a piece belongs to, by its index. Without one, a new id or a name begins another call.
 
         So does another id with a name under an index that is taken: some servers number every call 0.
         """
         index, named = piece.get("index"), _named(piece)
+        # Not `isinstance`, for which True is an int.
         if type(index) is int:
             call = self._indexed.get(index)
             begins = call is None or (named and call.differs(piece))
@@ -296,11 +307,11 @@ class _Call:
         return bool(self._name)
 
     def is_named_by(self, piece: dict[str, Any]) -> bool:
-        """Whether a piece has this call's id."""
+        """Return whether a piece has this call's id."""
         return bool(piece.get("id")) and piece.get("id") == self._fields.get("id")
 
     def differs(self, piece: dict[str, Any]) -> bool:
-        """Whether a piece has another id than this call has."""
+        """Return whether a piece has another id than this call has."""
         return bool(piece.get("id")) and "id" in self._fields and not self.is_named_by(piece)
 
     def take(self, piece: dict[str, Any]) -> None:
@@ -311,11 +322,13 @@ class _Call:
         if not isinstance(function, dict):
             return
         called = function.get("name")
+        # Most servers send the name once, some in pieces, some the whole name again with each piece.
         if isinstance(called, str) and called != self._name:
             self._name += called
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             self._arguments.append(arguments)
+        # The object itself in place of its text.
         elif arguments is not None:
             self._arguments.append(_dump(arguments).decode())
 
@@ -332,9 +345,10 @@ def _named(piece: dict[str, Any]) -> bool:
 
 
 def _load(data: bytes) -> Any:
-    """Parse JSON; None where it is none. Half of an emoji stays a half: the next chunk may bring the other."""
+    """Parse JSON; None if it is none. Half of an emoji stays a half: the next chunk may bring the other."""
     try:
         return orjson.loads(data)
+    # orjson refuses halves of emoji and NaN, which Python's reader takes.
     except orjson.JSONDecodeError:
         pass
     if data[:1] != b"{":

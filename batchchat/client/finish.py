@@ -91,15 +91,20 @@ def read_finish(choice: dict[str, Any]) -> str | None:
         return "stop"
     own = _word(plain)
     native = _word(choice.get("native_finish_reason"))
+    # A gateway that has no word of its own leaves the field out, or null.
     if own is None:
         return native or _word(choice.get("finish_details")) or _word(choice.get("details"))
+    # OpenRouter says `stop` for a native `SAFETY`: the word that says more counts.
     if native is not None and judge_finish(own) in _GOOD and judge_finish(native) not in _GOOD:
         return native
     return own
 
 
 def _word(value: object) -> str | None:
-    """A word as a text or, as SGLang has it, as the type of an object. Some servers write the text "null" for none."""
+    """Return a word given as a text or, as SGLang has it, as the type of an object; None if there is none.
+
+    Some servers write the text "null" for none.
+    """
     if isinstance(value, dict):
         value = next((value[name] for name in ("finish_reason", "type", "reason") if name in value), None)
     return value if isinstance(value, str) and value.strip().lower() not in _NONE else None
@@ -115,6 +120,7 @@ def judge_finish(word: str | None) -> Finish:
         return Finish.UNKNOWN
     plain = re.sub(r"[^a-z0-9]", "", word.lower())
     plain = _PREFIX.sub("", plain)
+    # Before the table: `end_of_sequence` must not be found by a part of it.
     if plain in _NONE or _WHOLE.fullmatch(plain):
         return Finish.WHOLE
     return next((finish for finish, pattern in _TABLE if pattern.search(plain)), Finish.UNKNOWN)

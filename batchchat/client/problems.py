@@ -18,11 +18,15 @@ import orjson
 Mask = Callable[[str], str]
 
 MESSAGE_LIMIT: Final = 1000
+"""Characters of a message that a record keeps. Chosen: a million failed rows then take 1 GB at most."""
 READ_LIMIT: Final = 16_000
+"""Characters of a body or a field that are searched. Chosen: error bodies are shorter, and a web page says nothing
+more behind them."""
 _OUTER_LIMIT: Final = 300
-"""How much of an outer message is kept where an inner one follows: the inner one is what matters."""
+"""How much of an outer message is kept if an inner one follows: the inner one is what matters."""
 _MAX_DEPTH: Final = 8
 _MAX_LEVELS: Final = 40
+"""Levels that are read of one body, in depth and in all. Chosen: gateways nest three or four."""
 
 _INSIDE: Final = (
     *("error", "errors", "detail", "message", "metadata", "raw", "innererror", "inner_error", "cause"),
@@ -134,6 +138,7 @@ def read_problem(data: Any, body: bytes, mask: Mask, *, bare: bool) -> Problem:
 
     With `bare`, no HTTP status tells what happened: then also words of the outermost levels may tell it.
     """
+    # A list of texts or numbers tells no more than its text does.
     if isinstance(data, list) and not any(isinstance(item, dict) for item in data):
         data = None
     if not isinstance(data, dict | list):
@@ -209,7 +214,8 @@ def dump(value: object) -> str:
 
 
 def _levels(value: Any, depth: int, left: list[int]) -> Iterator[_Level]:
-    """The levels of a body from outside to inside. `left` bounds how many there are."""
+    """Yield the levels of a body from outside to inside. `left` bounds how many there are."""
+    # A body may be made to be deep or wide: reading it must cost little.
     if depth > _MAX_DEPTH or left[0] <= 0:
         return
     left[0] -= 1
@@ -231,7 +237,7 @@ def _levels(value: Any, depth: int, left: list[int]) -> Iterator[_Level]:
 
 
 def _json_in(text: str) -> tuple[Any, bool]:
-    """The JSON object inside a text, and whether the text is nothing else."""
+    """Return the JSON object inside a text, and whether the text is nothing else."""
     start = text.find("{")
     if start < 0 or len(text) > READ_LIMIT:
         return None, False
@@ -250,7 +256,7 @@ def _words(value: dict[str, Any]) -> list[str]:
 
 
 def _has_filter_code(objects: list[tuple[dict[str, Any], int]]) -> bool:
-    """Whether a code names a filter. A code is one word; a sentence is a message."""
+    """Return whether a code names a filter. A code is one word; a sentence is a message."""
     words = (_snake(word) for value, _ in objects for word in _words(value) if " " not in word)
     return any(_FILTER_CODES.search(word) for word in words)
 
@@ -261,7 +267,7 @@ def _snake(word: str) -> str:
 
 
 def _status(levels: list[_Level], *, bare: bool) -> int | None:
-    """The status that the innermost level gives: a number, or what its words mean.
+    """Return the status that the innermost level gives: a number, or what its words mean.
 
     Words beside the HTTP status of the same level say the same as it does, or less.
     """
@@ -286,6 +292,7 @@ def _number(value: dict[str, Any] | str) -> int | None:
         return int(told[1]) if told else None
     for name in _NUMBERS:
         number = value.get(name)
+        # OpenRouter and others write the status as a text.
         if isinstance(number, str) and re.fullmatch(r"[45]\d\d", number):
             number = int(number)
         if type(number) is int and 400 <= number < 600:
@@ -295,15 +302,17 @@ def _number(value: dict[str, Any] | str) -> int | None:
 
 
 def _message(levels: list[_Level], data: dict[str, Any] | list[Any], mask: Mask) -> str:
-    """What all levels say to a person, each thing once."""
+    """Return what all levels say to a person, each thing once."""
     told: list[str] = []
     for level in levels:
         for saying in _sayings(level.value):
             text = mask(saying[:READ_LIMIT]).strip()
             lower = text.lower()
+            # Gateways repeat what they wrap, with words around it: the longest form is kept.
             if text and not any(lower in other.lower() for other in told):
                 told = [other for other in told if other.lower() not in lower]
                 told.append(text)
+    # No field is known: a person may make sense of the body as it is.
     if not told:
         try:
             told = [mask(dump(data)[:READ_LIMIT])]
@@ -315,17 +324,19 @@ def _message(levels: list[_Level], data: dict[str, Any] | list[Any], mask: Mask)
 
 
 def _sayings(value: dict[str, Any] | str) -> Iterator[str]:
-    """What one level says itself. FastAPI's `{loc, msg}` is told as `body.messages: field required`."""
+    """Yield what one level says itself. FastAPI's `{loc, msg}` is told as `body.messages: field required`."""
     if isinstance(value, str):
         yield value
         return
     error = value.get("error")
+    # `{"error": "text"}` of Ollama and TGI. A text that is JSON becomes a level of its own.
     if isinstance(error, str) and not _json_in(error)[1]:
         yield error
     place = value.get("loc")
     where = ".".join(str(part)[:80] for part in place[:20]) if isinstance(place, list) else ""
     for name in _SAYINGS:
         said = value.get(name)
+        # Some servers give a number in the place of a text.
         if isinstance(said, int | float) and not isinstance(said, bool):
             said = str(said)
         if isinstance(said, str) and said.strip() and not _json_in(said)[1]:
@@ -334,7 +345,7 @@ def _sayings(value: dict[str, Any] | str) -> Iterator[str]:
 
 
 def _page(body: bytes, mask: Mask) -> str:
-    """The text of a body that is no JSON object, without the markup of a page."""
+    """Return the text of a body that is no JSON object, without the markup of a page."""
     text = mask(body[:READ_LIMIT].decode("utf-8", "replace"))
     if "<" in text[:200]:
         text = re.sub(r"(?is)<(script|style)\b.{0,4000}?</\1>|<[^>]*>", " ", text)

@@ -71,7 +71,7 @@ class DemoStats:
 
     `by_status` counts responses that were begun, by HTTP status; `faults` what befell requests, by name. `in_flight`
     counts requests that were admitted under the limits and are not answered yet. `disconnected` counts requests whose
-    client left first, `dropped` those that the server cut. The three counts of bodies are None where bodies are not
+    client left first, `dropped` those that the server cut. The three counts of bodies are None if bodies are not
     tracked; `repeated_bodies` counts requests whose body had come before, and `answered_again` completions for a body
     that already had one: what a client pays twice. `batch` counts what the Batch API did, which the others leave out.
     """
@@ -166,11 +166,13 @@ class Demo:
 
     async def _answer(self, exchange: _Exchange) -> None:
         now = anyio.current_time()
+        # Outages are counted from here: a test does not know how long the server takes to start.
         if self._first_at is None:
             self._first_at = now
         self._requests += 1
         number = self._requests
         exchange.digest = blake2b(exchange.body, digest_size=16).digest()
+        # The fault of an attempt follows from its number, so a retry meets another fate than the first try.
         exchange.attempt = self._failures[exchange.digest] + 1 if self._failures else 1
         if self.options.track_bodies:
             self._bodies.setdefault(exchange.digest, _Body()).received += 1
@@ -178,12 +180,14 @@ class Demo:
         self.keys.check(key_in(exchange.scope["headers"]))
         request = parse_request(exchange.body, self.options)
         fault = self._faults.befalls(exchange.digest, exchange.attempt, number)
+        # A correction is another body, which would draw its own fault: here it is to succeed.
         if fault == "misfit_once" and corrects(request):
             fault = None
         completion = self._completion(request, exchange.digest, exchange.attempt, fault)
         refused = self._gate.admit(completion.total_tokens, now)
         if self.options.rate_headers:
             exchange.headers = self._gate.headers(now)
+        # Behind the fault: a refused request must not use up the fault of its attempt.
         if refused is not None:
             raise self._too_many(*refused)
         try:
@@ -191,6 +195,7 @@ class Demo:
                 self._befallen[fault] += 1
                 self._failures[exchange.digest] += 1
             await self._respond(exchange, request, completion, fault)
+            # An equal request later begins with its first attempt again.
             if fault is None and self._failures:
                 self._failures.pop(exchange.digest, None)
         finally:
@@ -216,8 +221,10 @@ class Demo:
         options = self.options
         if axis is Axis.CONCURRENCY:
             message = f"too many concurrent requests: at most {options.concurrency} at a time"
+        # Each message names its limit, as clients tell the axis by the words.
         elif axis is Axis.REQUESTS:
             message = f"too many requests: at most {options.requests_per_minute} requests per minute"
+        # It would not fit into any window.
         elif math.isinf(wait):
             message = f"this request alone has more tokens than the {options.tokens_per_minute} tokens per minute"
         else:
@@ -234,6 +241,7 @@ class Demo:
         try:
             request = parse_request(body, self.options)
             fault = self._faults.befalls(digest, attempt, self._requests)
+            # A batch has neither connection nor stream.
             if fault in _OF_CONNECTIONS or (fault is not None and fault.startswith("stream_")):
                 fault = None
             if fault is not None:
@@ -251,7 +259,7 @@ class Demo:
         )
 
     def _latency(self, exchange: _Exchange, completion: WireCompletion, fault: str | None) -> float:
-        """Seconds from request to complete answer: median, jitter of the body, longer for a longer answer."""
+        """Return the seconds from request to whole answer: median, jitter of the body, more for a longer answer."""
         if self.options.latency_s == 0:
             return 0.0
         return self.options.latency_s * self._jitter(exchange, fault) * (1 + completion.completion_tokens / 100)
@@ -263,7 +271,7 @@ class Demo:
     def _stream_times(
         self, exchange: _Exchange, completion: WireCompletion, fault: str | None, latency: float
     ) -> tuple[float, float]:
-        """Seconds to the first token of a streamed answer, and from there to its end."""
+        """Return the seconds to the first token of a streamed answer, and from there to its end."""
         first, rest = latency * _FIRST_TOKEN_SHARE, latency * (1 - _FIRST_TOKEN_SHARE)
         if self.options.ttft_s is not None:
             first = self.options.ttft_s * self._jitter(exchange, fault)
@@ -303,6 +311,7 @@ class Demo:
             axes = (Axis.REQUESTS, Axis.TOKENS, Axis.CONCURRENCY)
             axis = pick(axes, self.options.seed, "axis", digest, attempt)
             return _overrun(axis)
+        # Without a stream the same trouble comes as a plain error.
         if fault == "stream_error" and not request.stream:
             return plain_error(500)
         return fault_error(fault)
@@ -317,6 +326,7 @@ class Demo:
             await self._abort(exchange)
         else:
             await self._send(exchange, 200, body)
+            # Such an answer has nothing that a client could count.
             if fault != "no_choices":
                 self._count_answer(exchange, completion)
 
@@ -361,6 +371,7 @@ class Demo:
 
     async def _send_error(self, exchange: _Exchange, error: ApiError) -> None:
         about = ("shape", exchange.digest, exchange.attempt, error.status)
+        # The gateway's shape has no code, and without the code it would be a rate limit like any other.
         shapes = ERROR_SHAPES[1:] if error.code == "insufficient_quota" else ERROR_SHAPES
         shape = pick(shapes, self.options.seed, *about)
         exchange.headers += error.headers
@@ -380,14 +391,15 @@ class Demo:
         await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def _abort(self, exchange: _Exchange) -> None:
-        """Cut the connection. Raises ConnectionResetError where the ASGI server offers no way to do so."""
+        """Cut the connection. Raises ConnectionResetError if the ASGI server offers no way to do so."""
         self._dropped += 1
         await _abort(exchange.scope, exchange.receive)
 
 
 async def _abort(scope: Scope, receive: Receive) -> None:
-    """Cut a connection. Raises ConnectionResetError where the ASGI server offers no way to do so."""
+    """Cut a connection. Raises ConnectionResetError if the ASGI server offers no way to do so."""
     abort: Callable[[], None] | None = scope.get("extensions", {}).get(ABORT_EXTENSION, {}).get("abort")
+    # In memory (ASGI without a server) there is no connection to cut.
     if abort is None:
         raise ConnectionResetError("the demo provider cut this connection")
     abort()
@@ -396,7 +408,7 @@ async def _abort(scope: Scope, receive: Receive) -> None:
 
 
 def _cut_at(fault: str | None, events: int, *, include_usage: bool) -> int:
-    """How many events of a stream are sent: half of them, all but usage and `[DONE]`, or all."""
+    """Return how many events of a stream are sent: half of them, all but usage and `[DONE]`, or all."""
     if fault in {"truncated_json", "drop_body", "stream_error"}:
         return events // 2
     return events - 1 - include_usage if fault == "stream_cut" else events
@@ -409,7 +421,7 @@ def _overrun(axis: Axis) -> ApiError:
 
 
 async def _read_body(receive: Receive) -> bytes:
-    """Read a whole request body. Raises Disconnected where the client leaves first."""
+    """Read a whole request body. Raises Disconnected if the client leaves first."""
     parts: list[bytes] = []
     while True:
         message = await receive()
@@ -421,7 +433,7 @@ async def _read_body(receive: Receive) -> bytes:
 
 
 async def _wait(exchange: _Exchange, seconds: float) -> None:
-    """Wait, watching the connection. Raises Disconnected where the client leaves first."""
+    """Wait, watching the connection. Raises Disconnected if the client leaves first."""
     if seconds <= 0:
         return
     with anyio.move_on_after(seconds):

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
 from batchchat.demo.server_options import DemoOptions
-from batchchat.demo.tokens import IMAGE_TOKENS, MESSAGE_TOKENS, count_tokens
+from batchchat.demo.tokens import FILE_TOKENS, IMAGE_TOKENS, MESSAGE_TOKENS, SOUND_TOKENS, count_tokens
 
 UNSUPPORTED = ("frequency_penalty", "n", "logit_bias", "user")
 MAX_IMAGES = 12
@@ -71,6 +71,8 @@ class ChatRequest:
     top_logprobs: int = 0
     reasoning: bool = False
     images: int = 0
+    files: int = 0
+    sounds: int = 0
     service_tier: str | None = None
 
 
@@ -82,14 +84,15 @@ def parse_request(body: bytes, options: DemoOptions) -> ChatRequest:
         if data.get(name) is not None:
             raise _bad(f"{name} is not supported", name)
     _check_numbers(data)
-    turns, images = _turns(data.get("messages"))
+    turns, media = _turns(data.get("messages"))
+    # Their chat templates refuse it, with these words.
     if model.startswith(("mistral", "ministral", "magistral", "pixtral")):
         for before, after in pairwise(turns):
             if before.role == after.role == "user":
                 raise _bad("conversation roles must alternate: two user messages follow each other", "messages")
     tools, tool_choice = _tools(data)
     format_, schema = _format(data.get("response_format"))
-    prompt_tokens = sum(count_tokens(turn.text) + MESSAGE_TOKENS for turn in turns) + images * IMAGE_TOKENS
+    prompt_tokens = sum(count_tokens(turn.text) + MESSAGE_TOKENS for turn in turns) + media.tokens
     prompt_tokens += _json_tokens(data.get("tools")) + _json_tokens(schema)
     asked = _max_tokens(data, options)
     if prompt_tokens + (asked or 1) > options.context_tokens:
@@ -117,7 +120,9 @@ def parse_request(body: bytes, options: DemoOptions) -> ChatRequest:
         logprobs=data.get("logprobs") is True,
         top_logprobs=_top_logprobs(data),
         reasoning=data.get("reasoning_effort") in {"low", "medium", "high"},
-        images=images,
+        images=media.images,
+        files=media.files,
+        sounds=media.sounds,
         service_tier=_service_tier(data.get("service_tier")),
     )
 
@@ -177,6 +182,7 @@ def _top_logprobs(data: dict[str, Any]) -> int:
         return 0
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 20:
         raise _bad("top_logprobs must be a whole number from 0 to 20", "top_logprobs")
+    # OpenAI refuses it too.
     if data.get("logprobs") is not True:
         raise _bad("top_logprobs needs logprobs: true", "top_logprobs")
     return value
@@ -195,11 +201,24 @@ def _max_tokens(data: dict[str, Any], options: DemoOptions) -> int | None:
     return None
 
 
-def _turns(messages: Any) -> tuple[tuple[Turn, ...], int]:
+class _Media(NamedTuple):
+    """How many images, files and sounds a message holds. None of them is looked into."""
+
+    images: int = 0
+    files: int = 0
+    sounds: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that they cost."""
+        return self.images * IMAGE_TOKENS + self.files * FILE_TOKENS + self.sounds * SOUND_TOKENS
+
+
+def _turns(messages: Any) -> tuple[tuple[Turn, ...], _Media]:
     if not isinstance(messages, list) or not messages:
         raise _bad("messages must be a list of at least one message", "messages")
     turns: list[Turn] = []
-    images = 0
+    media = _Media()
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, dict) or message.get("role") not in _ROLES:
@@ -211,19 +230,19 @@ def _turns(messages: Any) -> tuple[tuple[Turn, ...], int]:
             turns.append(Turn("assistant", ""))
         elif isinstance(content, list):
             text, count = _parts(content, f"{where}.content")
-            images += count
+            media = _Media(*map(sum, zip(media, count, strict=True)))
             turns.append(Turn(message["role"], text))
         else:
             raise _bad(f"{where}.content must be a text or a list of parts", f"{where}.content")
-    if images > MAX_IMAGES:
-        raise _bad(f"{images} images were sent, at most {MAX_IMAGES} are allowed", "messages")
-    return tuple(turns), images
+    if media.images > MAX_IMAGES:
+        raise _bad(f"{media.images} images were sent, at most {MAX_IMAGES} are allowed", "messages")
+    return tuple(turns), media
 
 
-def _parts(parts: list[Any], where: str) -> tuple[str, int]:
-    """Return the joined text of a message's parts and the number of its images."""
+def _parts(parts: list[Any], where: str) -> tuple[str, _Media]:
+    """Return the joined text of a message's parts, and what else it holds."""
     texts: list[str] = []
-    images = 0
+    images = files = sounds = 0
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
@@ -234,9 +253,22 @@ def _parts(parts: list[Any], where: str) -> tuple[str, int]:
             if not isinstance(url, str) or not url.startswith(("https://", "http://", "data:image/")):
                 raise _bad(f"{where}[{index}].image_url must be an https or data:image URL", f"{where}[{index}]")
             images += 1
+        elif kind == "file":
+            file = part.get("file")
+            data = file.get("file_data") if isinstance(file, dict) else None
+            if not isinstance(data, str) or not data.startswith("data:application/pdf;base64,"):
+                raise _bad(f"{where}[{index}].file.file_data must be a PDF as a data URL", f"{where}[{index}]")
+            if not isinstance(file.get("filename"), str):
+                raise _bad(f"{where}[{index}].file.filename must be a text", f"{where}[{index}]")
+            files += 1
+        elif kind == "input_audio":
+            sound = part.get("input_audio")
+            if not isinstance(sound, dict) or not sound.get("data") or sound.get("format") not in {"wav", "mp3"}:
+                raise _bad(f"{where}[{index}].input_audio needs data, and the format wav or mp3", f"{where}[{index}]")
+            sounds += 1
         else:
-            raise _bad(f"{where}[{index}] must be a text or an image_url part", f"{where}[{index}]")
-    return "\n".join(texts), images
+            raise _bad(f"{where}[{index}] must be a text, image_url, file or input_audio part", f"{where}[{index}]")
+    return "\n".join(texts), _Media(images, files, sounds)
 
 
 def _format(value: Any) -> tuple[Literal["text", "json_object", "json_schema"], dict[str, Any] | bool | None]:

@@ -5,6 +5,12 @@ from __future__ import annotations
 IMAGE_TOKENS = 256
 """What an image counts, whatever its size: images are never fetched or decoded."""
 
+FILE_TOKENS = 1_500
+"""What a PDF counts, whatever its pages."""
+
+SOUND_TOKENS = 100
+"""What sound counts, whatever its length."""
+
 MESSAGE_TOKENS = 4
 """What a message counts beside its text."""
 

@@ -32,6 +32,7 @@ _OF_FIELD: Mapping[str, str] = {
     "examples": "examples",
     "samples": "samples",
     "images": "images",
+    "files": "attachments",
     "params": "job",
     "response": "typed-answers",
     "limits": "limits",

@@ -102,7 +102,7 @@ def _open_job(schema: dict[str, Any]) -> None:
     for name in ("input", "output"):
         properties[name] = {"anyOf": [{"type": "string", "minLength": 1}, properties[name]]}
     properties["messages"]["anyOf"].append({"type": "string", "minLength": 1})
-    for name in ("images", "params", "response", "limits", "retry", "budget"):
+    for name in ("images", "files", "params", "response", "limits", "retry", "budget"):
         properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
     kinds = schema["$defs"]["EngineFields"]["properties"]["kind"]["enum"]
     properties["engine"] = {"anyOf": [{"type": "string", "enum": kinds}, properties["engine"], {"type": "null"}]}

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from batchchat.addresses import OBJECT_SCHEMES, is_url, scheme_of
+from batchchat.attachments import MAX_BYTES as MAX_FILE_BYTES
 from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
 from batchchat.job.cascade_fields import CascadeStep, StepAccept
@@ -32,6 +33,7 @@ from batchchat.job.values import (
     Number,
     Section,
     ShareOrCount,
+    Sharing,
     Size,
     Switch,
     Whole,
@@ -118,9 +120,14 @@ BATCH_KEY = "custom_id"
 
 
 class JobLimitFields(LimitFields):
-    """The limits of a job. `max_failed` stops a run at so many failed rows, or at a share of them such as `10%`."""
+    """The limits of a job.
+
+    `max_failed` stops a run at so many failed rows, or at a share of them such as `10%`. `shared` says that other
+    processes use the same limits: those of this machine (`true`), or all that ask one broker (its address).
+    """
 
     max_failed: ShareOrCount | None = None
+    shared: Sharing = False
 
 
 class Longer(Section):
@@ -183,6 +190,13 @@ class ImageFields(Section):
 
     root: str | None = Field(None, min_length=1)
     max_bytes: Size = Field(MAX_BYTES, ge=1, le=40_000_000)
+
+
+class FileFields(Section):
+    """How the files and the sound that messages name by column are read: from which folder, and how large they are."""
+
+    root: str | None = Field(None, min_length=1)
+    max_bytes: Size = Field(MAX_FILE_BYTES, ge=1, le=40_000_000)
 
 
 class CutColumn(Section):
@@ -339,6 +353,7 @@ class Job(Section):
     samples: Whole = Field(1, ge=1, le=1_000)
     # Made without a validator of their own, which would cost a tenth of a start: all their fields have defaults.
     images: ImageFields = ImageFields.model_construct()
+    files: FileFields = FileFields.model_construct()
     params: Params = Params.model_construct()
     response: Response = Response.model_construct()
     limits: JobLimitFields = JobLimitFields.model_construct()
@@ -384,7 +399,7 @@ class Job(Section):
     def _one_or_none(cls, value: object) -> object:
         return [] if value is None else [value] if isinstance(value, dict) else value
 
-    @field_validator("images", "params", "response", "limits", "retry", "budget", mode="before")
+    @field_validator("images", "files", "params", "response", "limits", "retry", "budget", mode="before")
     @classmethod
     def _all_commented_out(cls, value: object) -> object:
         return {} if value is None else value
@@ -615,6 +630,12 @@ class Job(Section):
             **({"options": list(self._options)} if self._options else {}),
         }
 
+    def with_origin(self, *, options: tuple[str, ...], answer_model: tuple[str, Path] | None) -> Self:
+        """This job with the options of the command line that made it, and the model that its schema was made from."""
+        job = self.model_copy()
+        job._options, job._answer_model = options, answer_model  # noqa: SLF001 - of the copy that is made here
+        return job
+
     def in_suite(self, file: Path, options: tuple[str, ...] = ()) -> Self:
         """This job as one that a suite file makes, with options of the command line: its snapshot names both."""
         job = self.model_copy()
@@ -656,6 +677,7 @@ FIELDS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("cascade",): CascadeStep,
     ("cascade", "accept"): StepAccept,
     ("images",): ImageFields,
+    ("files",): FileFields,
     ("max_prompt_tokens",): PromptLimit,
     ("max_prompt_tokens", "then"): CutColumn,
     ("examples",): ExampleFields,

@@ -27,6 +27,7 @@ _PATHS = frozenset(
         ("provider", "ca_file"),
         ("provider", "api_key_file"),
         ("images", "root"),
+        ("files", "root"),
         ("examples", "from"),
         ("cache",),
         ("engine", "folder"),
@@ -179,9 +180,10 @@ class Draft:
             for name in ("ca_file", "api_key_file"):
                 if isinstance(place.get(name), str) and place[name]:
                     place[name] = absolute_path(base, place[name])
-        images = self.data.get("images")
-        if isinstance(images, dict) and isinstance(images.get("root"), str) and images["root"]:
-            images["root"] = absolute_path(base, images["root"])
+        for name in ("images", "files"):
+            given = self.data.get(name)
+            if isinstance(given, dict) and isinstance(given.get("root"), str) and given["root"]:
+                given["root"] = absolute_path(base, given["root"])
         examples = self.data.get("examples")
         if isinstance(examples, dict) and isinstance(examples.get("from"), str) and examples["from"]:
             examples["from"] = absolute_path(base, examples["from"])

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 import batchchat
+from batchchat.addresses import address_of
 from batchchat.images import ImageReader
 from batchchat.job import Job
 from batchchat.labelling.content import plain
@@ -95,8 +96,8 @@ def _row(row: FormRow, reader: ImageReader) -> dict[str, Any]:
 def _image_reader(job: Job) -> ImageReader:
     """Return what reads the images of the columns that the job's messages name."""
     root = Path(job.images.root) if job.images.root is not None else None
-    given = Path(job.input.path)
-    folder = given if given.is_dir() else given.parent
+    given = address_of(job.input.path)
+    folder = given if isinstance(given, Path) and given.is_dir() else given.parent if isinstance(given, Path) else None
     columns = compile_questions(job).template.image_columns
     return ImageReader(columns, lambda _source: folder, root=root, max_bytes=IMAGE_BYTES)
 

@@ -19,6 +19,7 @@ class RunOptions:
     API ends when its batches are created; with `cancel_batches` it cancels all of them, takes what they answered, and
     sends nothing. `share` (i, n) takes the i-th of n even shares of the output's shards, counted from 0; `shards` takes
     those with these numbers. `run_id` is that of a run which this one is a part of.
+    `take_over` takes an output on object storage from a run that seems to be alive.
     """
 
     limit: int | None = None
@@ -26,6 +27,7 @@ class RunOptions:
     seed: int = 0
     retry_failed: frozenset[ErrorKind] | None = None
     fresh: bool = False
+    take_over: bool = False
     prune: bool = False
     grace: float = 20.0
     command: str | None = None

@@ -12,7 +12,8 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from batchchat.acceptance import Acceptance
-from batchchat.addresses import address_of, is_url, same_address
+from batchchat.addresses import address_of, same_address
+from batchchat.attachments import attachment_loader
 from batchchat.errors import JobError, UsageError
 from batchchat.examples import EXAMPLES, Examples, open_examples
 from batchchat.format import plural
@@ -244,8 +245,7 @@ def _with_rows(job: Job) -> Job:
 
 def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:
     given = job.input
-    # An output in a bucket can hold no file of a folder of this machine.
-    output = None if is_url(job.output.path) else Path(job.output.path)
+    output = address_of(job.output.path)
     if rows is not None:
         types = COLUMNS if isinstance(job, BatchFileJob) else given.types
         return open_rows(rows, types=types, frozen=frozen.input)
@@ -305,15 +305,30 @@ def _with_model(job: BatchFileJob, rows: list[tuple[RowBatch, int]]) -> BatchFil
 
 
 def _image_reader(job: Job, template: Template, source: Source) -> ImageReader | None:
-    if not template.image_columns:
-        if job.images.model_fields_set:
-            remedy = "Add a part {type: image, from: column} to a message's content, or remove images from the job."
-            raise job.error("no message shows the image of a column", "images", remedy=remedy)
+    if not template.attachments and job.files.model_fields_set:
+        remedy = "Add a part {type: file, from: column} to a message's content, or remove files from the job."
+        raise job.error("no message shows the file or sound of a column", "files", remedy=remedy)
+    if not template.image_columns and job.images.model_fields_set:
+        remedy = "Add a part {type: image, from: column} to a message's content, or remove images from the job."
+        raise job.error("no message shows the image of a column", "images", remedy=remedy)
+    if not template.image_columns and not template.attachments:
         return None
-    root = Path(job.images.root) if job.images.root is not None else None
-    if root is not None and not root.is_dir():
-        raise job.error(f"there is no folder {root}", "images", "root")
-    return ImageReader(template.image_columns, source.folder_of, root=root, max_bytes=job.images.max_bytes)
+    roots = {}
+    for name, given in (("images", job.images.root), ("files", job.files.root)):
+        roots[name] = root = Path(given) if given is not None else None
+        if root is not None and not root.is_dir():
+            raise job.error(f"there is no folder {root}", name, "root")
+    others = {
+        column: attachment_loader(kind, root=roots["files"], max_bytes=job.files.max_bytes)
+        for column, kind in template.attachments.items()
+    }
+    return ImageReader(
+        template.image_columns,
+        source.folder_of,
+        root=roots["images"],
+        max_bytes=job.images.max_bytes,
+        others=others,
+    )
 
 
 def _check_cut(job: Job, template: Template, columns: tuple[str, ...]) -> None:

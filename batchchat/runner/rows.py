@@ -57,7 +57,8 @@ def pass_of(prepared: Prepared, reopens: frozenset[ErrorKind]) -> Pass | None:
     # A trail is of one whole output: each shard sees some rows alone.
     if prepared.shards is not None:
         return None
-    if prepared.selection.sample is not None or not prepared.source.lasting or prepared.template.image_columns:
+    names_files = prepared.template.image_columns or prepared.template.attachments
+    if prepared.selection.sample is not None or not prepared.source.lasting or names_files:
         return None
     final = frozenset({OK, *(state_of("failed", kind.value) for kind in ErrorKind if kind not in reopens)})
     subject = Subject(_text(prepared), job.samples, job.input.key is not None)

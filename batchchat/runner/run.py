@@ -193,6 +193,9 @@ class _Opening:
             part_seconds=job.output.part_seconds,
             currency=self._provider.currency,
             fresh=setting.options.fresh,
+            take_over=setting.options.take_over,
+            outage=job.retry.outage,
+            tell=lambda message: setting.listener(Event("output_away", message, "warning")),
             following=pass_of(self._prepared, self._reopens),
         )
         if store.known is not None:
@@ -292,6 +295,7 @@ class _Opening:
             rng=setting.rng,
             transport=setting.transport,
             limiters=setting.limiters,
+            environ=setting.environ,
         )
         return await registry.open(keys, demo_url=self._started_at, limiter=setting.limiter)
 
@@ -410,7 +414,7 @@ class _Running:
             group.start_soon(run.writer.run)
             try:
                 async with anyio.create_task_group() as inner:
-                    steering = RunSteering(run, inner, self._write_live, look_s=self._tick_s)
+                    steering = RunSteering(run, inner, self._write_live, look_s=max(self._tick_s, run.store.look_s))
                     with run.control.watch(steering):
                         inner.start_soon(self._tick, steering)
                         steering.begin()

@@ -103,6 +103,7 @@ class Writer:
         self._taken = self._committed = 0
         self._waiting_since: float | None = None
         self._wake = anyio.Event()
+        self._hasten = anyio.Event()
         self._caught_up = anyio.Event()
         self._finished = False
         self._group: TaskGroup | None = None
@@ -195,6 +196,8 @@ class Writer:
         self._taken += 1
         self._bytes += nbytes
         self._wake.set()
+        if self._bytes > _FULL_BYTES:
+            self._hasten.set()
 
     @property
     def full(self) -> bool:
@@ -313,6 +316,7 @@ class Writer:
             answers = {} if self.shelf is None else self.shelf.take()
             self._waiting_since = anyio.current_time()
             change: StoreChange = await self._offload(self._commit, entries, answers)
+            due = self._waiting_since + self._store.commit_s
             self._waiting_since = None
             if self.shelf is not None:
                 self.shelf.kept()
@@ -325,10 +329,19 @@ class Writer:
                 await self._begin_seal()
             if self.error is not None:
                 return
+            await self._gather(due)
         await self._sealed()
         if self.error is None and self._store.unsealed:
             await self._begin_seal()
             await self._sealed()
+
+    async def _gather(self, due: float) -> None:
+        """Let outcomes gather until a moment, if the output wants few commits; not if much waits, or nothing comes."""
+        left = due - anyio.current_time()
+        if left > 0 and not self._finished and not self.full:
+            self._hasten = anyio.Event()
+            with anyio.move_on_after(left):
+                await self._hasten.wait()
 
     def _commit(self, entries: list[Entry], answers: dict[bytes, Completion]) -> StoreChange:
         """Keep the answers that are shared, then the records: no kill leaves a counted answer that is not shared."""
@@ -388,6 +401,7 @@ class Writer:
         """Let `run` end once everything is committed and sealed."""
         self._finished = True
         self._wake.set()
+        self._hasten.set()
 
     def fail(self, error: StorageError) -> None:
         """Keep the first error of the disk, and end the run: nothing more can be kept."""
@@ -395,6 +409,7 @@ class Writer:
             self.error = error
             self._caught_up.set()
             self._wake.set()
+            self._hasten.set()
             self._on_error()
 
 

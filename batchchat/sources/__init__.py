@@ -1,4 +1,4 @@
-"""Reading input: JSON Lines, CSV and Parquet from a file, a folder, a glob or standard input; rows of a program.
+"""Reading input: JSON Lines, CSV and Parquet of this machine, object storage or standard input; rows of a program.
 
 Rows come in batches, in constant memory, each with what the template sees (`values`) and what is carried to the output
 (`columns`, of one frozen schema). A row that cannot be read is a failure in its batch; the rest goes on. All of this is
@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from batchchat.addresses import Address
 from batchchat.errors import StorageError, UsageError
+from batchchat.objects import StoreError
 from batchchat.sources.chunk import Limits, TableDialect
 from batchchat.sources.columns import SeenRows
-from batchchat.sources.files import STDIN, Found, InputFile, Stamp, find_files, reads_file, text_encoding
+from batchchat.sources.files import STDIN, find_files, reads_file, text_encoding
+from batchchat.sources.input_file import Found, InputFile, Stamp
 from batchchat.sources.memory import GivenRows, MemorySource, check_rows
 from batchchat.sources.parquet import python_rows
 from batchchat.sources.source import CsvSource, JsonlSource, ParquetSource, Source
@@ -58,7 +61,7 @@ def open_source(
     format: str | None = None,
     types: Mapping[str, str] | None = None,
     frozen: pa.Schema | None = None,
-    output: Path | None = None,
+    output: Address | None = None,
     encoding: str | None = None,
     header: bool | tuple[str, ...] = True,
     quoting: bool | None = None,
@@ -68,12 +71,12 @@ def open_source(
 ) -> Source:
     """Find an input's files and learn its columns.
 
-    `path` is a file, a folder, a glob, or `-` for standard input (JSON Lines unless `format` says otherwise); a
-    relative one begins at `base`. `format` is `jsonl`, `csv`, `tsv` or `parquet`, for files whose extension does not
-    tell. `types` gives columns a type of their own: string, int64, float64, bool, timestamp, date, decimal(p,s), json.
-    `frozen` is the schema of an earlier run, which is then kept as it is. `output` is the folder of the
-    records: an input that would read it is refused. `encoding` is that of the text if it is not UTF-8. `header` and
-    `quoting` tell how CSV and TSV are written, as in `TableDialect`.
+    `path` is a file, a folder, a glob, a URL of one of these on object storage, or `-` for standard input (JSON Lines
+    unless `format` says otherwise); a relative one begins at `base`. `format` is `jsonl`, `csv`, `tsv` or `parquet`,
+    for files whose extension does not tell. `types` gives columns a type of their own: string, int64, float64, bool,
+    timestamp, date, decimal(p,s), json. `frozen` is the schema of an earlier run, which is then kept as it is. `output`
+    is the place of the records: an input that would read it is refused. `encoding` is that of the text if it is not
+    UTF-8. `header` and `quoting` tell how CSV and TSV are written, as in `TableDialect`.
 
     Raises UsageError with the file's name and what to do, for an input that has no rows or cannot be used.
     """
@@ -113,5 +116,7 @@ def open_source(
             dialect=dialect,
             encoding=encoding,
         )
+    except StoreError:
+        raise  # a store that does not answer is no fault of the input
     except StorageError as error:
         raise UsageError(error.message, remedy="Mend or replace the file.") from None

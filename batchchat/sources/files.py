@@ -9,113 +9,27 @@ import glob
 import os
 import stat
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
-from urllib.parse import unquote
+from typing import Any, NoReturn, cast
 
 import pyarrow as pa
 
+from batchchat.addresses import Address, is_url
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Place
+from batchchat.sources.input_file import Found, InputFile, LocalFile
+from batchchat.sources.naming import FORMATS, KNOWN, STATE, format_of, input_kind, other_data, split_name
 
 STDIN = "-"
-FORMATS = ("jsonl", "csv", "tsv", "parquet")
-_EXTENSIONS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-KNOWN = f"{', '.join(_EXTENSIONS)}; all but .parquet also with {', '.join(_COMPRESSIONS)}"
 BLOCK = 1 << 20
 BOM = b"\xef\xbb\xbf"
-STATE = "_batchchat"
-"""The folder that each output of batchchat has."""
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
-"""What Hive and Spark write into the name of a folder for rows without a value."""
-_OTHER_DATA = frozenset(
-    {".xlsx", ".xls", ".ods", ".avro", ".orc", ".arrow", ".feather", ".xml", ".zip", ".tar", ".xz", ".7z", ".lz4"}
-    | {".db", ".sqlite", ".duckdb", *_COMPRESSIONS}
-)
-_QUIET_NS = 3_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class InputFile:
-    """One file of an input, as it was when the input was opened.
-
-    `name` is what records call it: its path relative to the input's folder.
-    """
-
-    path: Path
-    name: str
-    format: str
-    compression: str | None
-    size: int
-    inode: int
-    mtime_ns: int
-    encoding: str | None = None
-
-    @property
-    def partition(self) -> dict[str, str | None]:
-        """The columns that the folders above the file name, as in `date=2024-01-01/`; None stands for no value."""
-        found: dict[str, str | None] = {}
-        for part in Path(self.name).parts[:-1]:
-            name, equals, value = part.partition("=")
-            if name and equals:
-                found[unquote(name)] = None if value == _NO_VALUE else unquote(value)
-        return found
-
-    def check_unchanged(self) -> None:
-        """Compare the file with what it was when the input was opened.
-
-        Raises StorageError if it is another file, was written to, or is gone: rows of two versions are no input. The
-        time of the last change of its permissions and links does not count.
-        """
-        about = self.path.stat()
-        if (about.st_size, about.st_ino, about.st_mtime_ns) != (self.size, self.inode, self.mtime_ns):
-            raise StorageError(
-                f"{self.path}: the input changed while it was read",
-                remedy="Wait until nothing writes to it, then run the same command again: it goes on where it stopped.",
-            )
-
-
-class Stamp(NamedTuple):
-    """What tells, without reading it, that a file is the same as before: its size, inode and times of change.
-
-    `quiet`: when the stamp was taken, the last change was some seconds ago. A younger file may change again without a
-    new time of change, where the file system's clock is coarse; its stamp tells nothing.
-    """
-
-    name: str
-    size: int
-    inode: int
-    mtime_ns: int
-    ctime_ns: int
-    quiet: bool
-
-    @classmethod
-    def of(cls, file: InputFile) -> Stamp:
-        """Look at a file. OSError where it is gone."""
-        about = file.path.stat()
-        quiet = max(about.st_mtime_ns, about.st_ctime_ns) + _QUIET_NS < time.time_ns()
-        return cls(file.name, about.st_size, about.st_ino, about.st_mtime_ns, about.st_ctime_ns, quiet)
-
-    def proves(self, now: Stamp) -> bool:
-        """Tell whether the file, which is `now` like this, still holds what it held when this stamp was taken."""
-        return self.quiet and self[:-1] == now[:-1]
 
 
 class Progress:
@@ -132,14 +46,7 @@ class Progress:
         return min(1.0, self.done / self.total) if self.total > 0 else 0.0
 
 
-class Found(NamedTuple):
-    """The files of an input in the order they are read, and what was left out, each with its reason."""
-
-    files: list[InputFile]
-    left_out: list[str]
-
-
-def find_files(path: str, base: Path | None, chosen: str | None, output: Path | None = None) -> Found:
+def find_files(path: str, base: Path | None, chosen: str | None, output: Address | None = None) -> Found:
     """List the files that an input path means, in the order they are read.
 
     A folder gives all files in it with a known extension, by relative path, without names that begin with `.` or
@@ -152,13 +59,19 @@ def find_files(path: str, base: Path | None, chosen: str | None, output: Path | 
     """
     if chosen is not None and chosen not in FORMATS:
         raise UsageError(f"input format {chosen!r} is not known", remedy=f"Known are {', '.join(FORMATS)}.")
+    if is_url(path):
+        from batchchat.sources.remote import find_objects
+
+        return find_objects(path, chosen, output)
+    # An output in a bucket can hold no file of a folder of this machine.
+    output = None if output is None or is_url(output) else Path(output)
     place = (base or Path()) / Path(path).expanduser()
     left_out: list[str] = []
     if place.is_dir():
         _check_output(output, place, place, hidden=True)
         walk = _Walk(place)
-        found = [_input_file(file, place, chosen) for file in walk.files if chosen or _format_of(file)]
-        left_out = walk.left_out + _other_data(walk.files if chosen is None else [])
+        found = [_input_file(file, place, chosen) for file in walk.files if chosen or format_of(file)]
+        left_out = walk.left_out + other_data(walk.files if chosen is None else [])
         if not found:
             more = f"; {left_out[0]}" if left_out else ""
             raise UsageError(f"{place}: the folder holds no input file{more}", remedy=f"Known extensions are {KNOWN}.")
@@ -181,17 +94,19 @@ def find_files(path: str, base: Path | None, chosen: str | None, output: Path | 
             f"{place}: the input mixes {' and '.join(sorted(kinds))} files",
             remedy="Choose one kind with a glob, for instance input: data/*.parquet",
         )
-    return Found(found, left_out)
+    return Found([*found], left_out)
 
 
 def reads_file(path: str, chosen: str | None, file: Path) -> bool:
     """Tell whether an input path reads a file, or would read it if it were there. `chosen` is the input's format."""
+    if is_url(path):
+        return False
     place, file = Path(path).expanduser(), file.resolve()
     if place.is_dir():
         if not file.is_relative_to(place.resolve()):
             return False
         hidden = any(part[0] in "._" for part in file.relative_to(place.resolve()).parts)
-        return not hidden and (chosen is not None or _format_of(file) is not None)
+        return not hidden and (chosen is not None or format_of(file) is not None)
     if place.exists() or not glob.has_magic(path):
         return place.resolve() == file
     # `**` means any number of folders, also none; for fnmatch a star means anything.
@@ -220,13 +135,6 @@ def _check_output(output: Path | None, folder: Path, place: Path, *, hidden: boo
         f"the output {output} lies inside the input {place}: its records would be read as rows",
         remedy="Choose an output beside the input's folder, or name the input's files, for instance data/*.jsonl",
     )
-
-
-def _other_data(files: list[Path]) -> list[str]:
-    """Say which files of a folder look like data of a kind that is not read."""
-    names = [file.name for file in files if _format_of(file) is None and file.suffix.lower() in _OTHER_DATA]
-    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    return [f"left out, since files of their kind are not read: {', '.join(names[:3])}{more}"] if names else []
 
 
 class _Walk:
@@ -263,7 +171,7 @@ class _Walk:
                     kept.append(name)
             folders[:] = kept
             for file in (here / name for name in names if name[0] not in "._"):
-                if file.is_symlink() and not file.exists() and _format_of(file) is None:
+                if file.is_symlink() and not file.exists() and format_of(file) is None:
                     self.left_out.append(f"{file}: left out, since the link leads nowhere")
                 else:
                     self.files.append(file)
@@ -286,7 +194,7 @@ def _unlisted(error: OSError) -> NoReturn:
     raise UsageError(f"{error.filename}: the folder cannot be listed: {error.strerror}") from None
 
 
-def _match(pattern: Path, chosen: str | None, output: Path | None, left_out: list[str]) -> list[InputFile]:
+def _match(pattern: Path, chosen: str | None, output: Path | None, left_out: list[str]) -> list[LocalFile]:
     parts = pattern.parts
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     folder = Path(*parts[:fixed])
@@ -328,31 +236,13 @@ def _missing(place: Path) -> NoReturn:
     except OSError:
         names = []
     near = difflib.get_close_matches(place.name, names, n=3, cutoff=0.5)
-    near = near or [name for name in names if _format_of(Path(name))][:5]
+    near = near or [name for name in names if format_of(Path(name))][:5]
     remedy = f"In that folder there is {', '.join(near)}." if near else "That folder holds no input file."
     raise UsageError(f"{place}: no such file or folder", remedy=remedy)
 
 
-def _split(file: Path) -> tuple[str, str | None]:
-    suffix = file.suffix.lower()
-    if suffix in _COMPRESSIONS:
-        return Path(file.stem).suffix.lower(), _COMPRESSIONS[suffix]
-    return suffix, None
-
-
-def _format_of(file: Path) -> str | None:
-    suffix, compression = _split(file)
-    found = _EXTENSIONS.get(suffix)
-    return None if found == "parquet" and compression else found
-
-
-def _input_file(file: Path, folder: Path, chosen: str | None) -> InputFile:
-    kind = chosen or _format_of(file)
-    if kind is None:
-        raise UsageError(
-            f"{file}: the extension {file.suffix or '(none)'} is not known",
-            remedy=f"Known are {KNOWN}. If the file is one of these under another name, set input.format.",
-        )
+def _input_file(file: Path, folder: Path, chosen: str | None) -> LocalFile:
+    kind = input_kind(str(file), file, chosen)
     try:
         about = file.stat()
     except OSError as error:
@@ -362,8 +252,16 @@ def _input_file(file: Path, folder: Path, chosen: str | None) -> InputFile:
             f"{file}: is not a regular file, and an input is read more than once",
             remedy="Pipe it in instead, with --input -",
         )
-    name = file.relative_to(folder).as_posix()
-    return InputFile(file, name, kind, _split(file)[1], about.st_size, about.st_ino, about.st_mtime_ns)
+    return LocalFile(
+        address=str(file),
+        name=file.relative_to(folder).as_posix(),
+        format=kind,
+        compression=split_name(file)[1],
+        size=about.st_size,
+        path=file,
+        inode=about.st_ino,
+        mtime_ns=about.st_mtime_ns,
+    )
 
 
 @contextmanager
@@ -451,10 +349,11 @@ class ByteStream:
         self._raw: Any
         self._stream: Any
         if file.compression is None:
-            self._stream = self._raw = file.path.open("rb", buffering=0)
+            self._stream = self._raw = file.open()
         else:
-            self._raw = pa.OSFile(str(file.path), "rb")
-            self._stream = pa.CompressedInputStream(self._raw, file.compression)
+            self._raw = pa.OSFile(str(file.path), "rb") if isinstance(file, LocalFile) else file.open()
+            stored = self._raw if isinstance(file, LocalFile) else pa.PythonFile(self._raw, mode="r")
+            self._stream = pa.CompressedInputStream(stored, file.compression)
         self._decode = None if file.encoding is None else _Decoder(file.encoding)
         if file.encoding is not None:
             self._name_encoding(file.encoding)

@@ -14,8 +14,9 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.records import Place
 from batchchat.sources.chunk import Chunk, Limits
 from batchchat.sources.columns import Column
-from batchchat.sources.files import InputFile, Progress
+from batchchat.sources.files import Progress
 from batchchat.sources.infer import Shape
+from batchchat.sources.input_file import InputFile
 from batchchat.sources.parquet import arrow_chunks, plain_type
 from batchchat.sources.source import Source
 

@@ -15,7 +15,8 @@ from batchchat.records import Place
 from batchchat.sources.chunk import Chunk, Limits
 from batchchat.sources.convert import json_text
 from batchchat.sources.decoded import DecodedSizes
-from batchchat.sources.files import InputFile, Progress
+from batchchat.sources.files import Progress
+from batchchat.sources.input_file import InputFile
 
 _AT_ONCE = 2
 """How many batches' worth of bytes are decoded at once at most: rows differ in size, and are told by their largest."""
@@ -27,15 +28,16 @@ class ParquetFile:
     def __init__(self, file: InputFile) -> None:
         self._file = file
         try:
-            with pq.ParquetFile(str(file.path)) as opened:
+            with file.for_arrow() as source, pq.ParquetFile(source) as opened:
                 self.schema = opened.schema_arrow
                 self.rows: int = opened.metadata.num_rows
+                self._leaves: int = opened.metadata.num_columns
         except (pa.ArrowException, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-            raise UsageError(f"{file.path}: not a readable Parquet file: {reason}") from None
+            raise UsageError(f"{file.address}: not a readable Parquet file: {reason}") from None
         for name in self.schema.names:
             if self.schema.names.count(name) > 1:
-                raise UsageError(f"{file.path}: two columns are called {name!r}", remedy="Rename one of them.")
+                raise UsageError(f"{file.address}: two columns are called {name!r}", remedy="Rename one of them.")
 
     def chunks(self, limits: Limits, progress: Progress, first: int = 0) -> Iterator[Chunk]:
         """Yield the rows from number `first`, `arrow` holding them with plain types.
@@ -43,10 +45,12 @@ class ParquetFile:
         Plain are no dictionaries, views or large offsets.
         """
         before = progress.done
-        path = str(self._file.path)
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as opened:
+        with (
+            self._file.for_arrow(self._leaves) as source,
+            pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as opened,
+        ):
             groups, read = _groups_from(opened.metadata, first)
-            sizes = DecodedSizes(opened, self._read_at)
+            sizes = DecodedSizes(opened, self._file.read_at)
             for group in groups:
                 size = sizes.at_once(group, limits.batch_rows, _AT_ONCE * limits.batch_bytes)
                 for batch in opened.iter_batches(batch_size=size, row_groups=[group]):
@@ -63,14 +67,10 @@ class ParquetFile:
             # Arrow says nothing of a file that ends before the first page of a row group.
             if read != self.rows:
                 raise StorageError(
-                    f"{self._file.path}: the file promises {self.rows:,} rows and gave {read:,}: it was cut or changed",
+                    f"{self._file.address}: the file promises {self.rows:,} rows and gave {read:,}: it was cut or "
+                    "changed",
                     remedy="Restore the file, then run the same command again: what is done stays done.",
                 )
-
-    def _read_at(self, offset: int, size: int) -> bytes:
-        with self._file.path.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
 
     def _chunk(self, part: pa.RecordBatch, place: int, limits: Limits) -> Chunk:
         """Make a chunk of rows, of which the first has this number in the file."""

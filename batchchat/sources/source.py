@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +20,9 @@ from batchchat.sources.chunk import USUAL, Chunk, Limits, TableDialect
 from batchchat.sources.columns import Column, Columns, freeze
 from batchchat.sources.convert import DECLARED, JSON, MISFIT, Convert, converter, declared_type
 from batchchat.sources.delimited import DelimitedReader
-from batchchat.sources.files import BLOCK, STDIN, ByteStream, Found, InputFile, Progress, Stamp, StdinStream, reading
+from batchchat.sources.files import BLOCK, STDIN, ByteStream, Progress, StdinStream, reading
 from batchchat.sources.infer import Shape
+from batchchat.sources.input_file import Found, InputFile, LocalFile, Stamp
 from batchchat.sources.jsonl import count_jsonl, read_jsonl
 from batchchat.sources.parquet import ParquetFile, plain_type
 
@@ -69,7 +70,7 @@ class Source(ABC):
         self._listing = listing
         self._dialect = dialect
         self._inputs: list[InputFile | None] = list(files) if files is not None else [None]
-        self._folders = {file.name: file.path.absolute().parent for file in files or ()}
+        self._folders = {file.name: file.folder for file in files or ()}
         self._stdin = StdinStream(encoding) if files is None else None
         self.lasting = bool(files)
         self._begun = False
@@ -127,8 +128,8 @@ class Source(ABC):
                 break
             if number > 0 and not (held and places[held - 1].ended):
                 break
-            with reading(str(file.path)):
-                now = Stamp.of(file)
+            with reading(file.address):
+                now = file.stamp()
                 believed = len(here) if stamps[number].proves(now) else self._compare(file, here)
             found[number] = now
             held += believed
@@ -155,9 +156,9 @@ class Source(ABC):
         """Tell whether there are no rows behind a place that still holds."""
         return place is not None and place.ended and place.file == len(self._inputs) - 1
 
-    def folder_of(self, name: str) -> Path:
-        """The folder in which the file of this name lies; for standard input the current one."""
-        return self._folders.get(name) or Path.cwd()
+    def folder_of(self, name: str) -> Path | None:
+        """The folder in which the file of this name lies; for standard input the current one, for an object none."""
+        return self._folders[name] if name in self._folders else Path.cwd()
 
     def fraction(self) -> float:
         """The share of the current pass that is read, from 0 to 1. Any thread may ask."""
@@ -230,9 +231,9 @@ class Source(ABC):
         for number, (name, file) in enumerate(zip(self.files, self._inputs, strict=True)):
             if number < first:
                 continue
-            with reading(str(file.path) if file is not None else "standard input"):
+            with reading(file.address if file is not None else "standard input"):
                 if file is not None:
-                    self.stamps[number] = Stamp.of(file)
+                    self.stamps[number] = file.stamp()
                 begin = after if after is not None and after.file == number else None
                 for chunk in self._chunks(file, progress, begin):
                     for column, value in self._partitions[number].items():
@@ -255,14 +256,20 @@ class Source(ABC):
         """
         for file in self._inputs:
             if file is not None:
-                with reading(str(file.path)):
+                with reading(file.address):
                     file.check_unchanged()
         if self._listing is None:
             return
         try:
-            now = {file.name for file in self._listing().files}
+            listed = self._listing()
         except UsageError as error:
             raise StorageError(error.message, remedy=error.remedy) from None
+        now = {file.name for file in listed.files}
+        for address in listed.changed([file for file in self._inputs if file is not None]):
+            raise StorageError(
+                f"{address}: the input changed while it was read",
+                remedy="Wait until nothing writes to it, then run the same command again: it goes on where it stopped.",
+            )
         if others := sorted(now.symmetric_difference(self.files)):
             more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
             raise StorageError(
@@ -308,7 +315,11 @@ class Source(ABC):
     def _no_rows(self, reason: str = "", remedy: str = "Check input.path.") -> UsageError:
         places = self._inputs[0]
         where = (
-            "standard input" if places is None else str(places.path if len(self._inputs) == 1 else places.path.parent)
+            "standard input"
+            if places is None
+            else places.address
+            if len(self._inputs) == 1
+            else places.address.removesuffix(f"/{places.name}")
         )
         return UsageError(f"{where}: the input has no rows{reason}", remedy=remedy)
 
@@ -364,10 +375,11 @@ class JsonlSource(Source):
         if file is None:
             where, command = "standard input", f"... | {convert} | batchchat run JOB --input -"
         else:
-            where, lines = str(file.path), file.path
+            where, lines = file.address, PurePath(file.path if isinstance(file, LocalFile) else file.name)
+            unpack = _UNPACK.get(lines.suffix)
             while lines.suffix:
                 lines = lines.with_suffix("")
-            source, unpack = shlex.quote(where), _UNPACK.get(file.path.suffix)
+            source = shlex.quote(where if isinstance(file, LocalFile) else PurePath(file.name).name)
             read = f"{convert} < {source}" if unpack is None else f"{unpack} -dc {source} | {convert}"
             command = f"{read} > {shlex.quote(f'{lines}.jsonl')}"
         raise UsageError(
@@ -386,7 +398,7 @@ class JsonlSource(Source):
         self._end = stream.end
 
     def _count(self, file: InputFile) -> int:
-        with reading(str(file.path)), closing(ByteStream(file, Progress(0))) as stream:
+        with reading(file.address), closing(ByteStream(file, Progress(0))) as stream:
             return count_jsonl(stream, self._limits)
 
 
@@ -398,7 +410,7 @@ class CsvSource(Source):
         empty = True
         for file in self._inputs:
             stream = self._stream(file, Progress(0))
-            name = str(file.path) if file is not None else "standard input"
+            name = file.address if file is not None else "standard input"
             with reading(name), closing(stream):
                 reader = DelimitedReader(stream, name, self._kind, self._limits, self._dialect)
                 names.update(dict.fromkeys(reader.header))
@@ -430,7 +442,7 @@ class CsvSource(Source):
         self._end = stream.end
 
     def _count(self, file: InputFile) -> int:
-        with reading(str(file.path)), closing(ByteStream(file, Progress(0))) as stream:
+        with reading(file.address), closing(ByteStream(file, Progress(0))) as stream:
             return DelimitedReader(stream, file.name, self._kind, self._limits, self._dialect).count()
 
 

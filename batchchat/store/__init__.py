@@ -18,8 +18,11 @@ from batchchat.store.index import (
     key_digest,
     kind_of,
 )
+from batchchat.store.joined_runs import joined_snapshots, joined_summaries, worst_code
 from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
+from batchchat.store.led import LedOutput
 from batchchat.store.location.choice import evaluation_outputs, is_output_folder, judge_outputs, running_outputs
+from batchchat.store.location.port import Location
 from batchchat.store.output import (
     Output,
     earlier_prompts,
@@ -30,6 +33,7 @@ from batchchat.store.output import (
     read_state,
 )
 from batchchat.store.recovery import Recovery
+from batchchat.store.resharding import Resharded, reshard
 from batchchat.store.review_files import has_review_file, read_review_lines, write_review_lines
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
 from batchchat.store.sharded import ShardedStore
@@ -52,11 +56,14 @@ __all__ = [
     "Frozen",
     "HeldOutput",
     "KeyIndex",
+    "LedOutput",
+    "Location",
     "OldOutput",
     "Output",
     "OutputTail",
     "RecordIndex",
     "Recovery",
+    "Resharded",
     "Sealing",
     "SettledEntry",
     "ShardedStore",
@@ -77,6 +84,8 @@ __all__ = [
     "is_output_folder",
     "iter_output",
     "joined_parsed",
+    "joined_snapshots",
+    "joined_summaries",
     "judge_outputs",
     "key_digest",
     "kind_of",
@@ -87,7 +96,9 @@ __all__ = [
     "read_review_lines",
     "read_state",
     "remove_output",
+    "reshard",
     "running_outputs",
     "verify",
+    "worst_code",
     "write_review_lines",
 ]

@@ -112,5 +112,16 @@ class HeldOutput(Protocol):
     def batches_folder(self) -> Path:
         """Return the folder for requests in batches of a provider."""
 
+    @property
+    def commit_s(self) -> float:
+        """The seconds between the beginnings of two commits."""
+
+    @property
+    def look_s(self) -> float:
+        """The seconds between two looks for a command of a person."""
+
+    def hurry(self) -> None:
+        """End every wait for a place that is away."""
+
     def close(self) -> None:
         """Let go of the output."""

@@ -93,6 +93,7 @@ class ShardedStore:
         run_id: str,
         part_bytes: int = PART_BYTES,
         fresh: bool = False,
+        take_over: bool = False,
         open_shard: Callable[..., Store] = Store.open,
         **options: Any,
     ) -> ShardedStore:
@@ -102,12 +103,14 @@ class ShardedStore:
         `open_shard` may take the place of. Raises as `Store.open`; OutputLocked also if one shard is held.
         """
         location = location_of(Path(output).absolute() if isinstance(output, Path) else output)
+        if options.get("outage") is not None:
+            location.attend(options["outage"], options["tell"])
         renamed = set_aside_shards(location, run_id) if fresh else None
         begin_shards(location, shards.count, run_id=run_id, job_name=job_name)
         shard_bytes = max(part_bytes // len(shards.chosen), min(part_bytes, _PART_BYTES))
         with ExitStack() as held:
             if shards.whole:
-                held.callback(location.hold(run_id).release)
+                held.callback(location.hold(run_id, take_over=take_over).release)
             stores: list[Store] = []
             for number in shards.chosen:
                 try:
@@ -117,6 +120,7 @@ class ShardedStore:
                         snapshot=snapshot,
                         run_id=run_id,
                         part_bytes=shard_bytes,
+                        take_over=take_over,
                         beside=stores[0] if stores else None,
                         **options,
                     )
@@ -313,6 +317,21 @@ class ShardedStore:
     def batches_folder(self) -> Path:
         """Return the folder of this machine for requests that are in batches of a provider."""
         return self.location.batches()
+
+    @property
+    def commit_s(self) -> float:
+        """The seconds between the beginnings of two commits, 0 where a commit costs nothing."""
+        return max(store.commit_s for store in self._stores)
+
+    @property
+    def look_s(self) -> float:
+        """The seconds between two looks for a command, 0 where a look costs nothing."""
+        return self._root.look_s
+
+    def hurry(self) -> None:
+        """End every wait for a place that is away: a person wants the run to end."""
+        for location in (self._root, *(store.location for store in self._stores)):
+            location.hurry()
 
     def close(self) -> None:
         """Let go of the shards. What was committed and not sealed is recovered by the next `open`."""

@@ -18,18 +18,20 @@ ToolCall = Mapping[str, str | None]
 
 _MAX_ANSWER = 16_000
 _MAX_SCHEMA = 8_000
+"""Characters that a correction repeats of an answer and of a schema. Chosen: about 5,000 and 2,500 tokens."""
 
 
 def answer_correction(
     text: str | None, errors: Sequence[str], *, schema: str | None = None, made: int = 0
 ) -> list[Message]:
-    """The messages that ask for a text answer again: the model's own answer, then what is wrong with it.
+    """Return the messages that ask for a text answer again: the model's own answer, then what is wrong with it.
 
-    `schema` is repeated where the prompt does not already hold it. A long answer keeps its beginning and its end.
+    `schema` is repeated if the prompt does not already hold it. A long answer keeps its beginning and its end.
     `made` counts the corrections before this one: a model that repeats its answer is not asked the very same again.
     """
     wanted = "Answer again with one JSON value that is valid against the schema, and with no text around it."
     asked = f"Your answer is {_not_valid(made)}:\n{_listed(errors)}\n\n{wanted}"
+    # A longer one would cost more at each correction than it helps.
     if schema is not None and len(schema) <= _MAX_SCHEMA:
         asked += f"\n\nThe schema:\n{schema}"
     # Some servers refuse a message without text, and others two messages of one role in a row.
@@ -40,7 +42,7 @@ def answer_correction(
 def calls_correction(
     text: str | None, calls: Sequence[ToolCall], errors: Sequence[Sequence[str]], *, made: int = 0
 ) -> list[Message]:
-    """The messages that ask for tool calls again: the model's own calls, and one tool message for each of them.
+    """Return the messages that ask for tool calls again: the model's own calls, and one tool message for each of them.
 
     `errors` has the errors of each call, as `Tools.check_calls` returns them. The Chat API wants every call answered
     by a tool message with its id; nothing follows them, since some servers refuse a user message after one. Arguments
@@ -54,6 +56,7 @@ def calls_correction(
         usable = _is_object(arguments) and len(arguments) <= _MAX_ANSWER
         function = {"name": call.get("name") or "unknown", "arguments": arguments if usable else "{}"}
         repeated.append({"id": call_id, "type": "function", "function": function})
+        # Every call needs its tool message, also one that was right: see above.
         if wrong:
             told = f"The call was not made. It is {_not_valid(made)}:\n{_listed(wrong)}"
             if not usable and arguments:
@@ -69,7 +72,7 @@ def calls_correction(
 
 
 def missing_call_correction(text: str | None, problem: str, *, made: int = 0) -> list[Message]:
-    """The messages that ask for the call of a tool where there is none."""
+    """Return the messages that ask for the call of a tool if there is none."""
     answer = shorten(text, _MAX_ANSWER) if text and text.strip() else "(no answer)"
     listed = f"Your answer is {_not_valid(made)}:\n{_listed((problem,))}"
     asked = f"{listed}\n\nAnswer again with a call of a tool, not with text."

@@ -1,4 +1,4 @@
-"""Finding JSON in what a model wrote: strictly where the text is JSON, tolerantly in fences or between sentences.
+"""Finding JSON in what a model wrote: strictly if the text is JSON, tolerantly in fences or between sentences.
 
 Everything takes time linear in the text, whatever the text is.
 """
@@ -41,7 +41,7 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def parse(text: str) -> Any:
-    """Read a text that is one JSON value; NotJSON where it is none.
+    """Read a text that is one JSON value; NotJSON if it is none.
 
     Whole numbers keep all their digits. Refused are NaN and infinities, names given twice, lone surrogates, and nesting
     deeper than `MAX_DEPTH`. Two parsers read it: the first is strict, the second keeps digits and sees repeated names.
@@ -55,6 +55,7 @@ def parse(text: str) -> Any:
         raise NotJSON(f"it is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
         raise NotJSON(str(error)) from None
+    # Counting brackets is quick, and nearly all answers have fewer than the bound.
     if text.count("{") + text.count("[") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
         raise NotJSON(f"it is nested deeper than {MAX_DEPTH} levels")
     return value
@@ -76,7 +77,7 @@ def _deeper(value: Any, depth: int) -> bool:
 
 
 def fenced(text: str) -> Iterator[Any | NotJSON]:
-    """The JSON values that stand alone in code fences, in order; NotJSON for one that is not taken.
+    """Yield the JSON values that stand alone in code fences, in order; NotJSON for one that is not taken.
 
     A fence inside a JSON string does not end it. The last fence may lack its end.
     """
@@ -93,13 +94,14 @@ def fenced(text: str) -> Iterator[Any | NotJSON]:
         except (ValueError, RecursionError):
             continue
         closing = _FENCE_END.match(text, end)
+        # JSON that more text follows before the fence ends is a part of something else.
         if closing is not None:
             yield _taken(text[start:end])
             position = closing.end()
 
 
 def embedded(text: str) -> Iterator[Any | NotJSON]:
-    """The outermost JSON objects and arrays between other text, in order; NotJSON for one that is not taken.
+    """Yield the outermost JSON objects and arrays between other text, in order; NotJSON for one that is not taken.
 
     A bracket that does not open JSON is prose. An object that is begun and then broken or cut off ends the search:
     a piece of an answer is not the answer.
@@ -114,9 +116,11 @@ def embedded(text: str) -> Iterator[Any | NotJSON]:
             _, position = _LOOSE.raw_decode(text, start)
         except json.JSONDecodeError as error:
             position = max(error.pos, start + 1)
+            # An object with a name and a colon was meant as JSON. The rest of it could look like a whole answer.
             if _OBJECT.search(text, start, position):
                 yield NotJSON(str(error))
                 return
+            # From here to the end all is inside a string.
             if error.msg.startswith("Unterminated string"):
                 return
         except (ValueError, RecursionError):

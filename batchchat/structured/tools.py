@@ -31,14 +31,14 @@ class Tools:
     only: str | None = None
 
     def check_calls(self, calls: Sequence[Mapping[str, str | None]] | None) -> tuple[tuple[str, ...], ...]:
-        """The errors of each call (`{id, name, arguments}`), in order; an empty tuple for a call that is valid.
+        """Return the errors of each call (`{id, name, arguments}`), in order; an empty tuple for a call that is valid.
 
         Arguments are read strictly: they are JSON by themselves, not text with JSON in it.
         """
         return tuple(self._check(call) for call in calls or ())
 
     def missing_call(self, calls: Sequence[Mapping[str, str | None]] | None) -> str | None:
-        """What is wrong with an answer that calls no tool; None where it calls one or need not."""
+        """Return what is wrong with an answer that calls no tool; None if it calls one or need not."""
         if calls or not self.must_call:
             return None
         return f"the answer does not call {self.only!r}" if self.only else "the answer calls no tool"
@@ -98,11 +98,12 @@ def _load_tool(tool: object, place: SchemaPlace) -> tuple[str, Checker]:
         raise SchemaError("is not text", (*place, "description"))
     place = (*place, "parameters")
     parameters = function.get("parameters")
+    # The Chat API allows it for a tool without arguments, but a check needs something to check against.
     if parameters is None:
         raise SchemaError(
             f"the tool {name!r} has no parameters, so its arguments could not be checked",
             place,
-            remedy="Describe them as {type: object, properties: {…}}; with no properties where there are none.",
+            remedy="Describe them as {type: object, properties: {…}}; with no properties if there are none.",
         )
     schema = as_json(parameters, place)
     if not isinstance(schema, dict) or schema.get("type") != "object":
@@ -116,6 +117,7 @@ def _load_tool(tool: object, place: SchemaPlace) -> tuple[str, Checker]:
 def _chosen(checkers: Mapping[str, Checker], choice: object) -> Tools:
     if choice is None:
         return Tools(checkers)
+    # A word, or below an object that names one tool.
     if isinstance(choice, str):
         if choice not in _CHOICES:
             raise SchemaError(

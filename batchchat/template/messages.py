@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from batchchat.attachments import MARKS, AttachmentKind
 from batchchat.errors import JobError
 from batchchat.records import ErrorKind, Loaded, Picture
 from batchchat.template.leaf import Leaf, RowTemplateError, Values, suggestion
@@ -68,17 +69,14 @@ def with_pictures(messages: bytes, pictures: tuple[Picture, ...]) -> bytes:
     """Return messages with the URLs of pictures in the place of their tokens."""
     pieces: list[bytes] = []
     rest = messages
-    for url, token in pictures:
+    for url, token, mark, _, _ in pictures:
         if url is not token:
             # Quotation marks are escaped inside of texts: only a field of this name looks like this.
-            before, place, rest = rest.partition(_URL + token)
+            before, place, rest = rest.partition(mark + token)
             if not place:
                 raise RowTemplateError("messages: an image has lost its place")
-            pieces += (before, _URL, url)
+            pieces += (before, mark, url)
     return b"".join((*pieces, rest))
-
-
-_URL = b'"url":'
 
 
 class _TextSlot:
@@ -124,14 +122,39 @@ class _ImageSlot:
         self._start, self._end = b'{"image_url":{%b"url":' % told, b'},"type":"image_url"}'
 
     def fill(self, values: Values, images: Mapping[str, Loaded] | None) -> _Carried:
-        loaded = None if images is None else images.get(self._column)
-        if loaded is None:
-            _check_column(self._column, values, self._place)
-            raise RowTemplateError(f"{self._place}: the row's images were not read")
-        if isinstance(loaded, str):
-            raise RowTemplateError(f"{self._place}: the column {loaded}", ErrorKind.INPUT)
-        data = b",".join([self._start + token + self._end for _, token in loaded])
+        loaded = _loaded(self._column, self._place, values, images)
+        data = b",".join([self._start + one.token + self._end for one in loaded])
         return _Carried(data, _MEDIA_WEIGHT * len(loaded), len(loaded), loaded)
+
+
+class _AttachmentSlot:
+    """Parts for the files or the sound of a column: one, or as many as the row has there."""
+
+    __slots__ = ("_column", "_kind", "_place")
+
+    def __init__(self, column: str, kind: str, place: str) -> None:
+        self._column = column
+        self._kind = kind
+        self._place = f"{place} from {column!r}"
+
+    def fill(self, values: Values, images: Mapping[str, Loaded] | None) -> _Carried:
+        loaded = _loaded(self._column, self._place, values, images)
+        kind, name = self._kind.encode(), b"filename" if self._kind == "file" else b"format"
+        data = b",".join(
+            [b'{"%b":{%b%b,"%b":%b},"type":"%b"}' % (kind, one.mark, one.token, name, one.told, kind) for one in loaded]
+        )
+        return _Carried(data, 8 * sum([one.tokens for one in loaded]), 0, loaded)
+
+
+def _loaded(column: str, place: str, values: Values, images: Mapping[str, Loaded] | None) -> tuple[Picture, ...]:
+    """Return what a column of a row holds. Raises RowTemplateError if it cannot be sent."""
+    loaded = None if images is None else images.get(column)
+    if loaded is None:
+        _check_column(column, values, place)
+        raise RowTemplateError(f"{place}: the row's images were not read")
+    if isinstance(loaded, str):
+        raise RowTemplateError(f"{place}: the column {loaded}", ErrorKind.INPUT)
+    return loaded
 
 
 class _ColumnSlot:
@@ -211,7 +234,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def check_message(item: Any) -> dict[str, Any]:
-    """Return a message without its null fields; ValueError where it is none that a server would take."""
+    """Return a message without its null fields; ValueError if it is none that a server would take."""
     if not isinstance(item, Mapping):
         raise ValueError(f"is {_kind(item)}, not a message such as {{role: user, content: …}}")
     message: dict[str, Any] = _with_arguments_as_text(_without_nulls(_of_sharegpt(item)))
@@ -294,7 +317,7 @@ def _weigh(value: Any) -> int:
 
 
 def _in_content(place: str) -> bool:
-    """Whether a place is that of a part: `messages.0.content.1`."""
+    """Return whether a place is that of a part: `messages.0.content.1`."""
     return _PART.fullmatch(place) is not None
 
 
@@ -306,21 +329,23 @@ def too_many(images: int, limit: int) -> str:
 class Messages:
     """Compiled messages; `render` gives their JSON array, keys sorted, and a guess of their tokens.
 
-    `names` are the columns that they speak of, `image_columns` those of them that hold images. A row with more than
-    `max_images` does not render; None takes any number.
+    `names` are the columns that they speak of, `image_columns` those of them that hold images, and
+    `attachments` those that hold files or sound. A row with more than `max_images` does
+    not render; None takes any number.
     """
 
     def __init__(self, environment: Environment, messages: Any, *, max_images: int | None = None) -> None:
         self._environment = environment
         self._pieces: list[bytes] = []
         self._slots: list[tuple[int, _TextSlot | _RoleSlot]] = []
-        self._carried: list[tuple[int, _ImageSlot | _ColumnSlot]] = []
+        self._carried: list[tuple[int, _ImageSlot | _AttachmentSlot | _ColumnSlot]] = []
         self._last_slot = -1
         self._weight = 0
         self._images = 0
         self._max_images = max_images
         self.names: frozenset[str] = frozenset()
         self.image_columns: frozenset[str] = frozenset()
+        self.attachments: dict[str, AttachmentKind] = {}
         items = [messages] if isinstance(messages, Mapping) else messages
         if not isinstance(items, Sequence) or isinstance(items, str) or not items:
             raise JobError("needs at least one message, or {from: column}", field="messages")
@@ -392,7 +417,7 @@ class Messages:
 
     @staticmethod
     def _checkable(item: Any) -> Any:
-        """A message whose role is a template is checked for each row, when it is known."""
+        """Return a message as it can be checked now: a role that is a template is checked later, for each row."""
         role = item.get("role") if isinstance(item, Mapping) else None
         return {**item, "role": "user"} if isinstance(role, str) and "{" in role else item
 
@@ -401,6 +426,8 @@ class Messages:
             self._add_text(value, place, media=media)
         elif isinstance(value, Mapping) and value.get("type") == "image" and _in_content(place):
             self._add_image(value, place)
+        elif isinstance(value, Mapping) and "from" in value and value.get("type") in MARKS and _in_content(place):
+            self._add_attachment(value, place)
         elif isinstance(value, Mapping):
             self._images += value.get("type") == "image_url" and _in_content(place)
             self._fixed(b"{")
@@ -429,9 +456,24 @@ class Messages:
             raise JobError("is not of the form {type: image, from: column}, with a `detail` if you like", field=place)
         if detail is not None and (not isinstance(detail, str) or "{" in detail):
             raise JobError("must be a plain text, such as low or high", field=f"{place}.detail")
+        if column in self.attachments:
+            raise JobError(
+                f"takes the column {column!r} for an image, and another part takes it otherwise", field=place
+            )
         self.names |= {column}
         self.image_columns |= {column}
         self._carried.append((self._next_slot(), _ImageSlot(column, detail, place)))
+
+    def _add_attachment(self, part: Mapping[str, Any], place: str) -> None:
+        """Add the place of the files or sound that a column holds: `{type: file, from: column}`."""
+        column, kind = part["from"], part["type"]
+        if not isinstance(column, str) or not column or set(part) != {"type", "from"}:
+            raise JobError(f"is not of the form {{type: {kind}, from: column}}", field=place)
+        if column in self.image_columns or self.attachments.get(column, kind) != kind:
+            raise JobError(f"takes the column {column!r} for {kind}, and another part takes it otherwise", field=place)
+        self.names |= {column}
+        self.attachments[column] = kind
+        self._carried.append((self._next_slot(), _AttachmentSlot(column, kind, place)))
 
     def _add_text(self, source: str, place: str, *, media: bool) -> None:
         leaf = Leaf(self._environment, source, place)

@@ -22,13 +22,15 @@ HEAD_START_S: Final = 0.25
 """How long an address may take before the next is tried beside it (RFC 8305, 5)."""
 
 _ADDRESSES_KEPT_S: Final = 60.0
+"""How long addresses are believed. Chosen: the usual time to live of a balanced service's name."""
 _FAILURE_KEPT_S: Final = 1.0
+"""How long a failed look-up is believed. Chosen: a thousand requests that fail at once ask once, retries ask again."""
 
 Address = tuple[socket.AddressFamily, Any]
 """Address family and what `socket.connect` takes."""
 
 Resolver = Callable[[str, int], Awaitable[Sequence[Address]]]
-"""Looks up a host and port. Raises OSError (`socket.gaierror`) where there is no such name."""
+"""Looks up a host and port. Raises OSError (`socket.gaierror`) if there is no such name."""
 
 
 async def resolve(host: str, port: int) -> list[Address]:
@@ -50,7 +52,7 @@ class AddressBook:
         self._until = 0.0
 
     async def addresses(self) -> list[Address]:
-        """The addresses, families alternating. Raises `httpx.ConnectError` where the name cannot be resolved."""
+        """Return the addresses, families alternating. Raises `httpx.ConnectError` if the name cannot be resolved."""
         if anyio.current_time() >= self._until:
             async with self._lock:
                 if anyio.current_time() >= self._until:  # or the one before has just looked it up
@@ -68,6 +70,7 @@ class AddressBook:
         try:
             self._known = _alternating(await self._resolver(self._host, self._port))
             self._error = "no address"
+        # UnicodeError comes from names that IDNA cannot encode.
         except (OSError, UnicodeError) as error:
             self._known, self._error = [], str(error)
         if not self._known:
@@ -78,7 +81,7 @@ class AddressBook:
 async def dial(addresses: Sequence[Address]) -> socket.socket:
     """Connect to the first address that answers; each gets a head start over the next.
 
-    Raises OSError with every address's reason, `StorageError` where this process may open no further file.
+    Raises OSError with every address's reason, `StorageError` if this process may open no further file.
     """
     if len(addresses) == 1:
         return await _connect(addresses[0])
@@ -118,7 +121,7 @@ async def dial(addresses: Sequence[Address]) -> socket.socket:
 
 
 def connect_error(error: OSError | EOFError, where: str) -> httpx.RequestError | StorageError:
-    """What a failure to connect to `where` is called; the text of TLS errors is kept as it is."""
+    """Return what a failure to connect to `where` is called; the text of TLS errors is kept as it is."""
     if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
         return _too_many_files(error)
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from batchchat.errors import JobError
-from batchchat.runner.control import StopRequest
+from batchchat.runner.control import Control
 from tests.integration.jobs import make_job, query
 from tests.unit.test_pool_clock import Servers, status, totals
 from tests.unit.test_run_clock import row_of, simulate
@@ -170,7 +170,7 @@ def test_another_threshold_or_second_model_asks_the_first_one_nothing_again(tmp_
 
 def stopped(folder: Path, models: Models, cascade: list[dict[str, Any]] = TWO) -> None:
     """Run until the first answers of the first step are kept, and the second one has answered nothing."""
-    stop = StopRequest()
+    stop = Control()
 
     def large(_row: int, _body: dict[str, Any]) -> httpx.Response:
         stop.stop(reason="asked to", exit_code=143)

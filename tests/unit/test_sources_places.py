@@ -223,7 +223,7 @@ def test_an_old_file_is_believed_by_its_stamp_and_a_young_one_is_not(grown: Know
     assert held(folder, stamps, places) == len(places)
     assert read_again == ["1.jsonl", "2.jsonl"]
     later = time.time_ns() + 10_000_000_000
-    monkeypatch.setattr("batchchat.sources.files.time.time_ns", lambda: later)
+    monkeypatch.setattr("batchchat.sources.input_file.time.time_ns", lambda: later)
     for _ in source.batches():
         pass
     read_again.clear()

@@ -1,8 +1,8 @@
 """The thread that answers the lines of batches, one batch after the other, as fast as it can.
 
-How far a batch *seems* to be follows from the clock (`batches.py`); the thread only has to be ahead of that. It answers
-lines in a shuffled order and writes the results as they come, so that the results of the first k lines are the first
-bytes of the two files, whatever k turns out to be when the batch ends.
+How far a batch *seems* to be follows from the clock (`batch_timeline.py`); the thread only has to be ahead of that. It
+answers lines in a shuffled order and writes the results as they come, so that the results of the first k lines are the
+first bytes of the two files, whatever k turns out to be when the batch ends.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Work:
         self._lines = lines
         self._answer = answer
         self._order = array("I", range(len(lines)))
+        # Providers answer in no order, so that nobody may rely on one. By the id, it is the same after a restart.
         random.Random(batch_id).shuffle(self._order)  # noqa: S311 (the order is no secret)
 
     @property
@@ -114,6 +115,7 @@ class Work:
             source = stack.enter_context(self._lines.path.open("rb"))
             files = [stack.enter_context(path.open("wb")) for path in (self.output, self.error, self.ran)]
             for number, index in enumerate(self._order, 1):
+                # A batch that was cancelled needs no more answers, and a server that ends waits for none.
                 if stopped.is_set() or self._abandoned:
                     return
                 self._one(index, self._lines.read(source, index), *files)

@@ -1,8 +1,8 @@
 """Filling a JSON Schema from a text by simple rules, so that structured output and tool arguments are valid.
 
 Enums take the label that shares most words with the text; strings, numbers and dates are looked up in the text by the
-property's name or format and otherwise take words of the text; booleans are true where the text speaks of the
-property; nullable values are null where nothing was found. Every property is given. `pattern` is met where some part
+property's name or format and otherwise take words of the text; booleans are true if the text speaks of the
+property; nullable values are null if nothing was found. Every property is given. `pattern` is met if some part
 of the text meets it; `not`, `if` and `dependent…` are not read.
 """
 
@@ -72,7 +72,7 @@ _LANGUAGES: Mapping[str, frozenset[str]] = {
 
 
 def guess_language(text: str) -> str:
-    """Guess the language of a text (an ISO 639-1 code) from its script and its commonest words; `en` where unsure."""
+    """Guess the language of a text (an ISO 639-1 code) from its script and its commonest words; `en` if unsure."""
     for code, first, last in (("ar", "\u0600", "\u06ff"), ("he", "\u0590", "\u05ff"), ("ru", "\u0400", "\u04ff")):
         if sum(first <= char <= last for char in text) * 4 > len(text):
             return code
@@ -92,7 +92,7 @@ class Filler:
     """Builds instances of a schema from one text.
 
     `choose` picks among labels, `labels` are those that the prompt allows (for free strings such as `label`), `score`
-    is a verdict from 0 to 1 where the prompt asks for a judgement, `confidence` how sure the labelling is.
+    is a verdict from 0 to 1 if the prompt asks for a judgement, `confidence` how sure the labelling is.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class Filler:
         return self._value(self._root, "", 0)
 
     def _value(self, schema: Schema | bool, name: str, depth: int) -> Any:
+        # `true` allows anything, also null. A recursion whose every part is required has no smaller instance.
         if isinstance(schema, bool) or depth > 4 * _DEEPEST:
             return None
         schema = self._resolved(schema)
@@ -145,7 +146,7 @@ class Filler:
                 return self._string(schema, name, optional=optional)
 
     def _kinds(self, schema: Schema) -> tuple[list[str], bool]:
-        """Return the schema's types without null (guessed where it names none), and whether null is allowed."""
+        """Return the schema's types without null (guessed if it names none), and whether null is allowed."""
         kind = schema.get("type")
         if kind is None:
             if "properties" in schema or "required" in schema:
@@ -176,6 +177,7 @@ class Filler:
         if len(names) > 1:
             return self._choose(make_labels((name, "") for name in names))
         numbers = [option for option in options if isinstance(option, int | float) and not isinstance(option, bool)]
+        # A scale as an enum, such as [1, 2, 3, 4, 5]: a judge's verdict is put on it.
         if len(numbers) > 1 and self._score is not None:
             ordered = sorted(numbers)
             return ordered[round(self._score * (len(ordered) - 1))]
@@ -187,6 +189,7 @@ class Filler:
         if not filled:
             return None
         optional = len(filled) < len(resolved)
+        # Here the recursion may end: null is allowed.
         if optional and depth > _DEEPEST:
             return None
         first = filled[0]
@@ -199,6 +202,7 @@ class Filler:
     def _object(self, schema: Schema, depth: int) -> dict[str, Any]:
         properties: Mapping[str, Any] = schema.get("properties") or {}
         required = schema.get("required") or ()
+        # All of them, required or not, until it is deep: strict servers give every property.
         names = [name for name in properties if depth <= _DEEPEST or name in required]
         filled = {name: self._value(properties[name], name, depth + 1) for name in names}
         extra = schema.get("additionalProperties", True)
@@ -226,13 +230,14 @@ class Filler:
 
     def _items(self, items: Schema, name: str, depth: int, room: int) -> list[Any]:
         kinds, _ = self._kinds(items)
+        # A free list of texts, such as keywords: what the text holds, not the same value again and again.
         if kinds[:1] == ["string"] and not items.keys() & {"enum", "const", "format", "pattern", "anyOf", "oneOf"}:
             fitting = [word for word in self._keywords(name) if _fits_length(word, items)]
             return list(fitting[: min(3, room)])
         return [self._value(items, name, depth + 1)]
 
     def _another(self, items: Schema, name: str, depth: int, index: int) -> Any:
-        """Return one more item, unlike those before it where the schema lets it differ."""
+        """Return one more item, unlike those before it if the schema lets it differ."""
         if options := items.get("enum"):
             return options[index % len(options)]
         value = self._value(items, name, depth + 1)
@@ -255,6 +260,7 @@ class Filler:
         words = _name_words(name)
         low, high = _bounds(schema, whole=whole)
         found: float | None = None
+        # A judge's number, whatever the property is called, if it has both bounds.
         if words & _SCORE_NAMES or (self._score is not None and low is not None and high is not None):
             share = self._score if self._score is not None else self._confidence
             bottom = low if low is not None else 1.0
@@ -267,6 +273,7 @@ class Filler:
             if optional:
                 return None
             found = low if low is not None else min(0.0, high) if high is not None else 0.0
+        # The bounds of the schema go before what the text says.
         found = max(found, low) if low is not None else found
         found = min(found, high) if high is not None else found
         step = schema.get("multipleOf")
@@ -276,6 +283,7 @@ class Filler:
 
     def _numbers(self, words: set[str]) -> list[float]:
         texts = _NUMBER.findall(self._text)
+        # An amount with its currency is surer than the first number of the text, which may be an order's.
         if words & _MONEY_NAMES:
             texts = [before or after for before, after in _MONEY.findall(self._text)] or texts
         return [_parsed(text) for text in texts]
@@ -301,6 +309,7 @@ class Filler:
         try:
             whole = re.compile(pattern)
             part = re.compile(pattern.removeprefix("^").removesuffix("$"))
+        # A form of JavaScript that Python has not.
         except re.error:
             return first_words(self._text, 6)
         matches = (match[0] for match in part.finditer(self._text))
@@ -309,7 +318,7 @@ class Filler:
         return found if found is not None or optional else first_words(self._text, 6)
 
     def _named_string(self, name: str) -> str | None:
-        """Return what the text holds for a string of that name; None where it holds nothing."""
+        """Return what the text holds for a string of that name; None if it holds nothing."""
         words = _name_words(name)
         if words & _LANGUAGE_NAMES:
             return guess_language(self._text)
@@ -319,6 +328,7 @@ class Filler:
         if pattern := _pattern_for(words):
             found = re.search(pattern, self._text)
             return found[0] if found else None
+        # The prompt allows labels, and this string is no other thing that is known: it is the label.
         if self._labels:
             return self._choose(self._labels)
         return first_words(self._text, 6) if content_stems(self._text) else None
@@ -368,6 +378,7 @@ def _within(value: float, low: float | None, high: float | None) -> bool:
 def _parsed(text: str) -> float:
     """Read a number as people write it: the last of `.` and `,` is the decimal sign unless three digits follow."""
     mark = max(text.rfind("."), text.rfind(","))
+    # Three digits behind the last mark are thousands: 1,250 is no 1.25.
     if mark >= 0 and len(text) - mark - 1 != 3:
         return float(re.sub(r"[.,]", "", text[:mark]) + "." + text[mark + 1 :])
     return float(re.sub(r"[.,]", "", text))

@@ -42,11 +42,12 @@ class LookSchedule:
         self._next: float | None = None
 
     def note_created(self) -> None:
-        """Note that a batch was created: where batches end within seconds, it is looked at soon."""
+        """Note that a batch was created: if batches end within seconds, it is looked at soon."""
         self._created_at = anyio.current_time()
 
     def due_in(self, queue: ChunkQueue) -> float | None:
         """Return the seconds until the next look, None if there is no batch to look at."""
+        # Without a batch there is nothing to look at; the first one begins the count anew.
         if not queue.created:
             self._next = None
             return None

@@ -296,7 +296,9 @@ def _prompted(prepared: Sequence[Prepared]) -> tuple[str, ...]:
 
 def _reads_alike(one: Prepared, other: Prepared) -> bool:
     return bool(one.source.schema.equals(other.source.schema)) and (
-        one.template.image_columns == other.template.image_columns and one.job.images == other.job.images
+        one.template.image_columns == other.template.image_columns
+        and one.template.attachments == other.template.attachments
+        and (one.job.images, one.job.files) == (other.job.images, other.job.files)
     )
 
 

@@ -27,11 +27,13 @@ def location_of(output: Location | Path | str, shard: int | None = None) -> Loca
             raise UsageError(
                 f"{output} cannot be an output", remedy=f"Name a folder of this machine, or a URL with {known}."
             )
-        raise UsageError(f"{output}: an output on object storage cannot be written yet", remedy="Name a folder.")
+        from batchchat.store.location.objects import ObjectLocation
+
+        return ObjectLocation(output, shard)
     return FolderLocation(Path(output), shard)
 
 
-def is_output_folder(address: Path | str) -> bool:
+def is_output_folder(address: Location | Path | str) -> bool:
     """Tell whether an address is an output; one that holds something else is none, and no error."""
     try:
         return location_of(address).holds_output()

@@ -83,6 +83,7 @@ class BucketPlace:
             return ref if ref.endswith(".jsonl") else None
         parts = urlsplit(ref)
         path = unquote(parts.path.lstrip("/"))
+        # The bucket may stand in the host or in the path, whichever we wrote.
         if (parts.hostname or "").startswith(f"{self.bucket}."):
             return path
         bucket, _, key = path.partition("/")
@@ -207,8 +208,10 @@ class BucketFiles:
             if await self._results(key):
                 continue  # an earlier batch had this name: its results are not to be mixed with ours
             size = await self._size(key)
+            # Another file under this name: the digest in it makes that unlikely, a cut upload makes it possible.
             if size is not None and size != nbytes:
                 continue
+            # An object of our size and name is our file: a run before this one has uploaded it.
             if size is None:
                 try:
                     await obstore.put_async(self._store, key, path, chunk_size=_PART, max_concurrency=_PARTS_AT_ONCE)
@@ -248,6 +251,7 @@ class BucketFiles:
                         raise meant from None
                     if breaks >= _ROUNDS:
                         raise meant from None
+                # Only breaks in a row count: a large file over a bad line may break many times, and gets on each time.
                 breaks = 0 if size > before else breaks + 1
                 if breaks > _ROUNDS:
                     raise Unavailable(f"the result {ref} cannot be read to its end")
@@ -275,6 +279,7 @@ class BucketFiles:
     async def delete(self, ref: str) -> None:
         """Delete an object under our prefix. One that is gone already is no error."""
         key = self._place.key(ref)
+        # What lies elsewhere is not ours to delete.
         if key is None or not key.startswith(f"{self._place.prefix}/" if self._place.prefix else ""):
             return
         try:
@@ -323,7 +328,7 @@ class BucketFiles:
         return f"{self._place.prefix}/{name}" if self._place.prefix else name
 
     async def _size(self, key: str) -> int | None:
-        """The size of an object, None if there is none."""
+        """Return the size of an object, None if there is none."""
         try:
             return int((await obstore.head_async(self._store, key))["size"])
         except FileNotFoundError:
@@ -332,13 +337,13 @@ class BucketFiles:
             raise self._failed(error, "read from") from None
 
     async def _results(self, key: str) -> list[str]:
-        """The keys of the results that lie beside an input."""
+        """Return the keys of the results that lie beside an input."""
         stem, dot, suffix = key.rpartition(".")
         names = [f"{stem}{word}{dot}{suffix}" for word in _SUFFIXES]
         return [name for name in names if await self._size(name) is not None]
 
     def _failed(self, error: Exception, doing: str, *, before: bool = False) -> Exception:
-        """What an error of object storage means. `before` says that nothing was uploaded yet."""
+        """Return what an error of object storage means. `before` says that nothing was uploaded yet."""
         text = self._mask(str(error).split("\n\nDebug source:", 1)[0])
         code = _told("Code", text)
         place = self._place

@@ -65,7 +65,7 @@ def encode_line(custom_id: str, body: bytes, *, url: str | None) -> bytes:
 
 
 def _rewritten(body: bytes) -> bytes:
-    """The same request without `stream`, on one line, as valid UTF-8."""
+    """Return the same request without `stream`, on one line, as valid UTF-8."""
     fields = json.loads(body)
     fields.pop("stream", None)
     fields.pop("stream_options", None)
@@ -81,6 +81,7 @@ def read_result(line: bytes) -> ResultLine:
     # A number is what a tool between us and the model made of the id's text.
     custom_id = custom_id if isinstance(custom_id, str) else None if custom_id is None else str(custom_id)
     response, error = data.get("response"), data.get("error")
+    # Some write the response as JSON text within the line.
     if isinstance(response, str):
         response = load(response.encode())
     if isinstance(response, dict) and response:
@@ -116,7 +117,7 @@ async def read_results(path: Path, clean: Callable[[bytes], bytes] = bytes) -> A
 
 
 def _read_some(file: IO[bytes], clean: Callable[[bytes], bytes]) -> list[ResultLine | bool]:
-    """The next lines of a file: each as it was read, true for a blank one, false for one that is damaged."""
+    """Return the next lines of a file: each as it was read, true for a blank one, false for one that is damaged."""
     found: list[ResultLine | bool] = []
     for line in file.readlines(_READ):
         text = clean(line.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n"))
@@ -138,6 +139,7 @@ def _answered(custom_id: str | None, response: dict[str, Any], error: Any) -> Re
         # vLLM gives a status, and puts the error beside the response.
         if status is not None and error is not None:
             return ResultLine(custom_id, status, _dump({"error": error}), request_id=request_id)
+        # A success without an answer is none: the request is asked again.
         if status is None or 200 <= status < 300:
             return _unanswered(custom_id, error, request_id)
         return ResultLine(custom_id, status, b"", request_id=request_id)
@@ -152,7 +154,7 @@ def _answered(custom_id: str | None, response: dict[str, Any], error: Any) -> Re
 def _unanswered(
     custom_id: str | None, error: Any, request_id: str | None, *, code: str | None = None, text: bytes = b""
 ) -> ResultLine:
-    """A line without an answer of the model API: `error` says why, if anything does."""
+    """Return a line without an answer of the model API: `error` says why, if anything does."""
     message: str | None = text[:1000].decode("utf-8", "replace") or None
     if isinstance(error, str):
         message = error
@@ -160,6 +162,7 @@ def _unanswered(
         told, said = error.get("code") or error.get("type"), error.get("message")
         code = str(told) if told is not None else code
         message = said if isinstance(said, str) else _dump(error).decode("utf-8", "replace")
+    # A list or a number: shown as it is.
     elif error is not None:
         message = _dump(error).decode("utf-8", "replace")
     status = ERROR_STATUS.get(code) or _status(code) if code is not None else None
@@ -170,7 +173,7 @@ def _unanswered(
 
 
 def _status(value: Any) -> int | None:
-    """An HTTP status, None for what is none."""
+    """Return an HTTP status, None for what is none."""
     if isinstance(value, str) and re.fullmatch(r"\d{3}", value):
         value = int(value)
     return value if type(value) is int and 100 <= value < 600 else None
