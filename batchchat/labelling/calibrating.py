@@ -229,7 +229,7 @@ def calibrated(
         name, expected, left_out = _name(first, gold), gold, 0
     else:
         name, expected, left_out = gold.field, f"people's reviews of {gold.output}", gold.left_out
-        for row in first.rows:
+        for row in [*first.rows, *second.rows]:
             row.column = gold.labels.get(row.identity)
     others = {row.identity: row for row in second.rows}
     rows = [row for row in first.rows if row.column and row.identity in others]
