@@ -17,6 +17,7 @@ import click
 
 import batchchat
 from batchchat.addresses import address_of
+from batchchat.cli.spared_imports import spare_imports
 
 _EXIT_CODES = """\b
 Exit codes: 0 every row has a completion · 1 some rows failed · 2 bad usage,
@@ -92,12 +93,10 @@ def _start_fast() -> None:
     """Spare this process work at its start that no command needs.
 
     Modules make hundreds of thousands of objects that stay, and the collector of cycles would look at them again and
-    again. And httpx brings a command line of its own, with rich and pygments, which it does without if that cannot be
-    imported: importing them was a tenth of the start.
+    again.
     """
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 20, 20)
-    # None tells the import system that there is no such module. This process is ours: nobody else imports httpx here.
-    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    spare_imports()
 
 
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
@@ -107,7 +106,7 @@ _Command = Callable[..., Any]
 
 
 def _job_options(command: _Command, noun: str = "job", *, several: bool = False) -> _Command:
-    """The options that `run` and `plan` share, and those of a suite. `run` takes `several` jobs."""
+    """Return the options that `run` and `plan` share, and those of a suite. `run` takes `several` jobs."""
     stdin = "; - is standard input" if noun == "job" else ""
     file = click.Path(path_type=Path)
     options = [
@@ -154,7 +153,7 @@ def _suite_options(command: _Command) -> _Command:
 
 
 def _until_options(command: _Command) -> _Command:
-    """What makes an evaluation stop before all rows are asked. Each option is a field of the suite, too."""
+    """Return what makes an evaluation stop before all rows are asked. Each option is a field of the suite, too."""
     options = [
         click.option("--until", type=click.Choice(["settled"]), help="Ask rows in random parts until nothing is open."),
         click.option("--margin", type=float, metavar="D", help="With --until: the difference that does not matter."),
@@ -167,7 +166,7 @@ def _until_options(command: _Command) -> _Command:
 
 
 def _gate_options(command: _Command) -> _Command:
-    """What makes an evaluation end with exit code 5, and tells a continuous integration system why."""
+    """Return what makes an evaluation end with exit code 5, and tells a continuous integration system why."""
     options = [
         click.option(
             "--fail-under",
@@ -383,6 +382,7 @@ def compare(**options: Any) -> None:
     help="What labels are, for alpha: names, ranks (in the schema's order), or numbers.",
 )
 @click.option("--below", type=click.FloatRange(0, 1), metavar="T", help="Look at rows with less confidence alone.")
+@click.option("--by", metavar="COLUMN", help="Also measure the rows of each value of this input column.")
 @_json_option
 def agreement(directory: Path | str, **options: Any) -> None:
     """Measure how far the labels of DIR agree: with a column, with people, with another output. Sends nothing.
@@ -796,6 +796,6 @@ def _job_arguments(options: dict[str, Any]) -> Any:
 
 
 def _command_line() -> str:
-    """The command as the person typed it, to be shown again as the way to go on."""
+    """Return the command as the person typed it, to be shown again as the way to go on."""
     once = {"--fresh", "--take-over"}
     return shlex.join(["batchchat", *(argument for argument in sys.argv[1:] if argument not in once)])

@@ -54,7 +54,7 @@ class Figure(NamedTuple):
 
 
 def progress(terminal: Terminal, log: LogListener) -> ProgressDisplay | PlainProgress:
-    """Return the live display where a person watches text at a terminal, lines in the log otherwise.
+    """Return the live display if a person watches text at a terminal, lines in the log otherwise.
 
     A log that hides `info` (`--quiet`) gets the lines too, and drops them.
     """
@@ -299,7 +299,7 @@ def _cost_figures(snapshot: Snapshot) -> list[Figure]:
 
 
 def _line(label: str, figures: list[Figure], width: int) -> Text:
-    """Return the figures that fit, in their order; the last one is cut where even those of rank 0 do not fit."""
+    """Return the figures that fit, in their order; the last one is cut if even those of rank 0 do not fit."""
     from rich.text import Text
 
     kept = list(figures)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from batchchat.events import RunSummary, Snapshot
     from batchchat.labelling.calibrating import CalibrationView
-    from batchchat.runner.control import StopRequest
+    from batchchat.runner.control import Control
 
 GATE_FAILED = 5
 _ANSWERED = {0, 1}
@@ -28,6 +28,7 @@ def agreement_command(
     field: str | None,
     level: Literal["nominal", "ordinal", "interval"],
     below: float | None,
+    by: str | None,
     as_json: bool,
 ) -> int:
     """Print how far labels agree; return the exit code."""
@@ -36,7 +37,7 @@ def agreement_command(
     require_statistics()
     from batchchat.labelling.agreement import AgreementOptions, agreement_of
 
-    view = agreement_of(directory, AgreementOptions(against, field, level, below))
+    view = agreement_of(directory, AgreementOptions(against, field, level, below, by))
     if as_json:
         from batchchat.cli.json_output import as_json as plain
 
@@ -78,7 +79,7 @@ def calibrate_command(
     log = log_listener("text", verbose=False, quiet=quiet)
     hide_key(job)
 
-    async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
+    async def work(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
         for one in jobs:
             summary = await run_job(one, options=options, listener=log, on_snapshot=on_snapshot, stop=stop)
             if summary.exit_code not in _ANSWERED:

@@ -130,7 +130,7 @@ class DemoServer:
         return self._url
 
     def start(self) -> None:
-        """Start serving; returns when connections are accepted. Raises OSError where the port cannot be bound."""
+        """Start serving; returns when connections are accepted. Raises OSError if the port cannot be bound."""
         if self._thread is not None:
             raise RuntimeError("the demo server is already running")
         sock = _bound(self._host, self._port)
@@ -163,7 +163,7 @@ class DemoServer:
             return
         self._thread = None
         if server.loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed where the thread has failed
+            with contextlib.suppress(RuntimeError):  # the loop is closed if the thread has failed
                 server.loop.call_soon_threadsafe(server.end)
         thread.join(_STOP_S)
         self._demo.batches.stop()

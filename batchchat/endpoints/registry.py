@@ -92,9 +92,9 @@ class LimiterOptions(TypedDict, total=False):
 
 
 def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
-    """Return a limiter under a job's limits, and where it sets none those of its provider; runs may share it.
+    """Return a limiter under a job's limits, and if it sets none those of its provider; runs may share it.
 
-    It lets no more be under way at once than this process may have open files, and tells where that is less. If the job
+    It lets no more be under way at once than this process may have open files, and tells if that is less. If the job
     has several endpoints these are its limits over all of them: each endpoint's own limits come from the provider.
     """
     options = limiter_options(job, provider, listener)

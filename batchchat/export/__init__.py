@@ -86,7 +86,7 @@ def export(
     vote of its samples (see `labelling.votes`). If people reviewed rows, the columns `reviewed`, `reviewer` and
     `reviewed_at` are added; with `final` their values take the place of the model's in the answer.
 
-    Raises UsageError for a target that cannot be written, StorageError where the disk fails.
+    Raises UsageError for a target that cannot be written, StorageError if the disk fails.
     """
     kind = _format_of(target) if format is None else format
     _check_options(kind, safe_csv=safe_csv, bom=bom, chosen=columns is not None or flatten or final)
@@ -291,7 +291,7 @@ def _cell(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Values that JSON lacks: bytes as base64, everything else (decimals, durations) as its text."""
+    """Write a value that JSON lacks: bytes as base64, everything else (decimals, durations) as its text."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, datetime):

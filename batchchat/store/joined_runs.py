@@ -80,7 +80,7 @@ def _joined_pace(paces: Sequence[Line]) -> dict[str, Any]:
 
 def _joined_forecast(forecasts: Sequence[Line | None]) -> dict[str, Any] | None:
     known = [each for each in forecasts if each]
-    if not known or len(known) < len(forecasts):
+    if not known:
         return None
     joined = {**known[0], **_sums(known, _OF_FORECASTS)}
     for name in ("cost", "guessed_cost"):

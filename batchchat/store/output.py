@@ -281,7 +281,7 @@ def _types_of_shards(places: Sequence[Location]) -> Frozen:
     )
 
 
-def read_state(directory: Path | str) -> Output:
+def read_state(directory: Location | Path | str) -> Output:
     """Look at an output without holding it.
 
     Raises UsageError if the folder is no output of batchchat, StorageError if it cannot be read.
@@ -370,11 +370,11 @@ def _joined(
     return output
 
 
-def existing_output(directory: Path | str) -> Location:
+def existing_output(directory: Location | Path | str) -> Location:
     """Return the location of an output. Raises UsageError if the folder is none, or of an unknown format."""
     location = location_of(directory)
     # What the location says of something else is for those who want to write there.
-    if not is_output_folder(address_of(location.address)):
+    if not is_output_folder(location):
         raise no_output(address_of(location.address))
     State(location).check_format()
     return location

@@ -18,7 +18,7 @@ from batchchat.addresses import Address, is_url
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Spend
 from batchchat.store.bounds import PART_BYTES
-from batchchat.store.dataset import DatasetChange
+from batchchat.store.components import Components
 from batchchat.store.joined_runs import joined_lines
 from batchchat.store.json_files import append_json, read_lines
 from batchchat.store.ledger import LEDGER
@@ -121,51 +121,53 @@ class _Building:
             )
             for place in self._places
         ]
-        self._waiting: dict[int, list[pa.RecordBatch]] = {}
-        self._waiting_bytes = 0
 
     def take_records(self, old: Output, place_of: PlaceOf) -> int:
         """Copy the live records; return how many there are."""
-        number = 0
-        for batch in old.records():
-            number += batch.num_rows
-            for shard, part in _split(batch, place_of):
-                self._waiting.setdefault(shard, []).append(part)
-            self._waiting_bytes += batch.nbytes
-            if self._waiting_bytes >= _WAITING_BYTES:
-                self._publish()
-        self._publish()
-        return number
-
-    def _publish(self) -> None:
-        """Make parts of the records that wait."""
-        for shard, batches in self._waiting.items():
-            held = self._stores[shard].components
-            # Copied, so that the whole batches of which these are slices can go.
-            table = pa.Table.from_batches(batches).cast(held.types.required_schema).combine_chunks()
-            _raise_if_moved(held.dataset.seal(table, by_id=False, by_key=False))
-            held.manifest.sealed()
-        self._waiting, self._waiting_bytes = {}, 0
+        return self._take(old.records(), place_of, self._publish)
 
     def take_archives(self, places: Sequence[Location], place_of: PlaceOf) -> int:
         """Copy the records of the archives; return how many there are."""
-        number = 0
-        for place in places:
-            for name in place.archive.names():
-                by_shard: dict[int, list[pa.RecordBatch]] = {}
-                for batch in _batches(place, name, self._stores[0].components.types.required_schema):
-                    number += batch.num_rows
-                    for shard, part in _split(batch, place_of):
-                        by_shard.setdefault(shard, []).append(part)
-                for shard, batches in by_shard.items():
-                    self._archive(shard, batches)
+        schema = self._stores[0].components.types.required_schema
+        batches = (
+            batch for place in places for name in place.archive.names() for batch in _batches(place, name, schema)
+        )
+        return self._take(batches, place_of, self._archive)
+
+    def _take(
+        self, batches: Iterator[pa.RecordBatch], place_of: PlaceOf, keep: Callable[[Components, pa.Table], None]
+    ) -> int:
+        """Give records to `keep` by their shards, many at a time: each time it writes a file again."""
+        number = nbytes = 0
+        waiting: dict[int, list[pa.RecordBatch]] = {}
+
+        def flush() -> None:
+            for shard, parts in waiting.items():
+                held = self._stores[shard].components
+                keep(held, pa.Table.from_batches(parts).cast(held.types.required_schema).combine_chunks())
+                held.manifest.sealed()
+            waiting.clear()
+
+        for batch in batches:
+            number += batch.num_rows
+            nbytes += batch.nbytes
+            for shard, part in _split(batch, place_of):
+                waiting.setdefault(shard, []).append(part)
+            if nbytes >= _WAITING_BYTES:
+                flush()
+                nbytes = 0
+        flush()
         return number
 
-    def _archive(self, shard: int, batches: list[pa.RecordBatch]) -> None:
-        held = self._stores[shard].components
-        table = pa.Table.from_batches(batches).cast(held.types.required_schema)
+    @staticmethod
+    def _publish(held: Components, table: pa.Table) -> None:
+        moved = held.dataset.seal(table, by_id=False, by_key=False)
+        if moved.messages:
+            raise StorageError(moved.messages[0], remedy="The output is as it was. Look at the disk, and try it again.")
+
+    @staticmethod
+    def _archive(held: Components, table: pa.Table) -> None:
         held.dataset.archive.add(table.schema, table.to_batches, table.num_rows, [])
-        held.manifest.sealed()
 
     def take_state(self, location: Location, places: Sequence[Location], old: Output) -> None:
         """Copy what is known beside the records: jobs, runs, costs, open answers, reviews."""
@@ -242,11 +244,6 @@ def _batches(place: Location, name: str, schema: pa.Schema) -> Iterator[pa.Recor
         raise StorageError(
             f"{place.archive.address(name)}: {error}", remedy="Run the job once: it sets the file aside."
         ) from error
-
-
-def _raise_if_moved(moved: DatasetChange) -> None:
-    if moved.messages:
-        raise StorageError(moved.messages[0], remedy="The output is as it was. Look at the disk, and try it again.")
 
 
 def _joined_state(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -273,6 +273,8 @@ class Store:
             yield
         except BaseException as error:
             self._broken = error
+            # The run ends: nothing else needs to wait for a place that is away.
+            self._held.location.hurry()
             raise
 
     # ---- archive ----------------------------------------------------------------------------------------------------

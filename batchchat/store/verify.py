@@ -52,7 +52,7 @@ class VerifyReport:
         return not self.problems
 
 
-def verify(directory: Path | str) -> VerifyReport:
+def verify(directory: Location | Path | str) -> VerifyReport:
     """Read every part, archive file, journal and state file of an output, and check them.
 
     Raises UsageError where the folder is no output of batchchat.

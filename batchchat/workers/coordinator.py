@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import anyio
+import pyarrow.compute as pc
 
 from batchchat.addresses import address_of
 from batchchat.endpoints.registry import needs_demo, read_keys
@@ -95,7 +96,7 @@ async def run_with_workers(
             listener(Event("set_aside", message, "info", {"path": output.renamed}))
         tell_interrupted(await offload(output.killed_run), listener)
         demo_url = await _start_demo(stack, offload) if needs_demo(job) else None
-        limits = await stack.enter_async_context(share_limits(job, workers))
+        limits = await stack.enter_async_context(share_limits(job, launcher.host))
         order = {
             "do": "begin",
             **job_order(job),
@@ -108,7 +109,9 @@ async def run_with_workers(
         team = Team(led, min(workers, len(shards.chosen)), launcher=launcher, order=order, source=source)
         team.on_snapshot, team.on_answers = on_snapshot, on_answers
         await team.run(tick_s)
-        summary: RunSummary = await offload(_with_output, await offload(team.summary), job)
+        summary: RunSummary = await offload(
+            functools.partial(_with_output, await offload(team.summary), job, died=team.deaths > 0)
+        )
         ended = {**plain(summary), "ended_at": datetime.now(UTC).isoformat(timespec="seconds")}
         try:
             await offload(output.append_run, {**ended, "shards": list(shards.chosen)})
@@ -154,9 +157,18 @@ async def _start_demo(stack: AsyncExitStack, offload: Offload) -> str:
     return server.base_url
 
 
-def _with_output(summary: RunSummary, job: Job) -> RunSummary:
-    """Add what the output as a whole tells: what all runs have cost."""
+def _with_output(summary: RunSummary, job: Job, *, died: bool) -> RunSummary:
+    """Add what the output as a whole tells: what was spent, and what workers that died had counted."""
     try:
-        return replace(summary, spend_total=read_state(address_of(job.output.path)).spend)
+        output = read_state(address_of(job.output.path))
+        new = [summary.new_ok, summary.new_failed]
+        if died:
+            new = [0, 0]
+            for batch in output.records(["run_id", "status"]):
+                mine = batch.filter(pc.equal(batch.column("run_id"), summary.run_id)).column("status")
+                ok = int(pc.equal(mine, "ok").true_count)
+                new = [new[0] + ok, new[1] + len(mine) - ok]
     except BatchchatError:
         return summary  # a part that cannot be read: the next run says so
+    spend = output.spend_by_run.get(summary.run_id, summary.spend)
+    return replace(summary, spend=spend, spend_total=output.spend, new_ok=new[0], new_failed=new[1])

@@ -43,5 +43,9 @@ class RunningWorker(Protocol):
 class Launcher(Protocol):
     """What starts workers."""
 
+    @property
+    def host(self) -> str | None:
+        """This machine as workers elsewhere reach it; None if all of them are on this machine."""
+
     async def start(self, name: str) -> RunningWorker:
         """Start a worker, which waits for its first message. Raises BatchchatError if it cannot be started."""

@@ -25,6 +25,8 @@ _LAST_WORDS = 4_000
 class LocalProcesses:
     """Starts workers as processes of this machine."""
 
+    host: str | None = None
+
     def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "batchchat", "worker")) -> None:
         self._command = command
 

@@ -16,6 +16,8 @@ from batchchat.store import joined_snapshots
 Json = Mapping[str, Any]
 _STILL = ("sending", "waiting", "rows_per_s", "tokens_per_s", "uncommitted", "commit_lag_s")
 """Figures of a snapshot that tell what is going on now."""
+_ROWS = ("ok", "failed", "done_before", "failed_before", "skipped", "total")
+"""Figures of a snapshot that tell what became of rows."""
 _NAMES = frozenset(field.name for field in fields(RunSummary))
 
 
@@ -35,17 +37,24 @@ class Sums:
         snapshot = self._now.pop(worker, None)
         if snapshot is not None:
             quiet = {**snapshot, **dict.fromkeys(_STILL, 0), "oldest": [], "phase": "ended"}
-            quiet["pace"] = {**(snapshot.get("pace") or {}), "in_use": 0, "concurrency": 0, "held_by": None}
-            self._ended.append(quiet)
+            self._ended.append({**quiet, "pace": _quiet(snapshot)})
 
     def forget(self, worker: str) -> None:
-        """Forget what a worker told that died: whoever takes its shards finds its rows done."""
-        self._now.pop(worker, None)
+        """Keep of a worker that died what it has sent and what that cost: who takes its shards finds its rows done."""
+        snapshot = self._now.pop(worker, None)
+        if snapshot is not None:
+            nothing = {**dict.fromkeys((*_STILL, *_ROWS), 0), "failures": [], "oldest": [], "phase": "ended"}
+            self._ended.append({**snapshot, **nothing, "total_exact": True, "forecast": None, "pace": _quiet(snapshot)})
 
     def joined(self) -> Snapshot | None:
         """Return the sum, None if no worker has told anything yet."""
         found = [*self._now.values(), *self._ended]
         return snapshot_of(joined_snapshots(found)) if found else None
+
+
+def _quiet(snapshot: Json) -> dict[str, Any]:
+    """Return the pace of a worker that does nothing any more."""
+    return {**(snapshot.get("pace") or {}), "in_use": 0, "concurrency": 0, "held_by": None}
 
 
 def summary_of(told: Json) -> RunSummary:

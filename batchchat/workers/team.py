@@ -86,6 +86,7 @@ class Team:
         self._failed_limit = None if limit is None else FailedLimit(limit)
         self._checked = 0
         self._elapsed = 0.0
+        self.deaths = 0
 
     # ---- what a steering asks of a run ------------------------------------------------------------------------------
 
@@ -205,8 +206,9 @@ class Team:
         self, *, requests_per_minute: float | None, tokens_per_minute: float | None, concurrency: int | None
     ) -> None:
         """Take other ceilings over all workers."""
-        told = self._led.limits.retune(Ceilings(requests_per_minute, tokens_per_minute, concurrency))
-        self._tell_all({"do": "retune", "ceilings": asdict(told)})
+        # The lowest ceiling of all workers holds, so that each must have the new ones.
+        ceilings = self._led.limits.ceilings = Ceilings(requests_per_minute, tokens_per_minute, concurrency)
+        self._tell_all({"do": "retune", "ceilings": asdict(ceilings)})
 
     # ---- the workers ------------------------------------------------------------------------------------------------
 
@@ -268,6 +270,7 @@ class Team:
             what = f"{plural(len(claim), 'shard')} with it: " + (
                 "given up, since they killed several workers" if given_up else again
             )
+        self.deaths += 1
         message = f"worker {name} ({worker.place}) died: {reason}; {what}"
         fields = {"worker": name, "shards": list(claim or ()), "reason": reason}
         self.tell(Event("worker_died", message, "warning", fields))
@@ -448,9 +451,13 @@ class Team:
         if not complete:
             summary = self._with_rows(summary)
         summary = self._with_end(summary)
-        settled = summary.new_ok + summary.new_failed
+        settled, counts = summary.new_ok + summary.new_failed, self.progress()
         return replace(
             summary,
+            # Workers that died left no summary; what they had told last is a quarter of a second old.
+            sent=max(summary.sent, counts.attempts),
+            retries=max(summary.retries, counts.retries),
+            rate_limited=max(summary.rate_limited, counts.rate_limited),
             rows_per_s=settled / summary.elapsed_s if summary.elapsed_s > 0 else 0.0,
             budget=self._budget_use() or summary.budget,
             resume=self.options.command if summary.open or summary.resume else None,

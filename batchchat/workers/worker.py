@@ -12,7 +12,6 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from batchchat.errors import BatchchatError
 from batchchat.events import Event, RunSummary, Snapshot
-from batchchat.job import Job
 from batchchat.records import Record
 from batchchat.runner.control import Ceilings, Control
 from batchchat.runner.options import RunOptions
@@ -32,17 +31,19 @@ _MOST_ANSWERS = 10_000
 """Figures of answers that wait for a coordinator which does not read, at most: later ones are left out of metrics."""
 
 
-async def work(receive: Receive, send: Send, *, control: Control | None = None) -> int:
+async def work(
+    receive: Receive, send: Send, *, control: Control | None = None, run: Callable[..., Awaitable[RunSummary]] = run_job
+) -> int:
     """Be a worker until the coordinator says that nothing is left; return the exit code of the process.
 
-    `control` can stop the worker, as a signal does.
+    `control` can stop the worker, as a signal does. `run` takes the place of `run_job`.
     """
     order = await receive()
     if order is None or order.get("do") != "begin":
         return 70
     outbox = Outbox(send)
-    worker = _Worker(order, outbox, control or Control())
-    async with anyio.create_task_group() as group:
+    worker = _Worker(order, outbox, control or Control(), run)
+    async with anyio.create_task_group() as group, worker.claims_in, worker.claims:
         group.start_soon(outbox.run)
         group.start_soon(worker.listen, receive)
         await worker.run()
@@ -63,7 +64,10 @@ class Outbox:
         self._idle = anyio.Event()
 
     def put(self, message: Message) -> None:
-        """Take a message over; on the event loop."""
+        """Take a message over; on the event loop. A snapshot that waits goes before it: it tells of the time before."""
+        if self._snapshot is not None:
+            self._waiting.append(self._snapshot)
+            self._snapshot = None
         self._waiting.append(message)
         self._rouse()
 
@@ -94,11 +98,12 @@ class Outbox:
                     await self._send(self._waiting.popleft())
                     continue
                 snapshot, self._snapshot = self._snapshot, None
-                answers, self._answers = self._answers, []
-                if answers:
-                    await self._send({"is": "answers", "answers": answers})
                 if snapshot is not None:
                     await self._send(snapshot)
+            answers, self._answers = self._answers, []
+            if answers:
+                await self._send({"is": "answers", "answers": answers})
+                continue
             self._idle.set()
             self._wake = anyio.Event()
             await self._wake.wait()
@@ -113,13 +118,16 @@ class Outbox:
 class _Worker:
     """A worker that knows its job."""
 
-    def __init__(self, order: Message, outbox: Outbox, control: Control) -> None:
+    def __init__(
+        self, order: Message, outbox: Outbox, control: Control, run: Callable[..., Awaitable[RunSummary]]
+    ) -> None:
         self._order = order
         self._outbox = outbox
         self._control = control
-        self._claims_in: MemoryObjectSendStream[tuple[int, ...] | None]
-        self._claims: MemoryObjectReceiveStream[tuple[int, ...] | None]
-        self._claims_in, self._claims = anyio.create_memory_object_stream(8)
+        self._run_job = run
+        self.claims_in: MemoryObjectSendStream[tuple[int, ...] | None]
+        self.claims: MemoryObjectReceiveStream[tuple[int, ...] | None]
+        self.claims_in, self.claims = anyio.create_memory_object_stream(8)
 
     async def listen(self, receive: Receive) -> None:
         """Take what the coordinator tells, for as long as there is one."""
@@ -128,16 +136,16 @@ class _Worker:
             if message is None:
                 # Nobody waits for an answer: end in order, so that the next run finds everything sealed.
                 self._control.stop(reason=_GONE, exit_code=_GONE_CODE)
-                await self._claims_in.send(None)
+                await self.claims_in.send(None)
                 return
             await self._take(message)
 
     async def _take(self, message: Message) -> None:
         control, what = self._control, message["do"]
         if what == "work":
-            await self._claims_in.send(tuple(message["shards"]))
+            await self.claims_in.send(tuple(message["shards"]))
         elif what == "end":
-            await self._claims_in.send(None)
+            await self.claims_in.send(None)
         elif what == "stop":
             control.set({"grace": message["grace"]})
             while control.asked < message["times"]:
@@ -158,20 +166,19 @@ class _Worker:
         async with connect_limits(job, order) as limits:
             while not self._control.asked:
                 self._outbox.put({"is": "claim"})
-                shards = await self._claims.receive()
+                shards = await self.claims.receive()
                 if shards is None:
                     return
-                await self._run_shards(job, replace(options, shards=shards), limits)
+                await self._run_shards(replace(options, shards=shards), limits)
 
-    async def _run_shards(self, job: Job, options: RunOptions, limits: Connected) -> None:
+    async def _run_shards(self, options: RunOptions, limits: Connected) -> None:
         shards = list(options.shards or ())
         try:
-            summary: RunSummary = await run_job(
-                job,
+            summary = await self._run_job(
+                limits.job,
                 options=options,
-                limiter=limits.limiter,
-                limiters=limits.limiters,
                 budget=limits.budget,
+                **({} if limits.environ is None else {"environ": limits.environ}),
                 listener=self._tell,
                 on_snapshot=self._show,
                 on_record=self._outbox.put_answer if self._order.get("answers") else None,

@@ -239,6 +239,20 @@ def test_agreement_with_a_column(labelled: Path) -> None:
     assert unsure["fields"][0]["measures"]["accuracy"]["value"] < right
 
 
+def test_agreement_of_parts_of_the_rows(labelled: Path) -> None:
+    words = ("agreement", labelled / "out", "--against", "label", "--by", "label")
+    found = command(*words)
+    assert found.exit_code == 0, found.output
+    assert "group" in found.output
+    (one,) = json.loads(command(*words, "--json").output)["fields"]
+    sql = "select label, count(*), avg((label = parsed.label)::int) from data group by 1 order by 2 desc, 1"
+    told = [(group["value"], group["measures"]["n"], group["measures"]["accuracy"]["value"]) for group in one["groups"]]
+    assert told == [(label, n, pytest.approx(right)) for label, n, right in query(labelled, sql)]
+    against = ("agreement", labelled / "out", "--against", labelled / "large", "--by", "label", "--json")
+    two = json.loads(command(*against).output)["fields"]
+    assert [len(field["groups"]) for field in two] == [len(told)] * 2
+
+
 def test_agreement_of_two_models(labelled: Path) -> None:
     data = json.loads(command("agreement", labelled / "out", "--against", labelled / "large", "--json").output)
     assert {one["field"] for one in data["fields"]} == {"label", "urgent"}
@@ -285,6 +299,9 @@ def test_agreement_with_people_and_among_them(tmp_path: Path, demo: DemoServer) 
         ((), "nothing to compare"),
         (("--against", "lable"), "did you mean 'label'"),
         (("--against", "key"), "no input column 'key'"),
+        (("--against", "label", "--field", "label", "--by", "labl"), "no input column 'labl' (did you mean 'label'?)"),
+        (("--against", "label", "--field", "label", "--by", "ticket_id"), "which is no set of groups"),
+        (("--by", "label"), "--by label: there is nothing that the answers of"),
         (("--against", "input_extra", "--field", "label"), "empty in every row"),
         (("--against", "body"), "several labels"),
         (("--against", "label", "--field", "labl"), "no field 'labl'"),

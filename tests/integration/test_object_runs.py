@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import signal
+import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -15,6 +18,7 @@ import pytest
 import yaml
 
 from batchchat.demo import DemoOptions, DemoServer
+from batchchat.store import read_state
 from tests.integration.buckets import BUCKET, Store, open_bucket
 from tests.integration.jobs import texts, write_rows
 from tests.integration.processes import Process, start, wait_for
@@ -102,12 +106,11 @@ def test_a_run_into_a_bucket_and_every_command_that_looks_at_it(bench: Bench) ->
     assert summary["ok"] == 120
     bench.check(120, asked=0)
     again, _ = bench.run()
-    assert again["requests"] == 0
+    assert again["sent"] == 0
     status = json.loads(bench.ask("status", bench.url, "--json").stdout)
     assert (status["ok"], status["open"], status["output"]) == (120, 0, bench.url)
     assert len(json.loads(bench.ask("history", bench.url, "--json").stdout)["runs"]) == 2
-    shown = [json.loads(line) for line in bench.ask("show", bench.url, "--json", "-n", "3").stdout.splitlines()]
-    assert len(shown) == 3
+    assert "row number" in bench.ask("show", bench.url, "-n", "3").stdout
     assert json.loads(bench.ask("verify", bench.url, "--json").stdout)["records"] == 120
     bench.ask("export", bench.url, "-o", "out.csv")
     assert len((bench.folder / "out.csv").read_text().splitlines()) == 121
@@ -175,7 +178,7 @@ def test_a_run_is_held_out_of_an_output_that_another_holds_until_it_takes_it_ove
     assert "--take-over" in done.stderr
     controlled = json.loads(bench.ask("control", bench.url, "pause", "--json").stdout)
     assert controlled["pid"] == first.pid
-    assert json.loads(bench.ask("status", bench.url, "--json").stdout)["holder"]["pid"] == first.pid
+    assert json.loads(bench.ask("status", bench.url, "--json").stdout)["running"]["pid"] == first.pid
     first.send_signal(signal.SIGSTOP)
     before = bench.demo.stats().requests
     bench.run("--take-over")
@@ -185,6 +188,105 @@ def test_a_run_is_held_out_of_an_output_that_another_holds_until_it_takes_it_ove
     assert "has taken the output" in first.communicate()[1]
     bench.check(600, asked=before)
     bench.ask("verify", bench.url)
+
+
+class Kills:
+    """A series of runs into one output that are killed, or stopped and overtaken; what counted must stay."""
+
+    def __init__(self, bench: Bench, seed: int, rows: int) -> None:
+        self.bench = bench
+        self.rows = rows
+        self.random = Random(seed)
+        self.counted: set[str] = set()
+        self.by_kind: Counter[str] = Counter()
+        self.passes = self.lost = self.twice = self.uncounted = self.started = 0
+        self._stopped: Process | None = None
+        bench.write(rows, output={"part_rows": 40, "part_seconds": 0.3})
+
+    def once(self) -> None:
+        """Start a run, and end it somewhere: by SIGKILL, or by SIGSTOP, and then another run takes the output over."""
+        bench, before = self.bench, self.bench.demo.stats().requests
+        process = bench.start("--take-over")
+        goal = before + self.random.randint(1, 60)
+        wait_for(lambda: bench.demo.stats().requests >= goal or process.poll() is not None)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(self.random.uniform(0, 0.5))
+        kind = "stop" if self.random.random() < 0.3 and self._stopped is None else "kill"
+        if process.poll() is not None:
+            self.by_kind["ended"] += 1
+            process.communicate()
+        elif kind == "stop":
+            process.send_signal(signal.SIGSTOP)
+            self._stopped = process
+            self.by_kind["stop"] += 1
+        else:
+            process.kill()
+            process.communicate()
+            self.by_kind["kill"] += 1
+        self._look()
+        if self._stopped is not None and self._stopped is not process:
+            # Another run has taken the output over since: this one must see it, and count nothing.
+            self._stopped.send_signal(signal.SIGCONT)
+            assert self._stopped.wait(60) == 75
+            self._stopped.communicate()
+            self._stopped = None
+            self._look()
+
+    def _look(self) -> None:
+        """Compare what counts now with all that ever counted."""
+        found: Counter[str] = Counter()
+        with patched(self.bench.env):
+            for batch in read_state(self.bench.url).records(["custom_id"]):
+                found.update(batch.column(0).to_pylist())
+        self.lost += len(self.counted - set(found))
+        self.twice += sum(1 for count in found.values() if count > 1)
+        self.counted |= set(found)
+        stored = self.bench.dataset()
+        self.twice += sum(1 for count in stored.values() if count > 1)
+        if len(self.counted) == self.rows:
+            self.passes += 1
+            self.uncounted += self.bench.demo.stats().requests - self.started - self.rows
+            self.started = self.bench.demo.stats().requests
+            self.counted = set()
+            self.bench.url += "x"
+            self.bench.name += "x"
+            self.bench.write(self.rows, output={"part_rows": 40, "part_seconds": 0.3})
+
+    def end(self) -> None:
+        """End what is still stopped, and let the last run end by itself."""
+        if self._stopped is not None:
+            self._stopped.kill()
+            self._stopped.communicate()
+        self.bench.run("--take-over")
+        found = self.bench.dataset()
+        assert set(found.values()) == {1}
+        assert self.counted <= set(found)
+        assert len(found) == self.rows
+        self.uncounted += self.bench.demo.stats().requests - self.started - self.rows
+        self.bench.ask("verify", self.bench.url)
+        assert (self.lost, self.twice) == (0, 0)
+
+
+@contextmanager
+def patched(env: dict[str, str]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3_600)
+@pytest.mark.parametrize("seed", range(4))
+def test_many_kills_and_stalls_lose_nothing(bench: Bench, seed: int, record_property: Callable[..., None]) -> None:
+    bench.store.proxy.state.shares.update({"lost": 0.01, "cut": 0.01, "503": 0.01})
+    kills = Kills(bench, seed, 300)
+    for _ in range(60):
+        kills.once()
+    kills.end()
+    told = f"{dict(kills.by_kind)}, {kills.passes} passes; asked again {kills.uncounted}, lost {kills.lost}"
+    record_property("kills", told)
+    print(told)
 
 
 def test_a_killed_run_is_gone_on_with_at_once(bench: Bench) -> None:
@@ -209,3 +311,20 @@ def test_a_bucket_that_is_not_there_and_keys_that_are_wrong_are_told_at_once(ben
         done = command("status", url, cwd=bench.folder, env=bench.env)
         assert done.returncode in {2, 74}
         assert words in done.stderr
+
+
+def test_an_output_with_shards_goes_into_a_bucket_and_is_read_as_one(bench: Bench) -> None:
+    bench.write(90, output={"shards": 3})
+    process = bench.start()
+    wait_for(lambda: bench.demo.stats().requests > 30)
+    process.kill()
+    process.communicate()
+    bench.run()
+    bench.check(90, asked=30)
+    assert {name.split("/")[-1][:8] for name in bench.store.names(f"{bench.name}/data/")} == {
+        "part-000",
+        "part-001",
+        "part-002",
+    }
+    assert json.loads(bench.ask("status", bench.url, "--json").stdout)["ok"] == 90
+    bench.ask("verify", bench.url)

@@ -253,15 +253,23 @@ class Bucket:
             try:
                 tag = self.objects.put(self.path(name), data, create=True)
             except (ConditionFailedError, UnclearError) as error:
-                found = self.get(name)
+                _, found = self._look(name)
                 if found is not None:
                     if found.data == data:
                         return found.tag
                     raise OtherContentError(name, found) from error
+                # Nothing is there, or nobody knows: the condition decides.
                 waiting.again(error)
             else:
                 waiting.over()
                 return tag
+
+    def _look(self, name: str) -> tuple[bool, Found | None]:
+        """Look once what is there after a write whose outcome is not known; tell whether the store answered."""
+        try:
+            return True, self.objects.get(self.path(name))
+        except UnclearError:
+            return False, None
 
     def replace(self, name: str, data: bytes, tag: Tag, *, wait: float | None = None) -> Tag:
         """Write over an object that has this tag. Raises OtherContentError if it has another, or is gone."""
@@ -270,10 +278,10 @@ class Bucket:
             try:
                 new = self.objects.put(self.path(name), data, tag=tag)
             except (ConditionFailedError, UnclearError) as error:
-                found = self.get(name, wait=wait)
+                known, found = self._look(name)
                 if found is not None and found.data == data:
                     return found.tag
-                if found is None or not found.tag.same(tag):
+                if known and (found is None or not found.tag.same(tag)):
                     raise OtherContentError(name, found) from error
                 waiting.again(error)
             else:

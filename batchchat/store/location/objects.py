@@ -148,7 +148,9 @@ class ObjectLocation:
 
     def holds_output(self) -> bool:
         """Tell whether an output of batchchat is at the URL. Raises UsageError if it is something else."""
-        if any(self._state.head(name) is not None for name in _MARKS) or self.journals.generations():
+        marks = set(self._state.folders())
+        # Fences alone are no output: they stay for ever.
+        if not marks.isdisjoint(_MARKS) or ("journal/" in marks and self.journals.generations()):
             return True
         there = self._root.folders()
         others = [name for name in there if name not in _KNOWN]
