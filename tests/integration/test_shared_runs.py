@@ -175,6 +175,7 @@ async def _four_runs(folder: Path, environ: Mapping[str, str], shared: str, seco
         for log in logs:
             log.close()
         listener.close()
+        await asyncio.sleep(0.5)  # the connections of the killed end
 
 
 @pytest.mark.long
