@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from batchchat.store.location.bucket import ConditionFailedError, Found, Listed, Patience, Tag, UnclearError
+from batchchat.store.location.bucket import BucketPatience, ConditionFailedError, FoundObject, Listed, Tag, UnclearError
 from batchchat.store.location.objects import ObjectLocation
 
 URL = "s3://bucket/run"
@@ -35,7 +35,7 @@ class MemoryObjects:
     def _count(self, kind: str) -> None:
         self.requests[kind] = self.requests.get(kind, 0) + 1
 
-    def get(self, path: str, *, span: tuple[int, int] | None = None, tag: Tag | None = None) -> Found | None:
+    def get(self, path: str, *, span: tuple[int, int] | None = None, tag: Tag | None = None) -> FoundObject | None:
         self._count("get")
         data = self.content.get(path)
         if data is None:
@@ -44,7 +44,7 @@ class MemoryObjects:
         if tag is not None and not now.same(tag):
             raise ConditionFailedError(path)
         part = data if span is None else data[span[0] :] if span[0] < 0 else data[span[0] : span[1]]
-        return Found(part, now, len(data), self.written[path])
+        return FoundObject(part, now, len(data), self.written[path])
 
     def head(self, path: str) -> Listed | None:
         self._count("head")
@@ -209,7 +209,7 @@ class Turns:
 
     def location(self, writer: Writer, shard: int | None = None) -> ObjectLocation:
         """Return the location of the output as a writer has it."""
-        patience = Patience(1e9, sleep=lambda _: self.pause(writer))
+        patience = BucketPatience(1e9, sleep=lambda _: self.pause(writer))
         return ObjectLocation(URL, shard, objects=TurnObjects(self, writer), patience=patience, heartbeat=None)
 
 
@@ -225,8 +225,8 @@ class TurnObjects:
         work = lambda: getattr(self._turns.objects, name)(*arguments, **options)  # noqa: E731
         return self._turns.request(self._writer, work, writes=name in {"put", "delete", "copy"})
 
-    def get(self, path: str, *, span: tuple[int, int] | None = None, tag: Tag | None = None) -> Found | None:
-        found: Found | None = self._ask("get", path, span=span, tag=tag)
+    def get(self, path: str, *, span: tuple[int, int] | None = None, tag: Tag | None = None) -> FoundObject | None:
+        found: FoundObject | None = self._ask("get", path, span=span, tag=tag)
         return found
 
     def head(self, path: str) -> Listed | None:

@@ -17,7 +17,7 @@ class LookLine(NamedTuple):
     dropped: list[str]
 
 
-class Looks(NamedTuple):
+class ReportedLooks(NamedTuple):
     """What the looks came to in a sentence, the score that decides, and a line for each look."""
 
     told: str
@@ -25,7 +25,7 @@ class Looks(NamedTuple):
     lines: list[LookLine]
 
 
-def looks_of(suite: SuiteFolder) -> Looks | None:
+def looks_of(suite: SuiteFolder) -> ReportedLooks | None:
     """Return the looks of an evaluation, None if it asks every row."""
     found = suite.sequential
     if found is None:
@@ -42,7 +42,7 @@ def looks_of(suite: SuiteFolder) -> Looks | None:
         else:
             state = "not needed" if settled else "to come"
         lines.append(LookLine(number, rows, state, [name for name, at in dropped.items() if at == rows]))
-    return Looks(_told(suite, plan, taken, settled=settled), str(found.get("score") or ""), lines)
+    return ReportedLooks(_told(suite, plan, taken, settled=settled), str(found.get("score") or ""), lines)
 
 
 def _told(suite: SuiteFolder, plan: list[int], taken: int, *, settled: bool) -> str:

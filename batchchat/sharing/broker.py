@@ -16,9 +16,9 @@ from anyio import current_time
 
 from batchchat.errors import StoppedEarly, StorageError, UsageError
 from batchchat.events import Event
-from batchchat.sharing.keeper import Keeper
+from batchchat.sharing.keeper import LimitKeeper
 from batchchat.sharing.messages import Advertised, answer_to_json, ask_of_json
-from batchchat.sharing.protocol import LEASE_S, LOST, PROTOCOL, SILENT_S, TOKEN, Lines, port_of, split_address
+from batchchat.sharing.protocol import LEASE_S, LOST, PROTOCOL, SILENT_S, TOKEN, LineStream, port_of, split_address
 
 if TYPE_CHECKING:
     from anyio.abc import ByteStream
@@ -65,14 +65,14 @@ class Broker:
         self._began_at = began_at
         self._listener = listener
         self._rng = rng
-        self._keepers: dict[str, Keeper] = {}
+        self._keepers: dict[str, LimitKeeper] = {}
         self.members = 0
 
     # --- connections
 
     async def talk(self, stream: ByteStream) -> None:
         """Serve one process until its connection ends, and take back then what it had."""
-        lines = Lines(stream)
+        lines = LineStream(stream)
         member = _Member(secrets.token_hex(8))
         async with stream:
             try:
@@ -94,7 +94,7 @@ class Broker:
                 word = f"a connection was closed: it sent what no batchchat sends ({type(error).__name__}: {error})"
                 self._listener(Event("broker_refused", word[:300], "warning"))
 
-    async def _welcome(self, lines: Lines) -> bool:
+    async def _welcome(self, lines: LineStream) -> bool:
         """Let a process in that knows the secret and speaks the same protocol."""
         hello = (await lines.receive())["hello"]
         if self._token is not None and not _equal(str(hello.get("token") or ""), self._token):
@@ -134,12 +134,12 @@ class Broker:
             self._keepers[name].leave(member.name, now)
         return {}
 
-    def _keeper(self, name: str, advertised: Advertised, now: float) -> Keeper:
+    def _keeper(self, name: str, advertised: Advertised, now: float) -> LimitKeeper:
         keeper = self._keepers.get(name)
         if keeper is None:
             if len(self._keepers) >= _LIMITS_MAX:
                 raise ValueError(f"more than {_LIMITS_MAX:,} limits")
-            keeper = self._keepers[name] = Keeper(LEASE_S, advertised, self._rng)
+            keeper = self._keepers[name] = LimitKeeper(LEASE_S, advertised, self._rng)
             if self._began_at is not None:
                 keeper.stand(self._began_at)
         return keeper

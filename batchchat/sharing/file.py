@@ -31,7 +31,7 @@ import anyio
 from batchchat import __version__
 from batchchat.errors import StorageError
 from batchchat.sharing.frozen import freeze, thaw
-from batchchat.sharing.keeper import Keeper
+from batchchat.sharing.keeper import LimitKeeper
 from batchchat.sharing.messages import Advertised, KeeperAnswer, KeeperAsk
 
 LEASE_S = 0.5
@@ -147,7 +147,7 @@ class LimitFile:
         # file is another one here.
         return answer if _same(self._path, self._file) else None
 
-    def _bury(self, keeper: Keeper, now: float) -> None:
+    def _bury(self, keeper: LimitKeeper, now: float) -> None:
         """Take out the processes that have ended without leaving."""
         for name in [name for name in keeper.holders if name != self._me]:
             if not _lives(self._holders / name):
@@ -205,10 +205,10 @@ class LimitFile:
 
     # --- the state
 
-    def _read(self, now: float) -> Keeper:
+    def _read(self, now: float) -> LimitKeeper:
         header = os.pread(self._file, _HEADER.size, 0)
         if not header:
-            return Keeper(LEASE_S, self._advertised, self._rng)
+            return LimitKeeper(LEASE_S, self._advertised, self._rng)
         if len(header) == _HEADER.size:
             magic, version, active, *rest = _HEADER.unpack(header)
             version = version.rstrip(b"\0")
@@ -217,7 +217,7 @@ class LimitFile:
                 data = os.pread(self._file, rest[place], _FIRST + place * _ROOM)
                 if zlib.crc32(data) == rest[2 + place]:
                     with contextlib.suppress(ValueError):
-                        keeper: Keeper = thaw(data, self._rng)
+                        keeper: LimitKeeper = thaw(data, self._rng)
                         return keeper
             elif magic == _MAGIC and any(_lives(path) for path in self._others()):
                 written = version.decode("ascii", "replace").partition("/")[0]
@@ -226,14 +226,14 @@ class LimitFile:
                     remedy="Let them end, or run all of them with the same version.",
                 )
         # Nobody knows what was granted a moment ago: nothing goes until that can no longer be used.
-        keeper = Keeper(LEASE_S, self._advertised, self._rng)
+        keeper = LimitKeeper(LEASE_S, self._advertised, self._rng)
         keeper.stand(now)
         return keeper
 
     def _others(self) -> Iterator[Path]:
         return (path for path in self._holders.iterdir() if path.name != self._me)
 
-    def _write(self, keeper: Keeper) -> None:
+    def _write(self, keeper: LimitKeeper) -> None:
         try:
             _write(self._file, keeper)
         except OSError as error:
@@ -249,7 +249,7 @@ def count_holders(folder: Path, name: str) -> int:
         return 0
 
 
-def _write(file: int, keeper: Keeper) -> None:
+def _write(file: int, keeper: LimitKeeper) -> None:
     """Write the state beside the one that counts, and switch over."""
     data = freeze(keeper)
     if len(data) > _ROOM:

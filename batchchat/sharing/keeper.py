@@ -20,7 +20,7 @@ from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.controller import Controller, Grant
 from batchchat.limits.limiter import pace_of
 from batchchat.limits.rates import Rate
-from batchchat.sharing.messages import Advertised, Heard, KeeperAnswer, KeeperAsk, Lent, LimitCeilings, Standing
+from batchchat.sharing.messages import Advertised, Heard, KeeperAnswer, KeeperAsk, Lent, LimitCeilings, LimitStanding
 
 if TYPE_CHECKING:
     import random
@@ -70,7 +70,7 @@ class _Told:
         self.events.append(Heard(self.last, name, message, level, dict(fields)))
 
 
-class Keeper:
+class LimitKeeper:
     """See the module.
 
     Arguments:
@@ -254,9 +254,9 @@ class Keeper:
         lead = rate / 60 * _LEAD_S
         return holder.served <= min(other.served for other in others) + (lead if lead >= 1 else 0.0)
 
-    def _standing(self, now: float) -> Standing:
+    def _standing(self, now: float) -> LimitStanding:
         controller = self._controller
-        return Standing(
+        return LimitStanding(
             pace=pace_of(controller, now),
             down=controller.breaker.active,
             refusing=controller.hold.active,

@@ -22,9 +22,9 @@ from batchchat.sharing.messages import (
     KeeperAsk,
     Lent,
     LimitCeilings,
+    LimitStanding,
+    PermitSettled,
     Reconnected,
-    Settled,
-    Standing,
     key_of,
 )
 
@@ -106,12 +106,12 @@ class SharedLimiter(Limiter):
         self._carrier = carrier
         self._ceilings = ceilings
         self._room = room
-        self._standing = Standing()
+        self._standing = LimitStanding()
         self._standing_at = -math.inf
         self._line: deque[_Wanted] = deque()
         self._spare: deque[_Borrowed] = deque()
         self._looks: deque[int] = deque(maxlen=_SPARE)
-        self._settled: list[Settled] = []
+        self._settled: list[PermitSettled] = []
         self._acts: list[tuple[str, tuple[str, ...]]] = []
         self._out = self._probes = 0
         self._heard = 0
@@ -217,7 +217,7 @@ class SharedLimiter(Limiter):
         """Give a permit back that was not used."""
         self._out -= 1
         self._probes -= grant.probe
-        self._settled.append(Settled(grant.lent, None, None, unused=True))
+        self._settled.append(PermitSettled(grant.lent, None, None, unused=True))
         self._ask_soon()
 
     def _ask_soon(self) -> None:
@@ -285,7 +285,7 @@ class SharedLimiter(Limiter):
         assert isinstance(grant, _Borrowed)  # noqa: S101 - what this limiter grants
         self._out -= 1
         self._probes -= grant.probe
-        self._settled.append(Settled(grant.lent, key_of(grant.key), reply))
+        self._settled.append(PermitSettled(grant.lent, key_of(grant.key), reply))
         # What slows others down, or says that a server is back, is told at once.
         self._urgent = self._urgent or grant.probe or (reply is not None and reply.verdict in _URGENT)
         if self._line or self._urgent:

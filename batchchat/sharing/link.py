@@ -13,7 +13,7 @@ from batchchat.errors import ProviderUnavailable, UsageError
 from batchchat.job.values import write_duration
 from batchchat.sharing.budget import SharedBudget
 from batchchat.sharing.messages import Advertised, KeeperAnswer, KeeperAsk, Reconnected, answer_of_json, ask_to_json
-from batchchat.sharing.protocol import LOST, PROTOCOL, TOKEN, Lines, split_address
+from batchchat.sharing.protocol import LOST, PROTOCOL, TOKEN, LineStream, split_address
 
 __all__ = ["TOKEN", "Link", "connect"]
 
@@ -39,7 +39,7 @@ class Link:
         self.connections = 0
         self._token = token
         self._outage_s = outage_s
-        self._lines: Lines | None = None
+        self._lines: LineStream | None = None
         self._turn = anyio.Lock()
 
     def limit(self, name: str, advertised: Advertised) -> BrokerLimit:
@@ -86,7 +86,7 @@ class Link:
         while True:
             try:
                 with anyio.fail_after(_ANSWER_S):
-                    self._lines = Lines(await self._dial())
+                    self._lines = LineStream(await self._dial())
                     await self._lines.send({"hello": {"protocol": PROTOCOL, "token": self._token}})
                     self._take(await self._lines.receive())
                     return

@@ -51,7 +51,7 @@ class Lent(NamedTuple):
     probe: bool
 
 
-class Settled(NamedTuple):
+class PermitSettled(NamedTuple):
     """What came of a permit: the reply, or None if the attempt was abandoned. `unused` tells that it was never sent."""
 
     lent: Lent
@@ -82,7 +82,7 @@ class KeeperAsk:
 
     ceilings: LimitCeilings = LimitCeilings()
     wants: Sequence[tuple[int, str | None]] = ()
-    settled: Sequence[Settled] = ()
+    settled: Sequence[PermitSettled] = ()
     in_use: int = 0
     probes: int = 0
     acts: Sequence[tuple[str, tuple[str, ...]]] = ()
@@ -90,7 +90,7 @@ class KeeperAsk:
 
 
 @dataclass(slots=True)
-class Standing:
+class LimitStanding:
     """How a shared limit stands. Seconds are as of the answer; `holders` are the processes that use it."""
 
     pace: Pace = field(default_factory=Pace)
@@ -109,7 +109,7 @@ class KeeperAnswer:
 
     granted: Sequence[Lent] = ()
     wait: float = 0.0
-    standing: Standing = field(default_factory=Standing)
+    standing: LimitStanding = field(default_factory=LimitStanding)
     heard: Sequence[Heard] = ()
 
 
@@ -140,7 +140,7 @@ def ask_of_json(plain: Mapping[str, Any]) -> KeeperAsk:
         ceilings=LimitCeilings(*plain["ceilings"]),
         wants=[(int(tokens), key) for tokens, key in plain["wants"]],
         settled=[
-            Settled(Lent(*lent), key, _reply_of_json(reply), bool(unused))
+            PermitSettled(Lent(*lent), key, _reply_of_json(reply), bool(unused))
             for lent, key, reply, unused in plain["settled"]
         ],
         in_use=int(plain["in_use"]),
@@ -158,7 +158,7 @@ def answer_to_json(answer: KeeperAnswer) -> dict[str, Any]:
         "wait": answer.wait,
         "heard": answer.heard,
         "standing": {
-            **{name: getattr(standing, name) for name in Standing.__slots__ if name != "pace"},
+            **{name: getattr(standing, name) for name in LimitStanding.__slots__ if name != "pace"},
             "pace": {name: getattr(standing.pace, name) for name in Pace.__slots__},
         },
     }
@@ -170,7 +170,7 @@ def answer_of_json(plain: Mapping[str, Any]) -> KeeperAnswer:
     return KeeperAnswer(
         granted=[Lent(*lent) for lent in plain["granted"]],
         wait=float(plain["wait"]),
-        standing=Standing(pace=Pace(**standing.pop("pace")), **standing),
+        standing=LimitStanding(pace=Pace(**standing.pop("pace")), **standing),
         heard=[Heard(*one) for one in plain["heard"]],
     )
 

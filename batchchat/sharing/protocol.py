@@ -36,7 +36,7 @@ LOST = (OSError, EOFError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.C
 """What is raised when a connection ends."""
 
 
-class Lines:
+class LineStream:
     """A connection that carries JSON objects, one a line. Its methods raise what `LOST` names when it ends."""
 
     def __init__(self, stream: ByteStream) -> None:

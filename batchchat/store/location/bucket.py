@@ -4,7 +4,7 @@ A write whose answer is lost may have happened, may happen later, or never. So n
 is read back. The same bytes are there: it was this write. Nothing has changed: the same bytes are sent again, under the
 same condition, so that only one of the two can happen. Anything else: another writer was here.
 
-A store that is away is waited for, for `Patience.seconds` in all. Blocking code.
+A store that is away is waited for, for `BucketPatience.seconds` in all. Blocking code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Tag(NamedTuple):
         return other is not None and self.etag.strip('"') == other.etag.strip('"')
 
 
-class Found(NamedTuple):
+class FoundObject(NamedTuple):
     """An object as it was read. `written` is when the store took it, by the store's own clock."""
 
     data: bytes
@@ -70,7 +70,7 @@ class RefusedError(StorageError):
 class OtherContentError(Exception):
     """Another writer's content is there. `found` is it, None if the object is gone."""
 
-    def __init__(self, path: str, found: Found | None) -> None:
+    def __init__(self, path: str, found: FoundObject | None) -> None:
         super().__init__(path)
         self.found = found
 
@@ -83,7 +83,7 @@ class Objects(Protocol):
 
     unquoted: bool
 
-    def get(self, path: str, *, span: tuple[int, int] | None = None, tag: Tag | None = None) -> Found | None:
+    def get(self, path: str, *, span: tuple[int, int] | None = None, tag: Tag | None = None) -> FoundObject | None:
         """Return an object, None if there is none.
 
         `span` is the part of it from a byte to another; a negative first one counts from the end. With a `tag`, raises
@@ -117,7 +117,7 @@ def _silent(_: str) -> None:
 
 
 @dataclass(slots=True)
-class Patience:
+class BucketPatience:
     """How long a store that is away is waited for, and who is told. `hurry` ends every wait at once."""
 
     seconds: float = READER_WAIT_S
@@ -137,7 +137,7 @@ class Patience:
 class _Wait:
     """The wait of one operation for a store that is away."""
 
-    def __init__(self, patience: Patience, address: str, seconds: float | None) -> None:
+    def __init__(self, patience: BucketPatience, address: str, seconds: float | None) -> None:
         self._patience = patience
         self._address = address
         self._seconds = patience.seconds if seconds is None else seconds
@@ -179,12 +179,12 @@ class Bucket:
     """
 
     def __init__(
-        self, objects: Objects, prefix: str, address: str, *, store: str = "", patience: Patience | None = None
+        self, objects: Objects, prefix: str, address: str, *, store: str = "", patience: BucketPatience | None = None
     ) -> None:
         self.objects = objects
         self.address = address
         self.store = store
-        self.patience = patience or Patience()
+        self.patience = patience or BucketPatience()
         self._prefix = prefix.strip("/")
 
     def path(self, name: str) -> str:
@@ -210,11 +210,11 @@ class Bucket:
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
-    def get(self, name: str, *, wait: float | None = None) -> Found | None:
+    def get(self, name: str, *, wait: float | None = None) -> FoundObject | None:
         """Return an object, None if there is none."""
         return self.patiently(lambda: self.objects.get(self.path(name)), wait)
 
-    def span(self, name: str, first: int, last: int, tag: Tag | None = None) -> Found | None:
+    def span(self, name: str, first: int, last: int, tag: Tag | None = None) -> FoundObject | None:
         """Return some bytes of an object, as `Objects.get`. Raises ConditionFailedError if it has another tag."""
         return self.patiently(lambda: self.objects.get(self.path(name), span=(first, last), tag=tag))
 
@@ -264,7 +264,7 @@ class Bucket:
                 waiting.over()
                 return tag
 
-    def _look(self, name: str) -> tuple[bool, Found | None]:
+    def _look(self, name: str) -> tuple[bool, FoundObject | None]:
         """Look once what is there after a write whose outcome is not known; tell whether the store answered."""
         try:
             return True, self.objects.get(self.path(name))

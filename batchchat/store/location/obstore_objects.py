@@ -18,7 +18,7 @@ from obstore.exceptions import (
 )
 
 from batchchat.objects import error_text, store_error
-from batchchat.store.location.bucket import ConditionFailedError, Found, Listed, RefusedError, Tag, UnclearError
+from batchchat.store.location.bucket import ConditionFailedError, FoundObject, Listed, RefusedError, Tag, UnclearError
 
 _BULK = 1000
 """Objects of one request to delete: the most that S3 takes."""
@@ -37,7 +37,7 @@ class ObstoreObjects:
         self._store = store
         self._address = address
 
-    def get(self, path: str, *, span: tuple[int, int] | None = None, tag: Tag | None = None) -> Found | None:
+    def get(self, path: str, *, span: tuple[int, int] | None = None, tag: Tag | None = None) -> FoundObject | None:
         """Return an object or a span of it, None if there is none."""
         options: dict[str, Any] = {}
         if span is not None:
@@ -51,7 +51,7 @@ class ObstoreObjects:
             except FileNotFoundError:
                 return None
             meta = answer.meta
-            return Found(data, _tag_of(meta), meta["size"], meta["last_modified"])
+            return FoundObject(data, _tag_of(meta), meta["size"], meta["last_modified"])
 
     def head(self, path: str) -> Listed | None:
         """Return what is known of an object, None if there is none."""
