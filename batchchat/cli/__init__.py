@@ -775,6 +775,22 @@ def demo_server(**options: Any) -> None:
     sys.exit(demo_server_command(**options))
 
 
+@cli.command(short_help="Keep the limits of runs on several machines.")
+@click.option(
+    "--listen", default="127.0.0.1:7077", show_default=True, metavar="HOST:PORT", help="Port 0 takes a free one."
+)
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    help="The secret that runs must know; without it that of the environment variable BATCHCHAT_BROKER_TOKEN.",
+)
+def broker(**options: Any) -> None:
+    """Keep the limits of runs on several machines, until a signal ends it. Jobs name it in `limits.shared`."""
+    from batchchat.cli.broker import broker_command
+
+    sys.exit(broker_command(**options))
+
+
 def _job_arguments(options: dict[str, Any]) -> Any:
     """Take the shared arguments out of a command's options."""
     from dataclasses import fields

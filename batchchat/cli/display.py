@@ -256,6 +256,8 @@ def _limit_figures(pace: Pace, *, held: bool = True) -> list[Figure]:
         _used(pace.tokens_used, pace.tokens_per_minute, "tok/min", 3),
         Figure(f"{pace.in_use}/{pace.concurrency} at once", "", 4),
     ]
+    if pace.shared_by > 1:
+        figures.append(Figure(f"shared with {plural(pace.shared_by - 1, 'other run')}", "dim", 5))
     if held and pace.held_by is not None:
         figures.append(Figure(f"held by {pace.held_by}", "dim", 5))
     if pace.paused_s > 0:
@@ -399,4 +401,5 @@ def _fields(snapshot: Snapshot) -> dict[str, object]:
         "paused_s": round(pace.paused_s, 3),
         "breaker": pace.breaker,
         "held_by": pace.held_by,
+        "shared_by": pace.shared_by,
     }

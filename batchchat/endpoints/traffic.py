@@ -203,6 +203,7 @@ class PooledTraffic:
             in_use=sum(pace.in_use for pace in paces),
             paused_s=min(pace.paused_s for pace in paces),
             held_by=next((pace.held_by for pace in up or paces if pace.held_by is not None), None),
+            shared_by=max(pace.shared_by for pace in paces),
         )
         if self.over is None:
             return one

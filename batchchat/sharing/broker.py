@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _HELLO_S = 10.0
 """Seconds within which a connection must say who it is."""
+_LEAVE_S = 0.02
+"""Seconds until a broker that ends closes its connections. Chosen, not measured."""
 _LIMITS_MAX = 10_000
 """Limits that one broker keeps. One takes 30 KB; names that are made up by the thousand are an error."""
 
@@ -250,6 +252,10 @@ async def serve_broker(
         try:
             yield broker
         finally:
+            # Those that have just left are seen to leave: a wait that is cancelled as its connection ends is an error to
+            # the event loop, which logs it.
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(_LEAVE_S)
             group.cancel_scope.cancel()
 
 

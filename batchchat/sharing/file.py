@@ -121,14 +121,15 @@ class LimitFile:
         """Leave the limit. If its lock cannot be had in time, the others find out."""
         # The lock on the own file is let go first: whoever looks from now on knows.
         os.close(self._own)
-        for _ in range(50):
-            with self._try_lock() as locked:
-                if locked:
-                    keeper = self._read(anyio.current_time())
-                    keeper.leave(self._me, anyio.current_time())
-                    self._write(keeper)
-                    break
-            await anyio.sleep(_LOOK_S)
+        with contextlib.suppress(StorageError):
+            for _ in range(50):
+                with self._try_lock() as locked:
+                    if locked:
+                        keeper = self._read(anyio.current_time())
+                        keeper.leave(self._me, anyio.current_time())
+                        self._write(keeper)
+                        break
+                await anyio.sleep(_LOOK_S)
         with contextlib.suppress(OSError):
             (self._holders / self._me).unlink()
         os.close(self._file)

@@ -35,6 +35,9 @@ _NEXT_S = 0.005
 """Seconds until another look for a process whose turn it is not. Chosen, not measured."""
 _EVENT_S = 0.25
 """The longest wait that is told: what others learn or give back is seen so late at most."""
+_SLOT_S = 0.05
+"""The wait that is told if only an answer can make room. A process asks anyway when it has one; this is for those that
+have none under way. Chosen, not measured."""
 _TOLD = 64
 """Events that are kept for processes which did not ask since. They come at most a few a minute."""
 
@@ -205,7 +208,7 @@ class LimitKeeper:
         for tokens, key in ask.wants:
             delay = max(controller.wait(now, tokens), self._closed_until - now)
             if delay > 0.0:
-                wait = min(delay, _EVENT_S)
+                wait = min(delay, _EVENT_S if delay < math.inf else _SLOT_S)
                 break
             if others and not self._is_next(holder, others):
                 wait = _NEXT_S
