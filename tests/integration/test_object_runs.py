@@ -319,8 +319,8 @@ def test_many_kills_and_stalls_lose_nothing(bench: Bench, seed: int, record_prop
     kills.end()
     told = (
         f"{dict(kills.by_kind)}, {kills.passes} passes; of what counted {kills.lost} lost, {kills.twice} there twice, "
-        f"{kills.asked_again} asked again; asked and not counted at a kill: at most {kills.in_flight}; asked by runs that "
-        f"had lost their output: {kills.by_stopped}"
+        f"{kills.asked_again} asked again; asked and not counted at a kill: at most {kills.in_flight}; asked by runs "
+        f"that had lost their output: {kills.by_stopped}"
     )
     record_property("kills", told)
     print(told)
