@@ -13,13 +13,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
-# Set before Ray is imported: it tells nobody of this use, and keeps its own log lines off our display.
+# Set before Ray is imported: it tells nobody of this use.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import anyio
@@ -44,8 +43,10 @@ _LOOK_S = 60.0
 """Seconds for all nodes to say what they see. A node that is later is asked again when a worker is started on it."""
 _PLACE_S = 300.0
 """Seconds without any worker after which a run gives up: a cluster that grows by itself needs minutes for a node."""
+_AGAIN_S = 2.0
+"""Seconds between tries to start a worker."""
 _DEATH_S = 5.0
-"""Seconds to learn whether the node died: Ray tells of a dead process before it has missed the node."""
+"""Seconds that a node or the head has for a call at the end of a worker."""
 _START_REMEDY = "Start one with `ray start --head`, or give its address, such as `--ray 10.0.0.5:6379`."
 
 
@@ -69,11 +70,28 @@ async def open_cluster(job: Job, address: str, environ: Mapping[str, str]) -> As
         _check_job(job, nodes)
         with probing(job) as probe:
             await _check_nodes(nodes, probe)
-        yield RayActors(job, passed_environment(job, environ))
+        # Standard output is for results: a summary as JSON must stay one.
+        with redirect_stdout(_WithoutRay(sys.stdout)) if ours else nullcontext():
+            yield RayActors(job, passed_environment(job, environ))
     finally:
         if ours:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_CONNECT_S):
                 await anyio.to_thread.run_sync(ray.shutdown, abandon_on_cancel=True)
+
+
+class _WithoutRay(io.TextIOBase):
+    """A stream that leaves out what threads of Ray print, such as the log of a node that died."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, unless a thread of Ray prints it."""
+        return len(text) if threading.current_thread().name.startswith("ray_") else self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush the stream behind it."""
+        self._stream.flush()
 
 
 async def _connect(address: str) -> None:
@@ -175,7 +193,8 @@ def _problem_of(error: Exception) -> tuple[str, str] | None:
             "it has no batchchat",
             f"Install batchchat[ray]=={__version__} on every node, such as in the cluster's container image.",
         )
-    gone = (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError, ray.exceptions.WorkerCrashedError)
+    dead = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError, ray.exceptions.WorkerCrashedError)
+    gone = (*dead, ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError)
     return None if isinstance(error, gone) else (_first_line(error), "Look into Ray's own logs of that node.")
 
 
@@ -207,9 +226,24 @@ class RayActors:
 
         Raises UsageError if the node cannot run the job, ProviderUnavailable if no node has a place.
         """
-        make = ray.remote(PlacedActor)
+        ends = anyio.current_time() + _LOOK_S
+        while True:
+            try:
+                return await self._try_to_start(name)
+            except ray.exceptions.RayError as error:
+                # Ray places workers on a node that died until it has missed it. This one has no order yet.
+                problem = _problem_of(error)
+                if problem is not None or anyio.current_time() > ends:
+                    said = problem or (_first_line(error), "The same command goes on.")
+                    message = f"worker {name} cannot be started on Ray: {said[0]}"
+                    raise BatchchatError(message, remedy=said[1]) from None
+            await anyio.sleep(_AGAIN_S)
+
+    async def _try_to_start(self, name: str) -> RayActor:
+        """Start a worker. Raises RayError if it dies before it has begun."""
         # Ray starts no actor again and makes no call twice: both could pay twice. Two calls overlap: tell and hear.
-        handle = make.options(num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=4).remote()
+        options = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 4}
+        handle = ray.remote(PlacedActor).options(**options).remote()
         began = False
         try:
             with probing(self._job) as probe:
@@ -217,11 +251,6 @@ class RayActors:
             if seen["problem"] is not None:
                 raise _unfit(seen["ip"], seen["problem"])
             began = True
-        except ray.exceptions.RayError as error:
-            problem = _problem_of(error)
-            if problem is None:
-                problem = ("it died while the worker started", "The same command goes on.")
-            raise BatchchatError(f"worker {name} cannot be started on Ray: {problem[0]}", remedy=problem[1]) from None
         finally:
             if not began:
                 ray.kill(handle)
@@ -287,17 +316,24 @@ class RayActor:
 
     async def _why(self, error: Exception) -> str:
         """Say why the actor died: its node, or its process alone."""
-        with anyio.move_on_after(_DEATH_S):
-            for _ in range(10):
-                if "node" in _cause(error) or await self._node_died():
-                    return f"its Ray node {self._seen['node'][:8]} at {self._seen['ip']} died"
-                await anyio.sleep(0.2)
+        if "node has died" in str(error) or await self._node_died():
+            return f"its Ray node {self._seen['node'][:8]} at {self._seen['ip']} died"
         cause = "out of memory" if isinstance(error, ray.exceptions.OutOfMemoryError) else "killed, or crashed"
         return f"its process ended ({cause}), and its Ray node lives"
 
     async def _node_died(self) -> bool:
-        nodes = await anyio.to_thread.run_sync(ray.nodes, abandon_on_cancel=True)
-        return not any(node["NodeID"] == self._seen["node"] and node["Alive"] for node in nodes)
+        """Knock at the node: Ray itself needs ten seconds and more to miss one."""
+        with anyio.move_on_after(_DEATH_S):
+            nodes = await anyio.to_thread.run_sync(ray.nodes, abandon_on_cancel=True)
+            node = next((node for node in nodes if node["NodeID"] == self._seen["node"] and node["Alive"]), None)
+            if node is None:
+                return True
+            try:
+                await (await anyio.connect_tcp(node["NodeManagerAddress"], node["NodeManagerPort"])).aclose()
+            except OSError:
+                return True
+            return False
+        return True
 
     async def wait(self) -> WorkerEnd:
         """Wait until it has ended, which `messages` learns."""
@@ -310,8 +346,3 @@ class RayActor:
         # A head that does not answer must not hold the end of the run up; the actor ends with this process anyway.
         with anyio.move_on_after(_DEATH_S), suppress(Exception):
             await anyio.to_thread.run_sync(partial(ray.kill, self._handle), abandon_on_cancel=True)
-
-
-def _cause(error: Exception) -> str:
-    """Return the kind of death that Ray names, as one word of its text: `node` or nothing."""
-    return "node" if "node has died" in str(error) or "node was terminated" in str(error) else ""
