@@ -10,8 +10,11 @@ them, and show them in its dashboard.
 
 from __future__ import annotations
 
+import io
 import os
 import socket
+import sys
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial
@@ -103,6 +106,8 @@ async def _connect(address: str) -> None:
         )
     if address != "auto":
         await _knock(address)
+    # What Ray says of itself would stand in our display; what matters comes as an error.
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     connect = partial(ray.init, address=address, log_to_driver=False, logging_level="CRITICAL", configure_logging=False)
     unreachable = f"the Ray cluster at {address} does not answer"
     try:
