@@ -7,8 +7,8 @@ import random
 from itertools import count
 
 from batchchat.records import Reply, Verdict
-from batchchat.sharing.keeper import Keeper
-from batchchat.sharing.messages import KeeperAsk, Lent, LimitCeilings, Settled
+from batchchat.sharing.keeper import LimitKeeper
+from batchchat.sharing.messages import KeeperAsk, Lent, LimitCeilings, PermitSettled
 from tests.limits_lab.servers import Server
 from tests.limits_lab.simulation import TRANSIT_S, Log
 
@@ -17,13 +17,13 @@ _INTERVAL_S = 0.02
 
 
 def play_shared(
-    server: Server, keeper: Keeper, processes: int, seconds: float, *, at_once: int = 32, tokens: int = 100
+    server: Server, keeper: LimitKeeper, processes: int, seconds: float, *, at_once: int = 32, tokens: int = 100
 ) -> list[Log]:
     """Run processes that always have more requests and ask one keeper. Returns a log for each."""
     logs = [Log() for _ in range(processes)]
     rng = random.Random(server.seed + 1)
     order = count()
-    settled: list[list[Settled]] = [[] for _ in range(processes)]
+    settled: list[list[PermitSettled]] = [[] for _ in range(processes)]
     out = [0] * processes
     heard = [0] * processes
     wants = [(tokens, "row")] * at_once
@@ -62,5 +62,5 @@ def play_shared(
             if reply.verdict is Verdict.OK:
                 server.leave()
             out[process] -= 1
-            settled[process].append(Settled(lent, None, reply))
+            settled[process].append(PermitSettled(lent, None, reply))
     return logs

@@ -16,13 +16,13 @@ import pytest
 
 from batchchat.records import Axis, ErrorKind, Failure, LimitHeaders, Reply, Usage, Verdict
 from batchchat.sharing.frozen import freeze, thaw
-from batchchat.sharing.keeper import Keeper
+from batchchat.sharing.keeper import LimitKeeper
 from batchchat.sharing.messages import (
     Advertised,
     KeeperAsk,
     Lent,
     LimitCeilings,
-    Settled,
+    PermitSettled,
     answer_of_json,
     answer_to_json,
     ask_of_json,
@@ -68,15 +68,15 @@ class Play:
         self.keeper = self._new_keeper()
         self._down_until = 0.0
         self._life = [0] * processes
-        self._settled: list[list[Settled]] = [[] for _ in range(processes)]
+        self._settled: list[list[PermitSettled]] = [[] for _ in range(processes)]
         self._out = [0] * processes
         for process in range(processes):
             self._at(self.rng.uniform(0.0, 1.0), self._ask, process, 0)
         if restarts:
             self._at(self.rng.expovariate(1 / 120), self._restart)
 
-    def _new_keeper(self) -> Keeper:
-        return Keeper(self.lease_s, Advertised(), random.Random(self.rng.random()))
+    def _new_keeper(self) -> LimitKeeper:
+        return LimitKeeper(self.lease_s, Advertised(), random.Random(self.rng.random()))
 
     def _at(self, when: float, what: Callable[..., None], *arguments: object) -> None:
         heapq.heappush(self._events, (when, next(self._order), what, arguments))
@@ -125,7 +125,7 @@ class Play:
             return
         if now > until:
             self._out[process] -= 1
-            self._settled[process].append(Settled(lent, None, None, unused=True))
+            self._settled[process].append(PermitSettled(lent, None, None, unused=True))
             return
         self.sent.append((now, lent.tokens, process))
         self._under_way += 1
@@ -137,7 +137,7 @@ class Play:
         if life == self._life[process]:
             self._out[process] -= 1
             usage = Usage(lent.tokens, 0, lent.tokens)
-            self._settled[process].append(Settled(lent, None, Reply(Verdict.OK, usage=usage)))
+            self._settled[process].append(PermitSettled(lent, None, Reply(Verdict.OK, usage=usage)))
 
     def _die(self, now: float, process: int) -> None:
         self.keeper.leave(f"{process}-{self._life[process]}", now)
@@ -192,7 +192,7 @@ def test_a_keeper_that_lost_its_memory_grants_nothing_that_could_be_too_much(lim
 
 
 def test_a_keeper_that_does_not_stand_after_a_restart_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Keeper, "stand", lambda _self, _now: None)
+    monkeypatch.setattr(LimitKeeper, "stand", lambda _self, _now: None)
     for seed in range(8):
         play = Play(seed, LimitCeilings(10, None, 256), 3, 1.0, restarts=True)
         play.run(400)
@@ -247,8 +247,8 @@ def test_a_keeper_that_is_read_back_at_each_ask_decides_the_same() -> None:
 # --- the keeper's rules
 
 
-def _keeper() -> Keeper:
-    return Keeper(0.5, Advertised(), random.Random(1))
+def _keeper() -> LimitKeeper:
+    return LimitKeeper(0.5, Advertised(), random.Random(1))
 
 
 def _wants(number: int) -> list[tuple[int, str | None]]:
@@ -271,7 +271,7 @@ def test_a_refusal_that_one_meets_holds_all() -> None:
     ceilings = LimitCeilings(None, None, 8)
     (lent,) = keeper.exchange("a", KeeperAsk(ceilings, _wants(1)), 0.0).granted
     refused = Reply(Verdict.RATE_LIMIT, retry_after=7.0)
-    keeper.exchange("a", KeeperAsk(ceilings, settled=[Settled(lent, "x", refused)]), 0.1)
+    keeper.exchange("a", KeeperAsk(ceilings, settled=[PermitSettled(lent, "x", refused)]), 0.1)
     answer = keeper.exchange("b", KeeperAsk(ceilings, _wants(3)), 0.2)
     assert not answer.granted
     assert answer.standing.refusing
@@ -286,7 +286,7 @@ def test_a_probe_whose_process_dies_is_not_waited_for() -> None:
     keeper = _keeper()
     ceilings = LimitCeilings(None, None, 8)
     (lent,) = keeper.exchange("a", KeeperAsk(ceilings, _wants(1)), 0.0).granted
-    refused = Settled(lent, "x", Reply(Verdict.RATE_LIMIT, retry_after=1.0))
+    refused = PermitSettled(lent, "x", Reply(Verdict.RATE_LIMIT, retry_after=1.0))
     keeper.exchange("a", KeeperAsk(ceilings, settled=[refused]), 0.1)
     (probe,) = keeper.exchange("a", KeeperAsk(ceilings, _wants(2)), 2.0).granted
     assert probe.probe
@@ -299,7 +299,7 @@ def test_a_probe_whose_answer_was_lost_on_its_way_is_not_waited_for() -> None:
     keeper = _keeper()
     ceilings = LimitCeilings(None, None, 8)
     (lent,) = keeper.exchange("a", KeeperAsk(ceilings, _wants(1)), 0.0).granted
-    refused = Settled(lent, "x", Reply(Verdict.RATE_LIMIT, retry_after=1.0))
+    refused = PermitSettled(lent, "x", Reply(Verdict.RATE_LIMIT, retry_after=1.0))
     keeper.exchange("a", KeeperAsk(ceilings, settled=[refused]), 0.1)
     assert keeper.exchange("a", KeeperAsk(ceilings, _wants(1)), 2.0).granted
     # It asks again without it: it says that it has none.
@@ -314,7 +314,7 @@ def test_what_a_reply_teaches_survives_the_way_to_a_broker() -> None:
         Reply(Verdict.TRANSIENT, sent=False, failure=Failure(ErrorKind.CONNECTION, "refused")),
     ]
     lent = Lent(7, 1.5, 2, 3, probe=True)
-    settled = [Settled(lent, "key", reply, unused=reply is None) for reply in replies]
+    settled = [PermitSettled(lent, "key", reply, unused=reply is None) for reply in replies]
     ask = KeeperAsk(LimitCeilings(1.0, None, 3), _wants(2), settled, 4, 1, [("blame", ("x",))], 5)
     read = ask_of_json(json.loads(json.dumps(ask_to_json(ask))))
     assert (read.ceilings, read.wants, read.in_use, read.probes, read.heard) == (ask.ceilings, ask.wants, 4, 1, 5)
@@ -342,7 +342,7 @@ def test_several_runs_under_one_untold_limit_are_as_one() -> None:
     """Each of four runs gets its part of a limit that only refusals tell, and little is wasted on finding it."""
     for seed in (0, 1):
         server = Server(seed, requests=TokenBucket(600, 20) if seed else SlidingWindow(600))
-        logs = play_shared(server, Keeper(0.5, Advertised(), random.Random(seed)), 4, 300.0)
+        logs = play_shared(server, LimitKeeper(0.5, Advertised(), random.Random(seed)), 4, 300.0)
         works = [log.work(60.0, 300.0) for log in logs]
         assert sum(works) / 2_400 >= 0.85
         assert min(works) / (sum(works) / 4) >= 0.9

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from batchchat.budget import Budget
 from batchchat.errors import JobError, ProviderUnavailable, StoppedEarly, StorageError, UsageError
-from batchchat.events import Event
+from batchchat.events import Event, Pace
 from batchchat.job import validate_job
 from batchchat.records import Reply, Usage, Verdict
 from batchchat.sharing import file as file_module
@@ -23,7 +23,7 @@ from batchchat.sharing.limiter import SharedLimiter
 from batchchat.sharing.link import connect
 from batchchat.sharing.messages import Advertised, KeeperAsk, LimitCeilings
 from batchchat.sharing.naming import limit_name
-from batchchat.sharing.protocol import Lines
+from batchchat.sharing.protocol import LineStream
 
 pytestmark = pytest.mark.anyio
 
@@ -73,7 +73,7 @@ async def test_two_limiters_of_one_file_share_slots_and_what_ends_gives_them_bac
     assert count_holders(tmp_path / "limits", "name") == 0
 
 
-async def _pace(limiter: SharedLimiter) -> object:
+async def _pace(limiter: SharedLimiter) -> Pace:
     limiter.hurry()
     await anyio.sleep(0.05)
     return limiter.pace()
@@ -217,7 +217,7 @@ async def test_a_broker_refuses_who_does_not_know_its_secret_or_speaks_otherwise
         ):
             async with await anyio.connect_tcp(host, int(port)) as stream:
                 await stream.send(line)
-                lines = Lines(stream)
+                lines = LineStream(stream)
                 with anyio.fail_after(2):
                     try:
                         while True:
