@@ -13,7 +13,8 @@ from batchchat.intake import read_key
 from batchchat.job.model import BATCH_FORMAT, BATCH_KEY
 from batchchat.runner.run import new_run_id
 from batchchat.sources import SeenRows, python_rows
-from batchchat.store import Resharded, batches_folder, read_state, reshard
+from batchchat.store import batches_folder, read_state
+from batchchat.store.resharding import Resharded, reshard
 
 
 def reshard_output(directory: Address, shards: int) -> Resharded:

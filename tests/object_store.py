@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from batchchat.store.location.bucket import BucketPatience, ConditionFailedError, FoundObject, Listed, Tag, UnclearError
+from batchchat.store.location.bucket import (
+    ConditionFailedError,
+    FoundObject,
+    ListedObject,
+    StorePatience,
+    Tag,
+    UnclearError,
+)
 from batchchat.store.location.objects import ObjectLocation
 
 URL = "s3://bucket/run"
@@ -46,12 +53,12 @@ class MemoryObjects:
         part = data if span is None else data[span[0] :] if span[0] < 0 else data[span[0] : span[1]]
         return FoundObject(part, now, len(data), self.written[path])
 
-    def head(self, path: str) -> Listed | None:
+    def head(self, path: str) -> ListedObject | None:
         self._count("head")
         return self._listed(path) if path in self.content else None
 
-    def _listed(self, path: str) -> Listed:
-        return Listed(path, len(self.content[path]), _tag(self.content[path]), self.written[path])
+    def _listed(self, path: str) -> ListedObject:
+        return ListedObject(path, len(self.content[path]), _tag(self.content[path]), self.written[path])
 
     def put(self, path: str, data: bytes, *, create: bool = False, tag: Tag | None = None) -> Tag:
         self._count("put")
@@ -66,7 +73,7 @@ class MemoryObjects:
         self.on_write(path)
         return _tag(data)
 
-    def list(self, prefix: str) -> Sequence[Listed]:
+    def list(self, prefix: str) -> Sequence[ListedObject]:
         self._count("list")
         return [self._listed(path) for path in sorted(self.content) if path.startswith(prefix)]
 
@@ -209,7 +216,7 @@ class Turns:
 
     def location(self, writer: Writer, shard: int | None = None) -> ObjectLocation:
         """Return the location of the output as a writer has it."""
-        patience = BucketPatience(1e9, sleep=lambda _: self.pause(writer))
+        patience = StorePatience(1e9, sleep=lambda _: self.pause(writer))
         return ObjectLocation(URL, shard, objects=TurnObjects(self, writer), patience=patience, heartbeat=None)
 
 
@@ -229,16 +236,16 @@ class TurnObjects:
         found: FoundObject | None = self._ask("get", path, span=span, tag=tag)
         return found
 
-    def head(self, path: str) -> Listed | None:
-        found: Listed | None = self._ask("head", path)
+    def head(self, path: str) -> ListedObject | None:
+        found: ListedObject | None = self._ask("head", path)
         return found
 
     def put(self, path: str, data: bytes, *, create: bool = False, tag: Tag | None = None) -> Tag:
         written: Tag = self._ask("put", path, data, create=create, tag=tag)
         return written
 
-    def list(self, prefix: str) -> Sequence[Listed]:
-        found: Sequence[Listed] = self._ask("list", prefix)
+    def list(self, prefix: str) -> Sequence[ListedObject]:
+        found: Sequence[ListedObject] = self._ask("list", prefix)
         return found
 
     def folders(self, prefix: str) -> Sequence[str]:

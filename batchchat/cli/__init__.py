@@ -397,7 +397,13 @@ def agreement(directory: Path | str, **options: Any) -> None:
 
 @cli.command(short_help="Find how unsure a cheap model may be before a dear one is asked.")
 @_job_options
-@click.option("--expected", required=True, metavar="COLUMN", help="The input column that holds the right labels.")
+@click.option("--expected", metavar="COLUMN", help="The input column that holds the right labels.")
+@click.option(
+    "--reviewed",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="An output of the same rows: what people say in its reviews is right.",
+)
 @click.option(
     "--target",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchchat.cli.arguments import JobArguments
 from batchchat.cli.running import attended, errors, hide_key, log_listener, print_json, results
+from batchchat.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +54,8 @@ def calibrate_command(
     arguments: JobArguments,
     *,
     command: str,
-    expected: str,
+    expected: str | None,
+    reviewed: Path | None,
     target: float,
     risk: float,
     rows: int | None,
@@ -67,12 +69,23 @@ def calibrate_command(
     from batchchat.labelling import require_statistics
 
     require_statistics()
-    from batchchat.labelling.calibrating import calibrated, sub_jobs
+    from batchchat.labelling.calibrating import ReviewedGold, calibrated, gold_of_reviews, sub_jobs
     from batchchat.runner.run import run_job
 
+    if (expected is None) == (reviewed is None):
+        raise UsageError(
+            "the right labels stand either in a column of the input or in people's reviews of an output",
+            remedy="Give one of --expected COLUMN and --reviewed DIR.",
+        )
+    if reviewed is not None and rows is not None:
+        raise UsageError("--rows: the reviewed rows are asked", remedy="Leave --rows out.")
     job = arguments.load()
     jobs = sub_jobs(job, small=small, large=large, expected=expected)
     options = arguments.options(command=command)
+    gold: str | ReviewedGold = expected or ""
+    if reviewed is not None:
+        gold = gold_of_reviews(job, reviewed, field=field)
+        options = replace(options, rows=gold.rows)
     if rows is not None:
         # The same seed draws the same rows for both.
         options = replace(options, sample=rows)
@@ -92,7 +105,7 @@ def calibrate_command(
 
         errors().print(render_summary(summary))
         return summary.exit_code
-    view = calibrated(*jobs, expected=expected, field=field, target=target, risk=risk)
+    view = calibrated(*jobs, gold=gold, field=field, target=target, risk=risk)
     if as_json:
         print_json(_calibration_json(view))
     else:

@@ -178,6 +178,8 @@ def render_calibration(view: CalibrationView) -> RenderableType:
 
     found, chosen = view.promise, view.promise.chosen
     told = f"{view.field} against {view.expected}, {plural(view.rows, 'row')} with the right label"
+    if view.left_out:
+        told += f"; {plural(view.left_out, 'reviewed row')} left out, so that each row had the same chance to be here"
     table = _table("", "right", "95 % interval", "cost per 1,000 rows")
     for name, model in (("alone", view.small), ("alone", view.large)):
         table.add_row(f"{line(model.model, 40)} {name}", *_model(model, view.currency))

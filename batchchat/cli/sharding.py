@@ -88,8 +88,11 @@ def reshard_command(directory: Address, shards: int, *, as_json: bool) -> int:
     return 0
 
 
-def worker_command() -> int:
-    """Be a worker until the coordinator at the other end of the pipes says that nothing is left."""
+def worker_command(**given: Any) -> int:
+    """Be a worker until the coordinator at the other end of the pipes says that nothing is left.
+
+    `given` are further arguments for `work`.
+    """
     import anyio
 
     from batchchat.cli.running import collect_seldom, event_loop_options, keep_memory_small, leave_now
@@ -128,7 +131,7 @@ def worker_command() -> int:
         control = Control()
         async with anyio.create_task_group() as group:
             group.start_soon(_stop_on_signals, control)
-            code = await work(receive, send, control=control)
+            code = await work(receive, send, control=control, **given)
             group.cancel_scope.cancel()
         return code
 

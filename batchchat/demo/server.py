@@ -150,7 +150,7 @@ class DemoServer:
 
         self._thread = threading.Thread(target=work, name="batchchat-demo", daemon=True)
         self._thread.start()
-        # The thread is told of to stop before the error is raised: no thread may be left behind.
+        # The thread is ended before the error is raised: none may be left behind.
         if not started.wait(_START_S) or self._failure is not None:
             failure, self._failure = self._failure, None
             self.stop()

@@ -465,7 +465,7 @@ def _with_people(
     rows, wanted, weights, divided, unknown = [], [], [], 0, 0
     for row in labels.rows:
         found = [review for custom_id in row.custom_ids for review in by_row.get(custom_id, {}).values()]
-        texts = [text for review in found if (text := _reviewed(review, name)) is not None]
+        texts = [text for review in found if (text := reviewed_text(review, name)) is not None]
         if not texts or name not in row.values:
             continue
         votes = Counter(texts).most_common()
@@ -494,7 +494,8 @@ def _with_people(
     return [told], notes
 
 
-def _reviewed(review: Review, name: str) -> str | None:
+def reviewed_text(review: Review, name: str) -> str | None:
+    """Return what a person says of a field, as the text of a label."""
     value = review.values.get(name, value_at(review.values, tuple(name.split("."))))
     return label_text(value)
 
@@ -503,7 +504,8 @@ def _people(name: str, reviews: list[Review], scale: Scale) -> list[RaterAgreeme
     by_row = latest_of_reviewers(reviews)
     people = sorted({review.reviewer for review in reviews})
     units = [
-        [_reviewed(found[person], name) if person in found else None for person in people] for found in by_row.values()
+        [reviewed_text(found[person], name) if person in found else None for person in people]
+        for found in by_row.values()
     ]
     shared = [unit for unit in units if sum(value is not None for value in unit) > 1]
     if len(people) < 2 or not shared:

@@ -55,7 +55,7 @@ from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer, in_thread
 from batchchat.sources import GivenRows
-from batchchat.store import Frozen, HeldOutput, ShardedStore, Store, frozen_schema
+from batchchat.store import Frozen, HeldOutput, Store, frozen_schema
 
 if TYPE_CHECKING:
     import httpx
@@ -179,6 +179,8 @@ class _Opening:
         job, setting, shards = self._job, self._setting, self._prepared.shards
         open_store: Callable[..., HeldOutput] = setting.open_store
         if shards is not None:
+            from batchchat.store.sharded import ShardedStore
+
             open_store = functools.partial(ShardedStore.open, shards=shards, open_shard=setting.open_store)
         store = open_store(
             address_of(job.output.path),

@@ -72,7 +72,7 @@ class Costing(Protocol):
         """What this run has cost."""
 
 
-class Holding(Protocol):
+class HoldsLocation(Protocol):
     """What a run holds."""
 
     @property
@@ -133,7 +133,7 @@ class Steered(Protocol):
         """What it has cost."""
 
     @property
-    def store(self) -> Holding:
+    def store(self) -> HoldsLocation:
         """Its output."""
 
 

@@ -252,8 +252,8 @@ async def serve_broker(
         try:
             yield broker
         finally:
-            # Those that have just left are seen to leave: to cancel a wait while its connection ends is an error to the
-            # event loop, which logs it.
+            # Those that have just left are seen to leave: a wait that is cancelled as its connection ends is an error
+            # to the event loop, which logs it.
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(_LEAVE_S)
             group.cancel_scope.cancel()

@@ -18,9 +18,7 @@ from batchchat.store.index import (
     key_digest,
     kind_of,
 )
-from batchchat.store.joined_runs import joined_snapshots, joined_summaries, worst_code
 from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
-from batchchat.store.led import LedOutput
 from batchchat.store.location.choice import evaluation_outputs, is_output_folder, judge_outputs, running_outputs
 from batchchat.store.location.port import Location
 from batchchat.store.output import (
@@ -33,14 +31,12 @@ from batchchat.store.output import (
     read_state,
 )
 from batchchat.store.recovery import Recovery
-from batchchat.store.resharding import Resharded, reshard
 from batchchat.store.review_files import has_review_file, read_review_lines, write_review_lines
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
-from batchchat.store.sharded import ShardedStore
-from batchchat.store.sharding import Shards, check_shards
-from batchchat.store.state import batches_folder, check_currency, lock_holder
+from batchchat.store.sharding import Shards, check_shards, lock_holder, running_places
+from batchchat.store.state import batches_folder, check_currency
 from batchchat.store.store import Store, StoreChange
-from batchchat.store.tail import OutputTail
+from batchchat.store.tail import OutputTail, open_tail
 from batchchat.store.verify import VerifyReport, verify
 
 __all__ = [
@@ -56,17 +52,14 @@ __all__ = [
     "Frozen",
     "HeldOutput",
     "KeyIndex",
-    "LedOutput",
     "Location",
     "OldOutput",
     "Output",
     "OutputTail",
     "RecordIndex",
     "Recovery",
-    "Resharded",
     "Sealing",
     "SettledEntry",
-    "ShardedStore",
     "Shards",
     "SpendOnly",
     "Store",
@@ -84,21 +77,19 @@ __all__ = [
     "is_output_folder",
     "iter_output",
     "joined_parsed",
-    "joined_snapshots",
-    "joined_summaries",
     "judge_outputs",
     "key_digest",
     "kind_of",
     "lock_holder",
     "old_outputs",
+    "open_tail",
     "output_schema",
     "read_output",
     "read_review_lines",
     "read_state",
     "remove_output",
-    "reshard",
     "running_outputs",
+    "running_places",
     "verify",
-    "worst_code",
     "write_review_lines",
 ]

@@ -22,7 +22,6 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.store.column_types import read_types
 from batchchat.store.index import KeyIndex, RecordIndex
-from batchchat.store.joined_runs import joined_last, joined_lines, joined_snapshots
 from batchchat.store.journal import AnswerEntry, OpenAnswers, Replay, replay
 from batchchat.store.json_files import read_lines
 from batchchat.store.known import KnownRows, Pass
@@ -333,6 +332,8 @@ def _joined(
     location: Location, places: Sequence[Location], shards: Sequence[Output], count: int, frozen: Frozen
 ) -> Output:
     """Return the sum of the shards of an output, each with its place; `count` is how many it has in all."""
+    from batchchat.store.joined_runs import joined_last, joined_lines, joined_snapshots
+
     state = State(location)
     holder = location.holder()
     lives = [state.object(LIVE)]

@@ -70,6 +70,13 @@ class Route:
         self.tells_length = method not in {b"GET", b"HEAD"}
         self.wants_body = method != b"HEAD"
 
+    def head_of(self, body: bytes) -> bytes:
+        """Return the head of a request with this body."""
+        # A GET without a body has no length; a POST without one has length 0 (RFC 9110, 8.6).
+        if body or self.tells_length:
+            return b"%bContent-Length: %d\r\n\r\n" % (self.head, len(body))
+        return self.head + b"\r\n"
+
 
 @runtime_checkable
 class Exchange(Protocol):
@@ -288,11 +295,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
         connection, kept = route.origin.take(), True
         if connection is None:
             connection, kept = await self._open(route.origin, connect_timeout, ends_at)
-        # A GET without a body has no length; a POST without one has length 0 (RFC 9110, 8.6).
-        if body or route.tells_length:
-            head = b"%bContent-Length: %d\r\n\r\n" % (route.head, len(body))
-        else:
-            head = route.head + b"\r\n"
+        head = route.head_of(body)
         while True:
             loop = connection.loop
             incoming = Incoming(

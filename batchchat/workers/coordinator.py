@@ -29,7 +29,8 @@ from batchchat.runner.sharing import shards_for
 from batchchat.runner.steering import tell_interrupted
 from batchchat.runner.writer import Offload, in_thread
 from batchchat.sources import STDIN, Source
-from batchchat.store import Frozen, LedOutput, Shards, frozen_schema, read_state
+from batchchat.store import Frozen, Shards, frozen_schema, read_state
+from batchchat.store.led import LedOutput
 from batchchat.workers.limits import share_limits
 from batchchat.workers.messages import job_order, options_order
 from batchchat.workers.port import Launcher

@@ -11,7 +11,7 @@ from batchchat.inspection import snapshot_of
 from batchchat.job import Job
 from batchchat.providers import DEMO
 from batchchat.records import Spend
-from batchchat.store import joined_snapshots
+from batchchat.store.joined_runs import joined_snapshots
 
 Json = Mapping[str, Any]
 _STILL = ("sending", "waiting", "rows_per_s", "tokens_per_s", "uncommitted", "commit_lag_s")

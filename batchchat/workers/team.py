@@ -24,7 +24,9 @@ from batchchat.runner.run_summary import correction_event, plain, remedy_of
 from batchchat.runner.steering import RunSteering
 from batchchat.runner.writer import Offload
 from batchchat.sources import Source
-from batchchat.store import LedOutput, Shards, joined_summaries, worst_code
+from batchchat.store import Shards
+from batchchat.store.joined_runs import joined_summaries, worst_code
+from batchchat.store.led import LedOutput
 from batchchat.workers.claims import Claim, Claims
 from batchchat.workers.limits import LimitsOfAll
 from batchchat.workers.messages import Message

@@ -46,10 +46,12 @@ async def work(
     async with anyio.create_task_group() as group, worker.claims_in, worker.claims:
         group.start_soon(outbox.run)
         group.start_soon(worker.listen, receive)
-        await worker.run()
-        await outbox.flush()
+        with worker.scope:
+            await worker.run()
+            # A coordinator that has died reads nothing: then this is cancelled.
+            await outbox.flush()
         group.cancel_scope.cancel()
-    return 0
+    return 70 if worker.scope.cancelled_caught else 0
 
 
 class Outbox:
@@ -124,6 +126,8 @@ class _Worker:
         self._order = order
         self._outbox = outbox
         self._control = control
+        self.scope = anyio.CancelScope()
+        self._at_work = False
         self._run_job = run
         self.claims_in: MemoryObjectSendStream[tuple[int, ...] | None]
         self.claims: MemoryObjectReceiveStream[tuple[int, ...] | None]
@@ -136,7 +140,9 @@ class _Worker:
             if message is None:
                 # Nobody waits for an answer: end in order, so that the next run finds everything sealed.
                 self._control.stop(reason=_GONE, exit_code=_GONE_CODE)
-                await self.claims_in.send(None)
+                if not self._at_work:
+                    # It may be waiting for the coordinator's broker, which will not come back.
+                    self.scope.cancel()
                 return
             await self._take(message)
 
@@ -173,6 +179,7 @@ class _Worker:
 
     async def _run_shards(self, options: RunOptions, limits: Connected) -> None:
         shards = list(options.shards or ())
+        self._at_work = True
         try:
             summary = await self._run_job(
                 limits.job,
@@ -190,6 +197,8 @@ class _Worker:
             self._outbox.put({"is": "lost", "shards": shards, **told})
         else:
             self._outbox.put({"is": "done", "shards": shards, "summary": plain(summary)})
+        finally:
+            self._at_work = False
 
     def _tell(self, event: Event) -> None:
         told = {"name": event.name, "message": event.message, "level": event.level, "fields": dict(event.fields)}

@@ -13,12 +13,12 @@ import pytest
 from batchchat.errors import OutputLocked, StorageError, UsageError
 from batchchat.store import read_state, verify
 from batchchat.store.location.bucket import (
-    Bucket,
-    BucketPatience,
     ConditionFailedError,
     FoundObject,
+    ObjectBucket,
     OtherContentError,
     RefusedError,
+    StorePatience,
     Tag,
     UnclearError,
 )
@@ -31,7 +31,7 @@ STATE = "bucket/run/_batchchat/"
 
 
 def location(objects: MemoryObjects) -> ObjectLocation:
-    return ObjectLocation(URL, objects=objects, heartbeat=None, patience=BucketPatience(2.0, sleep=lambda _: None))
+    return ObjectLocation(URL, objects=objects, heartbeat=None, patience=StorePatience(2.0, sleep=lambda _: None))
 
 
 def test_records_come_back_from_the_journal_and_from_parts_and_writers_leave_it_clean() -> None:
@@ -148,7 +148,7 @@ def test_a_write_without_an_answer_is_settled_by_reading_back(
     what: Callable[[OnePut, str, bytes], None], tries: int, replaces: bool
 ) -> None:
     objects = OnePut(what)
-    bucket = Bucket(objects, "b", "s3://b", patience=BucketPatience(5.0, sleep=lambda _: None))
+    bucket = ObjectBucket(objects, "b", "s3://b", patience=StorePatience(5.0, sleep=lambda _: None))
     tag = MemoryObjects.put(objects, "b/x", b"before") if replaces else None
 
     def write() -> Tag:
@@ -176,8 +176,8 @@ def test_a_store_that_stays_away_is_waited_for_then_told_and_a_refusal_is_told_a
         now[0] += seconds
 
     objects = Away()
-    patience = BucketPatience(60.0, tell=told.append, clock=lambda: now[0], sleep=sleep)
-    bucket = Bucket(objects, "b", "s3://b", patience=patience)
+    patience = StorePatience(60.0, tell=told.append, clock=lambda: now[0], sleep=sleep)
+    bucket = ObjectBucket(objects, "b", "s3://b", patience=patience)
     with pytest.raises(StorageError, match=r"did not answer for 6[0-9] s: connection refused"):
         bucket.get("x")
     assert len(told) == 1

@@ -19,7 +19,7 @@ import pytest
 from batchchat.errors import StorageError
 from batchchat.store import SettledEntry
 from batchchat.store.dataset import Dataset
-from batchchat.store.location.bucket import Bucket, ConditionFailedError, OtherContentError, UnclearError
+from batchchat.store.location.bucket import ConditionFailedError, ObjectBucket, OtherContentError, UnclearError
 from batchchat.store.location.object_hold import ObjectHold, OutputLost
 from batchchat.store.location.object_journals import ObjectJournals, ObjectLog
 from batchchat.store.location.objects import ObjectLocation
@@ -161,16 +161,16 @@ def _delete_fences(patch: pytest.MonkeyPatch) -> None:
 
 
 def _put_plainly(patch: pytest.MonkeyPatch) -> None:
-    create = Bucket.create
+    create = ObjectBucket.create
 
-    def put(self: Bucket, name: str, data: bytes) -> object:
+    def put(self: ObjectBucket, name: str, data: bytes) -> object:
         return self.put(name, data) if name.startswith("journal/") else create(self, name, data)
 
-    patch.setattr(Bucket, "create", put)
+    patch.setattr(ObjectBucket, "create", put)
 
 
 def _skip_slots(patch: pytest.MonkeyPatch) -> None:
-    def create(self: Bucket, name: str, data: bytes) -> object:
+    def create(self: ObjectBucket, name: str, data: bytes) -> object:
         folder, _, slot = name.rpartition("/")
         for number in range(int(slot), 10_000):
             try:
@@ -179,10 +179,12 @@ def _skip_slots(patch: pytest.MonkeyPatch) -> None:
                 continue
         raise AssertionError
 
-    real = Bucket.create
-    patch.setattr(
-        Bucket, "create", lambda self, name, data: (create if name.startswith("journal/") else real)(self, name, data)
-    )
+    real = ObjectBucket.create
+
+    def chosen(self: ObjectBucket, name: str, data: bytes) -> object:
+        return (create if name.startswith("journal/") else real)(self, name, data)
+
+    patch.setattr(ObjectBucket, "create", chosen)
 
 
 def _ignore_the_epoch(patch: pytest.MonkeyPatch) -> None:
@@ -193,7 +195,7 @@ def _ignore_the_epoch(patch: pytest.MonkeyPatch) -> None:
 
 
 def _take_own_write_for_anothers(patch: pytest.MonkeyPatch) -> None:
-    def create(self: Bucket, name: str, data: bytes) -> object:
+    def create(self: ObjectBucket, name: str, data: bytes) -> object:
         while True:
             try:
                 return self.objects.put(self.path(name), data, create=True)
@@ -202,11 +204,11 @@ def _take_own_write_for_anothers(patch: pytest.MonkeyPatch) -> None:
             except UnclearError:
                 continue
 
-    patch.setattr(Bucket, "create", create)
+    patch.setattr(ObjectBucket, "create", create)
 
 
 def _take_anothers_write_for_own(patch: pytest.MonkeyPatch) -> None:
-    def create(self: Bucket, name: str, data: bytes) -> object:
+    def create(self: ObjectBucket, name: str, data: bytes) -> object:
         while True:
             try:
                 return self.objects.put(self.path(name), data, create=True)
@@ -217,7 +219,7 @@ def _take_anothers_write_for_own(patch: pytest.MonkeyPatch) -> None:
             except UnclearError:
                 continue
 
-    patch.setattr(Bucket, "create", create)
+    patch.setattr(ObjectBucket, "create", create)
 
 
 def _settle_no_part(patch: pytest.MonkeyPatch) -> None:
@@ -225,12 +227,12 @@ def _settle_no_part(patch: pytest.MonkeyPatch) -> None:
 
 
 def _replace_parts_plainly(patch: pytest.MonkeyPatch) -> None:
-    replace = Bucket.replace
+    replace = ObjectBucket.replace
 
-    def put(self: Bucket, name: str, data: bytes, tag: Any, **more: Any) -> object:
+    def put(self: ObjectBucket, name: str, data: bytes, tag: Any, **more: Any) -> object:
         return self.put(name, data) if name.endswith(".parquet") else replace(self, name, data, tag, **more)
 
-    patch.setattr(Bucket, "replace", put)
+    patch.setattr(ObjectBucket, "replace", put)
 
 
 def _begin_generations_alone(patch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from batchchat.job import Job
 from batchchat.planning import plan_job
 from batchchat.resharding import reshard_output
 from batchchat.runner.options import RunOptions
-from batchchat.store import Completions, LedOutput, Shards, read_output, verify
+from batchchat.store import Completions, Shards, read_output, read_state, verify
 from batchchat.store.joined_runs import worst_code
+from batchchat.store.led import LedOutput
 from batchchat.store.location.folder import FolderLocation
 from tests.integration.jobs import make_job, texts, write_rows
 from tests.unit.test_run_clock import Provider, answer
@@ -251,3 +253,46 @@ def test_the_exit_code_of_several_is_what_a_person_must_know_first() -> None:
     assert worst_code([]) == 0
     assert worst_code([1, 130]) == 130
     assert worst_code([130, 4]) == 4
+
+
+def test_runs_over_some_of_the_shards_each_are_told_together(tmp_path: Path) -> None:
+    """Two runs side by side: `status` adds them up, `control` reaches both, and what they commit can be followed."""
+    import functools
+    import threading
+
+    from batchchat.choosing import RecordFilter
+    from batchchat.controlling import control_run
+    from batchchat.following import follow_records
+    from batchchat.runner.run import run_job
+
+    async def handler(_request: Any) -> Any:
+        await anyio.sleep(0.01)
+        return answer()
+
+    write_rows(tmp_path / "rows.jsonl", texts(2_000))
+    job = shards_job(tmp_path, limits={"concurrency": 2})
+    ended: list[Any] = []
+
+    def work(share: int) -> None:
+        run = functools.partial(
+            run_job, job, transport=Provider(handler), options=RunOptions(share=(share, 2)), environ={}
+        )
+        ended.append(anyio.run(run))
+
+    threads = [threading.Thread(target=work, args=(share,)) for share in range(2)]
+    for thread in threads:
+        thread.start()
+    while len(read_state(tmp_path / "out").run_ids() if (tmp_path / "out/data").exists() else []) < 2:
+        time.sleep(0.02)
+    followed = follow_records(tmp_path / "out", RecordFilter())
+    told = [record for record in (next(followed) for _ in range(30)) if record is not None]
+    status = status_of(tmp_path / "out")
+    assert status.running is not None
+    done = control_run(tmp_path / "out", "stop")
+    for thread in threads:
+        thread.join()
+    assert done.changed
+    assert [summary.exit_code for summary in ended] == [130, 130]
+    assert told
+    assert sum(summary.ok for summary in ended) == len(ids_of(tmp_path / "out"))
+    assert status_of(tmp_path / "out").last.exit_code == 130  # type: ignore[union-attr]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +226,8 @@ def test_the_budget_and_the_limits_hold_over_all_workers(tmp_path: Path) -> None
         return answer()
 
     provider = Provider(handler)
-    job = job_of_shards(tmp_path, limits={"concurrency": 6}, budget={"max_requests": 25})
-    played = play(job, 3, provider)
+    fields: dict[str, Any] = {"limits": {"concurrency": 6}, "budget": {"max_requests": 25}}
+    played = play(job_of_shards(tmp_path, **fields), 3, provider)
     summary = played.summary
     assert (summary.exit_code, len(provider.times), summary.ok, summary.open) == (4, 25, 25, ROWS - 25)
     assert "max_requests" in str(summary.reason)
@@ -253,3 +255,12 @@ def test_settings_of_a_running_run_reach_all_workers(tmp_path: Path) -> None:
     played = play(job, 2, provider_of(), control=control, during=during)
     assert (played.summary.exit_code, len(played.provider.times)) == (4, 30)
     assert min(snapshot.sending for snapshot in played.snapshots if snapshot.ok > 20) <= 2
+
+
+def test_a_job_that_uses_no_shards_imports_nothing_of_them() -> None:
+    code = "import sys, batchchat.cli.running, batchchat.runner.run; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    rooms = ("batchchat.workers", "batchchat.resharding", "batchchat.sharing", "batchchat.cli.sharding")
+    modules = ("sharded", "led", "resharding", "joined_runs")
+    assert not [name for name in loaded if name.startswith(rooms)]
+    assert not {f"batchchat.store.{name}" for name in modules} & set(loaded)

@@ -4,7 +4,7 @@ A write whose answer is lost may have happened, may happen later, or never. So n
 is read back. The same bytes are there: it was this write. Nothing has changed: the same bytes are sent again, under the
 same condition, so that only one of the two can happen. Anything else: another writer was here.
 
-A store that is away is waited for, for `BucketPatience.seconds` in all. Blocking code.
+A store that is away is waited for, for `Patience.seconds` in all. Blocking code.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class FoundObject(NamedTuple):
     written: datetime
 
 
-class Listed(NamedTuple):
+class ListedObject(NamedTuple):
     """An object as a listing tells it; `path` is its whole name."""
 
     path: str
@@ -90,7 +90,7 @@ class Objects(Protocol):
         ConditionFailedError if the object has another.
         """
 
-    def head(self, path: str) -> Listed | None:
+    def head(self, path: str) -> ListedObject | None:
         """Return what a listing would tell of an object, None if there is none."""
 
     def put(self, path: str, data: bytes, *, create: bool = False, tag: Tag | None = None) -> Tag:
@@ -99,7 +99,7 @@ class Objects(Protocol):
         Raises ConditionFailedError if not.
         """
 
-    def list(self, prefix: str) -> Sequence[Listed]:
+    def list(self, prefix: str) -> Sequence[ListedObject]:
         """Return the objects below a prefix, which ends with a slash."""
 
     def folders(self, prefix: str) -> Sequence[str]:
@@ -117,7 +117,7 @@ def _silent(_: str) -> None:
 
 
 @dataclass(slots=True)
-class BucketPatience:
+class StorePatience:
     """How long a store that is away is waited for, and who is told. `hurry` ends every wait at once."""
 
     seconds: float = READER_WAIT_S
@@ -137,7 +137,7 @@ class BucketPatience:
 class _Wait:
     """The wait of one operation for a store that is away."""
 
-    def __init__(self, patience: BucketPatience, address: str, seconds: float | None) -> None:
+    def __init__(self, patience: StorePatience, address: str, seconds: float | None) -> None:
         self._patience = patience
         self._address = address
         self._seconds = patience.seconds if seconds is None else seconds
@@ -171,7 +171,7 @@ class _Wait:
             self._patience.tell(f"{self._address}: the store answers again")
 
 
-class Bucket:
+class ObjectBucket:
     """The objects of one store below a prefix. `address` is the URL of the prefix; `store` tells the store from others.
 
     Every method raises StorageError if the store stays away, or refuses. `wait` of a method takes the place of the
@@ -179,12 +179,12 @@ class Bucket:
     """
 
     def __init__(
-        self, objects: Objects, prefix: str, address: str, *, store: str = "", patience: BucketPatience | None = None
+        self, objects: Objects, prefix: str, address: str, *, store: str = "", patience: StorePatience | None = None
     ) -> None:
         self.objects = objects
         self.address = address
         self.store = store
-        self.patience = patience or BucketPatience()
+        self.patience = patience or StorePatience()
         self._prefix = prefix.strip("/")
 
     def path(self, name: str) -> str:
@@ -195,18 +195,18 @@ class Bucket:
         """Return by which URL the user finds an object."""
         return f"{self.address.rstrip('/')}/{name}"
 
-    def below(self, folder: str) -> Bucket:
+    def below(self, folder: str) -> ObjectBucket:
         """Return the bucket below a folder of this one; both wait with one patience."""
-        return Bucket(
+        return ObjectBucket(
             self.objects, self.path(folder), self.address_of(folder), store=self.store, patience=self.patience
         )
 
-    def beside(self, name: str) -> Bucket:
+    def beside(self, name: str) -> ObjectBucket:
         """Return the bucket that has another name in the same place."""
         above, _, _ = self._prefix.rpartition("/")
         address = f"{self.address.rstrip('/').rpartition('/')[0]}/{name}"
         prefix = f"{above}/{name}" if above else name
-        return Bucket(self.objects, prefix, address, store=self.store, patience=self.patience)
+        return ObjectBucket(self.objects, prefix, address, store=self.store, patience=self.patience)
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -218,11 +218,11 @@ class Bucket:
         """Return some bytes of an object, as `Objects.get`. Raises ConditionFailedError if it has another tag."""
         return self.patiently(lambda: self.objects.get(self.path(name), span=(first, last), tag=tag))
 
-    def head(self, name: str) -> Listed | None:
+    def head(self, name: str) -> ListedObject | None:
         """Return what a listing tells of an object, None if there is none."""
         return self.patiently(lambda: self.objects.head(self.path(name)))
 
-    def listed(self, folder: str = "") -> list[tuple[str, Listed]]:
+    def listed(self, folder: str = "") -> list[tuple[str, ListedObject]]:
         """Return the objects below a folder by their names in it, sorted."""
         prefix = self.path(f"{folder}/" if folder else "")
         found = self.patiently(lambda: self.objects.list(prefix))
@@ -297,6 +297,6 @@ class Bucket:
         if names:
             self.patiently(lambda: self.objects.delete([self.path(name) for name in names]))
 
-    def copy_to(self, other: Bucket, name: str) -> None:
+    def copy_to(self, other: ObjectBucket, name: str) -> None:
         """Copy an object to another bucket of the same store, under the same name."""
         self.patiently(lambda: self.objects.copy(self.path(name), other.path(name)))

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from batchchat.errors import StorageError
-from batchchat.store.location.bucket import Bucket, ConditionFailedError, FoundObject, OtherContentError, Tag
+from batchchat.store.location.bucket import ConditionFailedError, FoundObject, ObjectBucket, OtherContentError, Tag
 from batchchat.store.location.object_hold import ObjectHold
 from batchchat.store.location.port import PartChangedError, PartNames
 
@@ -27,7 +27,7 @@ _TAKEN = b"taken"
 """The content of a command that somebody took: what is deleted does not tell who deleted it."""
 
 
-class ObjectHolding:
+class Holding:
     """Whether this process holds the output, and what its files ask of the hold."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class ObjectParts:
     Before it is written the hold names it, so that the next writer knows which one a lost writer may still write.
     """
 
-    def __init__(self, bucket: Bucket, kind: PartNames, *, holding: ObjectHolding, damaged: Bucket) -> None:
+    def __init__(self, bucket: ObjectBucket, kind: PartNames, *, holding: Holding, damaged: ObjectBucket) -> None:
         self.kind = kind
         self.unsettled: list[str] = []
         self._bucket = bucket
@@ -156,7 +156,7 @@ class ObjectParts:
         self.unsettled.clear()
 
 
-def keep_copy(bucket: Bucket, name: str, damaged: Bucket) -> str:
+def keep_copy(bucket: ObjectBucket, name: str, damaged: ObjectBucket) -> str:
     """Copy an object to the damaged files, under a free name, and return its address there."""
     taken = {there for there, _ in damaged.listed()}
     path = PurePosixPath(name)
@@ -175,7 +175,7 @@ class ObjectFile(io.RawIOBase):
     raises an OSError.
     """
 
-    def __init__(self, bucket: Bucket, name: str, found: FoundObject, holding: ObjectHolding) -> None:
+    def __init__(self, bucket: ObjectBucket, name: str, found: FoundObject, holding: Holding) -> None:
         super().__init__()
         self._holding = holding
         self._bucket = bucket
@@ -243,7 +243,7 @@ class ObjectState:
     between, what the holder says is right, and is written again.
     """
 
-    def __init__(self, bucket: Bucket, *, holding: ObjectHolding, damaged: Bucket) -> None:
+    def __init__(self, bucket: ObjectBucket, *, holding: Holding, damaged: ObjectBucket) -> None:
         self._bucket = bucket
         self._holding = holding
         self._damaged = damaged

@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from batchchat.errors import OutputLocked, StorageError
-from batchchat.store.location.bucket import Bucket, FoundObject, OtherContentError, Tag
+from batchchat.store.location.bucket import FoundObject, ObjectBucket, OtherContentError, Tag
 from batchchat.store.location.probe import check_conditions
 
 HOLD = "hold.json"
@@ -79,7 +79,7 @@ class ObjectHold:
 
     def __init__(
         self,
-        bucket: Bucket,
+        bucket: ObjectBucket,
         output: str,
         run_id: str,
         *,

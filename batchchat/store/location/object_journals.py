@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, cast
 import orjson
 
 from batchchat.errors import StorageError
-from batchchat.store.location.bucket import Bucket, OtherContentError
-from batchchat.store.location.object_files import ObjectHolding, keep_copy
+from batchchat.store.location.bucket import ObjectBucket, OtherContentError
+from batchchat.store.location.object_files import Holding, keep_copy
 from batchchat.store.location.object_hold import HOLD, read_record
 
 _FOLDER = "journal"
@@ -39,7 +39,7 @@ def slot_name(generation: int, slot: int) -> str:
     return f"{_FOLDER}/{generation:010d}/{slot:010d}"
 
 
-def _head(holding: ObjectHolding, slot: int, *, fence: bool = False) -> bytes:
+def _head(holding: Holding, slot: int, *, fence: bool = False) -> bytes:
     hold = holding.required()
     about: dict[str, Any] = {"writer": hold.writer, "epoch": hold.epoch, "slot": slot}
     return orjson.dumps(about | ({"fence": True} if fence else {}), option=orjson.OPT_APPEND_NEWLINE)
@@ -56,7 +56,7 @@ def _is_fence(data: bytes) -> bool:
 class ObjectLog:
     """A generation of the journal, open for appending."""
 
-    def __init__(self, bucket: Bucket, generation: int, holding: ObjectHolding) -> None:
+    def __init__(self, bucket: ObjectBucket, generation: int, holding: Holding) -> None:
         self.slots = 0
         self._bucket = bucket
         self._generation = generation
@@ -94,7 +94,7 @@ class ObjectJournals:
 
     keeps_open = False
 
-    def __init__(self, bucket: Bucket, *, holding: ObjectHolding, damaged: Bucket) -> None:
+    def __init__(self, bucket: ObjectBucket, *, holding: Holding, damaged: ObjectBucket) -> None:
         self._bucket = bucket
         self._holding = holding
         self._damaged = damaged
@@ -193,7 +193,7 @@ class ObjectJournals:
 class SlotReader(io.RawIOBase):
     """The frames of a journal as one stream. Going to its end takes in the commits that came since."""
 
-    def __init__(self, bucket: Bucket, generation: int, address: str) -> None:
+    def __init__(self, bucket: ObjectBucket, generation: int, address: str) -> None:
         super().__init__()
         self._bucket = bucket
         self._generation = generation

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from batchchat.errors import StorageError, UsageError
-from batchchat.store.location.bucket import Bucket, BucketPatience, Objects
+from batchchat.store.location.bucket import ObjectBucket, Objects, StorePatience
 from batchchat.store.location.disk import PRIVATE_FILE, PRIVATE_FOLDER
-from batchchat.store.location.object_files import ObjectHolding, ObjectParts, ObjectState
+from batchchat.store.location.object_files import Holding, ObjectParts, ObjectState
 from batchchat.store.location.object_hold import HEARTBEAT_S, HOLD, ObjectHold, is_alive, read_record
 from batchchat.store.location.object_journals import ObjectJournals
 from batchchat.store.location.port import PartNames
@@ -60,16 +60,16 @@ class ObjectLocation:
         shard: int | None = None,
         *,
         objects: Objects | None = None,
-        patience: BucketPatience | None = None,
+        patience: StorePatience | None = None,
         heartbeat: float | None = HEARTBEAT_S,
     ) -> None:
         self._url = url.rstrip("/")
         self._shard = shard
         self._heartbeat = heartbeat
-        self._root = _bucket(self._url, objects, patience or BucketPatience())
+        self._root = _bucket(self._url, objects, patience or StorePatience())
         self._state = self._root.below(_STATE if shard is None else f"{_STATE}/shards/{shard:03d}")
         self._damaged = self._state.below("damaged")
-        self._holding = ObjectHolding()
+        self._holding = Holding()
         self._scratch: _Scratch | None = None
 
     @property
@@ -208,7 +208,7 @@ class ObjectLocation:
 class _Release:
     """What the port calls a hold: lets go of the output and of the scratch folder."""
 
-    def __init__(self, holding: ObjectHolding, scratch: _Scratch) -> None:
+    def __init__(self, holding: Holding, scratch: _Scratch) -> None:
         self._holding = holding
         self._scratch = scratch
 
@@ -253,15 +253,15 @@ def _cache_folder(url: str, shard: int | None) -> Path:
     return base / "batchchat" / "outputs" / name
 
 
-def _bucket(url: str, objects: Objects | None, patience: BucketPatience) -> Bucket:
+def _bucket(url: str, objects: Objects | None, patience: StorePatience) -> ObjectBucket:
     """Return the bucket below a URL. Raises UsageError if obstore is not installed, or the URL names no bucket."""
     if objects is not None:
-        return Bucket(objects, url.partition("://")[2], url, store="given", patience=patience)
+        return ObjectBucket(objects, url.partition("://")[2], url, store="given", patience=patience)
     from batchchat.objects import open_store
     from batchchat.store.location.obstore_objects import ObstoreObjects
 
     store, prefix = open_store(url, retries=0)
-    return Bucket(ObstoreObjects(store, url), prefix, url, store=_identity(store, url), patience=patience)
+    return ObjectBucket(ObstoreObjects(store, url), prefix, url, store=_identity(store, url), patience=patience)
 
 
 def _identity(store: Any, url: str) -> str:

@@ -18,7 +18,14 @@ from obstore.exceptions import (
 )
 
 from batchchat.objects import error_text, store_error
-from batchchat.store.location.bucket import ConditionFailedError, FoundObject, Listed, RefusedError, Tag, UnclearError
+from batchchat.store.location.bucket import (
+    ConditionFailedError,
+    FoundObject,
+    ListedObject,
+    RefusedError,
+    Tag,
+    UnclearError,
+)
 
 _BULK = 1000
 """Objects of one request to delete: the most that S3 takes."""
@@ -53,7 +60,7 @@ class ObstoreObjects:
             meta = answer.meta
             return FoundObject(data, _tag_of(meta), meta["size"], meta["last_modified"])
 
-    def head(self, path: str) -> Listed | None:
+    def head(self, path: str) -> ListedObject | None:
         """Return what is known of an object, None if there is none."""
         with self._errors():
             try:
@@ -78,7 +85,7 @@ class ObstoreObjects:
                     raise ConditionFailedError(error_text(error)) from error
                 raise
 
-    def list(self, prefix: str) -> Sequence[Listed]:
+    def list(self, prefix: str) -> Sequence[ListedObject]:
         """Return the objects below a prefix."""
         with self._errors():
             return [_listed(one) for some in obstore.list(self._store, prefix=prefix or None) for one in some]
@@ -141,5 +148,5 @@ def _tag_of(meta: Any) -> Tag:
     return Tag(meta.get("e_tag") or "", version)
 
 
-def _listed(meta: Any) -> Listed:
-    return Listed(meta["path"], meta["size"], _tag_of(meta), meta["last_modified"])
+def _listed(meta: Any) -> ListedObject:
+    return ListedObject(meta["path"], meta["size"], _tag_of(meta), meta["last_modified"])

@@ -10,10 +10,10 @@ from contextlib import suppress
 from typing import Any
 
 from batchchat.errors import StorageError, UsageError
-from batchchat.store.location.bucket import Bucket, ConditionFailedError, Objects, Tag, UnclearError
+from batchchat.store.location.bucket import ConditionFailedError, ObjectBucket, Objects, Tag, UnclearError
 
 
-def check_conditions(bucket: Bucket, output: str, known: Any) -> dict[str, Any]:
+def check_conditions(bucket: ObjectBucket, output: str, known: Any) -> dict[str, Any]:
     """Return what is known of the store's conditional writes; ask the store if `known` is of another one.
 
     Raises UsageError if it ignores them, StorageError if it stays away.
@@ -25,13 +25,13 @@ def check_conditions(bucket: Bucket, output: str, known: Any) -> dict[str, Any]:
     return found
 
 
-def _probe(bucket: Bucket, output: str) -> bool:
+def _probe(bucket: ObjectBucket, output: str) -> bool:
     """Return true if the store compares ETags without their quotes only. Raises UsageError if it compares nothing."""
     # A request without an answer is no proof of anything: all is asked again, of another object.
     return bucket.patiently(lambda: _probe_one(bucket, output, f"probe-{secrets.token_hex(8)}"))
 
 
-def _probe_one(bucket: Bucket, output: str, name: str) -> bool:
+def _probe_one(bucket: ObjectBucket, output: str, name: str) -> bool:
     try:
         return _compares(bucket.objects, bucket.path(name), output)
     finally:
