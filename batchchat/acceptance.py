@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from batchchat.structured import Confidence, ConfidenceRule, ResponseSchema, Tools
 
 _BYTES_A_TOKEN = 4
+"""What one token of English text has, as OpenAI counts it: it guesses what a correction adds to a prompt."""
 _LENGTHS = ("max_completion_tokens", "max_tokens")
 _TOOL_SETS = 256
+"""Sets of tools that are kept compiled if each row brings its own. Chosen: rows repeat a few sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,7 @@ class Acceptance:
             return self._unusable(request, completion, failure)
         if isinstance(self._truncated, int):
             return self._with_more_room(request, failure, self._truncated)
+        # All of its tokens may have gone into reasoning: then there is nothing to keep.
         if self._truncated == "fail" or (not completion.tool_calls and is_blank(completion.text)):
             return Fail(failure)
         return None
@@ -224,9 +227,11 @@ class Acceptance:
     ) -> Decision:
         steps, made = request.steps, _made(request)
         reasons = "; ".join(errors)
+        # The last answer is kept in the record: a person may see what the model makes of the schema.
         if made >= self._corrections:
             after = f" after {made} correction{'s' * (made != 1)}" if made else ""
             return Fail(Failure(ErrorKind.INVALID_OUTPUT, f"{problem}{after}: {reasons}", 200))
+        # Always the first question: earlier wrong answers would cost tokens, and repeat the mistake.
         own = steps.body if steps is not None else request.body
         raised = self._truncated if steps is not None and steps.longer and isinstance(self._truncated, int) else None
         added = sum(len(json.dumps(message, ensure_ascii=False)) for message in messages) // _BYTES_A_TOKEN
@@ -241,8 +246,10 @@ class Acceptance:
 
     def _with_more_room(self, request: Request, failure: Failure, room: int) -> Decision:
         steps = request.steps
+        # One more try only: an answer that fills twice its room mostly has no end.
         if steps is not None and steps.longer:
             return Fail(Failure(failure.kind, f"{failure.message} (it was asked for with {room} already)", 200))
+        # The second try would have no more room than the first.
         if request.max_tokens is not None and request.max_tokens >= room:
             message = f"{failure.message} (its bound was {request.max_tokens}, and retry_with_max_tokens is {room})"
             return Fail(Failure(failure.kind, message, failure.http_status))
@@ -256,6 +263,7 @@ class Acceptance:
         )
 
     def _tools_of(self, request: Request) -> Tools | None:
+        # The tools of all rows are one object; only a template of tools makes them differ.
         if not self._tools_vary:
             return self._tools
         own = request.steps.body if request.steps is not None else request.body
@@ -285,6 +293,7 @@ def revised(body: bytes, messages: Sequence[dict[str, Any]], max_tokens: int | N
     request = json.loads(body)
     request["messages"] = [*request["messages"], *messages]
     if max_tokens is not None:
+        # Under the name that the job uses: newer models of OpenAI refuse `max_tokens`.
         for name in [name for name in _LENGTHS if request.get(name) is not None] or ["max_tokens"]:
             request[name] = max_tokens
     return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
@@ -302,6 +311,7 @@ def go_on(request: Request, reply: Reply, again: AskAgain) -> None:
     else:
         steps.longer = True
     if reply.completion is not None:
+        # Log probabilities are the largest part of an answer, and nobody reads those of one that was not taken.
         steps.last, steps.problem = replace(reply.completion, logprobs=None), again.reasons
     request.body, request.prompt_tokens, request.max_tokens = again.body, again.prompt_tokens, again.max_tokens
 
@@ -315,6 +325,7 @@ def left_with(request: Request, reply: Reply, failure: Failure) -> tuple[Reply, 
     if steps is None or steps.last is None or (reply.completion is not None and not is_blank(reply.text)):
         return reply, failure
     message = f"{failure.message}; the answer before it was not taken: {steps.problem}"
+    # Of two answers that were not taken, the one that says something is kept.
     if is_blank(reply.text):
         reply = replace(reply, completion=steps.last, text=steps.last.text, model=steps.last.model)
     return reply, Failure(failure.kind, message, failure.http_status)
@@ -371,6 +382,7 @@ def resume(
         target = int(last.get("target", 0))
         cost = last["cost"] if "cost" in last else tariff.cost(usage) if tariff is not None else None
         cost = None if cost is None else int(cost)
+    # Written by another version, or damaged: to ask anew costs one answer.
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return None
     request.usage, request.cost, request.started_at = usage, cost, started_at
@@ -381,6 +393,7 @@ def resume(
     if before:
         move, failure = replies[before - 1], replies[before - 1].failure
         request.left = (move, failure) if failure is not None else None
+        # The last answer sent it on, and nobody has answered since.
         if before == len(answers):
             return None
     for reply in replies[before:-1]:

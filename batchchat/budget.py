@@ -89,6 +89,7 @@ class Budget:
         Raises UsageError where money is capped and the price is not known, or is in another currency than the rest.
         """
         self._currencies.add(None if tariff is None else currency)
+        # Without a cap on money no price is needed. The currency is kept all the same, as a person may set a cap later.
         if self.max_cost is None:
             return Account(self, tariff)
         if tariff is None or currency is None:
@@ -154,6 +155,7 @@ class Budget:
         False where it has to wait for requests under way, or for its turn. Raises StoppedEarly where the budget is used
         up: the request would not fit even if all the others took nothing.
         """
+        # Small requests would else overtake a large one without an end.
         if self._waiters and self.closed is None:
             return False
         return self._judge(tokens, money)
@@ -178,6 +180,7 @@ class Budget:
         if self.closed is None:
             self.closed = self._used_up(tokens, money)
         if self.closed is not None:
+            # They wait for room that will never come.
             for waiter in self._waiters:
                 waiter.event.set()
             raise StoppedEarly(self.closed.message, remedy=self.closed.remedy)
@@ -202,6 +205,7 @@ class Budget:
         self._held_tokens -= tokens
         self._held_money -= money
         self._requests += requests if counts else 0
+        # Also of an attempt that does not count as a request: what was billed is billed.
         self._tokens += used_tokens
         self._money += used_money
         if self._waiters:

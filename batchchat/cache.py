@@ -35,11 +35,14 @@ from batchchat.reasoning import is_blank, split
 from batchchat.records import Completion, Usage
 
 MAX_ANSWER_BYTES = 64 * 2**20
+"""The longest answer that is kept: what the client reads of one."""
 _FILE = "answers.sqlite3"
 _APPLICATION = 0x62_63_61_63  # "bcac"
 _VERSION = 1
 _WAIT_S = 30.0
+"""How long one process waits for another one's write. Chosen: a write takes milliseconds, on a slow disk a second."""
 _AT_ONCE = 500
+"""Ids in one query. SQLite took 999 parameters at most before version 3.32."""
 _ANOTHER = "Choose another folder for the cache, or leave `cache` out."
 _REBUILD = "Move the folder away: a new cache fills as answers come. Everything in the output is safe."
 # Places only are put in. What is longer than an answer may be (64 MiB) is not read into memory.
@@ -116,6 +119,7 @@ class AnswerCache:
             with _errors(self.path):
                 for key, value, checksum in self._reader.execute(_SELECT.format(_places(some)), some):
                     sound = type(value) is bytes and checksum == _sum(key, value)
+                    # Not merely an error: a damaged answer is replaced by the next one to the same request.
                     completion = _decode(value) if sound else None
                     if completion is None:
                         self.damaged += key not in self._bad
@@ -175,6 +179,7 @@ def _places(some: Sequence[bytes]) -> str:
 
 
 def _marks(connection: sqlite3.Connection) -> tuple[int, int]:
+    # The four bytes that SQLite keeps in a file's head for its application.
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     return application, version
@@ -190,6 +195,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA wal_autocheckpoint = 16384")
     with _transaction(connection):
         marks = _marks(connection)
+        # A new file. Somebody else's database has tables, and must not get ours.
         if marks == (0, 0) and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
             connection.execute(_TABLE)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -242,6 +248,7 @@ def _errors(path: Path) -> Iterator[None]:
             raise UsageError(f"{path} is no cache of batchchat", remedy=_ANOTHER) from error
         if code.startswith("SQLITE_BUSY"):
             remedy = "Another process has held it for too long. Run the same command again: it goes on."
+        # A full disk damages nothing: what was put in stays.
         elif code.startswith("SQLITE_FULL"):
             remedy = "Free some space, then run the same command again: it goes on where it stopped."
         else:
@@ -290,6 +297,7 @@ def _decode(value: bytes) -> Completion | None:
         return None
     whole = (
         all(text is None or isinstance(text, str) for text in texts.values())
+        # Above, a number would not be the same again in other readers of JSON.
         and all(count is None or (type(count) is int and 0 <= count < 2**53) for count in usage)
         and (texts["text"] is not None or calls is not None)
     )

@@ -26,6 +26,7 @@ _VERSION = b"batchchat custom_id 1\n"
 _REQUEST = b"\x01"
 _FAILED_ROW = b"\x02"
 _ANSWER = b"\x03"
+_SHARD = b"batchchat shard"
 _number = struct.Struct("<Q").pack
 _keyed = struct.Struct("<Qc").pack
 _counted = struct.Struct("<QcQ").pack
@@ -75,6 +76,18 @@ def failed_row_id(source: str, raw: bytes, *, occurrence: int = 0, sample_index:
     name = source.encode("utf-8", "surrogatepass")
     head = _VERSION + _FAILED_ROW + _number(len(name)) + name + _number(sample_index) + _number(occurrence)
     return blake2b(head + raw, digest_size=DIGEST_SIZE).hexdigest()
+
+
+def shard_of(key: str | None, shards: int) -> int:
+    """Return in which of so many shards the row with a key is: the same for ever, so that each answer is found again.
+
+    A row without a key, which is never sent, is in shard 0: so it is known where its record is, and where equal ones
+    are, without the bytes that it was read from.
+    """
+    if key is None:
+        return 0
+    digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8, person=_SHARD).digest()
+    return int.from_bytes(digest, "little") % shards
 
 
 def row_bytes(values: Mapping[str, Any]) -> bytes:

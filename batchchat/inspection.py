@@ -30,7 +30,7 @@ from batchchat.records import Spend
 from batchchat.runner.questions import compile_questions
 from batchchat.runner.step_shares import STEP_COLUMNS, StepShares, count_steps
 from batchchat.runner.tally import StreamPace
-from batchchat.sources import as_seen, python_rows
+from batchchat.sources import SeenRows, python_rows
 from batchchat.store import Output, batches_folder, read_state
 from batchchat.template import RowTemplateError, Template
 from batchchat.views import BatchView, LastRun, RecordView, Running, StatusView
@@ -81,8 +81,8 @@ def status_of(directory: Path | str) -> StatusView:
         running = Running(
             pid if type(pid) is int else 0, str(holder.get("host", "")), _utc(holder.get("started_at")) or ""
         )
-    if output.runs:
-        ended = output.runs[-1]
+    if output.last_run is not None:
+        ended = output.last_run
         code = ended.get("exit_code")
         last = LastRun(
             _text(ended.get("run_id")) or "",
@@ -155,7 +155,10 @@ def _batches(directory: Path | str) -> list[BatchView]:
 
 def latest_prompt(output: Output) -> str | None:
     """Return the prompt of the job as the latest run had it; None if no run told it."""
-    told: list[Mapping[str, Any]] = [*output.runs[-1:], *([output.live] if output.live else [])]
+    told: list[Mapping[str, Any]] = [
+        *([output.last_run] if output.last_run else []),
+        *([output.live] if output.live else []),
+    ]
     newest = max(told, key=lambda run: str(run.get("run_id")), default=None)
     return None if newest is None else _text(newest.get("prompt_id"))
 
@@ -217,15 +220,15 @@ def _time(batch: pa.RecordBatch, pace: StreamPace) -> None:
 def _skipped_rows(output: Output, live: Snapshot | None) -> int:
     if live is not None:
         return live.skipped
-    number = output.runs[-1].get("skipped") if output.runs else 0
+    number = output.last_run.get("skipped") if output.last_run else 0
     return number if type(number) is int else 0
 
 
 def _open_rows(output: Output, settled: int, live: Snapshot | None) -> int | None:
     if live is not None:
         return max(0, live.total - settled) if live.total is not None else None
-    if output.runs:
-        left = output.runs[-1].get("open")
+    if output.last_run:
+        left = output.last_run.get("open")
         return left if isinstance(left, int) else None
     return None
 
@@ -297,6 +300,7 @@ class Templates:
 
     def __init__(self, output: Output) -> None:
         self._output = output
+        self._seen = SeenRows(output.input_schema or pa.schema([]))
         self._compiled: dict[str, tuple[Template, Examples | None] | str] = {}
 
     def messages(
@@ -308,7 +312,7 @@ class Templates:
             return None, found
         template, examples = found
         try:
-            values = as_seen(self._output.input_schema or pa.schema([]), columns)
+            values = self._seen(columns)
             if examples is not None:
                 values[EXAMPLES] = examples.choose(values)
             shown = placeholders(template.image_columns, values)

@@ -134,7 +134,8 @@ class RowBatch:
     last); `values` what the template sees, under the input's own names. An unreadable row has None in `values`, a
     reason in `failures` and its bytes in `raw`. Row `i` of the batch has the row index `first_index + i`, where
     row indexes count the rows of the whole input from 0. `place` is where the batch ends; None where no later pass
-    could begin there. `images` are those of each row by column, where a job sends images.
+    could begin there. `images` are those of each row by column, where a job sends images. `shards` tells the shard of
+    each row, -1 if the pass does not take it; None if the output has no shards.
     """
 
     source: str
@@ -146,6 +147,7 @@ class RowBatch:
     nbytes: int = 0
     place: Place | None = None
     images: list[Mapping[str, Loaded] | None] | None = None
+    shards: Sequence[int] | None = None
 
 
 def answer_bytes(

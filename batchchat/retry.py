@@ -30,10 +30,13 @@ DOUBTED_ATTEMPTS = 3
 """A refusal that cannot be true of the request is believed when it has come this often: a body that was lost or cut on
 its way arrives whole at the next try, and a server that cannot read any body says so each time."""
 UNSENT_MAX = 5
-"""How many attempts of a request may fail before they reach the server and cost nothing."""
+"""How many attempts of a request may fail before they reach the server and cost nothing. Chosen: above that, the
+address or the network is at fault, and each further try is one that somebody should hear of."""
 _BACKOFF = wait_exponential(multiplier=1, exp_base=2, max=60)
+"""1, 2, 4 … 60 s. Chosen: a server that is restarted is back at the fourth or fifth try."""
 _UNSENT_BACKOFF = wait_exponential(multiplier=0.1, exp_base=2, max=5)
 _RATE_LIMIT_S = 1.0
+"""The wait after a rate limit that names none. Chosen: the limiter's pace decides, this only changes the order."""
 
 
 class RetryAction(StrEnum):
@@ -118,6 +121,7 @@ def _decide_transient(
         return RetryDecision(
             RetryAction.NO, reason=f"the row's deadline of {policy.row_deadline:g} s is over", counts=reply.sent
         )
+    # Nothing was billed, so it costs no attempt, and the wait is short: mostly a connection that the server closed.
     if not reply.sent and unsent <= UNSENT_MAX:
         delay = _at_least(_spread(_UNSENT_BACKOFF(_state(max(1, unsent))), rng), reply)
         if active_s + delay < policy.row_deadline:
@@ -128,8 +132,10 @@ def _decide_transient(
     if reply.failure is not None and reply.failure.http_status == 504:
         allowed = min(allowed, GATEWAY_TIMEOUT_ATTEMPTS)
     state = _state(max(1, attempts))
+    # A row that fails for good says after how many attempts.
     if stop_after_attempt(allowed)(state):
         return RetryDecision(RetryAction.NO, reason=f"{allowed} attempt{'s' * (allowed != 1)} failed")
+    # The server's wait is the least, never the most: it knows its own load, and not how often this request has failed.
     delay = _at_least(_spread(_BACKOFF(state), rng), reply)
     if active_s + delay >= policy.row_deadline:
         return RetryDecision(RetryAction.NO, reason=_no_time(policy))

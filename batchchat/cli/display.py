@@ -84,9 +84,11 @@ class ProgressDisplay:
         if last is not None and last.phase == snapshot.phase and 0 <= snapshot.elapsed_s - last.elapsed_s < _REDRAW_S:
             return
         with self._terminal.lock:
+            # A snapshot may come from a thread after the end: it would draw over what was printed since.
             if self._closed:
                 return
             self._drawn = snapshot
+            # With the first snapshot, so that errors before it are plain lines.
             if self._live is None:
                 self._live = self._start()
             self._live.update(ProgressView(snapshot), refresh=True)
@@ -283,6 +285,7 @@ def _cost_figures(snapshot: Snapshot) -> list[Figure]:
     figures.append(Figure(f"{short(spend.total_tokens)} tokens", "", 1))
     if caps.max_tokens is not None:
         figures.append(Figure(f"(of {short(caps.max_tokens)})", "dim", 2))
+    # Those under way count, too: they cannot be taken back.
     if caps.max_requests is not None:
         figures.append(Figure(f"{count(caps.requests + caps.in_flight)} requests", "", 1))
         figures.append(Figure(f"(of {count(caps.max_requests)})", "dim", 2))
@@ -301,6 +304,7 @@ def _line(label: str, figures: list[Figure], width: int) -> Text:
     room = width - _INDENT - _LABEL
     while sum(len(figure.text) + 3 for figure in kept) - 3 > room and len(kept) > 1:
         last = max(kept, key=lambda figure: figure.rank)
+        # These stay: the line is cut at its end.
         if last.rank == 0:
             break
         kept.remove(last)
@@ -328,6 +332,7 @@ def _headline(snapshot: Snapshot, width: int) -> Text:
     right = f" {percent(_settled(snapshot), _whole(snapshot)):>4}  {state}"
     name = Text(one_line(snapshot.job), style="bold", no_wrap=True)
     name.truncate(min(28, max(0, width // 3)), overflow="ellipsis")
+    # A narrow terminal: a bar says more than a name.
     if width - len(right) - name.cell_len - 1 < 10:
         name = Text()
     line = Text(no_wrap=True, overflow="ellipsis")

@@ -18,6 +18,11 @@ def unit_of(scorer: ScorerSummary) -> str:
     return "" if scorer.unit in {*SHARES, scorer.name} else f" ({scorer.unit})"
 
 
+def mean_unit_of(scorer: ScorerSummary) -> str:
+    """Write the unit of a score's means: those of a judge of pairs are shares of wins."""
+    return " (share of wins)" if scorer.kind == "pairwise" else unit_of(scorer)
+
+
 def number_of(value: float, unit: str) -> str:
     """Write a score with the digits that mean something: shares with three places, other numbers with four digits.
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchchat.cli.blocks import alarm, blank, guess, line, pair, plain_text, remarks, styled, title
-from batchchat.cli.evaluation_numbers import COST, number_of, p_value, signed, unit_of
+from batchchat.cli.evaluation_numbers import COST, mean_unit_of, number_of, p_value, signed
 from batchchat.cli.evaluation_verdict import LeaderTable, VariantTable, ranked, score_text, verdict
-from batchchat.evaluation.results.summary import JudgeSummary, SuiteSummary, VariantSummary
+from batchchat.evaluation.results.summary import AgreementMeasure, JudgeSummary, SuiteSummary, VariantSummary
 from batchchat.evaluation.statistics.comparison import Comparison, leader, mirrored
 from batchchat.format import UNKNOWN, about, count, duration, money, percent, plural
 
@@ -38,7 +38,7 @@ def render_evaluation(
     ranking = ranked(summary)
     parts: list[RenderableType] = [title(summary.name, _what(summary)), blank(), VariantTable(ranking)]
     if summary.judges:
-        parts += [blank(), _judges(summary.judges)]
+        parts += [blank(), _judges(summary.judges), *_judge_agreements(summary.judges)]
     if len(ranking.variants) == 2:
         # One pair: a line for each score says it all.
         parts += render_comparisons(summary, ranking.numbers, ranking.same)
@@ -114,7 +114,7 @@ class ScoreTables:
         fit = max(1, (options.max_width - _NAME_WIDTH) // _SCORE_WIDTH)
         for start in range(0, len(self._scorers), fit):
             shown = self._scorers[start : start + fit]
-            table = _table("", *(f"{one.name}{unit_of(one)}" for one in shown))
+            table = _table("", *(f"{one.name}{mean_unit_of(one)}" for one in shown))
             for number, variant in enumerate(self._summary.variants, 1):
                 cells = [
                     score_text(variant.scores.get(one.name), best=self._best[one.name] == variant.name, interval=True)
@@ -160,6 +160,25 @@ def _judges(judges: Iterable[JudgeSummary]) -> Table:
             money(judge.cost, judge.currency),
         )
     return table
+
+
+def _judge_agreements(judges: Iterable[JudgeSummary]) -> Iterator[RenderableType]:
+    """Yield a line for each judge and what its verdicts were held against."""
+    for judge in judges:
+        for one in judge.agreement:
+            of_rows = "" if one.rows is None or one.rows == one.n else f" on {plural(one.rows, 'row')}"
+            head = f"{line(judge.name)} agrees with {line(one.among)} in "
+            text = styled(head).append(f"{_measure(one.accuracy)} of {plural(one.n, 'verdict')}{of_rows}")
+            yield text.append(f"; kappa {_measure(one.kappa)}, alpha {_measure(one.alpha)}")
+
+
+def _measure(measure: AgreementMeasure) -> str:
+    if measure.value is None:
+        return f"{UNKNOWN} ({measure.reason})"
+    interval = ""
+    if measure.ci_low is not None and measure.ci_high is not None:
+        interval = f" [{measure.ci_low:.3f}, {measure.ci_high:.3f}]"
+    return f"{measure.value:.3f}{interval}"
 
 
 def render_comparisons(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from batchchat.cli.blocks import alarm, blank, line, plain_text, styled
-from batchchat.cli.evaluation_numbers import number_of, signed, unit_of
+from batchchat.cli.evaluation_numbers import mean_unit_of, number_of, signed, unit_of
 from batchchat.evaluation.results.summary import ScorerSummary, SuiteSummary, VariantSummary
 from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary, leader
 from batchchat.format import UNKNOWN, count, duration, money, plural
@@ -134,7 +134,7 @@ class VariantTable:
     def _score_column(self, scorer: ScorerSummary, *, interval: bool) -> _Column:
         best = self._best[scorer.name]
         return _Column(
-            f"{scorer.name}{unit_of(scorer)}",
+            f"{scorer.name}{mean_unit_of(scorer)}",
             [
                 score_text(variant.scores.get(scorer.name), best=best == variant.name, interval=interval)
                 for variant in self._ranking.variants
@@ -286,7 +286,7 @@ def _leads(ranking: VariantOrder, scorer: ScorerSummary) -> str:
         return ""
     against = "; ".join(f"{words} {listed(others)}" for words, others in groups.items())
     mean = number_of(score.mean, score.unit)
-    text = f"{line(first.name)} (1) leads in {scorer.name}{unit_of(scorer)} with {mean}: {against}."
+    text = f"{line(first.name)} (1) leads in {scorer.name}{mean_unit_of(scorer)} with {mean}: {against}."
     following = ranking.variants[1].name
     pair = next((one for one in ranking.summary.of(scorer.name) if {one.a, one.b} == {first.name, following}), None)
     if pair is None or pair.difference is None or pair.ci_low is None or pair.ci_high is None:

@@ -53,6 +53,7 @@ class LogListener:
             return
         if self.format == "json":
             self.terminal.write_line(mask(_json_line(event, self._now())))
+        # A person reads: local time, and colours.
         elif self.terminal.tty:
             self._styled(event)
         else:
@@ -122,6 +123,7 @@ def _json_line(event: Event, now: datetime) -> str:
         "message": event.message,
     }
     for name, value in event.fields.items():
+        # A field may be named as one of ours: neither may be lost.
         line[f"{name}_" if name in _OWN_NAMES else name] = _plain(value)
     # ASCII only: no letter of the data can act on a terminal, or be lost to a stream that is not UTF-8.
     return json.dumps(line)

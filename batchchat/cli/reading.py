@@ -32,6 +32,7 @@ def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
     from batchchat.evaluation import is_suite
     from batchchat.planning import plan_job
 
+    # One command for both, since both are files that a person wants to see before paying.
     if is_suite(arguments.job):
         from batchchat.cli.evaluating import plan_suite_command
 
@@ -158,6 +159,7 @@ def show_command(
 
     by = RecordFilter(row, key, failed, where)
     certain = (row is not None or key is not None) and not (table or follow or count is not None)
+    # A certain row of an evaluation is asked for to compare the answers.
     if certain and variant is None and (outputs := outputs_of(directory)):
         return _show_of_variants([one for one in outputs if not one.judge], by, as_json=as_json)
     directory = chosen_output(directory, variant)
@@ -172,6 +174,7 @@ def show_command(
     found, most = _print_records(directory, by, limit or (20 if table else 5), table=table, as_json=as_json)
     if not found:
         _none_found(directory, row, key, failed=failed, where=where)
+    # As many as the bound, so there may be more.
     elif found == most and row is None and key is None:
         errors().write_line(f"shown: {found}; -n shows more, --row N or --key KEY a certain one")
     return 0

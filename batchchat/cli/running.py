@@ -84,6 +84,7 @@ def _hold_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             opened = os.open(os.devnull, os.O_RDWR)
+            # The lowest free number is taken, which is this one unless another was closed too.
             if opened != descriptor:
                 os.dup2(opened, descriptor)
                 os.close(opened)
@@ -106,6 +107,7 @@ def tell_error(error: BatchchatError) -> None:
         terminal.write_line(line if number else f"error: {line}")
     if error.remedy:
         terminal.write_line(error.remedy)
+    # The guide says what the field may be; the message only what is wrong with it.
     if isinstance(error, JobError) and error.field is not None:
         from batchchat.guide import topic_of
 
@@ -115,6 +117,7 @@ def tell_error(error: BatchchatError) -> None:
 
 def _click_text(error: click.ClickException) -> str:
     text = f"error: {error.format_message()}"
+    # click's own words name near options only, and what is meant is often none of them.
     if isinstance(error, click.NoSuchOption) and (instead := _instead_of(error.option_name)) is not None:
         text = f"error: No such option '{error.option_name}'. {instead}"
     if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -143,6 +146,7 @@ def leave(code: int) -> None:
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join(_LAST_WORDS_S)
+            # It reads a pipe that nobody writes to: to wait for it would be to wait for ever.
             if thread.is_alive():
                 leave_now(code)
     sys.exit(code)
@@ -292,6 +296,7 @@ def logged(work: Callable[[], int], log: LogListener) -> int:
     try:
         return work()
     except Exception as error:
+        # `guarded` tells it as text.
         if log.format != "json":
             raise
         code = error.exit_code if isinstance(error, BatchchatError) else BatchchatError.exit_code
@@ -456,6 +461,7 @@ async def _watch_signals(stop: Any, display: Any, log: LogListener, *, task_stat
     with anyio.open_signal_receiver(*wanted) as received:
         task_status.started()
         async for number in received:
+            # Nothing was sent yet, or the person has asked three times.
             if not stop.watched or stop.asked >= 2:
                 display.close()
                 _tell_leaving(log, _REASONS[number])

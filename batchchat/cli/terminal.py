@@ -45,9 +45,7 @@ class Masker:
             # A key that is renewed every minute for a week must not make each line slower and slower to print.
             while len(self._secrets) > _MOST_SECRETS:
                 del self._secrets[next(iter(self._secrets))]
-            forms = {
-                form for one in self._secrets for form in (one, json.dumps(one)[1:-1], quote(one, safe=""), quote(one))
-            }
+            forms = {form for one in self._secrets for form in _spellings(one)}
             # The longest first: a secret may be the beginning of another one.
             self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
 
@@ -60,6 +58,7 @@ class Masker:
 
 
 def _spellings(secret: str) -> tuple[str, ...]:
+    # As it is, inside JSON, and in an address with and without its slashes.
     return secret, json.dumps(secret)[1:-1], quote(secret, safe=""), quote(secret)
 
 

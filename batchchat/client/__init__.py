@@ -29,9 +29,8 @@ from batchchat.providers import Provider
 from batchchat.records import Answerer, ErrorKind, Failure, Reply, Verdict
 from batchchat.transport import Exchange, UntrustedServer, request_sent
 from batchchat.transport.decoding import decoder_for
-
-CONNECT_TIMEOUT_S = 30.0
-MAX_ANSWER_BYTES = 64 * 2**20
+from batchchat.transport.incoming import TAIL_BYTES, TAIL_S
+from batchchat.transport.lean import CONNECT_TIMEOUT_S, MAX_RESPONSE_BYTES
 
 _ENDPOINT = "/chat/completions"
 _WRONG_ADDRESS = frozenset({404, 405})
@@ -43,8 +42,6 @@ _MODELS_S = 4.0
 """Seconds for a server to list its models, which it has at hand. Chosen, not measured."""
 _KEYS_TRIED = 3
 """Keys that one attempt is made with after its first. A second one is needed if a new key expires on the way."""
-_TAIL_S = 0.25
-_TAIL_BYTES = 16 * 1024
 
 
 class _TooLarge(Exception):
@@ -130,13 +127,16 @@ class ChatClient:
             started = anyio.current_time()
         limit = self._timeout if timeout is None else min(timeout, self._timeout)
         credential = self._credential
+        # Another client with the same credential has renewed it meanwhile.
         if credential.generation != self._generation:
             self._take_key()
+        # Which key this attempt carries. Of many that are refused together, only the first reads the key again.
         generation = self._generation
         if self._exchange is not None:
             reply = await self._attempt(body, limit, StreamReader(started) if self._stream else None)
         else:
             reply = await self._timed_attempt(body, limit, started)
+        # Either says that the key was taken. `renew` asks later whether this generation of the key ever was.
         if reply.completion is not None or reply.verdict is Verdict.RATE_LIMIT:
             credential.accepted = max(credential.accepted, generation)
         elif _key_refused(reply) and credential.renewable:
@@ -145,6 +145,7 @@ class ChatClient:
         reply.by = self._by
         if self._tariff is not None and reply.usage is not None:
             completion = reply.completion
+            # Some providers answer in a cheaper or dearer tier than was asked for, and bill that one.
             tier = completion.service_tier if completion is not None else None
             reply.cost = (self._tariff if tier is None else self._tiers.get(tier, self._tariff)).cost(reply.usage)
         return reply
@@ -152,6 +153,7 @@ class ChatClient:
     async def models(self) -> frozenset[str] | None:
         """Return the names of the models that the server lists; None if it does not tell."""
         url = self._url.copy_with(path=self._url.path.removesuffix(_ENDPOINT) + "/models")
+        # A GET has no body. Some gateways refuse one that names the type of a body.
         headers = [(name, value) for name, value in self._headers.raw if name.lower() != b"content-type"]
         timeout = dict.fromkeys(("connect", "read", "write", "pool"), _MODELS_S)
         request = httpx.Request("GET", url, headers=headers, extensions={"timeout": timeout})
@@ -208,18 +210,24 @@ class ChatClient:
             reply = _failed(error, self._mask)
             return reply if reader is None else reader.cut_off(reply, now=self._wall_clock(), mask=self._mask)
         except _TooLarge as error:
-            message = f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB"
+            message = f"the answer is larger than {MAX_RESPONSE_BYTES // 2**20} MiB"
             reply = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.PROTOCOL, message, error.status))
             return reply if reader is None else reader.cut_off(reply, now=self._wall_clock(), mask=self._mask)
         mask = self._mask
+        # It came as a stream: the body is in the reader, and the content here is empty.
         if reader is not None and reader.began:
             return reader.reply(now=self._wall_clock(), mask=mask)
         clean = mask.clean(content)
         reply = read_reply(status, headers, clean, now=self._wall_clock(), mask=mask)
+        # Masking every text of every answer would cost more than reading it. It is needed if the server repeats what it
+        # got.
         if clean is not content or mask.may_hide(clean):
             mask.cover(reply)
+        # Some servers stream though nobody asked, or behind a gateway that changes the type. A completion that was read
+        # whole is never read a second time.
         if reply.completion is None and 200 <= status < 300 and holds_events(headers, content):
             reply = read_whole_stream(status, headers, content, now=self._wall_clock(), mask=mask)
+        # A web page with HTTP 200 is the sign of an address that lacks its path.
         if status in _WRONG_ADDRESS or (200 <= status < 300 and content[:32].lstrip()[:1] == b"<"):
             _name_address(reply, self._url, self._asked)
         return reply
@@ -250,6 +258,7 @@ class ChatClient:
 def _name_address(reply: Reply, url: httpx.URL, asked: str) -> None:
     """Tell in a failure which address was asked, and what is probably wrong with it."""
     failure = reply.failure
+    # These come from a model, so the address was right.
     if failure is None or failure.kind in {ErrorKind.CONTENT_FILTER, ErrorKind.INVALID_OUTPUT}:
         return
     told = f"{failure.message} (asked: {asked}"
@@ -317,9 +326,9 @@ async def _read_bounded(response: httpx.Response, reader: StreamReader | None = 
     pieces = aiter(stream)
     try:
         async for raw in pieces:
-            chunk = raw if decoder is None else decoder.feed(raw, MAX_ANSWER_BYTES - size)
+            chunk = raw if decoder is None else decoder.feed(raw, MAX_RESPONSE_BYTES - size)
             size += len(chunk)
-            if size > MAX_ANSWER_BYTES:
+            if size > MAX_RESPONSE_BYTES:
                 raise _TooLarge(response.status_code)
             if reader is None:
                 chunks.append(chunk)
@@ -329,8 +338,10 @@ async def _read_bounded(response: httpx.Response, reader: StreamReader | None = 
                 await _read_away(pieces)
                 return b""
     finally:
+        # Left to the garbage collector, it would close its connection at some later time, and warn.
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
+    # A body that ended inside its compression is cut off, though HTTP saw its end.
     if decoder is not None:
         decoder.finish()
     return b"".join(chunks) if len(chunks) != 1 else chunks[0]
@@ -339,10 +350,10 @@ async def _read_bounded(response: httpx.Response, reader: StreamReader | None = 
 async def _read_away(pieces: AsyncIterator[bytes]) -> None:
     """Read the end of a body whose content is complete: only then can its connection carry another request."""
     size = 0
-    with anyio.move_on_after(_TAIL_S), suppress(httpx.HTTPError):
+    with anyio.move_on_after(TAIL_S), suppress(httpx.HTTPError):
         async for piece in pieces:
             size += len(piece)
-            if size > _TAIL_BYTES:
+            if size > TAIL_BYTES:
                 return
 
 
@@ -366,6 +377,7 @@ def _failed(error: httpx.HTTPError, mask: KeyMask) -> Reply:
         # What this side cannot say will not be sayable at the next row either.
         kind, verdict = ErrorKind.INVALID_REQUEST, Verdict.FATAL
         text = f"the request cannot be sent: {text}"
+    # A server that ended the connection is a network fault. One that sent something else than HTTP is not.
     elif isinstance(error, httpx.DecodingError) or (
         isinstance(error, httpx.RemoteProtocolError) and not _ENDED_EARLY.search(text)
     ):

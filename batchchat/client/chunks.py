@@ -83,6 +83,7 @@ class ChunkAssembler:
         if self.done:
             return False
         data = event.data
+        # Nearly all events begin with a brace. Only another one can be `[DONE]`, or empty to keep the connection open.
         if data[:1] != b"{":
             data = data.strip()
             if data == _DONE:
@@ -91,6 +92,7 @@ class ChunkAssembler:
             if not data:
                 return False
         chunk = _load(data)
+        # The event's name says it, whatever form the data has.
         if event.type == b"error":
             self._fail(chunk, data)
         elif not isinstance(chunk, dict):
@@ -114,8 +116,10 @@ class ChunkAssembler:
         `unfinished` are events that lack their end: what is whole of them counts, half an object is passed over.
         """
         for event in unfinished:
+            # Some servers leave out the blank line behind the last event.
             if event.data.strip() == _DONE or isinstance(_load(event.data), dict):
                 self.take(event)
+        # Some servers end without `[DONE]`. A finish reason alone can come before a cut, usage is sent last.
         if not self.done and self._ended and self._usage is not None:
             self.done = True
 
@@ -147,6 +151,7 @@ class ChunkAssembler:
         """Note an error: an object as it came, anything else as the message that it is."""
         if not isinstance(chunk, dict):
             chunk = {"error": {"message": data.decode("utf-8", "replace")}}
+        # An event named `error` whose object is the error itself, without a field around it.
         elif not is_error(chunk.get("error")) and not chunk.get("errors") and chunk.get("object") != "error":
             chunk = {"error": chunk}
         self.error = chunk
@@ -163,6 +168,7 @@ class ChunkAssembler:
             if name not in self._fields and isinstance(chunk.get(name), str) and chunk[name]:
                 self._fields[name] = chunk[name]
         choices = chunk.get("choices")
+        # Azure tells in a chunk without choices that the prompt was blocked.
         if not choices:
             self._blocked = self._blocked or blocked_prompt(chunk)
         if choices is None:
@@ -173,6 +179,7 @@ class ChunkAssembler:
         for choice in choices:
             if not isinstance(choice, dict):
                 raise _UnknownForm("with a choice that is no object")
+            # One answer was asked for. A server that sends further ones cannot mix them into it.
             if choice.get("index") in (0, None):
                 wrote = self._take_choice(choice) or wrote
                 if error := error_in_choice(choice):
@@ -191,6 +198,7 @@ class ChunkAssembler:
         if isinstance(logprobs := choice.get("logprobs"), dict):
             self._take_logprobs(logprobs)
         delta = choice.get("delta")
+        # Some gateways put the whole message into one chunk, as an answer that is not streamed has it.
         if delta is None:
             message = choice.get("message")
             if isinstance(message, dict):
@@ -210,6 +218,7 @@ class ChunkAssembler:
             for call in calls:
                 self._called(call).take(call)
             wrote = True
+        # The older form, of one call without an id.
         if isinstance(function := delta.get("function_call"), dict):
             self._function = self._function or _Call()
             self._function.take({"function": function})
@@ -221,6 +230,7 @@ class ChunkAssembler:
         if isinstance(piece, str):
             self._pieces.setdefault(name, []).append(piece)
             return bool(piece)
+        # Reasoning in parts is known only inside `content`.
         if name != "content":
             return False
         if not isinstance(piece, list):
@@ -243,6 +253,7 @@ class ChunkAssembler:
         So does another id with a name under an index that is taken: some servers number every call 0.
         """
         index, named = piece.get("index"), _named(piece)
+        # Not `isinstance`, for which True is an int.
         if type(index) is int:
             call = self._indexed.get(index)
             begins = call is None or (named and call.differs(piece))
@@ -311,11 +322,13 @@ class _Call:
         if not isinstance(function, dict):
             return
         called = function.get("name")
+        # Most servers send the name once, some in pieces, some the whole name again with each piece.
         if isinstance(called, str) and called != self._name:
             self._name += called
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             self._arguments.append(arguments)
+        # The object itself in place of its text.
         elif arguments is not None:
             self._arguments.append(_dump(arguments).decode())
 
@@ -335,6 +348,7 @@ def _load(data: bytes) -> Any:
     """Parse JSON; None where it is none. Half of an emoji stays a half: the next chunk may bring the other."""
     try:
         return orjson.loads(data)
+    # orjson refuses halves of emoji and NaN, which Python's reader takes.
     except orjson.JSONDecodeError:
         pass
     if data[:1] != b"{":

@@ -70,6 +70,7 @@ def read_day_limit(
     if by_google:
         # The wait that comes with it is that of a shorter limit.
         return DayLimit(_next_day(now, _GOOGLE_DAY))
+    # The wait decides before the words: a text may name a limit per minute and a limit per day.
     if longest is not None and longest >= _LONG_S:
         return DayLimit(now + longest)
     codes = " ".join(found[1] for found in _CODE.finditer(body))

@@ -91,8 +91,10 @@ def read_finish(choice: dict[str, Any]) -> str | None:
         return "stop"
     own = _word(plain)
     native = _word(choice.get("native_finish_reason"))
+    # A gateway that has no word of its own leaves the field out, or null.
     if own is None:
         return native or _word(choice.get("finish_details")) or _word(choice.get("details"))
+    # OpenRouter says `stop` for a native `SAFETY`: the word that says more counts.
     if native is not None and judge_finish(own) in _GOOD and judge_finish(native) not in _GOOD:
         return native
     return own
@@ -115,6 +117,7 @@ def judge_finish(word: str | None) -> Finish:
         return Finish.UNKNOWN
     plain = re.sub(r"[^a-z0-9]", "", word.lower())
     plain = _PREFIX.sub("", plain)
+    # Before the table: `end_of_sequence` must not be found by a part of it.
     if plain in _NONE or _WHOLE.fullmatch(plain):
         return Finish.WHOLE
     return next((finish for finish, pattern in _TABLE if pattern.search(plain)), Finish.UNKNOWN)

@@ -17,6 +17,7 @@ from batchchat.records import LimitHeaders
 
 _RESET_MAX_S = 86400.0
 _WINDOW_S = 61.0
+"""The longest reset of a limit per minute: a minute, and a second for rounding."""
 _GO_DURATION = re.compile(rb"(\d+(?:\.\d+)?)(ms|us|\xc2\xb5s|ns|h|m|s|d)")
 _NUMBER = re.compile(rb"\+?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?")
 _UNITS = {b"d": 86400.0, b"h": 3600.0, b"m": 60.0, b"s": 1.0, b"ms": 1e-3, b"us": 1e-6, b"\xc2\xb5s": 1e-6, b"ns": 1e-9}
@@ -38,10 +39,12 @@ Headers = Mapping[bytes, bytes]
 def parse_seconds(text: bytes) -> float | None:
     """Read a Go duration or a number as seconds; None where it is neither, negative, or not finite."""
     text = text.strip()
+    # No unit: plain seconds, as Azure and most others have them.
     if not _GO_DURATION.match(text):
         return _parse_number(text)
     position, seconds = 0, 0.0
     for part in _GO_DURATION.finditer(text):
+        # Something else stands between the parts: half a duration would be a wrong one.
         if part.start() != position:
             return None
         seconds += float(part[1]) * _UNITS[part[2]]
@@ -62,6 +65,7 @@ def parse_retry_after(headers: Headers, now: float) -> float | None:
 
     `now` is seconds since the epoch, for the date form (RFC 9110, 10.2.3). Not bounded here.
     """
+    # Azure and OpenAI send it beside `retry-after`, and it is the more exact of the two.
     millis = headers.get(b"retry-after-ms")
     if millis is not None:
         number = _parse_number(millis)
@@ -75,6 +79,7 @@ def parse_retry_after(headers: Headers, now: float) -> float | None:
         return seconds
     try:
         moment = parsedate_to_datetime(value.decode("ascii"))
+        # RFC 9110 has no other zone than GMT; some servers leave it out.
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
         wait = (moment - datetime.fromtimestamp(now, UTC)).total_seconds()
@@ -102,6 +107,7 @@ def parse_limits(headers: Headers) -> LimitHeaders | None:
         value = headers[name]
         what, _, tail = name[_PREFIX_LENGTH:].partition(b"-")
         axis = _AXES.get(tail)
+        # An axis that no limit here has, such as `x-ratelimit-limit-images`.
         if axis is None:
             continue
         if what == b"reset":
@@ -109,6 +115,7 @@ def parse_limits(headers: Headers) -> LimitHeaders | None:
             found[f"reset_{axis}"] = seconds if seconds is not None and seconds <= _RESET_MAX_S else None
         elif what in {b"limit", b"remaining"}:
             count = _parse_count(value)
+            # A limit of 0 is what servers write for none; 0 remaining is a fact.
             found[f"{what.decode()}_{axis}"] = count if what == b"remaining" or count else None
     for axis in ("requests", "tokens"):
         if (found.get(f"reset_{axis}") or 0.0) > _WINDOW_S:

@@ -15,6 +15,7 @@ from batchchat.records import Completion, Reply
 
 STARS = "***"
 _SHORTEST = 8
+"""Characters of a key that is masked. Keys of services have 20 and more; `EMPTY` and `none` stand for no key."""
 _KEPT = 4
 """Keys that are masked at once. An answer comes within minutes, and a new key comes after many."""
 
@@ -37,6 +38,7 @@ class KeyMask:
 
     def add(self, key: str | None) -> None:
         """Mask this key too, from now on."""
+        # The same key may come again: a command that is asked for a new one may give the old one.
         if key is None or len(key) < _SHORTEST or key in self._keys:
             return
         self._keys = (key, *self._keys)[:_KEPT]
@@ -83,6 +85,7 @@ def _masked_completion(completion: Completion, mask: KeyMask) -> Completion:
         return mask(text) if text is not None else None
 
     calls = completion.tool_calls
+    # A key is cut into tokens, none of which holds it: the text of all of them shows it.
     tokens = "".join(str(item["token"]) for item in completion.logprobs or ())
     return replace(
         completion,

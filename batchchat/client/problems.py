@@ -18,11 +18,15 @@ import orjson
 Mask = Callable[[str], str]
 
 MESSAGE_LIMIT: Final = 1000
+"""Characters of a message that a record keeps. Chosen: a million failed rows then take 1 GB at most."""
 READ_LIMIT: Final = 16_000
+"""Characters of a body or a field that are searched. Chosen: error bodies are shorter, and a web page says nothing
+more behind them."""
 _OUTER_LIMIT: Final = 300
 """How much of an outer message is kept where an inner one follows: the inner one is what matters."""
 _MAX_DEPTH: Final = 8
 _MAX_LEVELS: Final = 40
+"""Levels that are read of one body, in depth and in all. Chosen: gateways nest three or four."""
 
 _INSIDE: Final = (
     *("error", "errors", "detail", "message", "metadata", "raw", "innererror", "inner_error", "cause"),
@@ -134,6 +138,7 @@ def read_problem(data: Any, body: bytes, mask: Mask, *, bare: bool) -> Problem:
 
     With `bare`, no HTTP status tells what happened: then also words of the outermost levels may tell it.
     """
+    # A list of texts or numbers tells no more than its text does.
     if isinstance(data, list) and not any(isinstance(item, dict) for item in data):
         data = None
     if not isinstance(data, dict | list):
@@ -210,6 +215,7 @@ def dump(value: object) -> str:
 
 def _levels(value: Any, depth: int, left: list[int]) -> Iterator[_Level]:
     """The levels of a body from outside to inside. `left` bounds how many there are."""
+    # A body may be made to be deep or wide: reading it must cost little.
     if depth > _MAX_DEPTH or left[0] <= 0:
         return
     left[0] -= 1
@@ -286,6 +292,7 @@ def _number(value: dict[str, Any] | str) -> int | None:
         return int(told[1]) if told else None
     for name in _NUMBERS:
         number = value.get(name)
+        # OpenRouter and others write the status as a text.
         if isinstance(number, str) and re.fullmatch(r"[45]\d\d", number):
             number = int(number)
         if type(number) is int and 400 <= number < 600:
@@ -301,9 +308,11 @@ def _message(levels: list[_Level], data: dict[str, Any] | list[Any], mask: Mask)
         for saying in _sayings(level.value):
             text = mask(saying[:READ_LIMIT]).strip()
             lower = text.lower()
+            # Gateways repeat what they wrap, with words around it: the longest form is kept.
             if text and not any(lower in other.lower() for other in told):
                 told = [other for other in told if other.lower() not in lower]
                 told.append(text)
+    # No field is known: a person may make sense of the body as it is.
     if not told:
         try:
             told = [mask(dump(data)[:READ_LIMIT])]
@@ -320,12 +329,14 @@ def _sayings(value: dict[str, Any] | str) -> Iterator[str]:
         yield value
         return
     error = value.get("error")
+    # `{"error": "text"}` of Ollama and TGI. A text that is JSON becomes a level of its own.
     if isinstance(error, str) and not _json_in(error)[1]:
         yield error
     place = value.get("loc")
     where = ".".join(str(part)[:80] for part in place[:20]) if isinstance(place, list) else ""
     for name in _SAYINGS:
         said = value.get(name)
+        # Some servers give a number where a text is due.
         if isinstance(said, int | float) and not isinstance(said, bool):
             said = str(said)
         if isinstance(said, str) and said.strip() and not _json_in(said)[1]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 MAX_EVENT_BYTES: Final = 8 * 2**20
+"""The longest event. Chosen: a whole answer in one chunk fits, with its log probabilities."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 _COLON: Final = ord(":")
@@ -46,20 +47,24 @@ class EventParser:
 
     def feed(self, piece: bytes) -> list[ServerEvent]:
         """Take the next bytes and return the events that they complete."""
+        # Only the first bytes of a stream can be a byte order mark.
         if self._opening is not None:
             piece = self._without_mark(piece)
         if not piece or self.too_large:
             return []
         if self._after_cr:
             self._after_cr = False
+            # The second half of a CRLF whose first half ended the last piece: it ends no line of its own.
             if piece[:1] == b"\n":
                 piece = piece[1:]
         lines = piece.splitlines()  # of bytes: at CR, LF and CRLF only
         if piece[-1:] == b"\r":
             self._after_cr = True
+        # The last line is not whole yet.
         elif lines and piece[-1:] != b"\n":
             rest = lines.pop()
             if lines:
+                # The tail is part of the first line, so that goes first.
                 events = self._take_first(lines)
                 self._tail = bytearray(rest)
             else:
@@ -103,6 +108,7 @@ class EventParser:
             if len(line) > self._max:
                 self._give_up()
             elif not line:
+                # A blank line after no data ends nothing: servers send some to keep the connection open.
                 if self._data:
                     data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
                     events.append(ServerEvent(self._type, data))
@@ -110,6 +116,7 @@ class EventParser:
                 self._type, self._held = b"", 0
             elif line[:5] == b"data:":
                 self._keep(line[6:] if line[5:6] == b" " else line[5:])
+            # A line that begins with a colon is a comment. Fields other than these two mean nothing here.
             elif line[0] != _COLON:
                 name, _, value = line.partition(b":")
                 if name == b"data":

@@ -80,6 +80,7 @@ class StreamReader:
         brought.
         """
         assembler = self._assembler
+        # The body ended by itself: what lacks its blank line may still be an event.
         if not self.done:
             assembler.end(self._parser.finish())
         if not assembler.complete:
@@ -90,6 +91,7 @@ class StreamReader:
         reply = read_reply(self._status, self._headers, clean, now=now, mask=mask)
         if clean is not content or mask.may_hide(clean):
             mask.cover(reply)
+        # An error in the middle of a stream: what the model had written before is kept for a person to see.
         if assembler.error is not None and reply.failure is not None and reply.completion is None:
             reply.text = self._partial(reply.failure, mask).text
         self._tell_times(reply)
@@ -99,6 +101,7 @@ class StreamReader:
         """What a failed exchange comes to: a failure beside which stays what had come, or an answer that was whole."""
         if self.done:
             return self.reply(now=now, mask=mask)
+        # Nothing of a stream has come, so there is nothing to keep.
         if not self.began or reply.failure is None:
             return reply
         failure = Failure(reply.failure.kind, reply.failure.message, self._status)
@@ -134,6 +137,7 @@ class StreamReader:
         reply.ttft_s = round(max(0.0, self._first_at - self._sent_at), 6)
         tokens = reply.usage.completion_tokens if reply.usage is not None else None
         span = self._last_at - self._first_at
+        # Some servers count nothing in a stream, and one piece has no span.
         if tokens is not None and span >= _SHORTEST_S:
             reply.output_tokens_per_s = round(tokens / span, 3)
 
@@ -154,5 +158,6 @@ def read_whole_stream(status: int, headers: Headers, body: bytes, *, now: float,
     reader.begin(status, headers)
     reader.feed(body, 0.0)
     reply = reader.reply(now=now, mask=mask)
+    # Nobody saw its first token come.
     reply.ttft_s = None
     return reply

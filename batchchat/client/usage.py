@@ -40,6 +40,7 @@ def find_usage(data: dict[str, Any]) -> dict[str, Any] | None:
     nothing but zeros is taken only if there is no other.
     """
     usage = data.get("usage")
+    # Some gateways put the object into a list.
     if isinstance(usage, list) and len(usage) == 1:
         usage = usage[0]
     if not isinstance(usage, dict) or not usage:
@@ -63,6 +64,7 @@ def _elsewhere(data: dict[str, Any]) -> dict[str, Any] | None:
         for place in (choice, choice.get("message"), choice.get("delta")):
             if isinstance(place, dict) and _counts(usage := place.get("usage")):
                 return usage
+    # No answer has so many fields: it is not searched through.
     if len(data) > _MAX_FIELDS:
         return None
     for name, value in data.items():
@@ -92,9 +94,11 @@ def read_usage(data: object) -> Usage:
         total = _first(data, _TOTAL)
     if total is None and prompt_tokens is not None and completion_tokens is not None:
         total = prompt_tokens + completion_tokens
+    # Some gateways leave out what the model wrote, and count it in the total.
     elif completion_tokens is None and total is not None and prompt_tokens is not None and total >= prompt_tokens:
         completion_tokens = total - prompt_tokens
     cached = reasoning = None
+    # Details are looked for only if there is a field that could hold them.
     if len(data) > _PLAIN_FIELDS or "total_tokens" not in data:
         cached = _detail(data, _PROMPT_DETAILS, _CACHED)
         reasoning = _detail(data, _COMPLETION_DETAILS, _REASONING)

@@ -34,7 +34,9 @@ from batchchat.reasoning import is_blank, split
 from batchchat.records import Axis, Completion, ErrorKind, Failure, Reply, Usage, Verdict
 
 _EXCERPT = 160
+"""Characters of a body that is no answer, shown to a person. Chosen: two lines of a terminal."""
 _NAME_LIMIT = 200
+"""Characters of `service_tier` and `system_fingerprint` that are kept. Chosen: real ones have under 40."""
 _QUOTA = re.compile(
     r"insufficient_quota|credit_balance_exhausted|spend_limit_exceeded|billing_hard_limit|payment_required"
 )
@@ -76,6 +78,7 @@ def read_reply(status: int, headers: Headers, body: bytes, *, now: float, mask: 
     else:
         reply = _read_error(status, headers, data, body, mask)
     tell_headers(reply, headers, now=now, mask=mask)
+    # A quota of money that is used up (FATAL) comes back with a payment, not with the next day.
     if reply.failure is not None and reply.failure.kind is ErrorKind.RATE_LIMIT and reply.verdict is not Verdict.FATAL:
         _tell_day(reply, headers, body, now=now, mask=mask)
     return reply
@@ -93,6 +96,7 @@ def _tell_day(reply: Reply, headers: Headers, body: bytes, *, now: float, mask: 
 
 def tell_headers(reply: Reply, headers: Headers, *, now: float, mask: Mask = str) -> None:
     """Note on a reply what the answer's header fields say about it."""
+    # A `Retry-After` beside an answer is about nothing: some gateways send it always.
     if reply.verdict is not Verdict.OK:
         reply.retry_after = parse_retry_after(headers, now)
     reply.limits = parse_limits(headers)
@@ -107,6 +111,7 @@ def _load(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         pass
+    # The slow reader is for JSON with faults. A web page or a plain text need not go through it.
     if body[:1] not in b"{[" and not body[:64].lstrip().startswith((b"{", b"[")):
         return None
     try:
@@ -146,8 +151,10 @@ def _read_answer(status: int, headers: Headers, data: Any, body: bytes, mask: Ma
     found = find_usage(data)
     usage = read_usage(found)
     error = _error_inside(data)
+    # Judged by the error inside, with the status that this gives: a gateway wraps a 429 or a 500 in HTTP 200.
     if error is not None:
         reply = _read_error(status, headers, error, b"", mask)
+        # An error beside usage was billed. Without usage nothing is known, and zeros would say that it was free.
         reply.usage = usage if found else None
         if reply.completion is None:
             reply.text = _partial_text(data)
@@ -199,6 +206,7 @@ def _error_inside(data: dict[str, Any]) -> dict[str, Any] | None:
     if is_error(data.get("error")) or data.get("object") == "error":
         return data
     choices = data.get("choices")
+    # With choices, words beside them are no error: some servers say `"message": "ok"` with every answer.
     if isinstance(choices, list) and choices:
         choice = choices[0]
         error = error_in_choice(choice) if isinstance(choice, dict) else None
@@ -234,6 +242,7 @@ def read_completion(data: dict[str, Any], choice: dict[str, Any], message: dict[
     text, thoughts = _read_content(message.get("content"))
     reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning")) or thoughts
     if text is not None:
+        # Servers without a reasoning parser leave the model's tags in the text (`<think>`).
         inline, text = split(text)
         if inline is not None:
             reasoning = inline if not reasoning else _joined(reasoning, inline)
@@ -271,6 +280,7 @@ def _read_content(content: object) -> tuple[str | None, str | None]:
     texts: list[str] = []
     thoughts: list[str] = []
     for part in content:
+        # A part of unknown kind is passed over: new kinds come, and the text beside them is still the answer.
         if not isinstance(part, dict):
             continue
         if part.get("type") in ("thinking", "reasoning"):
@@ -290,6 +300,7 @@ def _part_texts(parts: object) -> list[str]:
 def _read_tool_calls(message: dict[str, Any]) -> tuple[dict[str, str | None], ...] | None:
     """The tool calls, also one in the older form of a single `function_call`."""
     calls = message.get("tool_calls")
+    # The older form, deprecated since tools came, is still what some servers send.
     if not isinstance(calls, list) or not calls:
         older = message.get("function_call")
         calls = [{"type": "function", "function": older}] if isinstance(older, dict) else []
@@ -300,6 +311,7 @@ def _read_tool_calls(message: dict[str, Any]) -> tuple[dict[str, str | None], ..
         called = call.get("function")
         function: dict[str, Any] = called if isinstance(called, dict) else {}
         arguments = function.get("arguments")
+        # The Chat API gives arguments as JSON text. Some servers give the object itself.
         if arguments is not None and not isinstance(arguments, str):
             arguments = dump(arguments)
         read.append(
@@ -346,6 +358,7 @@ def _tops(items: object) -> list[dict[str, Any]]:
 
 
 def _number(value: object) -> float | None:
+    # A log probability of exactly 0 comes as an integer. Larger ones than a float holds are no log probabilities.
     if type(value) is int and -(2**53) < value < 2**53:
         return float(value)
     return value if isinstance(value, float) and math.isfinite(value) else None
@@ -365,6 +378,7 @@ def judge(completion: Completion, *, mask: Mask = str) -> Reply:
         failure = Failure(
             ErrorKind.CONTENT_FILTER, f"the provider's content filter stopped the answer{_told(word)}", 200
         )
+    # Before the finish reason: OpenAI says `stop` beside a refusal.
     elif completion.refusal is not None:
         said = mask(completion.refusal[:READ_LIMIT])[:MESSAGE_LIMIT]
         failure = Failure(ErrorKind.REFUSAL, f"the model refused: {said}", 200)
@@ -382,6 +396,7 @@ def judge(completion: Completion, *, mask: Mask = str) -> Reply:
     elif finish is Finish.MISSAMPLED:
         told = f"the model wrote what the server cannot use{_told(word)}"
         verdict, failure = Verdict.TRANSIENT, Failure(ErrorKind.INVALID_OUTPUT, told, 200)
+    # Seen from overloaded servers: HTTP 200, `stop`, and nothing. The next attempt mostly brings an answer.
     elif not completion.tool_calls and is_blank(completion.text):
         verdict, failure = Verdict.TRANSIENT, Failure(ErrorKind.PROTOCOL, _EMPTY, 200)
     return Reply(
@@ -417,8 +432,11 @@ def _read_error(outer: int, headers: Headers, data: Any, body: bytes, mask: Mask
         verdict = Verdict.REFUSED
     axis = Axis.UNKNOWN
     completion: Completion | None = None
+    # Filters answer with 5xx too, if the gateway counts them as a failure of the model. The same input would fail
+    # again.
     if problem.moderated and status not in _NEVER_MODERATED and (status in _MODERATING or status >= 500):
         verdict, kind = Verdict.NO, ErrorKind.CONTENT_FILTER
+    # What the model wrote could not be used (a tool call that is no JSON). It is random: asked again, it may be right.
     elif problem.sampled and status not in _NEVER_MODERATED:
         verdict, kind = Verdict.TRANSIENT, ErrorKind.INVALID_OUTPUT
         completion = Completion(problem.generation, None, None, Usage())
@@ -428,6 +446,7 @@ def _read_error(outer: int, headers: Headers, data: Any, body: bytes, mask: Mask
         to = mask(headers.get(b"location", b"").decode("latin-1"))[:200]
         message = f"a redirect{' to ' + to if to else ''}, which is not followed: the key belongs to this address only"
     should = headers.get(b"x-should-retry", b"").strip().lower()
+    # OpenAI's own clients obey this header. It never makes a refused key or an empty account worth another attempt.
     if should == b"true" and verdict is Verdict.NO:
         verdict = Verdict.TRANSIENT
     elif should == b"false" and verdict in {Verdict.TRANSIENT, Verdict.RATE_LIMIT}:
@@ -445,6 +464,7 @@ def _read_error(outer: int, headers: Headers, data: Any, body: bytes, mask: Mask
 
 def _true_status(outer: int, problem: Problem) -> int:
     """The status that decides: the innermost, unless the address itself refuses the key or asks for a pause."""
+    # These statuses are the gateway's own words to us, whatever the body quotes of somebody behind it.
     if outer in _FATAL or outer in _RATE or 300 <= outer < 400 or outer == _LEGAL:
         return outer
     if problem.status is not None:
@@ -456,6 +476,7 @@ def _judge_status(status: int, codes: str, message: str) -> tuple[Verdict, Error
     """What an error's status means for the row, with its words where the status alone does not tell."""
     if status in _RATE:
         return _judge_rate(codes, message)
+    # 451, unavailable for legal reasons: some providers answer so to an input that their law forbids.
     if status == _LEGAL:
         return Verdict.NO, ErrorKind.CONTENT_FILTER
     if status in _TRANSIENT or status >= 500:
@@ -468,6 +489,7 @@ def _judge_status(status: int, codes: str, message: str) -> tuple[Verdict, Error
 
 
 def _judge_rate(codes: str, message: str) -> tuple[Verdict, ErrorKind]:
+    # 429 with a code about money: no wait helps, a payment does.
     if _QUOTA.search(codes) or _QUOTA.search(message):
         return Verdict.FATAL, ErrorKind.RATE_LIMIT
     if _NEVER_FITS.search(message):
@@ -483,6 +505,7 @@ def _axis(text: str) -> Axis:
     """Which limit an error speaks about; "Too many requests" is the status's own name and tells nothing."""
     if "concurren" in text or "simultaneous" in text or "in parallel" in text:
         return Axis.CONCURRENCY
+    # "requested 500 tokens" and "too many requests" would name an axis that the limit is not about.
     text = _GENERIC.sub(" ", text)
     if "token" in text or "tpm" in text:
         return Axis.TOKENS

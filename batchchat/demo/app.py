@@ -166,11 +166,13 @@ class Demo:
 
     async def _answer(self, exchange: _Exchange) -> None:
         now = anyio.current_time()
+        # Outages are counted from here: a test does not know how long the server takes to start.
         if self._first_at is None:
             self._first_at = now
         self._requests += 1
         number = self._requests
         exchange.digest = blake2b(exchange.body, digest_size=16).digest()
+        # The fault of an attempt follows from its number, so a retry meets another fate than the first try.
         exchange.attempt = self._failures[exchange.digest] + 1 if self._failures else 1
         if self.options.track_bodies:
             self._bodies.setdefault(exchange.digest, _Body()).received += 1
@@ -178,12 +180,14 @@ class Demo:
         self.keys.check(key_in(exchange.scope["headers"]))
         request = parse_request(exchange.body, self.options)
         fault = self._faults.befalls(exchange.digest, exchange.attempt, number)
+        # A correction is another body, which would draw its own fault: here it is to succeed.
         if fault == "misfit_once" and corrects(request):
             fault = None
         completion = self._completion(request, exchange.digest, exchange.attempt, fault)
         refused = self._gate.admit(completion.total_tokens, now)
         if self.options.rate_headers:
             exchange.headers = self._gate.headers(now)
+        # Behind the fault: a refused request must not use up the fault of its attempt.
         if refused is not None:
             raise self._too_many(*refused)
         try:
@@ -191,6 +195,7 @@ class Demo:
                 self._befallen[fault] += 1
                 self._failures[exchange.digest] += 1
             await self._respond(exchange, request, completion, fault)
+            # An equal request later begins with its first attempt again.
             if fault is None and self._failures:
                 self._failures.pop(exchange.digest, None)
         finally:
@@ -216,8 +221,10 @@ class Demo:
         options = self.options
         if axis is Axis.CONCURRENCY:
             message = f"too many concurrent requests: at most {options.concurrency} at a time"
+        # Each message names its limit, as clients tell the axis by the words.
         elif axis is Axis.REQUESTS:
             message = f"too many requests: at most {options.requests_per_minute} requests per minute"
+        # It would not fit into any window.
         elif math.isinf(wait):
             message = f"this request alone has more tokens than the {options.tokens_per_minute} tokens per minute"
         else:
@@ -234,6 +241,7 @@ class Demo:
         try:
             request = parse_request(body, self.options)
             fault = self._faults.befalls(digest, attempt, self._requests)
+            # A batch has neither connection nor stream.
             if fault in _OF_CONNECTIONS or (fault is not None and fault.startswith("stream_")):
                 fault = None
             if fault is not None:
@@ -303,6 +311,7 @@ class Demo:
             axes = (Axis.REQUESTS, Axis.TOKENS, Axis.CONCURRENCY)
             axis = pick(axes, self.options.seed, "axis", digest, attempt)
             return _overrun(axis)
+        # Without a stream the same trouble comes as a plain error.
         if fault == "stream_error" and not request.stream:
             return plain_error(500)
         return fault_error(fault)
@@ -317,6 +326,7 @@ class Demo:
             await self._abort(exchange)
         else:
             await self._send(exchange, 200, body)
+            # Such an answer has nothing that a client could count.
             if fault != "no_choices":
                 self._count_answer(exchange, completion)
 
@@ -361,6 +371,7 @@ class Demo:
 
     async def _send_error(self, exchange: _Exchange, error: ApiError) -> None:
         about = ("shape", exchange.digest, exchange.attempt, error.status)
+        # The gateway's shape has no code, and without the code it would be a rate limit like any other.
         shapes = ERROR_SHAPES[1:] if error.code == "insufficient_quota" else ERROR_SHAPES
         shape = pick(shapes, self.options.seed, *about)
         exchange.headers += error.headers
@@ -388,6 +399,7 @@ class Demo:
 async def _abort(scope: Scope, receive: Receive) -> None:
     """Cut a connection. Raises ConnectionResetError where the ASGI server offers no way to do so."""
     abort: Callable[[], None] | None = scope.get("extensions", {}).get(ABORT_EXTENSION, {}).get("abort")
+    # In memory (ASGI without a server) there is no connection to cut.
     if abort is None:
         raise ConnectionResetError("the demo provider cut this connection")
     abort()

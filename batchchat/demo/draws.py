@@ -55,5 +55,6 @@ class FaultPlan:
         for name, probability in faults:
             if rest < probability:
                 return name
+            # One draw for all faults, so that they exclude each other.
             rest -= probability
         return None

@@ -52,6 +52,7 @@ class KeyGate:
         if given is None:
             raise plain_error(401)
         if not hmac.compare_digest(given.removeprefix(b"Bearer "), self._key):
+            # A wrong key is 403 at Scaleway, one that has expired is 401.
             if self._lifetime is None:
                 raise plain_error(403)
             raise ApiError(401, "Incorrect API key provided: it has expired.", code="invalid_api_key")

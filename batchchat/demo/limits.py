@@ -30,6 +30,7 @@ class Window:
         excess = self.used + units - self.limit
         if excess <= 0:
             return 0.0
+        # The oldest leave first: so many of them must go before there is room.
         for admitted_at, size in self._entries:
             excess -= size
             if excess <= 0:
@@ -71,6 +72,7 @@ class RateGate:
             return Axis.TOKENS, wait
         if self._concurrency is not None and self.in_flight >= self._concurrency:
             return Axis.CONCURRENCY, 0.0
+        # Only now: a request that one limit refuses is charged by none.
         if self._requests is not None:
             self._requests.add(1, now)
         if self._tokens is not None:

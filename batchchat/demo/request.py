@@ -85,6 +85,7 @@ def parse_request(body: bytes, options: DemoOptions) -> ChatRequest:
             raise _bad(f"{name} is not supported", name)
     _check_numbers(data)
     turns, media = _turns(data.get("messages"))
+    # Their chat templates refuse it, with these words.
     if model.startswith(("mistral", "ministral", "magistral", "pixtral")):
         for before, after in pairwise(turns):
             if before.role == after.role == "user":
@@ -181,6 +182,7 @@ def _top_logprobs(data: dict[str, Any]) -> int:
         return 0
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 20:
         raise _bad("top_logprobs must be a whole number from 0 to 20", "top_logprobs")
+    # OpenAI refuses it too.
     if data.get("logprobs") is not True:
         raise _bad("top_logprobs needs logprobs: true", "top_logprobs")
     return value

@@ -100,6 +100,7 @@ def complete(
 ) -> WireCompletion:
     """Bring an answer under the request's limits: stop texts, token limit, logprobs; or spoil it as `fault` says."""
     answer, finish = _spoiled(answer, request, fault)
+    # As a server without a reasoning parser does: the client has to part them.
     if options.inline_reasoning and answer.reasoning is not None and answer.text is not None:
         answer = replace(answer, text=f"<think>{answer.reasoning}</think>\n{answer.text}", reasoning=None)
     reasoning = None if answer.reasoning is None else cut_to_tokens(answer.reasoning, request.max_tokens)
@@ -111,6 +112,7 @@ def complete(
         content = cut_to_tokens(whole, room)
         written = count_tokens(content)
         finish = "length" if len(content) < len(whole) else finish
+    # A call counts its arguments as tokens, and can be cut off in the middle of them.
     elif answer.tool_name is not None and answer.arguments is not None:
         arguments = cut_to_tokens(answer.arguments, room)
         written = count_tokens(arguments)
@@ -141,6 +143,7 @@ def _spoiled(answer: ModelAnswer, request: ChatRequest, fault: str | None) -> tu
     if fault == "empty_whitespace":
         length = 4 * min(request.max_tokens, _WHITESPACE_TOKENS)
         return ModelAnswer(text=(" \n\t\n" * length)[:length]), "length"
+    # Models often write JSON this way, though asked not to.
     if fault == "fenced" and answer.text is not None:
         language = "json" if answer.text.startswith(("{", "[")) else ""
         answer = replace(answer, text=f"Here is the answer:\n```{language}\n{answer.text}\n```")
@@ -192,6 +195,7 @@ def _logprobs(content: str, request: ChatRequest, choices: Sequence[LabelChoice]
     placed = place_choices(content, choices)
     for start in range(0, len(content), 4):
         token = content[start : start + 4]
+        # Labels have probabilities of their own, so that a test of confidence has something to find.
         if placed:
             entries.append(token_entry(token, start, placed, request.top_logprobs))
             continue
@@ -246,6 +250,7 @@ def completion_events(
         "system_fingerprint": completion.fingerprint,
         **_tier(completion),
     }
+    # With `include_usage` OpenAI's chunks all have the field: null until the last.
     if include_usage:
         head["usage"] = None
 

@@ -55,7 +55,9 @@ class _Server(uvicorn.Server):
         self.loop = asyncio.get_running_loop()
         with self._signal_handlers(self.loop):
             self._tell_started()
+            # uvicorn looks ten times a second whether it should end; an event tells it at once.
             while not self._ending.is_set():
+                # It keeps the `Date` header up to date, which uvicorn writes once a second.
                 await self.on_tick(0)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(1):
@@ -85,6 +87,7 @@ class _Server(uvicorn.Server):
             sock.close()
         connections = [entry for entry in self.server_state.connections if isinstance(entry, _Protocol)]
         for connection in connections:
+            # An answer that is under way is cut: a client in a test would wait for it.
             busy = connection.cycle is not None and not connection.cycle.response_complete
             (connection.transport.abort if busy else connection.transport.close)()
         with contextlib.suppress(TimeoutError):
@@ -147,6 +150,7 @@ class DemoServer:
 
         self._thread = threading.Thread(target=work, name="batchchat-demo", daemon=True)
         self._thread.start()
+        # The thread is told of to stop before the error is raised: no thread may be left behind.
         if not started.wait(_START_S) or self._failure is not None:
             failure, self._failure = self._failure, None
             self.stop()

@@ -52,6 +52,7 @@ class Heads:
             # What tells soon is told soon: rows that are sent before it go anywhere.
             if len(self._seen) >= _ENOUGH and self._shared([_messages(one.body) for one in self._seen[:LOOKED_AT]]):
                 self.on, requests, self._seen = True, self._seen, []
+            # Decided once: to look on costs time at each row, for a job that has shown no shared heads.
             elif len(self._seen) >= LOOKED_AT:
                 self.on, self._seen = False, []
         if self.on:
@@ -113,6 +114,7 @@ class Ring:
         count = len(self._owners)
         for step in range(count):
             place = self._owners[(start + step) % count]
+            # Each endpoint has many points on the ring; only its first one from here counts.
             if place not in seen:
                 seen.add(place)
                 yield place
@@ -129,6 +131,7 @@ class Ring:
                 are small, and no reason to part rows that begin alike.
         """
         load = loads[place]
+        # Down, out, or to be avoided: it takes none, and counts in no mean.
         if load is None:
             return False
         weight = sum(one for one, taken in zip(self._weights, loads, strict=True) if taken is not None)

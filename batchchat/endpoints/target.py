@@ -74,6 +74,7 @@ class Target:
         Returns the endpoint and 0, or None and seconds: infinite if only an event can help.
         """
         endpoints, count = self.endpoints, len(self.endpoints)
+        # If it has failed at all that are up, none is avoided: it must go somewhere.
         avoid = broke if broke and self.has_up(besides=broke) else 0
         if head and count > 1:
             kept = self._by_head(head, tokens, now, avoid)
@@ -88,6 +89,7 @@ class Target:
             limiter = endpoint.limiter
             down = limiter.down
             load = (limiter.in_use + 1) / endpoint.weight
+            # Looked at before its limiter is asked, which costs more.
             if load >= least and not down:
                 continue
             delay = limiter.wait(now, tokens)

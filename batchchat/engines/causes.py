@@ -54,9 +54,12 @@ class Causes:
         assert reply.failure is not None  # noqa: S101 - what a failed attempt has
         self.last = reply.failure
         words = NUMBERED.sub("0", reply.failure.message)
+        # If all failures of a run say the same, the job is as likely their cause as the provider.
         self._alike = self._alike and self._words in {None, words}
         self._words = words
         if reply.may_be_own_fault:
+            # The model was reached and gave nothing: this shows sooner than any other failure that the row is the
+            # cause.
             empty = reply.completion is not None and reply.failure.kind is ErrorKind.PROTOCOL
             self.suspects[request] = empty
         elif reply.verdict is Verdict.RATE_LIMIT:  # it tells nothing of the request

@@ -7,7 +7,7 @@ from enum import Enum
 
 import anyio
 
-from batchchat.endpoints.route import Traffic
+from batchchat.endpoints.traffic import Traffic
 from batchchat.engines.causes import Causes
 from batchchat.engines.refusals import Refusals
 from batchchat.engines.supply import Supply
@@ -55,8 +55,10 @@ class Outage:
         """
         seconds = self.seconds()
         asks = seconds > 0 and self.asks_the_rest()
+        # All that is left may cause its own failure, so no further request could show that the provider is up.
         if asks and 0 < self._supply.left == len(self._causes.suspects):
             return OutageStep.TAKE_FOR_CAUSES
+        # Only then: a run whose last rows are bad must end with its records, not with an outage.
         if seconds > self._policy.outage:
             return self.error(seconds, answered=answered)
         if asks:
@@ -107,6 +109,7 @@ class Outage:
         message, remedy = f"the provider has been unavailable for {seconds:.0f} s", _LATER_REMEDY
         if self._causes.last is not None:
             message += f"; the last error: {self._causes.last.message}"
+        # A model that has answered takes the job's fields.
         field = self._causes.field if not answered else None
         if field is not None:
             which = f"{field} {_MODES}" if field == "response.mode" else field

@@ -21,7 +21,8 @@ from batchchat.budget import Account, Hold
 from batchchat.client import ChatClient
 from batchchat.clock import running_clock
 from batchchat.endpoints.endpoint import Endpoint
-from batchchat.endpoints.route import EndpointRoute, RoutedPermit, Traffic
+from batchchat.endpoints.route import EndpointRoute, RoutedPermit
+from batchchat.endpoints.traffic import Traffic
 from batchchat.engines.halting import OutageStep
 from batchchat.engines.port import EngineProgress, Feed, Sink
 from batchchat.engines.refusals import Refusals
@@ -61,7 +62,7 @@ class LocalEngine:
         self._to = to
         self._client = endpoint.client
         self._own = endpoint.limiter
-        self._limiter: Traffic = to if isinstance(to, EndpointRoute) else endpoint.limiter
+        self._limiter: Traffic = to.traffic if isinstance(to, EndpointRoute) else endpoint.limiter
         self._estimator = endpoint.estimator
         self._account = account
         self._policy = policy
@@ -71,7 +72,13 @@ class LocalEngine:
         self._acceptance = acceptance
         # A probe of one step cannot be made with a request of another one.
         self._cascaded = acceptance is not None and acceptance.cascade is not None
-        state = EngineState(self._limiter, policy, refusals if refusals is not None else Refusals(), surroundings)
+        state = EngineState(
+            self._limiter,
+            policy,
+            refusals if refusals is not None else Refusals(),
+            surroundings,
+            heads=to.heads if isinstance(to, EndpointRoute) else None,
+        )
         self._state = state
         self._supply = state.supply
         self._pool = state.pool
@@ -183,6 +190,7 @@ class LocalEngine:
 
         To be called when the feed itself waits for what is under way.
         """
+        # While anything is left, its answer may show that the held rows are bad themselves.
         if not self._supply.left:
             self._settler(sink).release_held()
 
@@ -212,6 +220,7 @@ class LocalEngine:
                         break
                 finally:
                     pool.put_down(size)
+                # Only at the end of the feed can this have been the last request.
                 if self._supply.ended:
                     pool.wake_for_end()
                 if sink.full:
@@ -255,6 +264,7 @@ class LocalEngine:
                 if pool.senders < self._limiter.window:
                     pool.staff()
         finally:
+            # Nothing was sent, or the attempt was cancelled: its money is free again.
             if hold is not None and hold.open:
                 hold.settle(None)
         return True
@@ -298,6 +308,7 @@ class LocalEngine:
         self, request: Request, permit: Permit | RoutedPermit, hold: Hold | None, now: float
     ) -> Reply | None:
         """Send a request and settle its permit and its hold. Return None if the run ends for what was met."""
+        # A request that is tried again keeps when it began: the record tells the whole time.
         if not request.started_at:
             request.started_at = self._wall_clock_us()
         request.attempts += 1
@@ -307,9 +318,11 @@ class LocalEngine:
             hold.launched = True
         reply: Reply | None = None
         try:
+            # At least a millisecond below: with 0 some transports would wait without a bound.
             remaining = self._policy.row_deadline - request.active_s
             client, body = (self._client, request.body) if self._route is None else _at_endpoint(request, permit)
             reply = await client.send(body, timeout=max(0.001, remaining), started=now)
+        # No file can be opened, or the like: the next request would meet the same.
         except BatchchatError as error:
             self._pool.halt_for(error)
             return None

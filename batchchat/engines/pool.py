@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from batchchat.endpoints.route import Traffic
+from batchchat.endpoints.traffic import Traffic
 from batchchat.engines.port import halted
 from batchchat.engines.supply import Supply
 from batchchat.errors import BatchchatError
@@ -36,7 +36,7 @@ class _Seat:
 
 
 class SenderPool:
-    """Start senders, gives them requests of the supply, and ends their waits.
+    """Starts senders, gives them requests of the supply, and ends their waits.
 
     `halt` is the first reason to take no more work, if there is one. `draining` is true once no more work is taken,
     for a reason or because somebody asked; `paused` while nothing is to be launched.
@@ -81,6 +81,7 @@ class SenderPool:
 
     def wake_for_end(self) -> None:
         """Wake every task that waits, once there is nothing left to do, so that each can return."""
+        # Several call this whenever something ends: only the last of them finds nothing left.
         if self.draining or self._supply.exhausted:
             for scope in list(self._waits):
                 scope.cancel()
@@ -131,6 +132,7 @@ class SenderPool:
             self._parked.append(seat)
             await seat.event.wait()
             request = seat.request
+        # A seat was given a request in the same turn of the loop in which the run was stopped.
         if request is not None:
             self.put_down(len(request.body))  # it stays open
         return None
@@ -163,7 +165,7 @@ class SenderPool:
                 await wait()
 
     async def ring(self) -> None:
-        """Hand over delayed requests as they come due; sleeps until the next one, or until an earlier one is put in."""
+        """Hand over delayed requests as they come due; sleep until the next one, or until an earlier one is put in."""
         while not (self.draining or self._supply.exhausted):
             now = anyio.current_time()
             self._supply.collect_due(now)

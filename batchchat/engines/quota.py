@@ -32,6 +32,7 @@ class DayQuota:
         """
         if reply.day is None or reply.failure is None:
             return None
+        # Only the first: what was sent before it tells nothing if it is answered later.
         if not self.refusals:
             self._since = sent_at
         self.refusals += 1

@@ -41,6 +41,17 @@ _NEAR = TRIAL_REQUESTS // 2
 Refusal = tuple[Request, Reply]
 
 
+def is_by_status(reply: Reply) -> bool:
+    """Return true if a request was refused by its status alone: no answer, and no reason that only its row can have."""
+    failure = reply.failure
+    return (
+        failure is not None
+        and reply.verdict is Verdict.NO
+        and failure.kind is ErrorKind.INVALID_REQUEST
+        and reply.completion is None
+    )
+
+
 class Refusals:
     """The refusals of a run that are held back, all of one kind; see the module.
 
@@ -74,14 +85,7 @@ class Refusals:
 
     def may_concern_all(self, reply: Reply) -> bool:
         """Return true if a refusal that ends its row by its status alone may still be about every request."""
-        failure = reply.failure
-        return (
-            not self._job_answered
-            and failure is not None
-            and reply.verdict is Verdict.NO
-            and failure.kind is ErrorKind.INVALID_REQUEST
-            and reply.completion is None
-        )
+        return not self._job_answered and is_by_status(reply)
 
     def add(self, request: Request, reply: Reply, *, now: float, under_way: Iterable[Request] = ()) -> list[Refusal]:
         """Hold a refusal back. Return those that are about their own rows, since this one is of another kind."""
@@ -89,6 +93,7 @@ class Refusals:
         assert failure is not None  # noqa: S101 - what a refusal is
         said = NUMBERED.sub("0", failure.message) if reply.verdict is Verdict.NO else ""
         about = (failure.http_status, said)
+        # Refusals with different words are about different things, so they are about their rows.
         others = self.let_go() if about != self._about else []
         if not self._held:
             self._since, self._about = now, about
@@ -132,6 +137,7 @@ class Refusals:
         Samples of one row are refused together, so a row is tried once. If the supply holds no other
         rows, its requests go on.
         """
+        # All trial requests are out: wait for what they tell.
         if self._drawn >= self._allowed:
             return None
         fresh = [(len(each.body), place) for place, each in enumerate(ready) if each.row_index not in self._rows]

@@ -25,7 +25,8 @@ from batchchat.acceptance import (
 )
 from batchchat.clock import running_clock
 from batchchat.endpoints.endpoint import Endpoint
-from batchchat.endpoints.route import EndpointRoute, RoutedPermit, Traffic
+from batchchat.endpoints.route import EndpointRoute, RoutedPermit
+from batchchat.endpoints.traffic import Traffic
 from batchchat.engines.halting import fatal_error
 from batchchat.engines.port import Answered, Settled, Sink
 from batchchat.engines.refusals import Refusal
@@ -69,7 +70,7 @@ class Settler:
         # A single endpoint needs no route.
         self._route = to if isinstance(to, EndpointRoute) else None
         endpoint = to.targets[0].endpoints[0] if isinstance(to, EndpointRoute) else to
-        self._traffic: Traffic = to if isinstance(to, EndpointRoute) else endpoint.limiter
+        self._traffic: Traffic = to.traffic if isinstance(to, EndpointRoute) else endpoint.limiter
         self._estimator = endpoint.estimator
         self._policy = policy
         self._rng = surroundings.rng
@@ -84,11 +85,14 @@ class Settler:
 
         `sent_at` is when the attempt began, by the loop's clock.
         """
+        # Before all else: what another endpoint may still answer is no outcome.
         if self._route is not None and self._goes_on(request, reply, permit):
             return
         acceptance = self._acceptance
+        # A failure of the exchange has no answer to decide about.
         if acceptance is not None and not acceptance.concerns(request, reply):
             acceptance = None
+        # An answer that was cut off by the network or by an error tells too little of the model.
         if reply.completion is not None and reply.verdict is not Verdict.TRANSIENT:
             self._answered(request, reply, sent_at=sent_at)
         if acceptance is not None:
@@ -106,6 +110,7 @@ class Settler:
         if self._causes.suspects:
             self._causes.settled(request)
         refused = self._refusals.answered(sent_at)
+        # The held rows are settled now, so senders that waited for the trial have work.
         if refused:
             self._fail_all(refused)
             self._pool.staff()
@@ -119,6 +124,7 @@ class Settler:
         else:
             with anyio.CancelScope(shield=True):  # what was answered reaches the sink
                 decision = await self._offload(acceptance.decide, request, reply)
+        # A correction costs as much time as the answer did, and the row has none left.
         if isinstance(decision, AskAgain) and request.active_s >= self._policy.row_deadline:
             over = f"the row's deadline of {self._policy.row_deadline:g} s is over"
             decision = Fail(Failure(decision.kind, f"{decision.reasons} ({over})", 200))
@@ -132,7 +138,7 @@ class Settler:
         elif isinstance(decision, AskAgain):
             usage = reply.usage or Usage()
             request.add_billed(reply)
-            step = request.before + (request.steps.answers if request.steps is not None else 0)
+            step = _next_step(request)
             self._sink.put(Answered(request, usage, reply.cost or 0, step, journaled(request, reply)))
             go_on(request, reply, decision)
             self._state.corrections += decision.corrects
@@ -160,13 +166,16 @@ class Settler:
             if decision.action is RetryAction.RATE_LIMIT:
                 self._rate_limited(reply)
             else:
+                # Waits for a rate limit are the provider's doing and not counted against the row's deadline.
                 request.active_s += decision.delay_s
             if decision.counts:
                 request.counted = counted
             self._causes.failed(request, reply)
             self._put_billed(request, reply)
+            # It comes due before the one that the alarm is set for.
             if self._supply.delay(request, anyio.current_time() + decision.delay_s):
                 self._pool.wake_delayed()
+            # The rest is asked one after the other without the usual waits between probes.
             if probe and self._outage.asks_the_rest():
                 self._traffic.hurry()
         elif decision.action is RetryAction.FATAL:
@@ -182,6 +191,7 @@ class Settler:
             self._causes.settled(request)
             self._refusals.excused(request)
             self._fail(request, reply, decision.reason)
+            # A trial request that failed of something else: another one takes its place.
             if self._refusals and not self._halt_for_refusals():
                 self._pool.staff()
 
@@ -241,12 +251,14 @@ class Settler:
             self._put_billed(request, reply)
         else:
             # Kept until the request is settled, so that no kill makes the first target answer again.
-            step = request.before + (request.steps.answers if request.steps is not None else 0)
+            step = _next_step(request)
             request.add_billed(reply)
             payload = left_for(request, reply, failure)
             self._sink.put(Answered(request, reply.usage or Usage(), reply.cost or 0, step, payload))
             request.before = step + 1
+        # What was corrected or thought at one target means nothing to the next one.
         begin_again(request)
+        # The next target has its own attempts.
         request.counted = request.unsent = request.broke = 0
         request.left = (replace(reply, usage=None, cost=None), failure)
         self._supply.put_due(request)
@@ -267,7 +279,7 @@ class Settler:
             self._put_billed(request, reply)
         else:
             request.add_billed(reply)
-            step = request.before + (request.steps.answers if request.steps is not None else 0)
+            step = _next_step(request)
             kept = journaled(request, reply)
             unsure = reply if failure is None else None
             self._sink.put(Answered(request, reply.usage or Usage(), reply.cost or 0, step, kept, unsure))
@@ -282,6 +294,7 @@ class Settler:
         """
         if self._pool.draining:
             return False
+        # Nothing was answered before, so it waits for the first target like any other.
         if request.left is None:
             request.target = 0
             self._supply.put_due(request)
@@ -319,6 +332,11 @@ class Settler:
         """Settle these refusals as failures of their own rows."""
         for request, reply in refused:
             self._fail(request, reply, None)
+
+
+def _next_step(request: Request) -> int:
+    """Return the number under which the next answer of a request is kept: how many it has had, at all targets."""
+    return request.before + (request.steps.answers if request.steps is not None else 0)
 
 
 def _size(reply: Reply) -> int:

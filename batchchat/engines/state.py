@@ -10,7 +10,8 @@ from typing import Any
 
 import anyio.to_thread
 
-from batchchat.endpoints.route import EndpointRoute, Traffic
+from batchchat.endpoints.affinity import Heads
+from batchchat.endpoints.traffic import Traffic
 from batchchat.engines.causes import Causes
 from batchchat.engines.halting import Outage
 from batchchat.engines.pool import SenderPool
@@ -48,11 +49,11 @@ class EngineState:
         policy: RetryPolicy,
         refusals: Refusals,
         surroundings: Surroundings,
+        heads: Heads | None = None,
     ) -> None:
         self.causes = Causes()
         self.quota = DayQuota()
         self.refusals = refusals
-        heads = traffic.heads if isinstance(traffic, EndpointRoute) else None
         self.supply = Supply(traffic, self.causes, refusals, surroundings.rng, heads)
         self.outage = Outage(traffic, policy, self.causes, refusals, self.supply)
         self.pool = SenderPool(self.supply, traffic, surroundings.listener)

@@ -18,7 +18,7 @@ from itertools import count
 import anyio
 
 from batchchat.endpoints.affinity import Heads
-from batchchat.endpoints.route import Traffic
+from batchchat.endpoints.traffic import Traffic
 from batchchat.engines.causes import Causes
 from batchchat.engines.port import Feed, Sink
 from batchchat.engines.refusals import Refusals
@@ -119,6 +119,7 @@ class Supply:
                 while len(self._ready) >= self._reach() or self._ready_bytes >= _READY_BYTES:
                     self._room = anyio.Event()
                     await self._room.wait()
+                # What was answered may wait for the disk: to read on would only move the queue into memory.
                 if sink.full:
                     await sink.room()
         self.ended = True
@@ -184,6 +185,7 @@ class Supply:
 
         The given one waits as due then. Its permit and its place in the budget fit the other.
         """
+        # Nothing to swap with, or a new request would pass the bounds for those that wait.
         if not self._ready or not self._may_begin:
             return request
         most = estimator.at_most(request.prompt_tokens, request.max_tokens)
@@ -212,6 +214,7 @@ class Supply:
 
         So a block of bad rows is mixed with others, whose answers show that the provider is up.
         """
+        # In the order of the input while all is well: neighbours share heads of prompts, and records come in order.
         if not self._causes.suspects or len(self._ready) == 1:
             return self._ready.popleft()
         place = self._rng.randrange(len(self._ready))
@@ -236,5 +239,6 @@ class Supply:
     def _taken(self, request: Request) -> None:
         """Count a new request out, and read on once half of the usual number is gone."""
         self._ready_bytes -= len(request.body)
+        # Half full is early enough for a slow input, and one wake-up serves many requests.
         if len(self._ready) * 2 < self._usual() and self._ready_bytes * 2 < _READY_BYTES:
             self._room.set()

@@ -108,12 +108,14 @@ def export(
         job = job.model_copy(update={"input": job.input.model_copy(update={"path": path_of_input})})
     _check_targets(targets, job, force=force)
     drafts = [path.with_name(f".{path.name}.{os.getpid()}.draft") for path in targets]
+    # The provider matches lines by the rows that it was sent, and these are gone.
     if alone:
         batches, counts = _as_they_are(directory), PassCounts()
     else:
         batches, counts = _in_input_order(job, output)
     rows = failed = 0
     try:
+        # Under another name until all is written: a reader never sees half a file.
         with _opened(drafts, schema_of(chosen), kind, safe_csv=safe_csv, bom=bom) as sink:
             for batch in _with_votes(batches, ballot, output) if people is None else people.add(batches):
                 sink(pick(batch, chosen))
@@ -189,6 +191,7 @@ def _check_batch(job: Job, *, alone: bool) -> None:
             f"each row has {job.samples} answers, and a batch's output has one for a custom_id",
             remedy="Export to .jsonl, .csv or .parquet.",
         )
+    # Nothing can be read again, so the order is that of the rows when they came.
     if alone:
         raise UsageError(
             "the rows of this output came through a pipe, and the lines of a batch need them",
@@ -242,6 +245,7 @@ def _opened(
     paths: Sequence[Path], schema: pa.Schema, kind: str, *, safe_csv: bool, bom: bool
 ) -> Iterator[Callable[[pa.RecordBatch], None]]:
     path = paths[0]
+    # One row group for each batch, so that memory stays bounded.
     if kind == "parquet":
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             yield writer.write_batch

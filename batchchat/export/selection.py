@@ -26,6 +26,7 @@ def select_columns(schema: pa.Schema, names: Sequence[str] | None, *, flatten: b
     `column.field` names a field of an object. With `flatten` the fields of objects are columns of their own, at any
     depth. Raises UsageError for a name that is not there.
     """
+    # All columns, in the order of the dataset.
     if names is None:
         found = [ExportColumn(field.name, (field.name,), field.type) for field in schema]
     else:

@@ -75,11 +75,13 @@ class _Sheet:
 
     def end(self) -> None:
         """Let the columns be filtered."""
+        # Excel takes an autofilter without rows for a damaged file.
         if self._rows:
             self._sheet.autofilter(0, 0, self._rows, self._columns - 1)
 
     def _write_cell(self, column: int, value: Any) -> None:
         sheet, row = self._sheet, self._rows
+        # Before numbers: a bool is an int in Python.
         if isinstance(value, bool):
             sheet.write_boolean(row, column, value)
         elif isinstance(value, int | float) and math.isfinite(value) and abs(value) <= _EXACT:

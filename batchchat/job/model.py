@@ -79,13 +79,20 @@ class Input(Section):
         return {**data, "key": BATCH_KEY}
 
 
+MOST_SHARDS = 1_000
+"""Shards of an output at most. A process that holds all of them has three open files for each."""
 _FILE_SUFFIXES = frozenset({".parquet", ".jsonl", ".json", ".csv", ".xlsx"})
 
 
 class OutputFields(Section):
-    """Where the dataset is, and when a part of it is sealed. `path` is a folder, or a URL of object storage."""
+    """Where the dataset is, and when a part of it is sealed. `path` is a folder, or a URL of object storage.
+
+    `shards` is into how many stores it is cut, each for the rows whose key hashes to it: several processes or machines
+    may then write it. None takes the number that the output has.
+    """
 
     path: str = Field(min_length=1)
+    shards: Whole | None = Field(None, ge=1, le=MOST_SHARDS)
     part_rows: Whole = Field(50_000, ge=1, le=10_000_000)
     part_bytes: Size = Field(32_000_000, ge=1_000, le=100_000_000_000)
     part_seconds: Duration = Field(60.0, gt=0)

@@ -7,7 +7,8 @@ JASA 47:663-685), and ratios of them are Hájek's. All measures are ratios of su
 Intervals are percentiles of 1,999 bootstrap draws of whole units, which keep their weights (Efron and Tibshirani 1993,
 An Introduction to the Bootstrap, chapter 13). Only the interval of a share is another one: Wilson's, with the effective
 number of units (sum w)^2 / sum w^2 (Kish 1965, Survey Sampling), since a bootstrap of all ones says that nothing can
-be wrong. Alpha is that of Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, and kappa that of Cohen 1960,
+be wrong. Units of one cluster, such as the answers to one row, are drawn together, and Wilson's interval counts them as
+one. Alpha is that of Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, and kappa that of Cohen 1960,
 Educational and Psychological Measurement 20:37-46.
 """
 
@@ -78,12 +79,17 @@ class PairAgreement:
 
 
 def pair_agreement(
-    expected: Values, given: Values, weights: Sequence[float] | None = None, *, scale: Scale | None = None
+    expected: Values,
+    given: Values,
+    weights: Sequence[float] | None = None,
+    *,
+    scale: Scale | None = None,
+    clusters: Sequence[int] | None = None,
 ) -> PairAgreement:
     """Compare two raters of the same units. Units that one of them did not rate are left out.
 
     Macro-F1 is the mean over all labels that occur on either side. `scale` says which labels are how far apart, for
-    alpha; without it they are names.
+    alpha; without it they are names. Units with the same number in `clusters` are one piece of evidence.
     """
     kept = [at for at, (a, b) in enumerate(zip(expected, given, strict=True)) if a is not None and b is not None]
     left, right = [str(expected[at]) for at in kept], [str(given[at]) for at in kept]
@@ -93,19 +99,22 @@ def pair_agreement(
     place = {label: at for at, label in enumerate(labels)}
     cells = np.array([place[a] * size + place[b] for a, b in zip(left, right, strict=True)], dtype=np.int64)
     groups = _Groups.of_cells(cells, weight, size * size)
+    drawn = groups
+    if clusters is not None:
+        drawn = _Groups.of_clusters(cells, weight, [clusters[at] for at in kept], size * size)
     table = (groups.counts @ groups.patterns).reshape(size, size)
     hits = float(np.trace(table))
     n = len(kept)
-    effective = _effective(weight)
+    effective = _effective(weight) if clusters is None else min(_effective(weight), float(drawn.counts.sum()))
     levels = (scale or Scale()).distances(labels)
     return PairAgreement(
         n=n,
         effective_n=effective,
         labels=tuple(labels),
         accuracy=share_estimate(hits / n if n else None, effective),
-        macro_f1=_estimate(groups, lambda tables: _macro_f1(tables, size), n),
-        kappa=_estimate(groups, lambda tables: _kappa(tables, size), n, _NO_CHANCE),
-        alpha=_estimate(groups, lambda tables: _alpha_of_pairs(tables, size, levels), n, _NO_CHANCE),
+        macro_f1=_estimate(drawn, lambda tables: _macro_f1(tables, size)),
+        kappa=_estimate(drawn, lambda tables: _kappa(tables, size), _NO_CHANCE),
+        alpha=_estimate(drawn, lambda tables: _alpha_of_pairs(tables, size, levels), _NO_CHANCE),
         confusion=tuple(tuple(float(cell) for cell in line) for line in table),
         by_label=_by_label(labels, table),
     )
@@ -137,7 +146,7 @@ def alpha(units: Sequence[Values], weights: Sequence[float] | None = None, *, sc
         patterns[at] = (one * pairs / (len(look) - 1)).ravel()
     groups = _Groups(np.array(counts), patterns)
     levels = (scale or Scale()).distances(labels)
-    return _estimate(groups, lambda tables: _alpha(tables, size, levels), len(kept), _NO_CHANCE)
+    return _estimate(groups, lambda tables: _alpha(tables, size, levels), _NO_CHANCE)
 
 
 # --- how far apart labels are
@@ -281,6 +290,23 @@ class _Groups(NamedTuple):
         patterns[np.arange(looks.shape[0]), looks[:, 0].astype(np.int64)] = looks[:, 1]
         return _Groups(counts.astype(np.float64), patterns)
 
+    @staticmethod
+    def of_clusters(cells: NDArray[np.int64], weights: Array, clusters: Sequence[int], size: int) -> _Groups:
+        """Take whole clusters as the units that are drawn; those that add the same to the table are one group."""
+        _, places = np.unique(np.asarray(clusters, dtype=np.int64), return_inverse=True)
+        looks: dict[tuple[tuple[int, float], ...], int] = {}
+        members: list[dict[int, float]] = [{} for _ in range(int(places.max(initial=-1)) + 1)]
+        for place, cell, weight in zip(places.tolist(), cells.tolist(), weights.tolist(), strict=True):
+            members[place][cell] = members[place].get(cell, 0.0) + weight
+        for member in members:
+            look = tuple(sorted(member.items()))
+            looks[look] = looks.get(look, 0) + 1
+        patterns = np.zeros((len(looks), size))
+        for at, look in enumerate(looks):
+            for cell, weight in look:
+                patterns[at, cell] = weight
+        return _Groups(np.array([*looks.values()], dtype=np.float64), patterns)
+
 
 def _weights(weights: Sequence[float] | None, kept: Sequence[int]) -> Array:
     """Return the weights of the units that count, scaled so that their mean is 1."""
@@ -304,16 +330,16 @@ def share_estimate(share: float | None, effective_n: float) -> Estimate:
     return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), "wilson_effective_n")
 
 
-def _estimate(groups: _Groups, measure: Callable[[Array], Array], n: int, undefined: str | None = None) -> Estimate:
+def _estimate(groups: _Groups, measure: Callable[[Array], Array], undefined: str | None = None) -> Estimate:
     """Return a measure of the summed table, with the percentiles of bootstrap draws."""
-    if n == 0:
+    if groups.counts.size == 0:
         return Estimate(None, reason="no row was rated by both")
     value = float(measure((groups.counts @ groups.patterns)[None])[0])
     if math.isnan(value):
         return Estimate(None, reason=undefined)
     if groups.counts.size == 1:
         return Estimate(value, reason=_ALIKE)
-    drawn = _draws(groups, measure, n)
+    drawn = _draws(groups, measure)
     drawn = drawn[~np.isnan(drawn)]
     # A draw in which a single label occurs has no value. If that is common, the rest would tell too much.
     if drawn.size < 0.95 * RESAMPLES:
@@ -322,9 +348,10 @@ def _estimate(groups: _Groups, measure: Callable[[Array], Array], n: int, undefi
     return Estimate(value, float(low), float(high), "bootstrap_percentile")
 
 
-def _draws(groups: _Groups, measure: Callable[[Array], Array], n: int) -> Array:
+def _draws(groups: _Groups, measure: Callable[[Array], Array]) -> Array:
     generator = np.random.default_rng(SEED)
-    chances = groups.counts / groups.counts.sum()
+    n = int(groups.counts.sum())
+    chances = groups.counts / n
     block = max(1, _BLOCK // max(1, groups.patterns.shape[1], groups.counts.size))
     made = []
     for start in range(0, RESAMPLES, block):

@@ -84,6 +84,7 @@ def _used(snapshot: Snapshot) -> Iterator[tuple[Labels, float | None]]:
 
 def _budget(snapshot: Snapshot) -> Iterator[tuple[Labels, float | None]]:
     budget = snapshot.budget
+    # A job without a budget has no share of one.
     if budget is not None:
         for name, used, cap in (
             ("max_cost", budget.cost, budget.max_cost),
@@ -149,6 +150,7 @@ def families(recorder: Recorder) -> list[Family]:
     ended = Family("batchchat.exit_code", "gauge", "", "How the run ended; not there while it goes on.")
     for labels, meter, _ in meters:
         updated.values.append((labels, meter.updated))
+        # An alert can ask whether it is there at all.
         if meter.exit_code is not None:
             ended.values.append((labels, float(meter.exit_code)))
     return [*found, updated, ended, *_histograms(recorder)]

@@ -79,6 +79,7 @@ class OtlpPush:
     def _push(self) -> None:
         scope = InstrumentationScope("batchchat", batchchat.__version__)
         metrics = list(otlp_metrics(self._recorder, time.time_ns()))
+        # Before the first snapshot there is nothing to tell.
         if not metrics:
             return
         data = MetricsData([ResourceMetrics(self._resource, [ScopeMetrics(scope, metrics, "")], "")])

@@ -40,6 +40,7 @@ class _Figures(Collector):
 def _metric(family: Family) -> Metric:
     name = prometheus_name(family)
     labels = _names(labels for labels, _ in (*family.values, *family.buckets))
+    # Prometheus wants the sum of all lower buckets in each, and we count each by itself.
     if family.kind == "histogram":
         histogram = HistogramMetricFamily(name, family.help, labels=labels)
         for own, buckets in family.buckets:

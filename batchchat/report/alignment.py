@@ -57,15 +57,18 @@ class Records:
     ) -> None:
         self._samples = samples
         self._room = room
-        self._known: tuple[pa.Array, pa.Array] | None = None
+        # A plain dict: Arrow would put all identities into a table anew for each batch that is looked up.
+        self._known: dict[str, int] | None = None
         if scored is not None and scored.num_rows and "custom_id" in scored.column_names:
             known = scored.group_by("custom_id").aggregate([("slot", "min")])
-            self._known = known.column("custom_id").combine_chunks(), known.column("slot_min").combine_chunks()
+            columns = (known.column(name).to_pylist() for name in ("custom_id", "slot_min"))
+            self._known = dict(zip(*columns, strict=True))
         self._messages: dict[int, bytes | str] = {}
         self._table = pa.table({"slot": pa.array([], pa.int64())})
         self._slots: list[int] = []
         if output is not None and output.schema is not None:
             self._load(output, output.schema, ids)
+        self._known = None
 
     def _load(self, output: Output, schema: pa.Schema, ids: pa.Array) -> None:
         templates = Templates(output)
@@ -105,8 +108,7 @@ class Records:
     def _slot(self, batch: pa.RecordBatch, ids: pa.Array) -> pa.Array:
         """The slot of each record, null where it has none."""
         if self._known is not None:
-            known, slots = self._known
-            return slots.take(pc.index_in(batch.column("custom_id"), value_set=known))
+            return pa.array(list(map(self._known.get, batch.column("custom_id").to_pylist())), pa.int64())
         position = pc.index_in(row_ids(batch), value_set=ids).cast(pa.int64())
         sample = batch.column("sample_index").cast(pa.int64())
         slot = pc.add(pc.multiply(position, self._samples), sample)

@@ -371,4 +371,5 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+    # Nearly all scores are yes or no.
+    return value if value is None or value in (0.0, 1.0) else float(f"{value:.6g}")

@@ -104,7 +104,7 @@ class SuiteFolder:
     @property
     def judges(self) -> list[dict[str, Any]]:
         """What each judge was asked, and what it cost."""
-        names = ("name", "model", "requests", "failed", "cost", "currency")
+        names = ("name", "model", "requests", "failed", "cost", "currency", "agreement")
         return [{name: judge.get(name) for name in names} for judge in self.summary.get("judges") or ()]
 
     @cached_property

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 
@@ -115,6 +115,7 @@ def write_suite_report(directory: Path, target: Path) -> None:
         changed=changed(suite),
         verdicts=[text for score in suite.scores if (text := verdict_of(suite, score))],
         cost=cost_of(suite),
+        agreements=_agreements(suite),
         directory=str(directory),
     )
 
@@ -295,14 +296,14 @@ def _difference(one: Mapping[str, Any], score: ScoreMeaning, names: Sequence[str
     difference, low, high = one.get("difference"), one.get("ci_low"), one.get("ci_high")
     adjusted = one.get("p_adjusted", one.get("p_value"))
     winner = better(one, score)
+    # Of a judge of pairs, differences are in net wins and means are shares of wins.
+    unit = str(one.get("unit") or score.unit)
     return Difference(
         a=names.index(one["a"]),
         b=names.index(one["b"]),
         scorer=score.name,
-        difference=_signed(difference, score.unit, currency),
-        interval=f"{_signed(low, score.unit, currency)} to {_signed(high, score.unit, currency)}"
-        if low is not None
-        else "",
+        difference=_signed(difference, unit, currency),
+        interval=f"{_signed(low, unit, currency)} to {_signed(high, unit, currency)}" if low is not None else "",
         p=_p_text(adjusted),
         test=str(one.get("test") or ""),
         verdict=_verdict(one, winner),
@@ -336,6 +337,35 @@ def _signed(value: float | None, unit: str, currency: str | None) -> str:
     sign = "+" if value > 0 else "-" if value < 0 else ""
     text = f"{100 * abs(value):.1f}" if unit in SHARES else score_text(abs(value), unit, currency)
     return f"{sign}{text}"
+
+
+class JudgeLine(NamedTuple):
+    """How far a judge agrees with the right verdicts, in texts: a measure and its interval each."""
+
+    judge: str
+    among: str
+    verdicts: int
+    measures: list[tuple[str, str]]
+
+
+def _agreements(suite: SuiteFolder) -> list[JudgeLine]:
+    return [
+        JudgeLine(
+            str(judge["name"]),
+            str(one.get("among")),
+            one.get("n") or 0,
+            [_measure_texts(one.get(name) or {}) for name in ("accuracy", "kappa", "alpha")],
+        )
+        for judge in suite.judges
+        for one in judge["agreement"] or ()
+    ]
+
+
+def _measure_texts(measure: Mapping[str, Any]) -> tuple[str, str]:
+    value, low, high = measure.get("value"), measure.get("ci_low"), measure.get("ci_high")
+    if value is None or low is None or high is None:
+        return (UNKNOWN if value is None else f"{value:.3f}"), str(measure.get("reason") or "")
+    return f"{value:.3f}", f"{low:.3f} to {high:.3f}"
 
 
 def _p_text(p: float | None) -> str:

@@ -26,7 +26,7 @@ from batchchat.providers import DEMO, Provider
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared
 from batchchat.runner.writer import Offload
-from batchchat.store import Store
+from batchchat.store import HeldOutput
 
 if TYPE_CHECKING:
     import httpx
@@ -52,7 +52,7 @@ class BatchParts:
     options: RunOptions
     run_id: str
     prompt_id: str
-    store: Store
+    store: HeldOutput
     job_answered: bool
     budget: Budget | None
     api_key: Credential

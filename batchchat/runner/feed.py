@@ -73,7 +73,8 @@ class RequestFeed:
         """Return an error if the input promised another number of rows than it gave, None if the pass is whole."""
         run = self._run
         source = run.prepared.source
-        promised, read = source.known_rows(), run.intake.counts.rows
+        promised, counts = source.known_rows(), run.intake.counts
+        read = counts.rows + counts.elsewhere
         if promised is None or promised == read or not run.prepared.selection.whole:
             return None
         return StorageError(

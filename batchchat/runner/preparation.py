@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -25,8 +25,9 @@ from batchchat.job.targets import check_targets, has_several
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, RowBatch
 from batchchat.runner.questions import compile_questions, schema_warnings
+from batchchat.runner.sharing import ShardedRows
 from batchchat.sources import STDIN, GivenRows, Source, open_rows, open_source
-from batchchat.store import Completions, Frozen, KeyIndex, RecordIndex, is_output_folder, joined_parsed
+from batchchat.store import Completions, Frozen, KeyIndex, RecordIndex, Shards, is_output_folder, joined_parsed
 from batchchat.template import RowTemplateError, Template
 from batchchat.template.lines import COLUMNS, model_of
 
@@ -66,6 +67,7 @@ class Prepared:
     _rest: Iterator[RowBatch] | None = None
     _images: ImageReader | None = None
     examples: Examples | None = None
+    shards: Shards | None = None
 
     def batches(self) -> Iterator[RowBatch]:
         """The rows of the input, from the first one, with the images of those that are selected.
@@ -76,21 +78,30 @@ class Prepared:
             if self._images is None:
                 yield batch
             else:
-                yield from self._images.batches(batch, self._takes)
+                yield from self._images.batches(batch, self._takes_of(batch))
 
     def complete(self, batch: RowBatch, look: bytes | None = None) -> RowBatch:
         """Return a batch whose selected rows have their examples, if the job chooses any.
 
         `look` has a byte for each of the first rows, 0 for one that needs none. Blocking code.
         """
+        if self.shards is not None and self.job.input.key is not None:
+            ShardedRows(self.shards, self.job.input.key).mark(batch)
         if self.examples is None:
             return batch
-        first, takes = batch.first_index, self._takes
+        first, takes = batch.first_index, self._takes_of(batch)
 
         def wanted(row: int) -> bool:
             return takes(row) if look is None else row - first < len(look) and look[row - first] == 1
 
         return self.examples.complete(batch, self.template, wanted)
+
+    def _takes_of(self, batch: RowBatch) -> Callable[[int], bool]:
+        """Return what tells of a row of this batch whether it must be rendered."""
+        shards, first = batch.shards, batch.first_index
+        if shards is None:
+            return self._takes
+        return lambda row_index: shards[row_index - first] >= 0 and self._takes(row_index)
 
     def _takes(self, row_index: int) -> bool:
         """Tell whether a row must be rendered: equal requests are numbered by all rows, unless rows have a key."""
@@ -142,11 +153,12 @@ def prepare(
     seed: int = 0,
     rows: GivenRows | None = None,
     chosen: frozenset[int] | None = None,
+    shards: Shards | None = None,
 ) -> Prepared:
     """Open the input, compile the template and try both on the first rows. Raises UsageError; writes nothing.
 
     `frozen` are the types that the output was made with. `rows` take the place of the job's input. `chosen` are the
-    indexes of the rows that make the pass, in place of a sample.
+    indexes of the rows that make the pass, in place of a sample. `shards` are those that the run takes of its output.
     """
     provider = job.resolved_provider()
     job.check_params(provider)
@@ -220,6 +232,7 @@ def prepare(
         batches,
         images,
         examples,
+        shards,
     )
 
 

@@ -33,6 +33,7 @@ _SHAPES_NO_REQUEST = (
         "deadline",
         "fallback",
         "cascade",
+        "constant",
         "cache",
         "dedupe",
         "file",
@@ -53,6 +54,9 @@ def pass_of(prepared: Prepared, reopens: frozenset[ErrorKind]) -> Pass | None:
     and the job say: images are files of their own.
     """
     job = prepared.job
+    # A trail is of one whole output: each shard sees some rows alone.
+    if prepared.shards is not None:
+        return None
     names_files = prepared.template.image_columns or prepared.template.attachments
     if prepared.selection.sample is not None or not prepared.source.lasting or names_files:
         return None

@@ -48,13 +48,14 @@ from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import pass_of, prompt_id_of
 from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain, remedy_of
+from batchchat.runner.sharing import shards_for
 from batchchat.runner.state import RunState
 from batchchat.runner.steering import RunSteering, tell_interrupted
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer, in_thread
 from batchchat.sources import GivenRows
-from batchchat.store import Frozen, Store, frozen_schema
+from batchchat.store import Frozen, HeldOutput, ShardedStore, Store, frozen_schema
 
 if TYPE_CHECKING:
     import httpx
@@ -169,14 +170,17 @@ class _Opening:
         self._setting = setting
         self._warnings: list[str] = []
         self._started_at: str | None = None
-        self._run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self._run_id = setting.options.run_id or new_run_id()
         reopens = setting.options.retry_failed
         self._reopens = job.retry.reopens() if reopens is None else reopens
 
-    def open_store(self) -> Store:
+    def open_store(self) -> HeldOutput:
         """Open the output, and say what had to be recovered. Blocking code; raises as `Store.open` does."""
-        job, setting = self._job, self._setting
-        store = setting.open_store(
+        job, setting, shards = self._job, self._setting, self._prepared.shards
+        open_store: Callable[..., HeldOutput] = setting.open_store
+        if shards is not None:
+            open_store = functools.partial(ShardedStore.open, shards=shards, open_shard=setting.open_store)
+        store = open_store(
             address_of(job.output.path),
             job_name=job.name,
             snapshot=job.snapshot(),
@@ -189,6 +193,9 @@ class _Opening:
             part_seconds=job.output.part_seconds,
             currency=self._provider.currency,
             fresh=setting.options.fresh,
+            take_over=setting.options.take_over,
+            outage=job.retry.outage,
+            tell=lambda message: setting.listener(Event("output_away", message, "warning")),
             following=pass_of(self._prepared, self._reopens),
         )
         if store.known is not None:
@@ -212,7 +219,7 @@ class _Opening:
         return cache
 
     async def connect(
-        self, stack: AsyncExitStack, store: Store, wording: Wording, cache: AnswerCache | None, keys: Keys
+        self, stack: AsyncExitStack, store: HeldOutput, wording: Wording, cache: AnswerCache | None, keys: Keys
     ) -> RunState:
         """Connect to the provider and join the parts of the run. `keys` are those of its endpoints."""
         job, setting, prepared = self._job, self._setting, self._prepared
@@ -268,7 +275,7 @@ class _Opening:
             open_answers=store.open_answers(),
         )
 
-    async def _find_provider(self, stack: AsyncExitStack, store: Store) -> None:
+    async def _find_provider(self, stack: AsyncExitStack, store: HeldOutput) -> None:
         """Give a provider `demo` without an address a demo server in this process."""
         setting, provider = self._setting, self._provider
         if not needs_demo(self._job):
@@ -291,7 +298,7 @@ class _Opening:
         )
         return await registry.open(keys, demo_url=self._started_at, limiter=setting.limiter)
 
-    async def _start_demo(self, stack: AsyncExitStack, store: Store) -> str:
+    async def _start_demo(self, stack: AsyncExitStack, store: HeldOutput) -> str:
         from batchchat.demo import BatchOptions, DemoOptions, DemoServer
 
         offload = self._setting.offload
@@ -303,7 +310,7 @@ class _Opening:
         return server.base_url
 
     async def _make_batch_engine(
-        self, stack: AsyncExitStack, store: Store, wording: Wording, prompt_id: str, keys: Keys
+        self, stack: AsyncExitStack, store: HeldOutput, wording: Wording, prompt_id: str, keys: Keys
     ) -> tuple[Engine, Tariff | None]:
         """Return the engine that sends batches, and what tokens cost there."""
         from batchchat.runner.batches import BatchParts
@@ -333,7 +340,7 @@ class _Opening:
         )
         return parts.engine(), parts.tariff()
 
-    def _make_engine(self, to: Endpoint | EndpointRoute, store: Store, wording: Wording) -> Engine:
+    def _make_engine(self, to: Endpoint | EndpointRoute, store: HeldOutput, wording: Wording) -> Engine:
         """Return the engine that sends single requests."""
         job, setting, provider = self._job, self._setting, self._provider
         retry, counts = job.retry, store.index.counts()
@@ -359,7 +366,7 @@ class _Opening:
             found.append(tariff and tariff.times(max(1.0, target.provider.tiers.get(tier, 1.0))))
         return Tariff.dearest(found)
 
-    def _make_intake(self, store: Store) -> Intake:
+    def _make_intake(self, store: HeldOutput) -> Intake:
         job, prepared = self._job, self._prepared
         shares = job.cache is not None or job.dedupe
         intake = prepared.intake(store.index, store.keys, reopens=self._reopens, answer_ids=shares)
@@ -489,10 +496,12 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
     for message in warned:
         setting.listener(Event("warning", message, "warning"))
     frozen = Frozen() if options.fresh else await offload(frozen_schema, address_of(job.output.path))
+    shards = await offload(shards_for, job, options)
     prepared = await offload(
         functools.partial(
             prepare,
             job,
+            shards=shards,
             frozen=frozen,
             limit=options.limit,
             sample=options.sample,
@@ -539,11 +548,16 @@ def _read_keys(job: Job, setting: _Setting, warn: Callable[[str], object]) -> Ke
     return read_keys(job, setting.environ, warn=warn, tell=tell)
 
 
+def new_run_id() -> str:
+    """Return an identity for a run: when it begins, in UTC, and six digits that no other run has."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
 def _now_us() -> int:
     return time.time_ns() // 1000
 
 
-def _refuse_beside_batches(store: Store) -> None:
+def _refuse_beside_batches(store: HeldOutput) -> None:
     """Refuse single requests while batches of this output may answer the same. Raises UsageError, StorageError."""
     if not store.batches_folder().is_dir():
         return

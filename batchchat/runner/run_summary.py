@@ -94,6 +94,9 @@ class Figures:
         seen, source, options = run.intake.counts.rows, run.prepared.source, run.options
         if run.read_all:
             return seen, True
+        shards = run.prepared.shards
+        if shards is not None and not shards.whole:
+            return self._rows_of_shards(len(shards.chosen) / shards.count), False
         if run.counted is not None:
             return run.counted, True
         known = source.known_rows()
@@ -107,6 +110,19 @@ class Figures:
             exact = True
         known = known if options.most_rows is None else min(known, options.most_rows)
         return max(known, seen), exact
+
+    def _rows_of_shards(self, share: float) -> int | None:
+        """Estimate how many rows of the pass are in the shards of this run: keys spread evenly over all shards."""
+        run = self._run
+        known = run.counted if run.counted is not None else run.prepared.source.known_rows()
+        if known is None:
+            read = run.prepared.source.fraction()
+            counts = run.intake.counts
+            known = round((counts.rows + counts.elsewhere) / read) if read > 0.001 else None
+        if known is None:
+            return None
+        most = run.options.most_rows
+        return max(round((known if most is None else min(known, most)) * share), run.intake.counts.rows)
 
     def summary(self, error: BatchchatError | None) -> RunSummary:
         """Return how the run ended; `error` is why it ended early, if it did."""

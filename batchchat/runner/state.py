@@ -20,7 +20,7 @@ from batchchat.runner.preparation import Prepared
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer
-from batchchat.store import AnswerEntry, Store
+from batchchat.store import AnswerEntry, HeldOutput
 
 if TYPE_CHECKING:
     from batchchat.runner.reuse import Reuse
@@ -50,7 +50,7 @@ class RunState:
     prepared: Prepared
     provider: Provider
     budget: Budget | None
-    store: Store
+    store: HeldOutput
     wording: Wording
     tally: Tally
     forecaster: Forecaster

@@ -64,6 +64,7 @@ class RunSteering:
         run = self._run
         if times > 1:
             run.engine.cancel()
+            run.store.hurry()
             return
         run.phase = "draining"
         wait = f"waiting up to {self._grace:g} s for what is in flight"
@@ -195,6 +196,8 @@ class RunSteering:
         while (left := self._drained_at + self._grace - anyio.current_time()) > 0:
             await self._wait_for_change(left)
         self._run.engine.cancel()
+        # What is answered and waits for a store that is away is asked again in the next run.
+        self._run.store.hurry()
 
     async def _wait_for_change(self, seconds: float | None) -> None:
         """Wait until a setting changes, at most for so long."""

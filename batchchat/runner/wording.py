@@ -11,7 +11,7 @@ import hashlib
 import json
 
 from batchchat.runner.preparation import Prepared
-from batchchat.store import Store
+from batchchat.store import HeldOutput
 
 _HELD = "text_digest"
 _ANSWERED = "answered_text"
@@ -22,7 +22,7 @@ _SEVERAL = "several"
 class Wording:
     """The text of this run's job beside those of the output's records. Blocking code. Raises StorageError."""
 
-    def __init__(self, store: Store, prepared: Prepared) -> None:
+    def __init__(self, store: HeldOutput, prepared: Prepared) -> None:
         more: list[object] = [] if prepared.examples is None else [prepared.examples.digest]
         if prepared.job.max_prompt_tokens is not None:
             more.append(prepared.job.max_prompt_tokens.model_dump(mode="json"))

@@ -20,7 +20,7 @@ from batchchat.intake import Invalid
 from batchchat.money import as_float
 from batchchat.records import Answerer, Completion, EarlierStep, Record, Request, Spend, Usage, answer_bytes
 from batchchat.runner.tally import Tally
-from batchchat.store import AnswerEntry, Entry, Sealing, SettledEntry, SpendOnly, Store, StoreChange
+from batchchat.store import AnswerEntry, Entry, HeldOutput, SettledEntry, SpendOnly, StoreChange
 
 _FULL_BYTES = 16 * 2**20
 _NO_USAGE = Usage()
@@ -68,7 +68,7 @@ class Writer:
 
     def __init__(
         self,
-        store: Store,
+        store: HeldOutput,
         tally: Tally,
         *,
         run_id: str,
@@ -103,6 +103,7 @@ class Writer:
         self._taken = self._committed = 0
         self._waiting_since: float | None = None
         self._wake = anyio.Event()
+        self._hasten = anyio.Event()
         self._caught_up = anyio.Event()
         self._finished = False
         self._group: TaskGroup | None = None
@@ -124,7 +125,9 @@ class Writer:
             else:
                 kept = outcome.payload["completion"]
                 nbytes = answer_bytes(kept["text"], kept["reasoning"], kept["tool_calls"], kept["logprobs"])
-                self._add(AnswerEntry(request.custom_id, outcome.step, outcome.payload, spend), nbytes)
+                shards = request.batch.shards
+                shard = 0 if shards is None else shards[request.offset]
+                self._add(AnswerEntry(request.custom_id, outcome.step, outcome.payload, spend, shard), nbytes)
             return
         record = self._record(request, outcome)
         usage, cost = outcome.reply.usage, outcome.reply.cost
@@ -193,6 +196,8 @@ class Writer:
         self._taken += 1
         self._bytes += nbytes
         self._wake.set()
+        if self._bytes > _FULL_BYTES:
+            self._hasten.set()
 
     @property
     def full(self) -> bool:
@@ -311,6 +316,7 @@ class Writer:
             answers = {} if self.shelf is None else self.shelf.take()
             self._waiting_since = anyio.current_time()
             change: StoreChange = await self._offload(self._commit, entries, answers)
+            due = self._waiting_since + self._store.commit_s
             self._waiting_since = None
             if self.shelf is not None:
                 self.shelf.kept()
@@ -323,10 +329,19 @@ class Writer:
                 await self._begin_seal()
             if self.error is not None:
                 return
+            await self._gather(due)
         await self._sealed()
         if self.error is None and self._store.unsealed:
             await self._begin_seal()
             await self._sealed()
+
+    async def _gather(self, due: float) -> None:
+        """Let outcomes gather until a moment, if the output wants few commits; not if much waits, or nothing comes."""
+        left = due - anyio.current_time()
+        if left > 0 and not self._finished and not self.full:
+            self._hasten = anyio.Event()
+            with anyio.move_on_after(left):
+                await self._hasten.wait()
 
     def _commit(self, entries: list[Entry], answers: dict[bytes, Completion]) -> StoreChange:
         """Keep the answers that are shared, then the records: no kill leaves a counted answer that is not shared."""
@@ -353,12 +368,12 @@ class Writer:
     async def _begin_seal(self) -> None:
         """Seal what is pending while commits go on. At most one seal is under way: a second one waits here."""
         await self._sealed()
-        sealing: Sealing | None = await self._offload(self._store.rotate)
+        sealing: object | None = await self._offload(self._store.rotate)
         if sealing is not None and self._group is not None and self.error is None:
             self._sealing = anyio.Event()
             self._group.start_soon(self._seal, sealing)
 
-    async def _seal(self, sealing: Sealing) -> None:
+    async def _seal(self, sealing: object) -> None:
         try:
             self._apply(await self._offload(self._store.seal, sealing))
         except StorageError as error:
@@ -386,6 +401,7 @@ class Writer:
         """Let `run` end once everything is committed and sealed."""
         self._finished = True
         self._wake.set()
+        self._hasten.set()
 
     def fail(self, error: StorageError) -> None:
         """Keep the first error of the disk, and end the run: nothing more can be kept."""
@@ -393,6 +409,7 @@ class Writer:
             self.error = error
             self._caught_up.set()
             self._wake.set()
+            self._hasten.set()
             self._on_error()
 
 

@@ -73,18 +73,23 @@ def output_names(names: Sequence[str]) -> list[str]:
     return [given[index] for index in range(len(names))]
 
 
-def as_seen(schema: pa.Schema, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A carried row as the template saw it: under the input's own names, JSON text read, `input_extra` put back."""
-    values: dict[str, Any] = {}
-    for field in schema:
-        if field.name == EXTRA:
-            continue
-        column, value = _column(field), row.get(field.name)
-        values[column.name] = orjson.loads(value) if column.mode == JSON and isinstance(value, str) else value
-    extra = row.get(EXTRA)
-    if isinstance(extra, str):
-        values.update(orjson.loads(extra))
-    return values
+class SeenRows:
+    """Makes carried rows what the template saw: under the input's own names, JSON text read, `input_extra` put back."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        found = [(field.name, _column(field)) for field in schema if field.name != EXTRA]
+        self._columns = [(name, column.name, column.mode == JSON) for name, column in found]
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return one row as it was seen."""
+        values: dict[str, Any] = {}
+        for carried, name, is_json in self._columns:
+            value = row.get(carried)
+            values[name] = orjson.loads(value) if is_json and isinstance(value, str) else value
+        extra = row.get(EXTRA)
+        if isinstance(extra, str):
+            values.update(orjson.loads(extra))
+        return values
 
 
 class Columns:

@@ -22,7 +22,7 @@ from batchchat.sources.convert import DECLARED, JSON, MISFIT, Convert, converter
 from batchchat.sources.delimited import DelimitedReader
 from batchchat.sources.files import BLOCK, STDIN, ByteStream, Progress, StdinStream, reading
 from batchchat.sources.infer import Shape
-from batchchat.sources.input_file import Found, InputFile, LocalFile, Stamp
+from batchchat.sources.input_file import FoundFiles, InputFile, LocalFile, Stamp
 from batchchat.sources.jsonl import count_jsonl, read_jsonl
 from batchchat.sources.parquet import ParquetFile, plain_type
 
@@ -55,7 +55,7 @@ class Source(ABC):
         frozen: pa.Schema | None,
         limits: Limits,
         *,
-        listing: Callable[[], Found] | None = None,
+        listing: Callable[[], FoundFiles] | None = None,
         notes: Iterable[str] = (),
         dialect: TableDialect = USUAL,
         encoding: str | None = None,
@@ -151,6 +151,10 @@ class Source(ABC):
                         return held
                     held += 1
         return held
+
+    def ends_at(self, place: Place | None) -> bool:
+        """Tell whether there are no rows behind a place that still holds."""
+        return place is not None and place.ended and place.file == len(self._inputs) - 1
 
     def folder_of(self, name: str) -> Path | None:
         """The folder in which the file of this name lies; for standard input the current one, for an object none."""

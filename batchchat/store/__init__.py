@@ -6,6 +6,7 @@ from batchchat.store.cleaning import OldOutput, old_outputs, remove_output
 from batchchat.store.commands import CommandFiles
 from batchchat.store.commit_log import Sealing
 from batchchat.store.completions import Completions
+from batchchat.store.held import HeldOutput
 from batchchat.store.index import (
     ARCHIVED,
     NONE,
@@ -31,6 +32,8 @@ from batchchat.store.output import (
 from batchchat.store.recovery import Recovery
 from batchchat.store.review_files import has_review_file, read_review_lines, write_review_lines
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
+from batchchat.store.sharded import ShardedStore
+from batchchat.store.sharding import Shards, check_shards
 from batchchat.store.state import batches_folder, check_currency, lock_holder
 from batchchat.store.store import Store, StoreChange
 from batchchat.store.tail import OutputTail
@@ -47,6 +50,7 @@ __all__ = [
     "Counts",
     "Entry",
     "Frozen",
+    "HeldOutput",
     "KeyIndex",
     "OldOutput",
     "Output",
@@ -55,12 +59,15 @@ __all__ = [
     "Recovery",
     "Sealing",
     "SettledEntry",
+    "ShardedStore",
+    "Shards",
     "SpendOnly",
     "Store",
     "StoreChange",
     "VerifyReport",
     "batches_folder",
     "check_currency",
+    "check_shards",
     "earlier_prompts",
     "evaluation_outputs",
     "frozen_schema",

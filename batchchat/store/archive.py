@@ -19,7 +19,7 @@ class Archive:
     """The files of the archive. Used by one thread at a time; `fetch` may run beside it.
 
     `opened` opens a file with the output's columns. `before_removal` is called with the name of a file that is going to
-    be set aside.
+    be set aside; `write_empty` writes a file without records.
     """
 
     def __init__(
@@ -29,11 +29,13 @@ class Archive:
         *,
         bounds: PartBounds,
         before_removal: Callable[[str], None],
+        write_empty: Callable[[BinaryIO], None],
     ) -> None:
         self.files = files
         self._open = opened
         self._bounds = bounds
         self._before_removal = before_removal
+        self._write_empty = write_empty
         self._finder = ArchiveFinder(files, self.opened)
         self.fetch = self._finder.fetch
 
@@ -75,7 +77,7 @@ class Archive:
     def set_aside(self, error: DamagedPartError) -> str:
         """Take a damaged file out of the archive, and say so in a sentence."""
         self._before_removal(error.part)
-        kept = self.files.set_aside(error.part)
+        kept = self.files.set_aside(error.part, self._write_empty)
         return f"{error}. What it gave back is asked for again when it is wanted. The file is kept as {kept}."
 
     def _file_for(self, rows: int) -> tuple[str, bool]:

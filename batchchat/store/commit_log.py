@@ -85,6 +85,11 @@ class CommitLog:
         return 0 if self._pending is None else self._pending.rows
 
     @property
+    def pending_bytes(self) -> int:
+        """Return about how many bytes of memory those records take."""
+        return 0 if self._pending is None else self._pending.nbytes
+
+    @property
     def unsealed(self) -> bool:
         """Tell whether committed records wait to be published, or to go to the archive."""
         return bool(self.pending_rows or self._late is not None)

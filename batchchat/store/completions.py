@@ -54,7 +54,7 @@ class Completions:
                 f"{directory} holds no completions yet, so that it has no rows for another job",
                 remedy="Run its own job first.",
             )
-        left = output.runs[-1].get("open") if output.runs else None
+        left = output.last_run.get("open") if output.last_run else None
         self.open = left if type(left) is int else None
 
     def __len__(self) -> int:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
+from secrets import token_hex
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,11 +35,13 @@ from batchchat.store.parts import (
     sort_order,
     write_part,
 )
-from batchchat.store.schema import same_types
+from batchchat.store.schema import RECORD_SCHEMA, same_types
 
 Point = Callable[[str], None]
 """Called with the name of a step that is just done; tests stop the process there."""
 
+_SETTLED = b"batchchat.settled"
+"""Names what tells a part that was published again from the same part before, in the metadata of its columns."""
 _IDENTITY = ("custom_id", "run_id", "finished_at")
 
 
@@ -65,7 +70,13 @@ class Dataset:
         self, location: Location, types: OutputTypes, *, bounds: PartBounds, point: Point, before_removal: Point
     ) -> None:
         self.parts = location.parts
-        self.archive = Archive(location.archive, self._opened, bounds=bounds, before_removal=before_removal)
+        self.archive = Archive(
+            location.archive,
+            self._opened,
+            bounds=bounds,
+            before_removal=before_removal,
+            write_empty=self._write_empty,
+        )
         self.older: set[str] = set()
         self._types = types
         self._bounds = bounds
@@ -217,7 +228,7 @@ class Dataset:
         """Publish a part again without the records of the mask; remove it where none is left."""
         if mask.true_count == len(mask):
             self._before_removal(name)
-            self.parts.remove(name)
+            self.parts.remove(name, self._write_empty)
             return
         try:
             with self.part(name) as reader:
@@ -283,6 +294,29 @@ class Dataset:
             before=lambda: self._point("seal.part_written"),
         )
 
+    def _write_empty(self, sink: BinaryIO) -> None:
+        """Write a part without records."""
+        write_part(sink, self._types.schema or RECORD_SCHEMA, [])
+
+    def settle(self) -> None:
+        """Publish again, with another content, the parts that a writer which lost the output may still write.
+
+        Such a write depends on the part's being as it was, and fails then. Raises StorageError.
+        """
+        for files in (self.parts, self.archive.files):
+            for name in list(files.unsettled):
+                try:
+                    with self._opened(files, name) as reader:
+                        # The same records would be the same bytes, and a late write would not notice.
+                        metadata = {**(reader.schema.metadata or {}), _SETTLED: token_hex(8)}
+                        schema = reader.schema.with_metadata(metadata)
+                        files.publish(name, partial(write_part, schema=schema, batches=reader.batches()))
+                except FileNotFoundError:
+                    # Its name is taken, so that it cannot be created any more.
+                    files.publish(name, self._write_empty)
+                except DamagedPartError:
+                    files.set_aside(name, self._write_empty)
+
     def rows(self) -> int:
         """Return how many records the parts hold."""
         return sum(self.rows_of(name) for name in self.parts.names())
@@ -307,7 +341,7 @@ class Dataset:
             moved.lost += rows
         moved.removed += [(custom_id, False) for custom_id in custom_ids]
         self._before_removal(error.part)
-        kept = self.parts.set_aside(error.part)
+        kept = self.parts.set_aside(error.part, self._write_empty)
         known = "Its 1 record is" if rows == 1 else f"Its {rows:,} records are" if rows else "Its records are"
         moved.messages.append(f"{error}. {known} taken out, and their rows run again. The file is kept as {kept}.")
 

@@ -67,12 +67,14 @@ class AnswerEntry:
     """An answer to a request that goes on (a correction, a longer second try), numbered by `step` from 0.
 
     `payload` is a JSON value that lets the engine go on at the next step. It is kept until the request is settled.
+    `shard` is that of its row, 0 if the output has none.
     """
 
     custom_id: str
     step: int
     payload: Any
     spend: Spend = Spend()
+    shard: int = 0
 
 
 @dataclass(slots=True, frozen=True)

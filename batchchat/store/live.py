@@ -19,12 +19,13 @@ class Superseding(NamedTuple):
 class LiveRecords:
     """The indexes of one output. They belong to the event loop, save while nothing else is at work.
 
-    `known` are the rows whose requests an earlier pass noted, None if this pass knows none.
+    `known` are the rows whose requests an earlier pass noted, None if this pass knows none. The indexes are those of
+    `beside` if it is given: the shards of an output share them, and each knows what its own records supersede.
     """
 
-    def __init__(self, *, with_keys: bool, known: KnownRows | None) -> None:
-        self.index = RecordIndex()
-        self.keys = KeyIndex() if with_keys else None
+    def __init__(self, *, with_keys: bool, known: KnownRows | None, beside: LiveRecords | None = None) -> None:
+        self.index: RecordIndex = RecordIndex() if beside is None else beside.index
+        self.keys: KeyIndex | None = (KeyIndex() if with_keys else None) if beside is None else beside.keys
         self.known = known
         self._by_id = self._by_key = False
 

@@ -22,6 +22,7 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.store.column_types import read_types
 from batchchat.store.index import KeyIndex, RecordIndex
+from batchchat.store.joined_runs import joined_last, joined_lines, joined_snapshots
 from batchchat.store.journal import AnswerEntry, OpenAnswers, Replay, replay
 from batchchat.store.json_files import read_lines
 from batchchat.store.known import KnownRows, Pass
@@ -33,6 +34,7 @@ from batchchat.store.manifest import RUNS
 from batchchat.store.parts import ROW_GROUP_ROWS, DamagedPartError, PartReader, latest, newest_of_keys, sample_keys
 from batchchat.store.pending import Pending, Unsealed
 from batchchat.store.schema import Frozen, own_columns
+from batchchat.store.sharding import shard_places
 from batchchat.store.state import LIVE, STATE, State
 
 _NEEDED = ("custom_id", "key", "sample_index")
@@ -40,7 +42,11 @@ _NEEDED = ("custom_id", "key", "sample_index")
 
 @dataclass(slots=True)
 class Output:
-    """A view of an output at one moment. `job` is the last run's snapshot, `holder` who runs it now."""
+    """A view of an output at one moment. `job` is the last run's snapshot, `holder` who runs it now.
+
+    `last_run` tells how the last run ended; in an output with `shards`, how the last runs of all its shards did. It is
+    None if none has ended by itself.
+    """
 
     directory: Path | str
     job: dict[str, Any]
@@ -52,7 +58,9 @@ class Output:
     spend_by_run: dict[str, Spend]
     answers: dict[str, list[AnswerEntry]] = field(default_factory=dict)
     pending: pa.Table | None = None
-    _location: Location = field(default_factory=lambda: location_of(Path()))
+    last_run: dict[str, Any] | None = None
+    shards: int | None = None
+    _places: Sequence[Location] = ()
 
     @property
     def spend(self) -> Spend:
@@ -80,11 +88,13 @@ class Output:
 
     def run_ids(self) -> list[str]:
         """Return the identities of all runs that ever held this output, whatever became of them, in their order."""
-        return State(self._location).run_ids()
+        found = [run_id for place in self._places for run_id in State(place).run_ids()]
+        return found if self.shards is None else sorted(set(found), key=lambda run_id: run_id[:15])
 
     def snapshot(self, run_id: str) -> dict[str, Any] | None:
         """Return the job as a run had it, None where that run left none."""
-        return State(self._location).snapshot(run_id)
+        found = (State(place).snapshot(run_id) for place in self._places)
+        return next((snapshot for snapshot in found if snapshot is not None), None)
 
     def records(
         self, columns: Sequence[str] | None = None, *, batch_rows: int = ROW_GROUP_ROWS
@@ -118,11 +128,10 @@ class Output:
         schema = self.schema
         if schema is None:
             return
-        files = self._location.parts
         pending = self.pending if self.pending is not None and self.pending.num_rows else None
         superseding = None if pending is None else _Superseding(pending)
 
-        def read_live(part: str, names: list[str]) -> Iterator[pa.RecordBatch]:
+        def read_live(files: PartFiles, part: str, names: list[str]) -> Iterator[pa.RecordBatch]:
             read = names if superseding is None else list(dict.fromkeys([*names, *_NEEDED]))
             try:
                 with PartReader(files, part, schema) as reader:
@@ -135,19 +144,25 @@ class Output:
             except DamagedPartError as error:
                 raise _damaged(files, error) from error
 
-        for part in files.names():
-            yield partial(read_live, part)
+        for files, part in self._parts():
+            yield partial(read_live, files, part)
         if pending is not None:
             journaled = pending
             yield lambda names: iter(journaled.select(names).to_batches(max_chunksize=batch_rows))
 
+    def _parts(self) -> Iterator[tuple[PartFiles, str]]:
+        """Yield the names of the parts, in their order, shard by shard, each with where it is."""
+        for place in self._places:
+            for name in place.parts.names():
+                yield place.parts, name
+
     def part_names(self) -> list[str]:
         """Return the names of the parts, in their order."""
-        return self._location.parts.names()
+        return [name for _, name in self._parts()]
 
     def read_part(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a part, also records in it that the journal supersedes. Raises StorageError where it is damaged."""
-        files = self._location.parts
+        files = next(place.parts for place in self._places if place.parts.kind.number(name) is not None)
         try:
             with PartReader(files, name, self.schema) as reader:
                 return reader.read(columns)
@@ -156,15 +171,15 @@ class Output:
 
     def _rows(self) -> int:
         """How many live records there are, more or less, as the parts' own footers say it."""
-        files, rows = self._location.parts, 0 if self.pending is None else self.pending.num_rows
-        for name in files.names():
+        rows = 0 if self.pending is None else self.pending.num_rows
+        for files, name in self._parts():
             with suppress(FileNotFoundError, DamagedPartError), PartReader(files, name) as reader:
                 rows += reader.rows
         return rows
 
     def known(self, following: Pass) -> KnownRows:
         """Return what an earlier pass knew of the rows of this one, as a run would find it. Close its trail."""
-        return following.known(self._location.scratch(), writable=False)
+        return following.known(self._places[0].scratch(), writable=False)
 
     def load_index(
         self, *, with_keys: bool = False, known: KnownRows | None = None
@@ -184,16 +199,21 @@ class Output:
         for batch in self.records(columns):
             loader.add(batch, batch.column("key") if with_keys else None)
         loader.finish()
-        files = self._location.archive
-        for name in files.names():
-            try:
-                with PartReader(files, name) as reader:
-                    table = reader.read(["custom_id", "status"])
-            except (DamagedPartError, FileNotFoundError):
-                continue
-            for custom_id in table.filter(pc.equal(table.column("status"), "ok")).column("custom_id").to_pylist():
-                index.add_archived(custom_id)
+        for place in self._places:
+            _load_archive(place.archive, index)
         return index, keys
+
+
+def _load_archive(files: PartFiles, index: RecordIndex) -> None:
+    """Note which completions an archive holds. A damaged file is passed over: the next run sets it aside."""
+    for name in files.names():
+        try:
+            with PartReader(files, name) as reader:
+                table = reader.read(["custom_id", "status"])
+        except (DamagedPartError, FileNotFoundError):
+            continue
+        for custom_id in table.filter(pc.equal(table.column("status"), "ok")).column("custom_id").to_pylist():
+            index.add_archived(custom_id)
 
 
 def _damaged(files: PartFiles, error: DamagedPartError) -> StorageError:
@@ -245,7 +265,19 @@ def frozen_schema(directory: Path | str) -> Frozen:
     Raises UsageError if the folder holds something else.
     """
     location = location_of(directory)
-    return read_types(location) if location.holds_output() else Frozen()
+    if not location.holds_output():
+        return Frozen()
+    count = State(location).shards()
+    return read_types(location) if count is None else _types_of_shards(shard_places(location, count))
+
+
+def _types_of_shards(places: Sequence[Location]) -> Frozen:
+    """Return the types that the shards were made with: all have the same, but one that is new may lack some."""
+    found = [read_types(place) for place in places]
+    frozen = next((each for each in found if each.input is not None), Frozen())
+    return Frozen(
+        frozen.input, next((each.parsed for each in found if each.parsed is not None), None), frozen.recovered
+    )
 
 
 def read_state(directory: Path | str) -> Output:
@@ -254,9 +286,20 @@ def read_state(directory: Path | str) -> Output:
     Raises UsageError if the folder is no output of batchchat, StorageError if it cannot be read.
     """
     location = existing_output(directory)
+    count = State(location).shards()
+    if count is None:
+        output = _read_place(location, read_types(location))
+        output.last_run = output.runs[-1] if output.runs else None
+        return output
+    places = shard_places(location, count)
+    frozen = _types_of_shards(places)
+    return _joined(location, count, [_read_place(place, frozen) for place in places], frozen)
+
+
+def _read_place(location: Location, frozen: Frozen) -> Output:
+    """Look at an output without shards, or at one shard."""
     state = State(location)
     holder = location.holder()
-    frozen = read_types(location)
     schema = frozen.output()
     pending = None if schema is None else Pending(schema)
     replays = _replays(location, pending)
@@ -280,8 +323,46 @@ def read_state(directory: Path | str) -> Output:
         spend_by_run=ledger.by_run,
         answers=dict(answers.by_request()),
         pending=None if pending is None else _newest(pa.Table.from_batches(pending.batches(), pending.schema)),
-        _location=location,
+        _places=[location],
     )
+
+
+def _joined(location: Location, count: int, shards: Sequence[Output], frozen: Frozen) -> Output:
+    """Return the sum of the shards of an output."""
+    state = State(location)
+    holder = location.holder()
+    lives = [state.object(LIVE)]
+    if holder is None and (held := [shard for shard in shards if shard.holder is not None]):
+        # Runs over some of the shards each, side by side. One that holds several writes its progress in the first.
+        holder = held[0].holder
+        running = {run_id for shard in held if (run_id := (shard.holder or {}).get("run_id"))}
+        lives = [shard.live for shard in held if shard.live and shard.live.get("run_id") in running]
+    spend: dict[str, Spend] = {}
+    for shard in shards:
+        for run_id, amount in shard.spend_by_run.items():
+            spend[run_id] = spend.get(run_id, Spend()).plus(amount)
+    tables = [shard.pending for shard in shards if shard.pending is not None]
+    lines = [shard.runs for shard in shards]
+    runs = joined_lines(read_lines(location.state, RUNS)[0], lines)
+    output = Output(
+        directory=address_of(location.address),
+        job={},
+        state=next((shard.state for shard in shards if shard.state), {}),
+        frozen=frozen,
+        runs=runs,
+        live=joined_snapshots([live for live in lives if live]) if any(lives) else None,
+        holder=holder,
+        spend_by_run=spend,
+        answers={custom_id: found for shard in shards for custom_id, found in shard.answers.items()},
+        pending=pa.concat_tables(tables) if tables else None,
+        last_run=joined_last(runs, lines, count),
+        shards=count,
+        _places=shard_places(location, count),
+    )
+    # Runs over some of the shards may have had other jobs: the newest counts.
+    newest = output.run_ids()[-1:]
+    output.job = (output.snapshot(newest[0]) if newest else None) or state.job()
+    return output
 
 
 def existing_output(directory: Path | str) -> Location:

@@ -104,6 +104,8 @@ class Recoverer:
         """Compare the files with the manifest, load the dataset, and seal every journal that is left."""
         held, recovery = self._held, self._recovery
         held.point("recover.begin")
+        # Before anything is read: what is read must stay as it is.
+        held.dataset.settle()
         self._compare_with_manifest()
         for name in (RUNS, LEDGER):
             held.location.state.cut_torn_line(name)
@@ -118,7 +120,8 @@ class Recoverer:
         journals = held.location.journals
         found = [replay(journals, generation) for generation in journals.generations()]
         # A number is never used twice, also not after its journal is gone: the ledger counts by it.
-        held.log.generation = max([*ledger.generations, *(each.generation for each in found), 0])
+        used = [*ledger.generations, *(each.generation for each in found), journals.last_used()]
+        held.log.generation = max(used)
         for each in found:
             held.log.answers.add(each.answers)
             recovery.add_damage(each)

@@ -13,6 +13,8 @@ from batchchat.errors import UsageError
 from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS
 
 FORMAT = 1
+SHARDED_FORMAT = 2
+"""The format of an output in shards. Each of its shards has FORMAT."""
 
 
 _TOOL_CALL = pa.struct([(name, pa.string()) for name in ("id", "type", "name", "arguments")])

@@ -11,12 +11,13 @@ from batchchat.store.json_files import publish_json, read_object
 from batchchat.store.location.choice import location_of
 from batchchat.store.location.port import Location
 from batchchat.store.manifest import MANIFEST, read_manifest
-from batchchat.store.schema import FORMAT
+from batchchat.store.schema import FORMAT, SHARDED_FORMAT
 
 FORMAT_FILE = "format.json"
 JOB = "job.json"
 STATE = "state.json"
 LIVE = "live.json"
+SHARDS = "shards.json"
 SNAPSHOTS = "snapshots"
 
 _LOST = {
@@ -83,7 +84,26 @@ class State:
     def write_format(self) -> None:
         """Make the location an output, if it is none yet: `format.json` is what tells one."""
         if self.lacks_format:
-            self.save(FORMAT_FILE, {"format": FORMAT})
+            shards = self.shards()
+            self.save(FORMAT_FILE, {"format": FORMAT} if shards is None else {"format": SHARDED_FORMAT})
+
+    def shards(self) -> int | None:
+        """Return how many shards the output has, None if it has none. Raises StorageError if that is not known."""
+        count = self.object(SHARDS).get("shards")
+        if type(count) is int and count > 1:
+            return count
+        # The format says that there are some. To take the output for one without shards would ask every row again.
+        if self._files.has(SHARDS) or self.object(FORMAT_FILE).get("format") == SHARDED_FORMAT:
+            raise StorageError(
+                f"{self._files.address(SHARDS)} is missing or damaged: how many shards the output has is not known",
+                remedy='Write it again, such as {"shards": 64}: the number stands in the job file, as output.shards.',
+            )
+        return None
+
+    def set_shards(self, count: int) -> None:
+        """Note how many shards a new output has. An earlier version, which knows none, then refuses the output."""
+        self.save(SHARDS, {"shards": count})
+        self.save(FORMAT_FILE, {"format": SHARDED_FORMAT})
 
     def check_format(self) -> None:
         """Raise UsageError if the output has a layout that this version does not know.
@@ -92,7 +112,7 @@ class State:
         have left files that this one cannot read, and says so.
         """
         version = self.object(FORMAT_FILE).get("format")
-        if type(version) is int and version != FORMAT:
+        if type(version) is int and version not in (FORMAT, SHARDED_FORMAT):
             raise UsageError(
                 f"{self._location.address} has the output format {version}, and this version of batchchat knows "
                 f"{FORMAT} only",

@@ -21,10 +21,11 @@ durable, and the next `open` recovers it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pyarrow as pa
@@ -78,6 +79,8 @@ class Store:
         self._commits = self._applied = 0
         self._sealing = False
         self._broken: BaseException | None = None
+        self._live_mark: tuple[Any, Any] | None = None
+        self._live_due = 0.0
 
     # ---- opening ----------------------------------------------------------------------------------------------------
 
@@ -97,23 +100,32 @@ class Store:
         part_seconds: float = PART_SECONDS,
         currency: str | None = None,
         fresh: bool = False,
+        take_over: bool = False,
+        outage: float | None = None,
+        tell: Callable[[str], None] = _nowhere,
         following: Pass | None = None,
+        beside: Store | None = None,
         point: Point = _nowhere,
     ) -> Store:
         """Take hold of an output, creating it if there is none, and recover what an earlier run left.
 
-        `output` is a folder, or a location. `snapshot` is the job as JSON values, with its `name`. `input_schema` is
-        frozen if none is yet, and so is the type of `parsed`, if there is such a column; it may come later, and then
-        stays. `fresh` renames an existing output aside first. `following` is the pass that begins, if it may take over
-        what an earlier one knew of its rows (see `known`). `point` is called at named steps, for tests of crashes.
+        `output` is a folder, a URL, or a location. `snapshot` is the job as JSON values, with its `name`.
+        `input_schema` is frozen if none is yet, and so is the type of `parsed`, if there is such a column; it may come
+        later, and then stays. `fresh` sets an existing output aside first. `take_over` takes it from another run that
+        seems to be alive. `outage` is how long a place that is away is waited for, in seconds; `tell` takes sentences
+        about it. `following` is the pass that begins, if it may take over what an earlier one knew of its rows (see
+        `known`). `beside` is another shard of the same output that this run holds: the two have one index. `point` is
+        called at named steps, for tests of crashes.
 
         Raises UsageError (nothing was created) if the folder is something else, belongs to another job, has an
         unknown format, another type of `parsed`, or cannot be written; OutputLocked if another run holds it;
         StorageError if the disk fails.
         """
         location = location_of(absolute(output) if isinstance(output, Path | str) else output)
+        if outage is not None:
+            location.attend(outage, tell)
         try:
-            hold, renamed = _take_hold(location, run_id, job_name, fresh=fresh)
+            hold, renamed = _take_hold(location, run_id, job_name, fresh=fresh, take_over=take_over)
             known: KnownRows | None = None
             try:
                 before, mended = mend_state(location, input_schema, currency)
@@ -123,7 +135,7 @@ class Store:
                 held = _assemble(
                     location,
                     OutputTypes(location, frozen, metadata),
-                    LiveRecords(with_keys=with_keys, known=known),
+                    LiveRecords(with_keys=with_keys, known=known, beside=None if beside is None else beside.live),
                     bounds=PartBounds(part_rows, part_bytes, part_seconds),
                     run_id=run_id,
                     point=point,
@@ -138,7 +150,7 @@ class Store:
             except BaseException:
                 if known is not None:
                     known.trail.close()
-                hold.release()
+                hold.release(clean=False)
                 raise
         except StorageError as error:
             if isinstance(error.__cause__, PermissionError):
@@ -206,6 +218,11 @@ class Store:
     def pending_rows(self) -> int:
         """How many committed records are in no part yet, save those that are being sealed."""
         return self._held.log.pending_rows
+
+    @property
+    def pending_bytes(self) -> int:
+        """About how many bytes of memory those records take."""
+        return self._held.log.pending_bytes
 
     @property
     def unsealed(self) -> bool:
@@ -299,6 +316,11 @@ class Store:
         return address_of(self._held.location.address)
 
     @property
+    def live(self) -> LiveRecords:
+        """The indexes, and what the records since the last seal may supersede."""
+        return self._held.live
+
+    @property
     def index(self) -> RecordIndex:
         """What is done, by `custom_id`."""
         return self._held.live.index
@@ -348,7 +370,15 @@ class Store:
         self._held.state.save(STATE, dict(state))
 
     def write_live(self, live: Mapping[str, Any]) -> None:
-        """Replace what `status` reads while the run goes on; whole at every instant, not made durable."""
+        """Replace what `status` reads while the run goes on; whole at every instant, not made durable.
+
+        Where each write costs something it is written now and then only, or if what a person did has changed it.
+        """
+        mark = (live.get("phase"), live.get("steering"))
+        now = monotonic()
+        if mark == self._live_mark and now < self._live_due:
+            return
+        self._live_mark, self._live_due = mark, now + self._held.location.live_s
         self._held.state.save(LIVE, dict(live), durable=False)
 
     def killed_run(self) -> dict[str, Any]:
@@ -375,13 +405,22 @@ class Store:
         """Return the folder of this machine for requests that are in batches of a provider."""
         return self._held.location.batches()
 
+    @property
+    def commit_s(self) -> float:
+        """The seconds between the beginnings of two commits, 0 where a commit costs nothing."""
+        return self._held.location.commit_s
+
+    def hurry(self) -> None:
+        """End every wait for a place that is away: a person wants the run to end."""
+        self._held.location.hurry()
+
     def close(self) -> None:
         """Let go of the output. What was committed and not sealed is recovered by the next `open`."""
         self._held.log.close()
         if self.known is not None:
             self.known.trail.flush()
             self.known.trail.close()
-        self._hold.release()
+        self._hold.release(clean=self._broken is None)
 
     def __enter__(self) -> Store:
         """Return the store; leaving the block closes it."""
@@ -395,13 +434,15 @@ def _change_of(moved: DatasetChange) -> StoreChange:
     return StoreChange(removed=moved.removed, lost=moved.lost, messages=moved.messages)
 
 
-def _take_hold(location: Location, run_id: str, job_name: str, *, fresh: bool) -> tuple[OutputHold, str | None]:
+def _take_hold(
+    location: Location, run_id: str, job_name: str, *, fresh: bool, take_over: bool
+) -> tuple[OutputHold, str | None]:
     """Check the output, set it aside if it is to be `fresh`, and hold it; return where the old one is now."""
     state = State(location)
     renamed: str | None = None
     if location.holds_output():
         if fresh:
-            old = location.hold(run_id)
+            old = location.hold(run_id, take_over=take_over)
             try:
                 renamed = location.move_away()
             finally:
@@ -410,7 +451,7 @@ def _take_hold(location: Location, run_id: str, job_name: str, *, fresh: bool) -
             state.check_format()
             state.check_name(job_name)
     location.prepare()
-    hold = location.hold(run_id)
+    hold = location.hold(run_id, take_over=take_over)
     try:
         if location.holds_output():  # again: another run may have made it something else before the hold was ours
             state.check_format()

@@ -79,7 +79,8 @@ class OutputTail:
                 self._journal.read()
             if not later:
                 return
-            if self._journal is not None and later[0] != self._at + 1:
+            # Commits that were sealed and deleted between two looks are told from their part.
+            if self._journal is not None and (later[0] != self._at + 1 or not files.keeps_open):
                 self._missed = True
             try:
                 opened = GrowingJournal(files, later[0], self._take, own_columns(pending.schema))

@@ -23,10 +23,13 @@ from batchchat.structured.dialect import (
 from batchchat.structured.schema import Mode, ResponseSchema
 
 _LONG_ANSWER = 1_000
+"""From this `max_tokens` on, endless white space costs more than the answer. Chosen."""
 _CHARACTERS_A_TOKEN = 3
+"""JSON takes more tokens than prose (4 characters each): brackets and quotes are tokens too. Chosen, not measured."""
 _ROOM = 2
 _PLACES = 3
 _MAX_SKETCH = 2_000
+"""Steps of one sketch. Chosen: real schemas take under 500."""
 
 
 def warnings_for(
@@ -46,6 +49,7 @@ def warnings_for(
     warnings += _keyword_warnings(response.schema, mode)
     warnings += _column_warnings(response.column)
     needed = answer_tokens(response.schema)
+    # The sketch counts short texts. With less room than twice that, an ordinary answer is cut off.
     if max_tokens is not None and max_tokens < _ROOM * needed:
         warnings.append(
             f"max_tokens {max_tokens} is low: an answer with short texts takes about {needed} tokens, more when it is "
@@ -71,6 +75,8 @@ def _form_warnings(schema: Mapping[str, Any], mode: Mode) -> list[str]:
     for place, inner in subschemas(schema):
         if not isinstance(inner, Mapping) or not (inner.get("type") == "object" or "properties" in inner):
             continue
+        # Strict mode asks for `additionalProperties: false`. The other keyword closes an object just as well for a
+        # check.
         if inner.get("additionalProperties") is not False and inner.get("unevaluatedProperties") is not False:
             open_objects.append(place)
         required = inner.get("required", ())
@@ -98,6 +104,7 @@ def _keyword_warnings(schema: Mapping[str, Any], mode: Mode) -> list[str]:
             continue
         unenforced += [(*place, keyword) for keyword in inner if keyword in UNENFORCED]
         for keyword in inner:
+            # Names that begin with `x-` are the usual way to leave notes for other tools.
             if keyword not in KEYWORDS and not keyword.startswith("x-"):
                 near = nearest_keyword(keyword)
                 unknown.append(path_text((*place, keyword)) + (f" (did you mean {near!r}?)" if near else ""))
@@ -166,6 +173,7 @@ class _Sketch:
 
     def characters(self, schema: Any) -> int:
         self._steps += 1
+        # Nothing is known of it, or it holds itself: four characters stand for `null` or a short value.
         if not isinstance(schema, Mapping) or id(schema) in self._open or self._steps > _MAX_SKETCH:
             return 4
         self._open.append(id(schema))
@@ -197,6 +205,7 @@ class _Sketch:
 
 
 def _followed(root: Mapping[str, Any], schema: Any) -> Any:
+    # References may lead in a circle, as `{"$ref": "#"}` does.
     for _ in range(20):
         if not isinstance(schema, Mapping) or not isinstance(schema.get("$ref"), str):
             break

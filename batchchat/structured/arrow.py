@@ -36,6 +36,7 @@ JSON_METADATA = {b"batchchat.json": b"true"}
 
 _MAX_FIELDS = 5_000
 _MAX_LEVELS = 60
+"""Bounds for a column's type. Chosen, not measured: far above real schemas, which have some hundred fields."""
 _LOW, _HIGH = -(2**63), 2**63 - 1
 _COMBINING = ("$ref", "allOf", "anyOf", "oneOf")
 _CONDITIONAL = ("then", "else")
@@ -85,6 +86,7 @@ class _Derivation:
     def _known(self, schema: Any, place: SchemaPlace) -> _Shape | None:
         if not isinstance(schema, Mapping):
             return None
+        # It comes back to itself. No Arrow type holds itself, so the part is JSON text from here on.
         if id(schema) in self._open:
             return _JSON
         self._count += 1
@@ -102,6 +104,7 @@ class _Derivation:
         shapes = [self._own(schema, place)]
         if isinstance(schema.get("$ref"), str):
             shapes.append(self._known(resolve(self._root, schema["$ref"]), (*place, "$ref")))
+        # Where these lead depends on the way that led here: no single type can be told.
         if "$dynamicRef" in schema or "$recursiveRef" in schema:
             shapes.append(_JSON)
         shapes += [self._known(part, (*place, "allOf", i)) for i, part in enumerate(schema.get("allOf", ()))]
@@ -111,6 +114,7 @@ class _Derivation:
                 shapes.append(_union(branches))
         conditional = [schema[keyword] for keyword in _CONDITIONAL if keyword in schema]
         conditional += schema.get("dependentSchemas", {}).values()
+        # What such a part asks holds for some values and not for others.
         if any(self._known(part, place) for part in conditional):
             shapes.append(_JSON)
         return _intersection([shape for shape in shapes if shape is not None], place)
@@ -135,12 +139,14 @@ class _Derivation:
         items = schema.get("items")
         if "prefixItems" in schema or isinstance(items, list) or items is False:
             return _JSON
+        # Another part of the same schema may say what the items are.
         if items is None and any(keyword in schema for keyword in _COMBINING):
             return None
         return _list_of(self.shape(items, (*place, "items")))
 
     def _struct(self, schema: Schema, place: SchemaPlace) -> _Shape | None:
         properties = schema.get("properties") or {}
+        # As for a list: another part may name the properties.
         if not properties and not schema.get("patternProperties") and any(name in schema for name in _COMBINING):
             return None
         if "" in properties:
@@ -149,6 +155,7 @@ class _Derivation:
         fields = [
             self.shape(inner, (*place, "properties", name)).field(name)
             for name, inner in properties.items()
+            # `false` allows no value, so there is never anything to hold.
             if inner is not False
         ]
         return _struct_of(fields, place)
@@ -194,6 +201,7 @@ def _list_of(item: _Shape) -> _Shape:
 def _struct_of(fields: Sequence[pa.Field], place: SchemaPlace) -> _Shape:
     folded: dict[str, str] = {}
     for field in fields:
+        # DuckDB and Spark fold the case of names.
         other = folded.setdefault(field.name.lower(), field.name)
         if other != field.name:
             raise SchemaError(
@@ -217,6 +225,7 @@ def _union(branches: Sequence[_Shape | None]) -> _Shape | None:
     known = [branch for branch in some if branch is not None]
     if all(_same(first, branch) for branch in known):
         return first
+    # An integer or a number: a float holds both.
     numbers = all(pa.types.is_floating(branch.type) or pa.types.is_integer(branch.type) for branch in known)
     return _Shape(pa.float64()) if numbers else _JSON
 
@@ -245,6 +254,7 @@ def _merged(structs: Sequence[_Shape], place: SchemaPlace) -> _Shape:
     fields: dict[str, pa.Field] = {}
     for struct in structs:
         for field in struct.type:
+            # Two parts give one property two types.
             if type_changes(fields.setdefault(field.name, field), field):
                 return _JSON
     return _struct_of(list(fields.values()), place)
@@ -360,6 +370,7 @@ def _checked(kind: type, name: str) -> _Convert:
 def _integer(value: Any) -> int | None:
     if value is None:
         return None
+    # JSON Schema counts 1.0 as an integer.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
@@ -416,6 +427,7 @@ def _field_changes(old: pa.StructType, new: pa.StructType, where: str) -> list[s
     for name, field in after.items():
         if name in before:
             texts += _changes(before[name], field, _inside(where, name))
+    # Arrow structs of another order are another type, and parts of one dataset must have one.
     if not texts and list(before) != list(after):
         texts.append(f"the fields of {where} have another order")
     return texts

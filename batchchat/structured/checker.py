@@ -30,6 +30,7 @@ MAX_ERRORS = 10
 """How many reasons are given for one value."""
 
 _MAX_STEPS = 2_000
+"""Parts of a value that one walk looks at. Chosen: more than `MAX_ERRORS` reasons need, in a real schema."""
 _MOST_FAILING = 20
 _UNIONS = ("anyOf", "oneOf")
 _PARTS = frozenset(
@@ -84,6 +85,7 @@ class Checker:
 
     def fits(self, place: SchemaPlace, value: Any) -> bool:
         """Whether a value fits a part of the schema; True where that part cannot be told apart."""
+        # Compiled only once an answer fails: most jobs never need it.
         if self._map is None:
             self._map = compile_map(self._root)
         validator = self._map.get("#" + "".join(f"/{_escaped(step)}" for step in place))
@@ -98,14 +100,17 @@ class Checker:
                 for name in ("properties", "patternProperties")
                 if isinstance(schema.get(name), Mapping)
             }
+            # A schema here judges parts, which the walk does. `false` judges the names, which belongs to the whole.
             if not isinstance(kept.get("additionalProperties", True), bool):
                 del kept["additionalProperties"]
+            # An `$id` inside would change what references mean; at the root it is needed for them.
             if place:
                 kept.pop("$id", None)
             elif "$schema" in self._root:
                 kept["$schema"] = self._root["$schema"]
             try:
                 self._shells[place] = compile_schema(kept)
+            # A part may be no schema by itself. Its reasons are then told by the parts around it.
             except SchemaError:
                 self._shells[place] = None
         return self._shells[place]
@@ -124,6 +129,7 @@ class _Walk:
         """Why a value does not fit a part of the schema."""
         self._steps += 1
         here = (part.place, id(part.value))
+        # The same part of the schema at the same value is asked already: a recursion that goes no deeper.
         if self._steps > _MAX_STEPS or here in self._open:
             return
         if not isinstance(part.schema, Mapping):
@@ -134,6 +140,7 @@ class _Walk:
         for reason in self._reasons(part):
             found = True
             yield reason
+        # It does not fit, and no single reason was found: an unusual keyword, or the bound on steps.
         if not found:
             yield f"{path_text(part.path)}: the value does not fit"
         self._open.discard(here)
@@ -158,10 +165,12 @@ class _Walk:
             _Part(branch, (*part.place, keyword, index), part.value, part.path)
             for index, branch in enumerate(part.schema[keyword])
         ]
+        # Each branch fits by itself, so no branch could say what is wrong.
         if keyword == "oneOf" and sum(self._fits(branch) for branch in branches) > 1:
             yield f"{path_text(part.path)}: the value fits more than one of the forms that `oneOf` allows"
             return
         meant = min(branches, key=self._distance)
+        # No branch is near. The reasons of any single one would lead the model away from the others.
         if self._distance(meant) >= _OF_ANOTHER_TYPE:
             told = f"the value is not valid under any of the schemas listed in the '{keyword}' keyword"
             yield f"{path_text(part.path)}: {told}"
@@ -233,6 +242,7 @@ class _Walk:
             if name in value:
                 yield _Part(inner, (*place, "properties", name), value[name], (*path, name))
         patterns, more = schema.get("patternProperties", {}), schema.get("additionalProperties")
+        # Without these, properties that are not named are judged by no schema.
         if not patterns and not isinstance(more, Mapping):
             return
         for name, item in value.items():

@@ -142,6 +142,7 @@ def _types(schema: Schema) -> set[str]:
 
 
 def _scalars(values: Sequence[Any]) -> list[str] | None:
+    # A list or an object has many spellings, so its tokens cannot be compared with one.
     if any(isinstance(value, list | Mapping) for value in values):
         return None
     return [json.dumps(value, ensure_ascii=False) for value in values]
@@ -196,6 +197,7 @@ class ConfidenceRule:
             return Confidence(None, "logprobs", "the tokens do not spell the answer")
         found: list[tuple[str, float]] = []
         for field in self._fields:
+            # A field that the answer leaves out has no value to be sure of.
             if field.path in spans:
                 value = _probability(text, spans[field.path], field.alternatives, tokens, logprobs)
                 if value is None:
@@ -228,6 +230,7 @@ def _probability(
         end -= not any(other.startswith(inside) for other in others)
     total = 1.0
     for (first, last), token in zip(tokens, logprobs, strict=True):
+        # A token outside the value, or one that writes nothing of the text.
         if last <= start or first >= end or first == last:
             continue
         place = _Place(text[first:start] if first < start else "", text[start:first] if first > start else "")

@@ -105,6 +105,7 @@ def subschemas(root: Schema) -> Iterator[tuple[SchemaPlace, Any]]:
 def resolve(root: Schema, reference: str) -> Any:
     """The schema that a local reference (`#`, `#/…`, `#anchor`) names; None where it names nothing."""
     fragment = unquote(reference.removeprefix("#"))
+    # A plain name, which some schema in it has as `$anchor`.
     if fragment and not fragment.startswith("/"):
         return next((s for _, s in subschemas(root) if isinstance(s, Mapping) and s.get("$anchor") == fragment), None)
     found: Any = root
@@ -112,6 +113,7 @@ def resolve(root: Schema, reference: str) -> Any:
         step = raw.replace("~1", "/").replace("~0", "~")
         if isinstance(found, Mapping):
             found = found.get(step)
+        # JSON pointers number the items of a list (RFC 6901, 4), as in `#/anyOf/0`.
         elif isinstance(found, list) and step.isdecimal() and int(step) < len(found):
             found = found[int(step)]
         else:
@@ -141,6 +143,7 @@ def compile_schema(schema: Schema) -> jsonschema_rs.Validator:
         return jsonschema_rs.validator_for(dict(schema), **_OPTIONS)
     except jsonschema_rs.ValidationError as error:
         place = tuple(error.instance_path)
+        # The library's own words for an unknown type list all drafts. Ours name the types.
         if place[-1:] == ("type",) or place[-2:-1] == ("type",):
             raise SchemaError(_wrong_type(error.instance), place) from None
         raise SchemaError(f"is not a JSON Schema: {shorten(error.message)}", place) from None
@@ -170,6 +173,7 @@ def _check_references(schema: Schema, place: SchemaPlace) -> None:
                 (*place, keyword),
                 remedy="Put what it refers to under $defs and refer to it as #/$defs/NAME.",
             )
+    # `$id` with `#` is how drafts before 2019-09 write an anchor.
     if place and isinstance(schema.get("$id"), str) and not schema["$id"].startswith("#"):
         raise SchemaError("an $id inside a schema makes its references ambiguous", (*place, "$id"))
 

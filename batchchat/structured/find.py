@@ -55,6 +55,7 @@ def parse(text: str) -> Any:
         raise NotJSON(f"it is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
         raise NotJSON(str(error)) from None
+    # Counting brackets is quick, and nearly all answers have fewer than the bound.
     if text.count("{") + text.count("[") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
         raise NotJSON(f"it is nested deeper than {MAX_DEPTH} levels")
     return value
@@ -93,6 +94,7 @@ def fenced(text: str) -> Iterator[Any | NotJSON]:
         except (ValueError, RecursionError):
             continue
         closing = _FENCE_END.match(text, end)
+        # JSON that more text follows before the fence ends is a part of something else.
         if closing is not None:
             yield _taken(text[start:end])
             position = closing.end()
@@ -114,9 +116,11 @@ def embedded(text: str) -> Iterator[Any | NotJSON]:
             _, position = _LOOSE.raw_decode(text, start)
         except json.JSONDecodeError as error:
             position = max(error.pos, start + 1)
+            # An object with a name and a colon was meant as JSON. The rest of it could look like a whole answer.
             if _OBJECT.search(text, start, position):
                 yield NotJSON(str(error))
                 return
+            # From here to the end all is inside a string.
             if error.msg.startswith("Unterminated string"):
                 return
         except (ValueError, RecursionError):

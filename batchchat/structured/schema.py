@@ -107,6 +107,7 @@ def load_schema(
     schema = as_json(raw)
     if not isinstance(schema, dict):
         raise SchemaError(f"{source} is not a JSON Schema: it is {_kind(schema)}, not an object")
+    # `{name: string}` is what people write who have not met JSON Schema. It would allow everything.
     if schema and not KEYWORDS.intersection(schema):
         raise SchemaError(
             f"{source} is not a JSON Schema: it has no keyword of one, only {shorten(', '.join(schema), 100)}",
@@ -119,6 +120,7 @@ def load_schema(
         checker = Checker(schema)
         column = ParsedColumn(parsed_field(schema))
     except SchemaError as error:
+        # For a mapping in the job file the reader of the job adds file and line.
         where = "" if isinstance(spec, Mapping) else f" (in {source})"
         raise SchemaError(error.reason + where, error.place, remedy=error.remedy) from None
     further = None
@@ -140,6 +142,7 @@ def is_strict(schema: Mapping[str, Any]) -> bool:
     if not isinstance(root, Mapping) or root.get("type") != "object":
         return False
     for place, inner in subschemas(schema):
+        # `additionalProperties: false` is the only boolean schema that the strict form knows.
         if isinstance(inner, bool):
             if inner or place[-1:] != ("additionalProperties",):
                 return False
@@ -180,6 +183,7 @@ class _Copy:
             self._check_text(value, place)
         elif isinstance(value, float):
             self._refuse_unless(math.isfinite(value), value, place)
+        # 1024 bits are what a float reaches. Dates, bytes and sets come from YAML, and JSON has none of them.
         elif not isinstance(value, bool | None):
             self._refuse_unless(isinstance(value, int) and value.bit_length() <= 1024, value, place)
         return value

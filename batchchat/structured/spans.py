@@ -44,6 +44,7 @@ def value_spans(text: str, paths: Sequence[Path]) -> dict[Path, Span] | None:
         except (ValueError, IndexError, RecursionError):
             position = opening + 1
             continue
+        # Of several values the last one that holds as much is the answer: reasoning before it may quote it.
         if best is None or (found and len(found) >= len(best)):
             best = found
     return best
@@ -64,6 +65,7 @@ def _value(text: str, at: int, path: Path, wanted: set[Path], found: dict[Path, 
         return _object(text, at, path, wanted, found)
     # What holds nothing that is wanted is passed over as a whole.
     _, end = _DECODER.raw_decode(text, at)
+    # A value that is an object or an array has no probability of its own.
     if path in wanted and text[at] not in "{[":
         found[path] = (at, end)
     return end
@@ -122,6 +124,7 @@ def _resynchronized(text: str, tokens: Sequence[str]) -> list[Span] | None:
         spans.append((at, at))
         if not token:
             continue
+        # Behind lost tokens the next one that reads as text tells where the alignment goes on.
         if lost:
             here = text.find(token, at + 1, at + 1 + _MAX_LOST + len(token))
         else:

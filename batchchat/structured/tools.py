@@ -98,6 +98,7 @@ def _load_tool(tool: object, place: SchemaPlace) -> tuple[str, Checker]:
         raise SchemaError("is not text", (*place, "description"))
     place = (*place, "parameters")
     parameters = function.get("parameters")
+    # The Chat API allows it for a tool without arguments, but a check needs something to check against.
     if parameters is None:
         raise SchemaError(
             f"the tool {name!r} has no parameters, so its arguments could not be checked",
@@ -116,6 +117,7 @@ def _load_tool(tool: object, place: SchemaPlace) -> tuple[str, Checker]:
 def _chosen(checkers: Mapping[str, Checker], choice: object) -> Tools:
     if choice is None:
         return Tools(checkers)
+    # A word, or below an object that names one tool.
     if isinstance(choice, str):
         if choice not in _CHOICES:
             raise SchemaError(

@@ -61,6 +61,7 @@ class AnswerValidator:
         return self._judged(value, tolerated=False)
 
     def _tolerant(self, text: str, problem: NotJSON) -> CheckedAnswer:
+        # Reasoning may hold a draft of the answer.
         text = unmarked(text)
         if is_blank(text):
             return CheckedAnswer(errors=("the answer holds reasoning and nothing else",))
@@ -73,7 +74,9 @@ class AnswerValidator:
                 else self._judged(item, tolerated=True)
                 for item in items
             ]
+            # The same value given twice, as in a draft and in the end, is one answer.
             fitting = {json.dumps(answer.parsed, sort_keys=True): answer for answer in found if answer.ok}
+            # A broken piece beside it may be what was meant.
             if len(fitting) == 1 and not any(isinstance(item, NotJSON) for item in items):
                 return next(iter(fitting.values()))
             if len(fitting) > 1:
@@ -90,6 +93,7 @@ class AnswerValidator:
 
     def _judged(self, value: Any, *, tolerated: bool) -> CheckedAnswer:
         errors = self._checker.errors(value)
+        # A model's validators expect a value that has the model's types.
         if not errors and self._further is not None:
             errors = self._further(value)
         if errors:

@@ -73,12 +73,14 @@ class WorkBudget(threading.local):
         kind = type(value)
         if kind is str:
             self.charge(STEP + len(value))
+        # Undefined is Sized, and asking for its length would raise before a filter such as `default` could see it.
         elif kind is int or value is None or isinstance(value, Undefined):
             self.charge(STEP)
         elif isinstance(value, Sized):
             self.charge(STEP * (len(value) + 1))
         else:
             self.charge(STEP)
+            # Its length is known to nobody before it has been walked over.
             if isinstance(value, Iterator):
                 return self._counted(value)
         return value
@@ -146,6 +148,7 @@ class _Charged(NodeTransformer):
 
     def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:  # noqa: N802
         self.generic_visit(node.call)
+        # The call itself stays a call, which Jinja2 wants here: only its arguments and its body are charged.
         node.body = [self.visit(statement) for statement in node.body]
         return node
 
@@ -338,11 +341,13 @@ class Environment(ImmutableSandboxedEnvironment):
         """Charge a call: for itself, the loop that it starts again, or the text that a method will make."""
         self.budget.charge(_CALL)
         owner = getattr(obj, "__self__", None)
+        # `loop(...)` of a recursive loop: its argument is what the loop walks over next.
         if isinstance(obj, LoopContext):
             args = tuple(map(self.budget.steps, args))
         elif isinstance(owner, str | bytes):
             self.budget.charge(len(owner))
             name = obj.__name__
+            # A generator is read into a list: its texts are counted first, and it can be read only once.
             if name == "join":
                 args = tuple(list(self.budget.operand(parts)) for parts in args)
             if name in _METHOD_SIZES:
@@ -362,6 +367,7 @@ class Environment(ImmutableSandboxedEnvironment):
             if (bits + right.bit_length() if operator == "*" else bits * right) > _MAX_BITS:
                 raise TooMuchError("a number of that size is not computed")
         elif operator == "*":
+            # Python takes `3 * "a"` as well as `"a" * 3`.
             for sequence, times in ((left, right), (right, left)):
                 if isinstance(times, int) and isinstance(sequence, str | bytes):
                     self.budget.text(len(sequence) * max(0, times))
@@ -371,6 +377,7 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Give a text's `format` and `format_map` with bounded widths and a bounded result."""
+        # No `format` of a text: Jinja2 calls it as it is.
         if super().wrap_str_format(value) is None:
             return None
         formatter = _BoundedFormatter(self)

@@ -7,8 +7,8 @@ follows no redirect, and raises httpx's exceptions, each of which `request_sent`
 from __future__ import annotations
 
 from batchchat.transport.choose import choose_transport
-from batchchat.transport.connection import BodySink
 from batchchat.transport.faults import ResponseTooLarge, UntrustedServer, request_sent
+from batchchat.transport.incoming import BodySink
 from batchchat.transport.lean import Answer, Exchange, LeanTransport, Route
 from batchchat.transport.room import allow_many_files, connection_room
 from batchchat.transport.stock import StockTransport

@@ -53,10 +53,12 @@ def choose_transport(
 def proxy_for(url: httpx.URL) -> str | None:
     """The proxy that the environment names for an address, None for a direct way."""
     host = f"{url.host}:{url.port}" if url.port is not None else url.host
+    # A proxy's own `localhost` is another machine.
     if _is_this_machine(url.host) or proxy_bypass(host):
         return None
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
+    # `HTTP_PROXY=proxy:3128` is usual, and httpx wants a scheme.
     return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
 
 

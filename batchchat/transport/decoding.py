@@ -16,6 +16,7 @@ ACCEPT_ENCODING: Final = b"gzip, deflate"
 
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 _MAX_MEMBERS: Final = 64
+"""Chosen: servers send one member, or one for each piece that they flush."""
 
 
 class BodyDecoder:
@@ -46,11 +47,13 @@ class BodyDecoder:
             self._inflate = zlib.decompressobj(zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS)
         decoded: list[bytes] = []
         while data:
+            # Data behind the end: another member of a gzip body, or damage.
             if self._inflate.eof:
                 data = self._next_member(data)
                 continue
             self._started = True
             try:
+                # One byte more than is allowed tells that there is more.
                 piece = self._inflate.decompress(data, room + 1)
             except zlib.error as error:
                 raise httpx.DecodingError(f"the compressed body is damaged: {error}") from error
@@ -63,6 +66,7 @@ class BodyDecoder:
 
     def finish(self) -> None:
         """Check that the body ended where its compression does; raises `httpx.DecodingError` if not."""
+        # A single byte came, which is too few to tell the form.
         if self._opening and self._inflate is None:
             raise httpx.DecodingError("the compressed body ends too early")
         if self._inflate is not None and self._started and not self._inflate.eof:
@@ -71,9 +75,11 @@ class BodyDecoder:
     def _next_member(self, data: bytes) -> bytes:
         if not self._gzip:
             raise httpx.DecodingError("the compressed body has data after its end")
+        # Some servers pad a gzip body with zeros, and gzip itself ignores them.
         data = data.lstrip(b"\0")
         if data:
             self._members += 1
+            # Each member costs an object, and may be empty: a small body could hold many thousands.
             if self._members > _MAX_MEMBERS:
                 raise httpx.DecodingError(f"the compressed body has more than {_MAX_MEMBERS} members")
             self._inflate = zlib.decompressobj(_GZIP_WINDOW)

@@ -31,6 +31,7 @@ def surely_undelivered(sock: socket.socket, written: int, *, peer_closed: bool) 
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 512)
     except OSError:
         return False
+    # An older kernel has a shorter structure, without these counters.
     if len(info) < _SIZE:
         return False
     (acked,) = _ACKED[1].unpack_from(info, _ACKED[0])

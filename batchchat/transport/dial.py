@@ -22,7 +22,9 @@ HEAD_START_S: Final = 0.25
 """How long an address may take before the next is tried beside it (RFC 8305, 5)."""
 
 _ADDRESSES_KEPT_S: Final = 60.0
+"""How long addresses are believed. Chosen: the usual time to live of a balanced service's name."""
 _FAILURE_KEPT_S: Final = 1.0
+"""How long a failed look-up is believed. Chosen: a thousand requests that fail at once ask once, retries ask again."""
 
 Address = tuple[socket.AddressFamily, Any]
 """Address family and what `socket.connect` takes."""
@@ -68,6 +70,7 @@ class AddressBook:
         try:
             self._known = _alternating(await self._resolver(self._host, self._port))
             self._error = "no address"
+        # UnicodeError comes from names that IDNA cannot encode.
         except (OSError, UnicodeError) as error:
             self._known, self._error = [], str(error)
         if not self._known:

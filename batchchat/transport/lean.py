@@ -15,20 +15,31 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import httpx
 
-from batchchat.transport.connection import ONE_WRITE_BYTES, BodySink, Connection, Incoming
+from batchchat.transport.connection import ONE_WRITE_BYTES, Connection
 from batchchat.transport.decoding import ACCEPT_ENCODING
 from batchchat.transport.dial import AddressBook, Resolver, connect_error, dial, resolve
 from batchchat.transport.faults import ended_unanswered, request_sent
+from batchchat.transport.incoming import BodySink, Incoming
 
 MAX_RESPONSE_BYTES: Final = 64 * 2**20
+"""The longest body, decoded. Chosen: above any answer, also one with log probabilities of all its tokens."""
 MAX_HEAD_BYTES: Final = 64 * 2**10
+"""The longest head. Servers and proxies send, and take, 8 to 32 KiB: chosen as twice that."""
 CONNECT_TIMEOUT_S: Final = 30.0
+"""How long a connection may take to be made, TLS included. Chosen: a lost packet is sent again after 1, 3 and 7 s."""
 IDLE_TIMEOUT_S: Final = 60.0
+"""How long an idle connection is kept. Chosen: servers close theirs after 5 to 75 s (nginx: 75)."""
 
 _DIALS_AT_ONCE: Final = 256
+"""How many connections are made at once. Chosen: more would only overflow a server's queue (4,096 on Linux, often 128),
+whose lost packets cost a second each."""
 _LATE_S: Final = 0.1
+"""A sweep that comes so much later than it was due tells that the loop was held up. Chosen."""
 _GRACE_S: Final = 0.01
+"""How long what has arrived gets to be read then, and the shortest time between two sweeps. Chosen: a turn of the loop
+or two."""
 _CLOSING_S: Final = 2.0
+"""How long closing waits for a TLS peer to say good-bye. Chosen: the end of a run is not to wait for a dead server."""
 
 # RFC 9110, 5.1 and 5.5: a token; no control characters but the tab. RFC 9112, 3: no space in a target.
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -104,6 +115,7 @@ class Origin:
 
     def take(self) -> Connection | None:
         """Take an idle connection that is fit for a request, if there is one; close those that are not."""
+        # Those that came back last go out first: the others may then go idle, and are closed in time.
         while self.idle:
             connection, _ = self.idle.popitem()
             if connection.usable:
@@ -214,6 +226,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
             error.request = request
             raise
         headers = incoming.headers
+        # These tell of the body as it was on the wire; it is decoded now.
         if incoming.decoder is not None:
             headers = [field for field in headers if field[0].lower() not in {b"content-encoding", b"content-length"}]
         return httpx.Response(
@@ -275,6 +288,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
         connection, kept = route.origin.take(), True
         if connection is None:
             connection, kept = await self._open(route.origin, connect_timeout, ends_at)
+        # A GET without a body has no length; a POST without one has length 0 (RFC 9110, 8.6).
         if body or route.tells_length:
             head = b"%bContent-Length: %d\r\n\r\n" % (route.head, len(body))
         else:
@@ -291,26 +305,33 @@ class LeanTransport(httpx.AsyncBaseTransport):
                 sink=sink,
             )
             connection.begin(incoming, loop.time())
+            # Compared here, as nearly every request is due later than the next sweep: a call less at each.
             if (due := min(connection.quiet_since + silence, ends_at)) < self._sweep_at:
                 self.watch(due)
             if sink is not None:
                 sink.sent(connection.quiet_since)
             try:
+                # One write is one packet or a few, and needs no task to wait for the socket.
                 if len(body) <= ONE_WRITE_BYTES:
                     connection.send(head + body)
                 else:
                     await connection.send_large(head, body)
                 await incoming.waiter
             except BaseException:
+                # Cancelled: what still comes on this connection belongs to nobody.
                 connection.drop(incoming)
                 raise
+            # Once a sink has the whole answer, a fault behind it does not make the answer worse.
             if incoming.fault is None or (sink is not None and sink.done):
                 return finish(incoming)
             fault = incoming.fault
+            # A new connection was not closed by the server's idle timeout. A request that may have been received costs,
+            # and is the caller's to repeat.
             if not kept or (request_sent(fault) and not ended_unanswered(fault)):
                 raise fault
             if connection.streamed:
                 route.origin.closes_after_streams()
+            # On a fresh one, as other kept connections may have been closed at the same time.
             connection, kept = await self._open(route.origin, connect_timeout, ends_at, fresh=True)
 
     async def _open(
@@ -321,6 +342,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
         loop = self._loop = self._loop or asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(None if ends_at == math.inf else ends_at) as limit, self._dials:
+                # While this task waited for its turn to dial, another request may have ended.
                 connection = None if fresh else origin.take()
                 if connection is not None:
                     return connection, True
@@ -366,6 +388,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
         port = url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
         host = url.raw_host.decode("ascii")
         origin = self._origins.get((url.scheme, host, port))
+        # Checked once for each origin, not at each request.
         if origin is None:
             if not host or url.scheme not in {"http", "https"}:
                 raise httpx.UnsupportedProtocol(f"{url.scheme}://{host} is no http:// or https:// address")
@@ -384,12 +407,14 @@ class LeanTransport(httpx.AsyncBaseTransport):
         host = b"Host: %b\r\n" % url.netloc
         for name, value in headers:
             lower = name.lower()
+            # Two lengths for one body are how requests are smuggled (RFC 9112, 11.2): only ours goes out.
             if lower in {b"content-length", b"transfer-encoding"}:
                 continue
             if not _NAME.fullmatch(name) or _BAD_VALUE.search(value):
                 raise httpx.LocalProtocolError(f"header field {name!r} holds characters that cannot be sent")
             if lower == b"host":
                 host = b""
+            # A caller's codings may be ones that are not decoded here, such as `br`.
             foreign = lower == b"accept-encoding" and value != b"identity"
             lines.append(b"%b: %b\r\n" % (name, ACCEPT_ENCODING if foreign else value))
         return Route(origin, b"%b %b HTTP/1.1\r\n%b%b" % (method, target, host, b"".join(lines)), method)

@@ -9,6 +9,7 @@ from pathlib import Path
 RESERVED = 32
 """Open files for everything else: journal, parts, input, event loop, whatever an imported library opens."""
 _WANTED = (65_536, 10_240)
+"""Open files to ask for, the first that the system grants. 10,240 is what macOS allows at most (`OPEN_MAX`)."""
 
 
 def allow_many_files() -> None:

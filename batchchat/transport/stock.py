@@ -14,8 +14,8 @@ from typing import Any, Final
 import anyio
 import httpx
 
-from batchchat.transport.connection import EARLY_END_S, STALE_END_S
 from batchchat.transport.decoding import ACCEPT_ENCODING, BodyDecoder, decoder_for
+from batchchat.transport.ending import EARLY_END_S, STALE_END_S
 from batchchat.transport.faults import ResponseTooLarge, UntrustedServer, request_sent, tell_sent, untrusted
 from batchchat.transport.lean import MAX_RESPONSE_BYTES
 
@@ -106,6 +106,7 @@ class StockTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request and return its response as soon as its head is there."""
+        # httpx would ask for `br` and `zstd` too if their packages are there, and they are not bounded here.
         if request.headers.get("accept-encoding", "identity") != "identity":
             request.headers["accept-encoding"] = ACCEPT_ENCODING.decode()
         lane = self._idle[-1] if self._http2 else self._idle.pop() if self._idle else self._lane()
@@ -137,6 +138,7 @@ class StockTransport(httpx.AsyncBaseTransport):
 
     async def _sent(self, lane: _Lane, request: httpx.Request) -> httpx.Response:
         """Send a request; again, once, if a kept connection ends before it is answered: the server had closed it."""
+        # HTTP/2 tells in its frames whether a request was taken (GOAWAY), and httpcore goes by them.
         if self._http2 or not lane.kept:
             return await _carried(lane.transport, request)
         if (heard := await lane.listen()) is not None:
@@ -144,6 +146,7 @@ class StockTransport(httpx.AsyncBaseTransport):
                 self._keeps = False
             lane.kept = False
             await lane.transport.aclose()
+            # As for the fast path: a server that closes after each stream will close the next one too.
             if not heard and lane.streamed and anyio.current_time() - lane.free_at < EARLY_END_S:
                 self._keeps_streams = False
             return await _carried(lane.transport, request)
@@ -160,6 +163,7 @@ class StockTransport(httpx.AsyncBaseTransport):
         try:
             response = await _carried(lane.transport, request)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            # On a new connection, or late, the request may have been received: it is not for us to send it twice.
             if opened or anyio.current_time() - started > STALE_END_S:
                 raise
             self._keeps_streams = self._keeps_streams and not lane.streamed
@@ -176,6 +180,7 @@ class StockTransport(httpx.AsyncBaseTransport):
             lane.kept = self._keeps and (self._keeps_streams or not lane.streamed)
             lane.free_at = anyio.current_time()
             if not lane.kept:
+                # Cancelled in the middle, the connection would stay open until the process ends.
                 with anyio.CancelScope(shield=True):
                     await lane.transport.aclose()
         self._give_back(lane)

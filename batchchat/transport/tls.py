@@ -19,6 +19,7 @@ def tls_context(ca_file: str | Path | None = None) -> ssl.SSLContext:
     cannot be used.
     """
     context = ssl.create_default_context()
+    # A minimal container has no authorities of its own, so certifi's are there too.
     if not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
         context.load_verify_locations(cafile=certifi.where())
     if ca_file is not None:
@@ -28,5 +29,6 @@ def tls_context(ca_file: str | Path | None = None) -> ssl.SSLContext:
             raise UsageError(f"ca_file {ca_file} holds no certificate in PEM form ({error})") from error
         except OSError as error:
             raise UsageError(f"ca_file {ca_file} cannot be read: {error.strerror}") from error
+    # A server that speaks HTTP/2 too would else be free to choose it.
     context.set_alpn_protocols(["http/1.1"])
     return context

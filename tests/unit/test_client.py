@@ -237,7 +237,7 @@ def test_a_compressed_answer_is_read() -> None:
 
 @pytest.mark.parametrize("size", [20_000, 20_000_000])
 def test_a_small_body_that_unpacks_to_much_is_dropped(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 2**20)
+    monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", 2**20)
     bomb = gzip.compress(b" " * size)
     reply = send(Transport(httpx.Response(200, stream=Body([bomb]), headers={"Content-Encoding": "gzip"})))
     assert reply.failure is not None
@@ -257,7 +257,7 @@ def test_a_body_that_cannot_be_decoded_is_a_failure(data: bytes, coding: str) ->
 
 
 def test_an_answer_that_is_too_large_is_dropped_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 2**20)
+    monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", 2**20)
     body = Body([b"x" * 2**18] * 100)
     reply = send(Transport(httpx.Response(200, stream=body)))
     assert reply.verdict is Verdict.TRANSIENT

@@ -159,7 +159,7 @@ def test_waiting_requests_are_served_in_order_and_a_cancelled_one_takes_nothing(
                 assert permit is not None
                 permit.settle(OK)
         assert got == [0, 2, 3, 4]
-        assert route.pace().in_use == 0
+        assert route.traffic.pace().in_use == 0
 
     on_virtual_clock(main)
 
@@ -169,10 +169,10 @@ def test_other_limits_of_the_job_reach_the_endpoints_that_have_none_of_their_own
         endpoints = [endpoint("a"), endpoint("b")]
         endpoints[1].limits = LimitFields(concurrency=3)
         route = EndpointRoute([Target(endpoints)], over=Limiter(concurrency=4))
-        route.retune(concurrency=20)
+        route.traffic.retune(concurrency=20)
         assert [one.limiter.window for one in endpoints] == [20, 3]
-        assert route.window == 20
-        route.retune(requests_per_minute=60, concurrency=2)
+        assert route.traffic.window == 20
+        route.traffic.retune(requests_per_minute=60, concurrency=2)
         permits = [route.try_acquire(request(number), 1, anyio.current_time()) for number in range(3)]
         assert [permit is not None for permit in permits] == [True, False, False]
 

@@ -27,6 +27,7 @@ from batchchat.evaluation.results.variant_scores import TextColumn
 from batchchat.events import Snapshot
 from batchchat.inspection import status_of
 from batchchat.joining import Identities
+from batchchat.template import Rendered, Template
 from tests.integration.suites import Bench, Provider, on_virtual_clock
 
 GOLD = ["yes", "no"] * 10
@@ -217,6 +218,54 @@ def test_a_corrected_gold_label_counts_at_the_next_scoring(bench: Bench) -> None
     bench.rows({"id": f"r{at}", "text": f"row {at}", "gold": gold} for at, gold in enumerate(corrected))
     assert score_suite(suite).variants[0].scores["accuracy"].mean == 1.0
     assert len(bench.provider.asked) == 40
+
+
+@pytest.mark.parametrize("key", ["id", None])
+def test_rows_whose_requests_a_run_left_behind_are_not_rendered_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": f"r{at % 1_090}", "text": f"row {at % 7}", "gold": GOLD[at % 20]} for at in range(1_100)
+    ]
+    rows[5] = {"id": "r5", "text": None, "gold": "yes"}
+    bench.rows(rows)
+    content = "{{ text | upper if text else missing.value }}"
+    job: dict[str, Any] = {
+        "input": {"path": "rows.jsonl"} | ({"key": key} if key else {}),
+        "skip": "{{ gold == 'no' and id == 'r9' }}",
+        "messages": [{"role": "user", "content": content}],
+        "samples": 2,
+        "limits": {"concurrency": 600},
+    }
+    bench.provider.answer = lambda model, text: GOLD[int(text[-1])]
+    suite = bench.suite(job=job, variants=[{"name": "only"}])
+    assert bench.evaluate(suite).exit_code == 1
+    rendered = 0
+    render = Template.render
+
+    def counting(self: Template, *given: Any, **named: Any) -> Rendered:
+        nonlocal rendered
+        rendered += 1
+        return render(self, *given, **named)
+
+    monkeypatch.setattr(Template, "render", counting)
+
+    def scored(choice: Choice) -> tuple[int, list[bytes]]:
+        nonlocal rendered
+        rendered = 0
+        score_suite(suite, choice=choice)
+        return rendered, [(bench.out / name).read_bytes() for name in ("summary.json", "scores.parquet")]
+
+    known = [scored(choice) for choice in (Choice(), Choice(limit=700))]
+    for trail in bench.out.glob("variants/*/_batchchat/trail.*"):
+        trail.unlink()
+    anew = [scored(choice) for choice in (Choice(), Choice(limit=700))]
+    assert [files for _, files in known] == [files for _, files in anew]
+    # What is tried on the first rows, before anything is scored, is all that is rendered.
+    assert [count for count, _ in known] == [1, 1]
+    assert [count > 600 for count, _ in anew] == [True, True]
+    bench.rows([*rows, {"id": "more", "text": "row 1", "gold": "yes"}])
+    assert score_suite(suite).variants[0].open == 2
 
 
 def test_an_answer_to_an_earlier_prompt_is_never_scored(bench: Bench) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from batchchat import read_output
+from batchchat.cli.evaluation_tables import render_evaluation
 from batchchat.errors import JobError
 from batchchat.evaluation.checking import check_suite
 from batchchat.evaluation.planning import plan_suite
 from batchchat.evaluation.results.scoring import score_suite
-from batchchat.evaluation.results.summary import SuiteSummary
+from batchchat.evaluation.results.summary import SuiteSummary, read_summary
 from batchchat.runner.options import RunOptions
+from batchchat.store import write_review_lines
 from tests.integration.suites import Bench, Provider
 
 ROWS = [{"id": f"r{at}", "text": f"question {at}", "gold": f"gold {at}", "private": "hidden"} for at in range(8)]
@@ -57,6 +62,13 @@ def summary_of(bench: Bench, **fields: Any) -> SuiteSummary:
     assert done.exit_code == 0, done.reason
     assert done.summary is not None
     return done.summary
+
+
+def printed(summary: SuiteSummary, output: Path) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    console.print(render_evaluation(summary, [], output))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def test_a_judge_gives_every_answer_a_value_with_its_reason(bench: Bench) -> None:
@@ -174,7 +186,11 @@ def test_a_pair_is_asked_in_both_orders(bench: Bench) -> None:
     assert (compared.difference, compared.wins_a, compared.wins_b, compared.ties) == (0.5, 4, 0, 4)
     assert compared.p_value == pytest.approx(2 / 16)
     assert compared.unit == "net wins"
-    assert all("better" not in variant.scores for variant in summary.variants)
+    # Four wins, and four answers that are the same, which are half a win for each.
+    shares = [variant.scores["better"] for variant in summary.variants]
+    assert [(share.mean, share.unit, share.n) for share in shares] == [(0.75, "share", 8), (0.25, "share", 8)]
+    assert shares[0].ci_low is not None
+    assert shares[0].ci_low < 0.75
     lines = pq.read_table(bench.out / "pairwise.parquet").to_pylist()
     assert lines[0] == {
         "a": "good",
@@ -187,6 +203,79 @@ def test_a_pair_is_asked_in_both_orders(bench: Bench) -> None:
         "reason": "because of A",
     }
     assert lines[1]["reason"] == "the same answer"
+
+
+def test_a_judge_is_held_against_the_right_verdicts(bench: Bench) -> None:
+    # The judge finds every second answer of the bad model impolite; the column agrees but for row 1.
+    right = [("yes", "no")[at % 2 == 0 or at == 1] for at in range(8)]
+    best = ["good" if at % 2 == 0 and at < 6 else "tie" for at in range(8)]
+    bench.rows({**row, "right": right[at], "best": best[at]} for at, row in enumerate(ROWS))
+    only = [{"name": "one", "model": "bad"}]
+    (judge,) = summary_of(bench, scorers=[{**POLITE, "gold": "right"}], variants=only).judges
+    (found,) = judge.agreement
+    assert (found.among, found.n, found.rows) == ("column right", 8, 8)
+    assert found.accuracy.value == 7 / 8
+    # Cohen: 7/8 are the same, and 4/8 x 3/8 + 4/8 x 5/8 by chance.
+    assert found.kappa.value == pytest.approx((7 / 8 - 1 / 2) / (1 - 1 / 2))
+    assert found.alpha.value is not None
+    assert found.kappa.ci_low is not None
+    assert found.kappa.value is not None
+    assert found.kappa.ci_low < found.kappa.value
+    # Both variants: verdicts on one row are one piece of evidence. The good model's answers are all polite.
+    both = summary_of(bench, scorers=[{**POLITE, "gold": "right"}, {**BETTER, "gold": "best"}])
+    polite, better = (one.agreement[0] for one in both.judges)
+    assert (polite.n, polite.rows, polite.accuracy.value) == (16, 8, 10 / 16)
+    # Four answers are the same, and nobody was asked about them. One of the other four is called a tie by the column.
+    assert (better.among, better.n, better.rows, better.accuracy.value) == ("column best", 4, 4, 0.75)
+    assert read_summary(bench.out).judges == both.judges
+    # It is for the reader alone: no judge sees it, also where the prompt does.
+    assert not any("right" in text or "best" in text for text in asked(bench))
+    shown = printed(both, bench.out)
+    assert "polite agrees with column right in 0.625 [" in shown
+    assert "] of 16 verdicts on 8 rows; kappa " in shown
+    assert "better (share of wins)" in shown
+
+
+def test_right_verdicts_are_read_in_several_forms(tmp_path: Path) -> None:
+    def judge(model: str, text: str) -> str:
+        return json.dumps({"reason": "so", "verdict": int(text[-1]) % 4 + 1}) if model == "judge" else text
+
+    bench = Bench(tmp_path, Provider(judge))
+    bench.rows({**row, "points": value} for row, value in zip(ROWS, [1, "2", 3.0, " 4 ", 2, None, "", 4], strict=True))
+    scorer = {**POLITE, "points": [1, 5], "gold": "points"}
+    (found,) = summary_of(bench, scorers=[scorer], variants=[{"name": "one"}]).judges[0].agreement
+    assert (found.n, found.accuracy.value) == (6, 5 / 6)
+    assert found.alpha.value is not None
+    assert found.alpha.value > 0.9  # 1 in place of 2 is a near miss
+    bench.rows({**row, "points": "high"} for row in ROWS)
+    summary = score_suite(bench.suite(scorers=[scorer], variants=[{"name": "one"}]))
+    assert summary.judges[0].agreement == ()
+    assert summary.notes == ("polite: its verdicts cannot be compared with points: 'high' is no number",)
+
+
+def test_reviews_of_a_judge_are_told_by_its_evaluation(bench: Bench) -> None:
+    suite = bench.suite(scorers=[POLITE, BETTER])
+    bench.evaluate(suite)
+    for name, wrong in (("polite", 2), ("better", 0)):
+        output = bench.out / "judges" / name
+        records = read_output(output).to_pylist()
+        lines = [
+            {
+                "custom_id": one["custom_id"],
+                "row_index": one["row_index"],
+                "values": {"verdict": "no" if at < wrong else one["parsed"]["verdict"]},
+                "reviewer": "first",
+                "reviewed_at": "2030-01-01T00:00:00+00:00",
+            }
+            for at, one in enumerate(records)
+        ]
+        write_review_lines(output, "first.jsonl", lines)
+    polite, better = score_suite(suite).judges
+    assert [(one.agreement[0].among, one.agreement[0].n) for one in (polite, better)] == [("people", 12), ("people", 8)]
+    assert better.agreement[0].kappa.value == 1
+    value = polite.agreement[0].accuracy.value
+    assert value is not None
+    assert 10 / 12 <= value < 1
 
 
 def test_orders_that_disagree_are_a_tie(tmp_path: Path) -> None:
@@ -270,6 +359,8 @@ def test_settings_of_the_suite_hold_for_all_judges_unless_they_say_otherwise(ben
         ({**POLITE, "points": [1, 5], "labels": {"a": 1, "b": 0}}, "has either `points` or `labels`"),
         ({**POLITE, "params": {"temperature": 3}}, "suite.yaml:14: params.temperature: must be between 0 and 2"),
         ({**POLITE, "show": ["txt"]}, "there is no column 'txt' in the input, which scorer polite reads (did you mean"),
+        ({**POLITE, "gold": "gld"}, "there is no column 'gld' in the input, which scorer polite reads (did you mean"),
+        ({**POLITE, "gold": "gold", "show": ["gold"]}, "`gold` is gold, which the judge would be shown"),
         ({**POLITE, "expected": "gld"}, "there is no column 'gld' in the input, which scorer polite reads"),
         ({**POLITE, "field": "parsed.x"}, "there is no column 'parsed' in the output, which scorer polite reads"),
         ({**POLITE, "rubric": "{{ nope"}, "suite.yaml:12: messages.0.content"),

@@ -185,8 +185,16 @@ def test_an_evaluation_goes_on_as_it_began(bench: Bench) -> None:
     settle(bench, budget={"max_requests": 100})
     with pytest.raises(UsageError, match="began with looks 3, and now it is 4"):
         settle(bench, looks=4)
+    # An earlier version spread the error in another way, and did not say so: its evaluations go on with that.
+    path = bench.out / "looks.json"
+    data = orjson.loads(path.read_bytes())
+    assert data.pop("spending") == "power"
+    path.write_bytes(orjson.dumps(data))
     # The order of the rows is that of the first look; the seed of the suite may change.
     _, found = told(settle(bench, seed=7))
     assert found.seed != 7
+    kept = kept_plan(bench.out)
+    assert kept is not None
+    assert kept.spending == "obrien_fleming"
     _, anew = told(settle(bench, looks=4, options={"fresh": True}))
     assert len(anew.plan) == 4

@@ -217,9 +217,9 @@ def test_names_that_are_no_parts_are_left_alone(files: FolderParts) -> None:
 
 def test_a_part_set_aside_never_replaces_another(files: FolderParts) -> None:
     one_part(files)
-    first = files.set_aside("part-00000.parquet")
+    first = files.set_aside("part-00000.parquet", lambda _: None)
     one_part(files)
-    second = files.set_aside("part-00000.parquet")
+    second = files.set_aside("part-00000.parquet", lambda _: None)
     assert first != second
     assert Path(first).exists()
     assert Path(second).exists()

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchchat.transport import BodySink, ResponseTooLarge, request_sent
-from batchchat.transport.connection import Connection, Incoming
+from batchchat.transport.connection import Connection
 from batchchat.transport.decoding import BodyDecoder, decoder_for
 from batchchat.transport.faults import tell_sent
+from batchchat.transport.incoming import Incoming
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:

@@ -43,6 +43,7 @@ class BatchRoutes:
             if faults.call(f"create_{status}"):
                 raise self._queue_error(status, None)
         batch = await anyio.to_thread.run_sync(self._make, asked)
+        # Behind the making of the batch: it is there, and the client does not know it.
         if faults.batch("create_lost", batch.number):
             faults.befallen["create_lost"] += 1
             return Cut(context.abort)

@@ -72,6 +72,7 @@ class Batches:
         loaded = [Batch.read(path) for path in self._folder.glob("*.json")]
         for batch in sorted(loaded, key=lambda batch: batch.number):
             self._batches[batch.id] = batch
+            # Its lines are answered anew: the same answers come out, as they follow from seed and body.
             if batch.outcome is None and batch.problem is None:
                 self._start(batch)
 
@@ -120,12 +121,14 @@ class Batches:
         if limit is not None:
             running = (batch for batch in self._batches.values() if not self._stand(batch, now).ended)
             full = full or sum(batch.tokens for batch in running) + checked.tokens > limit
+        # A file that is wrong is told of as such, whether there is room or not.
         if not full or checked.problem is not None:
             return None
         return queue_problem(checked.model, limit)
 
     def _start(self, batch: Batch, checked: Checked | None = None) -> None:
         source = self._input(batch)
+        # An earlier server has checked it, and kept only what is wrong: the offsets are found again.
         if checked is None:
             checked = check_file(source, lambda _, __: None, max_lines=batch.total, alone=True)
         bad_lines = {int(index): problem for index, problem in batch.bad_lines.items()}
@@ -166,6 +169,7 @@ class Batches:
         for batch in batches:
             work = self._works.get(batch.id)
             due = batch.created + _RAN * self._options.seconds
+            # The thread is slower than the clock says that the provider is: a look would see a batch that hangs.
             if work is not None and self._now() >= due and not work.finished.wait(seconds):
                 return
 
@@ -195,6 +199,7 @@ class Batches:
         if work is None or stand.status == "validating":
             return 0, 0, 0
         done = stand.done
+        # Some providers tell fewer lines at a later look.
         if self._faults.flag("counts_back") and self.looked_at[batch.id] % 2:
             done //= 2
         return batch.total, work.oks[done], done - work.oks[done]
@@ -267,6 +272,7 @@ class Batches:
         done = min(work.done, int(share * batch.total))
         if faults.batch("stuck_running", batch.number):
             return Stand("in_progress", min(done, batch.total // 2), times=times)
+        # The clock is ahead of the thread: the batch waits for it.
         if now < ran or batch.worked is None or now < batch.worked:
             return Stand("in_progress", done, times=times)
         finalizing = max(ran, batch.worked)
@@ -285,12 +291,14 @@ class Batches:
             if now >= due and batch.worked is not None:
                 done = 0 if faults.batch("expire_empty", number) else batch.total // 2
                 return Stand("expired", done, done, {**times, "expired": due})
+        # Asked twice, the first time counts.
         if batch.cancelled is None:
             return None
         before = self._running(batch, batch.cancelled)
         times = {**before.times, "cancelling": batch.cancelled}
         end = batch.cancelled + _CANCELLED * seconds + faults.seconds("cancel_slow")
         wants_all = faults.batch("cancel_all", number)
+        # Cancelling takes its time, and with this fault every line is answered first.
         if now < end or (wants_all and batch.worked is None):
             return Stand("cancelling", before.done, times=times)
         done = batch.total if wants_all else before.done

@@ -43,6 +43,7 @@ class FileRoutes:
     async def upload(self, request: Request) -> Response:
         """Store a file of a form."""
         limit = self._faults.limit("max_bytes")
+        # Refused before it is read, as providers do with what is far too large.
         if int(request.headers.get("content-length", 0)) > limit + _FORM_BYTES:
             raise self._too_large(limit)
         try:
@@ -50,6 +51,7 @@ class FileRoutes:
                 record = await self._uploaded(form, limit)
         except HTTPException as error:
             raise bad(f"The form cannot be read: {error.detail}") from None
+        # The file is there, and the client does not know it.
         if self._faults.call("upload_lost"):
             return Cut(self._context.abort)
         return json_answer(await anyio.to_thread.run_sync(self._told, record))
@@ -162,6 +164,7 @@ class FileRoutes:
             return TornDownload(path, self._context.abort)
         if faults.call("download_short"):
             return Response(await anyio.to_thread.run_sync(_half, path), media_type="application/octet-stream")
+        # A server that knows no ranges sends the whole file from its beginning.
         if faults.flag("no_range"):
             request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
         return Download(path)

@@ -78,6 +78,7 @@ class FileStore:
     ) -> StoredFile:
         """Store a file; a path is moved here. Returns when record and content are on disk."""
         path = self.path(file_id)
+        # A result of a batch: moved, as it may be large.
         if isinstance(content, Path):
             content.replace(path)
         else:
@@ -91,6 +92,7 @@ class FileStore:
 
     def delete(self, file_id: str) -> bool:
         """Delete a file. Returns false if there is none."""
+        # The record goes first: a file without one does not exist, even if a kill comes between.
         if self._files.pop(file_id, None) is None:
             return False
         (self._folder / f"{file_id}.json").unlink(missing_ok=True)

@@ -73,6 +73,7 @@ def openai_line(result: LineResult) -> dict[str, Any]:
 
 def response_of(result: LineResult, answer: LineAnswer) -> Any:
     """Return the response of a line that was answered: status, request id and body."""
+    # A fragment of JSON as it is: nothing is parsed only to be written again.
     if result.bare:
         return orjson.Fragment(answer.body)
     body: Any = answer.body.decode() if result.text_body else orjson.Fragment(answer.body)
@@ -111,6 +112,7 @@ class LineWriter:
         failure = self._failure(custom_id, befallen)
         if failure is not None:
             line = self._encode(failure)
+            # Seen at providers: a line of status 0 lies among the answers, and counts as one.
             counted = failure.answer is not None and failure.answer.status == 0
             return WrittenLine(output=line, ok=True) if counted else self._failed(line)
         answer = run()
@@ -142,6 +144,7 @@ class LineWriter:
         return self._encode(LineResult(self._batch_id, custom_id, None, code, _REST_MESSAGES[status]))
 
     def _failed(self, line: bytes, *, ran: bool = False) -> WrittenLine:
+        # Some providers have one file for both.
         if self._faults.flag("error_in_output"):
             return WrittenLine(output=line, ran=ran)
         return WrittenLine(error=line, ran=ran)

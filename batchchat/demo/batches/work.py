@@ -85,6 +85,7 @@ class Work:
         self._lines = lines
         self._answer = answer
         self._order = array("I", range(len(lines)))
+        # Providers answer in no order, so that nobody may rely on one. By the id, it is the same after a restart.
         random.Random(batch_id).shuffle(self._order)  # noqa: S311 (the order is no secret)
 
     @property
@@ -114,6 +115,7 @@ class Work:
             source = stack.enter_context(self._lines.path.open("rb"))
             files = [stack.enter_context(path.open("wb")) for path in (self.output, self.error, self.ran)]
             for number, index in enumerate(self._order, 1):
+                # A batch that was cancelled needs no more answers, and a server that ends waits for none.
                 if stopped.is_set() or self._abandoned:
                     return
                 self._one(index, self._lines.read(source, index), *files)

@@ -101,6 +101,7 @@ class _Reading:
         if draw(self._seed, "slip", request.model, self._text) < likely:
             return True
         heat = _SLIPS_PER_TEMPERATURE * request.temperature
+        # By the whole body, so that samples with seeds of their own differ. The slip above is the same for all of them.
         return heat > 0 and draw(self._seed, "heat", self._digest) < heat
 
     def tool(self) -> dict[str, Any] | None:
@@ -108,9 +109,11 @@ class _Reading:
         request = self._request
         if request.tool_choice == "none":
             return None
+        # A tool has answered, so now the model speaks.
         if request.tool_choice == "auto" and request.turns[-1].role == "tool" and not corrects(request):
             return None
         tools = {function["name"]: function for function in request.tools}
+        # The request names the one tool to call.
         if request.tool_choice.startswith("="):
             return tools[request.tool_choice[1:]]
         described = make_labels((name, str(function.get("description", ""))) for name, function in tools.items())
@@ -169,6 +172,7 @@ class _Reading:
     def _choose(self, labels: tuple[Label, ...]) -> str:
         ranking = rank(labels, self._text)
         names = ranking.names
+        # "yes" and "no" share no words with a text: a judge decides by what the answer holds.
         if _are_verdicts(names) and self._judgement is not None:
             names = _by_judgement(self._judgement, names)
         chosen = self._drawn(names)
@@ -180,6 +184,7 @@ class _Reading:
         request = self._request
         about = (request.model, self._text, *sorted(names))
         sure = sureness(request.model, draw(self._seed, "sure", *about))
+        # Models that tell no probabilities slip by the simpler rule.
         if sure is None or len(names) == 1:
             return names[1] if self._slips and len(names) > 1 else names[0]
         # At a temperature each request draws for itself, so that samples of one row differ as often as they should.
@@ -199,9 +204,11 @@ class _Reading:
         else:
             head, _, text = self._text.partition(":" if ":" in self._text[:200] else "\n")
             text = text or head
+        # "Summarise our talk so far" at the end of a conversation: the text is what was said before.
         if len(self._request.turns) > 3 and len(text.split()) < 12:
             text = "\n".join(turn.text for turn in self._request.turns[:-1] if turn.role == "user")
         title, _, rest = text.strip().partition("\n")
+        # A first line without a mark at its end is a title, and no sentence to quote.
         if rest.strip() and not title.rstrip().endswith((".", "!", "?", ",", ":", ";")):
             text = rest
         said = [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip()]
@@ -232,6 +239,7 @@ def _asked(request: ChatRequest) -> str:
         return request.turns[-1].text
     structured = request.schema is not None or request.format != "text" or bool(request.tools)
     again = len(said) > 1 and (structured or corrects(request))
+    # "Your answer is not valid": what there is to work on stands before that.
     if again and request.turns[-2].role in {"assistant", "tool"} and _CORRECTION.search(said[-1]):
         return next((text for text in reversed(said[:-1]) if not _CORRECTION.search(text)), said[0])
     return said[-1]
@@ -253,6 +261,7 @@ def _schema_and_text(request: ChatRequest, system: str, text: str) -> tuple[dict
     """Return the schema to fill, given or written into the prompt, and the user's words without it."""
     if request.schema is not None or request.tools:
         return request.schema, text
+    # An object in a text that asks for no JSON is data, not a form to fill.
     if request.format == "text" and "json" not in system.lower() and "json" not in text[:2000].lower():
         return None, text
     found = _object_in(system)
@@ -278,6 +287,7 @@ def _object_in(prompt: str) -> tuple[dict[str, Any], int, int] | None:
         except (ValueError, RecursionError):
             start = prompt.find("{", start + 1)
             continue
+        # An empty object says nothing about what is wanted.
         if isinstance(value, dict) and value:
             return value if "properties" in value or "$ref" in value else schema, start, end
         start = prompt.find("{", end)

@@ -102,6 +102,7 @@ def find_labels(prompt: str) -> LabelList | None:
     found = _BULLETS.search(prompt)
     if found:
         items = [_described(bullet) for bullet in _BULLET.findall(found[1])]
+        # A bulleted list is the surest sign, so it goes before all others.
         if usable := _usable(items):
             return _label_list(usable, found.span())
     loose = (_AFTER_ONE_OF, _AFTER_AS, _IN_BRACKETS, _BETWEEN) if _DIRECTS.search(prompt) else ()
@@ -153,6 +154,7 @@ def _usable(items: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
     cleaned: dict[str, str] = {}
     for raw, description in items:
         name = raw.strip(" \t`'\"*[]{}<>.:()\u201c\u201d\u2018\u2019«»")
+        # A sentence, so this is no list of labels.
         if name and (len(name) > _LONGEST_LABEL or len(name.split()) > 4):
             return None
         if name:
@@ -176,6 +178,7 @@ def rank(labels: tuple[Label, ...], text: str) -> Ranking:
     scores = [_score(label, present, joined, text) for label in labels]
     order = sorted(range(len(labels)), key=lambda index: -scores[index])
     total = sum(scores)
+    # Nothing points to any label: "other" is the answer of a careful reader.
     if not total or scores[order[0]] < 1:
         fallback = _fallback(labels)
         order.sort(key=lambda index: index != fallback)
@@ -198,6 +201,7 @@ def _score(label: Label, present: set[str], joined: str, text: str) -> float:
         points += 2 * len(words.strong & present) + len(words.weak & present)
         for first in words.phrases.keys() & present:
             points += 3 * sum(phrase in joined for phrase in words.phrases[first])
+        # Languages without spaces have no words to match: runs of characters are looked for.
         if not text.isascii():
             points += 3 * sum(run in text for run in words.runs)
     return points

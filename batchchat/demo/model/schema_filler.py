@@ -117,6 +117,7 @@ class Filler:
         return self._value(self._root, "", 0)
 
     def _value(self, schema: Schema | bool, name: str, depth: int) -> Any:
+        # `true` allows anything, also null. A recursion whose every part is required has no smaller instance.
         if isinstance(schema, bool) or depth > 4 * _DEEPEST:
             return None
         schema = self._resolved(schema)
@@ -176,6 +177,7 @@ class Filler:
         if len(names) > 1:
             return self._choose(make_labels((name, "") for name in names))
         numbers = [option for option in options if isinstance(option, int | float) and not isinstance(option, bool)]
+        # A scale as an enum, such as [1, 2, 3, 4, 5]: a judge's verdict is put on it.
         if len(numbers) > 1 and self._score is not None:
             ordered = sorted(numbers)
             return ordered[round(self._score * (len(ordered) - 1))]
@@ -187,6 +189,7 @@ class Filler:
         if not filled:
             return None
         optional = len(filled) < len(resolved)
+        # Here the recursion may end: null is allowed.
         if optional and depth > _DEEPEST:
             return None
         first = filled[0]
@@ -199,6 +202,7 @@ class Filler:
     def _object(self, schema: Schema, depth: int) -> dict[str, Any]:
         properties: Mapping[str, Any] = schema.get("properties") or {}
         required = schema.get("required") or ()
+        # All of them, required or not, until it is deep: strict servers give every property.
         names = [name for name in properties if depth <= _DEEPEST or name in required]
         filled = {name: self._value(properties[name], name, depth + 1) for name in names}
         extra = schema.get("additionalProperties", True)
@@ -226,6 +230,7 @@ class Filler:
 
     def _items(self, items: Schema, name: str, depth: int, room: int) -> list[Any]:
         kinds, _ = self._kinds(items)
+        # A free list of texts, such as keywords: what the text holds, not the same value again and again.
         if kinds[:1] == ["string"] and not items.keys() & {"enum", "const", "format", "pattern", "anyOf", "oneOf"}:
             fitting = [word for word in self._keywords(name) if _fits_length(word, items)]
             return list(fitting[: min(3, room)])
@@ -255,6 +260,7 @@ class Filler:
         words = _name_words(name)
         low, high = _bounds(schema, whole=whole)
         found: float | None = None
+        # A judge's number, whatever the property is called, if it has both bounds.
         if words & _SCORE_NAMES or (self._score is not None and low is not None and high is not None):
             share = self._score if self._score is not None else self._confidence
             bottom = low if low is not None else 1.0
@@ -267,6 +273,7 @@ class Filler:
             if optional:
                 return None
             found = low if low is not None else min(0.0, high) if high is not None else 0.0
+        # The bounds of the schema go before what the text says.
         found = max(found, low) if low is not None else found
         found = min(found, high) if high is not None else found
         step = schema.get("multipleOf")
@@ -276,6 +283,7 @@ class Filler:
 
     def _numbers(self, words: set[str]) -> list[float]:
         texts = _NUMBER.findall(self._text)
+        # An amount with its currency is surer than the first number of the text, which may be an order's.
         if words & _MONEY_NAMES:
             texts = [before or after for before, after in _MONEY.findall(self._text)] or texts
         return [_parsed(text) for text in texts]
@@ -301,6 +309,7 @@ class Filler:
         try:
             whole = re.compile(pattern)
             part = re.compile(pattern.removeprefix("^").removesuffix("$"))
+        # A form of JavaScript that Python has not.
         except re.error:
             return first_words(self._text, 6)
         matches = (match[0] for match in part.finditer(self._text))
@@ -319,6 +328,7 @@ class Filler:
         if pattern := _pattern_for(words):
             found = re.search(pattern, self._text)
             return found[0] if found else None
+        # The prompt allows labels, and this string is no other thing that is known: it is the label.
         if self._labels:
             return self._choose(self._labels)
         return first_words(self._text, 6) if content_stems(self._text) else None
@@ -368,6 +378,7 @@ def _within(value: float, low: float | None, high: float | None) -> bool:
 def _parsed(text: str) -> float:
     """Read a number as people write it: the last of `.` and `,` is the decimal sign unless three digits follow."""
     mark = max(text.rfind("."), text.rfind(","))
+    # Three digits behind the last mark are thousands: 1,250 is no 1.25.
     if mark >= 0 and len(text) - mark - 1 != 3:
         return float(re.sub(r"[.,]", "", text[:mark]) + "." + text[mark + 1 :])
     return float(re.sub(r"[.,]", "", text))

@@ -110,11 +110,13 @@ class Builder:
         """Write a request. False if the budget has no room for it now. Raises StoppedEarly if it never will."""
         tokens = reserved(request.prompt_tokens, request.max_tokens)
         writer = self._writer
+        # Before the budget is asked: each chunk has a reservation of its own, which ends with its batch.
         if writer is not None and self._passes(writer, len(line), tokens[0]):
             self.next_chunk()
         hold = self._hold if self._writer is not None else self._account.bulk() if self._account else None
         if hold is not None and not hold.try_add(*tokens):
             return False
+        # Only now, so that a chunk never has files and no request.
         if self._writer is None:
             self._number, self._nonce = self._ledger.next_number(), secrets.token_hex(4)
             stem = f"{self._asker.job}-{self._number:06d}-{self._nonce}"
@@ -143,6 +145,7 @@ class Builder:
             number, nonce, writer, hold = self._full[0]
             state = await self._offload(self._write_down, number, nonce, writer, at, splits)
             planned.append(Planned(state, hold))
+            # After the ledger knows it: a disk that failed leaves it here, to be discarded with the rest.
             self._full.pop(0)
         return planned
 

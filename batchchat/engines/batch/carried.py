@@ -61,6 +61,7 @@ class Carried:
         for name in names:
             reader = ChunkReader(self._folder, name)
             for custom_id in reader.custom_ids():
+                # An index of records as a set: a batch of 50,000 takes 24 bytes a request there, not 100.
                 self._owned.put(custom_id, OK, seen=False)
             reader.close()
 
@@ -93,10 +94,12 @@ class Carried:
         So it is if the pass asks the row something else, or if the row has another record and it is not known yet what
         the pass asks. The answer then goes to the archive, which gives it back to a pass that wants it.
         """
+        # Without keys no row is known by anything but its request.
         if request.key is None or self._keys is None or self.wants(request.custom_id):
             return False
         if is_live(self._index.get(request.custom_id)):
             return False  # the row's record is an earlier failure of this very request
+        # The pass has come to this row, and asked something else.
         if self._keys.is_seen(key_digest(request.key)):
             return True
         if not self._keys.is_live(key_digest(request.key, request.sample_index)):
@@ -107,6 +110,7 @@ class Carried:
     def release(self, request: Request, batches: int) -> None:
         """Let the feed have a request that its batch did not answer."""
         custom_id = request.custom_id
+        # Released before, by another batch of the same chunk.
         if self._owned.get(custom_id) != OK:
             return
         self._owned.remove(custom_id, archived=False)

@@ -114,6 +114,7 @@ class ChunkWriter:
         self._batches.append(batches)
         self.round = max(self.round, batches + 1)
         self._waiting_bytes += len(request.body)
+        # Images make bodies of megabytes, of which a thousand would not fit into memory.
         if len(self._waiting) >= _GROUP_ROWS or self._waiting_bytes >= _GROUP_BYTES:
             self._write_rows()
 
@@ -127,6 +128,7 @@ class ChunkWriter:
             for file, suffix in ((self._file, LINES), (self._rows_file, ROWS)):
                 assert file is not None  # noqa: S101 - a chunk has at least one row
                 file.flush()
+                # The ledger names these files next. After a power cut they must be there.
                 synchronize(file.fileno())
                 file.close()
                 (self._folder / f"draft-{self._stem}{suffix}").replace(self._folder / f"{name}{suffix}")
@@ -161,6 +163,7 @@ def _rows_of(requests: Sequence[Request], batches: Sequence[int]) -> pa.RecordBa
     pieces: list[pa.RecordBatch] = []
     start = 0
     for end in range(1, len(requests) + 1):
+        # Requests of one batch of rows stand together mostly, and `take` of many is as quick as of one.
         if end == len(requests) or requests[end].batch is not requests[start].batch:
             offsets = pa.array([request.offset for request in requests[start:end]], pa.int64())
             pieces.append(kept_columns(requests[start].batch.columns.take(offsets), kept))
@@ -379,5 +382,6 @@ def remove_leftovers(folder: Path, known: set[str]) -> None:
         if (folder / "downloads").is_dir():
             shutil.rmtree(folder / "downloads")
         for path in folder.iterdir() if folder.is_dir() else ():
+            # The ledger lies in the same folder, and has the same suffix.
             if path.suffix in {LINES, ROWS} and path.stem not in known and path.name != "batches.jsonl":
                 path.unlink(missing_ok=True)

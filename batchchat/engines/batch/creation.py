@@ -71,6 +71,7 @@ class Patience:
                 if since is None:
                     since = now
                     self._listener(Event("batch_waits", f"{what}: {error}; it is tried again", "warning"))
+                # Counted from the first failure of this call, since a batch needs no provider while it waits.
                 if now - since > self._outage:
                     raise ProviderUnavailable(
                         f"{what} has failed for {now - since:.0f} s: {error}",
@@ -144,6 +145,7 @@ class Creation:
                 found = await self.settle(state)
                 if found is not None:
                     return found
+                # `settle` has noted that there is no batch, so the next try is a new one.
                 state = self._ledger.chunks[state.number]
             except Gone:
                 state = await self.note(state, "not_created", ref=None)
@@ -163,6 +165,7 @@ class Creation:
         )
 
     async def _upload(self, state: ChunkState) -> ChunkState:
+        # A run before this one has uploaded it. If the file is gone by now, `create` says so.
         if state.step >= Step.UPLOADED and state.ref is not None:
             return state
         state = await self.note(state, "uploading")
@@ -207,6 +210,7 @@ class Creation:
         for tries in range(1, max(1, state.tries) + 1):
             ask = partial(self._service.find, ref, labels_of(replace(state, tries=tries)), state.planned_at)
             for batch in await self.patience(ask, "the list of batches"):
+                # One that failed and answered nothing is no reason not to create another.
                 if batch.status is not BatchStatus.FAILED or batch.result_refs:
                     found.setdefault(batch.id, batch)
         return list(found.values())

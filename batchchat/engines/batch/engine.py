@@ -186,6 +186,7 @@ class BatchEngine:
     async def _take_over(self, rooms: Rooms) -> None:
         """Go on with the chunks of earlier runs."""
         chunks = self._ledger.chunks
+        # A key that is refused is told at once, before anything is asked about batches.
         if any(state.paid for state in chunks.values()):
             await self._sending.check()
         for number in list(chunks):
@@ -196,6 +197,7 @@ class BatchEngine:
             hold = self._means.account.bulk() if self._means.account is not None else None
             if hold is not None:
                 hold.take_over(state.prompt_tokens, state.max_tokens, state.lines)
+            # Still unsure after all looks: it is created anew.
             if state.step < Step.CREATED:
                 rooms.queue.ready.append(Planned(state, hold))
             else:
@@ -225,6 +227,7 @@ class BatchEngine:
             await self._watch.run()
             return
         if rooms.queue.live and not self._signals.draining:
+            # Else requests would be sent again that a batch has answered by now.
             await self._watch.look()  # what is ready is taken first
         async with anyio.create_task_group() as group:
             group.start_soon(rooms.feeding.take, feed, sink)
@@ -244,6 +247,7 @@ class BatchEngine:
         with anyio.CancelScope(shield=True):
             await self._means.offload(rooms.feeding.discard)
             await self._means.offload(self._means.known.discard)
+        # Told last: a reason that a person must act on comes before it.
         if rooms.feeding.out_of_budget is not None and self.halt is None:
             self.halt_for(rooms.feeding.out_of_budget)
         if self._means.known.postponed and self.halt is None:

@@ -91,6 +91,7 @@ class Feeding:
             except StoppedEarly as error:
                 self.out_of_budget = error
                 added = False
+            # A budget without room ends the chunk too: what is reserved comes back only from a batch that ends.
             if self._fresh.full or not added:
                 if not added:
                     self._fresh.next_chunk()  # only a batch that ends gives its reservation back

@@ -101,6 +101,7 @@ class Gathering:
                 await self._read_whole(harvest, batch)
             status = batches[0].status if batches else BatchStatus.UNKNOWN
             counts = await harvest.finish(why or _WHY.get(status, "the provider does not know the batch any more"))
+            # Only then may the provider's files go: they are the only copy of what is not on the disk.
             if not await self._sink.counted():
                 return None
         finally:
@@ -121,6 +122,7 @@ class Gathering:
         await self._read(harvest, batch)
         refs, looks = batch.result_refs, 0
         while batch.status is BatchStatus.COMPLETED and harvest.missing and not harvest.extra_batch(batch.id):
+            # Read once more, as files may have grown under the same name.
             if looks == _LOOKS:
                 await self._read(harvest, batch)
                 return
@@ -143,6 +145,7 @@ class Gathering:
             except Gone as error:
                 self._listener(Event("batch_gone", f"{what} are gone: {error}", "warning", {"batch": batch.id}))
                 return
+            # Every line that could be read was taken: reading again counts each once.
             except TornLine as error:
                 if tries == _READS:
                     message = f"{what} stay damaged: {error}; what cannot be read is asked for again"

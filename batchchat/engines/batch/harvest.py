@@ -21,6 +21,7 @@ from batchchat.engines.batch.service import BatchService, RemoteBatch, ResultLin
 from batchchat.engines.causes import NUMBERED
 from batchchat.engines.halting import fatal_error
 from batchchat.engines.port import Answered, Billed, Settled, Sink
+from batchchat.engines.refusals import is_by_status
 from batchchat.errors import BatchchatError, NeedsHuman
 from batchchat.limits import FIRST_COMPLETION
 from batchchat.money import Tariff
@@ -213,6 +214,7 @@ class Harvest:
         if before[place] and not met[place]:
             met[place] = 1  # the file is read again
             return
+        # The same request twice in one file: some providers repeat lines when they try again.
         repeated = bool(met[place])
         before[place] = met[place] = 1
         if line.status is None:
@@ -220,12 +222,14 @@ class Harvest:
                 self._reasons[custom_id] = ": ".join(part for part in (line.code, line.message) if part)
             return
         reply = read_reply(line.status, {}, line.body, now=self.wall_clock())
+        # The provider's name of the single request is worth more to support than that of the batch.
         if line.request_id is not None:
             reply.request_id = line.request_id[:200]
         if self.terms.tariff is not None and reply.usage is not None:
             reply.cost = self.terms.tariff.cost(reply.usage)
         if self._done[place] or (repeated and reply.completion is None):
             self._count_surplus(custom_id, reply)
+        # Counted by a run that was killed before it could note that this chunk is harvested.
         elif self.owner.is_settled(custom_id):
             self._done[place] = 1
             self._reasons.pop(custom_id, None)
@@ -331,6 +335,7 @@ class Harvest:
                 await self._rest()
         self._settle_refused()
         for number, custom_id in enumerate(self.reader.custom_ids(), 1):
+            # No line told of it, or one without an answer.
             if not self._done[number - 1] and custom_id not in self._failed:
                 self._settle_unanswered(custom_id, self._reasons.get(custom_id) or why_unanswered)
             if not number % _LINES_BETWEEN:
@@ -353,9 +358,10 @@ class Harvest:
         self._begin(request, reply)
         if reply.verdict is Verdict.FATAL:
             self._put_billed(request, reply)
+            # The key or the credit, said in a line of the file: the next batch would meet the same.
             self.owner.halt_for(fatal_error(reply.failure))
             self.counts.left += 1
-        elif reply.verdict is Verdict.REFUSED or self._may_concern_all(reply):
+        elif reply.verdict is Verdict.REFUSED or (is_by_status(reply) and not self.terms.job_answered):
             self._refused.append((request, reply))
         elif reply.verdict is Verdict.NO:
             self._fail(request, reply, None, batches + 1)
@@ -367,16 +373,6 @@ class Harvest:
             else:
                 self._put_billed(request, reply)
                 self._ask_again(request, batches + 1)
-
-    def _may_concern_all(self, reply: Reply) -> bool:
-        failure = reply.failure
-        return (
-            not self.terms.job_answered
-            and reply.verdict is Verdict.NO
-            and failure is not None
-            and failure.kind is ErrorKind.INVALID_REQUEST
-            and reply.completion is None
-        )
 
     def _settle_refused(self) -> None:
         """Fail the rows that were refused; if the whole chunk was, for one reason, stop and leave them open."""
@@ -424,6 +420,7 @@ class Harvest:
         assert found is not None  # noqa: S101 - its identity is in the chunk
         request, batches = found
         self.counts.unanswered += 1
+        # This run cancels batches, so nothing is asked again.
         if self.terms.leave_open:
             self.counts.left += 1
             return

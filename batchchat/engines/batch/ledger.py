@@ -146,6 +146,7 @@ class Ledger:
             "failed": batch.failed,
             "expires_at": batch.expires_at,
         }
+        # A look every minute for a day would else write a thousand lines that say the same.
         if all(getattr(state, name) == value for name, value in told.items()):
             return state
         return self.note(number, "state", at=at, **told)
@@ -189,6 +190,7 @@ def _replay(folder: Path, *, all_of_them: bool = False) -> tuple[dict[int, Chunk
         chunk = entry["chunk"]
         last = max(last, chunk)
         state = _apply(chunks.get(chunk), entry)
+        # Nothing is left to do for it. A ledger of years would else fill memory.
         if state.step is Step.CLEANED and not all_of_them:
             chunks.pop(chunk, None)
         else:
@@ -218,6 +220,7 @@ def _apply(state: ChunkState | None, entry: Mapping[str, Any]) -> ChunkState:
     """Return the state after a step. A step or a field that a later version adds changes nothing here."""
     state = ChunkState(entry["chunk"]) if state is None else replace(state, surplus=list(state.surplus))
     name, at = entry["step"], entry["at"]
+    # Its `batch` is not the chunk's own, which the loop below would overwrite.
     if name == "surplus":
         state.surplus.append(entry["batch"])
         return state

@@ -47,6 +47,7 @@ class LookSchedule:
 
     def due_in(self, queue: ChunkQueue) -> float | None:
         """Return the seconds until the next look, None if there is no batch to look at."""
+        # Without a batch there is nothing to look at; the first one begins the count anew.
         if not queue.created:
             self._next = None
             return None

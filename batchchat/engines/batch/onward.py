@@ -108,6 +108,7 @@ class Onward:
         if self.closing:
             return 0.0
         # Before its last round, what a batch leaves at the end of its window goes into another one, at half the price.
+        # A provider that names no end of its window is not hurried.
         if state.round < self._rounds or state.expires_at is None or state.created_at is None:
             return None
         return state.expires_at - margin(state.expires_at - state.created_at) - self._wall_clock()

@@ -83,8 +83,10 @@ class Parting:
         try:
             custom_ids = list(reader.custom_ids())
             bad = None if refused.line is None or refused.too_large else reader.at_line(refused.line)
+            # The file holds one request, so that is the one that is refused.
             if bad is None and len(custom_ids) == 1:
                 bad = custom_ids[0]
+            # Many rows are bad, or the refusal is not about rows: to go on would cost thousands of uploads.
             if state.splits >= MOST_PARTINGS:
                 for custom_id in custom_ids:
                     self._fail(
@@ -119,6 +121,7 @@ class Parting:
 
     def _judge(self, refused: RefusedChunk) -> None:
         """Count refusals that may be about everything."""
+        # A refusal at a later line shows that the lines before it were read.
         if refused.too_large or self._taken or (refused.line or 1) > 1:
             self._alike = 0
             return

@@ -76,6 +76,7 @@ class ChunkQueue:
             # Its tokens are guessed by size, and may be more in truth.
             self.bounds.lower_queue(max(1, state.prompt_tokens // 2))
             return True
+        # Back to the front: the order of the input is kept as far as the queue lets it.
         self.live.pop(state.number, None)
         self.ready.appendleft(planned)
         return False

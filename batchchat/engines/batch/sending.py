@@ -44,6 +44,7 @@ class Sending:
         """Create the batches of chunks that are ready, as the provider's queue has room, until the run ends."""
         while not self._signals.draining:
             planned = None if self._signals.paused else self._queue.take()
+            # Nothing to create now: a chunk, a batch that ends or the end of a full queue's wait may change that.
             if planned is None:
                 await self._signals.change(self._queue.wait())
                 continue
@@ -66,6 +67,7 @@ class Sending:
         except ChunkTooLarge as error:
             self._listener(Event("batch_too_large", f"{state.name}: {error}: it is sent in parts", "warning"))
             bounds = self._queue.bounds
+            # Chunks of later are built smaller too, or each would be refused and parted again.
             bounds.lines = max(1, min(bounds.lines, state.lines // 2))
             bounds.nbytes = max(1, min(bounds.nbytes, state.nbytes // 2))
             await self.part(planned, RefusedChunk(str(error), too_large=True))

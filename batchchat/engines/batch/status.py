@@ -44,6 +44,7 @@ def _batches(directory: Path | str) -> Iterator[ChunkState]:
     folder = batches_folder(directory)
     if (folder / NAME).exists():
         for state in read_history(folder):
+            # A chunk that was dropped without a batch is of no interest to anybody.
             if state.batch is not None or state.step < Step.HARVESTED:
                 yield state
 

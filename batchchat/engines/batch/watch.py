@@ -60,6 +60,7 @@ class Watch:
     def _ended(self) -> bool:
         """Return true if every request is settled, or if the run does not wait for its batches."""
         queue, busy = self._queue, self._sending.busy
+        # A creation that is under way may make a batch, which must be known before the run ends.
         if busy:
             return False
         if self._signals.draining:
@@ -119,9 +120,11 @@ class Watch:
         # A surplus batch may hold answers, too: they are read together, so that each request is settled once.
         if len(batches) + len(lost) < len(ids) or not all(batch.ended for batch in batches):
             return
+        # By now every list shows a batch whose creation nobody could tell. It is read together with this one.
         if planned.state.unsure and await self._find_surplus(planned):
             return
         first = next((batch for batch in batches if batch.id == planned.state.batch), None)
+        # A batch that failed with result files has answered some: these are taken as usual.
         if first is not None and first.status is BatchStatus.FAILED and not first.result_refs:
             await self._follow_failed(planned, first)
             return

@@ -8,6 +8,7 @@ where a scorer wants whole rows. Blocking code.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchchat.addresses import address_of
+from batchchat.errors import StorageError
 from batchchat.evaluation.results.disk_list import DiskList
 from batchchat.evaluation.scorers.matching import text_of
 from batchchat.evaluation.scorers.score_batch import Lists
@@ -26,8 +28,11 @@ from batchchat.job import Job
 from batchchat.joining import Identities
 from batchchat.records import RowBatch
 from batchchat.runner.preparation import Prepared, prepare
-from batchchat.store import frozen_schema
+from batchchat.runner.rows import pass_of
+from batchchat.store import frozen_schema, is_output, read_state
 from batchchat.store.index import ID_BYTES, SKIPPED_ID
+from batchchat.store.location.disk import storage_errors
+from batchchat.store.trail import Trail
 
 _INTERNED = 100_000
 _LONGEST_INTERNED = 200
@@ -117,6 +122,10 @@ class CurrentRows:
         """Return the values of a kept column as texts, null for null."""
         return pa.array([None if value is None else text_of(value) for value in self._columns[column]], pa.string())
 
+    def values(self, column: str) -> list[Any]:
+        """Return the values of a kept column, row by row."""
+        return self._columns[column]
+
     def take(self, numbers: Sequence[int], columns: frozenset[str] | None) -> Lists | list[dict[str, Any]]:
         """What is kept of these rows: the columns named, or whole rows where that is None."""
         if columns is None:
@@ -149,10 +158,12 @@ class _Reader:
     ) -> None:
         self.samples = jobs[0].samples
         self.prepared = [_prepare(job, choice) for job in jobs]
+        self.trails = [_trail_of(prepared) for prepared in self.prepared]
         self.intakes = [prepared.intake() for prepared in self.prepared]
         self.digests = [bytearray() for _ in jobs]
-        self.numbers: list[int] = []
-        self.keys: list[str | None] = []
+        # Arrays, batch by batch: a list of objects would take several times as much.
+        self.numbers = array("q")
+        self.keys: list[pa.StringArray] = []
         self.prompted = _prompted(self.prepared) if prompted else ()
         self.columns: dict[str, list[Any]] = {name: [] for name in (*columns, *self.prompted)}
         self.whole = WholeRows() if whole else None
@@ -161,23 +172,26 @@ class _Reader:
     def read(self) -> CurrentRows:
         try:
             for number, group in enumerate(self._groups()):
-                for batch in self.prepared[group[0]].batches():
-                    if self.prepared[group[0]].selection.past(batch.first_index):
-                        break
-                    self._identify(batch, group)
-                    if number == 0:
-                        self._keep(batch)
+                rendered = [at for at in group if self.trails[at] is None]
+                # The first group gives the columns. Another one is read only if some job's requests are not known.
+                if number == 0 or rendered:
+                    self._read_group(self.prepared[group[0]], rendered, keep=number == 0)
+            self._take_known()
         except BaseException:
             if self.whole is not None:
                 self.whole.close()
             raise
+        finally:
+            for trail in self.trails:
+                if trail is not None:
+                    trail.close()
         skipped = self._leave_out_skipped()
         has_key = self.prepared[0].job.input.key is not None
         return CurrentRows(
             samples=self.samples,
             all_of_input=self.prepared[0].selection.whole,
             row_index=np.array(self.numbers, dtype=np.int64),
-            keys=pa.array(self.keys, pa.string()) if has_key else None,
+            keys=pa.concat_arrays([pa.array([], pa.string()), *self.keys]) if has_key else None,
             identities=[Identities(self.digests.pop(0)) for _ in self.prepared],
             prompted=self.prompted,
             skipped=skipped,
@@ -196,6 +210,29 @@ class _Reader:
                 found.append(at)
         return groups
 
+    def _read_group(self, prepared: Prepared, rendered: Sequence[int], *, keep: bool) -> None:
+        """Read the rows as one job does, and identify them for those of these numbers."""
+        for batch in prepared.batches():
+            if prepared.selection.past(batch.first_index):
+                break
+            if rendered:
+                self._identify(batch, rendered)
+            if keep:
+                self._keep(batch)
+
+    def _take_known(self) -> None:
+        """Take the identities that trails tell. Raises StorageError if the input has become another one meanwhile."""
+        count = len(self.numbers)
+        for at, trail in enumerate(self.trails):
+            if trail is None:
+                continue
+            limit = self.prepared[at].selection.limit
+            if count != (trail.rows if limit is None else limit):
+                path = self.prepared[at].job.input.path
+                raise StorageError(f"{path} changed while it was read", remedy="Score again when it is complete.")
+            with storage_errors(trail.path):
+                self.digests[at] += trail.read(0, count)[0]
+
     def _identify(self, batch: RowBatch, group: Sequence[int]) -> None:
         keys = self.intakes[group[0]].keys(batch)
         for at in group:
@@ -205,6 +242,7 @@ class _Reader:
     def _keep(self, batch: RowBatch) -> None:
         selection, key = self.prepared[0].selection, self.prepared[0].job.input.key
         everything = selection.whole
+        keys: list[str | None] = []
         for offset, values in enumerate(batch.values):
             index = batch.first_index + offset
             if not everything and not selection.takes(index):
@@ -213,11 +251,12 @@ class _Reader:
             row = values or {}
             if key is not None:
                 value = row.get(key)
-                self.keys.append(None if value is None else str(value))
+                keys.append(None if value is None else str(value))
             for name, column in self.columns.items():
                 column.append(self._intern(row.get(name)))
             if self.whole is not None:
                 self.whole.add(values)
+        self.keys.append(pa.array(keys, pa.string()))
 
     def _leave_out_skipped(self) -> int:
         """Leave out the rows that any of the jobs skips; return how many they are."""
@@ -230,8 +269,9 @@ class _Reader:
         left = np.flatnonzero(~skipped)
         self.digests = [bytearray(ids[left].tobytes()) for ids in digests]
         kept = left.tolist()
-        self.numbers = [self.numbers[at] for at in kept]
-        self.keys = [self.keys[at] for at in kept] if self.keys else []
+        self.numbers = array("q", [self.numbers[at] for at in kept])
+        if self.prepared[0].job.input.key is not None:
+            self.keys = [pa.concat_arrays([pa.array([], pa.string()), *self.keys]).take(pa.array(left))]
         for name, column in self.columns.items():
             self.columns[name] = [column[at] for at in kept]
         if self.whole is not None:
@@ -260,6 +300,23 @@ def _reads_alike(one: Prepared, other: Prepared) -> bool:
         and one.template.attachments == other.template.attachments
         and (one.job.images, one.job.files) == (other.job.images, other.job.files)
     )
+
+
+def _trail_of(prepared: Prepared) -> Trail | None:
+    """Return the trail of a run that tells the requests of all rows that are read, None if there is none.
+
+    Rendering every row again would take most of the time of a scoring.
+    """
+    directory, following = address_of(prepared.job.output.path), pass_of(prepared, frozenset())
+    if following is None or not is_output(directory):
+        return None
+    trail = read_state(directory).known(following).trail
+    limit = prepared.selection.limit
+    enough = prepared.source.ends_at(trail.end) if limit is None else trail.rows >= limit
+    if trail.rows and enough:
+        return trail
+    trail.close()
+    return None
 
 
 def _prepare(job: Job, choice: Choice) -> Prepared:

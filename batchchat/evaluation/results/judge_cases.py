@@ -68,9 +68,14 @@ class Asked:
         self._ids[position] = [np.frombuffer(case, np.uint8) for case in cases]
         self._known[position] = True
 
+    def positions(self) -> list[int]:
+        """Return the positions with cases."""
+        found: list[int] = np.flatnonzero(self._known).tolist()
+        return found
+
     def items(self) -> Iterator[tuple[int, list[bytes]]]:
         """Positions with cases, and the cases."""
-        for position in np.flatnonzero(self._known).tolist():
+        for position in self.positions():
             yield position, [case.tobytes() for case in self._ids[position]]
 
 
@@ -157,7 +162,7 @@ def shown_columns(scorer: JudgeScorer, prompted: Sequence[str]) -> tuple[str, ..
     """The input's columns that a judge is shown: those it names, or those that the variants' prompts speak of."""
     if scorer.show is not None:
         return tuple(scorer.show)
-    return tuple(name for name in prompted if name != scorer.expected)
+    return tuple(name for name in prompted if name not in {scorer.expected, scorer.gold})
 
 
 def gather_cases(

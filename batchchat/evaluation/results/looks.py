@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from batchchat.errors import UsageError
 from batchchat.evaluation.results.current_rows import Choice, read_rows
 from batchchat.evaluation.results.summary import whole_file
-from batchchat.evaluation.statistics.sequential import planned_looks
+from batchchat.evaluation.statistics.sequential import Spending, planned_looks
 from batchchat.evaluation.suite.suite import Suite, Until
 from batchchat.store.json_files import json_bytes
 from batchchat.store.location.disk import storage_errors
@@ -32,7 +32,8 @@ _VERSION = 1
 class LookPlan:
     """What is fixed before the first row is asked, as `looks.json` has it.
 
-    `most` is the most rows that are asked, None for all; `limit` takes the first rows of the input only.
+    `most` is the most rows that are asked, None for all; `limit` takes the first rows of the input only. `spending`
+    says how the error is spread over the looks: an earlier version, which did not write it, had `obrien_fleming`.
     """
 
     score: str
@@ -42,6 +43,7 @@ class LookPlan:
     cluster: str | None
     limit: int | None
     most: int | None
+    spending: Spending = "power"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def kept_plan(directory: Path) -> LookPlan | None:
         data: dict[str, Any] = orjson.loads(path.read_bytes())
         if data.pop("version") != _VERSION:
             raise ValueError("it is of another version")
-        return LookPlan(**data)
+        return LookPlan(**{"spending": "obrien_fleming", **data})
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -110,8 +112,8 @@ def plan_to_go_on_with(suite: Suite, until: Until, choice: Choice, *, fresh: boo
         return wanted
     told = {"score": "decide_by", "most": "--sample", "limit": "--limit"}
     for name, value in asdict(wanted).items():
-        # The order of the rows stays that of the first look, whatever the suite's seed is now.
-        if name != "seed" and getattr(kept, name) != value:
+        # The order of the rows, and the levels of the looks, stay those of the first look.
+        if name not in {"seed", "spending"} and getattr(kept, name) != value:
             began = f"began with {told.get(name, name)} {getattr(kept, name)}, and now it is {value}"
             raise UsageError(
                 f"the evaluation in {suite.output} {began}",

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from batchchat.addresses import address_of
 from batchchat.evaluation.results.current_rows import EVERY_ROW, Choice, CurrentRows, read_rows
+from batchchat.evaluation.results.judge_agreement import judge_agreements
 from batchchat.evaluation.results.judge_cases import (
     AnswerSource,
     Asked,
@@ -28,6 +29,7 @@ from batchchat.evaluation.results.judge_cases import (
 from batchchat.evaluation.results.looks import LookRows, draw_rows, kept_plan
 from batchchat.evaluation.results.suite_results import SuiteResults
 from batchchat.evaluation.results.summary import (
+    JudgeAgreement,
     JudgeSummary,
     SequentialSummary,
     SuiteSummary,
@@ -101,6 +103,7 @@ class _Judged:
     of_pairs: dict[tuple[str, str], dict[int, JudgedValue]]
     summary: JudgeSummary
     open: int
+    notes: list[str]
 
 
 class Scoring:
@@ -156,7 +159,7 @@ class Scoring:
     def finish(self) -> SuiteSummary:
         """Score everything, and write `scores.parquet`, `summary.json` and, with pairs, `pairwise.parquet`."""
         suite, rows = self.suite, self.rows
-        judged = {cases.task.scorer.name: _judged(cases) for cases in self.cases}
+        judged = {cases.task.scorer.name: _judged(cases, rows) for cases in self.cases}
         sheets = [
             self._sheet(number, judged, suite.order, suite.scorers, texts=True) for number in range(len(suite.variants))
         ]
@@ -224,6 +227,7 @@ class Scoring:
         for name, one in judged.items():
             if one.open:
                 notes.append(f"{name}: {plural(one.open, 'case')} of {one.summary.requests:,} not judged yet")
+            notes += one.notes
         return notes
 
     def _sheet(
@@ -270,6 +274,7 @@ class Scoring:
             looks.plan.score,
             self.suite.seed,
             looks.plan.margin,
+            looks.plan.spending,
         )
         values = {sheet.name: sheet.grid(looks.plan.score) for sheet in sheets}
         told = {sheet.name: sheet.told(looks.plan.score) for sheet in sheets}
@@ -319,8 +324,11 @@ def _is_of(note: str, variants: Collection[str]) -> bool:
     return "still to come" in note and any(note.startswith(f"{name!r}: ") for name in variants)
 
 
-def _judged(cases: Cases) -> _Judged:
-    """Read a judge's verdicts, and give each answer or pair its own."""
+def _judged(cases: Cases, rows: CurrentRows | None = None) -> _Judged:
+    """Read a judge's verdicts, and give each answer or pair its own.
+
+    With `rows`, they are also held against the right verdicts, if any are known.
+    """
     task, scorer = cases.task, cases.task.scorer
     verdicts = read_verdicts(task) if cases.asked else {}
     of_variants: dict[str, dict[int, JudgedValue]] = {}
@@ -331,7 +339,12 @@ def _judged(cases: Cases) -> _Judged:
     wanted = {case for one in asked for _, ids in one.items() for case in ids}
     failed = sum(case in verdicts and verdicts[case][0] is None for case in wanted)
     left = sum(case not in verdicts for case in wanted)
-    return _Judged(of_variants, of_pairs, _judge_summary(task, len(wanted), failed), left)
+    agreement: list[JudgeAgreement] = []
+    notes: list[str] = []
+    if rows is not None and cases.asked:
+        agreement, notes = judge_agreements(cases, verdicts, of_pairs, rows)
+    summary = replace(_judge_summary(task, len(wanted), failed), agreement=tuple(agreement))
+    return _Judged(of_variants, of_pairs, summary, left, notes)
 
 
 def _judge_summary(task: JudgeTask, requests: int, failed: int) -> JudgeSummary:

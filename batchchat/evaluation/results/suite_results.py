@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from batchchat.errors import UsageError
 from batchchat.evaluation.results.summary import ScorerSummary, VariantSummary
 from batchchat.evaluation.results.variant_scores import Grid, ScoreColumn, VariantScores, row_metric
@@ -105,9 +107,14 @@ class SuiteResults:
         self.scorers.append(replace(self.scorers[-1], name=name, unit=SHARE.unit))
 
     def add_pairs(self, scorer: Pairwise, pairs: Mapping[tuple[str, str], ScoreColumn]) -> None:
-        """Add what a pairwise judge said."""
+        """Add what a pairwise judge said: each variant's share of wins, and the comparison of each pair."""
         samples = self._sheets[0].rows.samples
         grids = {pair: column.values.reshape(-1, samples) for pair, column in pairs.items()}
+        for at, variant in enumerate(self.variants):
+            shares = wins_of(variant.name, grids)
+            if shares is not None:
+                summary = summarize(shares, SHARE, seed=self._seed, clusters=self._clusters)
+                self.variants[at] = replace(variant, scores={**variant.scores, scorer.name: summary})
         self.comparisons += compare_outcomes(
             grids,
             scorer.scale,
@@ -117,6 +124,22 @@ class SuiteResults:
             margin=scorer.margin,
         )
         self.scorers.append(_scorer(scorer, scorer.name))
+
+
+def wins_of(name: str, pairs: Mapping[tuple[str, str], Grid]) -> Grid | None:
+    """Return for each answer of a variant the share of its pairs that it wins, a tie counted as half a win.
+
+    NaN if no pair of it was judged; None if the variant is in no pair.
+    """
+    own = [grid if name == a else -grid for (a, b), grid in pairs.items() if name in {a, b}]
+    if not own:
+        return None
+    balances = np.stack(own)
+    judged = np.isfinite(balances)
+    counts = judged.sum(axis=0)
+    sums = np.where(judged, balances, 0.0).sum(axis=0)
+    made: Grid = np.where(counts > 0, (1 + sums / np.maximum(counts, 1)) / 2, np.nan)
+    return made
 
 
 def _scorer(scorer: Any, name: str) -> ScorerSummary:

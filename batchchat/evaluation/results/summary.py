@@ -17,7 +17,8 @@
      "comparisons": [{"a", "b", "scorer", "difference", "ci_low", "ci_high", "p_value", "p_adjusted", "test",
                       "wins_a", "wins_b", "ties", "n", "nulls", "flips_to_a", "flips_to_b", "needed_n", "clusters",
                       "margin", "equivalent", …}],
-     "judges": [{"name", "folder", "model", "requests", "failed", "cost", "currency"}],
+     "judges": [{"name", "folder", "model", "requests", "failed", "cost", "currency",
+                 "agreement": [{"among", "n", "rows", "accuracy", "kappa", "alpha"}]}],
      "notes": [TEXT, …],
      "sequential": null, or {"score", "margin", "seed", "plan": [ROWS, …], "looks", "rows", "settled",
                              "dropped": {VARIANT: ROWS}, "asked", "fixed"}}
@@ -86,8 +87,36 @@ class VariantSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class AgreementMeasure:
+    """A measure of agreement with its 95 % interval. What is not known is None, with a `reason`."""
+
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeAgreement:
+    """How far a judge agrees with the right verdicts: `among` names them, `people` or `column NAME`.
+
+    `n` counts verdicts, `rows` the rows that they are about, None if that is not known: reviews are about cases.
+    """
+
+    among: str
+    n: int
+    rows: int | None
+    accuracy: AgreementMeasure
+    kappa: AgreementMeasure
+    alpha: AgreementMeasure
+
+
+@dataclass(frozen=True, slots=True)
 class JudgeSummary:
-    """What a judge was asked, and what its verdicts cost so far."""
+    """What a judge was asked, and what its verdicts cost so far.
+
+    `agreement` tells how far they agree with right ones, as far as any are known.
+    """
 
     name: str
     folder: str
@@ -96,6 +125,7 @@ class JudgeSummary:
     failed: int
     cost: float | None
     currency: str | None
+    agreement: tuple[JudgeAgreement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +196,7 @@ def from_json(data: Mapping[str, Any]) -> SuiteSummary:
     known["scorers"] = tuple(ScorerSummary(**_known(ScorerSummary, one)) for one in data["scorers"])
     known["variants"] = tuple(_variant(one) for one in data["variants"])
     known["comparisons"] = tuple(Comparison(**_known(Comparison, one)) for one in data["comparisons"])
-    known["judges"] = tuple(JudgeSummary(**_known(JudgeSummary, one)) for one in data["judges"])
+    known["judges"] = tuple(_judge(one) for one in data["judges"])
     known["notes"] = tuple(data["notes"])
     if known.get("sequential") is not None:
         told = _known(SequentialSummary, known["sequential"])
@@ -179,6 +209,20 @@ def _variant(data: Mapping[str, Any]) -> VariantSummary:
     known["scores"] = {name: ScoreSummary(**_known(ScoreSummary, one)) for name, one in data["scores"].items()}
     known["classes"] = {name: _classes(one) for name, one in data["classes"].items()}
     return VariantSummary(**known)
+
+
+def _judge(data: Mapping[str, Any]) -> JudgeSummary:
+    known = _known(JudgeSummary, data)
+    # An earlier version measured no agreement.
+    known["agreement"] = tuple(_agreement(one) for one in data.get("agreement") or ())
+    return JudgeSummary(**known)
+
+
+def _agreement(data: Mapping[str, Any]) -> JudgeAgreement:
+    known = _known(JudgeAgreement, data)
+    for name in ("accuracy", "kappa", "alpha"):
+        known[name] = AgreementMeasure(**_known(AgreementMeasure, data[name]))
+    return JudgeAgreement(**known)
 
 
 def _classes(data: Mapping[str, Any]) -> ClassReport:

@@ -21,7 +21,7 @@ from batchchat.evaluation.results.current_rows import CurrentRows
 from batchchat.evaluation.scorers.matching import text_of
 from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores
 from batchchat.evaluation.scorers.scorer import AnswerScorer, Scorer, scores_of
-from batchchat.evaluation.statistics.classification import LabelledAnswers
+from batchchat.evaluation.statistics.classification import CodedLabels, LabelledAnswers
 from batchchat.joining import Finder, Positions, as_halves, current_records
 from batchchat.store import Output
 
@@ -64,7 +64,7 @@ PAIRWISE_SCHEMA = pa.schema(
 """
 
 _NEEDED = frozenset({"custom_id", "status", "error_kind", "cost", "prompt_tokens", "completion_tokens", "latency_s"})
-_LINES = 100_000
+_LINES = 25_000
 # Long enough for labels, numbers and short answers; a million whole completions would not fit into memory.
 _TEXT_CHARACTERS = 200
 NOT_JUDGED = "not judged yet"
@@ -120,7 +120,7 @@ class TextColumn:
     """Short texts by position. Equal texts of one batch cost a code each."""
 
     def __init__(self, size: int) -> None:
-        self._place: NDArray[np.int64] = np.full(size, -1, dtype=np.int64)
+        self._place: NDArray[np.int32] = np.full(size, -1, dtype=np.int32)
         self._count = 0
         self._chunks: list[pa.Array] = []
 
@@ -161,9 +161,9 @@ class LabelColumn:
 
     def answers(self, samples: int) -> LabelledAnswers:
         """The labels of all positions that count, row by row."""
-        names: list[str | None] = [*self._codes, None]
+        names: list[str | None] = [*self._codes, None]  # so that -1 is the code of None
         counted = np.flatnonzero(self._expected >= 0)
-        expected, given = ([names[code] for code in codes[counted].tolist()] for codes in (self._expected, self._given))
+        expected, given = (CodedLabels(names, codes[counted]) for codes in (self._expected, self._given))
         return LabelledAnswers(counted // samples, expected, given)
 
 

@@ -58,13 +58,20 @@ class JudgeScorer(JudgeSettings):
     margin: float | None = Field(None, gt=0)
     field: str = Field("completion", min_length=1)
     expected: str | None = Field(None, min_length=1)
+    gold: str | None = Field(None, min_length=1)
     show: list[str] | None = None
     failed: Literal["wrong", "skip"] = "wrong"
 
     @property
     def inputs(self) -> frozenset[str]:
-        """The input's columns that are shown for sure; without `show` those of the prompts come to them."""
-        return frozenset(self.show or ()) | (frozenset() if self.expected is None else {self.expected})
+        """The input's columns that are read for sure; without `show` those of the prompts come to them."""
+        return frozenset(self.show or ()) | {name for name in (self.expected, self.gold) if name is not None}
+
+    @model_validator(mode="after")
+    def _gold_is_hidden(self) -> Self:
+        if self.gold is not None and self.gold in {self.expected, *(self.show or ())}:
+            raise ValueError(f"`gold` is {self.gold}, which the judge would be shown: the right verdicts are hidden")
+        return self
 
     @property
     def folder(self) -> str:

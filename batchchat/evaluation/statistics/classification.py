@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,40 @@ RESAMPLES = 1_999
 _BLOCK = 1 << 22
 _ALIKE = "all rows look the same: they say nothing about the spread"
 _Codes = NDArray[np.int64]
+
+
+class CodedLabels(Sequence[str | None]):
+    """Labels of many answers, of which few are different: the name of each is `names[code]`."""
+
+    def __init__(self, names: Sequence[str | None], codes: NDArray[np.signedinteger[Any]]) -> None:
+        self.names = names
+        self.codes = codes
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, at: int) -> str | None: ...
+    @overload
+    def __getitem__(self, at: slice) -> CodedLabels: ...
+    def __getitem__(self, at: int | slice) -> str | CodedLabels | None:
+        return CodedLabels(self.names, self.codes[at]) if isinstance(at, slice) else self.names[self.codes[at]]
+
+    @classmethod
+    def of(cls, labels: Sequence[str | None]) -> CodedLabels:
+        """Return labels in this form."""
+        if isinstance(labels, CodedLabels):
+            return labels
+        names: dict[str | None, int] = {}
+        codes = np.fromiter((names.setdefault(label, len(names)) for label in labels), np.int64, len(labels))
+        return cls([*names], codes)
+
+    def by(self, known: Mapping[str | None, int], unknown: int) -> _Codes:
+        """Return the code of each label among those that are known."""
+        if not len(self):
+            return np.zeros(0, dtype=np.int64)
+        made: _Codes = np.array([known.get(name, unknown) for name in self.names], dtype=np.int64)[self.codes]
+        return made
 
 
 class LabelledAnswers(NamedTuple):
@@ -75,8 +109,11 @@ class ClassReport:
 
 def classes_of(variants: Sequence[LabelledAnswers], labels: Sequence[str] | None = None) -> list[str]:
     """The classes named, or the expected labels that occur, sorted. Raises UsageError where they are too many."""
-    expected = {label for answers in variants for label in answers.expected if label is not None}
-    found = list(labels) if labels else sorted(expected)
+    expected: set[str | None] = set()
+    for answers in variants:
+        labelled = CodedLabels.of(answers.expected)
+        expected |= {labelled.names[code] for code in np.unique(labelled.codes)}
+    found = list(labels) if labels else sorted(label for label in expected if label is not None)
     if len(found) > MAX_CLASSES:
         raise UsageError(
             f"the expected column holds {len(found):,} different values: that is no set of classes",
@@ -226,9 +263,9 @@ def _codes(answers: LabelledAnswers, classes: Sequence[str]) -> tuple[_Codes, _C
     """Row, expected and given class of the answers that count. Others are one past the last class, no answer two."""
     size = len(classes)
     known: dict[str | None, int] = {label: at for at, label in enumerate(classes)}
-    expected = np.fromiter((known.get(label, -1) for label in answers.expected), np.int64, len(answers.expected))
+    expected = CodedLabels.of(answers.expected).by(known, -1)
     known[None] = size + 1
-    given = np.fromiter((known.get(label, size) for label in answers.given), np.int64, len(answers.given))
+    given = CodedLabels.of(answers.given).by(known, size)
     counts = expected >= 0
     return np.asarray(answers.rows, dtype=np.int64)[counts], expected[counts], given[counts]
 
@@ -346,8 +383,8 @@ def _bootstrap_interval(
 
 
 def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], scorer: str, test: _Test) -> Comparison:
-    either = np.union1d(a[1].rows, b[1].rows).size
     patterns = _patterns([a[1], b[1]])
+    either = a[1].rows.size + b[1].rows.size - patterns.rows
     left, right = patterns.right
     above, below = int(patterns.counts[left > right].sum()), int(patterns.counts[left < right].sum())
     made = Comparison(

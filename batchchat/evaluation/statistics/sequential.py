@@ -2,15 +2,18 @@
 
 Who tests again and again after more rows, and stops at the first p < 0.05, finds differences that are not there in far
 more than 5 % of the cases. So each look gets its own, stricter level. The levels are those of a group-sequential test
-with the O'Brien-Fleming-like spending function
+with a spending function (Lan and DeMets 1983, Biometrika 70:659-663): it says how much of the error may be used up when
+the share t of the rows is asked. It is
 
-    spent(t) = 4 (1 - Φ(z / √t)),    z = Φ⁻¹(1 - alpha / 4)
+    power            alpha t²                                            (Kim and DeMets 1987, Biometrika 74:149-154)
+    obrien_fleming   4 (1 - Φ(z / √t)),    z = Φ⁻¹(1 - alpha / 4)        for each side of a two-sided test
 
-of Lan and DeMets 1983 (Biometrika 70:659-663), taken for each side of a two-sided test: `spent(t)` is the error that
-may be used up when the share t of the rows is asked. Hardly any of it is used early, so that the last look is nearly as
-strong as the test of a fixed number of rows: 2.03 standard errors instead of 1.96 with five equal looks. An
-always-valid test would need no plan of looks, but it is weaker at the end, and here the most rows are known: those of
-the input.
+Little of it is used early, so that the last look is nearly as strong as the test of a fixed number of rows: with five
+equal looks 2.11 standard errors by the first and 2.03 by the second, instead of 1.96. The first one stops earlier: for
+a difference of 10 points on 600 rows (80 % and 70 % right, apart from each other) it asks 55 % of the answers and finds
+the difference in 97.5 % of the cases; the second asks 64 % for 98.0 % (20,000 simulated suites). An evaluation goes on
+with the function that it began with; those of an earlier version have the second one. An always-valid test would need
+no plan of looks, but it is weaker at the end, and here the most rows are known: those of the input.
 
 Everything that is decided follows from one interval for each pair and look: the interval of the difference at the level
 of that look, divided by the number of pairs (Bonferroni). All of them together hold the true differences with 95 %
@@ -27,6 +30,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 from scipy import optimize, special
@@ -37,9 +41,11 @@ from batchchat.evaluation.statistics.intervals import Array
 from batchchat.evaluation.statistics.significance import ALPHA
 from batchchat.evaluation.statistics.unit import ScoreUnit
 
+Spending = Literal["power", "obrien_fleming"]
+"""How the error is spread over the looks; see above."""
 LOOKS = 5
 """The looks if nobody names a number. More of them save little: for a difference of 4 standard errors at the last look,
-5 looks ask 64 % of the rows and 10 looks 59 %, for one of 6 standard errors 49 % and 44 % (20,000 simulated tests)."""
+5 looks ask 56 % of the rows and 10 looks 52 %, for one of 6 standard errors 36 % and 32 % (200,000 simulated tests)."""
 LEAST_UNITS = 20
 """A look at fewer rows (or clusters) than this can settle nothing at its level, and is left out."""
 EARLY_UNITS = 500
@@ -56,19 +62,21 @@ _REACH = 8.0
 # --- bounds
 
 
-def spent(share: float, alpha: float = ALPHA) -> float:
+def spent(share: float, alpha: float = ALPHA, spending: Spending = "power") -> float:
     """Return the error that may be used up when a share of the rows is asked."""
+    if spending == "power":
+        return alpha * share**2
     return float(4 * special.ndtr(special.ndtri(alpha / 4) / math.sqrt(share)))
 
 
 @lru_cache(maxsize=4_096)
-def bounds(shares: tuple[float, ...], alpha: float = ALPHA) -> tuple[float, ...]:
+def bounds(shares: tuple[float, ...], alpha: float = ALPHA, spending: Spending = "power") -> tuple[float, ...]:
     """Return the two-sided bound of each look in standard errors, at rising shares of the rows.
 
     The chance to be beyond none before a look and beyond its bound is what the spending function gives to it. It is
     integrated look by look (Armitage, McPherson and Rowe 1969, JRSS A 132:235-244).
     """
-    found = [float(-special.ndtri(spent(shares[0], alpha) / 2))]
+    found = [float(-special.ndtri(spent(shares[0], alpha, spending) / 2))]
     # Density of the sum of what was seen (with variance `share`), over what no look has stopped.
     edge = min(found[0], _REACH) * math.sqrt(shares[0])
     points = np.linspace(-edge, edge, _GRID)
@@ -76,7 +84,7 @@ def bounds(shares: tuple[float, ...], alpha: float = ALPHA) -> tuple[float, ...]
     for before, share in pairwise(shares):
         step = math.sqrt(share - before)
         weights = density * _simpson(points)
-        allowed = spent(share, alpha) - spent(before, alpha)
+        allowed = spent(share, alpha, spending) - spent(before, alpha, spending)
         bound = _bound(points, weights, share, step, allowed)
         found.append(bound)
         edge = min(bound, _REACH) * math.sqrt(share)
@@ -106,33 +114,33 @@ def _simpson(points: Array) -> Array:
     return scaled
 
 
-def level(shares: tuple[float, ...], look: int, alpha: float = ALPHA) -> float:
+def level(shares: tuple[float, ...], look: int, alpha: float = ALPHA, spending: Spending = "power") -> float:
     """Return the level of a single two-sided test at a look, counted from 1.
 
     No level is below `_LEAST_LEVEL`: the quantiles of the intervals then stay finite.
     """
-    return max(_LEAST_LEVEL, float(2 * special.ndtr(-bounds(shares[:look], alpha)[-1])))
+    return max(_LEAST_LEVEL, float(2 * special.ndtr(-bounds(shares[:look], alpha, spending)[-1])))
 
 
 @lru_cache(maxsize=256)
-def _levels(shares: tuple[float, ...]) -> tuple[Array, Array]:
+def _levels(shares: tuple[float, ...], spending: Spending) -> tuple[Array, Array]:
     """Return rising errors of a whole test, and the level that each gives to its last look."""
     errors = np.geomspace(1e-12, 0.999, _ERRORS)
-    return errors, np.array([level(shares, len(shares), float(error)) for error in errors])
+    return errors, np.array([level(shares, len(shares), float(error), spending) for error in errors])
 
 
-def adjusted_p(p_value: float, shares: tuple[float, ...], look: int, pairs: int) -> float:
+def adjusted_p(p_value: float, shares: tuple[float, ...], look: int, pairs: int, spending: Spending = "power") -> float:
     """Return the least error over all looks and pairs at which a p value of one look would just be settled.
 
     It is below `ALPHA` just if the p value is within its level; between the errors of a table it is interpolated.
     """
-    errors, levels = _levels(shares[:look])
+    errors, levels = _levels(shares[:look], spending)
     # Of the levels that are as low as can be, only the last one is of use for an interpolation.
     usable = levels > _LEAST_LEVEL
     if not usable.any():
         return 1.0
     found = float(np.exp(np.interp(math.log(p_value), np.log(levels[usable]), np.log(errors[usable])))) * pairs
-    if p_value <= level(shares, look, ALPHA / pairs):
+    if p_value <= level(shares, look, ALPHA / pairs, spending):
         return min(found, math.nextafter(ALPHA, 0))
     return min(max(found, ALPHA), 1.0)
 
@@ -178,6 +186,7 @@ class SequentialTest:
     scorer: str
     seed: int
     margin: float | None = None
+    spending: Spending = "power"
 
     def begin(self, variants: Sequence[str]) -> Standing:
         """Return what is known before the first look. One variant alone leaves nothing to be settled."""
@@ -193,7 +202,7 @@ class SequentialTest:
         settled = {(one.a, one.b): one for one in standing.pairs if is_settled(one)}
         active = {name: values[name] for name in standing.active}
         fresh = compare_at(
-            level(self.shares, number, alpha),
+            level(self.shares, number, alpha, self.spending),
             active,
             self.scale,
             scorer=self.scorer,
@@ -215,7 +224,7 @@ class SequentialTest:
         if one.p_value is None:
             return one
         # Whether a pair is settled is decided by its level alone; the adjusted p is that decision in another form.
-        p_adjusted = adjusted_p(one.p_value, self.shares, number, self.pairs)
+        p_adjusted = adjusted_p(one.p_value, self.shares, number, self.pairs, self.spending)
         return replace(one, p_adjusted=p_adjusted)
 
     def _is_settled(self, left: Sequence[str], values: Mapping[str, Array], pairs: Collection[Comparison]) -> bool:

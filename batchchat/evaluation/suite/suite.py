@@ -180,9 +180,13 @@ class Suite:
     def scores(self) -> dict[str, Score]:
         """Every score that variants have, by its full name, in the order of the file."""
         found: dict[str, Score] = {}
-        every: dict[str, Scorer | Judge] = {scorer.name: scorer for scorer in self.scorers}
-        every |= {task.scorer.name: task.scorer for task in self.judges if isinstance(task.scorer, Judge)}
+        every: dict[str, Scorer | Judge | Pairwise] = {scorer.name: scorer for scorer in self.scorers}
+        every |= {task.scorer.name: task.scorer for task in self.judges}
         for scorer in (every[name] for name in self.order if name in every):
+            if isinstance(scorer, Pairwise):
+                # The share of wins. An answer has none without those of the other variants.
+                found[scorer.name] = Score(SHARE, of_rows=False, margin=scorer.margin)
+                continue
             scale = scorer.scale
             if not scorer.METRICS:
                 found[scorer.name] = Score(scale, of_rows=True, margin=scorer.margin)

@@ -27,7 +27,9 @@ def location_of(output: Location | Path | str, shard: int | None = None) -> Loca
             raise UsageError(
                 f"{output} cannot be an output", remedy=f"Name a folder of this machine, or a URL with {known}."
             )
-        raise UsageError(f"{output}: an output on object storage cannot be written yet", remedy="Name a folder.")
+        from batchchat.store.location.objects import ObjectLocation
+
+        return ObjectLocation(output, shard)
     return FolderLocation(Path(output), shard)
 
 

@@ -17,6 +17,8 @@ DIR/_batchchat/damaged/                parts and journals that could not be read
 DIR/_batchchat/manifest.json           which of these files are there, so that a deleted one is noticed
 DIR/_batchchat/control/                what other processes ask of the run that is going on, and its replies
 DIR/_batchchat/lock, live.json, tmp/   who is at work, what it is doing, its drafts
+DIR/_batchchat/shards.json             how many shards the output has, if any
+DIR/_batchchat/shards/000/             the same files for a shard, whose parts are data/part-000-00000.parquet …
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from batchchat.errors import UsageError
+from batchchat.errors import OutputLocked, UsageError
 from batchchat.store.location.disk import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
@@ -44,7 +46,7 @@ from batchchat.store.location.lock import Lock, holder_of, refusal, unusable
 from batchchat.store.location.port import PartNames
 
 _STATE = "_batchchat"
-_MARKS = ("job.json", "schema.json", "runs.jsonl")
+_MARKS = ("job.json", "schema.json", "runs.jsonl", "shards.json")
 """Files that only an output has, beside `format.json`, which alone may be lost."""
 _EFFECTIVE = os.access in os.supports_effective_ids
 _OLD = r"\.old-\d{8}-\d{6}(\.\d+)?"
@@ -62,6 +64,8 @@ _LOOKS = 3
 
 class FolderLocation:
     """The location of an output in a folder, or of one shard of it: a shard has a state of its own."""
+
+    commit_s = live_s = 0.0
 
     def __init__(self, root: Path, shard: int | None = None) -> None:
         self.root = root
@@ -107,8 +111,20 @@ class FolderLocation:
         """Return the folder for requests in batches of a provider, and the log of them."""
         return self._state / "batches"
 
-    def hold(self, run_id: str) -> Lock:
+    def attend(self, seconds: float, tell: Callable[[str], None]) -> None:
+        """Do nothing: what a disk refuses is told at once."""
+
+    def hurry(self) -> None:
+        """Do nothing: there is no wait."""
+
+    def hold(self, run_id: str, *, take_over: bool = False) -> Lock:
         """Take the exclusive hold on the output. Raises OutputLocked, UsageError, StorageError."""
+        if take_over and (holder := self.holder()) is not None:
+            raise OutputLocked(
+                f"a run (pid {holder.get('pid')} on {holder.get('host')}) holds the output {self.root}, and the lock "
+                "of a folder cannot be taken over",
+                remedy="End that process: the lock goes with it. --take-over is for outputs on object storage.",
+            )
         return Lock(self.root, self._state, run_id)
 
     def holder(self) -> dict[str, Any] | None:
@@ -121,7 +137,8 @@ class FolderLocation:
         False if there is no folder, an empty one, or one whose creation was cut short.
         """
         for _ in range(_LOOKS):
-            found = self._looks_like_output()
+            # Beside the state of a shard are those of the others: nothing there is somebody else's.
+            found = self._looks_like_output() if self._shard is None else any(self._marks())
             if found is not None:
                 return found
         raise UsageError(

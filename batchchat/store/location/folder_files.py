@@ -38,6 +38,7 @@ class FolderParts:
 
     def __init__(self, folder: Path, kind: PartNames, *, temporary: Path, damaged: Path, mode: int) -> None:
         self.kind = kind
+        self.unsettled: list[str] = []
         self._folder = folder
         self._temporary = temporary
         self._damaged = damaged
@@ -74,8 +75,9 @@ class FolderParts:
         """Return where a part lies, as text."""
         return str(self._folder / name)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, empty: Callable[[BinaryIO], None]) -> None:
         """Remove a part, durably."""
+        del empty
         with storage_errors(self._folder / name):
             (self._folder / name).unlink(missing_ok=True)
             synchronize_folder(self._folder)
@@ -85,8 +87,9 @@ class FolderParts:
         with storage_errors(self._folder / name):
             return (self._folder / name).stat().st_size
 
-    def set_aside(self, name: str) -> str:
+    def set_aside(self, name: str, empty: Callable[[BinaryIO], None]) -> str:
         """Move a part into the folder for damaged files, and return where it is now."""
+        del empty
         return str(_move_durably(self._folder / name, self._damaged))
 
     def report(self, name: str) -> None:
@@ -140,6 +143,8 @@ class FolderLog:
 class FolderJournals:
     """The journals in a folder. Damaged ones are moved to the folder `damaged`."""
 
+    keeps_open = True
+
     def __init__(self, folder: Path, *, damaged: Path) -> None:
         self._folder = folder
         self._damaged = damaged
@@ -149,6 +154,10 @@ class FolderJournals:
         with storage_errors(self._folder):
             found = [_JOURNAL.fullmatch(path.name) for path in self._folder.iterdir()]
         return sorted(int(match[1]) for match in found if match)
+
+    def last_used(self) -> int:
+        """Return the last generation that has a journal, 0 if there is none."""
+        return max(self.generations(), default=0)
 
     def name(self, generation: int) -> str:
         """Return the name of a generation's journal."""

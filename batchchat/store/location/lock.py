@@ -60,8 +60,9 @@ class Lock:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, orjson.dumps(holder), 0)
 
-    def release(self) -> None:
+    def release(self, *, clean: bool = True) -> None:
         """Let go of the output."""
+        del clean  # what a write that failed has left is seen by the next run
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -48,6 +48,9 @@ class PartFiles(Protocol):
     """Where the parts, or the files of the archive, are kept."""
 
     kind: PartNames
+    unsettled: list[str]
+    """The names of parts that a writer which has lost the output may still write; each leaves the list when it is
+    published. A folder has none: its lock goes with the process."""
 
     def names(self) -> list[str]:
         """Return the names of all parts, in the order of their numbers."""
@@ -64,8 +67,8 @@ class PartFiles(Protocol):
         `before` is called when everything is written and nothing is visible yet.
         """
 
-    def remove(self, name: str) -> None:
-        """Remove a part, durably."""
+    def remove(self, name: str, empty: Callable[[BinaryIO], None]) -> None:
+        """Remove a part, durably. A place where that is not safe keeps one without records, which `empty` writes."""
 
     def size(self, name: str) -> int:
         """Return a part's size in bytes."""
@@ -73,8 +76,8 @@ class PartFiles(Protocol):
     def address(self, name: str) -> str:
         """Return by which name the user, or another program, finds a part."""
 
-    def set_aside(self, name: str) -> str:
-        """Move a damaged part out of the dataset, and return its address now."""
+    def set_aside(self, name: str, empty: Callable[[BinaryIO], None]) -> str:
+        """Move a damaged part out of the dataset, and return its address now. `empty` as in `remove`."""
 
     def report(self, name: str) -> None:
         """Leave a report for the next run that a part is damaged: a reader may not take it out itself.
@@ -103,7 +106,15 @@ class LogFile(Protocol):
 
 
 class JournalFiles(Protocol):
-    """Where the journals are kept, one a generation."""
+    """Where the journals are kept, one a generation.
+
+    `keeps_open`: a journal that is open can be read to its end after it was removed.
+    """
+
+    keeps_open: bool
+
+    def last_used(self) -> int:
+        """Return the last generation that is known to have had a journal, 0 if there is none."""
 
     def generations(self) -> list[int]:
         """Return the generations that have a journal, the oldest first."""
@@ -167,12 +178,19 @@ class StateFiles(Protocol):
 class OutputHold(Protocol):
     """The exclusive right to write into an output."""
 
-    def release(self) -> None:
-        """Let go of the output."""
+    def release(self, *, clean: bool = True) -> None:
+        """Let go of the output. It is not `clean` if a write failed, so that nobody knows whether it happened."""
 
 
 class Location(Protocol):
-    """Where one output is."""
+    """Where one output is.
+
+    `commit_s` are the seconds between the beginnings of two commits, `live_s` those between two writings of a run's
+    progress; both are 0 where a write costs nothing.
+    """
+
+    commit_s: float
+    live_s: float
 
     @property
     def address(self) -> str:
@@ -203,8 +221,17 @@ class Location(Protocol):
     def holds_output(self) -> bool:
         """Tell whether an output of batchchat is here; False if nothing is. Raises UsageError if something else is."""
 
-    def hold(self, run_id: str) -> OutputHold:
-        """Take the exclusive hold on the output. Raises OutputLocked, UsageError."""
+    def attend(self, seconds: float, tell: Callable[[str], None]) -> None:
+        """Wait for so long if the place is away, and tell of it. A folder is never waited for."""
+
+    def hurry(self) -> None:
+        """End every wait for a place that is away: a person wants the run to end."""
+
+    def hold(self, run_id: str, *, take_over: bool = False) -> OutputHold:
+        """Take the exclusive hold on the output. Raises OutputLocked, UsageError.
+
+        With `take_over` also from a run that seems to be alive, if what that run still writes can be kept out.
+        """
 
     def holder(self) -> dict[str, Any] | None:
         """Return who holds the output now (`pid`, `host`, `run_id`, `started_at`), None if nobody does."""

@@ -57,6 +57,7 @@ def service_name(provider: Provider, options: ServiceOptions) -> str:
             known = ", ".join(sorted({*DIALECTS, FILES}))
             raise UsageError(f"engine.service: no service is called {name!r}", remedy=f"Known are {known}.")
         return name
+    # A provider that has a name of ours is known by it, also at another address (a proxy).
     if provider.name in DIALECTS:
         return provider.name
     host = (urlsplit(provider.base_url or "").hostname or "").lower()

@@ -85,6 +85,7 @@ class ApiService:
     def refuses(self, body: bytes) -> str | None:
         """Return why a request would make the provider refuse the whole file, None if it would not."""
         dialect = self._dialect
+        # Others fail the one request, as they would outside of a batch.
         if not dialect.checks_files or dialect.max_temperature >= 2:
             return None
         request = load(body)
@@ -111,6 +112,7 @@ class ApiService:
     async def find(self, input_ref: str, labels: Mapping[str, str], since: float) -> list[RemoteBatch]:
         """Return the batches of one create. If the list shows none, files that are there may still tell of one."""
         found = await self._batches.find(input_ref, labels, since)
+        # The list is asked first: it tells of batches that have not ended, too.
         if not found and (finished := await self._files.finished(input_ref)) is not None:
             return [finished]
         return [self._explained(batch) for batch in found]

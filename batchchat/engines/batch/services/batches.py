@@ -75,6 +75,7 @@ class BatchCalls:
         wanted = set(ids)
         found: dict[str, RemoteBatch] = {}
         at_once = self._dialect.ids_at_once
+        # One id is asked for by itself, which every provider can.
         if len(wanted) > 1 and at_once:
             ordered = sorted(wanted)
             for start in range(0, len(ordered), at_once):
@@ -135,6 +136,7 @@ class BatchCalls:
             data = await self._list({**self._dialect.jobs_query, **query})
             yield batches_in(self._dialect, data)
             following = next_page(self._dialect, data, number)
+            # Some lists name the same page as the next one, without an end.
             if following is None or following == query:
                 return
             query = following

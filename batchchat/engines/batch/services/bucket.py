@@ -83,6 +83,7 @@ class BucketPlace:
             return ref if ref.endswith(".jsonl") else None
         parts = urlsplit(ref)
         path = unquote(parts.path.lstrip("/"))
+        # The bucket may stand in the host or in the path, whichever we wrote.
         if (parts.hostname or "").startswith(f"{self.bucket}."):
             return path
         bucket, _, key = path.partition("/")
@@ -207,8 +208,10 @@ class BucketFiles:
             if await self._results(key):
                 continue  # an earlier batch had this name: its results are not to be mixed with ours
             size = await self._size(key)
+            # Another file under this name: the digest in it makes that unlikely, a cut upload makes it possible.
             if size is not None and size != nbytes:
                 continue
+            # An object of our size and name is our file: a run before this one has uploaded it.
             if size is None:
                 try:
                     await obstore.put_async(self._store, key, path, chunk_size=_PART, max_concurrency=_PARTS_AT_ONCE)
@@ -248,6 +251,7 @@ class BucketFiles:
                         raise meant from None
                     if breaks >= _ROUNDS:
                         raise meant from None
+                # Only breaks in a row count: a large file over a bad line may break many times, and gets on each time.
                 breaks = 0 if size > before else breaks + 1
                 if breaks > _ROUNDS:
                     raise Unavailable(f"the result {ref} cannot be read to its end")
@@ -275,6 +279,7 @@ class BucketFiles:
     async def delete(self, ref: str) -> None:
         """Delete an object under our prefix. One that is gone already is no error."""
         key = self._place.key(ref)
+        # What lies elsewhere is not ours to delete.
         if key is None or not key.startswith(f"{self._place.prefix}/" if self._place.prefix else ""):
             return
         try:

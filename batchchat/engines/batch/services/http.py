@@ -142,6 +142,7 @@ class Http:
         fields = dict(headers or {})
         if json is not None:
             fields |= {"Content-Type": "application/json", "Content-Length": str(len(json))}
+        # Some servers answer 411 to a POST that tells no length.
         elif content is None and method == "POST":
             fields["Content-Length"] = "0"
         timeout = UPLOAD_TIMEOUT_S if content is not None else ANSWER_TIMEOUT_S
@@ -183,6 +184,7 @@ class Http:
         """
         with await anyio.to_thread.run_sync(target.open, "wb") as file:
             size, whole = await self._fetch(path, file)
+            # Some providers count characters, so a size that differs twice is the provider's mistake.
             if nbytes is not None and size != nbytes:
                 await anyio.to_thread.run_sync(_empty, file)
                 size, whole = await self._fetch(path, file)
@@ -230,6 +232,7 @@ class Http:
             response = await self._transport.handle_async_request(request)
             try:
                 place = response.headers.get("location")
+                # Files often lie in object storage, at an address that is signed for a short time.
                 if response.status_code in {301, 302, 303, 307, 308} and place:
                     try:
                         url = url.join(place)
@@ -248,6 +251,7 @@ class Http:
                 async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as pieces:
                     async for piece in pieces:
                         if first:
+                            # Lines of JSON begin with a brace: this is a page of a gateway, with HTTP 200.
                             if not start and piece[:200].lstrip()[:1] == b"<":
                                 raise _Page
                             yield response.headers

@@ -81,6 +81,7 @@ def read_result(line: bytes) -> ResultLine:
     # A number is what a tool between us and the model made of the id's text.
     custom_id = custom_id if isinstance(custom_id, str) else None if custom_id is None else str(custom_id)
     response, error = data.get("response"), data.get("error")
+    # Some write the response as JSON text within the line.
     if isinstance(response, str):
         response = load(response.encode())
     if isinstance(response, dict) and response:
@@ -138,6 +139,7 @@ def _answered(custom_id: str | None, response: dict[str, Any], error: Any) -> Re
         # vLLM gives a status, and puts the error beside the response.
         if status is not None and error is not None:
             return ResultLine(custom_id, status, _dump({"error": error}), request_id=request_id)
+        # A success without an answer is none: the request is asked again.
         if status is None or 200 <= status < 300:
             return _unanswered(custom_id, error, request_id)
         return ResultLine(custom_id, status, b"", request_id=request_id)
@@ -160,6 +162,7 @@ def _unanswered(
         told, said = error.get("code") or error.get("type"), error.get("message")
         code = str(told) if told is not None else code
         message = said if isinstance(said, str) else _dump(error).decode("utf-8", "replace")
+    # A list or a number: shown as it is.
     elif error is not None:
         message = _dump(error).decode("utf-8", "replace")
     status = ERROR_STATUS.get(code) or _status(code) if code is not None else None
