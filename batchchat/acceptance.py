@@ -116,7 +116,7 @@ class Acceptance:
         return self._schema is None and self._tools is None and not self._tools_vary and self._truncated == "fail"
 
     def concerns(self, request: Request, reply: Reply) -> bool:
-        """Whether a reply holds an answer to decide about; any other is a matter of retry.
+        """Return whether a reply holds an answer to decide about; any other is a matter of retry.
 
         What the model wrote and the server itself could not use is corrected as long as corrections are left; after
         that it is tried again.
@@ -190,7 +190,7 @@ class Acceptance:
         return None
 
     def _checks(self, request: Request) -> bool:
-        """Whether there is something that a correction can ask for."""
+        """Return whether there is something that a correction can ask for."""
         return self._schema is not None or self._tools_of(request) is not None
 
     def _unusable(self, request: Request, completion: Completion, failure: Failure) -> Decision:
@@ -205,7 +205,7 @@ class Acceptance:
         return self._corrected(request, messages, problem, "the server cannot use the answer")
 
     def _review_calls(self, request: Request, completion: Completion, tools: Tools) -> Decision | None:
-        """Decide about an answer of tool calls; None where there are none and none are needed."""
+        """Decide about an answer of tool calls; None if there are none and none are needed."""
         from batchchat.structured import calls_correction, missing_call_correction
 
         calls = completion.tool_calls
@@ -272,13 +272,13 @@ class Acceptance:
 
 
 def _made(request: Request) -> int:
-    """How many corrections a request has had."""
+    """Return how many corrections a request has had."""
     return request.steps.corrections if request.steps is not None else 0
 
 
 @lru_cache(maxsize=_TOOL_SETS)
 def _loaded_tools(tools: str, choice: str) -> Tools | None:
-    """The tools of one request; None where it has none, or such that nothing can be checked against them."""
+    """Return the tools of one request; None if it has none, or such that nothing can be checked against them."""
     from batchchat.structured import SchemaError, load_tools
 
     try:
@@ -335,7 +335,7 @@ def left_with(request: Request, reply: Reply, failure: Failure) -> tuple[Reply, 
 
 
 def journaled(request: Request, reply: Reply) -> dict[str, Any]:
-    """An answer that settles nothing, as JSON, with what its request came to so far (its usage included)."""
+    """Return an answer that settles nothing, as JSON, with what its request came to so far (its usage included)."""
     completion, failure = reply.completion, reply.failure
     return {
         "completion": {item.name: getattr(completion, item.name) for item in fields(Completion)},
@@ -356,7 +356,7 @@ def journaled(request: Request, reply: Reply) -> dict[str, Any]:
 
 
 def left_for(request: Request, reply: Reply, failure: Failure) -> dict[str, Any]:
-    """An answer that was not taken, as JSON, after which `request` goes to another target: the one it names now."""
+    """Return an answer that was not taken, as JSON, after which `request` goes to the target that it names now."""
     told = [failure.kind.value, failure.message, failure.http_status]
     return {**journaled(request, reply), "failure": told, "fallback": request.target}
 
@@ -369,7 +369,7 @@ def resume(
     The request is then as it was before that decision; its usage includes the answers', and the reply's own is None.
     `tariff` prices what an earlier version journaled, which has no cost.
 
-    Returns None where the request is to be asked as it is: the answers cannot be read, and it is unchanged, or the last
+    Returns None if the request is to be asked as it is: the answers cannot be read, and it is unchanged, or the last
     one sent it to another target.
     """
     try:

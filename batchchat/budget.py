@@ -10,7 +10,7 @@ A budget may stand above several runs on one event loop. What is promised:
 - Nothing is launched unless what is spent, what is reserved for the requests under way and its own reservation fit
   under each cap together. So `spent + reserved <= cap` holds at each launch, and `spent` can pass a cap only by as much
   as the requests under way take more than was reserved for them: an answer longer than its reservation (there is none
-  where the request has `max_tokens`) or a prompt of more tokens than its size lets expect. When nothing is under way,
+  if the request has `max_tokens`) or a prompt of more tokens than its size lets expect. When nothing is under way,
   nothing is owed.
 - Requests are counted exactly: never one more than `max_requests` is sent, retries and refusals included. One that
   certainly never reached the server does not count.
@@ -86,7 +86,7 @@ class Budget:
     def account(self, tariff: Tariff | None, currency: str | None) -> Account:
         """Return one run's hold on this budget. `tariff` and `currency` are those of its model, None if not known.
 
-        Raises UsageError where money is capped and the price is not known, or is in another currency than the rest.
+        Raises UsageError if money is capped and the price is not known, or is in another currency than the rest.
         """
         self._currencies.add(None if tariff is None else currency)
         # Without a cap on money no price is needed. The currency is kept all the same, as a person may set a cap later.
@@ -152,7 +152,7 @@ class Budget:
     def try_reserve(self, tokens: int, money: int = 0) -> bool:
         """Take one request with so many tokens and so much money (in a million-millionth) under the caps, if it fits.
 
-        False where it has to wait for requests under way, or for its turn. Raises StoppedEarly where the budget is used
+        False if it has to wait for requests under way, or for its turn. Raises StoppedEarly if the budget is used
         up: the request would not fit even if all the others took nothing.
         """
         # Small requests would else overtake a large one without an end.
@@ -176,7 +176,7 @@ class Budget:
                 self._waiters[0].event.set()
 
     def _judge(self, tokens: int, money: int) -> bool:
-        """Take the request if it fits beside all others; raise StoppedEarly where it would not even fit alone."""
+        """Take the request if it fits beside all others; raise StoppedEarly if it would not even fit alone."""
         if self.closed is None:
             self.closed = self._used_up(tokens, money)
         if self.closed is not None:
@@ -212,7 +212,7 @@ class Budget:
             self._waiters[0].event.set()
 
     def _fits(self, tokens: int, money: int) -> bool:
-        """Whether the request fits beside what is spent and what is under way."""
+        """Return whether the request fits beside what is spent and what is under way."""
         return (
             (self.max_requests is None or self._requests + self._held_requests + 1 <= self.max_requests)
             and (self.max_tokens is None or self._tokens + self._held_tokens + tokens <= self.max_tokens)
@@ -223,7 +223,7 @@ class Budget:
         return f"{_digits(money / UNITS)} {self.currency}"
 
     def _used_up(self, tokens: int, money: int) -> StoppedEarly | None:
-        """Why a request does not fit even with nothing under way; None where it does."""
+        """Return why a request does not fit even with nothing under way; None if it does."""
         if self.max_requests is not None and self._requests + 1 > self.max_requests:
             message = f"budget.max_requests of {self.max_requests:,} is used up: that many requests were sent"
             return StoppedEarly(message, remedy=_REMEDY)
@@ -260,13 +260,13 @@ class Account:
         self._tariff = tariff
 
     def try_reserve(self, prompt: int, completion: int) -> Hold | None:
-        """Reserve an attempt at once; None where it has to wait. Raises StoppedEarly: see `Budget`."""
+        """Reserve an attempt at once; None if it has to wait. Raises StoppedEarly: see `Budget`."""
         money = self.money(prompt, completion)
         taken = self._budget.try_reserve(prompt + completion, money)
         return Hold(self, prompt + completion, money) if taken else None
 
     async def reserve(self, prompt: int, completion: int) -> Hold:
-        """Reserve an attempt with so many tokens at most; wait where it has to. Raises StoppedEarly: see `Budget`."""
+        """Reserve an attempt with so many tokens at most; wait if it has to. Raises StoppedEarly: see `Budget`."""
         money = self.money(prompt, completion)
         await self._budget.reserve(prompt + completion, money)
         return Hold(self, prompt + completion, money)
@@ -319,9 +319,9 @@ class Hold:
         return self._account is not None
 
     def settle(self, reply: Reply | None) -> None:
-        """Give the reservation back and count what the attempt took: its usage where it was answered.
+        """Give the reservation back and count what the attempt took: its usage if it was answered.
 
-        None where no answer came: it counts as a request if it was `launched`. Raises RuntimeError when settled before.
+        None if no answer came: it counts as a request if it was `launched`. Raises RuntimeError when settled before.
         """
         account = self._account
         if account is None:

@@ -63,9 +63,9 @@ class AnswerCache:
 
     @classmethod
     def open(cls, folder: Path | str) -> AnswerCache:
-        """Open a cache, creating it where there is none.
+        """Open a cache, creating it if there is none.
 
-        Raises UsageError where the folder cannot be one, StorageError where the disk refuses.
+        Raises UsageError if the folder cannot be one, StorageError if the disk refuses.
         """
         path = Path(folder) / _FILE
         try:
@@ -88,9 +88,9 @@ class AnswerCache:
 
     @classmethod
     def existing(cls, folder: Path | str) -> AnswerCache | None:
-        """Open a cache to look at it; None where there is none. Nothing is created or changed.
+        """Open a cache to look at it; None if there is none. Nothing is created or changed.
 
-        Raises UsageError where the folder is something else, StorageError where the disk refuses.
+        Raises UsageError if the folder is something else, StorageError if the disk refuses.
         """
         path = Path(folder) / _FILE
         if not path.exists():
@@ -113,7 +113,7 @@ class AnswerCache:
         return found
 
     def fetch(self, ids: Sequence[bytes]) -> dict[bytes, Completion]:
-        """Return the answers that are there, by id. Raises StorageError where the cache cannot be read."""
+        """Return the answers that are there, by id. Raises StorageError if the cache cannot be read."""
         found: dict[bytes, Completion] = {}
         for some in _groups(dict.fromkeys(ids)):
             with _errors(self.path):
@@ -150,7 +150,7 @@ class AnswerCache:
 
 
 def remove_cache(folder: Path | str) -> None:
-    """Delete a cache that nobody uses any more; nothing where there is none."""
+    """Delete a cache that nobody uses any more; nothing if there is none."""
     for ending in ("-wal", "-shm", ""):
         with suppress(OSError):
             (Path(folder) / f"{_FILE}{ending}").unlink()
@@ -267,7 +267,7 @@ _TEXTS = ("text", "finish_reason", "model", "request_id", "reasoning", "system_f
 
 
 def _encode(answer: Completion) -> bytes | None:
-    """An answer as JSON; None where JSON has no form for it."""
+    """Return an answer as JSON; None if JSON has no form for it."""
     value = {
         "text": answer.text,
         "finish_reason": answer.finish_reason,
@@ -287,7 +287,7 @@ def _encode(answer: Completion) -> bytes | None:
 
 
 def _decode(value: bytes) -> Completion | None:
-    """Read an answer; None where it has not the form of one."""
+    """Read an answer; None if it has not the form of one."""
     try:
         data = orjson.loads(value)
         texts = {name: data.get(name) for name in _TEXTS}

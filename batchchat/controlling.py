@@ -13,7 +13,15 @@ from typing import Any
 from batchchat.addresses import Address
 from batchchat.errors import OutputLocked, UsageError
 from batchchat.runner.control import Settings
-from batchchat.store import CommandFiles, evaluation_outputs, is_output, lock_holder, running_outputs
+from batchchat.store import (
+    CommandFiles,
+    Location,
+    evaluation_outputs,
+    is_output,
+    lock_holder,
+    running_outputs,
+    running_places,
+)
 
 _WAIT_S = 8.0
 """Seconds to wait for the run to take a command. A run looks four times a second; one that opens a large output, or
@@ -58,7 +66,7 @@ def control_run(
     `wait_s` seconds, which is withdrawn then; StorageError if the output cannot be written.
     """
     whole = bool(evaluation_outputs(directory))
-    running = running_outputs(directory) if whole else [directory]
+    running = running_outputs(directory) if whole else []
     if not whole and not is_output(directory):
         raise UsageError(
             f"{directory} is no output of batchchat", remedy="Give the folder, or the URL, that a job's `output` names."
@@ -72,6 +80,12 @@ def control_run(
         if done is not None:
             outputs = tuple(str(path) for path in running)
             return Controlled(action, outputs, **done)
+    # Runs over some of the shards each know nothing of one another: each is told.
+    told = [] if whole else [_Sending(place, command, wait_s, sleep).send() for place in running_places(directory)]
+    if done := next((each for each in told if each is not None), None):
+        for name in ("sending", "waiting"):
+            done[name] = sum(each[name] for each in told if each is not None)
+        return Controlled(action, (str(directory),), **done)
     raise UsageError(
         f"no run is going on into {directory}",
         remedy=f"`batchchat status {directory}` shows how the last one ended. What a run is to begin with goes into "
@@ -83,7 +97,7 @@ class _Sending:
     """One command on its way to one run."""
 
     def __init__(
-        self, output: Address, command: Mapping[str, Any], wait_s: float, sleep: Callable[[float], None]
+        self, output: Address | Location, command: Mapping[str, Any], wait_s: float, sleep: Callable[[float], None]
     ) -> None:
         self._output = output
         self._command = command

@@ -56,6 +56,7 @@ class Pace:
     """What the limiter allows and what is used. A limit of None is not set; rates are over the last minute.
 
     `held_by` says in words what holds the run back now, and where that is known from; None if nothing does.
+    `shared_by` is how many processes share the limit, this one included; 0 if it is this process's own.
     """
 
     requests_per_minute: float | None = None
@@ -67,6 +68,7 @@ class Pace:
     paused_s: float = 0.0
     breaker: Literal["closed", "open", "probing"] = "closed"
     held_by: str | None = None
+    shared_by: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from batchchat.choosing import RecordFilter, RecordMask
 from batchchat.errors import UsageError
 from batchchat.inspection import Templates, record_view
 from batchchat.sources import python_rows
-from batchchat.store import OutputTail, lock_holder, read_state
+from batchchat.store import lock_holder, open_tail, read_state
 from batchchat.views import RecordView
 
 LOOK_S = 0.25
@@ -34,7 +34,7 @@ def follow_records(
         )
     # What is wrong with an expression is told at once, unless the output is so new that it has no columns yet.
     mask = None if output.schema is None else RecordMask(by, output.schema.names)
-    tail = OutputTail(directory, run_id)
+    tail = open_tail(directory, run_id)
     try:
         templates = Templates(output)
         ended = False

@@ -50,7 +50,7 @@ class Identity:
         """Return the identity of a request, 32 hexadecimal digits.
 
         `digest` is the content digest of the rendered request (16 bytes). A row is told from others that render to the
-        same request by its `key`; where the job names no key, by `occurrence`, its number among them in input
+        same request by its `key`; if the job names no key, by `occurrence`, its number among them in input
         order. With a key the occurrence does not count.
         """
         hasher = self._prefix.copy()

@@ -45,7 +45,7 @@ def status_of(directory: Path | str) -> StatusView:
     counts: dict[str | None, int] = {}
     examples: dict[str, tuple[str, int]] = {}
     pace = StreamPace()
-    live = _snapshot(output.live) if output.live and output.holder is not None else None
+    live = snapshot_of(output.live) if output.live and output.holder is not None else None
     new = [0, 0]
     prompt_id, earlier = latest_prompt(output), 0
     # An output of an earlier version may lack the later ones of these: then its input has columns of their names.
@@ -245,7 +245,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _snapshot(data: Mapping[str, Any]) -> Snapshot | None:
+def snapshot_of(data: Mapping[str, Any]) -> Snapshot | None:
     """A snapshot as it was written to the live file; None where another version wrote it."""
     try:
         fields = dict(data)

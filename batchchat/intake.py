@@ -52,11 +52,11 @@ class Selection:
         return self.limit is None and self.sample is None
 
     def takes(self, row_index: int) -> bool:
-        """Whether a row belongs to the pass."""
+        """Return whether a row belongs to the pass."""
         return (self.limit is None or row_index < self.limit) and (self.sample is None or row_index in self.sample)
 
     def past(self, row_index: int) -> bool:
-        """Whether no row from this index on belongs to the pass."""
+        """Return whether no row from this index on belongs to the pass."""
         return self.limit is not None and row_index >= self.limit
 
 
@@ -107,7 +107,7 @@ class Sorted:
     """What a slice of rows came to, without what is done.
 
     `reopened` are the requests that failed before, `nbytes` is the size of what was rendered. `custom_ids` has every
-    sample of every row, in order, also those that are done; `keys` the digest of each row's key where the job has one,
+    sample of every row, in order, also those that are done; `keys` the digest of each row's key if the job has one,
     or NO_KEY.
     """
 
@@ -130,7 +130,7 @@ class _Row(NamedTuple):
     known: bytes | None = None
 
     def known_id(self, sample_index: int) -> str | None:
-        """The `custom_id` of a sample, where it is known."""
+        """Return the `custom_id` of a sample, where it is known."""
         place = sample_index * ID_BYTES
         return None if self.known is None else self.known[place : place + ID_BYTES].hex()
 
@@ -139,7 +139,7 @@ class Intake:
     """Sorts the rows of one pass.
 
     `index` and `keys` tell what the output holds; both learn which rows this pass has seen. `reopens` says which
-    kinds of failed rows are tried again. `keys` is None where the job names no key. `samples` is how often each row is
+    kinds of failed rows are tried again. `keys` is None if the job names no key. `samples` is how often each row is
     asked. With `answer_ids` each request says whose answer would be its own.
     """
 
@@ -217,7 +217,7 @@ class Intake:
             yield found
 
     def _open(self, batch: RowBatch, offset: int, found: Sorted, known: KnownBatch | None) -> _Row | None:
-        """Count a row and find its key; None where it cannot be asked at all."""
+        """Count a row and find its key; None if it cannot be asked at all."""
         self.counts.rows += 1
         self.counts.samples += self.samples
         values = batch.values[offset]
@@ -260,7 +260,7 @@ class Intake:
     def _key(
         self, values: dict[str, Any], column: str, told: bytes | None = None
     ) -> tuple[str | None, str | None, bytes]:
-        """A row's key, what is wrong with it, and its digest; the key is known from now on.
+        """Return a row's key, what is wrong with it, and its digest; the key is known from now on.
 
         NO_KEY is the digest of one that is wrong. `told` is what an earlier pass found: rows behind this one may have
         been passed over, so that their keys are known already.
@@ -278,7 +278,7 @@ class Intake:
     # --- without an output
 
     def keys(self, batch: RowBatch) -> list[tuple[str | None, str | None]]:
-        """Key and problem of each row of a batch, for `identify`: of this pass, or of others over the same rows."""
+        """Return key and problem of each row of a batch, for `identify` in this pass or others over the same rows."""
         column = self._key_column
         if column is None:
             return [(None, None)] * len(batch.values)
@@ -288,7 +288,7 @@ class Intake:
         ]
 
     def identify(self, batch: RowBatch, keys: list[tuple[str | None, str | None]]) -> list[tuple[int, int, str]]:
-        """Offset, sample and `custom_id` of whatever a pass would make of a batch, done or not.
+        """Return offset, sample and `custom_id` of whatever a pass would make of a batch, done or not.
 
         The samples of a skipped row have the `custom_id` SKIPPED_ID.
         """
@@ -323,7 +323,9 @@ class Intake:
     def _identities(
         self, batch: RowBatch, offset: int, key: tuple[str | None, str | None], index: RecordIndex
     ) -> list[tuple[int, str]]:
-        """Sample and `custom_id` of what a pass would make of a row; of equal ones the first that `index` has not met.
+        """Return sample and `custom_id` of what a pass would make of a row.
+
+        Of equal requests it is the first that `index` has not met.
 
         `key` is the row's key and what is wrong with it.
         """
@@ -400,7 +402,7 @@ class Intake:
         found.requests.append(request)
 
     def _identify(self, digest: bytes, key: str | None, sample_index: int, known: str | None = None) -> tuple[str, int]:
-        """The request's `custom_id`, which this pass has met from now on, and its state.
+        """Return the request's `custom_id`, which this pass has met from now on, and its state.
 
         Of equal requests without a key it is the first that the pass has not met. `known` is what an earlier pass
         found: some of them may have been passed over, so that the first that was not met need not be this one.
@@ -438,7 +440,7 @@ def _failed_row(source: str, raw: bytes, sample_index: int, occurrence: int) -> 
 
 
 def _mark_first(index: RecordIndex, identify: Callable[[int], str]) -> tuple[str, int]:
-    """The identity of the first occurrence that has not been seen, which is seen from now on, and its state.
+    """Return the identity of the first occurrence that has not been seen, which is seen from now on, and its state.
 
     Occurrences are seen in order, so the seen ones are 0 … m-1: gallop past m, then halve the gap. That takes 2·log2(m)
     look-ups and no memory for counters.
@@ -461,7 +463,7 @@ def _mark_first(index: RecordIndex, identify: Callable[[int], str]) -> tuple[str
 
 
 def read_key(values: dict[str, Any], column: str) -> tuple[str | None, str | None]:
-    """A row's key as text, or what is wrong with it.
+    """Return a row's key as text, or what is wrong with it.
 
     `session.id` is the field `id` of the column `session`, unless a column has that very name.
     """
@@ -477,7 +479,7 @@ def read_key(values: dict[str, Any], column: str) -> tuple[str | None, str | Non
 
 
 def _field(values: dict[str, Any], column: str) -> tuple[Any, bool]:
-    """A column's value, or that of a field inside one, and whether it is there."""
+    """Return a column's value, or that of a field inside one, and whether it is there."""
     # A column may have a dot in its own name, as flattened tables have.
     if column in values or "." not in column:
         return values.get(column), column in values

@@ -464,7 +464,8 @@ def _duration(
     if token_rate:
         times["tokens per minute"] = tokens / token_rate * 60
     binding = max(times, key=lambda name: times[name])
-    return times[binding], binding
+    # How much of it others take is not known before the run.
+    return times[binding], f"{binding}, shared with other runs" if limits.shared else binding
 
 
 def _price_warning(job: Job, provider: Provider) -> list[str]:

@@ -68,7 +68,7 @@ class RetryDecision:
     """What to do after a failed attempt.
 
     Wait `delay_s` seconds without a permit before the next one. `counts` tells whether the attempt counts against the
-    policy. `reason` says why the row ends where the reply alone would have allowed another try.
+    policy. `reason` says why the row ends if the reply alone would have allowed another try.
     """
 
     action: RetryAction
@@ -156,12 +156,12 @@ _RETRYING = Retrying()
 
 
 def _spread(wait: float, rng: random.Random) -> float:
-    """Half the wait and up to half more: spread apart, yet never at once (equal jitter)."""
+    """Return half the wait and up to half more: spread apart, yet never at once (equal jitter)."""
     return wait * rng.uniform(0.5, 1.0)
 
 
 def _retry_after(reply: Reply) -> float | None:
-    """The server's wait where it is one: negative, NaN, infinite or beyond belief is none."""
+    """Return the server's wait if it is one: negative, NaN, infinite or beyond belief is none."""
     wait = reply.retry_after
     return wait if wait is not None and 0.0 <= wait <= RETRY_AFTER_MAX_S else None
 
@@ -171,6 +171,6 @@ def _at_least(wait: float, reply: Reply) -> float:
 
 
 def _rate_limit_wait(reply: Reply, rng: random.Random) -> float:
-    """The server's wait, else a short one: the limiter holds everybody back, this only lets others go first."""
+    """Return the server's wait, else a short one: the limiter holds everybody back, this only lets others go first."""
     asked = _retry_after(reply)
     return asked if asked is not None else _spread(_RATE_LIMIT_S, rng)

@@ -17,6 +17,7 @@ import click
 
 import batchchat
 from batchchat.addresses import address_of
+from batchchat.cli.spared_imports import spare_imports
 
 _EXIT_CODES = """\b
 Exit codes: 0 every row has a completion · 1 some rows failed · 2 bad usage,
@@ -92,12 +93,10 @@ def _start_fast() -> None:
     """Spare this process work at its start that no command needs.
 
     Modules make hundreds of thousands of objects that stay, and the collector of cycles would look at them again and
-    again. And httpx brings a command line of its own, with rich and pygments, which it does without if that cannot be
-    imported: importing them was a tenth of the start.
+    again.
     """
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 20, 20)
-    # None tells the import system that there is no such module. This process is ours: nobody else imports httpx here.
-    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    spare_imports()
 
 
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
@@ -107,7 +106,7 @@ _Command = Callable[..., Any]
 
 
 def _job_options(command: _Command, noun: str = "job", *, several: bool = False) -> _Command:
-    """The options that `run` and `plan` share, and those of a suite. `run` takes `several` jobs."""
+    """Return the options that `run` and `plan` share, and those of a suite. `run` takes `several` jobs."""
     stdin = "; - is standard input" if noun == "job" else ""
     file = click.Path(path_type=Path)
     options = [
@@ -154,7 +153,7 @@ def _suite_options(command: _Command) -> _Command:
 
 
 def _until_options(command: _Command) -> _Command:
-    """What makes an evaluation stop before all rows are asked. Each option is a field of the suite, too."""
+    """Return what makes an evaluation stop before all rows are asked. Each option is a field of the suite, too."""
     options = [
         click.option("--until", type=click.Choice(["settled"]), help="Ask rows in random parts until nothing is open."),
         click.option("--margin", type=float, metavar="D", help="With --until: the difference that does not matter."),
@@ -167,7 +166,7 @@ def _until_options(command: _Command) -> _Command:
 
 
 def _gate_options(command: _Command) -> _Command:
-    """What makes an evaluation end with exit code 5, and tells a continuous integration system why."""
+    """Return what makes an evaluation end with exit code 5, and tells a continuous integration system why."""
     options = [
         click.option(
             "--fail-under",
@@ -225,6 +224,7 @@ def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
 )
+@click.option("--take-over", is_flag=True, help="Take an output on object storage from a run that seems to be alive.")
 @click.option("--no-wait", is_flag=True, help="With engine: batch, end when the batches are created; exit code 4.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
@@ -234,6 +234,12 @@ def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Write a report to this .html file after the run. Needs the extra batchchat[report].",
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 256), metavar="N", help="Run with N processes; needs an output in shards."
+)
+@click.option(
+    "--shard", metavar="I/N", help="Run one of N even shares of the shards, from 0; auto asks SLURM or Kubernetes."
 )
 @_metrics_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
@@ -257,6 +263,14 @@ def run(**options: Any) -> None:
     first = _job_arguments(options)
     jobs = [replace(first, job=job) for job in jobs]
     sys.exit(run_command(jobs, command=_command_line(), **options))
+
+
+@cli.command(hidden=True)
+def worker() -> None:
+    """Be a worker of `run --workers`: it tells this process what to do on standard input."""
+    from batchchat.cli.sharding import worker_command
+
+    sys.exit(worker_command())
 
 
 @cli.command(short_help="Show what a run of JOB would send and cost; send nothing.")
@@ -368,6 +382,7 @@ def compare(**options: Any) -> None:
     help="What labels are, for alpha: names, ranks (in the schema's order), or numbers.",
 )
 @click.option("--below", type=click.FloatRange(0, 1), metavar="T", help="Look at rows with less confidence alone.")
+@click.option("--by", metavar="COLUMN", help="Also measure the rows of each value of this input column.")
 @_json_option
 def agreement(directory: Path | str, **options: Any) -> None:
     """Measure how far the labels of DIR agree: with a column, with people, with another output. Sends nothing.
@@ -382,7 +397,13 @@ def agreement(directory: Path | str, **options: Any) -> None:
 
 @cli.command(short_help="Find how unsure a cheap model may be before a dear one is asked.")
 @_job_options
-@click.option("--expected", required=True, metavar="COLUMN", help="The input column that holds the right labels.")
+@click.option("--expected", metavar="COLUMN", help="The input column that holds the right labels.")
+@click.option(
+    "--reviewed",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="An output of the same rows: what people say in its reviews is right.",
+)
 @click.option(
     "--target",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -641,6 +662,21 @@ def verify(directory: Path | str, as_json: bool) -> None:
     sys.exit(verify_command(directory, as_json=as_json))
 
 
+@cli.command(short_help="Move the records of an output into another number of shards; ask nothing.")
+@_output_argument
+@click.option("--shards", type=click.IntRange(1, 1_000), metavar="N", required=True, help="How many; 1 is none.")
+@_json_option
+def reshard(directory: Path | str, shards: int, as_json: bool) -> None:
+    """Move the records of an output into another number of shards. Nothing is asked again.
+
+    The old output stays as it is until the new one is whole, and is kept under another name; `batchchat clean` removes
+    it. No run may go on meanwhile. Put the new number into the job as well, or leave output.shards out there.
+    """
+    from batchchat.cli.sharding import reshard_command
+
+    sys.exit(reshard_command(directory, shards, as_json=as_json))
+
+
 @cli.command(short_help="Remove old outputs that `run --fresh` set aside.")
 @_output_argument
 @click.option("--yes", is_flag=True, help="Remove them without a question.")
@@ -739,6 +775,22 @@ def demo_server(**options: Any) -> None:
     sys.exit(demo_server_command(**options))
 
 
+@cli.command(short_help="Keep the limits of runs on several machines.")
+@click.option(
+    "--listen", default="127.0.0.1:7077", show_default=True, metavar="HOST:PORT", help="Port 0 takes a free one."
+)
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    help="The secret that runs must know; without it that of the environment variable BATCHCHAT_BROKER_TOKEN.",
+)
+def broker(**options: Any) -> None:
+    """Keep the limits of runs on several machines, until a signal ends it. Jobs name it in `limits.shared`."""
+    from batchchat.cli.broker import broker_command
+
+    sys.exit(broker_command(**options))
+
+
 def _job_arguments(options: dict[str, Any]) -> Any:
     """Take the shared arguments out of a command's options."""
     from dataclasses import fields
@@ -750,5 +802,6 @@ def _job_arguments(options: dict[str, Any]) -> Any:
 
 
 def _command_line() -> str:
-    """The command as the person typed it, to be shown again as the way to go on."""
-    return shlex.join(["batchchat", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
+    """Return the command as the person typed it, to be shown again as the way to go on."""
+    once = {"--fresh", "--take-over"}
+    return shlex.join(["batchchat", *(argument for argument in sys.argv[1:] if argument not in once)])

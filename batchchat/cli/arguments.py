@@ -34,6 +34,7 @@ class JobArguments:
     max_requests: str | None = None
     deadline: str | None = None
     until: str | None = None
+    take_over: bool = False
     margin: float | None = None
     looks: int | None = None
     decide_by: str | None = None
@@ -66,7 +67,7 @@ class JobArguments:
         )
 
     def changes(self) -> list[FieldChange]:
-        """What the options that stand for a field set."""
+        """Return the fields of the job that options set, with their values."""
         from batchchat.job import read_override
 
         given = {
@@ -82,7 +83,7 @@ class JobArguments:
         return [read_override(f"{field}={text}", option) for option, (field, text) in given.items() if text is not None]
 
     def options(self, *, grace: float = 20.0, command: str | None = None) -> RunOptions:
-        """What the command line adds to the job. Raises UsageError."""
+        """Return what the command line adds to the job. Raises UsageError."""
         from batchchat.runner.options import RunOptions
 
         return RunOptions(
@@ -91,6 +92,7 @@ class JobArguments:
             seed=self.seed,
             retry_failed=read_kinds(self.retry_failed),
             fresh=self.fresh,
+            take_over=self.take_over,
             prune=self.prune,
             grace=grace,
             command=command,
@@ -98,7 +100,7 @@ class JobArguments:
 
 
 def read_kinds(text: str | None) -> frozenset[ErrorKind] | None:
-    """The failure kinds that `--retry-failed` names; None where it is not given."""
+    """Return the failure kinds that `--retry-failed` names; None if it is not given."""
     from batchchat.job import failed_kinds
     from batchchat.records import ErrorKind
 
@@ -117,7 +119,7 @@ def read_kinds(text: str | None) -> frozenset[ErrorKind] | None:
 
 
 def read_duration(option: str, text: str) -> float:
-    """A duration option in seconds. Raises UsageError."""
+    """Return a duration option in seconds. Raises UsageError."""
     from batchchat.job import parse_duration
 
     try:

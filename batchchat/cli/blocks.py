@@ -58,7 +58,7 @@ def pair(name: str, value: str, style: str = "") -> Text:
 
 
 def remarks(warnings: Iterable[str], note: str) -> list[RenderableType]:
-    """Return warnings and a note as lines, after an empty one where there are any."""
+    """Return warnings and a note as lines, after an empty one if there are any."""
     lines: list[RenderableType] = [plain_text(f"warning: {text}", "yellow") for text in warnings]
     if note:
         lines.append(plain_text(f"note: {note}", "cyan"))
@@ -81,7 +81,7 @@ def cost(amount: float, currency: str | None) -> str:
 
 
 def local_time(moment: str) -> str:
-    """Write a moment, given as ISO 8601 with its offset, in the time of this machine; as it is where it is none."""
+    """Write a moment, given as ISO 8601 with its offset, in the time of this machine; as it is if it is none."""
     from datetime import datetime
 
     try:

@@ -54,7 +54,7 @@ class Figure(NamedTuple):
 
 
 def progress(terminal: Terminal, log: LogListener) -> ProgressDisplay | PlainProgress:
-    """Return the live display where a person watches text at a terminal, lines in the log otherwise.
+    """Return the live display if a person watches text at a terminal, lines in the log otherwise.
 
     A log that hides `info` (`--quiet`) gets the lines too, and drops them.
     """
@@ -256,6 +256,8 @@ def _limit_figures(pace: Pace, *, held: bool = True) -> list[Figure]:
         _used(pace.tokens_used, pace.tokens_per_minute, "tok/min", 3),
         Figure(f"{pace.in_use}/{pace.concurrency} at once", "", 4),
     ]
+    if pace.shared_by > 1:
+        figures.append(Figure(f"shared with {plural(pace.shared_by - 1, 'other run')}", "dim", 5))
     if held and pace.held_by is not None:
         figures.append(Figure(f"held by {pace.held_by}", "dim", 5))
     if pace.paused_s > 0:
@@ -297,7 +299,7 @@ def _cost_figures(snapshot: Snapshot) -> list[Figure]:
 
 
 def _line(label: str, figures: list[Figure], width: int) -> Text:
-    """Return the figures that fit, in their order; the last one is cut where even those of rank 0 do not fit."""
+    """Return the figures that fit, in their order; the last one is cut if even those of rank 0 do not fit."""
     from rich.text import Text
 
     kept = list(figures)
@@ -399,4 +401,5 @@ def _fields(snapshot: Snapshot) -> dict[str, object]:
         "paused_s": round(pace.paused_s, 3),
         "breaker": pace.breaker,
         "held_by": pace.held_by,
+        "shared_by": pace.shared_by,
     }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from batchchat.evaluation.results.summary import SuiteSummary
     from batchchat.evaluation.suite.suite import Suite
     from batchchat.events import Snapshot
-    from batchchat.runner.control import StopRequest
+    from batchchat.runner.control import Control
 
 GATE_FAILED = 5
 
@@ -55,7 +55,7 @@ def eval_command(
         hide_key(job)
     options = arguments.options(grace=read_duration("--grace", grace), command=command)
 
-    async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> Evaluation:
+    async def work(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> Evaluation:
         setting = SuiteRunOptions(
             suite.name,
             options,
@@ -87,7 +87,7 @@ def eval_command(
 
 
 def _write_page(directory: Path, code: int) -> int:
-    """Write the page about a scored suite; return the code, or that for trouble with a file where it was 0."""
+    """Write the page about a scored suite; return the code, or that for trouble with a file if it was 0."""
     from batchchat.errors import BatchchatError, StorageError
     from batchchat.report import PAGE_NAME, write_suite_report
 
@@ -209,7 +209,7 @@ class Gates:
         self._output = suite.output
 
     def check(self, summary: SuiteSummary) -> list[GateResult]:
-        """Hold an evaluation against the gates, and write the JUnit file where one is wanted."""
+        """Hold an evaluation against the gates, and write the JUnit file if one is wanted."""
         from batchchat.evaluation.results.gates import check_gates, write_junit
 
         found = check_gates(self._gates, summary)
@@ -220,7 +220,7 @@ class Gates:
         return found
 
     def exit_code(self, code: int, passed: Sequence[GateResult]) -> int:
-        """The run's code, or 5 where it ended but a gate does not hold."""
+        """Return the run's code, or 5 if it ended but a gate does not hold."""
         return GATE_FAILED if code in {0, 1} and not all(result.passed for result in passed) else code
 
 
@@ -231,7 +231,7 @@ def _json(
     passed: Sequence[GateResult],
     done: Evaluation | None,
 ) -> dict[str, Any]:
-    """What `--json` prints: the content of summary.json, and how the command ended."""
+    """Return what `--json` prints: the content of summary.json, and how the command ended."""
     from batchchat.cli.json_output import as_json
 
     found: dict[str, Any] = {} if summary is None else as_json(summary.as_json())

@@ -40,7 +40,7 @@ def plain_value(value: object) -> Any:
 
 
 def _told(value: bytes | bytearray | memoryview | datetime) -> str:
-    """Return the number of some bytes; a moment as ISO 8601, in UTC where it has an offset."""
+    """Return the number of some bytes; a moment as ISO 8601, in UTC if it has an offset."""
     if isinstance(value, datetime):
         return (value.astimezone(UTC) if value.tzinfo is not None else value).isoformat()
     return f"({len(value):,} bytes)"

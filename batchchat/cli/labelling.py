@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchchat.cli.arguments import JobArguments
 from batchchat.cli.running import attended, errors, hide_key, log_listener, print_json, results
+from batchchat.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batchchat.events import RunSummary, Snapshot
     from batchchat.labelling.calibrating import CalibrationView
-    from batchchat.runner.control import StopRequest
+    from batchchat.runner.control import Control
 
 GATE_FAILED = 5
 _ANSWERED = {0, 1}
@@ -28,6 +29,7 @@ def agreement_command(
     field: str | None,
     level: Literal["nominal", "ordinal", "interval"],
     below: float | None,
+    by: str | None,
     as_json: bool,
 ) -> int:
     """Print how far labels agree; return the exit code."""
@@ -36,7 +38,7 @@ def agreement_command(
     require_statistics()
     from batchchat.labelling.agreement import AgreementOptions, agreement_of
 
-    view = agreement_of(directory, AgreementOptions(against, field, level, below))
+    view = agreement_of(directory, AgreementOptions(against, field, level, below, by))
     if as_json:
         from batchchat.cli.json_output import as_json as plain
 
@@ -52,7 +54,8 @@ def calibrate_command(
     arguments: JobArguments,
     *,
     command: str,
-    expected: str,
+    expected: str | None,
+    reviewed: Path | None,
     target: float,
     risk: float,
     rows: int | None,
@@ -66,19 +69,30 @@ def calibrate_command(
     from batchchat.labelling import require_statistics
 
     require_statistics()
-    from batchchat.labelling.calibrating import calibrated, sub_jobs
+    from batchchat.labelling.calibrating import ReviewedGold, calibrated, gold_of_reviews, sub_jobs
     from batchchat.runner.run import run_job
 
+    if (expected is None) == (reviewed is None):
+        raise UsageError(
+            "the right labels stand either in a column of the input or in people's reviews of an output",
+            remedy="Give one of --expected COLUMN and --reviewed DIR.",
+        )
+    if reviewed is not None and rows is not None:
+        raise UsageError("--rows: the reviewed rows are asked", remedy="Leave --rows out.")
     job = arguments.load()
     jobs = sub_jobs(job, small=small, large=large, expected=expected)
     options = arguments.options(command=command)
+    gold: str | ReviewedGold = expected or ""
+    if reviewed is not None:
+        gold = gold_of_reviews(job, reviewed, field=field)
+        options = replace(options, rows=gold.rows)
     if rows is not None:
         # The same seed draws the same rows for both.
         options = replace(options, sample=rows)
     log = log_listener("text", verbose=False, quiet=quiet)
     hide_key(job)
 
-    async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
+    async def work(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
         for one in jobs:
             summary = await run_job(one, options=options, listener=log, on_snapshot=on_snapshot, stop=stop)
             if summary.exit_code not in _ANSWERED:
@@ -91,7 +105,7 @@ def calibrate_command(
 
         errors().print(render_summary(summary))
         return summary.exit_code
-    view = calibrated(*jobs, expected=expected, field=field, target=target, risk=risk)
+    view = calibrated(*jobs, gold=gold, field=field, target=target, risk=risk)
     if as_json:
         print_json(_calibration_json(view))
     else:

@@ -8,10 +8,12 @@ from batchchat.cli.blocks import blank, line, pair, plain_text, remarks, styled,
 from batchchat.format import UNKNOWN, count, money, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
     from rich.table import Table
 
-    from batchchat.labelling.agreement import AgreementView, FieldAgreement, RaterAgreement
+    from batchchat.labelling.agreement import AgreementView, FieldAgreement, GroupAgreement, RaterAgreement
     from batchchat.labelling.calibrating import CalibrationView, ModelOnGold
     from batchchat.labelling.coefficients import ConfidenceCheck, Estimate, PairAgreement
     from batchchat.labelling.judges import PositionBias
@@ -67,6 +69,8 @@ def _field(one: FieldAgreement) -> list[RenderableType]:
     parts: list[RenderableType] = [plain_text(told, "bold"), _measures(found), blank(), _by_label(found)]
     if 1 < len(found.labels) <= _CONFUSION_SHOWN:
         parts += [blank(), _confusion(found)]
+    if one.groups:
+        parts += [blank(), _by_group(one.groups)]
     if one.check is not None and one.check.n:
         parts += [blank(), *_confidence(one.check)]
     return parts
@@ -102,8 +106,24 @@ def _by_label(found: PairAgreement) -> Table:
     return table
 
 
+def _by_group(groups: Sequence[GroupAgreement]) -> Table:
+    table = _table("group", "rows", "accuracy", "95 % interval", "kappa", "95 % interval", "alpha")
+    for group in groups:
+        found = group.measures
+        table.add_row(
+            "(none)" if group.value is None else line(group.value, 40),
+            count(found.n),
+            _value(found.accuracy),
+            _interval(found.accuracy),
+            _value(found.kappa),
+            _interval(found.kappa),
+            _value(found.alpha),
+        )
+    return table
+
+
 def _confusion(found: PairAgreement) -> Table:
-    """A line for each label as expected, a column for each as given."""
+    """Return a line for each label as expected, a column for each as given."""
     table = _table("expected \\ given", *(line(label, 16) for label in found.labels))
     for label, cells in zip(found.labels, found.confusion, strict=True):
         table.add_row(line(label, 16), *(f"{cell:,.0f}" if round(cell) else "·" for cell in cells))
@@ -158,6 +178,8 @@ def render_calibration(view: CalibrationView) -> RenderableType:
 
     found, chosen = view.promise, view.promise.chosen
     told = f"{view.field} against {view.expected}, {plural(view.rows, 'row')} with the right label"
+    if view.left_out:
+        told += f"; {plural(view.left_out, 'reviewed row')} left out, so that each row had the same chance to be here"
     table = _table("", "right", "95 % interval", "cost per 1,000 rows")
     for name, model in (("alone", view.small), ("alone", view.large)):
         table.add_row(f"{line(model.model, 40)} {name}", *_model(model, view.currency))

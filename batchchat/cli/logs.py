@@ -70,7 +70,7 @@ class LogListener:
         self.terminal.print(line)
 
     def _text(self, event: Event) -> str:
-        """Return the message, with the fields where every detail was asked for."""
+        """Return the message, with the fields if every detail was asked for."""
         text = event.message
         if self.level == "debug":
             text += "".join(f" {name}={_plain(value)}" for name, value in event.fields.items())

@@ -334,7 +334,7 @@ def report_command(directory: Path | str, target: Path) -> int:
 
 
 def verify_command(directory: Path | str, *, as_json: bool) -> int:
-    """Check an output, or all outputs and files of an evaluation; 74 where something is wrong."""
+    """Check an output, or all outputs and files of an evaluation; 74 if something is wrong."""
     from batchchat.cli.json_output import as_json as to_json
     from batchchat.evaluation.outputs import check_files, outputs_of
     from batchchat.store import verify
@@ -372,7 +372,7 @@ def _print_verified(report: VerifyReport, name: str | None = None) -> None:
 
 
 def clean_command(directory: Path | str, *, yes: bool) -> int:
-    """List old outputs, and remove them where a person says so."""
+    """List old outputs, and remove them if a person says so."""
     import click
 
     from batchchat.cli.blocks import line

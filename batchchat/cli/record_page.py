@@ -133,7 +133,7 @@ def _outcome_of_row(record: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _correction(record: Mapping[str, Any]) -> str:
-    """How often an answer was asked for again, and why the last time, where that is not what it failed of."""
+    """Return how often an answer was asked for again, and why the last time, where that is not what it failed of."""
     text = f"asked again {plural(record['corrections'], 'time')} with what was wrong"
     if record.get("error_kind") is None and record.get("error_message"):
         text += f"; the last time: {record['error_message']}"

@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,7 @@ from batchchat.addresses import address_of
 from batchchat.cli.arguments import JobArguments, read_duration
 from batchchat.cli.logs import LogListener, library_logs
 from batchchat.cli.terminal import Terminal, mask
-from batchchat.errors import BatchchatError, JobError, StorageError, UsageError
+from batchchat.errors import BatchchatError, JobError, OutputLocked, StorageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from batchchat.events import Event, Level, RunSummary, Snapshot
     from batchchat.job import Job
     from batchchat.metrics import Recorder
-    from batchchat.runner.control import StopRequest
+    from batchchat.runner.control import Control
     from batchchat.runner.options import RunOptions
 
 _LAST_WORDS_S = 1.0
@@ -91,12 +92,12 @@ def _hold_standard_streams() -> None:
 
 
 def errors() -> Terminal:
-    """Standard error."""
+    """Return standard error."""
     return Terminal(sys.stderr)
 
 
 def results() -> Terminal:
-    """Standard output."""
+    """Return standard output."""
     return Terminal(sys.stdout)
 
 
@@ -179,7 +180,7 @@ def collect_seldom() -> None:
 
 
 def event_loop_options() -> dict[str, Any]:
-    """anyio's options for the fastest event loop there is."""
+    """Return anyio's options for the fastest event loop there is."""
     try:
         import uvloop  # noqa: F401 - only to see whether it is there
     except ImportError:
@@ -188,7 +189,7 @@ def event_loop_options() -> dict[str, Any]:
 
 
 def log_listener(log_format: str, *, verbose: bool, quiet: bool) -> LogListener:
-    """What writes log lines to standard error, as the options say."""
+    """Return what writes log lines to standard error, as the options say."""
     level: Level = "debug" if verbose else "warning" if quiet else "info"
     return LogListener(errors(), level=level, format="json" if log_format == "json" else "text")
 
@@ -198,16 +199,14 @@ _GOES_ON = (0, 1)
 _Result = TypeVar("_Result")
 
 
-def attended(
-    work: Callable[[StopRequest, Callable[[Snapshot], None]], Awaitable[_Result]], log: LogListener
-) -> _Result:
+def attended(work: Callable[[Control, Callable[[Snapshot], None]], Awaitable[_Result]], log: LogListener) -> _Result:
     """Do work on an event loop with progress on standard error, which signals stop; return its result."""
     import anyio
 
     from batchchat.cli.display import progress
-    from batchchat.runner.control import StopRequest
+    from batchchat.runner.control import Control
 
-    stop = StopRequest()
+    stop = Control()
     with library_logs(log), progress(log.terminal, log) as display:
 
         async def watched() -> _Result:
@@ -237,6 +236,8 @@ def run_command(
     html: Path | None = None,
     no_wait: bool = False,
     metrics: Sequence[str] = (),
+    workers: int | None = None,
+    shard: str | None = None,
 ) -> int:
     """Run jobs one after the other, with progress on standard error and a summary at each end; return the exit code.
 
@@ -248,12 +249,13 @@ def run_command(
     def work() -> int:
         _check_several(jobs, html)
         # All job files are read first: a slip in the last one is told before the first is paid for.
-        loaded = [_load_run(one, grace=grace, command=command, html=html, no_wait=no_wait) for one in jobs]
+        loaded = [_load_run(one, grace=grace, command=command, html=html, no_wait=no_wait, shard=shard) for one in jobs]
         summaries: list[RunSummary] = []
         with recorder_of(metrics, log) as recorder:
             try:
                 for job, options in loaded:
-                    summaries.append(looked_at(_run_job(job, options, log, recorder)))
+                    one = _run_job if workers is None else partial(_run_workers, workers)
+                    summaries.append(looked_at(one(job, options, log, recorder)))
                     _tell_end(summaries[-1], log, quiet=quiet, as_json=as_json)
                     if summaries[-1].exit_code not in _GOES_ON:
                         break
@@ -326,7 +328,7 @@ def cancel_command(directory: Path | str, *, log_format: str, verbose: bool, qui
         hide_key(job)
         options = RunOptions(cancel_batches=True)
 
-        async def cancel(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
+        async def cancel(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
             return await run_job(job, options=options, listener=log, on_snapshot=on_snapshot, stop=stop)
 
         summary = attended(cancel, log)
@@ -354,7 +356,7 @@ def _cancelled(summary: RunSummary) -> str:
 
 
 def _load_run(
-    arguments: JobArguments, *, grace: str, command: str, html: Path | None, no_wait: bool
+    arguments: JobArguments, *, grace: str, command: str, html: Path | None, no_wait: bool, shard: str | None
 ) -> tuple[Job, RunOptions]:
     """Read the job and what the command line adds to it."""
     from dataclasses import replace
@@ -365,7 +367,13 @@ def _load_run(
 
         check_page(html)
     hide_key(loaded)
-    return loaded, replace(arguments.options(grace=read_duration("--grace", grace), command=command), wait=not no_wait)
+    options = arguments.options(grace=read_duration("--grace", grace), command=command)
+    share = None
+    if shard is not None:
+        from batchchat.cli.sharding import read_share
+
+        share = read_share(shard, os.environ)
+    return loaded, replace(options, wait=not no_wait, share=share)
 
 
 def _run_job(job: Job, options: RunOptions, log: LogListener, recorder: Recorder | None) -> RunSummary:
@@ -378,7 +386,7 @@ def _run_job(job: Job, options: RunOptions, log: LogListener, recorder: Recorder
     if recorder is not None:
         meter = recorder.meter(job.name, job.resolved_provider().name, job.model)
 
-    async def work(stop: StopRequest, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
+    async def work(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
         return await run_job(
             job,
             options=options,
@@ -386,6 +394,32 @@ def _run_job(job: Job, options: RunOptions, log: LogListener, recorder: Recorder
             on_snapshot=on_snapshot if meter is None else meter.beside(on_snapshot),
             on_record=None if meter is None else meter.add,
             stop=stop,
+        )
+
+    return attended(work, log)
+
+
+def _run_workers(
+    workers: int, job: Job, options: RunOptions, log: LogListener, recorder: Recorder | None
+) -> RunSummary:
+    """Run the job with processes of this machine; return its summary."""
+    from batchchat.workers import run_with_workers
+    from batchchat.workers.processes import LocalProcesses
+
+    meter = None
+    if recorder is not None:
+        meter = recorder.meter(job.name, job.resolved_provider().name, job.model)
+
+    async def work(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
+        return await run_with_workers(
+            job,
+            workers,
+            launcher=LocalProcesses(),
+            options=options,
+            listener=log,
+            on_snapshot=on_snapshot if meter is None else meter.beside(on_snapshot),
+            on_answers=None if meter is None else meter.add_figures,
+            control=stop,
         )
 
     return attended(work, log)
@@ -407,7 +441,9 @@ def looked_at(summary: RunSummary) -> RunSummary:
     """Add what looks wrong in the answers, if there are new ones."""
     from dataclasses import replace
 
-    if not (summary.new_ok or summary.new_failed):
+    # An output that could not be written, or that another run holds now, is not looked at: the look would wait for it.
+    lost = summary.exit_code in {StorageError.exit_code, OutputLocked.exit_code}
+    if lost or not (summary.new_ok or summary.new_failed):
         return summary
     from batchchat.labelling.oddities import oddities_of
 
@@ -432,7 +468,7 @@ def _tell_end(summary: RunSummary, log: LogListener, *, quiet: bool, as_json: bo
 
 
 def _write_page(target: Path, summary: RunSummary, log: LogListener) -> None:
-    """Write the page about a run that has ended. Raises StorageError where that is not possible."""
+    """Write the page about a run that has ended. Raises StorageError if that is not possible."""
     from batchchat.events import Event
     from batchchat.report import write_run_report
 
@@ -444,7 +480,7 @@ def _write_page(target: Path, summary: RunSummary, log: LogListener) -> None:
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error inside a task group's wrapping."""
+    """Return the one error inside a task group's wrapping."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]

@@ -26,7 +26,7 @@ _PLAIN_LETTERS = str.maketrans({"━": "=", "─": "-", "·": "|", "\N{EN DASH}"
 
 
 class Masker:
-    """Replaces every registered secret by `***`, also where it was JSON-escaped or percent-encoded."""
+    """Replaces every registered secret by `***`, also if it was JSON-escaped or percent-encoded."""
 
     def __init__(self) -> None:
         self._secrets: dict[str, None] = {}
@@ -188,7 +188,7 @@ class _QuietStream:
             return False
 
     def fileno(self) -> int:
-        """Return the file descriptor; OSError where there is none."""
+        """Return the file descriptor; OSError if there is none."""
         if self._stream is None:
             raise OSError("the stream is closed")
         return self._stream.fileno()

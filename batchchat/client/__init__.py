@@ -120,7 +120,7 @@ class ChatClient:
     async def send(self, body: bytes, *, timeout: float | None = None, started: float | None = None) -> Reply:
         """Make one attempt. Ends within the request timeout, or `timeout` if sooner.
 
-        Whatever the server or the network does becomes a reply. Raises nothing but cancellation, and StorageError where
+        Whatever the server or the network does becomes a reply. Raises nothing but cancellation, and StorageError if
         this process may open no further file. `started` is `anyio.current_time()`, where the caller has just read it.
         """
         if started is None:
@@ -233,7 +233,7 @@ class ChatClient:
         return reply
 
     async def _answer(self, body: bytes, reader: StreamReader | None) -> tuple[int, dict[bytes, bytes], bytes]:
-        """One exchange over a transport that knows httpx's own seam only."""
+        """Make one exchange over a transport that knows httpx's own seam only."""
         extensions = dict(self._extensions)
         if reader is not None:
             extensions["trace"] = partial(_tell_sent, reader)
@@ -275,7 +275,7 @@ async def _tell_sent(reader: StreamReader, event: str, _details: object) -> None
 
 
 def _address(provider: Provider) -> httpx.URL:
-    """The address of the provider's chat completions: `extra_query` goes over a query that the base URL has."""
+    """Return the address of the provider's chat completions: `extra_query` goes over a query that the base URL has."""
     if provider.base_url is None:
         raise ValueError(f"{provider.name} has no base_url")
     base = httpx.URL(provider.base_url)
@@ -298,7 +298,7 @@ def _header_fields(provider: Provider, url: httpx.URL, user_agent: str, *, strea
 
 
 def _checked(fields: Mapping[str, tuple[str, str]]) -> httpx.Headers:
-    """Return header fields for the wire. An `httpx.Headers` never shows a key in `Authorization` where it is printed.
+    """Return header fields for the wire. An `httpx.Headers` never shows a key in `Authorization` when it is printed.
 
     Raises ValueError for what no request can carry. The message never holds a value, which may be the key.
     """
@@ -315,9 +315,9 @@ def _key_refused(reply: Reply) -> bool:
 
 
 async def _read_bounded(response: httpx.Response, reader: StreamReader | None = None) -> bytes:
-    """The whole body, decoded. Bounded while it is decoded, so that little data cannot unpack to much.
+    """Return the whole body, decoded. Bounded while it is decoded, so that little data cannot unpack to much.
 
-    With a `reader` it goes there, and ends where the reader is done.
+    With a `reader` it goes there, and ends once the reader is done.
     """
     decoder = decoder_for(response.headers.get("content-encoding", "").encode("latin-1"))
     stream = response.stream

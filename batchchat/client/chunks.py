@@ -79,7 +79,7 @@ class ChunkAssembler:
         return self._finish is not None or self._message is not None
 
     def take(self, event: ServerEvent) -> bool:
-        """Take the next event. True where it brought something that the model wrote."""
+        """Take the next event. True if it brought something that the model wrote."""
         if self.done:
             return False
         data = event.data
@@ -111,7 +111,7 @@ class ChunkAssembler:
         return False
 
     def end(self, unfinished: Iterable[ServerEvent] = ()) -> None:
-        """The body has ended. Without `[DONE]` it is whole only if what the server sends last, usage, is there.
+        """Note that the body has ended. Without `[DONE]` it is whole only if usage is there, which is sent last.
 
         `unfinished` are events that lack their end: what is whole of them counts, half an object is passed over.
         """
@@ -124,11 +124,11 @@ class ChunkAssembler:
             self.done = True
 
     def body(self) -> bytes:
-        """The whole answer as a `chat.completion` object, or the error object with the usage that came before it."""
+        """Return the whole answer as a `chat.completion` object, or the error object with the usage before it."""
         return self.partial() if self.error is None else _dump({**self._head(), **self.error})
 
     def partial(self) -> bytes:
-        """What has come so far as a `chat.completion` object."""
+        """Return what has come so far as a `chat.completion` object."""
         body: dict[str, Any] = {**self._head(), "choices": []}
         if self._seen:
             choice = {"index": 0, "message": self._whole_message(), "finish_reason": self._finish}
@@ -248,7 +248,7 @@ class ChunkAssembler:
         return wrote
 
     def _called(self, piece: dict[str, Any]) -> _Call:
-        """The call that a piece belongs to, by its index. Without one, a new id or a name begins another call.
+        """Return the call that a piece belongs to, by its index. Without one, a new id or a name begins another call.
 
         So does another id with a name under an index that is taken: some servers number every call 0.
         """
@@ -307,11 +307,11 @@ class _Call:
         return bool(self._name)
 
     def is_named_by(self, piece: dict[str, Any]) -> bool:
-        """Whether a piece has this call's id."""
+        """Return whether a piece has this call's id."""
         return bool(piece.get("id")) and piece.get("id") == self._fields.get("id")
 
     def differs(self, piece: dict[str, Any]) -> bool:
-        """Whether a piece has another id than this call has."""
+        """Return whether a piece has another id than this call has."""
         return bool(piece.get("id")) and "id" in self._fields and not self.is_named_by(piece)
 
     def take(self, piece: dict[str, Any]) -> None:
@@ -345,7 +345,7 @@ def _named(piece: dict[str, Any]) -> bool:
 
 
 def _load(data: bytes) -> Any:
-    """Parse JSON; None where it is none. Half of an emoji stays a half: the next chunk may bring the other."""
+    """Parse JSON; None if it is none. Half of an emoji stays a half: the next chunk may bring the other."""
     try:
         return orjson.loads(data)
     # orjson refuses halves of emoji and NaN, which Python's reader takes.

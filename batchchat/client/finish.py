@@ -101,7 +101,10 @@ def read_finish(choice: dict[str, Any]) -> str | None:
 
 
 def _word(value: object) -> str | None:
-    """A word as a text or, as SGLang has it, as the type of an object. Some servers write the text "null" for none."""
+    """Return a word given as a text or, as SGLang has it, as the type of an object; None if there is none.
+
+    Some servers write the text "null" for none.
+    """
     if isinstance(value, dict):
         value = next((value[name] for name in ("finish_reason", "type", "reason") if name in value), None)
     return value if isinstance(value, str) and value.strip().lower() not in _NONE else None

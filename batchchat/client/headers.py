@@ -37,7 +37,7 @@ Headers = Mapping[bytes, bytes]
 
 
 def parse_seconds(text: bytes) -> float | None:
-    """Read a Go duration or a number as seconds; None where it is neither, negative, or not finite."""
+    """Read a Go duration or a number as seconds; None if it is neither, negative, or not finite."""
     text = text.strip()
     # No unit: plain seconds, as Azure and most others have them.
     if not _GO_DURATION.match(text):
@@ -53,7 +53,7 @@ def parse_seconds(text: bytes) -> float | None:
 
 
 def _parse_number(text: bytes) -> float | None:
-    """A plain number, finite and not negative; Python's own spellings (`1_0`, `nan`) are none."""
+    """Return a plain number, finite and not negative; Python's own spellings (`1_0`, `nan`) are none."""
     if not _NUMBER.fullmatch(text.strip()):
         return None
     number = float(text)
@@ -61,7 +61,7 @@ def _parse_number(text: bytes) -> float | None:
 
 
 def parse_retry_after(headers: Headers, now: float) -> float | None:
-    """The wait that the server asks for: `retry-after-ms`, else `retry-after` in seconds or as an HTTP date.
+    """Return the wait that the server asks for: `retry-after-ms`, else `retry-after` in seconds or as an HTTP date.
 
     `now` is seconds since the epoch, for the date form (RFC 9110, 10.2.3). Not bounded here.
     """
@@ -94,7 +94,7 @@ def _parse_count(text: bytes) -> int | None:
 
 
 def parse_limits(headers: Headers) -> LimitHeaders | None:
-    """Read `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` and their relatives; None where there are none.
+    """Read `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` and their relatives; None if there are none.
 
     A reset of more than a minute cannot belong to a limit per minute (Groq counts requests by the day), so the limit
     beside it is dropped; one of more than a day is a date or garbage, and is dropped itself.

@@ -60,7 +60,7 @@ class KeyMask:
         return body
 
     def may_hide(self, body: bytes) -> bool:
-        """Whether the body holds escapes that could spell the key in a way that `clean` does not know."""
+        """Return whether the body holds escapes that could spell the key in a way that `clean` does not know."""
         return bool(self._forms) and (b"\\u00" in body or b"\\/" in body or b"%" in body or b"&#" in body)
 
     def cover(self, reply: Reply) -> None:
@@ -73,7 +73,7 @@ class KeyMask:
 
 
 def _spellings(character: str) -> str:
-    """A pattern for one character: plain or after backslashes, as \\u0061, %61, &#97; or &#x61;."""
+    """Return a pattern for one character: plain or after backslashes, as \\u0061, %61, &#97; or &#x61;."""
     code = ord(character)
     hexadecimal = f"{code:02x}"
     digits = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in hexadecimal)

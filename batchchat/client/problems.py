@@ -23,7 +23,7 @@ READ_LIMIT: Final = 16_000
 """Characters of a body or a field that are searched. Chosen: error bodies are shorter, and a web page says nothing
 more behind them."""
 _OUTER_LIMIT: Final = 300
-"""How much of an outer message is kept where an inner one follows: the inner one is what matters."""
+"""How much of an outer message is kept if an inner one follows: the inner one is what matters."""
 _MAX_DEPTH: Final = 8
 _MAX_LEVELS: Final = 40
 """Levels that are read of one body, in depth and in all. Chosen: gateways nest three or four."""
@@ -214,7 +214,7 @@ def dump(value: object) -> str:
 
 
 def _levels(value: Any, depth: int, left: list[int]) -> Iterator[_Level]:
-    """The levels of a body from outside to inside. `left` bounds how many there are."""
+    """Yield the levels of a body from outside to inside. `left` bounds how many there are."""
     # A body may be made to be deep or wide: reading it must cost little.
     if depth > _MAX_DEPTH or left[0] <= 0:
         return
@@ -237,7 +237,7 @@ def _levels(value: Any, depth: int, left: list[int]) -> Iterator[_Level]:
 
 
 def _json_in(text: str) -> tuple[Any, bool]:
-    """The JSON object inside a text, and whether the text is nothing else."""
+    """Return the JSON object inside a text, and whether the text is nothing else."""
     start = text.find("{")
     if start < 0 or len(text) > READ_LIMIT:
         return None, False
@@ -256,7 +256,7 @@ def _words(value: dict[str, Any]) -> list[str]:
 
 
 def _has_filter_code(objects: list[tuple[dict[str, Any], int]]) -> bool:
-    """Whether a code names a filter. A code is one word; a sentence is a message."""
+    """Return whether a code names a filter. A code is one word; a sentence is a message."""
     words = (_snake(word) for value, _ in objects for word in _words(value) if " " not in word)
     return any(_FILTER_CODES.search(word) for word in words)
 
@@ -267,7 +267,7 @@ def _snake(word: str) -> str:
 
 
 def _status(levels: list[_Level], *, bare: bool) -> int | None:
-    """The status that the innermost level gives: a number, or what its words mean.
+    """Return the status that the innermost level gives: a number, or what its words mean.
 
     Words beside the HTTP status of the same level say the same as it does, or less.
     """
@@ -302,7 +302,7 @@ def _number(value: dict[str, Any] | str) -> int | None:
 
 
 def _message(levels: list[_Level], data: dict[str, Any] | list[Any], mask: Mask) -> str:
-    """What all levels say to a person, each thing once."""
+    """Return what all levels say to a person, each thing once."""
     told: list[str] = []
     for level in levels:
         for saying in _sayings(level.value):
@@ -324,7 +324,7 @@ def _message(levels: list[_Level], data: dict[str, Any] | list[Any], mask: Mask)
 
 
 def _sayings(value: dict[str, Any] | str) -> Iterator[str]:
-    """What one level says itself. FastAPI's `{loc, msg}` is told as `body.messages: field required`."""
+    """Yield what one level says itself. FastAPI's `{loc, msg}` is told as `body.messages: field required`."""
     if isinstance(value, str):
         yield value
         return
@@ -336,7 +336,7 @@ def _sayings(value: dict[str, Any] | str) -> Iterator[str]:
     where = ".".join(str(part)[:80] for part in place[:20]) if isinstance(place, list) else ""
     for name in _SAYINGS:
         said = value.get(name)
-        # Some servers give a number where a text is due.
+        # Some servers give a number in the place of a text.
         if isinstance(said, int | float) and not isinstance(said, bool):
             said = str(said)
         if isinstance(said, str) and said.strip() and not _json_in(said)[1]:
@@ -345,7 +345,7 @@ def _sayings(value: dict[str, Any] | str) -> Iterator[str]:
 
 
 def _page(body: bytes, mask: Mask) -> str:
-    """The text of a body that is no JSON object, without the markup of a page."""
+    """Return the text of a body that is no JSON object, without the markup of a page."""
     text = mask(body[:READ_LIMIT].decode("utf-8", "replace"))
     if "<" in text[:200]:
         text = re.sub(r"(?is)<(script|style)\b.{0,4000}?</\1>|<[^>]*>", " ", text)

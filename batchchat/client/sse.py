@@ -20,7 +20,7 @@ _LINE_BYTES: Final = 40
 
 
 class ServerEvent(NamedTuple):
-    """One event: its type (empty where the stream names none) and its data lines, joined by LF."""
+    """One event: its type (empty if the stream names none) and its data lines, joined by LF."""
 
     type: bytes
     data: bytes
@@ -85,7 +85,7 @@ class EventParser:
         return events + self._take([b""])
 
     def _without_mark(self, piece: bytes) -> bytes:
-        """The stream's beginning without a byte order mark, once enough of it is there to tell."""
+        """Return the stream's beginning without a byte order mark, once enough of it is there to tell."""
         opening = (self._opening or b"") + piece
         if len(opening) < len(_BOM) and _BOM.startswith(opening):
             self._opening = opening

@@ -52,11 +52,11 @@ class StreamReader:
         self._last_at = 0.0
 
     def sent(self, now: float) -> None:
-        """The request went out at this time."""
+        """Note that the request went out at this time."""
         self._sent_at = now
 
     def begin(self, status: int, headers: Headers) -> None:
-        """The head of the answer has come."""
+        """Take the head of the answer."""
         self.began = True
         self._status = status
         self._headers = headers
@@ -98,7 +98,7 @@ class StreamReader:
         return reply
 
     def cut_off(self, reply: Reply, *, now: float, mask: KeyMask) -> Reply:
-        """What a failed exchange comes to: a failure beside which stays what had come, or an answer that was whole."""
+        """Return what a failed exchange comes to: a failure that keeps what had come, or an answer that was whole."""
         if self.done:
             return self.reply(now=now, mask=mask)
         # Nothing of a stream has come, so there is nothing to keep.
@@ -143,12 +143,12 @@ class StreamReader:
 
 
 def is_event_stream(headers: Headers) -> bool:
-    """Whether an answer's body is an event stream by its type."""
+    """Return whether an answer's body is an event stream by its type."""
     return headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")
 
 
 def holds_events(headers: Headers, body: bytes) -> bool:
-    """Whether a whole body is an event stream, by its type or, since servers get that wrong, its beginning."""
+    """Return whether a whole body is an event stream, by its type or, since servers get that wrong, its beginning."""
     return is_event_stream(headers) or body[:16].lstrip().startswith((b"data:", b"event:", b": "))
 
 

@@ -115,7 +115,7 @@ def _detail(data: dict[str, Any], places: tuple[str, ...], names: tuple[str, ...
 
 
 def _counts(value: object) -> bool:
-    """Whether a value is an object with a count of tokens in it."""
+    """Return whether a value is an object with a count of tokens in it."""
     return isinstance(value, dict) and any(_first(value, names) is not None for names in (_PROMPT, _COMPLETION, _TOTAL))
 
 
@@ -128,7 +128,7 @@ def _first(data: dict[str, Any], names: tuple[str, ...]) -> int | None:
 
 
 def _count(value: object) -> int | None:
-    """A number of tokens; None of what is no believable one, so that no sum or budget is built on it.
+    """Return a number of tokens; None of what is no believable one, so that no sum or budget is built on it.
 
     A whole number may be written with a point, as some servers do (12.0).
     """

@@ -106,7 +106,7 @@ def tell_headers(reply: Reply, headers: Headers, *, now: float, mask: Mask = str
 
 
 def _load(body: bytes) -> Any:
-    """Parse JSON; None where it is none. Halves of emoji and NaN, which some servers write, do not cost the answer."""
+    """Parse JSON; None if it is none. Halves of emoji and NaN, which some servers write, do not cost the answer."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -122,7 +122,7 @@ def _load(body: bytes) -> Any:
 
 
 def protocol_failure(status: int, problem: str, body: bytes, mask: Mask) -> Failure:
-    """The failure of an answer that is none of Chat Completions', told with its beginning."""
+    """Return the failure of an answer that is none of Chat Completions', told with its beginning."""
     start = " ".join(mask(body[:READ_LIMIT].decode("utf-8", "replace")).split())[:_EXCERPT]
     return Failure(
         ErrorKind.PROTOCOL, f"HTTP {status} {problem}: {start}" if start else f"HTTP {status} {problem}", status
@@ -174,7 +174,7 @@ def _read_answer(status: int, headers: Headers, data: Any, body: bytes, mask: Ma
 
 
 def read_cut(body: bytes, failure: Failure) -> Reply:
-    """What had come of an answer when `failure` cut it off: kept and paid for, and never a success.
+    """Return what had come of an answer when `failure` cut it off: kept and paid for, and never a success.
 
     `body` is a `chat.completion` object as far as it came. Never raises.
     """
@@ -202,7 +202,7 @@ def read_cut(body: bytes, failure: Failure) -> Reply:
 
 
 def _error_inside(data: dict[str, Any]) -> dict[str, Any] | None:
-    """The error in an answer of HTTP 200: beside its choices, in place of them, or in its first choice."""
+    """Return the error in an answer of HTTP 200: beside its choices, in place of them, or in its first choice."""
     if is_error(data.get("error")) or data.get("object") == "error":
         return data
     choices = data.get("choices")
@@ -229,7 +229,7 @@ def _fails_without_choices(data: dict[str, Any]) -> bool:
 
 
 def _partial_text(data: dict[str, Any]) -> str | None:
-    """What the model had written before an error in its choice."""
+    """Return what the model had written before an error in its choice."""
     try:
         choice = data["choices"][0]
         return read_completion(data, choice, choice["message"], Usage()).text
@@ -272,7 +272,7 @@ def _joined(reasoning: str, inline: str) -> str:
 
 
 def _read_content(content: object) -> tuple[str | None, str | None]:
-    """The text of a message, and what a list of parts holds as reasoning. Raises ValueError for an unknown form."""
+    """Return the text of a message, and its parts of reasoning. Raises ValueError for an unknown form."""
     if content is None or isinstance(content, str):
         return content, None
     if not isinstance(content, list):
@@ -298,7 +298,7 @@ def _part_texts(parts: object) -> list[str]:
 
 
 def _read_tool_calls(message: dict[str, Any]) -> tuple[dict[str, str | None], ...] | None:
-    """The tool calls, also one in the older form of a single `function_call`."""
+    """Return the tool calls, also one in the older form of a single `function_call`."""
     calls = message.get("tool_calls")
     # The older form, deprecated since tools came, is still what some servers send.
     if not isinstance(calls, list) or not calls:
@@ -327,7 +327,7 @@ def _read_tool_calls(message: dict[str, Any]) -> tuple[dict[str, str | None], ..
 
 
 def _read_logprobs(data: object) -> tuple[dict[str, Any], ...] | None:
-    """The tokens of an answer, each with its log probability and the likeliest ones in its place.
+    """Return the tokens of an answer, each with its log probability and the likeliest ones in its place.
 
     Together writes them as lists side by side, as the older Completions API does.
     """
@@ -411,13 +411,13 @@ def judge(completion: Completion, *, mask: Mask = str) -> Reply:
 
 
 def _remedy(word: str | None) -> str:
-    """What helps against an answer that was cut off, by the bound that its word names."""
+    """Return what helps against an answer that was cut off, by the bound that its word names."""
     full = re.search(r"(?i)context|model.?length|error.?limit", word or "")
     return "the model's context was full: shorten the prompt" if full else "raise params.max_tokens"
 
 
 def _told(word: str | None) -> str:
-    """The server's own word for an end, where it is not the Chat API's."""
+    """Return the server's own word for an end, where it is not the Chat API's."""
     return "" if word in {None, "content_filter", "error"} else f" (finish_reason {(word or '')[:60]!r})"
 
 
@@ -463,7 +463,7 @@ def _read_error(outer: int, headers: Headers, data: Any, body: bytes, mask: Mask
 
 
 def _true_status(outer: int, problem: Problem) -> int:
-    """The status that decides: the innermost, unless the address itself refuses the key or asks for a pause."""
+    """Return the status that decides: the innermost, unless the address itself refuses the key or asks for a pause."""
     # These statuses are the gateway's own words to us, whatever the body quotes of somebody behind it.
     if outer in _FATAL or outer in _RATE or 300 <= outer < 400 or outer == _LEGAL:
         return outer
@@ -473,7 +473,7 @@ def _true_status(outer: int, problem: Problem) -> int:
 
 
 def _judge_status(status: int, codes: str, message: str) -> tuple[Verdict, ErrorKind]:
-    """What an error's status means for the row, with its words where the status alone does not tell."""
+    """Return what an error's status means for the row, with its words if the status alone does not tell."""
     if status in _RATE:
         return _judge_rate(codes, message)
     # 451, unavailable for legal reasons: some providers answer so to an input that their law forbids.
@@ -502,7 +502,7 @@ def _judge_rate(codes: str, message: str) -> tuple[Verdict, ErrorKind]:
 
 
 def _axis(text: str) -> Axis:
-    """Which limit an error speaks about; "Too many requests" is the status's own name and tells nothing."""
+    """Return which limit an error speaks about; "Too many requests" is the status's own name and tells nothing."""
     if "concurren" in text or "simultaneous" in text or "in parallel" in text:
         return Axis.CONCURRENCY
     # "requested 500 tokens" and "too many requests" would name an axis that the limit is not about.

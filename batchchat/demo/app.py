@@ -71,7 +71,7 @@ class DemoStats:
 
     `by_status` counts responses that were begun, by HTTP status; `faults` what befell requests, by name. `in_flight`
     counts requests that were admitted under the limits and are not answered yet. `disconnected` counts requests whose
-    client left first, `dropped` those that the server cut. The three counts of bodies are None where bodies are not
+    client left first, `dropped` those that the server cut. The three counts of bodies are None if bodies are not
     tracked; `repeated_bodies` counts requests whose body had come before, and `answered_again` completions for a body
     that already had one: what a client pays twice. `batch` counts what the Batch API did, which the others leave out.
     """
@@ -259,7 +259,7 @@ class Demo:
         )
 
     def _latency(self, exchange: _Exchange, completion: WireCompletion, fault: str | None) -> float:
-        """Seconds from request to complete answer: median, jitter of the body, longer for a longer answer."""
+        """Return the seconds from request to whole answer: median, jitter of the body, more for a longer answer."""
         if self.options.latency_s == 0:
             return 0.0
         return self.options.latency_s * self._jitter(exchange, fault) * (1 + completion.completion_tokens / 100)
@@ -271,7 +271,7 @@ class Demo:
     def _stream_times(
         self, exchange: _Exchange, completion: WireCompletion, fault: str | None, latency: float
     ) -> tuple[float, float]:
-        """Seconds to the first token of a streamed answer, and from there to its end."""
+        """Return the seconds to the first token of a streamed answer, and from there to its end."""
         first, rest = latency * _FIRST_TOKEN_SHARE, latency * (1 - _FIRST_TOKEN_SHARE)
         if self.options.ttft_s is not None:
             first = self.options.ttft_s * self._jitter(exchange, fault)
@@ -391,13 +391,13 @@ class Demo:
         await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def _abort(self, exchange: _Exchange) -> None:
-        """Cut the connection. Raises ConnectionResetError where the ASGI server offers no way to do so."""
+        """Cut the connection. Raises ConnectionResetError if the ASGI server offers no way to do so."""
         self._dropped += 1
         await _abort(exchange.scope, exchange.receive)
 
 
 async def _abort(scope: Scope, receive: Receive) -> None:
-    """Cut a connection. Raises ConnectionResetError where the ASGI server offers no way to do so."""
+    """Cut a connection. Raises ConnectionResetError if the ASGI server offers no way to do so."""
     abort: Callable[[], None] | None = scope.get("extensions", {}).get(ABORT_EXTENSION, {}).get("abort")
     # In memory (ASGI without a server) there is no connection to cut.
     if abort is None:
@@ -408,7 +408,7 @@ async def _abort(scope: Scope, receive: Receive) -> None:
 
 
 def _cut_at(fault: str | None, events: int, *, include_usage: bool) -> int:
-    """How many events of a stream are sent: half of them, all but usage and `[DONE]`, or all."""
+    """Return how many events of a stream are sent: half of them, all but usage and `[DONE]`, or all."""
     if fault in {"truncated_json", "drop_body", "stream_error"}:
         return events // 2
     return events - 1 - include_usage if fault == "stream_cut" else events
@@ -421,7 +421,7 @@ def _overrun(axis: Axis) -> ApiError:
 
 
 async def _read_body(receive: Receive) -> bytes:
-    """Read a whole request body. Raises Disconnected where the client leaves first."""
+    """Read a whole request body. Raises Disconnected if the client leaves first."""
     parts: list[bytes] = []
     while True:
         message = await receive()
@@ -433,7 +433,7 @@ async def _read_body(receive: Receive) -> bytes:
 
 
 async def _wait(exchange: _Exchange, seconds: float) -> None:
-    """Wait, watching the connection. Raises Disconnected where the client leaves first."""
+    """Wait, watching the connection. Raises Disconnected if the client leaves first."""
     if seconds <= 0:
         return
     with anyio.move_on_after(seconds):

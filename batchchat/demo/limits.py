@@ -25,7 +25,7 @@ class Window:
             self.used -= entries.popleft()[1]
 
     def wait(self, units: int, now: float) -> float:
-        """Seconds until `units` fit: 0 now, infinity where they never do."""
+        """Return the seconds until `units` fit: 0 now, infinity if they never do."""
         self.expire(now)
         excess = self.used + units - self.limit
         if excess <= 0:
@@ -43,7 +43,7 @@ class Window:
         self.used += units
 
     def reset(self, now: float) -> float:
-        """Seconds until the oldest entry leaves and the allowance moves on; 0 where nothing is counted."""
+        """Return the seconds until the oldest entry leaves and the allowance moves on; 0 if nothing is counted."""
         return max(0.0, self._entries[0][0] + self.length_s - now) if self._entries else 0.0
 
 
@@ -82,11 +82,11 @@ class RateGate:
         return None
 
     def leave(self) -> None:
-        """An admitted request has ended, however it ended."""
+        """Count out a request that was admitted, however it ended."""
         self.in_flight -= 1
 
     def headers(self, now: float) -> list[tuple[bytes, bytes]]:
-        """Rate-limit headers of the axes that have a limit, as Scaleway names them."""
+        """Return the rate-limit headers of the axes that have a limit, as Scaleway names them."""
         found: list[tuple[bytes, bytes]] = []
         for name, window in ((b"requests", self._requests), (b"tokens", self._tokens)):
             if window is None:

@@ -45,7 +45,7 @@ _FAULT_ERRORS: Mapping[str, tuple[int, str, str, str | None, str | None]] = {
 
 
 def fault_error(fault: str) -> ApiError | None:
-    """Return the error that a fault answers with; None where it does something else. Sticky faults share the words."""
+    """Return the error that a fault answers with; None if it does something else. Sticky faults share the words."""
     words = _FAULT_ERRORS.get(fault.replace("sticky_", "error_"))
     if words is None:
         return None

@@ -130,7 +130,7 @@ class DemoServer:
         return self._url
 
     def start(self) -> None:
-        """Start serving; returns when connections are accepted. Raises OSError where the port cannot be bound."""
+        """Start serving; returns when connections are accepted. Raises OSError if the port cannot be bound."""
         if self._thread is not None:
             raise RuntimeError("the demo server is already running")
         sock = _bound(self._host, self._port)
@@ -150,7 +150,7 @@ class DemoServer:
 
         self._thread = threading.Thread(target=work, name="batchchat-demo", daemon=True)
         self._thread.start()
-        # The thread is told of to stop before the error is raised: no thread may be left behind.
+        # The thread is ended before the error is raised: none may be left behind.
         if not started.wait(_START_S) or self._failure is not None:
             failure, self._failure = self._failure, None
             self.stop()
@@ -163,7 +163,7 @@ class DemoServer:
             return
         self._thread = None
         if server.loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed where the thread has failed
+            with contextlib.suppress(RuntimeError):  # the loop is closed if the thread has failed
                 server.loop.call_soon_threadsafe(server.end)
         thread.join(_STOP_S)
         self._demo.batches.stop()

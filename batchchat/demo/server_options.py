@@ -71,7 +71,7 @@ class DemoOptions:
 
     `latency_s` is the median time to a short answer; a longer one takes longer (twice as long at 100 tokens), and
     each body has its own jitter. A streamed answer begins after `ttft_s` (median, with the same jitter) and goes on at
-    `tokens_per_s`; where one is None, that share of it takes as long as it does without streaming. The three limits are
+    `tokens_per_s`; if one is None, that share of it takes as long as it does without streaming. The three limits are
     per `window_s` seconds (a minute, shorter in tests); None is no limit. `faults` maps names of `FAULTS` to
     probabilities. `outage` is (start, length) in seconds, counted from the first chat request: every request inside it
     gets 503. With `api_key` set, a request without a key gets 401, with another key 403. With `key_lifetime_s` the

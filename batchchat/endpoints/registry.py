@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING, TypedDict
 
 import httpx
 
@@ -25,6 +26,9 @@ from batchchat.limits import MAX_CONCURRENCY, Limiter
 from batchchat.money import Tariff
 from batchchat.providers import DEMO, Provider
 from batchchat.records import Answerer
+
+if TYPE_CHECKING:
+    from batchchat.sharing.opening import Sharing
 
 Keys = Sequence[Sequence[Credential]]
 """The key of each endpoint of each target, in the job's order."""
@@ -76,36 +80,50 @@ def _credential(
     return Credential(key, source, tell=None if tell is None else lambda message: tell(message, place))
 
 
-def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
-    """Return a limiter under a job's limits, and where it sets none those of its provider; runs may share it.
+class LimiterOptions(TypedDict, total=False):
+    """What a limiter is made with; see `Limiter`."""
 
-    It lets no more be under way at once than this process may have open files, and tells where that is less. If the job
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+    concurrency: int | None
+    advertised_requests_per_minute: float | None
+    advertised_tokens_per_minute: float | None
+    advertised_concurrency: int | None
+
+
+def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
+    """Return a limiter under a job's limits, and if it sets none those of its provider; runs may share it.
+
+    It lets no more be under way at once than this process may have open files, and tells if that is less. If the job
     has several endpoints these are its limits over all of them: each endpoint's own limits come from the provider.
     """
+    options = limiter_options(job, provider, listener)
+    # One over several endpoints learns nothing, and so has nothing to tell.
+    return Limiter(**options, listener=None if has_several(job) else listener, rng=rng)
+
+
+def limiter_options(job: Job, provider: Provider, listener: Listener) -> LimiterOptions:
+    """Return what the limiter of a job is made with; see `make_limiter`."""
     limits, room = job.limits, _room(job)
     concurrency = limits.concurrency
     if concurrency is not None and concurrency > room:
         message = f"limits.concurrency is {concurrency}, and the open files of this process allow {room} (ulimit -n)"
         listener(Event("concurrency_lowered", message, "warning"))
         concurrency = room
+    own: LimiterOptions = {
+        "requests_per_minute": limits.requests_per_minute,
+        "tokens_per_minute": limits.tokens_per_minute,
+    }
     if has_several(job):
         # It learns nothing, and so has no window to try: its ceilings are those of the job alone.
-        return Limiter(
-            requests_per_minute=limits.requests_per_minute,
-            tokens_per_minute=limits.tokens_per_minute,
-            concurrency=concurrency or room,
-            rng=rng,
-        )
-    return Limiter(
-        requests_per_minute=limits.requests_per_minute,
-        tokens_per_minute=limits.tokens_per_minute,
-        concurrency=concurrency,
-        advertised_requests_per_minute=provider.requests_per_minute,
-        advertised_tokens_per_minute=provider.tokens_per_minute,
-        advertised_concurrency=min(provider.concurrency or MAX_CONCURRENCY, room),
-        listener=listener,
-        rng=rng,
-    )
+        return {**own, "concurrency": concurrency or room}
+    return {
+        **own,
+        "concurrency": concurrency,
+        "advertised_requests_per_minute": provider.requests_per_minute,
+        "advertised_tokens_per_minute": provider.tokens_per_minute,
+        "advertised_concurrency": min(provider.concurrency or MAX_CONCURRENCY, room),
+    }
 
 
 def _room(job: Job) -> int:
@@ -125,6 +143,7 @@ class Registry:
         rng: spreads waits.
         transport: takes the place of the network for all endpoints (tests).
         limiters: those that other runs share.
+        environ: the environment: where limits are that other processes share (`limits.shared`).
     """
 
     def __init__(
@@ -136,6 +155,7 @@ class Registry:
         rng: random.Random,
         transport: httpx.AsyncBaseTransport | None = None,
         limiters: Limiters | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self._job = job
         self._stack = stack
@@ -144,6 +164,8 @@ class Registry:
         self._transport = transport
         self._entered = False
         self._limiters: Limiters = {} if limiters is None else limiters
+        self._environ = environ or {}
+        self._sharing: Sharing | None = None
 
     async def open(
         self, keys: Keys, *, demo_url: str | None = None, limiter: Limiter | None = None
@@ -159,12 +181,12 @@ class Registry:
         targets = [_at(demo_url, target) for target in targets_of(job)]
         if not has_several(job):
             plan = targets[0].endpoints[0]
-            own = limiter or make_limiter(job, plan.provider, self._listener, self._rng)
+            own = limiter or await self._job_limiter(targets[0], plan.provider, keys[0][0])
             return await self._endpoint(targets[0], plan, keys[0][0], own)
         found = []
         for target, own_keys in zip(targets, keys, strict=True):
             endpoints = [
-                await self._endpoint(target, plan, key, self._limiter(plan))
+                await self._endpoint(target, plan, key, await self._limiter(plan, key))
                 for plan, key in zip(target.endpoints, own_keys, strict=True)
             ]
             found.append(
@@ -172,7 +194,7 @@ class Registry:
                     endpoints, provider=target.provider.name, model=target.model, on=target.on, step=target.step or 1
                 )
             )
-        over = limiter or make_limiter(job, targets[0].provider, self._listener, self._rng)
+        over = limiter or await self._job_limiter(targets[0], targets[0].provider, None)
         route = EndpointRoute(found, over=over, listener=self._listener)
         await self._check_models(route, targets)
         return route
@@ -220,12 +242,41 @@ class Registry:
             return None
         return BodyFor(job.model, plan.model, {"stream_options": options} if differ else None)
 
-    def _limiter(self, plan: EndpointPlan) -> Limiter:
+    async def _job_limiter(self, target: TargetPlan, provider: Provider, key: Credential | None) -> Limiter:
+        """Return the limiter under the job's own limits. `key` is None if these are over several endpoints."""
+        job = self._job
+        if not job.limits.shared:
+            return make_limiter(job, provider, self._listener, self._rng)
+        from batchchat.sharing.naming import limit_name
+
+        if key is None:
+            name = limit_name("", job.model, None, about=f"over all endpoints of {target.provider.identity}")
+        else:
+            name = limit_name(provider.base_url, target.endpoints[0].model, key.key)
+        return await self._shared(name, limiter_options(job, provider, self._listener), self._listener)
+
+    async def _shared(self, name: str, options: LimiterOptions, listener: Listener) -> Limiter:
+        """Return a limiter whose limit other processes share."""
+        from batchchat.sharing.opening import Sharing
+
+        job = self._job
+        if self._sharing is None:
+            assert job.limits.shared  # noqa: S101 - asked by the callers
+            self._sharing = await Sharing.open(job.limits.shared, self._environ, job.retry.outage, self._stack)
+        return await self._sharing.limiter(name, options, listener, self._rng)
+
+    async def _limiter(self, plan: EndpointPlan, credential: Credential) -> Limiter:
         provider, limits = plan.provider, plan.limits
+        if self._job.limits.shared:
+            from batchchat.sharing.naming import limit_name
+
+            name = limit_name(provider.base_url, plan.model, credential.key)
+            return await self._shared(name, _own_options(self._job, provider, limits), self._tells(plan))
         key = (provider.api_key_env, provider.api_key_file, provider.api_key_command)
         about = (provider.base_url, *key, plan.model, limits.model_dump_json())
         if about not in self._limiters:
-            self._limiters[about] = _own_limiter(self._job, provider, limits, self._tells(plan), self._rng)
+            options = _own_options(self._job, provider, limits)
+            self._limiters[about] = Limiter(**options, listener=self._tells(plan), rng=self._rng)
         return self._limiters[about]
 
     def _tells(self, plan: EndpointPlan) -> Listener:
@@ -250,18 +301,16 @@ class _Shared(httpx.AsyncBaseTransport):
         return await self._transport.handle_async_request(request)
 
 
-def _own_limiter(job: Job, provider: Provider, limits: LimitFields, listener: Listener, rng: random.Random) -> Limiter:
-    return Limiter(
-        requests_per_minute=limits.requests_per_minute,
-        tokens_per_minute=limits.tokens_per_minute,
+def _own_options(job: Job, provider: Provider, limits: LimitFields) -> LimiterOptions:
+    return {
+        "requests_per_minute": limits.requests_per_minute,
+        "tokens_per_minute": limits.tokens_per_minute,
         # The job's number is for all. Each endpoint begins with it, so that one can do the work of those that fail.
-        concurrency=limits.concurrency or job.limits.concurrency,
-        advertised_requests_per_minute=provider.requests_per_minute,
-        advertised_tokens_per_minute=provider.tokens_per_minute,
-        advertised_concurrency=min(provider.concurrency or MAX_CONCURRENCY, _room(job)),
-        listener=listener,
-        rng=rng,
-    )
+        "concurrency": limits.concurrency or job.limits.concurrency,
+        "advertised_requests_per_minute": provider.requests_per_minute,
+        "advertised_tokens_per_minute": provider.tokens_per_minute,
+        "advertised_concurrency": min(provider.concurrency or MAX_CONCURRENCY, _room(job)),
+    }
 
 
 def _name(provider: Provider) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from batchchat.endpoints.target_list import TargetList
+from batchchat.errors import BatchchatError
 from batchchat.events import Pace
 from batchchat.limits import MAX_CONCURRENCY, Limiter
 
@@ -20,6 +21,10 @@ class Traffic(Protocol):
     @property
     def down(self) -> bool:
         """Whether everybody seems to be down, so that only probes may go."""
+
+    @property
+    def lost(self) -> BatchchatError | None:
+        """Why no permit comes any more: those who keep a limit that processes share cannot be asked."""
 
     @property
     def failed_probes(self) -> int:
@@ -86,6 +91,14 @@ class PooledTraffic:
     def down(self) -> bool:
         """Return true if every endpoint that decides about the run is down."""
         return any(all(endpoint.limiter.down for endpoint in chain) for chain in self._targets.deciding())
+
+    @property
+    def lost(self) -> BatchchatError | None:
+        """Return why no permit comes any more; None as long as permits may come."""
+        limiters = [endpoint.limiter for endpoint in self._targets.endpoints()]
+        if self.over is not None:
+            limiters.append(self.over)
+        return next((limiter.lost for limiter in limiters if limiter.lost is not None), None)
 
     @property
     def failed_probes(self) -> int:
@@ -190,6 +203,7 @@ class PooledTraffic:
             in_use=sum(pace.in_use for pace in paces),
             paused_s=min(pace.paused_s for pace in paces),
             held_by=next((pace.held_by for pace in up or paces if pace.held_by is not None), None),
+            shared_by=max(pace.shared_by for pace in paces),
         )
         if self.over is None:
             return one

@@ -23,19 +23,16 @@ from batchchat.clock import running_clock
 from batchchat.endpoints.endpoint import Endpoint
 from batchchat.endpoints.route import EndpointRoute, RoutedPermit
 from batchchat.endpoints.traffic import Traffic
-from batchchat.engines.halting import OutageStep
+from batchchat.engines.monitor import OutageMonitor
 from batchchat.engines.port import EngineProgress, Feed, Sink
 from batchchat.engines.refusals import Refusals
 from batchchat.engines.settling import Settler
 from batchchat.engines.state import EngineState, Surroundings
 from batchchat.errors import BatchchatError, StoppedEarly
-from batchchat.events import Event, InFlight
+from batchchat.events import InFlight
 from batchchat.limits import Permit
 from batchchat.records import Reply, Request
 from batchchat.retry import RetryPolicy
-
-_MONITOR_S = 1.0
-"""Seconds between two looks at an outage. `retry.outage` is in minutes, so a second more does not matter."""
 
 
 class LocalEngine:
@@ -179,7 +176,7 @@ class LocalEngine:
                 async with anyio.create_task_group() as group:
                     self._pool.open(group, work)
                     group.start_soon(self._pump, feed, sink)
-                    group.start_soon(self._monitor)
+                    group.start_soon(OutageMonitor(self._state, self._limiter, self._surroundings.listener).run)
                     group.start_soon(self._pool.ring)
         finally:
             self._pool.close()
@@ -333,37 +330,6 @@ class LocalEngine:
             hold.settle(reply)
         request.active_s += reply.latency_s
         return reply
-
-    # --- halting
-
-    async def _monitor(self) -> None:
-        """Watch for an outage that lasts too long, a host that never answers, and a feed that gives nothing."""
-        given = -1
-        supply, pool, refusals = self._supply, self._pool, self._state.refusals
-        while not (pool.draining or supply.exhausted):
-            # Nobody asks the provider during a pause, so nothing can tell whether it is back.
-            step = None if pool.paused else self._state.outage.next_step(answered=self._state.succeeded)
-            if step is OutageStep.ASK_THE_REST:
-                self._limiter.hurry()
-            elif step is OutageStep.TAKE_FOR_CAUSES:
-                self._take_for_causes()
-            elif step is not None:
-                pool.halt_for(step)
-            if self._limiter.down:
-                supply.read_on()  # it reaches further now
-            # The feed has given nothing since the last look: what it gave is all there is to try.
-            if given == supply.given and refusals.reading:
-                refusals.read_on()
-                pool.staff()
-            given = supply.given if refusals.reading else -1
-            await pool.idle(lambda: anyio.sleep(_MONITOR_S))
-
-    def _take_for_causes(self) -> None:
-        """Let the requests that are left go on, each with its own attempts: no other request can show more."""
-        suspects = self._state.causes.suspects
-        message = f"{len(suspects)} requests are left and each fails: they are taken for the cause, not the provider"
-        self._surroundings.listener(Event("requests_suspected", message, "warning"))
-        self._limiter.blame([request.custom_id for request in suspects])
 
 
 def _at_endpoint(request: Request, permit: Permit | RoutedPermit) -> tuple[ChatClient, bytes]:

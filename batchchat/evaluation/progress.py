@@ -115,5 +115,6 @@ def _pace(paces: list[Pace]) -> Pace:
         in_use=sum(pace.in_use for pace in paces),
         paused_s=max(pace.paused_s for pace in paces),
         held_by=next((pace.held_by for pace in paces if pace.held_by is not None), None),
+        shared_by=max((pace.shared_by for pace in paces), default=0),
         breaker="open" if "open" in breakers else "probing" if "probing" in breakers else "closed",
     )

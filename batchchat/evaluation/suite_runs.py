@@ -24,7 +24,7 @@ from batchchat.job import Job, load_keys, write_duration
 from batchchat.job.model import BudgetCaps
 from batchchat.limits import Limiter
 from batchchat.providers import DEMO
-from batchchat.runner.control import Ceilings, Control, Settings, StopRequest
+from batchchat.runner.control import Ceilings, Control, Settings
 from batchchat.runner.options import RunOptions
 from batchchat.runner.run import make_limiter, run_job
 from batchchat.runner.writer import Offload, in_thread
@@ -71,7 +71,7 @@ class SuiteRunOptions:
     deadline: float | None = None
     listener: Listener = _no_listener
     on_snapshot: Callable[[Snapshot], None] | None = None
-    stop: StopRequest = field(default_factory=StopRequest)
+    stop: Control = field(default_factory=Control)
     environ: Mapping[str, str] | None = None
     offload: Offload = in_thread
     transport: Callable[[], httpx.AsyncBaseTransport] | None = None
@@ -96,7 +96,7 @@ class Runs:
         self._stack = AsyncExitStack()
         self._started = 0.0
         # The controls of the runs that are going on, with when each began.
-        self._active: dict[StopRequest, float] = {}
+        self._active: dict[Control, float] = {}
 
     async def __aenter__(self) -> Runs:
         self._started = anyio.current_time()
@@ -208,7 +208,7 @@ class Runs:
         task: Task,
         job: Job,
         options: RunOptions,
-        stop: StopRequest,
+        stop: Control,
         on_snapshot: Callable[[Snapshot], None],
     ) -> RunSummary:
         setting = self.setting
@@ -225,7 +225,7 @@ class Runs:
             options=options,
             transport=setting.transport() if setting.transport is not None else None,
             limiter=self._limiter(job),
-            limiters=self._of_endpoints,
+            limiters=None if job.limits.shared else self._of_endpoints,
             budget=self._budget,
             listener=tell,
             on_snapshot=on_snapshot if meter is None else meter.beside(on_snapshot),
@@ -236,7 +236,9 @@ class Runs:
             demo_url=self._demo_url,
         )
 
-    def _limiter(self, job: Job) -> Limiter:
+    def _limiter(self, job: Job) -> Limiter | None:
+        if job.limits.shared:
+            return None  # each run opens a way of its own to what processes share
         provider = job.resolved_provider()
         account = (provider.api_key_env, provider.api_key_file, provider.api_key_command)
         shared = (provider.identity, provider.base_url, account, job.model, job.limits.model_dump_json())
@@ -265,7 +267,7 @@ class Runs:
         self._demo_url = server.base_url
 
 
-def exit_code(runs: Sequence[NamedRun], stop: StopRequest, deadline: float | None) -> tuple[int, str | None]:
+def exit_code(runs: Sequence[NamedRun], stop: Control, deadline: float | None) -> tuple[int, str | None]:
     """The exit code of several runs together, and why it is not 0 or 1: the most serious of theirs."""
     summaries = [run.summary for run in runs if run.summary is not None]
     found = {summary.exit_code: summary.reason for summary in summaries}

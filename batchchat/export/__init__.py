@@ -86,7 +86,7 @@ def export(
     vote of its samples (see `labelling.votes`). If people reviewed rows, the columns `reviewed`, `reviewer` and
     `reviewed_at` are added; with `final` their values take the place of the model's in the answer.
 
-    Raises UsageError for a target that cannot be written, StorageError where the disk fails.
+    Raises UsageError for a target that cannot be written, StorageError if the disk fails.
     """
     kind = _format_of(target) if format is None else format
     _check_options(kind, safe_csv=safe_csv, bom=bom, chosen=columns is not None or flatten or final)
@@ -104,11 +104,10 @@ def export(
     if kind == BATCH:
         _check_batch(job, alone=alone)
     if input_path is not None:
-        path_of_input = input_path if input_path == "-" else str(Path(input_path).absolute())
-        job = job.model_copy(update={"input": job.input.model_copy(update={"path": path_of_input})})
+        job = _with_input(job, input_path)
     _check_targets(targets, job, force=force)
     drafts = [path.with_name(f".{path.name}.{os.getpid()}.draft") for path in targets]
-    # The provider matches lines by the rows that it was sent, and these are gone.
+    # Nothing can be read again, so the order is that of the rows when they came.
     if alone:
         batches, counts = _as_they_are(directory), PassCounts()
     else:
@@ -122,12 +121,7 @@ def export(
                 rows += batch.num_rows
                 failed += 0 if ballot is not None else _failed(batch)
         written = targets if failed else targets[:1]
-        # The output last: where it is, all is.
-        for path, draft in reversed(list(zip(targets, drafts, strict=True))):
-            if path in written:
-                draft.replace(path)
-            else:
-                path.unlink(missing_ok=True)  # of an earlier export, which had errors
+        _publish(targets, drafts, written)
     except OSError as error:
         raise StorageError(
             f"{target}: {error.strerror or error}", remedy="Choose another place for the file."
@@ -138,6 +132,21 @@ def export(
     samples = 1 if ballot is not None else job.samples
     missing = 0 if alone else (counts.samples - counts.skipped) * samples // job.samples - rows
     return Exported(rows, missing, written, failed, samples)
+
+
+def _with_input(job: Job, input_path: str) -> Job:
+    """Return the job with another input, as a person names it from the folder where they are."""
+    path = input_path if input_path == "-" else str(Path(input_path).absolute())
+    return job.model_copy(update={"input": job.input.model_copy(update={"path": path})})
+
+
+def _publish(targets: Sequence[Path], drafts: Sequence[Path], written: Sequence[Path]) -> None:
+    """Give the drafts of what was written their names. The output comes last: where it is, all is."""
+    for path, draft in reversed(list(zip(targets, drafts, strict=True))):
+        if path in written:
+            draft.replace(path)
+        else:
+            path.unlink(missing_ok=True)  # of an earlier export, which had errors
 
 
 def _failed(batch: pa.RecordBatch) -> int:
@@ -191,7 +200,7 @@ def _check_batch(job: Job, *, alone: bool) -> None:
             f"each row has {job.samples} answers, and a batch's output has one for a custom_id",
             remedy="Export to .jsonl, .csv or .parquet.",
         )
-    # Nothing can be read again, so the order is that of the rows when they came.
+    # The provider matches lines by the rows that it was sent, and these are gone.
     if alone:
         raise UsageError(
             "the rows of this output came through a pipe, and the lines of a batch need them",
@@ -291,7 +300,7 @@ def _cell(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Values that JSON lacks: bytes as base64, everything else (decimals, durations) as its text."""
+    """Write a value that JSON lacks: bytes as base64, everything else (decimals, durations) as its text."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, datetime):

@@ -35,12 +35,12 @@ Row = Mapping[str, Any]
 
 
 def errors_file(target: Path) -> Path:
-    """The file of the errors that belongs to an output file: `results.jsonl` → `results.errors.jsonl`."""
+    """Return the file of the errors that belongs to an output file: `results.jsonl` → `results.errors.jsonl`."""
     return target.with_name(f"{target.stem}.errors{target.suffix}")
 
 
 def write_batch_lines(output: IO[bytes], errors: IO[bytes], batch: pa.RecordBatch) -> None:
-    """Write one line a record to the output, or to the errors where it failed."""
+    """Write one line a record to the output, or to the errors if it failed."""
     here = batch.select([name for name in COLUMNS if name in batch.schema.names])
     for row in python_rows(here):
         file = output if row["status"] == "ok" else errors
@@ -48,7 +48,7 @@ def write_batch_lines(output: IO[bytes], errors: IO[bytes], batch: pa.RecordBatc
 
 
 def line(row: Row) -> dict[str, Any]:
-    """A record as the line of a batch's output or errors. Its `custom_id` is the row's key, where it has one."""
+    """Return a record as the line of a batch's output or errors. Its `custom_id` is the row's key, where it has one."""
     custom_id, status = row["custom_id"], row["http_status"]
     made = {"id": f"batch_req_{custom_id}", "custom_id": custom_id if row["key"] is None else row["key"]}
     if row["status"] == "ok":

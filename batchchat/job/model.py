@@ -33,6 +33,7 @@ from batchchat.job.values import (
     Number,
     Section,
     ShareOrCount,
+    Sharing,
     Size,
     Switch,
     Whole,
@@ -119,9 +120,14 @@ BATCH_KEY = "custom_id"
 
 
 class JobLimitFields(LimitFields):
-    """The limits of a job. `max_failed` stops a run at so many failed rows, or at a share of them such as `10%`."""
+    """The limits of a job.
+
+    `max_failed` stops a run at so many failed rows, or at a share of them such as `10%`. `shared` says that other
+    processes use the same limits: those of this machine (`true`), or all that ask one broker (its address).
+    """
 
     max_failed: ShareOrCount | None = None
+    shared: Sharing = False
 
 
 class Longer(Section):
@@ -623,6 +629,12 @@ class Job(Section):
             **({"suite": str(self._suite.absolute())} if self._suite else {}),
             **({"options": list(self._options)} if self._options else {}),
         }
+
+    def with_origin(self, *, options: tuple[str, ...], answer_model: tuple[str, Path] | None) -> Self:
+        """This job with the options of the command line that made it, and the model that its schema was made from."""
+        job = self.model_copy()
+        job._options, job._answer_model = options, answer_model  # noqa: SLF001 - of the copy that is made here
+        return job
 
     def in_suite(self, file: Path, options: tuple[str, ...] = ()) -> Self:
         """This job as one that a suite file makes, with options of the command line: its snapshot names both."""

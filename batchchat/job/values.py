@@ -14,6 +14,7 @@ _NUMBER_TEXT = r"\d{1,300}(?:\.\d{0,300})?"
 _NUMBER = re.compile(rf"[+-]?{_NUMBER_TEXT}(?:[eE][+-]?\d{{1,3}})?", re.ASCII)
 _DURATION = re.compile(rf"(?:({_NUMBER_TEXT})h)?\s*(?:({_NUMBER_TEXT})m)?\s*(?:({_NUMBER_TEXT})s)?", re.ASCII)
 _SIZE = re.compile(rf"({_NUMBER_TEXT})\s*([kMG]?i?B)?", re.ASCII | re.IGNORECASE)
+_BROKER = re.compile(r"unix:/.{1,90}|(?:\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):[0-9]{1,5}", re.ASCII)
 _PERCENT = re.compile(rf"({_NUMBER_TEXT})\s*%", re.ASCII)
 MANY_ROWS = 1_000_000_000_000
 _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -151,6 +152,19 @@ def _true_or_false(value: object) -> object:
     return value
 
 
+def parse_sharing(value: object) -> bool | str:
+    """Read whether a limit is shared: `true`, `false`, or the address of a broker. Raises ValueError."""
+    value = parse_boolean(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and _BROKER.fullmatch(value.strip()):
+        return value.strip()
+    raise ValueError(
+        f"must be true, false, or the address of a broker such as 10.0.0.7:7077 or unix:/run/limits{instead_of(value)}"
+    )
+
+
+Sharing = Annotated[bool | str, BeforeValidator(parse_sharing)]
 Switch = Annotated[bool | None, BeforeValidator(_true_or_false)]
 MANY = 10_000_000
 

@@ -46,8 +46,18 @@ from batchchat.structured import choice_fields
 
 _PAIR = ("answer_a", "answer_b")
 """The columns of a judge's cases that hold the two answers, in the order in which it sees them."""
+_MOST_GROUPS = 100
+"""How many values `--by` takes: each of them costs the draws of its intervals, and is a line of a table."""
 _MOST_REVIEWERS = 12
 """How many people are set against each other one by one: 66 pairs fill a screen."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAgreement:
+    """The rows with one value of the column that `--by` names; None is the group of rows without a value."""
+
+    value: str | None
+    measures: PairAgreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,8 @@ class FieldAgreement:
     """One field of the model's answers against what was expected of it.
 
     `expected` and `given` name the two sides. `left_out` rows have a value on one side only. `check` compares
-    confidence with how often answers are right, None if there is no confidence.
+    confidence with how often answers are right, None if there is no confidence. `groups` are parts of the rows, the
+    largest first.
     """
 
     field: str
@@ -65,6 +76,7 @@ class FieldAgreement:
     left_out: int
     weighted: bool = False
     check: ConfidenceCheck | None = None
+    groups: tuple[GroupAgreement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +105,16 @@ class AgreementView:
 
 @dataclass(frozen=True, slots=True)
 class AgreementOptions:
-    """What is compared: `against` a column or another output; `field` alone; rows `below` a confidence alone."""
+    """What is compared: `against` a column or another output; `field` alone; rows `below` a confidence alone.
+
+    `by` names an input column: the measures are also told for the rows of each of its values.
+    """
 
     against: str | None = None
     field: str | None = None
     level: Level = "nominal"
     below: float | None = None
+    by: str | None = None
 
 
 @dataclass(slots=True)
@@ -110,6 +126,7 @@ class LabelledRow:
     custom_ids: list[str] = field(default_factory=list)
     answers: list[Any] = field(default_factory=list)
     column: str | None = None
+    group: str | None = None
     values: dict[str, str] = field(default_factory=dict)
     confidence: dict[str, float] = field(default_factory=dict)
 
@@ -122,7 +139,9 @@ class LabelledRow:
 class LabelledOutput:
     """The labels of an output, row by row. Raises UsageError if it has none, or no such field or column."""
 
-    def __init__(self, directory: Path | str, *, field: str | None = None, column: str | None = None) -> None:
+    def __init__(
+        self, directory: Path | str, *, field: str | None = None, column: str | None = None, by: str | None = None
+    ) -> None:
         self.directory = directory
         self.output = read_state(directory)
         if self.output.schema is None:
@@ -130,35 +149,44 @@ class LabelledOutput:
         self.job = job_of(self.output.job)
         self.paths = _fields_of(self.output, self.job, field)
         self.orders = _orders(self.job)
+        self.by = by
         self.rows = list(self._read(column).values())
         for row in self.rows:
             self._vote(row)
 
     def _read(self, column: str | None) -> dict[str | int, LabelledRow]:
-        known = self.output.schema.names if self.output.schema is not None else []
         own = self.output.own_columns
-        first, _, rest = (column or "").partition(".")
-        if column is not None and (first not in known or first in own):
-            carried = [name for name in known if name not in own]
-            raise UsageError(
-                f"{self.directory} has no input column {column!r}{nearest(column, carried)}",
-                remedy=f"It has {', '.join(carried)}.",
-            )
+        first, steps = self._input_column(column)
+        by, by_steps = self._input_column(self.by)
         wanted = ["custom_id", "key", "row_index", "sample_index", "status", "completion"]
         wanted += [name for name in (PARSED, "confidence", "confidence_detail") if name in own]
         found: dict[str | int, LabelledRow] = {}
-        for batch in self.output.records([*wanted, *([first] if first else [])]):
+        read = dict.fromkeys([*wanted, *(name for name in (first, by) if name)])
+        for batch in self.output.records([*read]):
             for record in python_rows(batch):
                 row = LabelledRow(record["key"], record["row_index"])
                 row = found.setdefault(row.identity, row)
                 row.custom_ids.append(record["custom_id"])
-                if column is not None:
-                    steps = tuple(rest.split(".")) if rest else ()
+                if first:
                     row.column = label_text(value_at(record[first], steps))
+                if by:
+                    row.group = label_text(value_at(record[by], by_steps)) or None
                 if record["status"] == "ok":
                     row.answers.append(self._answer(record))
                     self._note_confidence(row, record)
         return found
+
+    def _input_column(self, name: str | None) -> tuple[str, FieldPath]:
+        """Return the column of a dotted name, and the path inside of it. Raises UsageError if it is not there."""
+        first, _, rest = (name or "").partition(".")
+        known = self.output.schema.names if self.output.schema is not None else []
+        carried = [one for one in known if one not in self.output.own_columns]
+        if name is not None and first not in carried:
+            raise UsageError(
+                f"{self.directory} has no input column {name!r}{nearest(name, carried)}",
+                remedy=f"It has {', '.join(carried)}.",
+            )
+        return first, tuple(rest.split(".")) if rest else ()
 
     def _answer(self, record: Mapping[str, Any]) -> Any:
         if PARSED in self.output.own_columns and self.paths != [()]:
@@ -260,7 +288,7 @@ def agreement_of(directory: Path | str, options: AgreementOptions) -> AgreementV
     against = options.against
     other = address_of(against) if against is not None and _is_output(address_of(against)) else None
     column = None if other is not None else against
-    labels = LabelledOutput(directory, field=options.field, column=column)
+    labels = LabelledOutput(directory, field=options.field, column=column, by=options.by)
     if column is not None:
         labels.paths = _field_for(labels, column, options)
     if options.below is not None:
@@ -272,6 +300,11 @@ def agreement_of(directory: Path | str, options: AgreementOptions) -> AgreementV
         raise UsageError(
             f"{error}", remedy="Name a field with few values (--field NAME), or another --level."
         ) from None
+    if options.by is not None and not fields:
+        raise UsageError(
+            f"--by {options.by}: there is nothing that the answers of {directory} are set against",
+            remedy="Give --against COLUMN or --against DIR, or let people review rows.",
+        )
     places = _places(labels)
     if not fields and not raters and places is None:
         raise UsageError(
@@ -378,9 +411,37 @@ def _against(
     left_out = len({row.identity for row in labels.rows} | set(expected)) - len(both)
     wanted, given = [expected[row.identity] for row in both], [row.values[name] for row in both]
     check = _check(both, name, wanted, None) if checked else None
-    return FieldAgreement(
-        name, told, str(labels.directory), pair_agreement(wanted, given, scale=scale), left_out, check=check
-    )
+    measures = pair_agreement(wanted, given, scale=scale)
+    groups = _groups(labels.by, both, wanted, given, scale=scale)
+    return FieldAgreement(name, told, str(labels.directory), measures, left_out, check=check, groups=groups)
+
+
+def _groups(
+    by: str | None,
+    rows: Sequence[LabelledRow],
+    wanted: Sequence[str],
+    given: Sequence[str],
+    *,
+    scale: Scale,
+    weights: Sequence[float] | None = None,
+) -> tuple[GroupAgreement, ...]:
+    """Measure the rows of each value of a column, the most rows first. Raises UsageError if these are too many."""
+    if by is None:
+        return ()
+    places: dict[str | None, list[int]] = {}
+    for at, row in enumerate(rows):
+        places.setdefault(row.group, []).append(at)
+    if len(places) > _MOST_GROUPS:
+        raise UsageError(
+            f"--by {by}: the column has {len(places):,} different values, which is no set of groups",
+            remedy=f"Name a column with at most {_MOST_GROUPS} values.",
+        )
+    found = []
+    for value, own in sorted(places.items(), key=lambda one: (-len(one[1]), one[0] or "")):
+        weighed = None if weights is None else [weights[place] for place in own]
+        measures = pair_agreement([wanted[at] for at in own], [given[at] for at in own], weighed, scale=scale)
+        found.append(GroupAgreement(value, measures))
+    return tuple(found)
 
 
 def _check(
@@ -404,7 +465,7 @@ def _with_people(
     rows, wanted, weights, divided, unknown = [], [], [], 0, 0
     for row in labels.rows:
         found = [review for custom_id in row.custom_ids for review in by_row.get(custom_id, {}).values()]
-        texts = [text for review in found if (text := _reviewed(review, name)) is not None]
+        texts = [text for review in found if (text := reviewed_text(review, name)) is not None]
         if not texts or name not in row.values:
             continue
         votes = Counter(texts).most_common()
@@ -424,14 +485,17 @@ def _with_people(
     if unknown:
         notes.append(f"{plural(unknown, 'reviewed row')} with no known chance of being chosen: each counts as one row")
     weighted = len(set(weights)) > 1
-    measures = pair_agreement(wanted, [row.values[name] for row in rows], weights, scale=scale)
+    given = [row.values[name] for row in rows]
+    measures = pair_agreement(wanted, given, weights, scale=scale)
+    groups = _groups(labels.by, rows, wanted, given, scale=scale, weights=weights)
     check = _check(rows, name, wanted, weights)
     left_out = len(labels.rows) - len(rows)
-    told = FieldAgreement(name, "people", str(labels.directory), measures, left_out, weighted, check)
+    told = FieldAgreement(name, "people", str(labels.directory), measures, left_out, weighted, check, groups)
     return [told], notes
 
 
-def _reviewed(review: Review, name: str) -> str | None:
+def reviewed_text(review: Review, name: str) -> str | None:
+    """Return what a person says of a field, as the text of a label."""
     value = review.values.get(name, value_at(review.values, tuple(name.split("."))))
     return label_text(value)
 
@@ -440,7 +504,8 @@ def _people(name: str, reviews: list[Review], scale: Scale) -> list[RaterAgreeme
     by_row = latest_of_reviewers(reviews)
     people = sorted({review.reviewer for review in reviews})
     units = [
-        [_reviewed(found[person], name) if person in found else None for person in people] for found in by_row.values()
+        [reviewed_text(found[person], name) if person in found else None for person in people]
+        for found in by_row.values()
     ]
     shared = [unit for unit in units if sum(value is not None for value in unit) > 1]
     if len(people) < 2 or not shared:

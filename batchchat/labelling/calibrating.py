@@ -5,17 +5,21 @@ Each model has an output of its own beside the job's, so that a stopped calibrat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from batchchat.addresses import address_of
 from batchchat.errors import UsageError
+from batchchat.intake import read_key
 from batchchat.job import Job
-from batchchat.labelling.agreement import LabelledOutput, LabelledRow, label_text
+from batchchat.labelling.agreement import LabelledOutput, LabelledRow, label_text, reviewed_text
 from batchchat.labelling.coefficients import Estimate, share_estimate
 from batchchat.labelling.guarantee import ALWAYS, CascadePromise, promise
+from batchchat.labelling.reviews import latest_of_reviewers, read_reviews
 from batchchat.labelling.votes import value_at
 from batchchat.runner.preparation import prepare
 from batchchat.store import iter_output
@@ -36,7 +40,7 @@ class CalibrationView:
     """What `batchchat calibrate` found.
 
     `rows` have a gold label and were asked of both models, `without_gold` rows have none. `cost_per_1000` is that of
-    the cascade at the chosen threshold.
+    the cascade at the chosen threshold. `left_out` reviewed rows do not count: see `gold_of_reviews`.
     """
 
     field: str
@@ -48,6 +52,7 @@ class CalibrationView:
     promise: CascadePromise
     cost_per_1000: float | None
     currency: str | None
+    left_out: int = 0
 
     @property
     def escalates(self) -> bool:
@@ -56,8 +61,86 @@ class CalibrationView:
         return chosen is not None and chosen.threshold < ALWAYS and 0 < chosen.escalated < 1
 
 
-def sub_jobs(job: Job, *, small: str | None, large: str | None, expected: str) -> tuple[Job, Job]:
-    """Return the jobs of the two models. Raises UsageError, before anything is sent, if they cannot be compared."""
+@dataclass(frozen=True, slots=True)
+class ReviewedGold:
+    """Right labels out of people's reviews of an output.
+
+    `labels` has them by what names a row, `rows` are the indexes of these rows in the job's input. `left_out` reviewed
+    rows do not count.
+    """
+
+    output: str
+    field: str
+    labels: Mapping[str | int, str]
+    rows: frozenset[int]
+    left_out: int
+
+
+def gold_of_reviews(job: Job, directory: Path | str, *, field: str | None) -> ReviewedGold:
+    """Take what most people say of a row of an output as its right label.
+
+    The promise of a threshold needs rows that are a random choice with the same chance for each. Rows are chosen for
+    review with different chances, the unsure ones more often. So a row that was chosen with the chance p is kept with
+    the chance m / p, if m is the least of them: then each row of the output had the chance m. Which ones are kept is
+    told by their `custom_id`, so that it is the same each time. Rows on which people are divided, or whose chance is
+    not known, are left out and counted.
+
+    Raises UsageError if nothing is left.
+    """
+    labels = LabelledOutput(directory, field=field)
+    names = [".".join(path) or "completion" for path in labels.paths]
+    if len(names) > 1:
+        raise UsageError(
+            f"the answers of {directory} have several labels ({', '.join(names)})",
+            remedy="Say which one the reviews are about: --field NAME.",
+        )
+    by_row = latest_of_reviewers(read_reviews(directory))
+    found: dict[str | int, tuple[str, float, str]] = {}
+    reviewed = 0
+    for row in labels.rows:
+        reviews = [review for custom_id in row.custom_ids for review in by_row.get(custom_id, {}).values()]
+        texts = Counter(text for review in reviews if (text := reviewed_text(review, names[0])) is not None)
+        reviewed += bool(texts)
+        chances = [review.probability for review in reviews if review.probability is not None]
+        votes = texts.most_common(2)
+        if votes and chances and (len(votes) == 1 or votes[0][1] > votes[1][1]):
+            found[row.identity] = votes[0][0], max(chances), row.custom_ids[0]
+    least = min((chance for _, chance, _ in found.values()), default=1.0)
+    kept = {name: text for name, (text, chance, place) in found.items() if _draw(place) < least / chance}
+    rows = _rows_named(job, kept)
+    gold = {name: text for name, text in kept.items() if name in rows}
+    if not gold:
+        raise UsageError(
+            f"{directory} has no reviewed row of the job's input whose chance of being chosen is known",
+            remedy="Choose rows with `batchchat review DIR -o FILE --random 300`, and take people's answers back.",
+        )
+    chosen = frozenset(rows[name] for name in gold)
+    return ReviewedGold(str(directory), names[0], gold, chosen, reviewed - len(gold))
+
+
+def _draw(custom_id: str) -> float:
+    """Return a number from 0 to 1 that looks drawn at random, and is the same for the same row."""
+    return int.from_bytes(blake2b(custom_id.encode(), digest_size=7).digest(), "big") / 2**56
+
+
+def _rows_named(job: Job, names: Collection[str | int]) -> dict[str | int, int]:
+    """Return where rows stand in the input as it is now, by their keys; those that are gone are left out."""
+    prepared = prepare(job)
+    key, found = job.input.key, dict[str | int, int]()
+    for batch in prepared.batches():
+        for offset, values in enumerate(batch.values):
+            index = batch.first_index + offset
+            name = index if key is None or values is None else read_key(values, key)[0]
+            if name is not None and name in names:
+                found.setdefault(name, index)
+    return found
+
+
+def sub_jobs(job: Job, *, small: str | None, large: str | None, expected: str | None) -> tuple[Job, Job]:
+    """Return the jobs of the two models. Raises UsageError, before anything is sent, if they cannot be compared.
+
+    `expected` is the column with the right labels, None if they are people's reviews.
+    """
     if job.response.confidence is None:
         raise job.error(
             "says nothing of confidence, and a threshold needs it",
@@ -77,7 +160,8 @@ def sub_jobs(job: Job, *, small: str | None, large: str | None, expected: str) -
         raise UsageError("no second model is named", remedy=remedy)
     if large == small:
         raise UsageError(f"both models are {small}", remedy="Give --small and --large different models.")
-    _check_gold(job, expected)
+    if expected is not None:
+        _check_gold(job, expected)
     # The second model's answer is taken as it is: it needs no confidence, and one sample.
     plain = job.response.model_copy(update={"confidence": None})
     # Text, since it may be a URL.
@@ -132,12 +216,21 @@ def _check_gold(job: Job, expected: str) -> None:
 
 
 def calibrated(
-    small: Job, large: Job, *, expected: str, field: str | None, target: float, risk: float
+    small: Job, large: Job, *, gold: str | ReviewedGold, field: str | None, target: float, risk: float
 ) -> CalibrationView:
-    """Find the threshold by the answers of the two outputs. Raises UsageError if there is nothing to find it by."""
-    first = LabelledOutput(address_of(small.output.path), field=field, column=expected)
-    second = LabelledOutput(address_of(large.output.path), field=field, column=expected)
-    name = _name(first, expected)
+    """Find the threshold by the answers of the two outputs. Raises UsageError if there is nothing to find it by.
+
+    `gold` is the column with the right labels, or what people say.
+    """
+    column = gold if isinstance(gold, str) else None
+    first = LabelledOutput(address_of(small.output.path), field=field, column=column)
+    second = LabelledOutput(address_of(large.output.path), field=field, column=column)
+    if isinstance(gold, str):
+        name, expected, left_out = _name(first, gold), gold, 0
+    else:
+        name, expected, left_out = gold.field, f"people's reviews of {gold.output}", gold.left_out
+        for row in [*first.rows, *second.rows]:
+            row.column = gold.labels.get(row.identity)
     others = {row.identity: row for row in second.rows}
     rows = [row for row in first.rows if row.column and row.identity in others]
     if not rows:
@@ -165,6 +258,7 @@ def calibrated(
         promise=found,
         cost_per_1000=_cascade_cost(rows, sure, costs, found),
         currency=provider.currency,
+        left_out=left_out,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from batchchat.sources import python_rows
 from batchchat.store import Output, read_state
 
 CONFIDENCE = "confidence"
+TOOL_CALLS = "tool_calls"
+"""The column of a form with the calls of tools. No column of an input is called so in an output."""
 _NEEDED = ("custom_id", "key", "row_index", "sample_index", "status")
 
 
@@ -206,7 +208,8 @@ def _form_rows(
     by_row = {row.place: row for row in chosen}
     places = pa.array(sorted(by_row), pa.int64())
     prompt = latest_prompt(output) if "prompt_id" in output.own_columns else None
-    answers: list[str] = [name for name in ("completion", "parsed", "source") if name in output.own_columns]
+    names = ("completion", "parsed", "source", TOOL_CALLS)
+    answers: list[str] = [name for name in names if name in output.own_columns]
     answers += ["prompt_id"] if prompt is not None else []
     columns = [*input_columns(output), *_NEEDED, *answers, *([] if sure is None else [sure.column])]
 
@@ -228,7 +231,7 @@ def _form_rows(
                     row_index=record["row_index"],
                     key=record["key"],
                     content=content_of(output, record),
-                    columns={name: record[name] for name in shown},
+                    columns={**{name: record[name] for name in shown}, TOOL_CALLS: _calls(record)},
                     answer={field.name: field.of(record) for field in fields},
                     confidence=value if isinstance(value, int | float) else None,
                     part=row.part,
@@ -238,7 +241,21 @@ def _form_rows(
                     source=record["source"] or "",
                 ),
             )
+    if not any(told.columns[TOOL_CALLS] for told in found.values()):
+        # The forms have the same columns for all rows. If no answer calls a tool, they have none for calls.
+        for place, told in found.items():
+            kept = {name: value for name, value in told.columns.items() if name != TOOL_CALLS}
+            found[place] = replace(told, columns=kept)
     return tuple(found[row.place] for row in chosen if row.place in found)
+
+
+def _calls(record: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the calls of tools in an answer, each with its name and arguments; None if there is none.
+
+    They are shown beside the row: without them a person sees nothing of an answer that only calls tools.
+    """
+    calls = record.get(TOOL_CALLS) or ()
+    return [{"name": call["name"], "arguments": call["arguments"]} for call in calls] or None
 
 
 def _notes(found: _Found, chosen: Sequence[ChosenRow], design: Design, sure: _ColumnPath | None) -> Iterator[str]:

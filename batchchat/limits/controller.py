@@ -366,6 +366,15 @@ class Controller:
             return f"{self.concurrency.slots} at once, {self.concurrency.word}"
         return None
 
+    def outage_s(self, now: float) -> float:
+        """Return the seconds since the provider last answered well, while it is down or refuses everybody; else 0."""
+        since = [at for at in (self.breaker.since, self.refused_since) if at is not None]
+        return now - min(since) if since else 0.0
+
+    def unreachable_s(self, now: float) -> float:
+        """Return the seconds since the first failed connection, while nothing has ever answered; else 0."""
+        return 0.0 if self.answered or self.failing_since is None else now - self.failing_since
+
     # -- telling ------------------------------------------------------------------------------------------------------
 
     def _tell_paces(self, now: float) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
+    from batchchat.errors import BatchchatError
     from batchchat.events import Level, Listener
     from batchchat.records import Reply
 
@@ -82,7 +83,7 @@ class Permit:
         limiter = self._limiter
         self.settle(None, now)
         if limiter is not None:
-            limiter._controller.unused(self._grant)  # noqa: SLF001 - its other half
+            limiter._unused(self._grant)  # noqa: SLF001 - its other half
 
 
 class _Waiter:
@@ -106,6 +107,9 @@ class Limiter:
     Waiters are served in the order they came. Only the first of them sleeps with a timer; it is woken when something
     changes and wakes the next when it has its permit, so a grant costs the same with ten waiters as with thousands.
     """
+
+    lost: BatchchatError | None = None
+    """Why no permit comes any more; always None in a limiter that asks nobody."""
 
     def __init__(
         self,
@@ -250,6 +254,9 @@ class Limiter:
         if self._waiters:
             self._waiters[0].event.set()
 
+    def _unused(self, grant: Grant) -> None:
+        self._controller.unused(grant)
+
     # -- telling ----------------------------------------------------------------------------------------------------
 
     def pace(self) -> Pace:
@@ -257,26 +264,7 @@ class Limiter:
 
         `paused_s` is how long nobody may go yet; rates are over the last minute.
         """
-        now = current_time()
-        controller = self._controller
-        requests, tokens = controller.requests.schedule, controller.tokens.schedule
-        for schedule in (requests, tokens):
-            schedule.minute.advance(int(now * TICKS_PER_S))
-        breaker = controller.breaker
-        gates = (gate for gate in (breaker, controller.hold) if gate.active)
-        until = max(controller.hints.paused_until, *(gate.next_at for gate in gates), now, now)
-        state = ("probing" if breaker.probing else "open") if breaker.active else "closed"
-        return Pace(
-            requests_per_minute=requests.rate,
-            tokens_per_minute=tokens.rate,
-            concurrency=controller.concurrency.slots,
-            requests_used=requests.minute.total,
-            tokens_used=tokens.minute.total,
-            in_use=controller.in_use,
-            paused_s=until - now,
-            breaker=state,  # type: ignore[arg-type] # one of the three literals
-            held_by=controller.held_by(now),
-        )
+        return pace_of(self._controller, current_time())
 
     @property
     def down(self) -> bool:
@@ -311,21 +299,35 @@ class Limiter:
     @property
     def outage_s(self) -> float:
         """Seconds since the provider last answered well, while it is down or refuses everybody; 0 otherwise."""
-        now = current_time()
-        controller = self._controller
-        since = [at for at in (controller.breaker.since, controller.refused_since) if at is not None]
-        return now - min(since) if since else 0.0
+        return self._controller.outage_s(current_time())
 
     @property
     def unreachable_s(self) -> float:
         """Seconds since the first failed connection, while nothing has ever answered; 0 otherwise."""
-        controller = self._controller
-        return (
-            0.0
-            if controller.answered or controller.failing_since is None
-            else current_time() - controller.failing_since
-        )
+        return self._controller.unreachable_s(current_time())
 
     def _tell(self, name: str, message: str, level: Level, fields: Mapping[str, Any]) -> None:
         if self._listener is not None:
             self._listener(Event(name, message, level, fields))
+
+
+def pace_of(controller: Controller, now: float) -> Pace:
+    """Return what a controller allows and what is used now; see `Limiter.pace`."""
+    requests, tokens = controller.requests.schedule, controller.tokens.schedule
+    for schedule in (requests, tokens):
+        schedule.minute.advance(int(now * TICKS_PER_S))
+    breaker = controller.breaker
+    gates = (gate for gate in (breaker, controller.hold) if gate.active)
+    until = max(controller.hints.paused_until, *(gate.next_at for gate in gates), now, now)
+    state = ("probing" if breaker.probing else "open") if breaker.active else "closed"
+    return Pace(
+        requests_per_minute=requests.rate,
+        tokens_per_minute=tokens.rate,
+        concurrency=controller.concurrency.slots,
+        requests_used=requests.minute.total,
+        tokens_used=tokens.minute.total,
+        in_use=controller.in_use,
+        paused_s=until - now,
+        breaker=state,  # type: ignore[arg-type] # one of the three literals
+        held_by=controller.held_by(now),
+    )

@@ -39,7 +39,7 @@ class Rate:
 
     `accepted` counts all that was ever accepted, `cycle` and `marks` are earlier values of it (see `Pacing`). `wall` is
     what the last minute held when the limit was met, `full` what it held at the last refused probe.
-    `stated` is a limit that a refusal named.
+    `stated` is a limit that a refusal named. `spread` is that of the `Schedule`.
     """
 
     __slots__ = (
@@ -56,7 +56,7 @@ class Rate:
         "wall",
     )
 
-    def __init__(self, ceiling: float | None, advertised: float | None) -> None:
+    def __init__(self, ceiling: float | None, advertised: float | None, spread: float = 0.0) -> None:
         self.ceiling = ceiling
         self.told = advertised
         self.told_at: float | None = None
@@ -66,7 +66,7 @@ class Rate:
         self.cycle = 0.0
         self.full = self.wall = 0.0
         self.marks = ((0.0, 0.0), (0.0, 0.0))
-        self.schedule = Schedule()
+        self.schedule = Schedule(spread)
         self.apply(0.0)
 
     @property

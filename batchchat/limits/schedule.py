@@ -27,19 +27,23 @@ _EPSILON = 1e-9
 
 
 class Minute:
-    """How much was taken in the last minute, kept in ticks of 0.1 s: constant memory at any rate."""
+    """How much was taken in the last minute, kept in ticks of 0.1 s: constant memory at any rate.
 
-    __slots__ = ("counts", "head", "total")
+    `more_s` are seconds that are counted beyond a minute: what is granted now may be sent so much later.
+    """
 
-    def __init__(self) -> None:
-        self.counts = [0.0] * _SIZE
+    __slots__ = ("counts", "head", "size", "total")
+
+    def __init__(self, more_s: float = 0.0) -> None:
+        self.size = _SIZE + math.ceil(more_s * TICKS_PER_S)
+        self.counts = [0.0] * self.size
         self.head = 0
         self.total = 0.0
 
     def correct(self, tick: int, amount: float) -> None:
         """Change what was counted at an earlier `tick`, if that is still within the last minute."""
-        if self.head - _SIZE < tick <= self.head:
-            index = tick % _SIZE
+        if self.head - self.size < tick <= self.head:
+            index = tick % self.size
             amount = max(amount, -self.counts[index])
             self.counts[index] += amount
             self.total += amount
@@ -50,12 +54,12 @@ class Minute:
         if passed <= 0:
             return
         counts = self.counts
-        if passed >= _SIZE:
-            self.counts = [0.0] * _SIZE
+        if passed >= self.size:
+            self.counts = [0.0] * self.size
             self.total = 0.0
         else:
             for gone in range(self.head + 1, tick + 1):
-                index = gone % _SIZE
+                index = gone % self.size
                 if counts[index]:
                     self.total -= counts[index]
                     counts[index] = 0.0
@@ -66,15 +70,15 @@ class Minute:
     def filled(self) -> list[tuple[int, float]]:
         """Return the ticks that hold something, oldest first, with what they hold."""
         return [
-            (tick, self.counts[tick % _SIZE])
-            for tick in range(self.head - _SIZE + 1, self.head + 1)
-            if self.counts[tick % _SIZE]
+            (tick, self.counts[tick % self.size])
+            for tick in range(self.head - self.size + 1, self.head + 1)
+            if self.counts[tick % self.size]
         ]
 
     def recent(self, seconds: float) -> float:
         """Return how much was taken in the last `seconds` (at most 60), the running tick left out."""
-        ticks = range(max(self.head - int(seconds * TICKS_PER_S), self.head - _SIZE + 1), self.head)
-        return sum(self.counts[tick % _SIZE] for tick in ticks)
+        ticks = range(max(self.head - int(seconds * TICKS_PER_S), self.head - self.size + 1), self.head)
+        return sum(self.counts[tick % self.size] for tick in ticks)
 
     def room_at(self, amount: float, limit: float) -> float:
         """Return the time at which `amount` more fits under `limit`: when enough has left, or all of it."""
@@ -84,7 +88,7 @@ class Minute:
             if excess <= _EPSILON:
                 break
             excess -= count
-            at = (tick + _SIZE) / TICKS_PER_S
+            at = (tick + self.size) / TICKS_PER_S
         return at
 
 
@@ -92,19 +96,20 @@ class Schedule:
     """When the next unit may go under `rate` units a minute; None is no limit.
 
     `most` is what no window of 60 s may exceed; None is no limit. `minute` counts what went. `binding` is set whenever
-    the schedule made somebody wait; who asks sets it back.
+    the schedule made somebody wait; who asks sets it back. `spread` is how many seconds after its grant a unit may be
+    sent: 0 if whoever is granted sends at once.
     """
 
     __slots__ = ("_at", "_interval", "_jitter", "binding", "bound_at", "minute", "most", "rate")
 
-    def __init__(self) -> None:
+    def __init__(self, spread: float = 0.0) -> None:
         self.rate: float | None = None
         self.most: float | None = None
-        self.minute = Minute()
+        self.minute = Minute(spread)
         self.binding = False
         self.bound_at = -math.inf
         self._interval = 0.0
-        self._jitter = JITTER
+        self._jitter = JITTER + spread
         self._at = -math.inf
 
     def delay(self, now: float, amount: float) -> float:
@@ -131,7 +136,7 @@ class Schedule:
         minute = self.minute
         if tick > minute.head:
             minute.advance(tick)
-        minute.counts[minute.head % _SIZE] += amount
+        minute.counts[minute.head % minute.size] += amount
         minute.total += amount
         if self._interval:
             at = self._at
@@ -149,6 +154,11 @@ class Schedule:
     def pay_back(self, now: float, amount: float) -> None:
         """Wait as long as `amount` takes at the rate: it went too early."""
         self._at = max(self._at, now) + max(0.0, amount) * self._interval
+
+    def stand(self, until: float) -> None:
+        """Let nothing go before one unit's time after `until`: what was sent till then is not known."""
+        if self._interval:
+            self._at = max(self._at, until + CATCH_UP + self._interval)
 
     def widen(self) -> None:
         """Allow for twice the jitter of the way: a limit that is known was refused at full pace."""

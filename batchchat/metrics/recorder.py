@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from batchchat.events import Snapshot
 from batchchat.records import Record
@@ -82,7 +83,22 @@ class RunMeter:
         # An answer that was taken over was not given in this run, and a row that was never sent had none.
         if record.cache_hit or not record.attempts:
             return
-        key = (record.model or "", record.error_kind or "")
+        self._add(record.model, record.error_kind, record.latency_s, record.prompt_tokens, record.completion_tokens)
+
+    def add_figures(self, figures: Iterable[Sequence[Any]]) -> None:
+        """Count answers of another process: of each the model, the failure, seconds, prompt and completion tokens."""
+        for model, error_kind, latency_s, prompt_tokens, completion_tokens in figures:
+            self._add(model, error_kind, latency_s, prompt_tokens, completion_tokens)
+
+    def _add(
+        self,
+        model: str | None,
+        error_kind: str | None,
+        latency_s: float | None,
+        prompt_tokens: int | None,
+        completion_tokens: int | None,
+    ) -> None:
+        key = (model or "", error_kind or "")
         answers = self._answers.get(key)
         if answers is None:
             if len(self._answers) >= _MAX_KINDS:
@@ -91,12 +107,12 @@ class RunMeter:
                 key, Answers(*key, Buckets(DURATION_S), Buckets(TOKENS), Buckets(TOKENS))
             )
         # A batch tells no latency, and a failure often no usage.
-        if record.latency_s is not None:
-            answers.duration_s.add(record.latency_s)
-        if record.prompt_tokens is not None:
-            answers.input_tokens.add(record.prompt_tokens)
-        if record.completion_tokens is not None:
-            answers.output_tokens.add(record.completion_tokens)
+        if latency_s is not None:
+            answers.duration_s.add(latency_s)
+        if prompt_tokens is not None:
+            answers.input_tokens.add(prompt_tokens)
+        if completion_tokens is not None:
+            answers.output_tokens.add(completion_tokens)
 
     def answers(self) -> list[Answers]:
         """Return the answers so far, by model and failure."""

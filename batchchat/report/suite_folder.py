@@ -92,6 +92,12 @@ class SuiteFolder:
         return self.summary.get("comparisons") or ()
 
     @property
+    def sequential(self) -> Mapping[str, Any] | None:
+        """How far the evaluation came, if it is one that stops when it is settled."""
+        found = self.summary.get("sequential")
+        return found if isinstance(found, Mapping) else None
+
+    @property
     def input(self) -> str:
         """What the variants read."""
         return str(self.summary.get("input") or "")

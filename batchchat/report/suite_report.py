@@ -17,6 +17,7 @@ from batchchat.format import UNKNOWN, count, money, plural
 from batchchat.report.answers import AnswerBrowser
 from batchchat.report.distribution import Distribution
 from batchchat.report.figures import PlotlyFigure, seconds_text
+from batchchat.report.looks import looks_of
 from batchchat.report.page import check_page, write_page, written
 from batchchat.report.suite_figures import (
     SHARES,
@@ -116,6 +117,7 @@ def write_suite_report(directory: Path, target: Path) -> None:
         verdicts=[text for score in suite.scores if (text := verdict_of(suite, score))],
         cost=cost_of(suite),
         agreements=_agreements(suite),
+        looks=looks_of(suite),
         directory=str(directory),
     )
 

@@ -202,4 +202,4 @@ class Control:
 
 
 StopRequest = Control
-"""The name that `Control` had while it could only stop a run."""
+"""The name that `Control` had while it could only stop a run: for programs that were written then."""

@@ -55,7 +55,7 @@ from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
 from batchchat.runner.writer import Offload, Writer, in_thread
 from batchchat.sources import GivenRows
-from batchchat.store import Frozen, HeldOutput, ShardedStore, Store, frozen_schema
+from batchchat.store import Frozen, HeldOutput, Store, frozen_schema
 
 if TYPE_CHECKING:
     import httpx
@@ -179,6 +179,8 @@ class _Opening:
         job, setting, shards = self._job, self._setting, self._prepared.shards
         open_store: Callable[..., HeldOutput] = setting.open_store
         if shards is not None:
+            from batchchat.store.sharded import ShardedStore
+
             open_store = functools.partial(ShardedStore.open, shards=shards, open_shard=setting.open_store)
         store = open_store(
             address_of(job.output.path),
@@ -295,6 +297,7 @@ class _Opening:
             rng=setting.rng,
             transport=setting.transport,
             limiters=setting.limiters,
+            environ=setting.environ,
         )
         return await registry.open(keys, demo_url=self._started_at, limiter=setting.limiter)
 
@@ -413,7 +416,7 @@ class _Running:
             group.start_soon(run.writer.run)
             try:
                 async with anyio.create_task_group() as inner:
-                    steering = RunSteering(run, inner, self._write_live, look_s=self._tick_s)
+                    steering = RunSteering(run, inner, self._write_live, look_s=max(self._tick_s, run.store.look_s))
                     with run.control.watch(steering):
                         inner.start_soon(self._tick, steering)
                         steering.begin()

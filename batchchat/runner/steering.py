@@ -9,25 +9,132 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
 
-from batchchat.budget import CapValues
+from batchchat.budget import Budget, CapValues
+from batchchat.engines.port import EngineProgress
 from batchchat.errors import BatchchatError, StoppedEarly, StorageError, UsageError
-from batchchat.events import Event, Listener
+from batchchat.events import Event, Listener, Phase
 from batchchat.format import money, plural
-from batchchat.job import write_duration
+from batchchat.job import Job, write_duration
+from batchchat.records import Spend
 from batchchat.runner.control import Ceilings, Control, Settings, changed_ceilings
+from batchchat.runner.options import RunOptions
 from batchchat.runner.run_summary import plain
 from batchchat.runner.settings import checked_settings, shown_setting
-from batchchat.runner.state import RunState
-from batchchat.store import CommandFiles
+from batchchat.runner.writer import Offload
+from batchchat.store import CommandFiles, Location
 
 _INTERRUPTED = 130
 """The exit code of a run that a command stops: that of Ctrl-C."""
 _RESUME = "The same command goes on where it stopped."
+
+
+class Driven(Protocol):
+    """What sends a run's requests, as far as a person steers it: an engine, or the workers of a coordinator."""
+
+    @property
+    def halt(self) -> BatchchatError | None:
+        """Why it ends early; None while it does not."""
+
+    def progress(self, oldest: int = 0) -> EngineProgress:
+        """Return what is under way."""
+
+    def drain(self) -> None:
+        """Launch nothing more."""
+
+    def cancel(self) -> None:
+        """End what is under way."""
+
+    def halt_for(self, error: BatchchatError) -> None:
+        """Launch nothing more, for this reason."""
+
+    def pause(self) -> None:
+        """Launch nothing until `resume`."""
+
+    def resume(self) -> None:
+        """Go on launching."""
+
+    def retune(
+        self, *, requests_per_minute: float | None, tokens_per_minute: float | None, concurrency: int | None
+    ) -> None:
+        """Take other ceilings."""
+
+
+class Costing(Protocol):
+    """What tells the cost of a run so far."""
+
+    @property
+    def spend(self) -> Spend:
+        """What this run has cost."""
+
+
+class HoldsLocation(Protocol):
+    """What a run holds."""
+
+    @property
+    def location(self) -> Location:
+        """Where commands for the run are left."""
+
+    def hurry(self) -> None:
+        """Wait no more for a place that is away."""
+
+
+class Steered(Protocol):
+    """A run that can be steered: one of this process, or that of a coordinator."""
+
+    phase: Phase
+
+    @property
+    def job(self) -> Job:
+        """Its job."""
+
+    @property
+    def options(self) -> RunOptions:
+        """Its options."""
+
+    @property
+    def control(self) -> Control:
+        """What a person tells it."""
+
+    @property
+    def run_id(self) -> str:
+        """Its identity."""
+
+    @property
+    def started(self) -> float:
+        """When it began, on the clock of the event loop."""
+
+    @property
+    def tell(self) -> Listener:
+        """What takes its events."""
+
+    @property
+    def offload(self) -> Offload:
+        """What runs blocking code."""
+
+    @property
+    def budget(self) -> Budget | None:
+        """Its budget."""
+
+    @property
+    def currency(self) -> str | None:
+        """The currency of its costs."""
+
+    @property
+    def engine(self) -> Driven:
+        """What sends its requests."""
+
+    @property
+    def tally(self) -> Costing:
+        """What it has cost."""
+
+    @property
+    def store(self) -> HoldsLocation:
+        """Its output."""
 
 
 class RunSteering:
@@ -37,7 +144,7 @@ class RunSteering:
     command, in seconds: each lists one folder.
     """
 
-    def __init__(self, run: RunState, group: TaskGroup, show: Callable[[], Awaitable[None]], *, look_s: float) -> None:
+    def __init__(self, run: Steered, group: TaskGroup, show: Callable[[], Awaitable[None]], *, look_s: float) -> None:
         self._run = run
         self._group = group
         self._show = show

@@ -20,6 +20,7 @@ from batchchat.store.index import (
 )
 from batchchat.store.journal import AnswerEntry, Entry, SettledEntry, SpendOnly
 from batchchat.store.location.choice import evaluation_outputs, is_output_folder, judge_outputs, running_outputs
+from batchchat.store.location.port import Location
 from batchchat.store.output import (
     Output,
     earlier_prompts,
@@ -32,11 +33,10 @@ from batchchat.store.output import (
 from batchchat.store.recovery import Recovery
 from batchchat.store.review_files import has_review_file, read_review_lines, write_review_lines
 from batchchat.store.schema import RECORD_SCHEMA, Frozen, joined_parsed, output_schema
-from batchchat.store.sharded import ShardedStore
-from batchchat.store.sharding import Shards, check_shards
-from batchchat.store.state import batches_folder, check_currency, lock_holder
+from batchchat.store.sharding import Shards, check_shards, lock_holder, running_places
+from batchchat.store.state import batches_folder, check_currency
 from batchchat.store.store import Store, StoreChange
-from batchchat.store.tail import OutputTail
+from batchchat.store.tail import OutputTail, open_tail
 from batchchat.store.verify import VerifyReport, verify
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "Frozen",
     "HeldOutput",
     "KeyIndex",
+    "Location",
     "OldOutput",
     "Output",
     "OutputTail",
@@ -59,7 +60,6 @@ __all__ = [
     "Recovery",
     "Sealing",
     "SettledEntry",
-    "ShardedStore",
     "Shards",
     "SpendOnly",
     "Store",
@@ -82,12 +82,14 @@ __all__ = [
     "kind_of",
     "lock_holder",
     "old_outputs",
+    "open_tail",
     "output_schema",
     "read_output",
     "read_review_lines",
     "read_state",
     "remove_output",
     "running_outputs",
+    "running_places",
     "verify",
     "write_review_lines",
 ]

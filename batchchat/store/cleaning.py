@@ -8,7 +8,7 @@ from pathlib import Path
 from batchchat.addresses import is_url
 from batchchat.errors import BatchchatError, OutputLocked, UsageError
 from batchchat.store.location.folder import FolderLocation
-from batchchat.store.state import lock_holder
+from batchchat.store.sharding import lock_holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ def old_outputs(directory: Path | str) -> list[OldOutput]:
     if is_url(directory):
         raise UsageError(
             f"{directory}: old outputs on object storage are removed with the tool of the store",
-            remedy="`--fresh` told the name of each; `aws s3 rm --recursive` removes one.",
+            remedy="`--fresh` told the name of each; `aws s3 rm --recursive URL` removes one.",
         )
     found = FolderLocation(Path(directory).absolute()).moved_away()
     return [OldOutput(path, FolderLocation(path).nbytes()) for path in found if _is_output(path)]

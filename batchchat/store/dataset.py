@@ -8,6 +8,7 @@ archive first, and what appears is still in the journal.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 from batchchat.store.archive import Archive
 from batchchat.store.bounds import PartBounds
 from batchchat.store.column_types import OutputTypes
-from batchchat.store.location.port import Location, PartFiles
+from batchchat.store.location.port import Location, PartChangedError, PartFiles
 from batchchat.store.parts import (
     ROW_GROUP_ROWS,
     SORT_KEYS,
@@ -304,18 +305,23 @@ class Dataset:
         Such a write depends on the part's being as it was, and fails then. Raises StorageError.
         """
         for files in (self.parts, self.archive.files):
-            for name in list(files.unsettled):
-                try:
-                    with self._opened(files, name) as reader:
-                        # The same records would be the same bytes, and a late write would not notice.
-                        metadata = {**(reader.schema.metadata or {}), _SETTLED: token_hex(8)}
-                        schema = reader.schema.with_metadata(metadata)
-                        files.publish(name, partial(write_part, schema=schema, batches=reader.batches()))
-                except FileNotFoundError:
-                    # Its name is taken, so that it cannot be created any more.
-                    files.publish(name, self._write_empty)
-                except DamagedPartError:
-                    files.set_aside(name, self._write_empty)
+            while files.unsettled:
+                # If the late write happens just now, the part is read again, as that has left it.
+                with suppress(PartChangedError):
+                    self._settle(files, files.unsettled[0])
+
+    def _settle(self, files: PartFiles, name: str) -> None:
+        try:
+            with self._opened(files, name) as reader:
+                # The same records would be the same bytes, and a late write would not notice.
+                metadata = {**(reader.schema.metadata or {}), _SETTLED: token_hex(8)}
+                schema = reader.schema.with_metadata(metadata)
+                files.publish(name, partial(write_part, schema=schema, batches=reader.batches()))
+        except FileNotFoundError:
+            # Its name is taken, so that it cannot be created any more.
+            files.publish(name, self._write_empty)
+        except DamagedPartError:
+            files.set_aside(name, self._write_empty)
 
     def rows(self) -> int:
         """Return how many records the parts hold."""

@@ -116,6 +116,10 @@ class HeldOutput(Protocol):
     def commit_s(self) -> float:
         """The seconds between the beginnings of two commits."""
 
+    @property
+    def look_s(self) -> float:
+        """The seconds between two looks for a command of a person."""
+
     def hurry(self) -> None:
         """End every wait for a place that is away."""
 

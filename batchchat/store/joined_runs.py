@@ -73,13 +73,14 @@ def _joined_pace(paces: Sequence[Line]) -> dict[str, Any]:
     joined = {**paces[0], **_sums(paces, _OF_PACES)}
     joined["paused_s"] = max(pace.get("paused_s") or 0.0 for pace in paces)
     joined["breaker"] = max((str(pace.get("breaker") or "closed") for pace in paces), key=_BREAKER.index)
+    joined["shared_by"] = max(pace.get("shared_by") or 0 for pace in paces)
     joined["held_by"] = next((pace["held_by"] for pace in paces if pace.get("held_by")), None)
     return joined
 
 
 def _joined_forecast(forecasts: Sequence[Line | None]) -> dict[str, Any] | None:
     known = [each for each in forecasts if each]
-    if not known or len(known) < len(forecasts):
+    if not known:
         return None
     joined = {**known[0], **_sums(known, _OF_FORECASTS)}
     for name in ("cost", "guessed_cost"):

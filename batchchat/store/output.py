@@ -22,7 +22,6 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.store.column_types import read_types
 from batchchat.store.index import KeyIndex, RecordIndex
-from batchchat.store.joined_runs import joined_last, joined_lines, joined_snapshots
 from batchchat.store.journal import AnswerEntry, OpenAnswers, Replay, replay
 from batchchat.store.json_files import read_lines
 from batchchat.store.known import KnownRows, Pass
@@ -61,6 +60,7 @@ class Output:
     last_run: dict[str, Any] | None = None
     shards: int | None = None
     _places: Sequence[Location] = ()
+    _states: Sequence[Location] = ()
 
     @property
     def spend(self) -> Spend:
@@ -88,12 +88,12 @@ class Output:
 
     def run_ids(self) -> list[str]:
         """Return the identities of all runs that ever held this output, whatever became of them, in their order."""
-        found = [run_id for place in self._places for run_id in State(place).run_ids()]
+        found = [run_id for place in self._states for run_id in State(place).run_ids()]
         return found if self.shards is None else sorted(set(found), key=lambda run_id: run_id[:15])
 
     def snapshot(self, run_id: str) -> dict[str, Any] | None:
         """Return the job as a run had it, None where that run left none."""
-        found = (State(place).snapshot(run_id) for place in self._places)
+        found = (State(place).snapshot(run_id) for place in self._states)
         return next((snapshot for snapshot in found if snapshot is not None), None)
 
     def records(
@@ -280,7 +280,7 @@ def _types_of_shards(places: Sequence[Location]) -> Frozen:
     )
 
 
-def read_state(directory: Path | str) -> Output:
+def read_state(directory: Location | Path | str) -> Output:
     """Look at an output without holding it.
 
     Raises UsageError if the folder is no output of batchchat, StorageError if it cannot be read.
@@ -293,7 +293,7 @@ def read_state(directory: Path | str) -> Output:
         return output
     places = shard_places(location, count)
     frozen = _types_of_shards(places)
-    return _joined(location, count, [_read_place(place, frozen) for place in places], frozen)
+    return _joined(location, places, [_read_place(place, frozen) for place in places], count, frozen)
 
 
 def _read_place(location: Location, frozen: Frozen) -> Output:
@@ -324,11 +324,16 @@ def _read_place(location: Location, frozen: Frozen) -> Output:
         answers=dict(answers.by_request()),
         pending=None if pending is None else _newest(pa.Table.from_batches(pending.batches(), pending.schema)),
         _places=[location],
+        _states=[location],
     )
 
 
-def _joined(location: Location, count: int, shards: Sequence[Output], frozen: Frozen) -> Output:
-    """Return the sum of the shards of an output."""
+def _joined(
+    location: Location, places: Sequence[Location], shards: Sequence[Output], count: int, frozen: Frozen
+) -> Output:
+    """Return the sum of the shards of an output, each with its place; `count` is how many it has in all."""
+    from batchchat.store.joined_runs import joined_last, joined_lines, joined_snapshots
+
     state = State(location)
     holder = location.holder()
     lives = [state.object(LIVE)]
@@ -357,7 +362,8 @@ def _joined(location: Location, count: int, shards: Sequence[Output], frozen: Fr
         pending=pa.concat_tables(tables) if tables else None,
         last_run=joined_last(runs, lines, count),
         shards=count,
-        _places=shard_places(location, count),
+        _places=places,
+        _states=[location, *places],
     )
     # Runs over some of the shards may have had other jobs: the newest counts.
     newest = output.run_ids()[-1:]
@@ -365,11 +371,11 @@ def _joined(location: Location, count: int, shards: Sequence[Output], frozen: Fr
     return output
 
 
-def existing_output(directory: Path | str) -> Location:
+def existing_output(directory: Location | Path | str) -> Location:
     """Return the location of an output. Raises UsageError if the folder is none, or of an unknown format."""
     location = location_of(directory)
     # What the location says of something else is for those who want to write there.
-    if not is_output_folder(address_of(location.address)):
+    if not is_output_folder(location):
         raise no_output(address_of(location.address))
     State(location).check_format()
     return location

@@ -323,6 +323,11 @@ class ShardedStore:
         """The seconds between the beginnings of two commits, 0 where a commit costs nothing."""
         return max(store.commit_s for store in self._stores)
 
+    @property
+    def look_s(self) -> float:
+        """The seconds between two looks for a command, 0 where a look costs nothing."""
+        return self._root.look_s
+
     def hurry(self) -> None:
         """End every wait for a place that is away: a person wants the run to end."""
         for location in (self._root, *(store.location for store in self._stores)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from batchchat.addresses import Address
 from batchchat.errors import OutputLocked, UsageError
@@ -109,3 +110,29 @@ def set_aside_shards(location: Location, run_id: str) -> str | None:
     finally:
         for hold in held:
             hold.release()
+
+
+def running_places(output: Location | Address) -> list[Location]:
+    """Return where commands reach the runs that are going on into an output: one place for each run.
+
+    A run over some of the shards looks in the first of those that it holds.
+    """
+    location = location_of(output)
+    if location.holder() is not None:
+        return [location]
+    count = State(location).shards()
+    found: dict[object, Location] = {}
+    for place in shard_places(location, count or 0):
+        holder = place.holder()
+        if holder is not None:
+            found.setdefault(holder.get("run_id"), place)
+    return list(found.values())
+
+
+def lock_holder(output: Location | Address) -> dict[str, Any] | None:
+    """Return who holds an output now (`pid`, `host`, `run_id`, `started_at`), None if nobody does.
+
+    Of several runs, each over some of the shards, it is the one with the first shard.
+    """
+    places = running_places(output)
+    return places[0].holder() if places else None

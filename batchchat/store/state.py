@@ -176,11 +176,6 @@ class State:
         return [each for each in self._location.state.written(SNAPSHOTS) if each[0].endswith(".json")]
 
 
-def lock_holder(directory: Path | str) -> dict[str, Any] | None:
-    """Return who holds an output now (`pid`, `host`, `run_id`, `started_at`), None if nobody does."""
-    return location_of(directory).holder()
-
-
 def check_currency(directory: Path | str, currency: str | None) -> None:
     """Raise UsageError if the costs of an output are in another currency than this one."""
     State(location_of(directory)).check_currency(currency)

@@ -109,13 +109,13 @@ class Store:
     ) -> Store:
         """Take hold of an output, creating it if there is none, and recover what an earlier run left.
 
-        `output` is a folder, a URL, or a location. `snapshot` is the job as JSON values, with its `name`.
-        `input_schema` is frozen if none is yet, and so is the type of `parsed`, if there is such a column; it may come
-        later, and then stays. `fresh` sets an existing output aside first. `take_over` takes it from another run that
-        seems to be alive. `outage` is how long a place that is away is waited for, in seconds; `tell` takes sentences
-        about it. `following` is the pass that begins, if it may take over what an earlier one knew of its rows (see
-        `known`). `beside` is another shard of the same output that this run holds: the two have one index. `point` is
-        called at named steps, for tests of crashes.
+        `output` is a folder, a URL, or a location. `snapshot` is the job as JSON values, with its `name`; an empty one
+        is not noted, since what holds the output is no run then. `input_schema` is frozen if none is yet, and so is the
+        type of `parsed`, if there is such a column; it may come later, and then stays. `fresh` sets an existing output
+        aside first. `take_over` takes it from another run that seems to be alive. `outage` is how long a place that is
+        away is waited for, in seconds; `tell` takes sentences about it. `following` is the pass that begins, if it may
+        take over what an earlier one knew of its rows (see `known`). `beside` is another shard of the same output that
+        this run holds: the two have one index. `point` is called at named steps, for tests of crashes.
 
         Raises UsageError (nothing was created) if the folder is something else, belongs to another job, has an
         unknown format, another type of `parsed`, or cannot be written; OutputLocked if another run holds it;
@@ -142,7 +142,8 @@ class Store:
                 )
                 recovery = Recovery(renamed=renamed, messages=mended)
                 recover(held, recovery)
-                held.state.save_job(run_id, dict(snapshot))
+                if snapshot:
+                    held.state.save_job(run_id, dict(snapshot))
                 if frozen.input is None and input_schema is not None:
                     held.types.freeze_input(input_schema)
                 elif frozen.input is not None and frozen.parsed is not before.parsed:
@@ -272,6 +273,8 @@ class Store:
             yield
         except BaseException as error:
             self._broken = error
+            # The run ends: nothing else needs to wait for a place that is away.
+            self._held.location.hurry()
             raise
 
     # ---- archive ----------------------------------------------------------------------------------------------------
@@ -314,6 +317,11 @@ class Store:
     def directory(self) -> Path | str:
         """The folder of the output, or its URL."""
         return address_of(self._held.location.address)
+
+    @property
+    def components(self) -> Components:
+        """Its objects, for what moves records between outputs."""
+        return self._held
 
     @property
     def live(self) -> LiveRecords:
@@ -409,6 +417,11 @@ class Store:
     def commit_s(self) -> float:
         """The seconds between the beginnings of two commits, 0 where a commit costs nothing."""
         return self._held.location.commit_s
+
+    @property
+    def look_s(self) -> float:
+        """The seconds between two looks for a command, 0 where a look costs nothing."""
+        return self._held.location.look_s
 
     def hurry(self) -> None:
         """End every wait for a place that is away: a person wants the run to end."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchchat.addresses import Address
 from batchchat.store.column_types import read_types
 from batchchat.store.index import OK, RecordIndex
 from batchchat.store.journal import GrowingJournal
@@ -21,6 +22,8 @@ from batchchat.store.location.port import Location
 from batchchat.store.parts import DamagedPartError, PartReader
 from batchchat.store.pending import Pending, Unsealed
 from batchchat.store.schema import own_columns
+from batchchat.store.sharding import shard_place
+from batchchat.store.state import State
 
 
 class OutputTail:
@@ -120,3 +123,38 @@ class OutputTail:
             except DamagedPartError:
                 continue  # `verify` tells; the run takes it out
             self._last_part = name
+
+
+class JoinedTail:
+    """The tail of an output in shards: records as the runs of one `run_id` commit them to any shard. To be closed."""
+
+    def __init__(self, output: Location, count: int, run_id: str) -> None:
+        self._output = output
+        self._count = count
+        self._run_id = run_id
+        self._tails: dict[int, OutputTail] = {}
+        for _ in self.read():
+            pass
+
+    def read(self, *, last: bool = False) -> Iterator[pa.RecordBatch]:
+        """Yield the records that were committed since the last call; see `OutputTail`."""
+        for number in range(self._count):
+            if number not in self._tails:
+                # A shard that has not begun yet has nothing that would count as told.
+                place = shard_place(self._output, number)
+                if not place.holds_output():
+                    continue
+                self._tails[number] = OutputTail(place, self._run_id)
+            yield from self._tails[number].read(last=last)
+
+    def close(self) -> None:
+        """Close the journals that are open."""
+        for tail in self._tails.values():
+            tail.close()
+
+
+def open_tail(output: Address, run_id: str) -> OutputTail | JoinedTail:
+    """Return the tail of an output, whether it is in shards or not. Raises StorageError as `OutputTail`."""
+    location = location_of(output)
+    count = State(location).shards()
+    return OutputTail(location, run_id) if count is None else JoinedTail(location, count, run_id)

@@ -42,7 +42,7 @@ def warnings_for(
 ) -> list[str]:
     """Warn of what is known to fail, one text each, without sending anything.
 
-    `provider` is the profile's name; `max_tokens` bounds the answer (whichever param sets it), in tokens. None where
+    `provider` is the profile's name; `max_tokens` bounds the answer (whichever param sets it), in tokens. None if
     unset or different from row to row.
     """
     warnings = _form_warnings(response.schema, mode)
@@ -90,7 +90,7 @@ def _form_warnings(schema: Mapping[str, Any], mode: Mode) -> list[str]:
     if optional:
         warnings.append(
             f"not required: {_told(optional)}: models leave such properties out, and the schema is sent without "
-            "`strict`; require them, and allow null where there may be nothing to say"
+            "`strict`; require them, and allow null if there may be nothing to say"
         )
     return warnings
 
@@ -132,7 +132,7 @@ def _column_warnings(column: ParsedColumn) -> list[str]:
 
 
 def _comes_back(root: Mapping[str, Any], schema: Any) -> bool:
-    """Whether a reference leads to a schema that holds the reference itself, at any remove."""
+    """Return whether a reference leads to a schema that holds the reference itself, at any remove."""
     if not isinstance(schema, Mapping) or not isinstance(schema.get("$ref"), str):
         return False
     seen: set[int] = set()

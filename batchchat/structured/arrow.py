@@ -43,7 +43,7 @@ _CONDITIONAL = ("then", "else")
 
 
 class _Shape(NamedTuple):
-    """An Arrow type, or JSON text; `null` where only null is allowed."""
+    """An Arrow type, or JSON text; `null` if only null is allowed."""
 
     type: pa.DataType
     json: bool = False
@@ -73,7 +73,7 @@ def parsed_field(schema: Schema, name: str = "parsed") -> pa.Field:
 
 
 class _Derivation:
-    """One walk over one schema. A method returns None where a schema says nothing of its values' type."""
+    """One walk over one schema. A method returns None if a schema says nothing of its values' type."""
 
     def __init__(self, root: Schema) -> None:
         self._root = root
@@ -100,7 +100,7 @@ class _Derivation:
             self._open.pop()
 
     def _combined(self, schema: Schema, place: SchemaPlace) -> _Shape | None:
-        """What holds together: a schema's own keywords, its reference, its `allOf`, one of its `anyOf`, `oneOf`."""
+        """Return what holds for all parts: own keywords, reference, `allOf`, and one of `anyOf` and `oneOf`."""
         shapes = [self._own(schema, place)]
         if isinstance(schema.get("$ref"), str):
             shapes.append(self._known(resolve(self._root, schema["$ref"]), (*place, "$ref")))
@@ -162,7 +162,7 @@ class _Derivation:
 
 
 def _types(schema: Schema) -> frozenset[str] | None:
-    """The JSON types that a schema's own keywords leave; None where they say nothing."""
+    """Return the JSON types that a schema's own keywords leave; None if they say nothing."""
     if "type" in schema:
         named = schema["type"]
         return frozenset([named] if isinstance(named, str) else named)
@@ -213,7 +213,7 @@ def _struct_of(fields: Sequence[pa.Field], place: SchemaPlace) -> _Shape:
 
 
 def _union(branches: Sequence[_Shape | None]) -> _Shape | None:
-    """The shape of a value that has one of several forms; null beside one form changes nothing."""
+    """Return the shape of a value that has one of several forms; null beside one form changes nothing."""
     if all(branch is None for branch in branches):
         return None
     some = [branch for branch in branches if branch is None or not branch.null]
@@ -231,7 +231,7 @@ def _union(branches: Sequence[_Shape | None]) -> _Shape | None:
 
 
 def _intersection(shapes: Sequence[_Shape], place: SchemaPlace) -> _Shape | None:
-    """The shape of a value that has all of several forms at once."""
+    """Return the shape of a value that has all of several forms at once."""
     typed = [shape for shape in shapes if not shape.null]
     if not typed:
         return shapes[0] if shapes else None
@@ -289,10 +289,10 @@ class ParsedColumn:
         return _is_json(self.field)
 
     def convert(self, value: Any) -> Any:
-        """Turn a JSON value that the schema allows into one for `array`; Misfit where the column cannot hold it.
+        """Turn a JSON value that the schema allows into one for `array`; Misfit if the column cannot hold it.
 
         What comes out is plain JSON again, and is not to be converted twice: JSON text is text by then.
-        An integer beyond 64 bits cannot be held where the schema sets no such bounds: the schema alone decides the
+        An integer beyond 64 bits cannot be held if the schema sets no such bounds: the schema alone decides the
         type, so the answer is refused, with its text kept, rather than stored as null or rounded.
         """
         return self._convert(value)
@@ -402,7 +402,7 @@ def _json_text(value: Any) -> str | None:
 
 
 def type_changes(old: pa.Field, new: pa.Field) -> list[str]:
-    """Say how the type of a column differs between two fields, one text a place; empty where parts may stand together.
+    """Say how the type of a column differs between two fields, one text a place; empty if parts may stand together.
 
     The order of fields counts. Names of list items, and whether something may be null, do not.
     """
@@ -450,7 +450,7 @@ def _type_name(field: pa.Field) -> str:
 
 
 def type_change_message(old: pa.Field, new: pa.Field) -> str | None:
-    """The message for a schema that changes the type of `parsed`; None where the type stays."""
+    """Return the message for a schema that changes the type of `parsed`; None if the type stays."""
     changes = type_changes(old, new)
     if not changes:
         return None

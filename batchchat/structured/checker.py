@@ -58,7 +58,7 @@ class _Part(NamedTuple):
 class Checker:
     """A schema, compiled once for many values. Threads may share it: it keeps compiled parts, and nothing of a value.
 
-    Raises SchemaError where it is no schema.
+    Raises SchemaError if it is no schema.
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ class Checker:
         self._shells: dict[SchemaPlace, jsonschema_rs.Validator | None] = {}
 
     def errors(self, value: Any) -> tuple[str, ...]:
-        """Say why a JSON value does not fit: at most `MAX_ERRORS` bounded texts, each with a path; none where it fits.
+        """Say why a JSON value does not fit: at most `MAX_ERRORS` bounded texts, each with a path; none if it fits.
 
         Takes time linear in the value to see whether it fits.
         """
@@ -84,7 +84,7 @@ class Checker:
         return tuple(messages)
 
     def fits(self, place: SchemaPlace, value: Any) -> bool:
-        """Whether a value fits a part of the schema; True where that part cannot be told apart."""
+        """Return whether a value fits a part of the schema; True if that part cannot be told apart."""
         # Compiled only once an answer fails: most jobs never need it.
         if self._map is None:
             self._map = compile_map(self._root)
@@ -92,7 +92,7 @@ class Checker:
         return validator is None or validator.is_valid(value)
 
     def shell(self, place: SchemaPlace, schema: Mapping[str, Any]) -> jsonschema_rs.Validator | None:
-        """A validator of what a part of the schema says of a value as a whole, without what it says of its parts."""
+        """Return a validator of what a part of the schema says of a value as a whole, and not of its parts."""
         if place not in self._shells:
             kept = {name: item for name, item in schema.items() if name not in _PARTS and _is_plain(item)}
             kept |= {
@@ -126,7 +126,7 @@ class _Walk:
         self._open: set[tuple[SchemaPlace, int]] = set()
 
     def reasons(self, part: _Part) -> Iterator[str]:
-        """Why a value does not fit a part of the schema."""
+        """Yield why a value does not fit a part of the schema."""
         self._steps += 1
         here = (part.place, id(part.value))
         # The same part of the schema at the same value is asked already: a recursion that goes no deeper.
@@ -160,7 +160,7 @@ class _Walk:
                 yield f"{path_text((*part.path, *error.instance_path))}: {shorten(error.message)}"
 
     def _union(self, part: _Part, keyword: str) -> Iterator[str]:
-        """The reasons of the one branch that was probably meant."""
+        """Yield the reasons of the one branch that was probably meant."""
         branches = [
             _Part(branch, (*part.place, keyword, index), part.value, part.path)
             for index, branch in enumerate(part.schema[keyword])
@@ -178,7 +178,7 @@ class _Walk:
         yield from self.reasons(meant)
 
     def _distance(self, branch: _Part) -> int:
-        """How far a value is from a branch, as far as its own keywords and their direct parts tell."""
+        """Return how far a value is from a branch, as far as its own keywords and their direct parts tell."""
         branch = self._followed(branch)
         schema = branch.schema
         if not isinstance(schema, Mapping):
@@ -195,7 +195,7 @@ class _Walk:
         return len(failing) + sum(inner) + unions
 
     def _followed(self, part: _Part) -> _Part:
-        """The part that a bare reference leads to."""
+        """Return the part that a bare reference leads to."""
         for _ in range(_MOST_FAILING):
             target = self._target(part)
             if target is None or len(part.schema) > 1:
@@ -213,7 +213,7 @@ class _Walk:
         return fitting == 1 if keyword == "oneOf" else fitting > 0
 
     def _failing(self, part: _Part) -> Iterator[_Part]:
-        """The parts that do not fit: of the same value by `$ref`, `allOf` and conditions, then those inside it."""
+        """Yield the parts that do not fit: of the same value (`$ref`, `allOf`, conditions), then those inside it."""
         for inner in self._parts(part):
             if not self._fits(inner):
                 yield inner
@@ -267,7 +267,7 @@ class _Walk:
                 yield _Part(items, (*place, "items"), value[index], (*path, index))
 
     def _target(self, part: _Part) -> _Part | None:
-        """What the reference of a part of the schema leads to."""
+        """Return what the reference of a part of the schema leads to."""
         reference = part.schema.get("$ref") if isinstance(part.schema, Mapping) else None
         if not isinstance(reference, str):
             return None
@@ -277,7 +277,7 @@ class _Walk:
 
 
 def _is_plain(item: Any) -> bool:
-    """Whether a keyword's value holds no reference, so that judging by it is no deep matter."""
+    """Return whether a keyword's value holds no reference, so that judging by it is no deep matter."""
     if isinstance(item, Mapping):
         return not {"$ref", "$dynamicRef", "$recursiveRef"}.intersection(item) and all(map(_is_plain, item.values()))
     return not isinstance(item, list) or all(map(_is_plain, item))

@@ -24,9 +24,9 @@ _MAX_SCHEMA = 8_000
 def answer_correction(
     text: str | None, errors: Sequence[str], *, schema: str | None = None, made: int = 0
 ) -> list[Message]:
-    """The messages that ask for a text answer again: the model's own answer, then what is wrong with it.
+    """Return the messages that ask for a text answer again: the model's own answer, then what is wrong with it.
 
-    `schema` is repeated where the prompt does not already hold it. A long answer keeps its beginning and its end.
+    `schema` is repeated if the prompt does not already hold it. A long answer keeps its beginning and its end.
     `made` counts the corrections before this one: a model that repeats its answer is not asked the very same again.
     """
     wanted = "Answer again with one JSON value that is valid against the schema, and with no text around it."
@@ -42,7 +42,7 @@ def answer_correction(
 def calls_correction(
     text: str | None, calls: Sequence[ToolCall], errors: Sequence[Sequence[str]], *, made: int = 0
 ) -> list[Message]:
-    """The messages that ask for tool calls again: the model's own calls, and one tool message for each of them.
+    """Return the messages that ask for tool calls again: the model's own calls, and one tool message for each of them.
 
     `errors` has the errors of each call, as `Tools.check_calls` returns them. The Chat API wants every call answered
     by a tool message with its id; nothing follows them, since some servers refuse a user message after one. Arguments
@@ -72,7 +72,7 @@ def calls_correction(
 
 
 def missing_call_correction(text: str | None, problem: str, *, made: int = 0) -> list[Message]:
-    """The messages that ask for the call of a tool where there is none."""
+    """Return the messages that ask for the call of a tool if there is none."""
     answer = shorten(text, _MAX_ANSWER) if text and text.strip() else "(no answer)"
     listed = f"Your answer is {_not_valid(made)}:\n{_listed((problem,))}"
     asked = f"{listed}\n\nAnswer again with a call of a tool, not with text."

@@ -1,6 +1,6 @@
 """JSON Schema as this package knows it: keywords, local references, compiling, and errors with a place.
 
-A schema here is a mapping of plain JSON values (drafts 4 to 2020-12, the newest where `$schema` says nothing).
+A schema here is a mapping of plain JSON values (drafts 4 to 2020-12, the newest if `$schema` says nothing).
 References stay inside the schema: nothing is ever fetched.
 """
 
@@ -103,7 +103,7 @@ def subschemas(root: Schema) -> Iterator[tuple[SchemaPlace, Any]]:
 
 
 def resolve(root: Schema, reference: str) -> Any:
-    """The schema that a local reference (`#`, `#/…`, `#anchor`) names; None where it names nothing."""
+    """Return the schema that a local reference (`#`, `#/…`, `#anchor`) names; None if it names nothing."""
     fragment = unquote(reference.removeprefix("#"))
     # A plain name, which some schema in it has as `$anchor`.
     if fragment and not fragment.startswith("/"):
@@ -122,7 +122,7 @@ def resolve(root: Schema, reference: str) -> Any:
 
 
 def nearest_keyword(word: str) -> str | None:
-    """The keyword that a word was probably meant to be."""
+    """Return the keyword that a word was probably meant to be."""
     near = difflib.get_close_matches(word, KEYWORDS, n=1, cutoff=0.8)
     return near[0] if near else None
 
@@ -131,7 +131,7 @@ _TYPE_NAMES = ("object", "array", "string", "integer", "number", "boolean", "nul
 
 
 def compile_schema(schema: Schema) -> jsonschema_rs.Validator:
-    """Compile a schema once for many values; SchemaError where it is none, or where a reference leads outside.
+    """Compile a schema once for many values; SchemaError if it is none, or if a reference leads outside.
 
     `format` is checked, save that a `date-time` may lack its offset from UTC: models write it so, and Pydantic takes
     it.

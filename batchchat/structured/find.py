@@ -1,4 +1,4 @@
-"""Finding JSON in what a model wrote: strictly where the text is JSON, tolerantly in fences or between sentences.
+"""Finding JSON in what a model wrote: strictly if the text is JSON, tolerantly in fences or between sentences.
 
 Everything takes time linear in the text, whatever the text is.
 """
@@ -41,7 +41,7 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def parse(text: str) -> Any:
-    """Read a text that is one JSON value; NotJSON where it is none.
+    """Read a text that is one JSON value; NotJSON if it is none.
 
     Whole numbers keep all their digits. Refused are NaN and infinities, names given twice, lone surrogates, and nesting
     deeper than `MAX_DEPTH`. Two parsers read it: the first is strict, the second keeps digits and sees repeated names.
@@ -77,7 +77,7 @@ def _deeper(value: Any, depth: int) -> bool:
 
 
 def fenced(text: str) -> Iterator[Any | NotJSON]:
-    """The JSON values that stand alone in code fences, in order; NotJSON for one that is not taken.
+    """Yield the JSON values that stand alone in code fences, in order; NotJSON for one that is not taken.
 
     A fence inside a JSON string does not end it. The last fence may lack its end.
     """
@@ -101,7 +101,7 @@ def fenced(text: str) -> Iterator[Any | NotJSON]:
 
 
 def embedded(text: str) -> Iterator[Any | NotJSON]:
-    """The outermost JSON objects and arrays between other text, in order; NotJSON for one that is not taken.
+    """Yield the outermost JSON objects and arrays between other text, in order; NotJSON for one that is not taken.
 
     A bracket that does not open JSON is prose. An object that is begun and then broken or cut off ends the search:
     a piece of an answer is not the answer.

@@ -39,7 +39,7 @@ def model_errors(model: type[BaseModel], value: Any) -> tuple[str, ...]:
 
 
 def _plain(message: str) -> str:
-    """A validator's own words, without Pydantic's name for the exception that they came in."""
+    """Return a validator's own words, without Pydantic's name for the exception that they came in."""
     for prefix in ("Value error, ", "Assertion failed, "):
         message = message.removeprefix(prefix)
     return shorten(" ".join(message.split()))

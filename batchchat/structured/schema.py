@@ -72,7 +72,7 @@ class ResponseSchema:
         return {"response_format": {"type": "json_object"}} if mode == "json_object" else {}
 
     def instructions(self, mode: Mode) -> str | None:
-        """Word what the prompt must say of the answer's form; None where `response_format` says it.
+        """Word what the prompt must say of the answer's form; None if `response_format` says it.
 
         It is plain text, not a template: braces in it are the schema's own.
         """
@@ -133,7 +133,7 @@ def load_schema(
 
 
 def is_strict(schema: Mapping[str, Any]) -> bool:
-    """Whether a schema has the form that OpenAI's API takes with `strict: true`; it refuses others with it.
+    """Return whether a schema has the form that OpenAI's API takes with `strict: true`; it refuses others with it.
 
     The root is an object, each object is closed and requires all its properties, and no keyword stands in it that
     generation under a grammar does not know (OpenAI's guide to structured outputs).

@@ -31,14 +31,14 @@ class Tools:
     only: str | None = None
 
     def check_calls(self, calls: Sequence[Mapping[str, str | None]] | None) -> tuple[tuple[str, ...], ...]:
-        """The errors of each call (`{id, name, arguments}`), in order; an empty tuple for a call that is valid.
+        """Return the errors of each call (`{id, name, arguments}`), in order; an empty tuple for a call that is valid.
 
         Arguments are read strictly: they are JSON by themselves, not text with JSON in it.
         """
         return tuple(self._check(call) for call in calls or ())
 
     def missing_call(self, calls: Sequence[Mapping[str, str | None]] | None) -> str | None:
-        """What is wrong with an answer that calls no tool; None where it calls one or need not."""
+        """Return what is wrong with an answer that calls no tool; None if it calls one or need not."""
         if calls or not self.must_call:
             return None
         return f"the answer does not call {self.only!r}" if self.only else "the answer calls no tool"
@@ -103,7 +103,7 @@ def _load_tool(tool: object, place: SchemaPlace) -> tuple[str, Checker]:
         raise SchemaError(
             f"the tool {name!r} has no parameters, so its arguments could not be checked",
             place,
-            remedy="Describe them as {type: object, properties: {…}}; with no properties where there are none.",
+            remedy="Describe them as {type: object, properties: {…}}; with no properties if there are none.",
         )
     schema = as_json(parameters, place)
     if not isinstance(schema, dict) or schema.get("type") != "object":

@@ -18,7 +18,7 @@ from batchchat.structured.find import NotJSON, embedded, fenced, parse
 class CheckedAnswer:
     """What was found in an answer.
 
-    `parsed` is the value for the typed column where there are no `errors` (`None` is a value too). `tolerated` says
+    `parsed` is the value for the typed column if there are no `errors` (`None` is a value too). `tolerated` says
     that it stood in a fence or among other text.
     """
 

@@ -51,7 +51,7 @@ class Template:
     """A job's compiled messages and params.
 
     `text_digest` tells the job's own text that shapes requests (messages, params, model) as 32 hexadecimal digits.
-    `names` are the columns that the templates speak of, also where they ask whether one is there. `uses_row` tells
+    `names` are the columns that the templates speak of, also if they ask whether one is there. `uses_row` tells
     whether they speak of `row`: the whole row, or the column of that name. `sampled` tells
     whether they speak of `sample_index`, so that the samples of a row may be different requests; a column of that name
     goes before it. `image_columns` are those that the job calls images, `attachments` those
@@ -92,9 +92,9 @@ class Template:
     def render(
         self, values: Mapping[str, Any], sample_index: int = 0, images: Mapping[str, Loaded] | None = None
     ) -> Rendered:
-        """Render one row, given by column name, with its images by column where the job sends images.
+        """Render one row, given by column name, with its images by column if the job sends images.
 
-        RowTemplateError where that is not possible; nothing else is raised.
+        RowTemplateError if that is not possible; nothing else is raised.
         """
         if self._bound is None:
             return self._render(values, sample_index, images)
@@ -102,7 +102,7 @@ class Template:
 
     def _render(self, values: Mapping[str, Any], sample_index: int, images: Mapping[str, Loaded] | None) -> Rendered:
         sampled = {_SAMPLE: sample_index, **values} if self.sampled else values
-        # Messages that do not speak of it have no sample_index in their `row` either: samples differ where asked to.
+        # Messages that do not speak of it have no sample_index in their `row` either: samples differ if asked to.
         filled = self._messages.render(sampled if self._messages_sampled else values, images)
         messages, tokens, brought, pictures = filled
         if self._instructions is not None:
@@ -131,7 +131,7 @@ class Template:
         return self.uses_row or not self.names.isdisjoint(columns)
 
     def constant(self, name: str) -> tuple[bool, Any]:
-        """Whether a param is the same for every row, and then its value (None where it is not sent)."""
+        """Return whether a param is the same for every row, and then its value (None if it is not sent)."""
         return self._params.constant(name)
 
 
@@ -149,7 +149,7 @@ def compile_template(
 ) -> Template:
     """Compile a job's messages and params.
 
-    `messages` is a list whose items are messages, with templates in any text at any depth, or `{"from": column}` where
+    `messages` is a list whose items are messages, with templates in any text at any depth, or `{"from": column}` if
     the row holds messages; or one such `{"from": column}` alone. A part `{"type": "image", "from": column}` stands for
     the images of a column; a row with more than `max_images` does not render. `params` are the body's other fields in
     the author's order; the mapping `extra_body` among them is put beside them. A param that is exactly one

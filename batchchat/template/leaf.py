@@ -22,7 +22,7 @@ T = TypeVar("T")
 class RowTemplateError(Exception):
     """A row that does not render; the message says which template and why. It fails the row, never the run.
 
-    `kind` is TEMPLATE, or INPUT where no template is at fault but what the row holds.
+    `kind` is TEMPLATE, or INPUT if no template is at fault but what the row holds.
     """
 
     def __init__(self, message: str, kind: ErrorKind = ErrorKind.TEMPLATE) -> None:
@@ -49,7 +49,7 @@ class Leaf:
         self._template, self.names = _compile(environment, parsed, place)
 
     def render(self, values: Values) -> str:
-        """Render for one row; RowTemplateError where that is not possible."""
+        """Render for one row; RowTemplateError if that is not possible."""
         if self._holes:
             pieces = self._pieces.copy()
             for index, name in self._holes:
@@ -96,7 +96,7 @@ class NativeLeaf:
         self._template, self.names = _compile(environment, parsed, place)
 
     def render(self, values: Values) -> Any:
-        """Give the expression's value for one row; RowTemplateError where there is none."""
+        """Give the expression's value for one row; RowTemplateError if there is none."""
         if self._name is not None and self._name in values:
             return values[self._name]
         return guarded(self._environment, values, self.place, self._evaluate)
@@ -110,7 +110,7 @@ class NativeLeaf:
 
 
 def parse(environment: Environment, source: str, place: str) -> nodes.Template:
-    """Parse a template text; JobError with the place and the line in the text where it is wrong."""
+    """Parse a template text; JobError with the place and the line in the text if it is wrong."""
     try:
         return environment.parse_text(source)
     except TemplateSyntaxError as error:
@@ -127,7 +127,7 @@ def _compile(environment: Environment, parsed: nodes.Template, place: str) -> tu
 
 
 def single_expression(parsed: nodes.Template) -> nodes.Expr | None:
-    """The expression of a template that is one `{{ expression }}` and nothing else."""
+    """Return the expression of a template that is one `{{ expression }}` and nothing else."""
     if len(parsed.body) == 1 and isinstance(parsed.body[0], nodes.Output) and len(parsed.body[0].nodes) == 1:
         node = parsed.body[0].nodes[0]
         return None if isinstance(node, nodes.TemplateData) else node
@@ -181,13 +181,13 @@ def _undefined(message: str, values: Values) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or nothing where no known name is near."""
+    """` (did you mean 'x'?)`, or nothing if no known name is near."""
     near = difflib.get_close_matches(name, [str(other) for other in known], n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _plain_pieces(parsed: nodes.Template) -> tuple[list[str], list[tuple[int, str]]]:
-    """Split a template into fixed pieces and columns between them; nothing where it does more than that."""
+    """Split a template into fixed pieces and columns between them; nothing if it does more than that."""
     pieces: list[str] = []
     holes: list[tuple[int, str]] = []
     for statement in parsed.body:

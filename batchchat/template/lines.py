@@ -134,7 +134,7 @@ class LineParams:
         return self._of_job.joined(written)
 
     def constant(self, name: str) -> tuple[bool, Any]:
-        """Whether a field is the same for every line, and then its value: only what the job itself says is."""
+        """Return whether a field is the same for every line, and then its value: only what the job itself says is."""
         same, value = self._of_job.constant(name)
         return same and (value is not None or name in self._removed), value
 
@@ -149,7 +149,7 @@ class LineParams:
 
 
 def model_of(values: Mapping[str, Any]) -> str | None:
-    """The model that a line names, None where it names none."""
+    """Return the model that a line names, None if it names none."""
     body = values.get("body")
     model = body.get("model") if isinstance(body, dict) else None
     return model if isinstance(model, str) and model else None
@@ -162,7 +162,7 @@ def _is_chat(url: Any) -> bool:
 
 
 def _body(values: Values) -> dict[str, Any]:
-    """A line's body. RowTemplateError where the line is none of a chat completion."""
+    """Return a line's body. RowTemplateError if the line is none of a chat completion."""
     method, url, body = values.get("method"), values.get("url"), values.get("body")
     if method is not None and not (isinstance(method, str) and method.strip().upper() == METHOD):
         raise _bad(f"method must be {METHOD}, or left out{_not(method)}")
@@ -174,7 +174,7 @@ def _body(values: Values) -> dict[str, Any]:
 
 
 def _told(body: dict[str, Any]) -> bytes | None:
-    """What a body says beside its messages, if equal bytes are sure to mean equal fields; else None."""
+    """Return what a body says beside its messages, if equal bytes are sure to mean equal fields; else None."""
     try:
         told = orjson.dumps({name: value for name, value in body.items() if name != "messages"})
     except TypeError:

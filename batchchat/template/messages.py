@@ -234,7 +234,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def check_message(item: Any) -> dict[str, Any]:
-    """Return a message without its null fields; ValueError where it is none that a server would take."""
+    """Return a message without its null fields; ValueError if it is none that a server would take."""
     if not isinstance(item, Mapping):
         raise ValueError(f"is {_kind(item)}, not a message such as {{role: user, content: …}}")
     message: dict[str, Any] = _with_arguments_as_text(_without_nulls(_of_sharegpt(item)))
@@ -317,7 +317,7 @@ def _weigh(value: Any) -> int:
 
 
 def _in_content(place: str) -> bool:
-    """Whether a place is that of a part: `messages.0.content.1`."""
+    """Return whether a place is that of a part: `messages.0.content.1`."""
     return _PART.fullmatch(place) is not None
 
 
@@ -417,7 +417,7 @@ class Messages:
 
     @staticmethod
     def _checkable(item: Any) -> Any:
-        """A message whose role is a template is checked for each row, when it is known."""
+        """Return a message as it can be checked now: a role that is a template is checked later, for each row."""
         role = item.get("role") if isinstance(item, Mapping) else None
         return {**item, "role": "user"} if isinstance(role, str) and "{" in role else item
 

@@ -79,7 +79,7 @@ class CompiledParams:
         return self.joined(self.fields(values))
 
     def fields(self, values: Values) -> dict[str, Written | None]:
-        """The fields of one row's body, in their order; None for one that is left out."""
+        """Return the fields of one row's body, in their order; None for one that is left out."""
         written = self._written
         if self._varying:
             written = written.copy()
@@ -98,7 +98,7 @@ class CompiledParams:
         return b'{%b%b,"messages":' % (head, self._transfer), b"{%b}" % told_apart, longest, (weights + 7) >> 3
 
     def constant(self, name: str) -> tuple[bool, Any]:
-        """Whether a param is the same for every row, and then its value."""
+        """Return whether a param is the same for every row, and then its value."""
         field = self._written.get(name)
         return name not in dict(self._varying), None if field is None else field.value
 
@@ -142,7 +142,7 @@ def _merged(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(name: str, value: Any) -> Written | None:
-    """Write a field; None leaves it out. RowTemplateError where JSON has no form for it."""
+    """Write a field; None leaves it out. RowTemplateError if JSON has no form for it."""
     if value is None:
         return None
     try:
@@ -204,7 +204,7 @@ def _typed(name: str, value: Any) -> Any:
 
 
 def _number(value: Any, place: str) -> Any:
-    """A Decimal becomes a number, as a param is one on the wire; NaN and infinity have no JSON form."""
+    """Return a Decimal as a number, as a param is one on the wire; NaN and infinity have no JSON form."""
     if isinstance(value, Decimal) and value.is_finite():
         return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, Decimal) or (isinstance(value, float) and not math.isfinite(value)):

@@ -391,7 +391,7 @@ class Environment(ImmutableSandboxedEnvironment):
     # Filters that need a bound
 
     def _tojson(self, value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
-        """Keys are sorted, as Jinja2 does: a row whose fields come in another order renders to the same text."""
+        """Write JSON with sorted keys, as Jinja2 does: the order of a row's fields then changes no text."""
         data = to_json(list(value) if isinstance(value, Iterator) else value, sort=True, indent=indent)
         text = data.decode()
         # Characters outside of ASCII stand only inside of texts.

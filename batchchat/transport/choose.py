@@ -51,7 +51,7 @@ def choose_transport(
 
 
 def proxy_for(url: httpx.URL) -> str | None:
-    """The proxy that the environment names for an address, None for a direct way."""
+    """Return the proxy that the environment names for an address, None for a direct way."""
     host = f"{url.host}:{url.port}" if url.port is not None else url.host
     # A proxy's own `localhost` is another machine.
     if _is_this_machine(url.host) or proxy_bypass(host):
@@ -70,7 +70,7 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _on_asyncio() -> bool:
-    """Whether the running event loop is asyncio's, as uvloop's is. Raises RuntimeError outside any loop."""
+    """Return whether the running event loop is asyncio's, as uvloop's is. Raises RuntimeError outside any loop."""
     anyio.current_time()
     try:
         asyncio.get_running_loop()

@@ -43,7 +43,7 @@ class Home(Protocol):
         """Drop a connection that is closed or closing. Called at least once for each."""
 
     def keeps(self, *, streamed: bool) -> bool:
-        """Whether a connection may be kept after an answer; `streamed` says that this was an event stream."""
+        """Return whether a connection may be kept after an answer; `streamed` says that this was an event stream."""
 
     def unasked(self) -> None:
         """Note that the server sent an answer that nobody asked for."""

@@ -36,7 +36,7 @@ class BodyDecoder:
     def feed(self, data: bytes, room: int) -> bytes:
         """Decode the next piece to at most `room` bytes.
 
-        Raises `ResponseTooLarge` where there is more, `httpx.DecodingError` where the data is damaged.
+        Raises `ResponseTooLarge` if there is more, `httpx.DecodingError` if the data is damaged.
         """
         if self._inflate is None:
             data = self._opening + data
@@ -87,7 +87,7 @@ class BodyDecoder:
 
 
 def decoder_for(coding: bytes) -> BodyDecoder | None:
-    """The decoder for a `Content-Encoding` value, None for `identity`.
+    """Return the decoder for a `Content-Encoding` value, None for `identity`.
 
     Raises `httpx.DecodingError` for a coding that was not asked for.
     """

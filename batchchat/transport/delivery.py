@@ -17,13 +17,13 @@ _SIZE = _SENT[0] + _SENT[1].size
 
 
 def surely_undelivered(sock: socket.socket, written: int, *, peer_closed: bool) -> bool:
-    """Whether the end of what was written certainly never reached the peer.
+    """Return whether the end of what was written certainly never reached the peer.
 
     `written` is the number of bytes given to the connection since it was opened (for TLS, before encryption: fewer than
     went out, so that the answer errs towards False). Two facts are certain. Bytes that never left this machine were not
-    received. And where the peer ended its side in order (`peer_closed`, a FIN), bytes it had received before are
+    received. And if the peer ended its side in order (`peer_closed`, a FIN), bytes it had received before are
     acknowledged by that very segment, so what is still unacknowledged came too late for it. A reset proves nothing: it
-    may overtake an acknowledgement. False also where the system does not tell.
+    may overtake an acknowledgement. False also if the system does not tell.
     """
     if sys.platform != "linux":
         return False

@@ -30,7 +30,7 @@ Address = tuple[socket.AddressFamily, Any]
 """Address family and what `socket.connect` takes."""
 
 Resolver = Callable[[str, int], Awaitable[Sequence[Address]]]
-"""Looks up a host and port. Raises OSError (`socket.gaierror`) where there is no such name."""
+"""Looks up a host and port. Raises OSError (`socket.gaierror`) if there is no such name."""
 
 
 async def resolve(host: str, port: int) -> list[Address]:
@@ -52,7 +52,7 @@ class AddressBook:
         self._until = 0.0
 
     async def addresses(self) -> list[Address]:
-        """The addresses, families alternating. Raises `httpx.ConnectError` where the name cannot be resolved."""
+        """Return the addresses, families alternating. Raises `httpx.ConnectError` if the name cannot be resolved."""
         if anyio.current_time() >= self._until:
             async with self._lock:
                 if anyio.current_time() >= self._until:  # or the one before has just looked it up
@@ -81,7 +81,7 @@ class AddressBook:
 async def dial(addresses: Sequence[Address]) -> socket.socket:
     """Connect to the first address that answers; each gets a head start over the next.
 
-    Raises OSError with every address's reason, `StorageError` where this process may open no further file.
+    Raises OSError with every address's reason, `StorageError` if this process may open no further file.
     """
     if len(addresses) == 1:
         return await _connect(addresses[0])
@@ -121,7 +121,7 @@ async def dial(addresses: Sequence[Address]) -> socket.socket:
 
 
 def connect_error(error: OSError | EOFError, where: str) -> httpx.RequestError | StorageError:
-    """What a failure to connect to `where` is called; the text of TLS errors is kept as it is."""
+    """Return what a failure to connect to `where` is called; the text of TLS errors is kept as it is."""
     if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
         return _too_many_files(error)
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -28,7 +28,7 @@ class UntrustedServer(httpx.ConnectError):
 
 
 def untrusted(error: BaseException) -> bool:
-    """Whether an error, or what led to it, is a certificate that was not accepted."""
+    """Return whether an error, or what led to it, is a certificate that was not accepted."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, ssl.SSLCertVerificationError):
@@ -38,7 +38,7 @@ def untrusted(error: BaseException) -> bool:
 
 
 def ended_unanswered(error: BaseException) -> bool:
-    """Whether a connection ended soon, before any byte of an answer.
+    """Return whether a connection ended soon, before any byte of an answer.
 
     So ends a kept connection that the server had closed as the request was written.
     """
@@ -46,7 +46,7 @@ def ended_unanswered(error: BaseException) -> bool:
 
 
 def request_sent(error: BaseException) -> bool:
-    """Whether the server may have received the whole request that ended in `error`.
+    """Return whether the server may have received the whole request that ended in `error`.
 
     False is certain: nothing can have been done, or billed, for it. True means that nobody can know.
     """

@@ -70,6 +70,13 @@ class Route:
         self.tells_length = method not in {b"GET", b"HEAD"}
         self.wants_body = method != b"HEAD"
 
+    def head_of(self, body: bytes) -> bytes:
+        """Return the head of a request with this body."""
+        # A GET without a body has no length; a POST without one has length 0 (RFC 9110, 8.6).
+        if body or self.tells_length:
+            return b"%bContent-Length: %d\r\n\r\n" % (self.head, len(body))
+        return self.head + b"\r\n"
+
 
 @runtime_checkable
 class Exchange(Protocol):
@@ -78,7 +85,7 @@ class Exchange(Protocol):
     def route(self, method: str, url: httpx.URL | str, headers: HeaderTypes) -> Route:
         """Prepare for many requests to the same address with the same header fields.
 
-        `Content-Length` is added to each request, `Host` where absent. Raises `httpx.UnsupportedProtocol` for a URL
+        `Content-Length` is added to each request, `Host` if absent. Raises `httpx.UnsupportedProtocol` for a URL
         that is not http(s), `httpx.LocalProtocolError` for fields that cannot be sent.
         """
 
@@ -95,7 +102,7 @@ class Exchange(Protocol):
         `timeout` (seconds) bounds every silence, `total` the whole, connecting included. A successful answer that is an
         event stream goes into `sink`, where one is given, as it comes: the answer's own body is then empty, and what
         goes wrong once the sink is done is no matter. Raises subclasses of `httpx.RequestError`, each of which
-        `request_sent` can be asked about, and `StorageError` where this process may open no further file.
+        `request_sent` can be asked about, and `StorageError` if this process may open no further file.
         """
 
 
@@ -288,11 +295,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
         connection, kept = route.origin.take(), True
         if connection is None:
             connection, kept = await self._open(route.origin, connect_timeout, ends_at)
-        # A GET without a body has no length; a POST without one has length 0 (RFC 9110, 8.6).
-        if body or route.tells_length:
-            head = b"%bContent-Length: %d\r\n\r\n" % (route.head, len(body))
-        else:
-            head = route.head + b"\r\n"
+        head = route.head_of(body)
         while True:
             loop = connection.loop
             incoming = Incoming(
@@ -337,7 +340,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
     async def _open(
         self, origin: Origin, timeout: float | None, ends_at: float, *, fresh: bool = False
     ) -> tuple[Connection, bool]:
-        """A connection that came back meanwhile (True), or a new one (False); the latter always where `fresh`."""
+        """Return a connection that came back meanwhile (true), or a new one (false), which a `fresh` one always is."""
         # asyncio's own timeout, and one for both bounds: two of anyio's would be a quarter of what a connection costs.
         loop = self._loop = self._loop or asyncio.get_running_loop()
         try:

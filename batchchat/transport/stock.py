@@ -82,7 +82,7 @@ class StockTransport(httpx.AsyncBaseTransport):
     """`httpx.AsyncHTTPTransport` under many concurrent requests, with bounded responses.
 
     `verify` is the context for https; without one no server is trusted. `proxy` is the proxy's URL. With `http2` (needs
-    the `h2` package) all requests share one pool, whose connections carry many at once. Raises ImportError where a
+    the `h2` package) all requests share one pool, whose connections carry many at once. Raises ImportError if a
     package is missing, ValueError for a proxy that is not understood.
     """
 

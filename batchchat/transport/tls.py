@@ -12,7 +12,7 @@ from batchchat.errors import UsageError
 
 
 def tls_context(ca_file: str | Path | None = None) -> ssl.SSLContext:
-    """A client context that verifies certificates and host names, for HTTP/1.1.
+    """Return a client context that verifies certificates and host names, for HTTP/1.1.
 
     Trusted are the system's authorities and certifi's, plus those in `ca_file` (PEM). Where `SSL_CERT_FILE` or
     `SSL_CERT_DIR` is set, it stands in place of the system's and certifi's. Raises `UsageError` for a `ca_file` that

@@ -1,6 +1,7 @@
 """A run that kills itself at a named step of the store. Its arguments: the job, the step, and how often it is passed.
 
-The process ends by SIGKILL when the step is reached for the given time, else with the run's exit code.
+The process ends by SIGKILL when the step is reached for the given time, else with the run's exit code. `between` is no
+step of the store: it is the end of the first commit after which a row of a cascade is between two steps.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import anyio
 
 import batchchat
 from batchchat.runner.run import run_job
-from batchchat.store import Store
+from batchchat.store import Store, read_state
+
+BETWEEN = "between"
 
 
 def main() -> None:
@@ -24,7 +27,10 @@ def main() -> None:
 
     def point(name: str) -> None:
         nonlocal left
-        if name == wanted:
+        if wanted == BETWEEN:
+            if name == "commit.after" and read_state(Path("out")).answers:
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif name == wanted:
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)

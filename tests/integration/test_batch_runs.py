@@ -12,7 +12,7 @@ import pytest
 import batchchat
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.demo.batches.options import BatchOptions
-from batchchat.engines.batch.ledger import read_ledger
+from batchchat.engines.batch.ledger import ChunkState, Step, read_history
 from batchchat.events import Event, RunSummary
 from batchchat.job import Job
 from batchchat.runner.control import Control
@@ -48,8 +48,8 @@ def ran(demo: DemoServer) -> int:
     return demo.stats().batch.lines
 
 
-def chunks_left(folder: Path) -> int:
-    return len(read_ledger(batches_folder(folder / "out")))
+def chunks_left(folder: Path) -> list[ChunkState]:
+    return [chunk for chunk in read_history(batches_folder(folder / "out")) if chunk.step is not Step.CLEANED]
 
 
 def test_a_batch_leaves_the_records_of_a_local_run_at_half_the_price(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_batch_leaves_the_records_of_a_local_run_at_half_the_price(tmp_path: P
     cost = "select sum(cost) from data"
     assert query(tmp_path / "batch", cost)[0][0] == pytest.approx(query(tmp_path / "local", cost)[0][0] / 2)
     assert summary.spend.cost == pytest.approx(query(tmp_path / "batch", cost)[0][0])
-    assert chunks_left(tmp_path) == 0
+    assert not chunks_left(tmp_path)
 
 
 def test_no_wait_leaves_batches_running_and_the_next_run_takes_their_answers(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_no_wait_leaves_batches_running_and_the_next_run_takes_their_answers(tmp
         assert (last.exit_code, last.ok) == (0, 28)
         assert last.sent == 3
         assert ran(demo) == 28
-    assert chunks_left(tmp_path) == 0
+    assert not chunks_left(tmp_path)
 
 
 def test_an_edited_prompt_keeps_what_the_earlier_one_was_paid_for(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_fault_costs_no_row_and_no_second_answer(tmp_path: Path, faults: dict[
         assert (summary.exit_code, summary.ok, summary.failed) == (0, 24, 0), summary.reason
         assert ran(demo) == 24
     assert query(tmp_path, "select count(*), count(distinct custom_id) from data") == [(24, 24)]
-    assert chunks_left(tmp_path) == 0
+    assert not chunks_left(tmp_path)
 
 
 @pytest.mark.parametrize("faults", REPEATED, ids="-".join)
@@ -176,7 +176,7 @@ def test_what_was_not_answered_goes_into_another_batch(tmp_path: Path, faults: d
         summary = go(batch_job(tmp_path, demo, {"rounds": 8}, retry={"attempts": 8}))
         assert (summary.exit_code, summary.ok, summary.failed) == (0, 24, 0), summary.reason
     assert query(tmp_path, "select count(*), count(distinct custom_id) from data") == [(24, 24)]
-    assert chunks_left(tmp_path) == 0
+    assert not chunks_left(tmp_path)
 
 
 def test_one_bad_line_costs_its_own_row(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_queued_tokens_bound_what_is_under_way(tmp_path: Path) -> None:
     with server(seconds=0.3) as demo:
         first = go(batch_job(tmp_path, demo, {"queued_tokens": 100}), wait=False)
         assert first.exit_code == 4
-        chunks = read_ledger(batches_folder(tmp_path / "out")).values()
+        chunks = chunks_left(tmp_path)
         tokens = sum(chunk.prompt_tokens for chunk in chunks if chunk.batch is not None)
         assert 0 < tokens <= 100
         summary = go(batch_job(tmp_path, demo, {"queued_tokens": 100}))
@@ -284,7 +284,7 @@ def test_cancel_keeps_what_was_answered_and_leaves_the_rest_open(
         summary = go(job, cancel_batches=True)
         assert (summary.exit_code, summary.failed, summary.sent) == (0, 0, 0)
         assert summary.ok + summary.open == 20
-        assert chunks_left(tmp_path) == 0
+        assert not chunks_left(tmp_path)
         last = go(job)
         assert (last.exit_code, last.ok) == (0, 20)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from batchchat.cli import cli
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.demo.batches.options import BatchOptions
 from batchchat.errors import JobError
-from batchchat.job import Job
+from batchchat.job import Job, load_job
 from batchchat.labelling.reviews import Review, line_of
 from batchchat.planning import plan_job
 from batchchat.runner.preparation import prepare
@@ -239,6 +240,20 @@ def test_agreement_with_a_column(labelled: Path) -> None:
     assert unsure["fields"][0]["measures"]["accuracy"]["value"] < right
 
 
+def test_agreement_of_parts_of_the_rows(labelled: Path) -> None:
+    words = ("agreement", labelled / "out", "--against", "label", "--by", "label")
+    found = command(*words)
+    assert found.exit_code == 0, found.output
+    assert "group" in found.output
+    (one,) = json.loads(command(*words, "--json").output)["fields"]
+    sql = "select label, count(*), avg((label = parsed.label)::int) from data group by 1 order by 2 desc, 1"
+    told = [(group["value"], group["measures"]["n"], group["measures"]["accuracy"]["value"]) for group in one["groups"]]
+    assert told == [(label, n, pytest.approx(right)) for label, n, right in query(labelled, sql)]
+    against = ("agreement", labelled / "out", "--against", labelled / "large", "--by", "label", "--json")
+    two = json.loads(command(*against).output)["fields"]
+    assert [len(field["groups"]) for field in two] == [len(told)] * 2
+
+
 def test_agreement_of_two_models(labelled: Path) -> None:
     data = json.loads(command("agreement", labelled / "out", "--against", labelled / "large", "--json").output)
     assert {one["field"] for one in data["fields"]} == {"label", "urgent"}
@@ -285,6 +300,9 @@ def test_agreement_with_people_and_among_them(tmp_path: Path, demo: DemoServer) 
         ((), "nothing to compare"),
         (("--against", "lable"), "did you mean 'label'"),
         (("--against", "key"), "no input column 'key'"),
+        (("--against", "label", "--field", "label", "--by", "labl"), "no input column 'labl' (did you mean 'label'?)"),
+        (("--against", "label", "--field", "label", "--by", "ticket_id"), "which is no set of groups"),
+        (("--by", "label"), "--by label: there is nothing that the answers of"),
         (("--against", "input_extra", "--field", "label"), "empty in every row"),
         (("--against", "body"), "several labels"),
         (("--against", "label", "--field", "labl"), "no field 'labl'"),
@@ -343,10 +361,46 @@ def test_calibrate_finds_a_threshold_and_asks_nothing_twice(tmp_path: Path, demo
     assert "No threshold reaches the target" in strict.output
 
 
+def test_calibrate_takes_what_people_say_as_right(tmp_path: Path, demo: DemoServer) -> None:
+    path = _job_file(tmp_path, demo, confidence="logprobs")
+    assert run(load_job(path)).exit_code == 0
+    rows = query(tmp_path, "select custom_id, key, row_index, label, confidence from data order by row_index")
+    reviews = []
+    for custom_id, key, row_index, label, sure in rows:
+        # The unsure rows were all chosen, and one of two of the others.
+        if sure < 0.8 or row_index % 2 == 0:
+            chance = 1.0 if sure < 0.8 else 0.5
+            reviews.append(
+                Review(custom_id, row_index, {"label": label}, "ann", "2026-01-01T00:00:00+00:00", key, chance)
+            )
+            if row_index == reviews[0].row_index:  # people are divided on it
+                reviews.append(replace(reviews[-1], reviewer="bo", values={"label": "other"}))
+    write_review_lines(tmp_path / "out", "form.jsonl", map(line_of, reviews))
+    words: list[str | Path] = ["calibrate", path, "--reviewed", tmp_path / "out", "--field", "label"]
+    words += ["--large", "demo-large", "--target", "0.6", "-q", "--json"]
+    before = demo.stats().requests
+    found = command(*words)
+    assert found.exit_code == 0, found.output
+    data = json.loads(found.output)
+    unsure = sum(review.probability == 1 for review in reviews if review.reviewer == "ann")
+    others = len(reviews) - 1 - unsure
+    # All rows that had the least chance count, and about half of those that were chosen for sure.
+    assert data["rows"] + data["left_out"] == unsure + others
+    assert others - 1 <= data["rows"] < others + 0.8 * unsure
+    assert demo.stats().requests - before == 2 * data["rows"]
+    assert data["expected"] == f"people's reviews of {tmp_path / 'out'}"
+    # The same rows are kept each time: nothing is asked again.
+    assert json.loads(command(*words).output) == data
+    assert demo.stats().requests - before == 2 * data["rows"]
+    assert "Give one of --expected" in refused(*words, "--expected", "label")
+    assert "no reviewed row" in refused(*words[:3], tmp_path / "out.calibrate" / "small", *words[4:])
+
+
 @pytest.mark.parametrize(
     ("response", "words", "told"),
     [
         ({}, ("--expected", "label", "--large", "demo-large"), "a threshold needs it"),
+        ({"confidence": "logprobs"}, ("--large", "demo-large"), "Give one of --expected COLUMN and --reviewed DIR"),
         ({"confidence": "logprobs"}, ("--expected", "gold", "--large", "demo-large"), "no column 'gold'"),
         ({"confidence": "logprobs"}, ("--expected", "nothing", "--large", "demo-large"), "empty in every row"),
         ({"confidence": "logprobs"}, ("--expected", "label"), "no second model"),

@@ -430,6 +430,42 @@ def test_a_text_is_reviewed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [record["completion"] for record in records] == ["better" if n == number else f"answer {n}" for n in (0, 1)]
 
 
+def test_calls_of_tools_are_shown(tmp_path: Path) -> None:
+    write_rows(
+        tmp_path / "rows.jsonl", ({"id": f"T-{n}", "text": f"ticket {n}", "tool_calls": "own"} for n in range(4))
+    )
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        number = int(json.loads(request.content)["messages"][-1]["content"].removeprefix("T-"))
+        call = {"id": "c1", "type": "function", "function": {"name": "close", "arguments": f'{{"ticket": {number}}}'}}
+        message: dict[str, Any] = (
+            {"content": None, "tool_calls": [call]} if number % 2 else {"content": "nothing to do"}
+        )
+        reason = "tool_calls" if number % 2 else "stop"
+        usage = {"prompt_tokens": 5, "completion_tokens": 3}
+        return httpx.Response(200, json={"choices": [{"message": message, "finish_reason": reason}], "usage": usage})
+
+    tool = {"type": "function", "function": {"name": "close", "parameters": {"type": "object"}}}
+    job = make_job(
+        tmp_path,
+        None,
+        input={"path": str(tmp_path / "rows.jsonl"), "key": "id"},
+        messages=[{"role": "user", "content": "{{ id }}"}],
+        params={"tools": [tool]},
+    )
+    batchchat.run(job, transport=httpx.MockTransport(answer), environ={})
+    out = Path(job.output.path)
+    lines = {line["key"]: line for line in form(out, tmp_path / "form.jsonl")}
+    assert lines["T-1"]["row"]["tool_calls"] == [{"name": "close", "arguments": '{"ticket": 1}'}]
+    assert lines["T-2"]["row"]["tool_calls"] is None
+    assert lines["T-2"]["answer"] == {"completion": "nothing to do"}
+    for name in ("form.csv", "form.html", "form.labelstudio.json"):
+        form(out, tmp_path / name)
+        assert "ticket" in (tmp_path / name).read_text()
+    given = filled(tmp_path / "back.jsonl", [lines["T-1"]], values={"completion": "closed"}, reviewer="Ada")
+    assert take_reviews(out, [given]).new == 1
+
+
 def test_status_and_show_tell_of_reviews(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

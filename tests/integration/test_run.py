@@ -17,7 +17,7 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.export import export
 from batchchat.inspection import find_records, status_of
 from batchchat.planning import plan_job
-from batchchat.runner.control import StopRequest
+from batchchat.runner.control import Control
 from batchchat.runner.options import RunOptions
 from batchchat.runner.run import run_job
 from batchchat.store import Store
@@ -355,7 +355,7 @@ def test_answers_that_the_archive_lost_are_asked_for_again(tmp_path: Path, demo:
 
 def test_a_stop_asked_for_before_the_run_begins_ends_it_at_once(tmp_path: Path, demo: DemoServer) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(2000))
-    stop = StopRequest()
+    stop = Control()
     stop.stop(reason="changed my mind", exit_code=130)
     started = time.monotonic()
     summary = batchchat.run(make_job(tmp_path, demo.base_url), stop=stop, environ={})

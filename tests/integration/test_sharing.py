@@ -25,7 +25,7 @@ from batchchat.events import RunSummary
 from batchchat.job import Job
 from batchchat.planning import plan_job
 from batchchat.records import Completion, Reply, Request, RowBatch, Usage, Verdict
-from batchchat.runner.control import StopRequest
+from batchchat.runner.control import Control
 from batchchat.runner.options import RunOptions
 from batchchat.runner.reuse import Reuse
 from batchchat.runner.run import run_job
@@ -334,7 +334,7 @@ def test_an_equal_row_that_comes_after_the_failure_shares_it_too(tmp_path: Path)
 
 
 def test_what_waits_for_a_request_that_never_ends_stays_open(tmp_path: Path) -> None:
-    stop = StopRequest()
+    stop = Control()
 
     async def slow(request: httpx.Request) -> httpx.Response:
         if asked(request).endswith(" 3"):

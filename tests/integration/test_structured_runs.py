@@ -17,7 +17,7 @@ from batchchat.events import RunSummary
 from batchchat.export import export
 from batchchat.inspection import find_records
 from batchchat.records import ErrorKind
-from batchchat.runner.control import StopRequest
+from batchchat.runner.control import Control
 from batchchat.runner.options import RunOptions
 from batchchat.runner.run import run_job
 from batchchat.store import read_state, verify
@@ -415,7 +415,7 @@ def test_what_a_refusal_or_a_filter_stops_is_not_corrected(tmp_path: Path) -> No
 def stopped_after(folder: Path, answers: Sequence[Said], **fields: Any) -> Scripted:
     """Run one row and stop it, as a signal does, while its next request is under way."""
     write_rows(folder / "rows.jsonl", texts(1))
-    stop = StopRequest()
+    stop = Control()
 
     def script(_row: int, step: int) -> Said:
         if step <= len(answers):

@@ -204,12 +204,17 @@ def test_verdicts_of_pairwise_judges_are_told_row_by_row(tmp_path: Path, browser
         longer_first = text.find("a long answer") < text.rfind("short")
         return json.dumps({"reason": "the longer one says more", "verdict": "A" if longer_first else "B"})
 
-    judge = {"name": "liked", "kind": "pairwise", "rubric": "Which is better?", "model": "judge"}
-    directory = scored(tmp_path, ROWS[:8], answer, variants=VARIANTS[:2], scorers=[*SCORERS[1:2], judge])
+    judge = {"name": "liked", "kind": "pairwise", "rubric": "Which is better?", "model": "judge", "gold": "best"}
+    rows = [{**row, "best": "short" if at == 3 else "long"} for at, row in enumerate(ROWS[:8])]
+    directory = scored(tmp_path, rows, answer, variants=VARIANTS[:2], scorers=[*SCORERS[1:2], judge])
     target = tmp_path / "report.html"
     write_suite_report(directory, target)
     with browser.open(target) as page:
         ready(page)
+        # The judge has its column in the table, and is held against the right verdicts.
+        assert page.texts(".variants tbody td[data-label=liked] .mean") == ["100.0%", "0.0%"]
+        (agreement,) = page.texts("#judge-agreement tbody tr")
+        assert agreement.startswith("liked\tcolumn best\t8\t0.875 ")
         page.choose("#score", "1")
         assert page.text("#differences") == "Differences by liked"
         page.click("#pairs tbody button.link:text('8')")

@@ -84,3 +84,11 @@ def test_an_evaluation_is_refused_on_object_storage(tmp_path: Path) -> None:
     with pytest.raises(BatchchatError) as caught:
         load_suite(suite)
     assert "a folder of this machine" in str(caught.value)
+
+
+def test_the_sample_job_with_a_bucket_is_a_job() -> None:
+    path = Path(__file__).parents[2] / "jobs" / "buckets" / "label-tickets.yaml"
+    job = load_job(path)
+    assert job.output.path == "s3://my-bucket/label-tickets"
+    assert Path(job.input.path).is_file()
+    job.check_params(job.resolved_provider())

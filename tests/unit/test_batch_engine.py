@@ -22,7 +22,7 @@ from batchchat import read_output
 from batchchat.engines.batch.building import Planned
 from batchchat.engines.batch.carried import Carried
 from batchchat.engines.batch.chunks import ChunkReader, ChunkWriter, remove_leftovers
-from batchchat.engines.batch.ledger import ChunkState, Ledger, Step, read_history, read_ledger
+from batchchat.engines.batch.ledger import ChunkState, Ledger, Step, read_history
 from batchchat.engines.batch.onward import Onward
 from batchchat.engines.batch.service import (
     BatchProblem,
@@ -213,6 +213,32 @@ def test_a_job_that_every_line_is_refused_for_stops_with_all_rows_open(tmp_path:
     assert (summary.exit_code, summary.failed, summary.open) == (3, 0, 20)
 
 
+@pytest.mark.parametrize("limit", ["20%", 30])
+def test_too_many_failed_lines_stop_the_run(tmp_path: Path, limit: object) -> None:
+    refused = json.dumps({"error": {"message": "the text is too long", "code": "too_long"}}).encode()
+
+    def answer(custom_id: str, line: bytes) -> ResultLine | None:
+        if int(json.loads(line)["body"]["messages"][-1]["content"].rsplit(" ", 1)[1]) % 2:
+            return ResultLine(custom_id, 400, refused)
+        return ResultLine(custom_id, 200, completion())
+
+    service = FakeService(answer=answer)
+    engine = {"max_lines": 40, "queued_tokens": 1_500}
+    limits = {"max_failed": limit}
+    summary, _, _ = simulate(tmp_path, service, 400, engine=engine, limits=limits)
+    assert summary.exit_code == 3
+    assert summary.open > 100
+    assert 0 < summary.failed < 100
+    assert f"limits.max_failed ({limit})" in (summary.reason or "")
+    assert "raise limits.max_failed" in (summary.remedy or "")
+    created = len(service.batches)
+    # The limit shapes no request: without it, the same rows go on, and none is asked again.
+    later, _, _ = simulate(tmp_path, service, 400, engine=engine)
+    assert (later.exit_code, later.ok, later.failed, later.open) == (1, 200, 200, 0)
+    assert len(service.batches) > created
+    assert b"".join(service.files.values()).count(b"\n") == 400
+
+
 def test_a_remedy_of_the_provider_stops_the_run(tmp_path: Path) -> None:
     problem = BatchProblem("model_not_found", "no such model", remedy="Choose another one.")
     service = FakeService(status=BatchStatus.FAILED, problems=(problem,))
@@ -296,8 +322,7 @@ def test_a_torn_line_of_the_ledger_is_cut_and_a_damaged_one_is_told(tmp_path: Pa
         assert set(again.chunks) == {1}
         assert again.next_number() == 3
         assert path.read_bytes() == whole
-    assert read_ledger(tmp_path)[1].step is Step.CREATING
-    assert [state.number for state in read_history(tmp_path)] == [1, 2]
+    assert [(state.number, state.step) for state in read_history(tmp_path)] == [(1, Step.CREATING), (2, Step.CLEANED)]
     path.write_bytes(whole.replace(b'"lines":3', b'"lines":4', 1))
     with pytest.raises(StorageError, match=r"batches\.jsonl:1: the line is damaged"):
         Ledger(tmp_path)

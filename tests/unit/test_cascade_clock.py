@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from batchchat.errors import JobError
-from batchchat.runner.control import StopRequest
+from batchchat.runner.control import Control
 from tests.integration.jobs import make_job, query
 from tests.unit.test_pool_clock import Servers, status, totals
 from tests.unit.test_run_clock import row_of, simulate
@@ -170,7 +170,7 @@ def test_another_threshold_or_second_model_asks_the_first_one_nothing_again(tmp_
 
 def stopped(folder: Path, models: Models, cascade: list[dict[str, Any]] = TWO) -> None:
     """Run until the first answers of the first step are kept, and the second one has answered nothing."""
-    stop = StopRequest()
+    stop = Control()
 
     def large(_row: int, _body: dict[str, Any]) -> httpx.Response:
         stop.stop(reason="asked to", exit_code=143)
@@ -181,6 +181,53 @@ def stopped(folder: Path, models: Models, cascade: list[dict[str, Any]] = TWO) -
     assert summary.open
     del models.special["large"]
     models.by_model.clear()
+
+
+def test_each_sample_of_a_row_has_its_own_steps(tmp_path: Path) -> None:
+    # One sample of each row is sure, and the other is not.
+    seen: set[int] = set()
+
+    def small(row: int, _body: dict[str, Any]) -> httpx.Response:
+        sure = 0.95 if row in seen else 0.5
+        seen.add(row)
+        return says("small", sure)
+
+    models = Models(small=small)
+    summary, _, _ = run(tmp_path, models, 6, samples=2)
+    assert totals(summary) == (0, 12, 0)
+    assert models.rows("small") == sorted([*range(6), *range(6)])
+    assert models.rows("large") == list(range(6))
+    sql = "select row_index, count(distinct sample_index), min(step), max(step) from data group by 1 order by 1"
+    assert query(tmp_path, sql) == [(row, 2, 1, 2) for row in range(6)]
+
+
+def test_each_step_may_stream(tmp_path: Path) -> None:
+    def streamed(model: str, sure: float) -> httpx.Response:
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        text = json.dumps({"label": "yes", "sure": sure})
+        chunks: list[dict[str, Any]] = [
+            {"choices": [{"index": 0, "delta": {"content": piece}}], "model": model} for piece in (text[:9], text[9:])
+        ]
+        chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "model": model})
+        chunks.append({"choices": [], "usage": usage, "model": model})
+        events = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+        content = "".join([*events, "data: [DONE]\n\n"]).encode()
+        return httpx.Response(200, content=content, headers={"content-type": "text/event-stream"})
+
+    def small(row: int, body: dict[str, Any]) -> httpx.Response:
+        assert body["stream"] is True
+        return streamed("small", 0.95 if row % 2 == 0 else 0.5)
+
+    def large(_row: int, body: dict[str, Any]) -> httpx.Response:
+        assert body["stream"] is True
+        return streamed("large", 0.4)
+
+    models = Models(small=small, large=large)
+    summary, _, _ = run(tmp_path, models, 8, params={"stream": True}, prices=PRICES)
+    assert totals(summary) == (0, 8, 0)
+    assert models.rows("large") == [1, 3, 5, 7]
+    sql = "select step, count(*), count(ttft_s), min(earlier_steps[1].confidence) from data group by 1 order by 1"
+    assert query(tmp_path, sql) == [(1, 4, 4, None), (2, 4, 4, 0.5)]
 
 
 def test_a_stopped_run_goes_on_at_the_next_step(tmp_path: Path) -> None:

@@ -519,7 +519,7 @@ def test_a_batch_has_no_limits_to_set() -> None:
 
     async def main() -> None:
         async with anyio.create_task_group() as group:
-            steering = RunSteering(run, group, anyio.lowlevel.checkpoint, look_s=1)  # type: ignore[arg-type]
+            steering = RunSteering(run, group, anyio.lowlevel.checkpoint, look_s=1)
             refused = pytest.raises(UsageError, match=r"limits\.concurrency: this run sends batches")
             with control.watch(steering), refused:
                 control.set({"limits.concurrency": 3, "grace": 3.0})

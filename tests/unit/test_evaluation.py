@@ -611,6 +611,46 @@ def test_what_samples_cannot_tell_is_refused_with_its_place(bench: Bench) -> Non
         check_suite(alike)
 
 
+def test_variants_may_be_cascades(tmp_path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"label": {"enum": ["yes", "no"]}, "sure": {"type": "number"}},
+        "required": ["label", "sure"],
+        "additionalProperties": False,
+    }
+
+    def answer(model: str, text: str) -> str:
+        number = int(text.rsplit(" ", 1)[1])
+        wrong = model == "small" and number % 4 == 0
+        label = {"yes": "no", "no": "yes"}[GOLD[number]] if wrong else GOLD[number]
+        return json.dumps({"label": label, "sure": 0.5 if model == "small" and number % 2 == 0 else 0.95})
+
+    bench = Bench(tmp_path, Provider(answer))
+    bench.rows({"id": f"r{at}", "text": f"row {at}", "gold": gold} for at, gold in enumerate(GOLD))
+    steps = [{"model": "small", "accept": {"confidence": 0.9}}, {"model": "large"}]
+    suite = bench.suite(
+        job={
+            "model": None,
+            "cascade": steps,
+            "prices": None,
+            "response": {"schema": schema, "confidence": {"field": "sure"}},
+        },
+        variants=[{"name": "both"}, {"name": "small alone", "cascade": [], "model": "small"}],
+        scorers=[{"name": "right", "kind": "exact", "expected": "gold", "field": "parsed.label"}],
+    )
+    done = bench.evaluate(suite)
+    assert (done.exit_code, done.reason) == (0, None)
+    assert done.summary is not None
+    both, alone = done.summary.variants
+    assert (both.name, both.rows, both.scores["right"].mean) == ("both", 20, 1.0)
+    assert (alone.name, alone.rows, alone.scores["right"].mean) == ("small alone", 20, 0.75)
+    # 20 rows of each variant, and the unsure half of the cascade's once more.
+    assert len(bench.provider.asked) == 50
+    again = bench.evaluate(suite)
+    assert len(bench.provider.asked) == 50
+    assert again.summary == done.summary
+
+
 def test_a_row_that_one_variant_skips_counts_for_none(bench: Bench) -> None:
     """All variants are measured by the same rows, and no answer is said to be still to come."""
     variants = [

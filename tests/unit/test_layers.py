@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -21,12 +22,12 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"credentials", "events", "providers", "identity", "images", "objects", "structured"}),
     frozenset({"attachments", "cascade", "money"}),
     frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
-    frozenset({"cache", "store", "client", "acceptance", "examples"}),
+    frozenset({"cache", "store", "client", "acceptance", "examples", "sharing"}),
     frozenset({"endpoints"}),
     frozenset({"engines", "intake"}),
     frozenset({"runner", "choosing"}),
-    frozenset({"planning", "inspection", "history", "joining", "controlling", "metrics"}),
-    frozenset({"labelling"}),
+    frozenset({"planning", "inspection", "history", "joining", "controlling", "metrics", "resharding"}),
+    frozenset({"labelling", "workers"}),
     frozenset({"following", "report"}),
     frozenset({"evaluation"}),
     frozenset({"export"}),
@@ -209,12 +210,27 @@ def test_a_run_imports_nothing_that_it_does_not_use() -> None:
     script = (
         "import sys; import batchchat.cli as cli; cli._start_fast();"
         "import batchchat.cli.running, batchchat.runner.run, batchchat.transport, batchchat.job.model as model;"
-        "heavy = 'rich pygments starlette uvicorn jsonschema duckdb openpyxl sqlite3 multiprocessing'.split();"
+        "heavy = 'rich pygments starlette uvicorn jsonschema duckdb obstore openpyxl sqlite3 multiprocessing'.split();"
+        "heavy.append('pandas');"
         "print([name for name in heavy if sys.modules.get(name) is not None],"
         "[name for name, section in model.FIELDS.items() if section.__pydantic_complete__])"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout == "[] []\n"
+
+
+def test_a_user_s_own_module_may_import_pandas_and_convert_to_it(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import pandas, pyarrow as pa\n"
+        "frame = pa.Table.from_pylist([{'a': 1}]).to_pandas()\n"
+        "print(frame['a'].tolist(), pa.array(frame['a']).to_pylist())\n"
+    )
+    script = "import batchchat.cli as cli; cli._start_fast(); import batchchat.store.output, own"
+    run = [sys.executable, "-c", script]
+    answer = subprocess.run(
+        run, capture_output=True, text=True, check=True, timeout=60, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    assert answer.stdout == "[1] [1]\n"
 
 
 @pytest.mark.parametrize("page", [".github/CONTRIBUTING.md", "tests/README.md"])

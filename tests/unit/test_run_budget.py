@@ -13,7 +13,7 @@ import trio.testing
 from batchchat.budget import Budget
 from batchchat.errors import JobError
 from batchchat.events import RunSummary
-from batchchat.runner.control import StopRequest
+from batchchat.runner.control import Control
 from batchchat.runner.run import run_job
 from tests.integration.jobs import make_job, texts, write_rows
 from tests.unit.test_run_clock import Provider, answer, inline, row_of, simulate
@@ -199,7 +199,7 @@ def test_a_deadline_that_comes_when_everything_is_done_is_none(tmp_path: Path) -
 
 
 def test_a_signal_before_the_deadline_keeps_its_own_exit_code(tmp_path: Path) -> None:
-    stop = StopRequest()
+    stop = Control()
 
     async def handler(request: httpx.Request) -> httpx.Response:
         if row_of(request) == 20:

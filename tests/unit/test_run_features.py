@@ -11,7 +11,7 @@ import pytest
 
 from batchchat.records import answer_bytes
 from batchchat.runner import reuse, rows
-from batchchat.runner.control import StopRequest
+from batchchat.runner.control import Control
 from batchchat.store import Store, read_state
 from tests.integration.jobs import query
 from tests.unit.test_run_clock import Provider, answer, simulate
@@ -38,7 +38,7 @@ def test_a_deadline_when_all_samples_are_settled_ends_nothing_early(tmp_path: Pa
 
 def test_an_edit_between_stops_leaves_no_records_of_another_text(tmp_path: Path) -> None:
     """Without a key: the first text's run never came to its end, nor did a later one's."""
-    stop = StopRequest()
+    stop = Control()
 
     async def handler(request: httpx.Request) -> httpx.Response:
         response = await in_a_second(request)
@@ -48,7 +48,7 @@ def test_an_edit_between_stops_leaves_no_records_of_another_text(tmp_path: Path)
 
     def run(prompt: str) -> Any:
         nonlocal stop
-        stop = StopRequest()
+        stop = Control()
         provider.times.clear()
         messages = [{"role": "user", "content": f"{prompt} {{{{ text }}}}"}]
         limits = {"concurrency": 1}
@@ -82,7 +82,7 @@ def test_equal_rows_behind_a_refusal_do_not_wait_for_ever(tmp_path: Path, monkey
 
 def test_an_answer_from_the_cache_ends_corrections_at_what_they_cost(tmp_path: Path) -> None:
     """A run is stopped behind an answer that does not fit; meanwhile another job learns the right one."""
-    stop = StopRequest()
+    stop = Control()
     text = "prose"
 
     async def handler(_request: httpx.Request) -> httpx.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from batchchat.evaluation.evaluate import Evaluation
 from batchchat.evaluation.results.looks import draw_rows, kept_plan
 from batchchat.evaluation.results.scoring import score_suite
 from batchchat.evaluation.results.summary import SequentialSummary, SuiteSummary, from_json, read_summary
+from batchchat.report import write_suite_report
+from batchchat.report.looks import LookLine, looks_of
+from batchchat.report.suite_folder import read_suite
 from tests.integration.suites import Bench, Provider
 
 ROWS = 150
@@ -68,6 +72,35 @@ def test_what_is_surely_worse_is_dropped_and_the_rest_goes_on(bench: Bench) -> N
     assert verdicts["good", "fair"] == ("open", 150)
     assert read_summary(bench.out) == summary
     assert from_json(orjson.loads(orjson.dumps(summary.as_json(), default=str))) == summary
+
+
+def test_a_page_tells_the_looks(bench: Bench, tmp_path: Path) -> None:
+    def page() -> tuple[str, list[LookLine]]:
+        write_suite_report(bench.out, tmp_path / "report.html")
+        found = looks_of(read_suite(bench.out))
+        assert found is not None
+        assert found.told in html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
+        return found.told, found.lines
+
+    settle(bench, options={"limit": 149}, budget={"max_requests": 170})
+    told_, lines = page()
+    assert told_.startswith("Not settled after 1 look, at 50 of 149 rows: ")
+    assert [line[2] for line in lines] == ["went on", "to come", "to come"]
+    _, found = told(settle(bench, options={"limit": 149}))
+    told_, lines = page()
+    assert told_ == (
+        f"Not settled after 3 looks, at 149 of 149 rows: {found.asked} of 447 answers were asked, "
+        f"{found.saved:.0%} fewer than for all rows."
+    )
+    assert lines == [
+        (1, 50, "went on", ["bad"]),
+        (2, 100, "went on", []),
+        (3, 149, "not settled", []),
+    ]
+    settle(bench, margin=0.15, options={"fresh": True})
+    told_, lines = page()
+    assert told_.startswith("Settled after 2 looks, at 100 of 150 rows: ")
+    assert [line[2] for line in lines] == ["went on", "settled", "not needed"]
 
 
 def test_all_variants_are_asked_the_same_rows_of_a_random_order(bench: Bench) -> None:

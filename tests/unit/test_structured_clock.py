@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 import batchchat
-from batchchat.runner.control import StopRequest
+from batchchat.runner.control import Control
 from batchchat.store import read_state
 from tests.integration.jobs import query
 from tests.unit.test_run_clock import Provider, answer, simulate
@@ -78,7 +78,7 @@ def test_an_outage_between_an_answer_and_its_correction_costs_nothing(tmp_path: 
 def test_a_correction_that_is_never_answered_keeps_the_answer_it_was_about(
     tmp_path: Path, status: int, stopped: bool
 ) -> None:
-    stop = StopRequest()
+    stop = Control()
 
     async def handler(request: httpx.Request) -> httpx.Response:
         await anyio.sleep(1)
@@ -108,7 +108,7 @@ def test_stopped_again_and_again_every_answer_counts_once(tmp_path: Path, seed: 
     """Whatever comes of the answers: what was answered is in the ledger and in the records, and was asked once."""
     random, rows, answered = Random(seed), 60, 0
     bodies: list[bytes] = []
-    stop = StopRequest()
+    stop = Control()
 
     async def handler(request: httpx.Request) -> httpx.Response:
         nonlocal answered
@@ -132,7 +132,7 @@ def test_stopped_again_and_again_every_answer_counts_once(tmp_path: Path, seed: 
         "output": {"path": str(tmp_path / "out"), "part_rows": 20, "part_seconds": 3},
     }
     for number in range(20):
-        stop = StopRequest()
+        stop = Control()
         summary, _, _ = simulate(tmp_path, Provider(handler), rows, stop=stop, **fields)
         assert read_state(tmp_path / "out").spend.requests == summary.spend_total.requests == answered
         if not summary.open:

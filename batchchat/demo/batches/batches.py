@@ -1,7 +1,8 @@
-"""Batches and their statuses over time.
+"""Batches: they are made, move on with time, and end with their files.
 
-What a batch shows follows from its record and the clock: validating, then in_progress while its lines seem to be
-answered at an even pace, then finalizing, then an end. Nothing runs in between: whoever looks moves it on.
+What a batch shows follows from its record and the clock (`batch_timeline.py`): validating, then in_progress while its
+lines seem to be answered at an even pace, then finalizing, then an end. Nothing runs in between: whoever looks moves it
+on.
 
     created ── 15 % ── in_progress ── 85 % ── finalizing ── 100 % ── completed        of `BatchOptions.seconds`
 """
@@ -20,6 +21,7 @@ from typing import Any
 import orjson
 
 from batchchat.demo.batches.batch import Batch, BatchOrder, BatchOutcome, Stand
+from batchchat.demo.batches.batch_timeline import BatchTimeline
 from batchchat.demo.batches.checking import Checked, FileProblem, check_file
 from batchchat.demo.batches.dialects import DemoDialect
 from batchchat.demo.batches.faults import BatchFaults
@@ -29,12 +31,9 @@ from batchchat.demo.batches.places import FilePlace
 from batchchat.demo.batches.results import LineAnswer, LineWriter
 from batchchat.demo.batches.work import Lines, Work, Worker
 
-_VALIDATED, _RAN, _CANCELLED = 0.15, 0.85, 0.1
-"""Shares of a batch's time: until it is validated, until all lines ran; and how long cancelling takes."""
-
 
 class Batches:
-    """All batches of one server. Its methods block and may be called from any thread, save where they say otherwise."""
+    """All batches of one server. Its methods block and may be called from any thread, unless they say otherwise."""
 
     def __init__(
         self,
@@ -47,7 +46,6 @@ class Batches:
         answer: Callable[[bytes], LineAnswer],
         now: Callable[[], float],
     ) -> None:
-        self._options = options
         self._faults = faults
         self._folder = folder / "batches"
         self._scratch = folder / "scratch"
@@ -56,6 +54,7 @@ class Batches:
         self._answer = answer
         self._empty_error_file = dialect.empty_error_file or faults.flag("error_file_empty")
         self._now = now
+        self._timeline = BatchTimeline(options.seconds, faults, expires=dialect.expires)
         self._lock = threading.Lock()
         self._batches: dict[str, Batch] = {}
         self._works: dict[str, Work] = {}
@@ -165,10 +164,10 @@ class Batches:
         return self._batches.get(batch_id)
 
     def wait_for_work(self, batches: Iterable[Batch], seconds: float) -> None:
-        """Wait for the thread where the clock says that all lines ran, and at most so long."""
+        """Wait for the thread if the clock says that all lines ran, and at most so long."""
         for batch in batches:
             work = self._works.get(batch.id)
-            due = batch.created + _RAN * self._options.seconds
+            due = self._timeline.all_ran_at(batch)
             # The thread is slower than the clock says that the provider is: a look would see a batch that hangs.
             if work is not None and self._now() >= due and not work.finished.wait(seconds):
                 return
@@ -186,6 +185,7 @@ class Batches:
         if self.look(batch).ended:
             return False
         with self._lock:
+            # Asked twice, the first time counts.
             if batch.cancelled is None:
                 batch.cancelled = self._now()
                 self._save(batch)
@@ -249,61 +249,8 @@ class Batches:
         """Return where a batch stands at a moment."""
         if batch.outcome is not None:
             return batch.outcome.stand
-        validated = batch.created + _VALIDATED * self._options.seconds
-        if batch.problem is not None:
-            if now < validated:
-                return Stand("validating")
-            return Stand("failed", times={"failed": validated})
-        stand = self._ending(batch, now) or self._running(batch, now)
-        if self._dialect.expires and not stand.ended and now >= batch.expires:
-            done = self._running(batch, batch.expires).done
-            return Stand("expired", done, done, {**stand.times, "expired": batch.expires})
-        return stand
-
-    def _running(self, batch: Batch, now: float) -> Stand:
-        """Return where a batch stands that nobody cancels and that does not expire."""
-        seconds, faults = self._options.seconds, self._faults
-        validated, ran = (batch.created + share * seconds for share in (_VALIDATED, _RAN))
-        if now < validated:
-            return Stand("validating")
-        times = {"in_progress": validated}
-        work = self._works[batch.id]
-        share = 1.0 if now >= ran else (now - validated) / (ran - validated)
-        done = min(work.done, int(share * batch.total))
-        if faults.batch("stuck_running", batch.number):
-            return Stand("in_progress", min(done, batch.total // 2), times=times)
-        # The clock is ahead of the thread: the batch waits for it.
-        if now < ran or batch.worked is None or now < batch.worked:
-            return Stand("in_progress", done, times=times)
-        finalizing = max(ran, batch.worked)
-        times["finalizing"] = finalizing
-        end = finalizing + (1 - _RAN) * seconds + faults.seconds("finalizing")
-        if now < end or faults.batch("stuck_finalizing", batch.number):
-            return Stand("finalizing", batch.total, times=times)
-        return Stand("completed", batch.total, batch.total, {**times, "completed": end})
-
-    def _ending(self, batch: Batch, now: float) -> Stand | None:
-        """Return where a batch stands that was cancelled, or that is to expire by a fault; None if it is neither."""
-        seconds, faults, number = self._options.seconds, self._faults, batch.number
-        if faults.batch("expire", number) or faults.batch("expire_empty", number):
-            due = batch.created + _RAN * seconds
-            times = {"in_progress": batch.created + _VALIDATED * seconds}
-            if now >= due and batch.worked is not None:
-                done = 0 if faults.batch("expire_empty", number) else batch.total // 2
-                return Stand("expired", done, done, {**times, "expired": due})
-        # Asked twice, the first time counts.
-        if batch.cancelled is None:
-            return None
-        before = self._running(batch, batch.cancelled)
-        times = {**before.times, "cancelling": batch.cancelled}
-        end = batch.cancelled + _CANCELLED * seconds + faults.seconds("cancel_slow")
-        wants_all = faults.batch("cancel_all", number)
-        # Cancelling takes its time, and with this fault every line is answered first.
-        if now < end or (wants_all and batch.worked is None):
-            return Stand("cancelling", before.done, times=times)
-        done = batch.total if wants_all else before.done
-        kept = 0 if faults.batch("cancel_none", number) else done
-        return Stand("cancelled", done, kept, {**times, "cancelled": end})
+        work = self._works.get(batch.id)
+        return self._timeline.stand(batch, now, 0 if work is None else work.done)
 
     def _end(self, batch: Batch, stand: Stand) -> None:
         """Write the files of a batch that has ended, and its record."""

@@ -15,7 +15,7 @@ from batchchat.demo.batches.checking import CheckWords, FileProblem, LineCheck, 
 from batchchat.demo.batches.dialects import CHAT, DemoDialect, ToldBatch, error_entry, read_metadata
 from batchchat.demo.batches.files import FileStore, StoredFile
 from batchchat.demo.batches.http import bad, whole_number
-from batchchat.demo.batches.places import Bucket, FilePlace
+from batchchat.demo.batches.places import DemoBucket, FilePlace
 from batchchat.demo.batches.results import LineResult, openai_line, response_of
 from batchchat.demo.request import ApiError
 
@@ -386,7 +386,7 @@ class Scaleway(DemoDialect):
 
     def place(self, files: FileStore) -> FilePlace:
         """Return the customer's bucket."""
-        return Bucket()
+        return DemoBucket()
 
     def batch(self, view: ToldBatch) -> dict[str, Any]:
         """Return a batch without metadata."""

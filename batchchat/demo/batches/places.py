@@ -47,7 +47,7 @@ class OwnFiles:
         return file_id
 
 
-class Bucket:
+class DemoBucket:
     """The objects of a customer. Keys and endpoint come from the environment, as a client's do.
 
     SCW_ACCESS_KEY and SCW_SECRET_KEY, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; AWS_ENDPOINT_URL_S3 or

@@ -1,8 +1,8 @@
 """The thread that answers the lines of batches, one batch after the other, as fast as it can.
 
-How far a batch *seems* to be follows from the clock (`batches.py`); the thread only has to be ahead of that. It answers
-lines in a shuffled order and writes the results as they come, so that the results of the first k lines are the first
-bytes of the two files, whatever k turns out to be when the batch ends.
+How far a batch *seems* to be follows from the clock (`batch_timeline.py`); the thread only has to be ahead of that. It
+answers lines in a shuffled order and writes the results as they come, so that the results of the first k lines are the
+first bytes of the two files, whatever k turns out to be when the batch ends.
 """
 
 from __future__ import annotations

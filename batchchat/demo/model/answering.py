@@ -120,7 +120,7 @@ class _Reading:
         return tools[rank(described, self._text).names[0]]
 
     def text(self) -> str:
-        """Return the answer in words, or as JSON where JSON was asked for."""
+        """Return the answer in words, or as JSON if JSON was asked for."""
         request = self._request
         if self._schema is not None:
             return orjson.dumps(self.filled(self._schema)).decode()
@@ -130,7 +130,7 @@ class _Reading:
         return plain
 
     def filled(self, schema: dict[str, Any] | bool) -> Any:
-        """Return an instance of `schema`, filled from the text. Raises ApiError (400) where it is no schema."""
+        """Return an instance of `schema`, filled from the text. Raises ApiError (400) if it is no schema."""
         judgement = self._judgement
         labels = self._labels.labels if self._labels else ()
         best = rank(labels, self._text) if labels else None
@@ -148,7 +148,7 @@ class _Reading:
             raise ApiError(400, f"the schema cannot be used: {error}", param="response_format") from None
 
     def reasoning(self) -> str | None:
-        """Return a sentence about the answer where the request asks for reasoning."""
+        """Return a sentence about the answer if the request asks for reasoning."""
         if not self._request.reasoning:
             return None
         if self._chosen is not None and (words := evidence(self._chosen, self._text)):
@@ -233,7 +233,7 @@ def corrects(request: ChatRequest) -> bool:
 
 
 def _asked(request: ChatRequest) -> str:
-    """Return the user's words to work on: the last user message, or the one before it where that only corrects us."""
+    """Return the user's words to work on: the last user message, or the one before it if that only corrects us."""
     said = [turn.text for turn in request.turns if turn.role == "user"]
     if not said:
         return request.turns[-1].text

@@ -29,7 +29,7 @@ _CANDIDATES = ("answer", "response", "output", "candidate", "completion", "reply
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict from 0 to 1, the scale the prompt names, and `a`, `b` or `tie` where there are two candidates."""
+    """A verdict from 0 to 1, the scale the prompt names, and `a`, `b` or `tie` if there are two candidates."""
 
     score: float
     scale: tuple[int, int] | None = None
@@ -37,7 +37,7 @@ class Judgement:
 
 
 def judge(prompt: str) -> Judgement | None:
-    """Judge what a prompt shows; None where it asks for no judgement or shows nothing to judge."""
+    """Judge what a prompt shows; None if it asks for no judgement or shows nothing to judge."""
     asked = _ASKS.search(prompt)
     if asked is None:
         return None

@@ -164,7 +164,7 @@ def _usable(items: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Labels from best to worst, and the share of all points that the best one has (0 where nothing matched)."""
+    """Labels from best to worst, and the share of all points that the best one has (0 if nothing matched)."""
 
     names: tuple[str, ...]
     confidence: float

@@ -1,8 +1,8 @@
 """Filling a JSON Schema from a text by simple rules, so that structured output and tool arguments are valid.
 
 Enums take the label that shares most words with the text; strings, numbers and dates are looked up in the text by the
-property's name or format and otherwise take words of the text; booleans are true where the text speaks of the
-property; nullable values are null where nothing was found. Every property is given. `pattern` is met where some part
+property's name or format and otherwise take words of the text; booleans are true if the text speaks of the
+property; nullable values are null if nothing was found. Every property is given. `pattern` is met if some part
 of the text meets it; `not`, `if` and `dependent…` are not read.
 """
 
@@ -72,7 +72,7 @@ _LANGUAGES: Mapping[str, frozenset[str]] = {
 
 
 def guess_language(text: str) -> str:
-    """Guess the language of a text (an ISO 639-1 code) from its script and its commonest words; `en` where unsure."""
+    """Guess the language of a text (an ISO 639-1 code) from its script and its commonest words; `en` if unsure."""
     for code, first, last in (("ar", "\u0600", "\u06ff"), ("he", "\u0590", "\u05ff"), ("ru", "\u0400", "\u04ff")):
         if sum(first <= char <= last for char in text) * 4 > len(text):
             return code
@@ -92,7 +92,7 @@ class Filler:
     """Builds instances of a schema from one text.
 
     `choose` picks among labels, `labels` are those that the prompt allows (for free strings such as `label`), `score`
-    is a verdict from 0 to 1 where the prompt asks for a judgement, `confidence` how sure the labelling is.
+    is a verdict from 0 to 1 if the prompt asks for a judgement, `confidence` how sure the labelling is.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Filler:
                 return self._string(schema, name, optional=optional)
 
     def _kinds(self, schema: Schema) -> tuple[list[str], bool]:
-        """Return the schema's types without null (guessed where it names none), and whether null is allowed."""
+        """Return the schema's types without null (guessed if it names none), and whether null is allowed."""
         kind = schema.get("type")
         if kind is None:
             if "properties" in schema or "required" in schema:
@@ -237,7 +237,7 @@ class Filler:
         return [self._value(items, name, depth + 1)]
 
     def _another(self, items: Schema, name: str, depth: int, index: int) -> Any:
-        """Return one more item, unlike those before it where the schema lets it differ."""
+        """Return one more item, unlike those before it if the schema lets it differ."""
         if options := items.get("enum"):
             return options[index % len(options)]
         value = self._value(items, name, depth + 1)
@@ -318,7 +318,7 @@ class Filler:
         return found if found is not None or optional else first_words(self._text, 6)
 
     def _named_string(self, name: str) -> str | None:
-        """Return what the text holds for a string of that name; None where it holds nothing."""
+        """Return what the text holds for a string of that name; None if it holds nothing."""
         words = _name_words(name)
         if words & _LANGUAGE_NAMES:
             return guess_language(self._text)

@@ -34,7 +34,7 @@ class Bounds:
 
     @classmethod
     def of(cls, service: BatchService, *, lines: int | None, nbytes: int | None, queued_tokens: int | None) -> Bounds:
-        """Return the provider's bounds, and where the job's own are lower, those."""
+        """Return the provider's bounds, and if the job's own are lower, those."""
         limits = service.limits
         most = int(limits.file_bytes * _MARGIN)
         known = [tokens for tokens in (limits.queued_tokens, queued_tokens) if tokens is not None]

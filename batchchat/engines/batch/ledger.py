@@ -156,16 +156,11 @@ class Ledger:
         self.chunks.pop(number, None)
 
 
-def read_ledger(folder: Path) -> dict[int, ChunkState]:
-    """Return the state of every chunk that is not cleaned up, by its number; none if there is no ledger.
+def read_history(folder: Path) -> list[ChunkState]:
+    """Return the last state of every chunk that ever was, the oldest first; none if there is no ledger.
 
     Reads while a run is going, too. Raises StorageError.
     """
-    return _replay(folder)[0]
-
-
-def read_history(folder: Path) -> list[ChunkState]:
-    """Return the last state of every chunk that ever was, the oldest first. Raises StorageError."""
     return list(_replay(folder, all_of_them=True)[0].values())
 
 

@@ -42,7 +42,7 @@ class LookSchedule:
         self._next: float | None = None
 
     def note_created(self) -> None:
-        """Note that a batch was created: where batches end within seconds, it is looked at soon."""
+        """Note that a batch was created: if batches end within seconds, it is looked at soon."""
         self._created_at = anyio.current_time()
 
     def due_in(self, queue: ChunkQueue) -> float | None:

@@ -67,7 +67,7 @@ class Sending:
         except ChunkTooLarge as error:
             self._listener(Event("batch_too_large", f"{state.name}: {error}: it is sent in parts", "warning"))
             bounds = self._queue.bounds
-            # Chunks of later are built smaller too, or each would be refused and parted again.
+            # Later chunks are built smaller too, or each would be refused and parted again.
             bounds.lines = max(1, min(bounds.lines, state.lines // 2))
             bounds.nbytes = max(1, min(bounds.nbytes, state.nbytes // 2))
             await self.part(planned, RefusedChunk(str(error), too_large=True))

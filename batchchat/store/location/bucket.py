@@ -37,7 +37,7 @@ class Tag(NamedTuple):
         return other is not None and self.etag.strip('"') == other.etag.strip('"')
 
 
-class Found(NamedTuple):
+class FoundObject(NamedTuple):
     """An object as it was read. `written` is when the store took it, by the store's own clock."""
 
     data: bytes
@@ -46,7 +46,7 @@ class Found(NamedTuple):
     written: datetime
 
 
-class Listed(NamedTuple):
+class ListedObject(NamedTuple):
     """An object as a listing tells it; `path` is its whole name."""
 
     path: str
@@ -70,7 +70,7 @@ class RefusedError(StorageError):
 class OtherContentError(Exception):
     """Another writer's content is there. `found` is it, None if the object is gone."""
 
-    def __init__(self, path: str, found: Found | None) -> None:
+    def __init__(self, path: str, found: FoundObject | None) -> None:
         super().__init__(path)
         self.found = found
 
@@ -83,14 +83,14 @@ class Objects(Protocol):
 
     unquoted: bool
 
-    def get(self, path: str, *, span: tuple[int, int] | None = None, tag: Tag | None = None) -> Found | None:
+    def get(self, path: str, *, span: tuple[int, int] | None = None, tag: Tag | None = None) -> FoundObject | None:
         """Return an object, None if there is none.
 
         `span` is the part of it from a byte to another; a negative first one counts from the end. With a `tag`, raises
         ConditionFailedError if the object has another.
         """
 
-    def head(self, path: str) -> Listed | None:
+    def head(self, path: str) -> ListedObject | None:
         """Return what a listing would tell of an object, None if there is none."""
 
     def put(self, path: str, data: bytes, *, create: bool = False, tag: Tag | None = None) -> Tag:
@@ -99,7 +99,7 @@ class Objects(Protocol):
         Raises ConditionFailedError if not.
         """
 
-    def list(self, prefix: str) -> Sequence[Listed]:
+    def list(self, prefix: str) -> Sequence[ListedObject]:
         """Return the objects below a prefix, which ends with a slash."""
 
     def folders(self, prefix: str) -> Sequence[str]:
@@ -117,7 +117,7 @@ def _silent(_: str) -> None:
 
 
 @dataclass(slots=True)
-class Patience:
+class StorePatience:
     """How long a store that is away is waited for, and who is told. `hurry` ends every wait at once."""
 
     seconds: float = READER_WAIT_S
@@ -137,7 +137,7 @@ class Patience:
 class _Wait:
     """The wait of one operation for a store that is away."""
 
-    def __init__(self, patience: Patience, address: str, seconds: float | None) -> None:
+    def __init__(self, patience: StorePatience, address: str, seconds: float | None) -> None:
         self._patience = patience
         self._address = address
         self._seconds = patience.seconds if seconds is None else seconds
@@ -171,7 +171,7 @@ class _Wait:
             self._patience.tell(f"{self._address}: the store answers again")
 
 
-class Bucket:
+class ObjectBucket:
     """The objects of one store below a prefix. `address` is the URL of the prefix; `store` tells the store from others.
 
     Every method raises StorageError if the store stays away, or refuses. `wait` of a method takes the place of the
@@ -179,12 +179,12 @@ class Bucket:
     """
 
     def __init__(
-        self, objects: Objects, prefix: str, address: str, *, store: str = "", patience: Patience | None = None
+        self, objects: Objects, prefix: str, address: str, *, store: str = "", patience: StorePatience | None = None
     ) -> None:
         self.objects = objects
         self.address = address
         self.store = store
-        self.patience = patience or Patience()
+        self.patience = patience or StorePatience()
         self._prefix = prefix.strip("/")
 
     def path(self, name: str) -> str:
@@ -195,44 +195,45 @@ class Bucket:
         """Return by which URL the user finds an object."""
         return f"{self.address.rstrip('/')}/{name}"
 
-    def below(self, folder: str) -> Bucket:
+    def below(self, folder: str) -> ObjectBucket:
         """Return the bucket below a folder of this one; both wait with one patience."""
-        return Bucket(
+        return ObjectBucket(
             self.objects, self.path(folder), self.address_of(folder), store=self.store, patience=self.patience
         )
 
-    def beside(self, name: str) -> Bucket:
+    def beside(self, name: str) -> ObjectBucket:
         """Return the bucket that has another name in the same place."""
         above, _, _ = self._prefix.rpartition("/")
         address = f"{self.address.rstrip('/').rpartition('/')[0]}/{name}"
         prefix = f"{above}/{name}" if above else name
-        return Bucket(self.objects, prefix, address, store=self.store, patience=self.patience)
+        return ObjectBucket(self.objects, prefix, address, store=self.store, patience=self.patience)
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
-    def get(self, name: str, *, wait: float | None = None) -> Found | None:
+    def get(self, name: str, *, wait: float | None = None) -> FoundObject | None:
         """Return an object, None if there is none."""
-        return self._ask(lambda: self.objects.get(self.path(name)), wait)
+        return self.patiently(lambda: self.objects.get(self.path(name)), wait)
 
-    def span(self, name: str, first: int, last: int, tag: Tag | None = None) -> Found | None:
+    def span(self, name: str, first: int, last: int, tag: Tag | None = None) -> FoundObject | None:
         """Return some bytes of an object, as `Objects.get`. Raises ConditionFailedError if it has another tag."""
-        return self._ask(lambda: self.objects.get(self.path(name), span=(first, last), tag=tag))
+        return self.patiently(lambda: self.objects.get(self.path(name), span=(first, last), tag=tag))
 
-    def head(self, name: str) -> Listed | None:
+    def head(self, name: str) -> ListedObject | None:
         """Return what a listing tells of an object, None if there is none."""
-        return self._ask(lambda: self.objects.head(self.path(name)))
+        return self.patiently(lambda: self.objects.head(self.path(name)))
 
-    def listed(self, folder: str = "") -> list[tuple[str, Listed]]:
+    def listed(self, folder: str = "") -> list[tuple[str, ListedObject]]:
         """Return the objects below a folder by their names in it, sorted."""
         prefix = self.path(f"{folder}/" if folder else "")
-        found = self._ask(lambda: self.objects.list(prefix))
+        found = self.patiently(lambda: self.objects.list(prefix))
         return sorted((one.path[len(prefix) :], one) for one in found)
 
     def folders(self) -> list[str]:
         """Return the names directly below the prefix; folders end with a slash."""
-        return list(self._ask(lambda: self.objects.folders(self.path(""))))
+        return list(self.patiently(lambda: self.objects.folders(self.path(""))))
 
-    def _ask(self, work: Callable[[], _T], wait: float | None = None) -> _T:
+    def patiently(self, work: Callable[[], _T], wait: float | None = None) -> _T:
+        """Return what some work returns; do it again, after a pause, as long as a request of it has no answer."""
         waiting = _Wait(self.patience, self.address, wait)
         while True:
             try:
@@ -252,15 +253,23 @@ class Bucket:
             try:
                 tag = self.objects.put(self.path(name), data, create=True)
             except (ConditionFailedError, UnclearError) as error:
-                found = self.get(name)
+                _, found = self._look(name)
                 if found is not None:
                     if found.data == data:
                         return found.tag
                     raise OtherContentError(name, found) from error
+                # Nothing is there, or nobody knows: the condition decides.
                 waiting.again(error)
             else:
                 waiting.over()
                 return tag
+
+    def _look(self, name: str) -> tuple[bool, FoundObject | None]:
+        """Look once what is there after a write whose outcome is not known; tell whether the store answered."""
+        try:
+            return True, self.objects.get(self.path(name))
+        except UnclearError:
+            return False, None
 
     def replace(self, name: str, data: bytes, tag: Tag, *, wait: float | None = None) -> Tag:
         """Write over an object that has this tag. Raises OtherContentError if it has another, or is gone."""
@@ -269,10 +278,10 @@ class Bucket:
             try:
                 new = self.objects.put(self.path(name), data, tag=tag)
             except (ConditionFailedError, UnclearError) as error:
-                found = self.get(name, wait=wait)
+                known, found = self._look(name)
                 if found is not None and found.data == data:
                     return found.tag
-                if found is None or not found.tag.same(tag):
+                if known and (found is None or not found.tag.same(tag)):
                     raise OtherContentError(name, found) from error
                 waiting.again(error)
             else:
@@ -281,13 +290,13 @@ class Bucket:
 
     def put(self, name: str, data: bytes, *, wait: float | None = None) -> Tag:
         """Write an object, whatever is there. For what nobody else writes, or what may be lost."""
-        return self._ask(lambda: self.objects.put(self.path(name), data), wait)
+        return self.patiently(lambda: self.objects.put(self.path(name), data), wait)
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects; those that are not there are no error."""
         if names:
-            self._ask(lambda: self.objects.delete([self.path(name) for name in names]))
+            self.patiently(lambda: self.objects.delete([self.path(name) for name in names]))
 
-    def copy_to(self, other: Bucket, name: str) -> None:
+    def copy_to(self, other: ObjectBucket, name: str) -> None:
         """Copy an object to another bucket of the same store, under the same name."""
-        self._ask(lambda: self.objects.copy(self.path(name), other.path(name)))
+        self.patiently(lambda: self.objects.copy(self.path(name), other.path(name)))

@@ -33,7 +33,7 @@ def location_of(output: Location | Path | str, shard: int | None = None) -> Loca
     return FolderLocation(Path(output), shard)
 
 
-def is_output_folder(address: Path | str) -> bool:
+def is_output_folder(address: Location | Path | str) -> bool:
     """Tell whether an address is an output; one that holds something else is none, and no error."""
     try:
         return location_of(address).holds_output()

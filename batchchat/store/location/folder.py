@@ -37,6 +37,7 @@ from batchchat.errors import OutputLocked, UsageError
 from batchchat.store.location.disk import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
+    exchange,
     publish_bytes,
     storage_errors,
     synchronize_folder,
@@ -65,7 +66,7 @@ _LOOKS = 3
 class FolderLocation:
     """The location of an output in a folder, or of one shard of it: a shard has a state of its own."""
 
-    commit_s = live_s = 0.0
+    commit_s = live_s = look_s = 0.0
 
     def __init__(self, root: Path, shard: int | None = None) -> None:
         self.root = root
@@ -205,18 +206,57 @@ class FolderLocation:
             for folder in (self._state, self.root):
                 synchronize_folder(folder)
 
-    def move_away(self) -> str:
-        """Rename the whole output to a free name beside it, and return that name."""
+    def move_away(self, like: Path | None = None) -> str:
+        """Rename the whole output to a free name beside it, that of an old output `like` this one; return the name."""
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        target = self.root.with_name(f"{self.root.name}.old-{stamp}")
+        name = (like or self.root).name
+        target = self.root.with_name(f"{name}.old-{stamp}")
         number = 1
         while target.exists():
-            target = self.root.with_name(f"{self.root.name}.old-{stamp}.{number}")
+            target = self.root.with_name(f"{name}.old-{stamp}.{number}")
             number += 1
         with storage_errors(self.root):
             self.root.rename(target)
             synchronize_folder(self.root.parent)
         return str(target)
+
+    # ---- an output that takes the place of another ------------------------------------------------------------------
+
+    def draft(self) -> FolderLocation:
+        """Return a place beside this one for an output that is to take its place; what a killed move left is removed.
+
+        Raises UsageError if something else is there.
+        """
+        draft = FolderLocation(self.root.with_name(f"{self.root.name}.resharding"))
+        if draft.root.exists():
+            draft.holds_output()  # raises if it is somebody else's
+            draft.remove()
+        return draft
+
+    def carry_over(self, draft: FolderLocation) -> None:
+        """Copy what users have put beside the dataset to the output that is to take its place."""
+        with storage_errors(self.root):
+            for path in self.root.iterdir():
+                target = draft.root / path.name
+                if path in {self._state, self._data} or target.exists():
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.copytree(path, target, symlinks=True)
+                else:
+                    shutil.copy2(path, target, follow_symlinks=False)
+            synchronize_folder(draft.root)
+
+    def change_places(self, draft: FolderLocation) -> str:
+        """Let a draft take the place of this output in one step; return where this one is kept now."""
+        with storage_errors(self.root):
+            if exchange(self.root, draft.root):
+                synchronize_folder(self.root.parent)
+                return FolderLocation(draft.root).move_away(like=self.root)
+            # A file system that cannot exchange two folders, as some network ones: for a moment there is none.
+            kept = self.move_away()
+            draft.root.rename(self.root)
+            synchronize_folder(self.root.parent)
+            return kept
 
     # ---- outputs that were moved away -------------------------------------------------------------------------------
 

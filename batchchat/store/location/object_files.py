@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from batchchat.errors import StorageError
-from batchchat.store.location.bucket import Bucket, ConditionFailedError, Found, OtherContentError, Tag
+from batchchat.store.location.bucket import ConditionFailedError, FoundObject, ObjectBucket, OtherContentError, Tag
 from batchchat.store.location.object_hold import ObjectHold
-from batchchat.store.location.port import PartNames
+from batchchat.store.location.port import PartChangedError, PartNames
 
 _TAIL = 256 * 2**10
 """Bytes that are read of a part at first: its footer, and of a small part all. The footer of a part of 50,000 records
@@ -39,13 +39,17 @@ class Holding:
             raise RuntimeError("hold the output before you write into it")
         return self.hold
 
-    def foreign(self, address: str, error: OtherContentError) -> StorageError:
-        """Return what to raise for an object that another writer has changed: OutputLost if it holds the output now."""
+    def look(self) -> None:
+        """Raise OutputLost if this process held the output, and another one has taken it over."""
         if self.hold is not None:
             self.hold.look()
-        del error
-        return StorageError(
-            f"{address}: somebody else has written it while this run holds the output",
+
+    def foreign(self, address: str, error: OtherContentError) -> PartChangedError:
+        """Return what to raise for a part that somebody else has written. Raises OutputLost if the output is lost."""
+        self.look()
+        gone = "removed" if error.found is None else "written"
+        return PartChangedError(
+            f"{address}: somebody else has {gone} it while this run holds the output",
             remedy="Let nothing but batchchat write into an output. Then run the same command again: it goes on.",
         )
 
@@ -56,7 +60,7 @@ class ObjectParts:
     Before it is written the hold names it, so that the next writer knows which one a lost writer may still write.
     """
 
-    def __init__(self, bucket: Bucket, kind: PartNames, *, holding: Holding, damaged: Bucket) -> None:
+    def __init__(self, bucket: ObjectBucket, kind: PartNames, *, holding: Holding, damaged: ObjectBucket) -> None:
         self.kind = kind
         self.unsettled: list[str] = []
         self._bucket = bucket
@@ -84,10 +88,11 @@ class ObjectParts:
         held = self._holding.hold is not None
         found = self._bucket.span(name, -_TAIL, 0) if held else self._bucket.get(name)
         if found is None:
+            self._holding.look()
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.address(name))
         if held:
             self._tags[name] = found.tag
-        return cast(BinaryIO, ObjectFile(self._bucket, name, found))
+        return cast(BinaryIO, ObjectFile(self._bucket, name, found, self._holding))
 
     def publish(self, name: str, write: Callable[[BinaryIO], None], before: Callable[[], None] | None = None) -> None:
         """Write the whole part into memory, then into the bucket."""
@@ -104,6 +109,7 @@ class ObjectParts:
         try:
             new = self._bucket.create(name, data) if tag is None else self._bucket.replace(name, data, tag)
         except OtherContentError as error:
+            self._tags.pop(name, None)
             raise self._holding.foreign(self.address(name), error) from error
         self._tags[name] = new
         if name in self.unsettled:
@@ -150,7 +156,7 @@ class ObjectParts:
         self.unsettled.clear()
 
 
-def keep_copy(bucket: Bucket, name: str, damaged: Bucket) -> str:
+def keep_copy(bucket: ObjectBucket, name: str, damaged: ObjectBucket) -> str:
     """Copy an object to the damaged files, under a free name, and return its address there."""
     taken = {there for there, _ in damaged.listed()}
     path = PurePosixPath(name)
@@ -169,8 +175,9 @@ class ObjectFile(io.RawIOBase):
     raises an OSError.
     """
 
-    def __init__(self, bucket: Bucket, name: str, found: Found) -> None:
+    def __init__(self, bucket: ObjectBucket, name: str, found: FoundObject, holding: Holding) -> None:
         super().__init__()
+        self._holding = holding
         self._bucket = bucket
         self._name = name
         self._tag = found.tag
@@ -220,6 +227,7 @@ class ObjectFile(io.RawIOBase):
         except ConditionFailedError:
             found = None
         if found is None:
+            self._holding.look()
             raise OSError(
                 errno.ESTALE, "a run replaced it while it was read: try again", self._bucket.address_of(self._name)
             )
@@ -235,7 +243,7 @@ class ObjectState:
     between, what the holder says is right, and is written again.
     """
 
-    def __init__(self, bucket: Bucket, *, holding: Holding, damaged: Bucket) -> None:
+    def __init__(self, bucket: ObjectBucket, *, holding: Holding, damaged: ObjectBucket) -> None:
         self._bucket = bucket
         self._holding = holding
         self._damaged = damaged

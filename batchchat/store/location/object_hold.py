@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from batchchat.errors import OutputLocked, StorageError
-from batchchat.store.location.bucket import Bucket, Found, OtherContentError, Tag
+from batchchat.store.location.bucket import FoundObject, ObjectBucket, OtherContentError, Tag
 from batchchat.store.location.probe import check_conditions
 
 HOLD = "hold.json"
@@ -42,7 +42,7 @@ class OutputLost(StorageError, OutputLocked):
     exit_code = OutputLocked.exit_code
 
 
-def read_record(found: Found | None, address: str) -> dict[str, Any] | None:
+def read_record(found: FoundObject | None, address: str) -> dict[str, Any] | None:
     """Return the record of a hold, None if there is none. Raises StorageError if it is damaged."""
     if found is None:
         return None
@@ -58,7 +58,7 @@ def read_record(found: Found | None, address: str) -> dict[str, Any] | None:
     return value
 
 
-def is_alive(record: dict[str, Any], found: Found) -> bool:
+def is_alive(record: dict[str, Any], found: FoundObject) -> bool:
     """Tell whether the holder of a record seems to be at work: its process is there, and its heartbeat too."""
     if not record.get("held"):
         return False
@@ -79,7 +79,7 @@ class ObjectHold:
 
     def __init__(
         self,
-        bucket: Bucket,
+        bucket: ObjectBucket,
         output: str,
         run_id: str,
         *,
@@ -124,7 +124,7 @@ class ObjectHold:
         if record is None or record.get("writer") != self._writer:
             raise self.lost(found)
 
-    def lost(self, found: Found | None = None) -> OutputLost:
+    def lost(self, found: FoundObject | None = None) -> OutputLost:
         """Note that another run has taken the output over, and return the error that says so."""
         if self._lost is None:
             record: dict[str, Any] = {}
@@ -213,7 +213,7 @@ class ObjectHold:
             self.change(wait=1.0, held=False, clean=clean and not self._troubled)
 
 
-def _locked(address: str, record: dict[str, Any], found: Found) -> OutputLocked:
+def _locked(address: str, record: dict[str, Any], found: FoundObject) -> OutputLocked:
     seconds = max(0.0, (datetime.now(UTC) - found.written).total_seconds())
     return OutputLocked(
         f"another run (pid {record.get('pid')} on {record.get('host')}, since {record.get('started_at')}) holds the "

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 import orjson
 
 from batchchat.errors import StorageError
-from batchchat.store.location.bucket import Bucket, OtherContentError
+from batchchat.store.location.bucket import ObjectBucket, OtherContentError
 from batchchat.store.location.object_files import Holding, keep_copy
 from batchchat.store.location.object_hold import HOLD, read_record
 
@@ -56,7 +56,7 @@ def _is_fence(data: bytes) -> bool:
 class ObjectLog:
     """A generation of the journal, open for appending."""
 
-    def __init__(self, bucket: Bucket, generation: int, holding: Holding) -> None:
+    def __init__(self, bucket: ObjectBucket, generation: int, holding: Holding) -> None:
         self.slots = 0
         self._bucket = bucket
         self._generation = generation
@@ -94,7 +94,7 @@ class ObjectJournals:
 
     keeps_open = False
 
-    def __init__(self, bucket: Bucket, *, holding: Holding, damaged: Bucket) -> None:
+    def __init__(self, bucket: ObjectBucket, *, holding: Holding, damaged: ObjectBucket) -> None:
         self._bucket = bucket
         self._holding = holding
         self._damaged = damaged
@@ -135,7 +135,12 @@ class ObjectJournals:
 
     def open(self, generation: int) -> BinaryIO:
         """Open a journal for reading. Raises FileNotFoundError if it is gone, else StorageError."""
-        return cast(BinaryIO, SlotReader(self._bucket, generation, self.address(generation)))
+        try:
+            return cast(BinaryIO, SlotReader(self._bucket, generation, self.address(generation)))
+        except FileNotFoundError:
+            # Nobody else removes a journal while this process holds the output.
+            self._holding.look()
+            raise
 
     def remove(self, generation: int) -> None:
         """Note that a journal is sealed, then delete its objects, but for a fence."""
@@ -188,7 +193,7 @@ class ObjectJournals:
 class SlotReader(io.RawIOBase):
     """The frames of a journal as one stream. Going to its end takes in the commits that came since."""
 
-    def __init__(self, bucket: Bucket, generation: int, address: str) -> None:
+    def __init__(self, bucket: ObjectBucket, generation: int, address: str) -> None:
         super().__init__()
         self._bucket = bucket
         self._generation = generation

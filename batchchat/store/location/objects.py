@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from batchchat.errors import StorageError, UsageError
-from batchchat.store.location.bucket import Bucket, Objects, Patience
+from batchchat.store.location.bucket import ObjectBucket, Objects, StorePatience
 from batchchat.store.location.disk import PRIVATE_FILE, PRIVATE_FOLDER
 from batchchat.store.location.object_files import Holding, ObjectParts, ObjectState
 from batchchat.store.location.object_hold import HEARTBEAT_S, HOLD, ObjectHold, is_alive, read_record
@@ -39,6 +39,8 @@ COMMIT_S = 0.25
 second are 0.07 $ an hour on Amazon S3, and a record waits a quarter of a second."""
 LIVE_S = 10.0
 """Seconds between two writings of a run's progress, for `status`."""
+LOOK_S = 2.0
+"""Seconds between two looks for a command: each lists one folder, at the price of a write."""
 
 
 class ObjectLocation:
@@ -50,6 +52,7 @@ class ObjectLocation:
 
     commit_s = COMMIT_S
     live_s = LIVE_S
+    look_s = LOOK_S
 
     def __init__(
         self,
@@ -57,13 +60,13 @@ class ObjectLocation:
         shard: int | None = None,
         *,
         objects: Objects | None = None,
-        patience: Patience | None = None,
+        patience: StorePatience | None = None,
         heartbeat: float | None = HEARTBEAT_S,
     ) -> None:
         self._url = url.rstrip("/")
         self._shard = shard
         self._heartbeat = heartbeat
-        self._root = _bucket(self._url, objects, patience or Patience())
+        self._root = _bucket(self._url, objects, patience or StorePatience())
         self._state = self._root.below(_STATE if shard is None else f"{_STATE}/shards/{shard:03d}")
         self._damaged = self._state.below("damaged")
         self._holding = Holding()
@@ -145,7 +148,9 @@ class ObjectLocation:
 
     def holds_output(self) -> bool:
         """Tell whether an output of batchchat is at the URL. Raises UsageError if it is something else."""
-        if any(self._state.head(name) is not None for name in _MARKS) or self.journals.generations():
+        marks = set(self._state.folders())
+        # Fences alone are no output: they stay for ever.
+        if not marks.isdisjoint(_MARKS) or ("journal/" in marks and self.journals.generations()):
             return True
         there = self._root.folders()
         others = [name for name in there if name not in _KNOWN]
@@ -248,15 +253,15 @@ def _cache_folder(url: str, shard: int | None) -> Path:
     return base / "batchchat" / "outputs" / name
 
 
-def _bucket(url: str, objects: Objects | None, patience: Patience) -> Bucket:
+def _bucket(url: str, objects: Objects | None, patience: StorePatience) -> ObjectBucket:
     """Return the bucket below a URL. Raises UsageError if obstore is not installed, or the URL names no bucket."""
     if objects is not None:
-        return Bucket(objects, url.partition("://")[2], url, store="given", patience=patience)
+        return ObjectBucket(objects, url.partition("://")[2], url, store="given", patience=patience)
+    from batchchat.objects import open_store
     from batchchat.store.location.obstore_objects import ObstoreObjects
-    from batchchat.store.location.opening import open_store
 
     store, prefix = open_store(url, retries=0)
-    return Bucket(ObstoreObjects(store, url), prefix, url, store=_identity(store, url), patience=patience)
+    return ObjectBucket(ObstoreObjects(store, url), prefix, url, store=_identity(store, url), patience=patience)
 
 
 def _identity(store: Any, url: str) -> str:

@@ -17,10 +17,20 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
-from batchchat.store.location.bucket import ConditionFailedError, Found, Listed, RefusedError, Tag, UnclearError
+from batchchat.objects import error_text, store_error
+from batchchat.store.location.bucket import (
+    ConditionFailedError,
+    FoundObject,
+    ListedObject,
+    RefusedError,
+    Tag,
+    UnclearError,
+)
 
 _BULK = 1000
 """Objects of one request to delete: the most that S3 takes."""
+_FOR_GOOD = re.compile(r"status(?: code)?:? 4(?!08|09|12|29)\d\d\b")
+"""What a client error says that another try would not change; time-outs, conflicts and too many requests do change."""
 
 
 class ObstoreObjects:
@@ -34,7 +44,7 @@ class ObstoreObjects:
         self._store = store
         self._address = address
 
-    def get(self, path: str, *, span: tuple[int, int] | None = None, tag: Tag | None = None) -> Found | None:
+    def get(self, path: str, *, span: tuple[int, int] | None = None, tag: Tag | None = None) -> FoundObject | None:
         """Return an object or a span of it, None if there is none."""
         options: dict[str, Any] = {}
         if span is not None:
@@ -48,9 +58,9 @@ class ObstoreObjects:
             except FileNotFoundError:
                 return None
             meta = answer.meta
-            return Found(data, _tag_of(meta), meta["size"], meta["last_modified"])
+            return FoundObject(data, _tag_of(meta), meta["size"], meta["last_modified"])
 
-    def head(self, path: str) -> Listed | None:
+    def head(self, path: str) -> ListedObject | None:
         """Return what is known of an object, None if there is none."""
         with self._errors():
             try:
@@ -68,14 +78,14 @@ class ObstoreObjects:
             try:
                 return _tag_of(obstore.put(self._store, path, data, mode=mode, use_multipart=False))
             except (AlreadyExistsError, PreconditionError) as error:
-                raise ConditionFailedError(_words(error)) from error
+                raise ConditionFailedError(error_text(error)) from error
             except FileNotFoundError as error:
                 # Of an object that is replaced, or of the bucket itself: the second would be refused before.
                 if tag is not None:
-                    raise ConditionFailedError(_words(error)) from error
+                    raise ConditionFailedError(error_text(error)) from error
                 raise
 
-    def list(self, prefix: str) -> Sequence[Listed]:
+    def list(self, prefix: str) -> Sequence[ListedObject]:
         """Return the objects below a prefix."""
         with self._errors():
             return [_listed(one) for some in obstore.list(self._store, prefix=prefix or None) for one in some]
@@ -117,22 +127,20 @@ class ObstoreObjects:
         """Turn what obstore raises into UnclearError, ConditionFailedError or RefusedError."""
         try:
             yield
-        except FileNotFoundError as error:
-            raise RefusedError(
-                f"{self._address}: there is no such bucket", remedy="Create it, or correct the address."
-            ) from error
         except PreconditionError as error:
-            raise ConditionFailedError(_words(error)) from error
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise RefusedError(
-                f"{self._address}: the store refuses: {_words(error)}",
-                remedy="Look at the credentials of the environment, and at what they may do: list, read, write and "
-                "delete objects.",
-            ) from error
+            raise ConditionFailedError(error_text(error)) from error
+        except (FileNotFoundError, PermissionDeniedError, UnauthenticatedError) as error:
+            raise self._refused(error) from error
         except NotSupportedError as error:
-            raise RefusedError(f"{self._address}: the store cannot do this: {_words(error)}") from error
+            raise RefusedError(f"{self._address}: the store cannot do this: {error_text(error)}") from error
         except (BaseError, OSError) as error:
-            raise UnclearError(_words(error)) from error
+            if _FOR_GOOD.search(str(error)):
+                raise self._refused(error) from error
+            raise UnclearError(error_text(error)) from error
+
+    def _refused(self, error: Exception) -> RefusedError:
+        told = store_error(self._address, error)
+        return RefusedError(told.message, remedy=told.remedy)
 
 
 def _tag_of(meta: Any) -> Tag:
@@ -140,11 +148,5 @@ def _tag_of(meta: Any) -> Tag:
     return Tag(meta.get("e_tag") or "", version)
 
 
-def _listed(meta: Any) -> Listed:
-    return Listed(meta["path"], meta["size"], _tag_of(meta), meta["last_modified"])
-
-
-def _words(error: Exception) -> str:
-    """Return what an error says, in one line and without what is for developers of the client."""
-    text = str(error).partition("\n\nDebug source")[0]
-    return re.sub(r"\s+", " ", text).strip()[:300] or type(error).__name__
+def _listed(meta: Any) -> ListedObject:
+    return ListedObject(meta["path"], meta["size"], _tag_of(meta), meta["last_modified"])

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+from batchchat.errors import StorageError
+
 
 class PartNames(NamedTuple):
     """How the files of one kind are named: a stem, a number, and a suffix; between them the shard, if there is one.
@@ -44,6 +46,10 @@ class PartNames(NamedTuple):
         return None if found is None else (int(found[2]), int(found[1]) if found[1] else None)
 
 
+class PartChangedError(StorageError):
+    """A part is not as this process read it, although nobody else may write it."""
+
+
 class PartFiles(Protocol):
     """Where the parts, or the files of the archive, are kept."""
 
@@ -64,7 +70,8 @@ class PartFiles(Protocol):
     def publish(self, name: str, write: Callable[[BinaryIO], None], before: Callable[[], None] | None = None) -> None:
         """Make what `write` writes the content of a part: wholly and durably, or not at all.
 
-        `before` is called when everything is written and nothing is visible yet.
+        `before` is called when everything is written and nothing is visible yet. Raises PartChangedError if somebody
+        else has written it.
         """
 
     def remove(self, name: str, empty: Callable[[BinaryIO], None]) -> None:
@@ -186,11 +193,12 @@ class Location(Protocol):
     """Where one output is.
 
     `commit_s` are the seconds between the beginnings of two commits, `live_s` those between two writings of a run's
-    progress; both are 0 where a write costs nothing.
+    progress, `look_s` those between two looks for a command; all are 0 where a request costs nothing.
     """
 
     commit_s: float
     live_s: float
+    look_s: float
 
     @property
     def address(self) -> str:

@@ -10,13 +10,10 @@ from contextlib import suppress
 from typing import Any
 
 from batchchat.errors import StorageError, UsageError
-from batchchat.store.location.bucket import Bucket, ConditionFailedError, Tag, UnclearError
-
-_TRIES = 5
-"""A request of the probe without an answer is made again on another object; a store that is away is waited for."""
+from batchchat.store.location.bucket import ConditionFailedError, ObjectBucket, Objects, Tag, UnclearError
 
 
-def check_conditions(bucket: Bucket, output: str, known: Any) -> dict[str, Any]:
+def check_conditions(bucket: ObjectBucket, output: str, known: Any) -> dict[str, Any]:
     """Return what is known of the store's conditional writes; ask the store if `known` is of another one.
 
     Raises UsageError if it ignores them, StorageError if it stays away.
@@ -28,48 +25,41 @@ def check_conditions(bucket: Bucket, output: str, known: Any) -> dict[str, Any]:
     return found
 
 
-def _probe(bucket: Bucket, output: str) -> bool:
+def _probe(bucket: ObjectBucket, output: str) -> bool:
     """Return true if the store compares ETags without their quotes only. Raises UsageError if it compares nothing."""
-    for tries_left in reversed(range(_TRIES)):
-        # Asked by the bucket, which waits for a store that is away.
-        bucket.folders()
-        name = f"probe-{secrets.token_hex(8)}"
-        try:
-            return _probe_one(bucket, output, name)
-        except UnclearError as error:
-            if not tries_left:
-                raise StorageError(
-                    f"{output}: the store does not answer: {error}", remedy="Run the same command again."
-                ) from error
-        finally:
-            with suppress(StorageError, UnclearError):
-                bucket.objects.delete([bucket.path(name)])
-    raise AssertionError("unreachable")
+    # A request without an answer is no proof of anything: all is asked again, of another object.
+    return bucket.patiently(lambda: _probe_one(bucket, output, f"probe-{secrets.token_hex(8)}"))
 
 
-def _probe_one(bucket: Bucket, output: str, name: str) -> bool:
-    objects, path = bucket.objects, bucket.path(name)
+def _probe_one(bucket: ObjectBucket, output: str, name: str) -> bool:
+    try:
+        return _compares(bucket.objects, bucket.path(name), output)
+    finally:
+        with suppress(StorageError, UnclearError):
+            bucket.objects.delete([bucket.path(name), bucket.path(f"{name}-absent")])
+
+
+def _compares(objects: Objects, path: str, output: str) -> bool:
     objects.unquoted = False
     first = objects.put(path, b"first", create=True)
-    if _accepted(bucket, path, b"second", create=True):
+    if _accepted(objects, path, b"second", create=True):
         raise _ignores(output, "creates an object that is there already (If-None-Match)")
     wrong = Tag('"00000000000000000000000000000000"', None if first.version is None else "0")
-    if _accepted(bucket, path, b"third", tag=wrong):
+    if _accepted(objects, path, b"third", tag=wrong):
         raise _ignores(output, "writes over an object that has changed (If-Match)")
-    if _accepted(bucket, f"{path}-absent", b"fourth", tag=first):
-        objects.delete([f"{path}-absent"])
+    if _accepted(objects, f"{path}-absent", b"fourth", tag=first):
         raise _ignores(output, "writes over an object that is gone (If-Match)")
-    if _accepted(bucket, path, b"fifth", tag=first):
+    if _accepted(objects, path, b"fifth", tag=first):
         return False
     objects.unquoted = True
-    if _accepted(bucket, path, b"fifth", tag=first):
+    if _accepted(objects, path, b"fifth", tag=first):
         return True
     raise _ignores(output, "refuses to write over an object that has not changed (If-Match)")
 
 
-def _accepted(bucket: Bucket, path: str, data: bytes, *, create: bool = False, tag: Tag | None = None) -> bool:
+def _accepted(objects: Objects, path: str, data: bytes, *, create: bool = False, tag: Tag | None = None) -> bool:
     try:
-        bucket.objects.put(path, data, create=create, tag=tag)
+        objects.put(path, data, create=create, tag=tag)
     except ConditionFailedError:
         return False
     return True

@@ -31,6 +31,8 @@ from batchchat.providers import BATCH_TERMS, DEMO, BatchTerms, Provider
 if TYPE_CHECKING:
     import httpx
 
+    from batchchat.engines.batch.services.api import Files
+
 FILES = "files"
 
 
@@ -104,7 +106,7 @@ def open_service(
         from batchchat.engines.batch.services.folder import FolderService
 
         return FolderService(Path(options.folder or ""))
-    from batchchat.engines.batch.services.api import ApiService, Files
+    from batchchat.engines.batch.services.api import ApiService
     from batchchat.engines.batch.services.http import Http
     from batchchat.engines.batch.services.problems import Party
     from batchchat.engines.batch.services.shapes import window_hours
@@ -131,19 +133,23 @@ def open_service(
     )
     files: Files
     if name == "scaleway":
-        try:
-            from batchchat.engines.batch.services.bucket import open_bucket
-        except ImportError:
-            raise UsageError(
-                "Scaleway's batches need object storage, and the package obstore is missing, which speaks to it",
-                remedy="Install it with `pip install 'batchchat[s3]'`.",
-            ) from None
-        files = open_bucket(options.bucket, environ)
+        files = _files_in_bucket(options.bucket, environ)
     else:
         from batchchat.engines.batch.services.remote_files import RemoteFiles
 
         files = RemoteFiles(http, dialect)
     return ApiService(http, dialect, files, window=window, limits=_limits(dialect, window), model=model)
+
+
+def _files_in_bucket(bucket: str | None, environ: Mapping[str, str]) -> Files:
+    try:
+        from batchchat.engines.batch.services.bucket import open_bucket
+    except ImportError:
+        raise UsageError(
+            "Scaleway's batches need object storage, and the package obstore is missing, which speaks to it",
+            remedy="Install it with `pip install 'batchchat[s3]'`.",
+        ) from None
+    return open_bucket(bucket, environ)
 
 
 def _dialect(name: str, provider: Provider) -> BatchDialect:

@@ -115,7 +115,7 @@ class BatchCalls:
         return f"{self._dialect.jobs_path}/{quote(batch_id, safe='')}"
 
     async def _one(self, batch_id: str) -> RemoteBatch | None:
-        """One batch, None if the provider does not know it."""
+        """Return one batch, None if the provider does not know it."""
         try:
             answer = await self._http.ask(Call.LOOK, "GET", self._place(batch_id))
         except Gone:
@@ -130,7 +130,7 @@ class BatchCalls:
         return batch
 
     async def _pages(self, most: int) -> AsyncGenerator[list[RemoteBatch], None]:
-        """The pages of the list of batches, `most` of them at most."""
+        """Yield the pages of the list of batches, `most` of them at most."""
         query: dict[str, str] = {}
         for number in range(most):
             data = await self._list({**self._dialect.jobs_query, **query})
@@ -158,7 +158,7 @@ def _note(found: dict[str, RemoteBatch], wanted: set[str], page: Iterable[Remote
 
 
 def _is_ours(batch: RemoteBatch, input_ref: str, labels: Mapping[str, str], since: float) -> bool:
-    """Whether a batch was created by one certain create.
+    """Return whether a batch was created by one certain create.
 
     Its labels tell if they came back. The input alone may have been used by an earlier create, so then the time counts.
     """

@@ -328,7 +328,7 @@ class BucketFiles:
         return f"{self._place.prefix}/{name}" if self._place.prefix else name
 
     async def _size(self, key: str) -> int | None:
-        """The size of an object, None if there is none."""
+        """Return the size of an object, None if there is none."""
         try:
             return int((await obstore.head_async(self._store, key))["size"])
         except FileNotFoundError:
@@ -337,13 +337,13 @@ class BucketFiles:
             raise self._failed(error, "read from") from None
 
     async def _results(self, key: str) -> list[str]:
-        """The keys of the results that lie beside an input."""
+        """Return the keys of the results that lie beside an input."""
         stem, dot, suffix = key.rpartition(".")
         names = [f"{stem}{word}{dot}{suffix}" for word in _SUFFIXES]
         return [name for name in names if await self._size(name) is not None]
 
     def _failed(self, error: Exception, doing: str, *, before: bool = False) -> Exception:
-        """What an error of object storage means. `before` says that nothing was uploaded yet."""
+        """Return what an error of object storage means. `before` says that nothing was uploaded yet."""
         text = self._mask(str(error).split("\n\nDebug source:", 1)[0])
         code = _told("Code", text)
         place = self._place

@@ -163,7 +163,7 @@ class FolderService:
         return [path for each in RESULT_NAMES if (path := self._folder / each.format(stem)).is_file()]
 
     def _look(self, name: str) -> RemoteBatch | None:
-        """A batch as its files tell it now, None if none of them is there."""
+        """Return a batch as its files tell it now, None if none of them is there."""
         path = self._place(name)
         cancelled = path.with_name(path.name + _CANCELLED)
         source = path if path.is_file() else cancelled if cancelled.is_file() else None
@@ -207,7 +207,7 @@ class FolderService:
 
 
 def _ids(path: Path) -> tuple[set[str], bool]:
-    """The ids of all lines that can be read, and whether the last line cannot: somebody is writing it."""
+    """Return the ids of all lines that can be read, and whether the last line cannot: somebody is writing it."""
     found, torn = set[str](), False
     for line in _lines(path):
         torn = False

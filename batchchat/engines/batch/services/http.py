@@ -176,7 +176,7 @@ class Http:
             raise self._failed(call, error) from None
 
     async def download(self, path: str, target: Path, *, nbytes: int | None = None) -> bool:
-        """Stream a file's content to `target`; go on after a break where the server lets us.
+        """Stream a file's content to `target`; go on after a break if the server lets us.
 
         `nbytes` is the size that the provider names. Content of another size is downloaded once more, and believed if
         it is the same again. Returns false if the provider says that the content is not complete yet. Raises Gone,
@@ -220,7 +220,7 @@ class Http:
                 raise Unavailable(f"{self.party.name} answered a download with a web page") from None
 
     async def _content(self, path: str, start: int, tag: str) -> AsyncGenerator[httpx.Headers | bytes, None]:
-        """The headers of a file's content, then its pieces from byte `start` on, or from the first one."""
+        """Yield the headers of a file's content, then its pieces from byte `start` on, or from the first one."""
         url, own = self._url(path, None), True
         for _ in range(_MOST_HOPS):
             # A place of storage that the provider sends us to gets no key of ours.
@@ -275,7 +275,7 @@ class Http:
         return refusal(call, response.status_code, body, party=self.party, mask=self.mask, retry_after=wait)
 
     def _failed(self, call: Call, error: httpx.HTTPError) -> Exception:
-        """What a connection that failed means."""
+        """Return what a connection that failed means."""
         text = self.mask(str(error).strip()) or type(error).__name__
         if untrusted(error) or "CERTIFICATE_VERIFY_FAILED" in text.upper():
             return NeedsHuman(
@@ -301,7 +301,7 @@ def _timeouts(answer: float) -> dict[str, float]:
 
 
 async def _bounded(response: httpx.Response) -> bytes:
-    """The whole body. Raises httpx.RemoteProtocolError if it is far larger than any answer."""
+    """Return the whole body. Raises httpx.RemoteProtocolError if it is far larger than any answer."""
     found, size = [], 0
     async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as pieces:
         async for piece in pieces:
@@ -313,7 +313,7 @@ async def _bounded(response: httpx.Response) -> bytes:
 
 
 def _validator(headers: httpx.Headers) -> str:
-    """A strong ETag, which tells that content is the same byte for byte."""
+    """Return a strong ETag, which tells that content is the same byte for byte."""
     tag = headers.get("etag", "")
     return "" if tag.startswith("W/") else tag
 
@@ -371,7 +371,7 @@ class Form:
         return f"\r\n--{self.boundary}--\r\n".encode()
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The body, piece by piece."""
+        """Yield the body, piece by piece."""
         yield self._head
         async with await anyio.open_file(self.path, "rb") as file:
             while piece := await file.read(_PIECE):

@@ -65,7 +65,7 @@ def encode_line(custom_id: str, body: bytes, *, url: str | None) -> bytes:
 
 
 def _rewritten(body: bytes) -> bytes:
-    """The same request without `stream`, on one line, as valid UTF-8."""
+    """Return the same request without `stream`, on one line, as valid UTF-8."""
     fields = json.loads(body)
     fields.pop("stream", None)
     fields.pop("stream_options", None)
@@ -117,7 +117,7 @@ async def read_results(path: Path, clean: Callable[[bytes], bytes] = bytes) -> A
 
 
 def _read_some(file: IO[bytes], clean: Callable[[bytes], bytes]) -> list[ResultLine | bool]:
-    """The next lines of a file: each as it was read, true for a blank one, false for one that is damaged."""
+    """Return the next lines of a file: each as it was read, true for a blank one, false for one that is damaged."""
     found: list[ResultLine | bool] = []
     for line in file.readlines(_READ):
         text = clean(line.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n"))
@@ -154,7 +154,7 @@ def _answered(custom_id: str | None, response: dict[str, Any], error: Any) -> Re
 def _unanswered(
     custom_id: str | None, error: Any, request_id: str | None, *, code: str | None = None, text: bytes = b""
 ) -> ResultLine:
-    """A line without an answer of the model API: `error` says why, if anything does."""
+    """Return a line without an answer of the model API: `error` says why, if anything does."""
     message: str | None = text[:1000].decode("utf-8", "replace") or None
     if isinstance(error, str):
         message = error
@@ -173,7 +173,7 @@ def _unanswered(
 
 
 def _status(value: Any) -> int | None:
-    """An HTTP status, None for what is none."""
+    """Return an HTTP status, None for what is none."""
     if isinstance(value, str) and re.fullmatch(r"\d{3}", value):
         value = int(value)
     return value if type(value) is int and 100 <= value < 600 else None

@@ -126,7 +126,7 @@ class Rule:
     make: Maker
 
     def fits(self, refused: Refused) -> bool:
-        """Whether this rule is about a refusal."""
+        """Return whether this rule is about a refusal."""
         if refused.call not in self.calls or refused.status not in self.statuses:
             return False
         return self.words is None or re.search(self.words, refused.text) is not None

@@ -30,7 +30,7 @@ _WORDS: Final[Mapping[str, BatchStatus]] = {
 """Words for where a batch stands, in lower case. No word means two things in two dialects."""
 
 QUEUE_FULL: Final = "token_limit_exceeded"
-"""The code of a batch that failed since the queue of its model is full, also where a dialect gives it in words only."""
+"""The code of a batch that failed since the queue of its model is full, also if a dialect gives it in words only."""
 _QUEUE: Final = re.compile(r"\benqueued tokens?\b|token_limit_exceeded|\bqueued tokens?\b", re.IGNORECASE)
 _LINE: Final = re.compile(r"\bline(?:[ _]number)?[ #:=]{0,3}(\d{1,9})\b(?!\s*\(within)", re.IGNORECASE)
 _WINDOW: Final = re.compile(r"\s*(\d{1,5})\s*(h|hours?|d|days?)\s*", re.IGNORECASE)
@@ -124,7 +124,7 @@ def read_time(value: Any) -> float | None:
 
 
 def _counts(data: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
-    """How many requests there are, were answered, and failed."""
+    """Return how many requests there are, were answered, and failed."""
     counts = data.get("request_counts")
     if isinstance(counts, dict):
         values = [counts.get(name) for name in ("total", "completed", "failed")]
@@ -136,7 +136,7 @@ def _counts(data: Mapping[str, Any]) -> tuple[int | None, int | None, int | None
 
 
 def _result_refs(data: Mapping[str, Any]) -> Iterator[str]:
-    """The result files that are named. An absent one is null, missing, or an empty text."""
+    """Yield the result files that are named. An absent one is null, missing, or an empty text."""
     seen = set()
     for name in ("output_file_id", "output_file", "error_file_id", "error_file"):
         ref = data.get(name)
@@ -160,7 +160,7 @@ def _labels(metadata: Any) -> dict[str, str] | None:
 
 
 def _problems(dialect: BatchDialect, data: Mapping[str, Any]) -> Iterator[BatchProblem]:
-    """What is wrong with a whole batch: a list, a list in an object, or one text."""
+    """Yield what is wrong with a whole batch: a list, a list in an object, or one text."""
     errors = data.get("errors")
     if isinstance(errors, dict):
         errors = errors.get("data", [errors] if errors.get("message") else None)
@@ -189,7 +189,7 @@ _CREDIT: Final = re.compile(
 
 
 def _remedy(code: str | None, message: str) -> str | None:
-    """What a person must do before another batch can succeed, None if nothing is known of such a thing."""
+    """Return what a person must do before another batch can succeed, None if nothing is known of such a thing."""
     said = f"{code or ''} {message}"
     if _CREDIT.search(said):
         return "Add credit or raise the spending limit of the account, then run the same command again."

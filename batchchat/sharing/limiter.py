@@ -1,0 +1,384 @@
+"""The limiter of a process whose limit is shared: it asks a keeper, in a file or at a broker, for permits."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+from anyio import current_time
+
+from batchchat.errors import BatchchatError
+from batchchat.events import Pace
+from batchchat.limits import MAX_CONCURRENCY, Limiter, Permit
+from batchchat.limits.controller import Grant
+from batchchat.records import Verdict
+from batchchat.sharing.messages import (
+    KeeperAnswer,
+    KeeperAsk,
+    Lent,
+    LimitCeilings,
+    LimitStanding,
+    PermitSettled,
+    Reconnected,
+    key_of,
+)
+
+if TYPE_CHECKING:
+    from batchchat.events import Listener
+    from batchchat.records import Reply
+
+_MOST_WANTS = 256
+"""Requests that one ask names: more than a keeper grants at once at any pace that is limited."""
+_SPARE = 32
+"""Permits that are asked for ahead at most, for a caller that looks now and then in place of waiting in line."""
+_BEAT_S = 1.0
+"""Seconds between two asks of a process that wants nothing and has permits: so it hears what others learn."""
+
+
+class Carrier(Protocol):
+    """The way to a keeper."""
+
+    @property
+    def lease_s(self) -> float:
+        """How long a permit may be used, in seconds from the moment at which the ask began."""
+
+    @property
+    def interval_s(self) -> float:
+        """The least time between two asks, in seconds."""
+
+    async def open(self) -> None:
+        """Begin to use the limit. Raises BatchchatError if that cannot be."""
+
+    async def exchange(self, ask: KeeperAsk) -> KeeperAnswer:
+        """Ask the keeper. Raises Reconnected if that failed and may go now, BatchchatError if it never will."""
+
+    async def close(self) -> None:
+        """Leave the limit."""
+
+
+@dataclass(slots=True, eq=False)
+class _Borrowed(Grant):
+    """A grant as this process counts it, with the keeper's own words for it, and until when it may be used."""
+
+    lent: Lent = Lent(0, 0.0, 0, 0, False)
+    until: float = 0.0
+
+
+class _Wanted:
+    """A request that waits for a permit."""
+
+    __slots__ = ("event", "grant", "key", "tokens")
+
+    def __init__(self, tokens: int, key: object) -> None:
+        self.tokens = tokens
+        self.key = key
+        self.event = anyio.Event()
+        self.grant: _Borrowed | None = None
+
+
+class SharedLimiter(Limiter):
+    """A limiter that shares what it knows and grants with other processes. It is used as a `Limiter` is.
+
+    While `kept` is entered it asks the keeper, for all requests that wait together, as often as `Carrier.interval_s`
+    says. A permit that comes too late is given back unused, and asked for again.
+
+    Arguments:
+        carrier: the way to the keeper.
+        ceilings: what the job sets.
+        room: how many requests this process may have under way at most.
+        listener: takes what the shared limiter tells, whichever process it learned it from.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        ceilings: LimitCeilings,
+        *,
+        room: int = MAX_CONCURRENCY,
+        listener: Listener | None = None,
+    ) -> None:
+        super().__init__(max_concurrency=room, listener=listener)
+        self._carrier = carrier
+        self._ceilings = ceilings
+        self._room = room
+        self._standing = LimitStanding()
+        self._standing_at = -math.inf
+        self._line: deque[_Wanted] = deque()
+        self._spare: deque[_Borrowed] = deque()
+        self._looks: deque[int] = deque(maxlen=_SPARE)
+        self._settled: list[PermitSettled] = []
+        self._acts: list[tuple[str, tuple[str, ...]]] = []
+        self._out = self._probes = 0
+        self._heard = 0
+        self._urgent = False
+        self._wake_up = anyio.Event()
+        self._next_at = -math.inf
+        self._users = 0
+        self._asking = anyio.Lock()
+
+    # --- asking
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[SharedLimiter]:
+        """Ask the keeper as long as this is entered. Several runs on one event loop may enter it."""
+        if not self._users:
+            self.lost = None
+            await self._carrier.open()
+        self._users += 1
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._keep_asking)
+                try:
+                    yield self
+                finally:
+                    group.cancel_scope.cancel()
+        finally:
+            self._users -= 1
+            if not self._users:
+                with anyio.CancelScope(shield=True):
+                    await self._carrier.close()
+
+    async def _keep_asking(self) -> None:
+        """Ask whenever there is something to say. One of those that entered does it, in the place of all."""
+        async with self._asking:
+            while True:
+                now = current_time()
+                at = self._next_at if self._line or self._looks else now + _BEAT_S
+                if not self._urgent and at > now:
+                    with anyio.move_on_after(at - now):
+                        await self._wake_up.wait()
+                self._wake_up = anyio.Event()
+                self._urgent = False
+                try:
+                    await self._ask()
+                except Reconnected:
+                    continue
+                except BatchchatError as error:
+                    self.lost = error  # who watches the limiter ends the run; who waits for a permit goes on waiting
+                    return
+                await anyio.sleep(self._carrier.interval_s)
+
+    async def _ask(self) -> None:
+        settled, self._settled = self._settled, []
+        acts, self._acts = self._acts, []
+        line = [wanted for wanted in self._line if wanted.grant is None]
+        room = max(0, min(_MOST_WANTS, self._room - self._out))
+        asked_for = line[:room]
+        looks = list(self._looks)[: max(0, room - len(asked_for))]
+        self._looks.clear()
+        asked = current_time()
+        ask = KeeperAsk(
+            self._ceilings,
+            [*((wanted.tokens, key_of(wanted.key)) for wanted in asked_for), *((tokens, None) for tokens in looks)],
+            settled,
+            self._out,
+            self._probes,
+            acts,
+            self._heard,
+        )
+        try:
+            answer = await self._carrier.exchange(ask)
+        except BaseException:
+            # Nobody knows whether it was heard. What came of permits is not told again: to give the same tokens back
+            # twice would let too many go. The next ask says how many permits are left.
+            self._acts = acts + self._acts
+            raise
+        self._take(answer, asked, asked_for)
+
+    def _take(self, answer: KeeperAnswer, asked: float, asked_for: list[_Wanted]) -> None:
+        now = current_time()
+        self._standing, self._standing_at = answer.standing, now
+        until = asked + self._carrier.lease_s
+        waiting = iter(asked_for)
+        for lent in answer.granted:
+            grant = _Borrowed(None, lent.tokens, now, lent.level, lent.number, lent.probe, lent, until)
+            self._out += 1
+            self._probes += lent.probe
+            wanted = next(waiting, None)
+            if wanted is None:
+                self._spare.append(grant)
+            elif wanted.grant is None and wanted in self._line:
+                grant.key = wanted.key
+                wanted.grant = grant
+                wanted.event.set()
+            else:
+                self._void(grant)  # its wait was cancelled meanwhile
+        self._next_at = now + answer.wait if len(answer.granted) < len(asked_for) else now
+        for heard in answer.heard:
+            self._heard = heard.place
+            self._tell(heard.name, heard.message, heard.level, heard.fields)  # type: ignore[arg-type] # a level
+
+    def _void(self, grant: _Borrowed) -> None:
+        """Give a permit back that was not used."""
+        self._out -= 1
+        self._probes -= grant.probe
+        self._settled.append(PermitSettled(grant.lent, None, None, unused=True))
+        self._ask_soon()
+
+    def _ask_soon(self) -> None:
+        self._wake_up.set()
+
+    # --- granting
+
+    def try_acquire(self, tokens: int, *, key: object = None, now: float | None = None) -> Permit | None:
+        """Take a permit that was asked for ahead; None if there is none, and then one is asked for."""
+        now = current_time() if now is None else now
+        grant = self._take_spare(tokens, now)
+        if grant is None:
+            return None
+        grant.key = key
+        return Permit(self, grant)
+
+    def wait(self, now: float, tokens: int) -> float:
+        """Return 0 if a permit is there that was asked for ahead; else ask for one, and return when to look again."""
+        self._drop_late(now)
+        if any(grant.tokens >= tokens for grant in self._spare):
+            return 0.0
+        self._looks.append(tokens)
+        self._ask_soon()
+        return max(self._carrier.interval_s, min(self._next_at - now, self._carrier.lease_s / 2))
+
+    def _drop_late(self, now: float) -> None:
+        while self._spare and self._spare[0].until < now:
+            self._void(self._spare.popleft())
+
+    def _take_spare(self, tokens: int, now: float) -> _Borrowed | None:
+        self._drop_late(now)
+        for place, grant in enumerate(self._spare):
+            if grant.tokens >= tokens:
+                del self._spare[place]
+                return grant
+        return None
+
+    async def acquire(self, tokens: int, *, key: object = None) -> Permit:
+        """Wait in turn for a permit. None comes any more once the limiter is `lost`."""
+        permit = self.try_acquire(tokens, key=key)
+        if permit is not None:
+            return permit
+        wanted = _Wanted(tokens, key)
+        if not self._line:
+            self._ask_soon()
+        self._line.append(wanted)
+        try:
+            while True:
+                await wanted.event.wait()
+                wanted.event = anyio.Event()
+                grant, wanted.grant = wanted.grant, None
+                if grant is None:
+                    continue
+                if current_time() <= grant.until:
+                    return Permit(self, grant)
+                self._void(grant)
+        finally:
+            self._line.remove(wanted)
+            if wanted.grant is not None:
+                self._void(wanted.grant)
+
+    # --- settling
+
+    def _settle(self, grant: Grant, reply: Reply | None, now: float) -> None:
+        assert isinstance(grant, _Borrowed)  # noqa: S101 - what this limiter grants
+        self._out -= 1
+        self._probes -= grant.probe
+        self._settled.append(PermitSettled(grant.lent, key_of(grant.key), reply))
+        # What slows others down, or says that a server is back, is told at once.
+        self._urgent = self._urgent or grant.probe or (reply is not None and reply.verdict in _URGENT)
+        if self._line or self._urgent:
+            self._ask_soon()
+
+    def _unused(self, grant: Grant) -> None:
+        # It is the one that was settled just now, with no reply.
+        self._settled[-1] = self._settled[-1]._replace(unused=True)
+
+    # --- steering
+
+    def retune(
+        self,
+        *,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        concurrency: int | None = None,
+    ) -> None:
+        """Take other ceilings from the job while a run is going. The lowest of all processes holds."""
+        self._ceilings = LimitCeilings(requests_per_minute, tokens_per_minute, concurrency)
+        self._at_once()
+
+    def suspect(self, key: object) -> None:
+        """Say that this request failed for good in an earlier run; see `Limiter`."""
+        self._act("suspect", [key])
+
+    def blame(self, keys: Iterable[object]) -> None:
+        """Say that the provider is not down: these requests are the cause of their failures."""
+        self._act("blame", keys)
+        self._at_once()
+
+    def hurry(self) -> None:
+        """Let the next probe of a provider that is down go at once, if it waits longer."""
+        self._act("hurry", [])
+        self._at_once()
+
+    def _act(self, act: str, keys: Iterable[object]) -> None:
+        self._acts.append((act, tuple(digest for key in keys if (digest := key_of(key)) is not None)))
+
+    def _at_once(self) -> None:
+        self._urgent = True
+        self._ask_soon()
+
+    # --- telling
+
+    def pace(self) -> Pace:
+        """Return what is allowed and used now by all that share the limit, and how many these are."""
+        return replace(self._standing.pace, shared_by=self._standing.holders)
+
+    @property
+    def down(self) -> bool:
+        """Whether the provider seems to be down, so that only probes may go."""
+        return self._standing.down
+
+    @property
+    def in_use(self) -> int:
+        """How many permits this process has."""
+        return self._out
+
+    @property
+    def refusing(self) -> bool:
+        """Whether the provider refuses everybody for its rate limit, so that only probes may go."""
+        return self._standing.refusing
+
+    @property
+    def failed_probes(self) -> int:
+        """How many probes have failed since the provider went down."""
+        return self._standing.failed_probes
+
+    @property
+    def window(self) -> int:
+        """How many requests this process may have under way at most, if the others have none."""
+        return min(self._room, self._standing.pace.concurrency or self._ceilings.concurrency or _FIRST_WINDOW)
+
+    @property
+    def answered(self) -> bool:
+        """Whether any HTTP response ever came to any of them, whatever it said."""
+        return self._standing.answered
+
+    @property
+    def outage_s(self) -> float:
+        """Seconds since the provider last answered well, while it is down or refuses everybody; 0 otherwise."""
+        return self._since(self._standing.outage_s)
+
+    @property
+    def unreachable_s(self) -> float:
+        """Seconds since the first failed connection, while nothing has ever answered; 0 otherwise."""
+        return self._since(self._standing.unreachable_s)
+
+    def _since(self, seconds: float) -> float:
+        return seconds + current_time() - self._standing_at if seconds else 0.0
+
+
+_URGENT = frozenset({Verdict.RATE_LIMIT, Verdict.TRANSIENT})
+_FIRST_WINDOW = 8
+"""The window before the keeper has answered first: what an unset concurrency begins with."""

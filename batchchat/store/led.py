@@ -1,0 +1,75 @@
+"""An output in shards that a coordinator leads: it holds the output, and its workers hold the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from batchchat.addresses import Address
+from batchchat.store.json_files import append_json, read_lines
+from batchchat.store.location.choice import location_of
+from batchchat.store.location.port import Location, OutputHold
+from batchchat.store.manifest import RUNS
+from batchchat.store.sharding import Shards, begin_shards, set_aside_shards
+from batchchat.store.state import LIVE, State
+
+
+class LedOutput:
+    """The state of an output that all its shards have in common. Made by `open`."""
+
+    def __init__(self, location: Location, hold: OutputHold, renamed: str | None) -> None:
+        self.location = location
+        self.renamed = renamed
+        self._hold = hold
+        self._state = State(location)
+
+    @classmethod
+    def open(
+        cls,
+        output: Address,
+        shards: Shards,
+        *,
+        run_id: str,
+        job_name: str,
+        snapshot: Mapping[str, Any],
+        fresh: bool,
+        take_over: bool,
+        outage: float,
+        tell: Callable[[str], None],
+    ) -> LedOutput:
+        """Hold an output, creating it if there is none; the arguments are those of `Store.open`. Raises as it does."""
+        location = location_of(output.absolute() if isinstance(output, Path) else output)
+        location.attend(outage, tell)
+        renamed = set_aside_shards(location, run_id) if fresh else None
+        begin_shards(location, shards.count, run_id=run_id, job_name=job_name)
+        hold = location.hold(run_id, take_over=take_over)
+        try:
+            location.state.cut_torn_line(RUNS)
+            State(location).save_job(run_id, dict(snapshot))
+        except BaseException:
+            hold.release()
+            raise
+        return cls(location, hold, renamed)
+
+    def killed_run(self) -> dict[str, Any]:
+        """Return the last progress that a run wrote which was killed; empty if the last run ended by itself."""
+        live = self._state.object(LIVE)
+        ended = read_lines(self.location.state, RUNS)[0]
+        return {} if any(run.get("run_id") == live.get("run_id") for run in ended[-1:]) else live
+
+    def write_live(self, live: Mapping[str, Any]) -> None:
+        """Replace what `status` reads while the run goes on; whole at every instant, not made durable."""
+        self._state.save(LIVE, dict(live), durable=False)
+
+    def append_run(self, run: Mapping[str, Any]) -> None:
+        """Add a line about an ended run, durably: it counts, and not the sum of what the workers left."""
+        append_json(self.location.state, RUNS, dict(run))
+
+    def hurry(self) -> None:
+        """Wait no more for a place that is away."""
+        self.location.hurry()
+
+    def close(self) -> None:
+        """Let go of the output."""
+        self._hold.release()

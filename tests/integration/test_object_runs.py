@@ -1,0 +1,358 @@
+"""Runs into a bucket, by processes of their own: faults of the store, kills, stalls, and every command that looks."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from batchchat.demo import DemoOptions, DemoServer
+from batchchat.identity import Identity
+from batchchat.job import load_job
+from batchchat.store import is_output, read_state
+from batchchat.template import compile_template
+from tests.integration.buckets import BUCKET, Store, open_bucket
+from tests.integration.jobs import texts, write_rows
+from tests.integration.processes import Process, start, wait_for
+from tests.integration.processes import batchchat as command
+
+pytest.importorskip("obstore")
+URL = f"s3://{BUCKET}/run"
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with open_bucket() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def demo() -> Iterator[DemoServer]:
+    with DemoServer(DemoOptions(latency_s=0.02)) as server:
+        yield server
+
+
+class Bench:
+    """A job into a bucket, with a server that counts what it is asked."""
+
+    def __init__(self, folder: Path, store: Store, demo: DemoServer, name: str) -> None:
+        self.folder, self.store, self.demo = folder, store, demo
+        self.url = f"s3://{BUCKET}/{name}"
+        self.name = name
+        self.env = {**store.env, "XDG_CACHE_HOME": str(folder / "cache")}
+
+    def write(self, rows: int, **fields: Any) -> None:
+        write_rows(self.folder / "rows.jsonl", texts(rows))
+        output = {"path": self.url, "part_rows": 50, "part_seconds": 0.5, **fields.pop("output", {})}
+        job = {
+            "name": "bucket",
+            "input": {"path": "rows.jsonl", "key": "id"},
+            "output": output,
+            "provider": {"profile": "demo", "base_url": self.demo.base_url},
+            "model": "llama-3.1-8b-instruct",
+            "messages": [{"role": "user", "content": "{{ text }}"}],
+            "limits": {"concurrency": 8},
+            **fields,
+        }
+        (self.folder / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+
+    def start(self, *more: str, **env: str) -> Process:
+        return start("run", "job.yaml", "--log-format", "json", *more, cwd=self.folder, env={**self.env, **env})
+
+    def run(self, *more: str, code: int = 0) -> tuple[dict[str, Any], str]:
+        done = self.ask("run", "job.yaml", "--json", *more, code=code)
+        return json.loads(done.stdout) if done.stdout else {}, done.stderr
+
+    def ask(self, *words: str, code: int = 0) -> Any:
+        done = command(*words, cwd=self.folder, env=self.env)
+        assert done.returncode == code, (done.returncode, done.stdout[-500:], done.stderr[-1500:])
+        return done
+
+    def dataset(self) -> Counter[str]:
+        """Return how often each custom_id is in the dataset, as any reader of Parquet finds it."""
+        found: Counter[str] = Counter()
+        for name in self.store.names(f"{self.name}/data/"):
+            table = pq.read_table(io.BytesIO(self.store.read(name)), columns=["custom_id", "status"])
+            found.update(table.column(0).to_pylist())
+        return found
+
+    def check(self, rows: int, *, asked: int) -> None:
+        """Check that every row is there once, and that at most so many were asked again."""
+        found = self.dataset()
+        assert len(found) == rows
+        assert set(found.values()) == {1}
+        assert self.demo.stats().requests <= rows + asked, self.demo.stats().requests
+
+
+@pytest.fixture
+def bench(tmp_path: Path, store: Store, demo: DemoServer, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    yield Bench(tmp_path, store, demo, request.node.name.replace("[", "-").strip("]"))
+    store.proxy.state.shares.clear()
+    store.proxy.state.faults.clear()
+    store.proxy.state.away = False
+
+
+def test_a_run_into_a_bucket_and_every_command_that_looks_at_it(bench: Bench) -> None:
+    bench.write(120)
+    summary, _ = bench.run()
+    assert summary["ok"] == 120
+    bench.check(120, asked=0)
+    again, _ = bench.run()
+    assert again["sent"] == 0
+    status = json.loads(bench.ask("status", bench.url, "--json").stdout)
+    assert (status["ok"], status["open"], status["output"]) == (120, 0, bench.url)
+    assert len(json.loads(bench.ask("history", bench.url, "--json").stdout)["runs"]) == 2
+    assert "row number" in bench.ask("show", bench.url, "-n", "3").stdout
+    assert json.loads(bench.ask("verify", bench.url, "--json").stdout)["records"] == 120
+    bench.ask("export", bench.url, "-o", "out.csv")
+    assert len((bench.folder / "out.csv").read_text().splitlines()) == 121
+    assert "already done" in bench.ask("plan", "job.yaml").stdout
+    bench.ask("clean", bench.url, code=2)
+    # Nothing is left on this machine but what may be lost.
+    assert {path.name for path in bench.folder.iterdir()} == {"cache", "job.yaml", "rows.jsonl", "out.csv"}
+
+
+def test_another_job_reads_a_bucket_as_its_input(bench: Bench) -> None:
+    bench.write(30)
+    bench.run()
+    first = bench.url
+    bench.url += "-second"
+    bench.write(30, input=first, messages=[{"role": "user", "content": "{{ completion }}"}])
+    summary, _ = bench.run()
+    assert summary["ok"] == 30
+
+
+def test_fresh_copies_the_old_output_and_the_numbers_of_journals_go_on(bench: Bench) -> None:
+    bench.write(40)
+    bench.run()
+    old = set(bench.dataset())
+    _, said = bench.run("--fresh")
+    bench.check(40, asked=40)
+    names = bench.store.names(f"{bench.name}.old-")
+    assert any(name.endswith("data/part-00000.parquet") for name in names)
+    kept = names[0].split("/")[0]
+    assert f"s3://{BUCKET}/{kept}" in said
+    status = json.loads(bench.ask("status", f"s3://{BUCKET}/{kept}", "--json").stdout)
+    assert status["ok"] == 40
+    assert set(bench.dataset()) == old
+    assert json.loads(bench.store.read(f"{bench.name}/_batchchat/hold.json"))["generation"] == 2
+
+
+def test_a_store_with_faults_loses_nothing_and_asks_nothing_again(bench: Bench) -> None:
+    bench.store.proxy.state.shares.update({"lost": 0.05, "cut": 0.05, "503": 0.05, "delay": 0.1})
+    bench.write(200)
+    summary, _ = bench.run()
+    assert summary["ok"] == 200
+    bench.check(200, asked=0)
+
+
+def test_a_store_that_is_away_is_waited_for_and_then_ends_the_run(bench: Bench) -> None:
+    bench.write(400, retry={"outage": "3s"})
+    process = bench.start()
+    wait_for(lambda: bench.demo.stats().requests > 40)
+    bench.store.proxy.state.away = True
+    assert process.wait(60) == 74
+    said = process.communicate()[1]
+    assert "the store did not answer" in said
+    bench.store.proxy.state.away = False
+    requests = bench.demo.stats().requests
+    counted = len(bench.dataset())
+    bench.run()
+    bench.check(400, asked=requests - counted)
+
+
+def test_a_run_is_held_out_of_an_output_that_another_holds_until_it_takes_it_over(bench: Bench) -> None:
+    bench.write(600)
+    first = bench.start()
+    wait_for(lambda: bench.demo.stats().requests > 40)
+    done = bench.ask("run", "job.yaml", code=75)
+    assert f"pid {first.pid}" in done.stderr
+    assert "--take-over" in done.stderr
+    controlled = json.loads(bench.ask("control", bench.url, "pause", "--json").stdout)
+    assert controlled["pid"] == first.pid
+    assert json.loads(bench.ask("status", bench.url, "--json").stdout)["running"]["pid"] == first.pid
+    first.send_signal(signal.SIGSTOP)
+    before = bench.demo.stats().requests
+    bench.run("--take-over")
+    first.send_signal(signal.SIGCONT)
+    bench.ask("control", bench.url, "resume", code=2)  # nobody holds it any more
+    assert first.wait(60) == 75
+    assert "has taken the output" in first.communicate()[1]
+    bench.check(600, asked=before)
+    bench.ask("verify", bench.url)
+
+
+class Kills:
+    """A series of runs into one output that are killed, or stopped and overtaken; what counted must stay.
+
+    `counted` are the records of the pass under way that were ever seen to count. No request of theirs may be made
+    again, but by a run that was stopped: it does not know yet that another one has taken its place.
+    """
+
+    def __init__(self, bench: Bench, seed: int, rows: int) -> None:
+        self.bench = bench
+        self.rows = rows
+        self.random = Random(seed)
+        self.by_kind: Counter[str] = Counter()
+        self.passes = self.lost = self.twice = self.asked_again = self.in_flight = self.by_stopped = 0
+        self._stopped: Process | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin another output, whose requests the server has not met."""
+        bench, number = self.bench, self.passes
+        bench.name, bench.url = f"{bench.name}x", f"{bench.url}x"
+        messages = [{"role": "user", "content": f"{number}: {{{{ text }}}}"}]
+        bench.write(self.rows, output={"part_rows": 40, "part_seconds": 0.3}, messages=messages)
+        job = load_job(bench.folder / "job.yaml")
+        template = compile_template(job.messages, job.params.as_body(), model=job.model)
+        identity = Identity(job.resolved_provider().identity)
+        self.bodies: dict[str, str] = {}
+        for row in texts(self.rows):
+            rendered = template.render(row)
+            custom_id = identity.custom_id(rendered.digest, key=str(row["id"]))
+            self.bodies[custom_id] = blake2b(rendered.body, digest_size=16).hexdigest()
+        self.counted: set[str] = set()
+        self.received: dict[str, int] = {}
+
+    def once(self) -> None:
+        """Start a run, and end it somewhere: by SIGKILL, or by SIGSTOP, and then another run takes the output over."""
+        bench, before = self.bench, self.bench.demo.stats().requests
+        process = bench.start("--take-over")
+        goal = before + self.random.randint(1, 150)
+        wait_for(lambda: bench.demo.stats().requests >= goal or process.poll() is not None)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(self.random.uniform(0, 0.5))
+        if process.poll() is not None:
+            self.by_kind["ended"] += 1
+            process.communicate()
+        elif self.random.random() < 0.25 and self._stopped is None:
+            process.send_signal(signal.SIGSTOP)
+            self._stopped = process
+            self.by_kind["stop"] += 1
+        else:
+            process.kill()
+            process.communicate()
+            self.by_kind["kill"] += 1
+        self._look()
+        if self._stopped is not None and self._stopped is not process:
+            # Another run has taken the output over since: this one must see it, and count nothing.
+            asked = bench.demo.stats().requests
+            self._stopped.send_signal(signal.SIGCONT)
+            assert self._stopped.wait(60) == 75
+            self._stopped.communicate()
+            self._stopped = None
+            self.by_stopped += bench.demo.stats().requests - asked
+            self.received.clear()
+            self._look()
+        if len(self.counted) == self.rows:
+            self._end_stopped()
+            self.passes += 1
+            self._begin()
+
+    def _look(self) -> None:
+        """Compare what counts now with all that ever counted, and with what the server was asked."""
+        wait_for(lambda: self.bench.demo.stats().in_flight == 0)
+        found: Counter[str] = Counter()
+        with patched(self.bench.env):
+            if not is_output(self.bench.url):
+                assert not self.counted
+                return  # killed before it was one
+            for batch in read_state(self.bench.url).records(["custom_id"]):
+                found.update(batch.column(0).to_pylist())
+        self.lost += len(self.counted - set(found))
+        self.twice += sum(1 for count in found.values() if count > 1)
+        self.twice += sum(1 for count in self.bench.dataset().values() if count > 1)
+        self.counted |= set(found)
+        bodies = self.bench.demo.bodies()
+        for custom_id in self.counted:
+            received = bodies[self.bodies[custom_id]][0]
+            self.asked_again += received - self.received.setdefault(custom_id, received)
+        mine = set(self.bodies.values())
+        self.in_flight = max(self.in_flight, len({body for body in bodies if body in mine}) - len(self.counted))
+
+    def _end_stopped(self) -> None:
+        if self._stopped is not None:
+            self._stopped.kill()
+            self._stopped.communicate()
+            self._stopped = None
+
+    def end(self) -> None:
+        """End what is still stopped, let the last run end by itself, and hold all against what it should be."""
+        self._end_stopped()
+        self.bench.run("--take-over")
+        self._look()
+        assert len(self.counted) == self.rows
+        assert set(self.bench.dataset()) == self.counted
+        self.bench.ask("verify", self.bench.url)
+        assert (self.lost, self.twice, self.asked_again) == (0, 0, 0)
+
+
+@contextmanager
+def patched(env: dict[str, str]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3_600)
+@pytest.mark.parametrize("seed", range(4))
+def test_many_kills_and_stalls_lose_nothing(bench: Bench, seed: int, record_property: Callable[..., None]) -> None:
+    bench.store.proxy.state.shares.update({"lost": 0.01, "cut": 0.01, "503": 0.01})
+    kills = Kills(bench, seed, 300)
+    for _ in range(60):
+        kills.once()
+    kills.end()
+    told = (
+        f"{dict(kills.by_kind)}, {kills.passes} passes; of what counted {kills.lost} lost, {kills.twice} there twice, "
+        f"{kills.asked_again} asked again; asked and not counted at a kill: at most {kills.in_flight}; asked by runs "
+        f"that had lost their output: {kills.by_stopped}"
+    )
+    record_property("kills", told)
+    print(told)
+
+
+def test_a_run_that_is_killed_or_stopped_is_gone_on_with_at_once(bench: Bench) -> None:
+    kills = Kills(bench, 7, 120)
+    for _ in range(3):
+        kills.once()
+    kills.end()
+
+
+def test_a_bucket_that_is_not_there_and_keys_that_are_wrong_are_told_at_once(bench: Bench) -> None:
+    bench.write(5)
+    for url, words in (("s3://no-such-bucket/x", "bucket"), (f"s3://{BUCKET}/nothing", "no output of batchchat")):
+        done = command("status", url, cwd=bench.folder, env=bench.env)
+        assert done.returncode in {2, 74}
+        assert words in done.stderr
+
+
+def test_an_output_with_shards_goes_into_a_bucket_and_is_read_as_one(bench: Bench) -> None:
+    bench.write(90, output={"shards": 3})
+    process = bench.start()
+    wait_for(lambda: bench.demo.stats().requests > 30)
+    process.kill()
+    process.communicate()
+    bench.run()
+    bench.check(90, asked=30)
+    assert {name.split("/")[-1][:8] for name in bench.store.names(f"{bench.name}/data/")} == {
+        "part-000",
+        "part-001",
+        "part-002",
+    }
+    assert json.loads(bench.ask("status", bench.url, "--json").stdout)["ok"] == 90
+    bench.ask("verify", bench.url)
