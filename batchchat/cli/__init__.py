@@ -239,6 +239,9 @@ def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
     "--workers", type=click.IntRange(1, 256), metavar="N", help="Run with N processes; needs an output in shards."
 )
 @click.option(
+    "--ray", metavar="ADDRESS", help="With --workers, run them on a Ray cluster: HOST:PORT, or auto for the one here."
+)
+@click.option(
     "--shard", metavar="I/N", help="Run one of N even shares of the shards, from 0; auto asks SLURM or Kubernetes."
 )
 @_metrics_option

@@ -237,6 +237,7 @@ def run_command(
     no_wait: bool = False,
     metrics: Sequence[str] = (),
     workers: int | None = None,
+    ray: str | None = None,
     shard: str | None = None,
 ) -> int:
     """Run jobs one after the other, with progress on standard error and a summary at each end; return the exit code.
@@ -248,13 +249,18 @@ def run_command(
 
     def work() -> int:
         _check_several(jobs, html)
+        if ray is not None and workers is None:
+            raise UsageError(
+                "--ray says where workers run, and there are none without --workers",
+                remedy="Add the number of workers, such as `--workers 64`.",
+            )
         # All job files are read first: a slip in the last one is told before the first is paid for.
         loaded = [_load_run(one, grace=grace, command=command, html=html, no_wait=no_wait, shard=shard) for one in jobs]
         summaries: list[RunSummary] = []
         with recorder_of(metrics, log) as recorder:
             try:
                 for job, options in loaded:
-                    one = _run_job if workers is None else partial(_run_workers, workers)
+                    one = _run_job if workers is None else partial(_run_workers, workers=workers, ray=ray)
                     summaries.append(looked_at(one(job, options, log, recorder)))
                     _tell_end(summaries[-1], log, quiet=quiet, as_json=as_json)
                     if summaries[-1].exit_code not in _GOES_ON:
@@ -400,27 +406,28 @@ def _run_job(job: Job, options: RunOptions, log: LogListener, recorder: Recorder
 
 
 def _run_workers(
-    workers: int, job: Job, options: RunOptions, log: LogListener, recorder: Recorder | None
+    job: Job, options: RunOptions, log: LogListener, recorder: Recorder | None, *, workers: int, ray: str | None
 ) -> RunSummary:
-    """Run the job with processes of this machine; return its summary."""
+    """Run the job with processes of this machine, or with actors on a Ray cluster; return its summary."""
+    from batchchat.cli.sharding import launcher_of
     from batchchat.workers import run_with_workers
-    from batchchat.workers.processes import LocalProcesses
 
     meter = None
     if recorder is not None:
         meter = recorder.meter(job.name, job.resolved_provider().name, job.model)
 
     async def work(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
-        return await run_with_workers(
-            job,
-            workers,
-            launcher=LocalProcesses(),
-            options=options,
-            listener=log,
-            on_snapshot=on_snapshot if meter is None else meter.beside(on_snapshot),
-            on_answers=None if meter is None else meter.add_figures,
-            control=stop,
-        )
+        async with launcher_of(job, ray) as launcher:
+            return await run_with_workers(
+                job,
+                workers,
+                launcher=launcher,
+                options=options,
+                listener=log,
+                on_snapshot=on_snapshot if meter is None else meter.beside(on_snapshot),
+                on_answers=None if meter is None else meter.add_figures,
+                control=stop,
+            )
 
     return attended(work, log)
 

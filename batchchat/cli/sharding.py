@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from batchchat.errors import UsageError
 
 if TYPE_CHECKING:
     from batchchat.addresses import Address
+    from batchchat.job import Job
     from batchchat.runner.control import Control
-    from batchchat.workers import Message
+    from batchchat.workers import Launcher, Message
 
 _EXAMPLE = "Such as `--shard 7/64`: the eighth of 64 shares, which count from 0. Or `--shard auto` in an array job."
 _NO_ARRAY = (
@@ -86,6 +88,26 @@ def reshard_command(directory: Address, shards: int, *, as_json: bool) -> int:
         f"the old output is kept as {done.old}"
     )
     return 0
+
+
+@asynccontextmanager
+async def launcher_of(job: Job, ray: str | None) -> AsyncIterator[Launcher]:
+    """Yield what starts the workers of a job: on this machine, or on a Ray cluster. Raises UsageError without Ray."""
+    if ray is None:
+        from batchchat.workers.processes import LocalProcesses
+
+        yield LocalProcesses()
+        return
+    try:
+        from batchchat.workers.ray_cluster import open_cluster
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        raise UsageError(
+            "--ray needs Ray, which is not installed", remedy="Install it with `pip install 'batchchat[ray]'`."
+        ) from None
+    async with open_cluster(job, ray, os.environ) as launcher:
+        yield launcher
 
 
 def worker_command(**given: Any) -> int:

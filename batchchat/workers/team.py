@@ -36,6 +36,8 @@ from batchchat.workers.sums import Sums, summary_of, summary_of_nothing
 _LIVE_EVERY = 4
 _MOST_STARTS = 3
 """How often a worker may die in a row before it asked for work."""
+_PLACED_S = 1.0
+"""Seconds between looks whether a worker that has no place yet is still needed. A process starts in less."""
 _LATE_S = 10.0
 """Seconds beyond the grace that a worker has to write down what it has, before it is killed."""
 _GOES_ON = (0, 1)
@@ -235,10 +237,8 @@ class Team:
         """Keep one worker at work: start another one if it dies, for as long as there is something to do."""
         deaths = 0
         while not self._is_ending() and deaths < _MOST_STARTS and (self._claims.left or deaths == 0):
-            try:
-                worker = await self._launcher.start(name)
-            except BatchchatError as error:
-                self._lost.append({"message": error.message, "remedy": error.remedy, "exit_code": error.exit_code})
+            worker = await self._start(name)
+            if worker is None:
                 return
             self._running[name] = worker
             try:
@@ -260,6 +260,26 @@ class Team:
         if deaths >= _MOST_STARTS:
             message = f"worker {name} died {deaths} times before it began to work"
             self._lost.append({"message": message, "remedy": _LOOK, "exit_code": 70})
+
+    async def _start(self, name: str) -> RunningWorker | None:
+        """Start a worker. Return None if it cannot be, or if nothing is left to do before it has found a place."""
+        worker: RunningWorker | None = None
+        async with anyio.create_task_group() as group:
+
+            async def give_up() -> None:
+                # A cluster may have no place for it as long as other workers run: then those may do the rest.
+                while True:
+                    await anyio.sleep(_PLACED_S)
+                    if self._is_ending() or not self._claims.left:
+                        group.cancel_scope.cancel()
+
+            group.start_soon(give_up)
+            try:
+                worker = await self._launcher.start(name)
+            except BatchchatError as error:
+                self._lost.append({"message": error.message, "remedy": error.remedy, "exit_code": error.exit_code})
+            group.cancel_scope.cancel()
+        return worker
 
     def _is_ending(self) -> bool:
         return self.halt is not None or bool(self.control.asked)
