@@ -102,6 +102,17 @@ def test_only_the_command_line_prints() -> None:
                 assert node.func.id not in {"print", "input"}, f"{path} line {node.lineno}"
 
 
+def test_one_module_alone_imports_ray() -> None:
+    found = set()
+    for name, tree in _trees():
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(one.partition(".")[0] == "ray" for one in names):
+                found.add(name)
+    assert found == {"workers/ray_cluster.py"}
+
+
 _CARRIERS = {f"batchchat.store.location.{name}" for name in ("choice", "folder", "folder_files", "lock", "scratch")}
 _OF_FILES = frozenset({"os", "shutil", "glob", "tempfile", "fcntl", "mmap"})
 """Modules by which files are opened, moved or listed."""
