@@ -665,7 +665,7 @@ def verify(directory: Path | str, as_json: bool) -> None:
     sys.exit(verify_command(directory, as_json=as_json))
 
 
-@cli.command(short_help="Move the records of an output into another number of shards; ask nothing.")
+@cli.command(short_help="Move the records of DIR into other shards; ask nothing.")
 @_output_argument
 @click.option("--shards", type=click.IntRange(1, 1_000), metavar="N", required=True, help="How many; 1 is none.")
 @_json_option

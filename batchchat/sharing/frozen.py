@@ -15,15 +15,12 @@ from collections import deque
 from typing import Any
 
 from batchchat.limits.schedule import Minute
+from batchchat.records import Axis
+from batchchat.sharing.keeper import Holder, LimitKeeper, Told
+from batchchat.sharing.messages import Heard, LimitCeilings
 
 _CLASSES = {
-    ("collections", "deque"),
-    ("batchchat.records", "Axis"),
-    ("batchchat.sharing.keeper", "Keeper"),
-    ("batchchat.sharing.keeper", "Holder"),
-    ("batchchat.sharing.keeper", "_Told"),
-    ("batchchat.sharing.messages", "LimitCeilings"),
-    ("batchchat.sharing.messages", "Heard"),
+    (one.__module__, one.__qualname__): one for one in (deque, Axis, LimitKeeper, Holder, Told, LimitCeilings, Heard)
 }
 _ROOMS = tuple(
     f"batchchat.limits.{name}"

@@ -59,13 +59,14 @@ class Holder:
 
 
 @dataclass(slots=True)
-class _Told:
+class Told:
     """Keeps what the controller tells until every process has heard it."""
 
     last: int = 0
     events: deque[Heard] = field(default_factory=lambda: deque(maxlen=_TOLD))
 
     def __call__(self, name: str, message: str, level: Level, fields: Mapping[str, Any]) -> None:
+        """Note something that the controller tells; the oldest is forgotten."""
         self.last += 1
         self.events.append(Heard(self.last, name, message, level, dict(fields)))
 
@@ -82,7 +83,7 @@ class LimitKeeper:
     def __init__(self, lease_s: float, advertised: Advertised, rng: random.Random) -> None:
         self.lease_s = lease_s
         self.holders: dict[str, Holder] = {}
-        self._told = _Told()
+        self._told = Told()
         self._cap = advertised.concurrency or MAX_CONCURRENCY
         self._ceilings = LimitCeilings()
         self._turn = 0.0

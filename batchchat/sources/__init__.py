@@ -20,7 +20,7 @@ from batchchat.objects import StoreError
 from batchchat.sources.chunk import Limits, TableDialect
 from batchchat.sources.columns import SeenRows
 from batchchat.sources.files import STDIN, find_files, reads_file, text_encoding
-from batchchat.sources.input_file import Found, InputFile, Stamp
+from batchchat.sources.input_file import FoundFiles, InputFile, Stamp
 from batchchat.sources.memory import GivenRows, MemorySource, check_rows
 from batchchat.sources.parquet import python_rows
 from batchchat.sources.source import CsvSource, JsonlSource, ParquetSource, Source
@@ -84,7 +84,7 @@ def open_source(
     if encoding is not None:
         encoding = text_encoding(encoding)
     limits = Limits(batch_rows, batch_bytes, max_line_bytes)
-    listing: Callable[[], Found] | None = None
+    listing: Callable[[], FoundFiles] | None = None
     files: list[InputFile] | None = None
     notes: list[str] = []
     if path == STDIN:

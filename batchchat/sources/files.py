@@ -23,7 +23,7 @@ import pyarrow as pa
 from batchchat.addresses import Address, is_url
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Place
-from batchchat.sources.input_file import Found, InputFile, LocalFile
+from batchchat.sources.input_file import FoundFiles, InputFile, LocalFile
 from batchchat.sources.naming import FORMATS, KNOWN, STATE, format_of, input_kind, other_data, split_name
 
 STDIN = "-"
@@ -46,7 +46,7 @@ class Progress:
         return min(1.0, self.done / self.total) if self.total > 0 else 0.0
 
 
-def find_files(path: str, base: Path | None, chosen: str | None, output: Address | None = None) -> Found:
+def find_files(path: str, base: Path | None, chosen: str | None, output: Address | None = None) -> FoundFiles:
     """List the files that an input path means, in the order they are read.
 
     A folder gives all files in it with a known extension, by relative path, without names that begin with `.` or
@@ -94,7 +94,7 @@ def find_files(path: str, base: Path | None, chosen: str | None, output: Address
             f"{place}: the input mixes {' and '.join(sorted(kinds))} files",
             remedy="Choose one kind with a glob, for instance input: data/*.parquet",
         )
-    return Found([*found], left_out)
+    return FoundFiles([*found], left_out)
 
 
 def reads_file(path: str, chosen: str | None, file: Path) -> bool:

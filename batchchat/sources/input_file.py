@@ -154,7 +154,7 @@ class LocalFile(InputFile):
         return Stamp(self.name, about.st_size, about.st_ino, about.st_mtime_ns, about.st_ctime_ns, quiet)
 
 
-class Found(NamedTuple):
+class FoundFiles(NamedTuple):
     """The files of an input in the order they are read, and what was left out, each with its reason."""
 
     files: list[InputFile]

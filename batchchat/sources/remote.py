@@ -14,7 +14,7 @@ import pyarrow as pa
 from batchchat.addresses import Address, is_url
 from batchchat.errors import UsageError
 from batchchat.objects import RETRIES, open_store, store_error
-from batchchat.sources.input_file import Found, InputFile, Stamp
+from batchchat.sources.input_file import FoundFiles, InputFile, Stamp
 from batchchat.sources.naming import KNOWN, STATE, format_of, input_kind, other_data, split_name
 from batchchat.sources.ranges import RangeFile
 
@@ -80,7 +80,7 @@ class RemoteFile(InputFile):
         return data
 
 
-def find_objects(url: str, chosen: str | None, output: Address | None = None, *, retries: int = RETRIES) -> Found:
+def find_objects(url: str, chosen: str | None, output: Address | None = None, *, retries: int = RETRIES) -> FoundFiles:
     """List the objects that a URL means, in the order they are read.
 
     It names an object, a folder (all objects below it with a known extension), or a glob. The rules for names that
@@ -99,7 +99,7 @@ def find_objects(url: str, chosen: str | None, output: Address | None = None, *,
             remedy=f"Choose one kind with a glob, for instance input: {url.rstrip('/')}/*.parquet",
         )
     _check_output(url, files, output)
-    return Found(files, listing.left_out + (other_data(listing.unread) if chosen is None else []))
+    return FoundFiles(files, listing.left_out + (other_data(listing.unread) if chosen is None else []))
 
 
 def _check_output(url: str, files: list[InputFile], output: Address | None) -> None:

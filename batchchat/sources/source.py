@@ -22,7 +22,7 @@ from batchchat.sources.convert import DECLARED, JSON, MISFIT, Convert, converter
 from batchchat.sources.delimited import DelimitedReader
 from batchchat.sources.files import BLOCK, STDIN, ByteStream, Progress, StdinStream, reading
 from batchchat.sources.infer import Shape
-from batchchat.sources.input_file import Found, InputFile, LocalFile, Stamp
+from batchchat.sources.input_file import FoundFiles, InputFile, LocalFile, Stamp
 from batchchat.sources.jsonl import count_jsonl, read_jsonl
 from batchchat.sources.parquet import ParquetFile, plain_type
 
@@ -55,7 +55,7 @@ class Source(ABC):
         frozen: pa.Schema | None,
         limits: Limits,
         *,
-        listing: Callable[[], Found] | None = None,
+        listing: Callable[[], FoundFiles] | None = None,
         notes: Iterable[str] = (),
         dialect: TableDialect = USUAL,
         encoding: str | None = None,

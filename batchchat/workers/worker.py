@@ -27,6 +27,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 _GONE = "the coordinator of the run has ended: what is in flight may end, and the same command goes on"
 _GONE_CODE = 70
+_LATE_S = 5.0
+"""Seconds beyond the grace that a run has to write down what it has, once the coordinator is gone."""
 _MOST_ANSWERS = 10_000
 """Figures of answers that wait for a coordinator which does not read, at most: later ones are left out of metrics."""
 
@@ -127,7 +129,7 @@ class _Worker:
         self._outbox = outbox
         self._control = control
         self.scope = anyio.CancelScope()
-        self._at_work = False
+        self._sends = False
         self._run_job = run
         self.claims_in: MemoryObjectSendStream[tuple[int, ...] | None]
         self.claims: MemoryObjectReceiveStream[tuple[int, ...] | None]
@@ -140,9 +142,10 @@ class _Worker:
             if message is None:
                 # Nobody waits for an answer: end in order, so that the next run finds everything sealed.
                 self._control.stop(reason=_GONE, exit_code=_GONE_CODE)
-                if not self._at_work:
-                    # It may be waiting for the coordinator's broker, which will not come back.
-                    self.scope.cancel()
+                if self._sends:
+                    await anyio.sleep(self._order["options"]["grace"] + _LATE_S)
+                # It may be waiting for the coordinator's broker, which will not come back.
+                self.scope.cancel()
                 return
             await self._take(message)
 
@@ -179,7 +182,6 @@ class _Worker:
 
     async def _run_shards(self, options: RunOptions, limits: Connected) -> None:
         shards = list(options.shards or ())
-        self._at_work = True
         try:
             summary = await self._run_job(
                 limits.job,
@@ -198,11 +200,12 @@ class _Worker:
         else:
             self._outbox.put({"is": "done", "shards": shards, "summary": plain(summary)})
         finally:
-            self._at_work = False
+            self._sends = False
 
     def _tell(self, event: Event) -> None:
         told = {"name": event.name, "message": event.message, "level": event.level, "fields": dict(event.fields)}
         self._outbox.put_from_anywhere({"is": "event", "event": told})
 
     def _show(self, snapshot: Snapshot) -> None:
+        self._sends = True
         self._outbox.put_snapshot(plain(snapshot))

@@ -18,10 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from batchchat.controlling import control_run
 from batchchat.demo import DemoOptions, DemoServer
+from batchchat.errors import StorageError, UsageError
+from batchchat.history import history_of
 from batchchat.identity import Identity
+from batchchat.inspection import status_of
 from batchchat.job import load_job
-from batchchat.store import is_output, read_state
+from batchchat.report import write_run_report
+from batchchat.store import is_output, read_output, read_state, verify
 from batchchat.template import compile_template
 from tests.integration.buckets import BUCKET, Store, open_bucket
 from tests.integration.jobs import texts, write_rows
@@ -111,19 +116,29 @@ def test_a_run_into_a_bucket_and_every_command_that_looks_at_it(bench: Bench) ->
     bench.check(120, asked=0)
     again, _ = bench.run()
     assert again["sent"] == 0
-    status = json.loads(bench.ask("status", bench.url, "--json").stdout)
-    assert (status["ok"], status["open"], status["output"]) == (120, 0, bench.url)
-    assert len(json.loads(bench.ask("history", bench.url, "--json").stdout)["runs"]) == 2
-    assert "row number" in bench.ask("show", bench.url, "-n", "3").stdout
-    assert json.loads(bench.ask("verify", bench.url, "--json").stdout)["records"] == 120
+    with patched(bench.env):
+        status = status_of(bench.url)
+        assert (status.ok, status.open, status.output) == (120, 0, bench.url)
+        assert len(history_of(bench.url).runs) == 2
+        assert verify(bench.url).records == 120
+        assert verify(bench.url).ok
+        assert read_output(bench.url).num_rows == 120
+        write_run_report(bench.url, bench.folder / "report.html")
     bench.ask("export", bench.url, "-o", "out.csv")
     assert len((bench.folder / "out.csv").read_text().splitlines()) == 121
-    assert "already done" in bench.ask("plan", "job.yaml").stdout
+    assert "0 requests to send" in bench.ask("plan", "job.yaml").stdout
     bench.ask("clean", bench.url, code=2)
     # Nothing is left on this machine but what may be lost.
-    assert {path.name for path in bench.folder.iterdir()} == {"cache", "job.yaml", "rows.jsonl", "out.csv"}
+    assert {path.name for path in bench.folder.iterdir()} == {
+        "cache",
+        "job.yaml",
+        "rows.jsonl",
+        "out.csv",
+        "report.html",
+    }
 
 
+@pytest.mark.long
 def test_another_job_reads_a_bucket_as_its_input(bench: Bench) -> None:
     bench.write(30)
     bench.run()
@@ -134,6 +149,7 @@ def test_another_job_reads_a_bucket_as_its_input(bench: Bench) -> None:
     assert summary["ok"] == 30
 
 
+@pytest.mark.long
 def test_fresh_copies_the_old_output_and_the_numbers_of_journals_go_on(bench: Bench) -> None:
     bench.write(40)
     bench.run()
@@ -144,8 +160,8 @@ def test_fresh_copies_the_old_output_and_the_numbers_of_journals_go_on(bench: Be
     assert any(name.endswith("data/part-00000.parquet") for name in names)
     kept = names[0].split("/")[0]
     assert f"s3://{BUCKET}/{kept}" in said
-    status = json.loads(bench.ask("status", f"s3://{BUCKET}/{kept}", "--json").stdout)
-    assert status["ok"] == 40
+    with patched(bench.env):
+        assert status_of(f"s3://{BUCKET}/{kept}").ok == 40
     assert set(bench.dataset()) == old
     assert json.loads(bench.store.read(f"{bench.name}/_batchchat/hold.json"))["generation"] == 2
 
@@ -159,7 +175,7 @@ def test_a_store_with_faults_loses_nothing_and_asks_nothing_again(bench: Bench) 
 
 
 def test_a_store_that_is_away_is_waited_for_and_then_ends_the_run(bench: Bench) -> None:
-    bench.write(400, retry={"outage": "3s"})
+    bench.write(400, retry={"outage": "1s"})
     process = bench.start()
     wait_for(lambda: bench.demo.stats().requests > 40)
     bench.store.proxy.state.away = True
@@ -174,24 +190,27 @@ def test_a_store_that_is_away_is_waited_for_and_then_ends_the_run(bench: Bench) 
 
 
 def test_a_run_is_held_out_of_an_output_that_another_holds_until_it_takes_it_over(bench: Bench) -> None:
-    bench.write(600)
+    # Slow, so that it is still at work when the others come.
+    bench.write(300, limits={"concurrency": 8, "requests_per_minute": 2_400})
     first = bench.start()
-    wait_for(lambda: bench.demo.stats().requests > 40)
+    wait_for(lambda: bench.demo.stats().requests > 20)
+    with patched(bench.env):
+        assert control_run(bench.url, "pause", wait_s=30).pid == first.pid
+        running = status_of(bench.url).running
+    assert running is not None
+    assert running.pid == first.pid
     done = bench.ask("run", "job.yaml", code=75)
     assert f"pid {first.pid}" in done.stderr
     assert "--take-over" in done.stderr
-    controlled = json.loads(bench.ask("control", bench.url, "pause", "--json").stdout)
-    assert controlled["pid"] == first.pid
-    assert json.loads(bench.ask("status", bench.url, "--json").stdout)["running"]["pid"] == first.pid
     first.send_signal(signal.SIGSTOP)
     before = bench.demo.stats().requests
-    bench.run("--take-over")
+    bench.run("--take-over", "--set", "limits.requests_per_minute=60000")
     first.send_signal(signal.SIGCONT)
-    bench.ask("control", bench.url, "resume", code=2)  # nobody holds it any more
     assert first.wait(60) == 75
     assert "has taken the output" in first.communicate()[1]
-    bench.check(600, asked=before)
-    bench.ask("verify", bench.url)
+    bench.check(300, asked=before)
+    with patched(bench.env):
+        assert verify(bench.url).ok
 
 
 class Kills:
@@ -296,7 +315,8 @@ class Kills:
         self._look()
         assert len(self.counted) == self.rows
         assert set(self.bench.dataset()) == self.counted
-        self.bench.ask("verify", self.bench.url)
+        with patched(self.bench.env):
+            assert verify(self.bench.url).ok
         assert (self.lost, self.twice, self.asked_again) == (0, 0, 0)
 
 
@@ -336,23 +356,25 @@ def test_a_run_that_is_killed_or_stopped_is_gone_on_with_at_once(bench: Bench) -
 def test_a_bucket_that_is_not_there_and_keys_that_are_wrong_are_told_at_once(bench: Bench) -> None:
     bench.write(5)
     for url, words in (("s3://no-such-bucket/x", "bucket"), (f"s3://{BUCKET}/nothing", "no output of batchchat")):
-        done = command("status", url, cwd=bench.folder, env=bench.env)
-        assert done.returncode in {2, 74}
-        assert words in done.stderr
+        with patched(bench.env), pytest.raises((UsageError, StorageError), match=words):
+            status_of(url)
 
 
+@pytest.mark.long
 def test_an_output_with_shards_goes_into_a_bucket_and_is_read_as_one(bench: Bench) -> None:
     bench.write(90, output={"shards": 3})
     process = bench.start()
     wait_for(lambda: bench.demo.stats().requests > 30)
     process.kill()
     process.communicate()
+    before = bench.demo.stats().requests
     bench.run()
-    bench.check(90, asked=30)
+    bench.check(90, asked=before)
     assert {name.split("/")[-1][:8] for name in bench.store.names(f"{bench.name}/data/")} == {
         "part-000",
         "part-001",
         "part-002",
     }
-    assert json.loads(bench.ask("status", bench.url, "--json").stdout)["ok"] == 90
-    bench.ask("verify", bench.url)
+    with patched(bench.env):
+        assert status_of(bench.url).ok == 90
+        assert verify(bench.url).ok

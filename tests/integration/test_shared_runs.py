@@ -179,6 +179,7 @@ async def _four_runs(folder: Path, environ: Mapping[str, str], shared: str, seco
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("carrier", ["file", "broker"])
 def test_four_runs_are_never_above_a_limit_in_three_minutes(tmp_path: Path, carrier: str) -> None:
     environ = {

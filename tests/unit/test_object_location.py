@@ -235,3 +235,9 @@ def test_what_may_be_lost_lies_in_the_cache_and_a_stopped_run_does_not_share_it(
     other.release()
     held.release()
     assert not temporary.exists()
+
+
+def test_a_whole_bucket_is_no_output() -> None:
+    for url in ("s3://bucket", "s3://bucket/"):
+        with pytest.raises(UsageError, match="names a whole bucket"):
+            ObjectLocation(url, objects=MemoryObjects())

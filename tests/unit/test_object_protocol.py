@@ -141,10 +141,10 @@ def _play_many(seeds: range) -> Counter[str]:
 
 
 def test_rivals_lose_nothing_and_tell_nothing_twice() -> None:
-    seen = _play_many(range(12))
+    seen = _play_many(range(8))
     # The faults were there: a test without them would hold for any protocol.
-    assert all(seen[name] > 10 for name in ("lost_answer", "cut", "late", "stall", "kill", "takeovers", "lost")), seen
-    assert seen["counted"] > 200
+    assert all(seen[name] > 5 for name in ("lost_answer", "cut", "late", "stall", "kill", "takeovers", "lost")), seen
+    assert seen["counted"] > 100
 
 
 @pytest.mark.long

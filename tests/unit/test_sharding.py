@@ -167,7 +167,7 @@ def test_another_number_of_shards_keeps_everything_and_asks_nothing(tmp_path: Pa
     run_rows(tmp_path, rows, shards=None, bad=True, fields=edited)
     (tmp_path / "out/NOTES.md").write_text("mine")
     ids, before = ids_of(tmp_path / "out"), status_of(tmp_path / "out")
-    for count in (16, 1):
+    for count in (6, 1):
         done = reshard_output(tmp_path / "out", count)
         assert (done.records, done.archived, done.shards) == (rows + bad, rows, count)
         report = verify(tmp_path / "out")

@@ -240,7 +240,7 @@ def test_the_budget_and_the_limits_hold_over_all_workers(tmp_path: Path) -> None
 
 def test_a_budget_whose_price_is_not_known_is_refused_before_a_worker_starts(tmp_path: Path) -> None:
     job = job_of_shards(tmp_path, budget={"max_cost": 5}, provider={"base_url": "http://test.invalid/v1"})
-    with pytest.raises(UsageError, match="price of the model is not known"):
+    with pytest.raises(UsageError, match="no price is known"):
         play(job, 2, provider_of())
 
 

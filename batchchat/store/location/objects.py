@@ -255,6 +255,8 @@ def _cache_folder(url: str, shard: int | None) -> Path:
 
 def _bucket(url: str, objects: Objects | None, patience: StorePatience) -> ObjectBucket:
     """Return the bucket below a URL. Raises UsageError if obstore is not installed, or the URL names no bucket."""
+    if not url.partition("://")[2].partition("/")[2]:
+        raise UsageError(f"{url} names a whole bucket", remedy=f"Add a folder: {url.rstrip('/')}/NAME.")
     if objects is not None:
         return ObjectBucket(objects, url.partition("://")[2], url, store="given", patience=patience)
     from batchchat.objects import open_store
