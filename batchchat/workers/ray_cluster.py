@@ -11,6 +11,7 @@ them, and show them in its dashboard.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import socket
 import sys
