@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 from typing import Any
 
@@ -37,6 +38,16 @@ def test_the_job_of_kubernetes_gives_each_index_its_share() -> None:
     assert (fail["action"], set(fail["onExitCodes"]["values"])) == ("FailIndex", PERSON)
     assert ignore["action"] == "Ignore"
     assert "--shard auto" in pod["args"][0]
+
+
+def test_the_job_of_kuberay_has_a_place_for_each_worker() -> None:
+    spec = yaml.safe_load((SAMPLES / "rayjob.yaml").read_text(encoding="utf-8"))["spec"]
+    words = shlex.split(shlex.split(spec["entrypoint"])[2])
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    places = group["replicas"] * int(group["rayStartParams"]["num-cpus"])
+    assert int(words[words.index("--workers") + 1]) == places
+    assert words[words.index("--ray") + 1] == "auto"
+    assert spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
 @pytest.mark.parametrize("code", [0, 1, *LATER, 143, *PERSON])
