@@ -79,7 +79,9 @@ async def open_cluster(job: Job, address: str, environ: Mapping[str, str]) -> As
             yield RayActors(job, passed_environment(job, environ))
     finally:
         if ours:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_CONNECT_S):
+            # At its end Ray prints what it had kept back, from the thread that ends it.
+            quiet = redirect_stdout(io.StringIO())
+            with quiet, anyio.CancelScope(shield=True), anyio.move_on_after(_CONNECT_S):
                 await anyio.to_thread.run_sync(ray.shutdown, abandon_on_cancel=True)
 
 
