@@ -23,7 +23,7 @@ from batchchat.store import verify
 from batchchat.workers.claims import Claims
 from tests.integration.jobs import make_job, texts, write_rows
 from tests.unit.test_run_clock import Provider, answer
-from tests.worker_tasks import Played, ids_of, play
+from tests.worker_tasks import Played, TaskLauncher, TaskWorker, ids_of, play
 
 ROWS = 60
 
@@ -61,6 +61,21 @@ def test_workers_are_one_run(tmp_path: Path) -> None:
     again = play(job_of_shards(tmp_path), 2, provider_of())
     assert (again.summary.ok, again.summary.sent, again.summary.exit_code) == (ROWS, 0, 0)
     assert verify(tmp_path / "out").ok
+
+
+def test_a_worker_that_finds_no_place_is_given_up_when_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed = TaskLauncher.start
+
+    async def start(launcher: TaskLauncher, name: str) -> TaskWorker:
+        if name != "1":
+            await anyio.sleep_forever()
+        return await placed(launcher, name)
+
+    monkeypatch.setattr(TaskLauncher, "start", start)
+    played = play(job_of_shards(tmp_path), 3, provider_of())
+    assert (played.summary.exit_code, played.summary.ok, len(played.launcher.workers)) == (0, ROWS, 1)
 
 
 def test_the_death_of_a_worker_costs_what_was_in_flight_and_another_takes_its_shards(tmp_path: Path) -> None:
