@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager, nullcontext, redirect_stdout, suppre
 from functools import partial
 from typing import Any, TextIO
 
-# Set before Ray is imported: it tells nobody of this use.
+# Set before Ray is imported: it tells nobody of this use, and does not warn of what a later version will do.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
