@@ -5,12 +5,9 @@ from __future__ import annotations
 import bisect
 import heapq
 import json
-import os
-import pickle
 import random
 from collections.abc import Callable
 from itertools import count
-from pathlib import Path
 
 import pytest
 
@@ -333,7 +330,19 @@ def test_what_a_reply_teaches_survives_the_way_to_a_broker() -> None:
 
 
 def test_bytes_that_hold_anything_else_are_not_run() -> None:
-    for data in (pickle.dumps(os.getcwd), pickle.dumps(Path("/")), b"nonsense", freeze(_keeper())[:-20]):
+    keeper = b'["object","batchchat.sharing.keeper:LimitKeeper",{%b}]'
+    hostile = (
+        b"nonsense",
+        freeze(_keeper())[:-20],
+        b'["object","os:system",{}]',
+        b'["object","batchchat.limits.controller:Callable",{}]',
+        b'["tuple","batchchat.sharing.keeper:LimitKeeper",[]]',
+        keeper % b'"__class__":["object","batchchat.sharing.keeper:Told",{}]',
+        keeper % b'"holders":["same",7]',
+        keeper % b'"holders":{}',
+        b'["strange"]',
+    )
+    for data in hostile:
         with pytest.raises(ValueError, match="no keeper can be read"):
             thaw(data, random.Random(1))
 
