@@ -711,7 +711,7 @@ def test_it_starts_and_stops_twenty_times_leaving_nothing(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    threads, started = threading.active_count(), time.perf_counter()
+    threads, started = set(threading.enumerate()), time.perf_counter()
     for _ in range(20):
         server = DemoServer(DemoOptions(latency_s=0))
         server.start()
@@ -722,7 +722,8 @@ def test_it_starts_and_stops_twenty_times_leaving_nothing(
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.base_url}/models", verify=NO_TLS)
     assert time.perf_counter() - started < 10
-    assert threading.active_count() == threads
+    # Threads that other tests left may end meanwhile.
+    assert set(threading.enumerate()) <= threads
     assert {number: signal.getsignal(number) for number in handlers} == handlers
     assert not [record for record in caplog.records if record.name.startswith(("uvicorn", "asyncio"))]
     assert capfd.readouterr() == ("", "")
