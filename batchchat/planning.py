@@ -28,7 +28,7 @@ from batchchat.records import Request, Spend, Usage
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import Rows, pass_of, prompt_id_of
-from batchchat.runner.sharing import shards_for
+from batchchat.runner.shard_choice import shards_for
 from batchchat.runner.step_shares import STEP_COLUMNS, StepShares, count_steps, taken_below
 from batchchat.sources import GivenRows
 from batchchat.store import Frozen, Output, check_currency, frozen_schema, is_output, read_state

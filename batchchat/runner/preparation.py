@@ -25,7 +25,7 @@ from batchchat.job.targets import check_targets, has_several
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, RowBatch
 from batchchat.runner.questions import compile_questions, schema_warnings
-from batchchat.runner.sharing import ShardedRows
+from batchchat.runner.shard_choice import ShardedRows
 from batchchat.sources import STDIN, GivenRows, Source, open_rows, open_source
 from batchchat.store import Completions, Frozen, KeyIndex, RecordIndex, Shards, is_output_folder, joined_parsed
 from batchchat.template import RowTemplateError, Template

@@ -48,7 +48,7 @@ from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.rows import pass_of, prompt_id_of
 from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain, remedy_of
-from batchchat.runner.sharing import shards_for
+from batchchat.runner.shard_choice import shards_for
 from batchchat.runner.state import RunState
 from batchchat.runner.steering import RunSteering, tell_interrupted
 from batchchat.runner.tally import Tally

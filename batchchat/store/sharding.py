@@ -34,12 +34,6 @@ class Shards:
         return len(self.chosen) == self.count
 
 
-def shards_of(output: Location | Address) -> int | None:
-    """Return how many shards an output has, None if it has none or is none yet. Raises StorageError, UsageError."""
-    location = location_of(output)
-    return State(location).shards() if location.holds_output() else None
-
-
 def shard_places(output: Location, count: int) -> list[Location]:
     """Return where the shards of an output are that have begun."""
     return [place for place in (shard_place(output, number) for number in range(count)) if place.holds_output()]

@@ -25,7 +25,7 @@ from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import prepare
 from batchchat.runner.run import new_run_id
 from batchchat.runner.run_summary import plain
-from batchchat.runner.sharing import shards_for
+from batchchat.runner.shard_choice import shards_for
 from batchchat.runner.steering import tell_interrupted
 from batchchat.runner.writer import Offload, in_thread
 from batchchat.sources import STDIN, Source

@@ -17,7 +17,7 @@ from batchchat.job.targets import targets_of
 Problem = tuple[str, str]
 """What is wrong in words, and its remedy."""
 
-_FAMILIES = ("AWS_", "AZURE_", "GOOGLE_", "HF_", "BATCHCHAT_")
+_FAMILIES = ("AWS_", "AZURE_", "GOOGLE_", "BATCHCHAT_")
 """Prefixes of variables that credentials, addresses of object storage and secrets of brokers are read from."""
 _PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 _SHARED_REMEDY = (

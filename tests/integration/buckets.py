@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import socket
 import threading
@@ -10,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import boto3
+import httpx
 import pytest
 
 BUCKET = "bucket"
@@ -143,36 +145,51 @@ class Store:
 
     def names(self, prefix: str) -> list[str]:
         """Return the names of the objects below a prefix, asked without the proxy."""
-        pages = _client(self.direct).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        pages = client_of(self.direct).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return [one["Key"] for page in pages for one in page.get("Contents", [])]
 
     def read(self, name: str) -> bytes:
         """Return an object, asked without the proxy."""
-        found: bytes = _client(self.direct).get_object(Bucket=BUCKET, Key=name)["Body"].read()
+        found: bytes = client_of(self.direct).get_object(Bucket=BUCKET, Key=name)["Body"].read()
         return found
 
 
-def _client(url: str) -> boto3.client:
+def client_of(url: str, *, access_key: str = "", secret_key: str = "", region: str = KEYS["AWS_REGION"]) -> Any:
+    """Return a client of a server, with the tests' own key if no other is given."""
     return boto3.client(
         "s3",
         endpoint_url=url,
-        aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
-        region_name=KEYS["AWS_REGION"],
+        aws_access_key_id=access_key or KEYS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=secret_key or KEYS["AWS_SECRET_ACCESS_KEY"],
+        region_name=region,
     )
+
+
+@contextmanager
+def moto_server() -> Iterator[str]:
+    """Start moto's server, and yield its URL."""
+    moto = pytest.importorskip("moto.server", reason="moto[s3] and flask play the object storage")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    try:
+        yield url
+    finally:
+        # Rights and objects are those of the process, not of the server: later tests begin anew.
+        httpx.post(f"{url}/moto-api/reset-auth", content=b"inf")
+        httpx.post(f"{url}/moto-api/reset")
+        server.stop()
 
 
 @contextmanager
 def open_bucket() -> Iterator[Store]:
     """Start a server with an empty bucket, and a proxy before it."""
-    moto = pytest.importorskip("moto.server", reason="moto[s3] and flask play the object storage")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    proxy = FaultProxy(port)
-    try:
-        _client(f"http://{host}:{port}").create_bucket(Bucket=BUCKET)
-        yield Store(proxy, f"http://{host}:{port}")
-    finally:
-        proxy.close()
-        server.stop()
+    with moto_server() as url:
+        client_of(url).create_bucket(Bucket=BUCKET)
+        proxy = FaultProxy(int(url.rpartition(":")[2]))
+        try:
+            yield Store(proxy, url)
+        finally:
+            proxy.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
@@ -25,6 +24,7 @@ from batchchat.errors import NeedsHuman, UsageError
 from batchchat.providers import PROFILES
 from batchchat.runner.run import run_job
 from tests.batch_play import Options, Play
+from tests.integration.buckets import client_of, moto_server
 from tests.integration.jobs import make_job, texts, write_rows
 from tests.integration.raw_server import Peer, RawServer
 
@@ -58,15 +58,9 @@ RIGHTS: dict[str, list[str]] = {
 
 @pytest.fixture(scope="module")
 def storage() -> Iterator[Storage]:
-    moto = pytest.importorskip("moto.server", reason="moto[s3] and flask play the object storage")
     import boto3
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    try:
+    with moto_server() as url:
         # Until the rights are enforced, any key may do anything.
         root: dict[str, Any] = {"endpoint_url": url, "aws_access_key_id": "root", "aws_secret_access_key": "root"}
         iam = boto3.client("iam", region_name="us-east-1", **root)
@@ -84,19 +78,8 @@ def storage() -> Iterator[Storage]:
             }
         httpx.post(f"{url}/moto-api/reset-auth", content=b"0").raise_for_status()
         owner = users["owner"]
-        s3 = boto3.client(
-            "s3",
-            endpoint_url=url,
-            region_name="fr-par",
-            aws_access_key_id=owner["SCW_ACCESS_KEY"],
-            aws_secret_access_key=owner["SCW_SECRET_KEY"],
-        )
+        s3 = client_of(url, access_key=owner["SCW_ACCESS_KEY"], secret_key=owner["SCW_SECRET_KEY"], region="fr-par")
         yield Storage(url, s3, users)
-    finally:
-        # Rights and objects are those of the process, not of the server: later tests begin anew.
-        httpx.post(f"{url}/moto-api/reset-auth", content=b"inf")
-        httpx.post(f"{url}/moto-api/reset")
-        server.stop()
 
 
 @pytest.fixture

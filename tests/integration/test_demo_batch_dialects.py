@@ -19,6 +19,7 @@ from batchchat.engines.batch.services import open_service
 from batchchat.providers import Provider
 from tests.batch_play import Options
 from tests.integration.batch_driver import MODEL, NO_TLS, request_line
+from tests.integration.buckets import client_of, moto_server
 
 BUCKET = "batches"
 
@@ -33,23 +34,9 @@ def serving(dialect: str, *, seconds: float = 0.0, **faults: Any) -> Iterator[De
 @pytest.fixture(scope="module")
 def storage() -> Iterator[dict[str, str]]:
     """An object store with a bucket, and the environment by which it is reached."""
-    moto = pytest.importorskip("moto.server", reason="moto[s3] and flask play the object storage")
-    import boto3
-
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environ = {"SCW_ACCESS_KEY": "access", "SCW_SECRET_KEY": "secret", "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
-    client = boto3.client(
-        "s3",
-        region_name="us-east-1",
-        endpoint_url=environ["AWS_ENDPOINT_URL"],
-        aws_access_key_id="access",
-        aws_secret_access_key="secret",
-    )
-    client.create_bucket(Bucket=BUCKET)
-    yield environ
-    server.stop()
+    with moto_server() as url:
+        client_of(url).create_bucket(Bucket=BUCKET)
+        yield {"SCW_ACCESS_KEY": "access", "SCW_SECRET_KEY": "secret", "AWS_ENDPOINT_URL": url}
 
 
 class Used:

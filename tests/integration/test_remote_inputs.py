@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.objects import StoreError, open_store
 from batchchat.sources import Source, open_source
 from batchchat.sources.remote import find_objects
+from tests.integration.buckets import client_of, moto_server
 from tests.integration.jobs import make_job, run
 
 KEYS = {"AWS_ACCESS_KEY_ID": "an-access-key", "AWS_SECRET_ACCESS_KEY": "a-secret-key-0123"}
@@ -41,25 +41,12 @@ class Bucket:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
-    moto = pytest.importorskip("moto.server", reason="moto[s3] and flask play the object storage")
-    import boto3
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    threaded = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    threaded.start()
-    host, port = threaded.get_host_and_port()
-    s3 = boto3.client(
-        "s3",
-        region_name="us-east-1",
-        endpoint_url=f"http://{host}:{port}",
-        aws_access_key_id="root",
-        aws_secret_access_key="root",
-    )
-    try:
-        yield s3
-    finally:
-        s3.close()
-        threaded.stop()
+    with moto_server() as url:
+        s3 = client_of(url)
+        try:
+            yield s3
+        finally:
+            s3.close()
 
 
 @pytest.fixture
