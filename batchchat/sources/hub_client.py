@@ -21,7 +21,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from batchchat.objects import RETRIES, StoreError
 from batchchat.sources.hub_access import HubAccess
-from batchchat.sources.hub_refusals import Refused, lasting, refusal
+from batchchat.sources.hub_refusals import HubRefusal, lasting, refusal
 from batchchat.sources.input_file import raise_changed
 from batchchat.transport.choose import proxy_for
 from batchchat.transport.faults import untrusted
@@ -243,7 +243,7 @@ class HubClient:
             # The address was signed for a short time: the next try gets another one.
             raise _PassingError(f"{response.request.url.host} answers {words}")
         code = response.headers.get("x-error-code", "")
-        raise refusal(call.address, self.access, self.page, Refused(status, code, told))
+        raise refusal(call.address, self.access, self.page, HubRefusal(status, code, told))
 
     def strange(self, address: str) -> StoreError:
         """Return a lasting error: what came is no answer of a hub. `address` is what was asked for."""

@@ -12,7 +12,7 @@ class MissingOnHubError(StoreError):
     """A file or folder that a dataset does not have at this commit."""
 
 
-class Refused(NamedTuple):
+class HubRefusal(NamedTuple):
     """What a hub says when it refuses: the HTTP status, its own code for the reason, and its words."""
 
     status: int
@@ -32,7 +32,7 @@ def lasting(address: str, words: str, remedy: str | None = None, *, kind: type[S
     return error
 
 
-def refusal(address: str, access: HubAccess, page: str, refused: Refused) -> StoreError:
+def refusal(address: str, access: HubAccess, page: str, refused: HubRefusal) -> StoreError:
     """Return what a refusal means. `address` is what was asked for, `page` the dataset's page for people."""
     if refused.code == "EntryNotFound":
         words = "there is no such file or folder"
@@ -44,7 +44,7 @@ def refusal(address: str, access: HubAccess, page: str, refused: Refused) -> Sto
     return lasting(address, words, remedy)
 
 
-def _without_token(access: HubAccess, page: str, refused: Refused) -> tuple[str, str]:
+def _without_token(access: HubAccess, page: str, refused: HubRefusal) -> tuple[str, str]:
     """Return what a refusal means to somebody who sent no token, and what to do."""
     set_token = f"set HF_TOKEN to a token of {access.address}/settings/tokens, or run `hf auth login`."
     if refused.code == "GatedRepo":
@@ -58,7 +58,7 @@ def _without_token(access: HubAccess, page: str, refused: Refused) -> tuple[str,
     return f"the hub refuses: {refused.words}", remedy
 
 
-def _with_token(access: HubAccess, page: str, refused: Refused) -> tuple[str, str]:
+def _with_token(access: HubAccess, page: str, refused: HubRefusal) -> tuple[str, str]:
     """Return what a refusal means to somebody who sent a token, and what to do."""
     token = f"the token of {access.token_from}"
     if refused.code == "GatedRepo":

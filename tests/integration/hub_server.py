@@ -113,7 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         query = parse_qs(urlsplit(self.path).query)
         api = parts[0] == "api"
-        dataset, what, revision, *rest = "/".join(parts[1 + api : 3 + api]), *parts[3 + api :]
+        dataset = "/".join(parts[1 + api : 3 + api])
+        what, revision, *rest = [*parts[3 + api :], "revision", "main"][: max(2, len(parts) - 3 - api)]
         if (other := self.hub.renamed.get(dataset)) is not None:
             self._send(307, b"", {"Location": self.path.replace(dataset, other)})
             return
