@@ -10,6 +10,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+THOROUGH = "thorough"
+EXAMPLES = 25
+"""Examples of a property test in the normal run. A hundred take 69 s of processor time over all of them, these 20 s."""
 MOST_WORKERS = 8
 WORKERS_EACH = 2
 """Workers for each processor: tests wait more than they work. Measured over all of them: 350 s of processor time in
@@ -21,9 +24,13 @@ ROOM_BYTES = 4 * 2**30
 """Free bytes that this needs. A whole run of the tests leaves 150 MB."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let no test fail because the machine is busy: an example may take what it takes."""
-    hypothesis.settings.register_profile("batchchat", deadline=None)
+    thorough = config.option.markexpr == THOROUGH
+    if thorough:
+        # A property test is in both runs: with few examples in the normal one, with all of them here.
+        config.option.markexpr = f"({THOROUGH} or hypothesis) and not long"
+    hypothesis.settings.register_profile("batchchat", deadline=None, max_examples=100 if thorough else EXAMPLES)
     hypothesis.settings.load_profile("batchchat")
     # Hundreds of processes are started. If the environment lets none of them keep compiled modules, each compiles all
     # it imports anew: 1.3 s instead of 0.6 s for a start.
