@@ -58,7 +58,7 @@ def goes_on(job: Path, demo: DemoServer) -> None:
 @pytest.mark.parametrize(
     ("kind", "value", "said"),
     one_in(
-        2,
+        3,
         [
             (resource.RLIMIT_FSIZE, 12_000, "file size"),
             (resource.RLIMIT_NOFILE, 8, "ulimit -n"),

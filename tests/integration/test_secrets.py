@@ -136,7 +136,7 @@ def check_files(folder: Path, key: str) -> None:
     assert [path for path in files if key.encode() in path.read_bytes()] == []
 
 
-@pytest.mark.parametrize("form", one_in(2, FORMS))
+@pytest.mark.parametrize("form", one_in(len(FORMS), FORMS))
 def test_a_key_that_is_echoed_reaches_no_file_and_no_line(tmp_path: Path, key: str, form: str) -> None:
     with RawServer(echo()) as server:
         write_job(tmp_path, server.url, **FORMS[form])

@@ -134,6 +134,7 @@ def test_the_death_of_the_coordinator_ends_the_workers_in_order(tmp_path: Path, 
     series.check(deaths=0)
 
 
+@pytest.mark.thorough
 def test_ctrl_c_drains_all_workers(tmp_path: Path) -> None:
     # So slow that the run is far from its end when the signal comes, however busy the machine is.
     with DemoServer(DemoOptions(latency_s=1.0)) as demo:

@@ -102,6 +102,7 @@ def test_a_minutes_outage_fails_no_row_and_sends_a_handful_of_probes(tmp_path: P
     assert {"breaker_opened", "breaker_closed"} <= {event.name for event in events}
 
 
+@pytest.mark.thorough
 def test_an_outage_longer_than_allowed_ends_the_run_with_everything_open(tmp_path: Path) -> None:
     async def handler(_request: httpx.Request) -> httpx.Response:
         await anyio.sleep(0.1)
@@ -602,6 +603,7 @@ def test_a_block_of_bad_rows_longer_than_the_supply_stops_nothing(tmp_path: Path
     assert summary.sent == 2000
 
 
+@pytest.mark.thorough
 def test_a_block_of_bad_rows_without_end_is_passed_by_way_of_a_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_page_tells_the_looks(bench: Bench, tmp_path: Path) -> None:
     assert [line[2] for line in lines] == ["went on", "settled", "not needed"]
 
 
+@pytest.mark.thorough
 def test_all_variants_are_asked_the_same_rows_of_a_random_order(bench: Bench) -> None:
     _, found = told(settle(bench))
     by_model: dict[str, list[int]] = {model: [] for model in MODELS}
