@@ -160,6 +160,7 @@ def test_a_shard_that_is_held_and_an_output_that_is_led_are_refused(tmp_path: Pa
     led.close()
 
 
+@pytest.mark.thorough
 def test_another_number_of_shards_keeps_everything_and_asks_nothing(tmp_path: Path) -> None:
     rows, bad = 1001, 4
     run_rows(tmp_path, rows, shards=None, bad=True)
