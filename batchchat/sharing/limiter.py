@@ -16,7 +16,7 @@ from batchchat.errors import BatchchatError
 from batchchat.events import Pace
 from batchchat.limits import MAX_CONCURRENCY, Limiter, Permit
 from batchchat.limits.controller import Grant
-from batchchat.records import Verdict
+from batchchat.records import Usage, Verdict
 from batchchat.sharing.messages import (
     KeeperAnswer,
     KeeperAsk,
@@ -48,6 +48,10 @@ class Carrier(Protocol):
         """How long a permit may be used, in seconds from the moment at which the ask began."""
 
     @property
+    def connection(self) -> int:
+        """The number of the way to the keeper: another one after a loss, behind which may be another keeper."""
+
+    @property
     def interval_s(self) -> float:
         """The least time between two asks, in seconds."""
 
@@ -63,10 +67,11 @@ class Carrier(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Borrowed(Grant):
-    """A grant as this process counts it, with the keeper's own words for it, and until when it may be used."""
+    """A grant as this process counts it: the keeper's own words for it, until when it may be used, and who gave it."""
 
     lent: Lent = Lent(0, 0.0, 0, 0, False)
     until: float = 0.0
+    connection: int = 0
 
 
 class _Wanted:
@@ -111,7 +116,7 @@ class SharedLimiter(Limiter):
         self._line: deque[_Wanted] = deque()
         self._spare: deque[_Borrowed] = deque()
         self._looks: deque[int] = deque(maxlen=_SPARE)
-        self._settled: list[PermitSettled] = []
+        self._settled: list[tuple[PermitSettled, int]] = []
         self._acts: list[tuple[str, tuple[str, ...]]] = []
         self._out = self._probes = 0
         self._heard = 0
@@ -175,7 +180,7 @@ class SharedLimiter(Limiter):
         ask = KeeperAsk(
             self._ceilings,
             [*((wanted.tokens, key_of(wanted.key)) for wanted in asked_for), *((tokens, None) for tokens in looks)],
-            settled,
+            [self._as_known(one, connection) for one, connection in settled],
             self._out,
             self._probes,
             acts,
@@ -196,7 +201,10 @@ class SharedLimiter(Limiter):
         until = asked + self._carrier.lease_s
         waiting = iter(asked_for)
         for lent in answer.granted:
-            grant = _Borrowed(None, lent.tokens, now, lent.level, lent.number, lent.probe, lent, until)
+            grant = _Borrowed(
+                *(None, lent.tokens, now, lent.level, lent.number, lent.probe, lent, until),
+                connection=self._carrier.connection,
+            )
             self._out += 1
             self._probes += lent.probe
             wanted = next(waiting, None)
@@ -217,8 +225,20 @@ class SharedLimiter(Limiter):
         """Give a permit back that was not used."""
         self._out -= 1
         self._probes -= grant.probe
-        self._settled.append(PermitSettled(grant.lent, None, None, unused=True))
+        self._settled.append((PermitSettled(grant.lent, None, None, unused=True), grant.connection))
         self._ask_soon()
+
+    def _as_known(self, settled: PermitSettled, connection: int) -> PermitSettled:
+        """Return what came of a permit as it may be told now.
+
+        Nothing is given back to a keeper that never took it: then more than the limit could go.
+        """
+        if connection == self._carrier.connection:
+            return settled
+        reply = settled.reply
+        if reply is not None:
+            reply = replace(reply, usage=Usage(total_tokens=settled.lent.tokens))
+        return settled._replace(unused=False, reply=reply)
 
     def _ask_soon(self) -> None:
         self._wake_up.set()
@@ -285,7 +305,7 @@ class SharedLimiter(Limiter):
         assert isinstance(grant, _Borrowed)  # noqa: S101 - what this limiter grants
         self._out -= 1
         self._probes -= grant.probe
-        self._settled.append(PermitSettled(grant.lent, key_of(grant.key), reply))
+        self._settled.append((PermitSettled(grant.lent, key_of(grant.key), reply), grant.connection))
         # What slows others down, or says that a server is back, is told at once.
         self._urgent = self._urgent or grant.probe or (reply is not None and reply.verdict in _URGENT)
         if self._line or self._urgent:
@@ -293,7 +313,8 @@ class SharedLimiter(Limiter):
 
     def _unused(self, grant: Grant) -> None:
         # It is the one that was settled just now, with no reply.
-        self._settled[-1] = self._settled[-1]._replace(unused=True)
+        settled, connection = self._settled[-1]
+        self._settled[-1] = settled._replace(unused=True), connection
 
     # --- steering
 
