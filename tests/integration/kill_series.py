@@ -36,7 +36,7 @@ from batchchat.identity import shard_of
 from batchchat.store import is_output, read_state
 from tests.integration.buckets import BUCKET, KEYS, client_of
 from tests.integration.jobs import write_rows
-from tests.integration.processes import Process, start, wait_for
+from tests.integration.processes import Process, children_of, start, wait_for
 
 ROWS = 1_500
 SHARDS = 24
@@ -367,7 +367,7 @@ class KillSeries:
             "store": 12 if self._place.kills else 0,
         }
         target = self._random.choices(list(targets), list(targets.values()))[0]
-        workers = _children(process.pid)
+        workers = children_of(process.pid)
         if target in {"worker", "stopped"}:
             if not workers:
                 return False
@@ -551,15 +551,6 @@ def _environment(env: Mapping[str, str]) -> Iterator[None]:
         for name, value in env.items():
             patch.setenv(name, value)
         yield
-
-
-def _children(pid: int) -> list[int]:
-    """Return the processes that a process has started."""
-    found: list[int] = []
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += map(int, file.read_text().split())
-    return found
 
 
 def _state(pid: int) -> str | None:
