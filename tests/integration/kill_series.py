@@ -371,11 +371,10 @@ class KillSeries:
         if target in {"worker", "stopped"}:
             if not workers:
                 return False
-            pid = self._random.choice(workers)
             if target == "stopped":
-                self._stop(pid)
+                self._stop(self._random.choice([*workers, process.pid]))
             else:
-                self._kill_worker(pid)
+                self._kill_worker(self._random.choice(workers))
         elif target == "coordinator":
             if not run.is_alive():
                 return True
@@ -399,7 +398,7 @@ class KillSeries:
     def _stop(self, pid: int) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
-            self._stopped.append((time.monotonic() + self._random.uniform(0.3, 5.0), pid))
+            self._stopped.append((time.monotonic() + self._random.uniform(0.3, 9.0), pid))
 
     def _kill_worker(self, pid: int) -> None:
         # Its shards are told by the run's log.
