@@ -40,7 +40,7 @@ from batchchat.money import Tariff
 from batchchat.records import Answerer, Record
 from batchchat.retry import RetryPolicy
 from batchchat.runner.control import Control
-from batchchat.runner.ending import Ending
+from batchchat.runner.ending import SHARED_ANSWERS, Ending
 from batchchat.runner.failed_limit import FailedLimit
 from batchchat.runner.feed import RequestFeed
 from batchchat.runner.forecast import Forecaster
@@ -227,7 +227,7 @@ class _Opening:
         job, setting, prepared = self._job, self._setting, self._prepared
         await self._find_provider(stack, store)
         if cache is None and job.dedupe:
-            cache = await self.open_cache(stack, store.shared_answers())
+            cache = await self.open_cache(stack, store.location.scratch(SHARED_ANSWERS))
         prompt_id = prompt_id_of(prepared)
         # Each line of a batch file names a model of its own, and endpoints have their own names for one.
         tally = Tally(
@@ -298,7 +298,7 @@ class _Opening:
 
         offload = self._setting.offload
         # The batches of a demo server that ends with this process go on in the next one.
-        folder = store.batches_folder() / "demo" if self._job.engine.batch else None
+        folder = store.location.batches() / "demo" if self._job.engine.batch else None
         server = DemoServer(DemoOptions(track_bodies=False, batch=BatchOptions(folder=folder)))
         await offload(server.start)
         stack.push_async_callback(offload, server.stop)
@@ -408,7 +408,9 @@ class _Running:
             group.start_soon(run.writer.run)
             try:
                 async with anyio.create_task_group() as inner:
-                    steering = RunSteering(run, inner, self._write_live, look_s=max(self._tick_s, run.store.look_s))
+                    steering = RunSteering(
+                        run, inner, self._write_live, look_s=max(self._tick_s, run.store.location.look_s)
+                    )
                     with run.control.watch(steering):
                         inner.start_soon(self._tick, steering)
                         steering.begin()
@@ -449,7 +451,7 @@ class _Running:
         run = self._run
         async with self._writing:
             try:
-                await run.offload(run.store.write_live, plain(self._figures.snapshot()))
+                await run.offload(run.store.runs.write_live, plain(self._figures.snapshot()))
             except StorageError as error:
                 run.writer.fail(error)
 
@@ -516,7 +518,7 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
         try:
             if not job.engine.batch:
                 await offload(_refuse_beside_batches, store)
-            tell_interrupted(await offload(store.killed_run), setting.listener)
+            tell_interrupted(await offload(store.runs.killed_run), setting.listener)
             wording = Wording(store, prepared)
             await offload(wording.begin)
             async with AsyncExitStack() as stack:
@@ -554,7 +556,7 @@ def _now_us() -> int:
 
 def _refuse_beside_batches(store: HeldOutput) -> None:
     """Refuse single requests while batches of this output may answer the same. Raises UsageError, StorageError."""
-    if not store.batches_folder().is_dir():
+    if not store.location.batches().is_dir():
         return
     from batchchat.engines.batch.status import under_way
 
