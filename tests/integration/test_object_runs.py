@@ -166,6 +166,7 @@ def test_fresh_copies_the_old_output_and_the_numbers_of_journals_go_on(bench: Be
     assert json.loads(bench.store.read(f"{bench.name}/_batchchat/hold.json"))["generation"] == 2
 
 
+@pytest.mark.thorough
 def test_a_store_with_faults_loses_nothing_and_asks_nothing_again(bench: Bench) -> None:
     bench.store.proxy.state.shares.update({"lost": 0.05, "cut": 0.05, "503": 0.05, "delay": 0.1})
     bench.write(200)
@@ -174,6 +175,7 @@ def test_a_store_with_faults_loses_nothing_and_asks_nothing_again(bench: Bench) 
     bench.check(200, asked=0)
 
 
+@pytest.mark.thorough
 def test_a_store_that_is_away_is_waited_for_and_then_ends_the_run(bench: Bench) -> None:
     bench.write(400, retry={"outage": "1s"})
     process = bench.start()
@@ -189,6 +191,7 @@ def test_a_store_that_is_away_is_waited_for_and_then_ends_the_run(bench: Bench) 
     bench.check(400, asked=requests - counted)
 
 
+@pytest.mark.thorough
 def test_a_run_is_held_out_of_an_output_that_another_holds_until_it_takes_it_over(bench: Bench) -> None:
     # Slow, so that it is still at work when the others come.
     bench.write(300, limits={"concurrency": 8, "requests_per_minute": 2_400})
