@@ -95,6 +95,7 @@ def open_source(
         listing = partial(find_files, path, base, format, output)
         files, notes = listing()
         kind = files[0].format
+    # Refused, not passed over: a person who sets them for another format would believe that they did something.
     if kind not in {"csv", "tsv"} and dialect != TableDialect():
         raise UsageError(
             f"input.header and input.quoting are for CSV and TSV, and the input is {kind}", remedy="Leave them out."

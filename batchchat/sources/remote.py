@@ -75,6 +75,7 @@ class RemoteFile(InputFile):
         except (BaseError, OSError) as error:
             raise store_error(self.address, error) from error
         tag = answer.meta["e_tag"]
+        # A shorter range means an object that was replaced by a shorter one, also at a store without ETags.
         if len(data) != end - start or (self.tag is not None and tag is not None and tag != self.tag):
             self._changed()
         return data
