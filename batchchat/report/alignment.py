@@ -101,7 +101,7 @@ class Records:
             # Counted for every record, also if the row's messages are known: the page holds each answer.
             self._room.take(answer)
             position = slot // self._samples
-            # Samples of one row have the same messages. A text in place of them may still be replaced by another record's.
+            # Samples of one row have the same messages. A text in their place may still give way to those of another.
             if isinstance(self._messages.get(position), bytes):
                 continue
             messages, note = templates.messages(str(run_id), row, int(sample))

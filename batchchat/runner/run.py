@@ -201,6 +201,7 @@ class _Opening:
             following=pass_of(self._prepared, self._reopens),
         )
         if store.known is not None:
+            # Which of them are done is asked once for all, and not again for each batch that is passed over.
             store.known.look_up(store.index, store.keys)
         renamed = store.recovery.renamed
         if renamed is not None:
@@ -485,6 +486,7 @@ class _Running:
 async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> RunSummary:
     started = anyio.current_time()
     options, offload = setting.options, setting.offload
+    # A caller that runs several jobs may give one budget over all of them.
     if budget is None and job.budget.capped:
         caps = job.budget
         budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
@@ -513,9 +515,11 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
     job = prepared.job
     opening = _Opening(job, prepared, budget, setting)
     async with AsyncExitStack() as held:
+        # Before the output: if the cache cannot be opened, no output is made.
         cache = await opening.open_cache(held, Path(job.cache)) if job.cache is not None else None
         store = await offload(opening.open_store)
         try:
+            # Batches of an earlier run may still answer the same rows, which would then be paid for twice.
             if not job.engine.batch:
                 await offload(_refuse_beside_batches, store)
             tell_interrupted(await offload(store.runs.killed_run), setting.listener)
