@@ -117,6 +117,7 @@ def test_a_run_is_paused_retuned_killed_and_goes_on_unpaused(tmp_path: Path, dem
     assert demo.stats().requests <= 302
 
 
+@pytest.mark.thorough
 def test_what_was_set_is_in_force_within_a_second(tmp_path: Path, demo: DemoServer) -> None:
     write_job(tmp_path, demo, 2000, limits={"concurrency": 1})
     process = begin(tmp_path, demo, "--grace", "1s")

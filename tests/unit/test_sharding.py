@@ -256,6 +256,7 @@ def test_the_exit_code_of_several_is_what_a_person_must_know_first() -> None:
     assert worst_code([130, 4]) == 4
 
 
+@pytest.mark.thorough
 def test_runs_over_some_of_the_shards_each_are_told_together(tmp_path: Path) -> None:
     """Two runs side by side: `status` adds them up, `control` reaches both, and what they commit can be followed."""
     import functools

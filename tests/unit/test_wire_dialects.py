@@ -225,6 +225,7 @@ def test_splitting_takes_no_word_from_anywhere_else(text: str) -> None:
     assert (reasoning is None) == (answer == text) or reasoning == ""
 
 
+@pytest.mark.thorough
 def test_marks_without_end_take_time_that_grows_with_the_text_alone() -> None:
     for piece in ("<think>", "</think>", "<think ", "<|channel|>", "<think>x</think>", "<a:"):
         text = piece * (200_000 // len(piece))
