@@ -37,7 +37,7 @@ from batchchat.job.model import BATCH_FORMAT
 from batchchat.job.targets import has_several, targets_of
 from batchchat.limits import Limiter
 from batchchat.money import Tariff
-from batchchat.records import Record
+from batchchat.records import Answerer, Record
 from batchchat.retry import RetryPolicy
 from batchchat.runner.control import Control
 from batchchat.runner.ending import Ending
@@ -53,7 +53,7 @@ from batchchat.runner.state import RunState
 from batchchat.runner.steering import RunSteering, tell_interrupted
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
-from batchchat.runner.writer import Offload, Writer, in_thread
+from batchchat.runner.writer import CommonFields, Offload, Writer, in_thread
 from batchchat.sources import GivenRows
 from batchchat.store import Frozen, HeldOutput, Store, frozen_schema
 
@@ -239,20 +239,12 @@ class _Opening:
         else:
             engine = self._make_engine(await self._open_endpoints(stack, keys), store, wording)
             tariff = self._tariff.times(self._tier) if self._tariff is not None else None
+        by, cascaded = Answerer(self._provider.name), bool(job.cascade)
+        common = CommonFields(self._run_id, prompt_id, job.engine.kind, by, cascaded, _now_us)
         writer = Writer(
-            store,
-            tally,
-            run_id=self._run_id,
-            prompt_id=prompt_id,
-            engine=job.engine.kind,
-            provider=self._provider.name,
-            cascaded=bool(job.cascade),
-            offload=setting.offload,
-            wall_clock_us=_now_us,
-            listener=setting.listener,
-            on_error=engine.cancel,
-            on_record=setting.on_record,
+            store, tally, common, offload=setting.offload, listener=setting.listener, on_error=engine.cancel
         )
+        writer.on_record = setting.on_record
         return RunState(
             job=job,
             options=setting.options,
