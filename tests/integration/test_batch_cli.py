@@ -61,6 +61,7 @@ def test_batches_are_left_looked_at_and_taken(tmp_path: Path, demo: DemoServer) 
     assert query(tmp_path, "select distinct engine from data") == [("batch",)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("demo", [20], indirect=True)
 def test_cancel_says_what_was_kept(tmp_path: Path, demo: DemoServer) -> None:
     none = batchchat("cancel", "out", cwd=tmp_path)

@@ -30,6 +30,11 @@ LANGUAGES = {"console", "yaml", "python", "text", "json"}
 
 BASE = "jobs/label-tickets.yaml"
 SUITE = "jobs/eval-tickets.yaml"
+DEAR = {
+    *("agreement", "budgets", "compare", "confidence", "early-stopping", "endpoints", "evaluation", "input", "judges"),
+    *("output", "python-evaluation", "report", "review", "scorers", "workers"),
+}
+"""Pages that take half a second of processor time or more: two thirds of the time of all."""
 _NUMBER = re.compile(r"\d[\d,.:TZ/-]*[a-z]?\b|\b\d")
 
 
@@ -146,7 +151,11 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     return Reader(tmp_path, batchchat)
 
 
-@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.thorough] if path.stem in DEAR else []) for path in ALL],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_every_block_of_a_page_does_what_it_says(path: Path, reader: Reader) -> None:
     for block in blocks(path):
         assert block.language in LANGUAGES or block.not_run or block.file, f"{block}: nothing tests such a block"

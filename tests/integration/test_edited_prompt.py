@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.integration.jobs import query, texts, write_rows
@@ -90,6 +91,7 @@ def test_an_answer_from_the_archive_is_one_to_the_prompt_as_it_is_again(tmp_path
     assert prompts(tmp_path) == {back["prompt_id"]: 6}
 
 
+@pytest.mark.thorough
 def test_the_command_to_go_on_with_has_the_options_that_changed_the_job(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(6))
     write_rows(tmp_path / "other.jsonl", texts(6))

@@ -42,6 +42,7 @@ def write_job(folder: Path, base_url: str) -> None:
     (folder / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
 
 
+@pytest.mark.thorough
 def test_times_are_utc_with_their_offset_and_the_command_goes_on_with_this_output(
     tmp_path: Path, demo: DemoServer
 ) -> None:

@@ -24,7 +24,7 @@ import yaml
 from batchchat.controlling import control_run
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.errors import StorageError, UsageError
-from batchchat.events import RunSummary, Snapshot
+from batchchat.events import Event, RunSummary, Snapshot
 from batchchat.history import history_of
 from batchchat.identity import Identity
 from batchchat.inspection import status_of
@@ -172,6 +172,7 @@ def test_fresh_copies_the_old_output_and_the_numbers_of_journals_go_on(bench: Be
     assert json.loads(bench.store.read(f"{bench.name}/_batchchat/hold.json"))["generation"] == 2
 
 
+@pytest.mark.thorough
 def test_a_store_with_faults_loses_nothing_and_asks_nothing_again(bench: Bench) -> None:
     bench.store.proxy.state.shares.update({"lost": 0.05, "cut": 0.05, "503": 0.05, "delay": 0.1})
     bench.write(200)
@@ -180,6 +181,7 @@ def test_a_store_with_faults_loses_nothing_and_asks_nothing_again(bench: Bench) 
     bench.check(200, asked=0)
 
 
+@pytest.mark.thorough
 def test_a_store_that_is_away_is_waited_for_and_then_ends_the_run(bench: Bench) -> None:
     bench.write(400, retry={"outage": "1s"})
     process = bench.start()
@@ -195,6 +197,7 @@ def test_a_store_that_is_away_is_waited_for_and_then_ends_the_run(bench: Bench) 
     bench.check(400, asked=requests - counted)
 
 
+@pytest.mark.thorough
 def test_a_run_is_held_out_of_an_output_that_another_holds_until_it_takes_it_over(bench: Bench) -> None:
     # Slow, so that it is still at work when the others come.
     bench.write(300, limits={"concurrency": 8, "requests_per_minute": 2_400})
@@ -408,7 +411,8 @@ def test_the_shards_of_a_machine_that_is_lost_are_taken_at_once(bench: Bench, mo
         monkeypatch.setenv(name, value)
     bench.write(200, output={"shards": 8})
     monkeypatch.chdir(bench.folder)
-    launcher, events = Elsewhere(), []
+    launcher = Elsewhere()
+    events: list[Event] = []
 
     def on_snapshot(snapshot: Snapshot) -> None:
         if snapshot.ok > 40 and len(launcher.started) == 2:

@@ -32,6 +32,7 @@ from batchchat.runner.run import run_job
 from batchchat.store import read_output, verify
 from tests.integration.jobs import make_job, query, run, texts, write_rows
 from tests.integration.processes import start, wait_for
+from tests.thorough import one_in
 from tests.unit.test_run_clock import Provider, inline
 
 TOKENS = (10, 1, 11)
@@ -414,7 +415,7 @@ def texts_in(output: Path) -> set[str]:
     return set(read_output(output, columns=["text"]).column("text").to_pylist())
 
 
-@pytest.mark.parametrize("shared", ["dedupe", "cache", "both"])
+@pytest.mark.parametrize("shared", one_in(3, ["dedupe", "cache", "both"]))
 def test_what_a_killed_run_counted_is_paid_for_by_nobody_again(tmp_path: Path, shared: str) -> None:
     """Not by its other rows, not by the next run, and not by another output, also before the first one goes on."""
     with DemoServer(DemoOptions(latency_s=0.2)) as demo:

@@ -194,6 +194,7 @@ def test_records_are_followed_once_each_across_seals_until_the_run_ends(tmp_path
     assert "no run is going on into out" in again.stderr
 
 
+@pytest.mark.thorough
 def test_control_of_an_evaluation_reaches_all_its_runs(tmp_path: Path, demo: DemoServer) -> None:
     write_job(tmp_path, demo, 2000)
     suite = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.errors import UsageError
@@ -20,6 +20,7 @@ from batchchat.evaluation.statistics.classification import (
     compare_macro_f1,
     summarize_macro_f1,
 )
+from tests.thorough import examples
 
 
 def answers(expected: Any, given_labels: Any) -> LabelledAnswers:
@@ -160,7 +161,7 @@ LABEL = st.sampled_from(["a", "b", "c"])
 LINE = st.tuples(st.integers(0, 6), st.none() | LABEL, st.none() | LABEL | st.just("?"))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(LINE, max_size=20), st.lists(LINE, max_size=20), st.randoms(use_true_random=False))
 def test_all_answers_keep_the_rules(left: list[Any], right: list[Any], random: Any) -> None:
     def variant(lines: list[Any]) -> LabelledAnswers:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.evaluation.statistics.classification import LabelledAnswers, compare_macro_f1, summarize_macro_f1
@@ -17,6 +17,7 @@ from batchchat.evaluation.statistics.clusters import cluster_sums, clustered_int
 from batchchat.evaluation.statistics.comparison import Comparison, compare, compare_outcomes, summarize
 from batchchat.evaluation.statistics.significance import needed_for_equivalence
 from batchchat.evaluation.statistics.unit import SHARE, YES_NO, ScoreUnit
+from tests.thorough import examples
 
 POINTS = ScoreUnit("points", True)
 
@@ -142,7 +143,7 @@ def test_what_cannot_be_said_of_clusters_has_a_reason() -> None:
     assert (empty.difference, empty.clusters) == (None, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(
         st.tuples(

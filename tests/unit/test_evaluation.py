@@ -29,6 +29,7 @@ from batchchat.inspection import status_of
 from batchchat.joining import Identities
 from batchchat.template import Rendered, Template
 from tests.integration.suites import Bench, Provider, on_virtual_clock
+from tests.thorough import one_in
 
 GOLD = ["yes", "no"] * 10
 
@@ -160,6 +161,7 @@ def test_a_long_name_keeps_a_trace_of_each_word() -> None:
     assert len(shortened(" ".join("abcdef" * 9), 24)) == 24
 
 
+@pytest.mark.thorough
 def test_eight_variants_fill_a_page_and_no_more(bench: Bench) -> None:
     scorers = [
         {"name": "accuracy", "kind": "exact", "expected": "gold"},
@@ -220,7 +222,7 @@ def test_a_corrected_gold_label_counts_at_the_next_scoring(bench: Bench) -> None
     assert len(bench.provider.asked) == 40
 
 
-@pytest.mark.parametrize("key", ["id", None])
+@pytest.mark.parametrize("key", one_in(2, ["id", None]))
 def test_rows_whose_requests_a_run_left_behind_are_not_rendered_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, key: str | None
 ) -> None:

@@ -16,6 +16,7 @@ from batchchat.events import Event
 from batchchat.limits import Limiter
 from batchchat.records import Axis, ErrorKind, Failure, LimitHeaders, Reply, Usage, Verdict
 from batchchat.retry import RetryPolicy, decide
+from tests.thorough import one_in
 
 ROWS = 2000
 
@@ -245,7 +246,7 @@ def check_untold(window: type[SlidingWindow], hints: Hints, size: tuple[int, int
     assert outcome.seconds <= 1.15 * ideal_s + 10
 
 
-@pytest.mark.parametrize("hints", [no_hints, axis_only, retry_after, headers, absurd_hints])
+@pytest.mark.parametrize("hints", one_in(3, [no_hints, axis_only, retry_after, headers, absurd_hints]))
 def test_untold_limits_are_found_with_few_refusals_and_no_row_lost(hints: Hints) -> None:
     check_untold(SlidingWindow, hints, SMALL)
 
@@ -264,7 +265,7 @@ def test_untold_limits_in_every_combination(window: type[SlidingWindow], hints: 
     check_untold(window, hints, size)
 
 
-@pytest.mark.parametrize("hints", [no_hints, headers])
+@pytest.mark.parametrize("hints", one_in(2, [no_hints, headers]))
 @pytest.mark.parametrize(
     ("server", "rows", "ideal_s", "wasted"),
     [

@@ -16,6 +16,7 @@ from batchchat.events import RunSummary
 from batchchat.runner.control import StopRequest
 from batchchat.runner.options import RunOptions
 from tests.integration.jobs import query
+from tests.thorough import one_in
 from tests.unit.test_run_clock import Provider, answer, row_of, simulate
 
 Behaviour = Callable[[httpx.Request, float], Awaitable[httpx.Response]]
@@ -135,6 +136,7 @@ def test_one_server_that_dies_costs_no_row_an_attempt(tmp_path: Path, how: Calla
     assert any(name == "b" and at > 14 for name, at in servers.log)  # it is back
 
 
+@pytest.mark.thorough
 def test_a_recovered_server_begins_with_few_requests(tmp_path: Path) -> None:
     servers = Servers(a=steady(0.5), b=failing(refused, start=1, end=3, latency_s=0.5))
     simulate(tmp_path, servers, 1200, provider=pool("a", "b"), limits={"concurrency": 40})
@@ -152,6 +154,7 @@ def test_all_servers_down_is_a_provider_that_is_down(tmp_path: Path) -> None:
     assert 290 < elapsed < 345
 
 
+@pytest.mark.thorough
 def test_all_servers_down_for_a_minute_fail_no_row(tmp_path: Path) -> None:
     servers = Servers(a=failing(status(503), start=2, end=62), b=failing(refused, start=2, end=62))
     summary, elapsed, _ = simulate(tmp_path, servers, 1000, provider=pool("a", "b"))
@@ -159,7 +162,7 @@ def test_all_servers_down_for_a_minute_fail_no_row(tmp_path: Path) -> None:
     assert elapsed < 62 + 40
 
 
-@pytest.mark.parametrize("code", [401, 403, 404])
+@pytest.mark.parametrize("code", one_in(3, [401, 403, 404]))
 def test_a_server_that_refuses_us_is_taken_out(tmp_path: Path, code: int) -> None:
     servers = Servers(a=steady(), b=failing(status(code)), c=steady())
     summary, _, events = simulate(tmp_path, servers, 500, provider=pool("a", "b", "c"), retry={"attempts": 1})
@@ -190,6 +193,7 @@ def test_servers_that_all_refuse_us_stop_the_run(tmp_path: Path, code: int) -> N
     assert sum(servers.asked.values()) < 60
 
 
+@pytest.mark.thorough
 def test_a_row_that_breaks_every_server_pays_its_own_attempts(tmp_path: Path) -> None:
     async def serve(request: httpx.Request, _at: float) -> httpx.Response:
         await anyio.sleep(0.1)

@@ -24,6 +24,7 @@ from batchchat.store.location.choice import location_of
 from batchchat.store.sharding import shard_place
 from batchchat.workers.claims import Claims
 from tests.integration.jobs import make_job, texts, write_rows
+from tests.thorough import one_in
 from tests.unit.test_run_clock import Provider, answer
 from tests.worker_tasks import Played, TaskLauncher, TaskWorker, ids_of, play
 
@@ -121,7 +122,7 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(("what", "response", "fields", "code"), ENDS, ids=[end[0] for end in ENDS])
+@pytest.mark.parametrize(("what", "response", "fields", "code"), one_in(3, ENDS), ids=[end[0] for end in ENDS])
 def test_an_end_of_one_worker_is_that_of_the_run(
     tmp_path: Path, what: str, response: httpx.Response, fields: dict[str, Any], code: int
 ) -> None:
