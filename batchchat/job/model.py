@@ -560,6 +560,7 @@ class Job(Section):
         """What is wrong between `response` and `params`."""
         response, params = self.response, self.params
         refused = []
+        # The schema makes a `response_format` of its own, and a request has only one.
         if response.spec is not None and params.response_format is not None:
             message = "is set by response.schema already"
             refused.append(self.error(message, "params", "response_format", remedy="Keep one of the two."))
@@ -590,6 +591,7 @@ class Job(Section):
         if isinstance(response.truncated, Longer):
             more = response.truncated.retry_with_max_tokens
             bound = params.max_completion_tokens if params.max_completion_tokens is not None else params.max_tokens
+            # A template gives another bound for each row: only a fixed one can be compared here.
             if isinstance(bound, int) and more <= bound:
                 refused.append(
                     self.error(

@@ -96,8 +96,10 @@ def open_source(
         found = listing()
         files, notes = found.files, found.left_out
         kind = files[0].format
+        # What is pinned stays as it is: there is nothing to list again when the run ends.
         if found.pinned:
             listing = None
+    # Refused, not passed over: a person who sets them for another format would believe that they did something.
     if kind not in {"csv", "tsv"} and dialect != TableDialect():
         raise UsageError(
             f"input.header and input.quoting are for CSV and TSV, and the input is {kind}", remedy="Leave them out."
