@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from batchchat.addresses import OBJECT_SCHEMES, is_url, scheme_of
+from batchchat.addresses import HUB_SCHEME, OBJECT_SCHEMES, is_url, scheme_of
 from batchchat.attachments import MAX_BYTES as MAX_FILE_BYTES
 from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
@@ -101,6 +101,8 @@ class OutputFields(Section):
     @field_validator("path")
     @classmethod
     def _folder(cls, value: str) -> str:
+        if is_url(value) and scheme_of(value) == HUB_SCHEME:
+            raise ValueError("a hub is only read: name a folder of this machine, or a bucket such as s3://bucket/run")
         if is_url(value) and scheme_of(value) not in OBJECT_SCHEMES:
             known = ", ".join(f"{scheme}://" for scheme in OBJECT_SCHEMES)
             raise ValueError(f"must be a folder of this machine, or a URL that begins with one of {known}")

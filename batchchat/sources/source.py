@@ -22,7 +22,7 @@ from batchchat.sources.convert import DECLARED, JSON, MISFIT, Convert, converter
 from batchchat.sources.delimited import DelimitedReader
 from batchchat.sources.files import BLOCK, STDIN, ByteStream, Progress, StdinStream, reading
 from batchchat.sources.infer import Shape
-from batchchat.sources.input_file import FoundFiles, InputFile, LocalFile, Stamp
+from batchchat.sources.input_file import FoundFiles, InputFile, LocalFile, Stamp, raise_changed
 from batchchat.sources.jsonl import count_jsonl, read_jsonl
 from batchchat.sources.parquet import ParquetFile, plain_type
 
@@ -271,10 +271,7 @@ class Source(ABC):
             raise StorageError(error.message, remedy=error.remedy) from None
         now = {file.name for file in listed.files}
         for address in listed.changed([file for file in self._inputs if file is not None]):
-            raise StorageError(
-                f"{address}: the input changed while it was read",
-                remedy="Wait until nothing writes to it, then run the same command again: it goes on where it stopped.",
-            )
+            raise_changed(address)
         if others := sorted(now.symmetric_difference(self.files)):
             more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
             raise StorageError(

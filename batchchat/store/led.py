@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,20 @@ from batchchat.store.location.choice import location_of
 from batchchat.store.location.port import Location, OutputHold
 from batchchat.store.manifest import RUNS
 from batchchat.store.run_files import RunFiles
-from batchchat.store.sharding import Shards, begin_shards, set_aside_shards
+from batchchat.store.sharding import Shards, begin_shards, set_aside_shards, shard_place
 from batchchat.store.state import State
+
+_SECOND = len("20260101T000000")
+"""The part of a run's identity that tells when it began."""
 
 
 class LedOutput:
     """The state of an output that all its shards have in common. Made by `open`."""
 
-    def __init__(self, location: Location, hold: OutputHold, renamed: str | None) -> None:
+    def __init__(self, location: Location, hold: OutputHold, renamed: str | None, run_id: str) -> None:
         self.location = location
         self.renamed = renamed
+        self._run_id = run_id
         self._hold = hold
         # The line of the whole run counts, and not the sum of what the workers leave in their shards.
         self.runs = RunFiles(location)
@@ -51,7 +55,16 @@ class LedOutput:
         except BaseException:
             hold.release()
             raise
-        return cls(location, hold, renamed)
+        return cls(location, hold, renamed, run_id)
+
+    def held_by_ended_runs(self, shards: Sequence[int]) -> bool:
+        """Tell of shards that cannot be had whether nobody but processes of ended runs holds them.
+
+        A run over the whole output has ended, since this one holds it. A process of it may live on for a while.
+        """
+        ended = {run_id for run_id in State(self.location).run_ids() if run_id[:_SECOND] <= self._run_id[:_SECOND]}
+        holders = [shard_place(self.location, number).holder() for number in shards]
+        return all(holder is None or holder.get("run_id") in ended for holder in holders)
 
     def hurry(self) -> None:
         """Wait no more for a place that is away."""

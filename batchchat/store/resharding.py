@@ -89,7 +89,7 @@ def reshard(output: Address, shards: int, place_of: PlaceOf, *, run_id: str) -> 
             new.take_state(location, places, old)
             new.check(records)
         location.carry_over(draft)
-        kept = location.change_places(draft)
+        kept = location.change_places()
     return Resharded(records, archived, shards, before, kept)
 
 

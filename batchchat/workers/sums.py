@@ -32,6 +32,11 @@ class Sums:
         """Take the newest snapshot of a worker."""
         self._now[worker] = snapshot
 
+    def has_counted(self, worker: str) -> bool:
+        """Return whether a worker has counted rows of the shards that it runs now."""
+        snapshot = self._now.get(worker)
+        return snapshot is not None and snapshot["ok"] + snapshot["failed"] > snapshot["uncommitted"]
+
     def end(self, worker: str) -> None:
         """Keep what a worker has done over the shards that it has ended."""
         snapshot = self._now.pop(worker, None)

@@ -10,7 +10,15 @@ import anyio
 from anyio.abc import TaskGroup
 
 from batchchat.engines.port import EngineProgress, halted
-from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly, StorageError, UsageError
+from batchchat.errors import (
+    BatchchatError,
+    NeedsHuman,
+    OutputLocked,
+    ProviderUnavailable,
+    StoppedEarly,
+    StorageError,
+    UsageError,
+)
 from batchchat.format import plural
 from batchchat.runner.control import Ceilings
 from batchchat.workers.claims import Claim, Claims
@@ -25,6 +33,11 @@ _PLACED_S = 1.0
 """Seconds between looks whether a worker that has no place yet is still needed. A process starts in less."""
 _LATE_S = 10.0
 """Seconds beyond the grace that a worker has to write down what it has, before it is killed."""
+_HELD_S = 120.0
+"""Seconds to wait for shards that a process of an ended run still holds. The latest to let go is a worker on Ray whose
+cluster lost its head: a minute until it notices, then the grace and five seconds."""
+_HELD_AGAIN_S = 1.0
+_HELD_LOOK_S = 0.25
 GOES_ON = (0, 1)
 """Exit codes of a claim behind which the other workers go on."""
 
@@ -121,7 +134,7 @@ class Team:
                 # A worker that nobody hears any more must not go on alone.
                 with anyio.CancelScope(shield=True):
                     await worker.kill()
-            claim = self.claims.died(name)
+            claim = self.claims.died(name, anyio.current_time(), got_on=self.reports.sums.has_counted(name))
             self.reports.sums.forget(name)
             if end.clean and claim is None:
                 return
@@ -193,18 +206,48 @@ class Team:
                 summary = self.reports.end(name, message)
                 self._judge(int(summary["exit_code"]), summary.get("reason") or "", summary.get("remedy"))
             elif what == "lost":
+                if await self._waits_for_holder(name, message):
+                    continue
                 self.claims.end(name)
                 loss = self.reports.lose(message["message"], message.get("remedy"), int(message["exit_code"]))
                 self._judge(loss.exit_code, loss.message, loss.remedy)
         return asked
 
     async def _assign(self, name: str, worker: RunningWorker) -> None:
-        """Give a worker shards, or let it end."""
-        claim = None if self.is_ending() else self.claims.take(name)
-        if claim is None:
-            await worker.tell({"do": "end"})
+        """Give a worker shards, or let it end; if shards are left that nobody can have now, do so later."""
+        claim = None if self.is_ending() else self.claims.take(name, anyio.current_time())
+        if claim is not None:
+            # The holder of these is known to be dead. A store that has no locks cannot see that, and it need not: what
+            # the dead one may still write does not count once another has taken its place.
+            again = {"take_over": True} if self.claims.is_orphaned(claim) else {}
+            await worker.tell({"do": "work", "shards": list(claim), **again})
+        elif self.claims.left and self._group is not None:
+            self._group.start_soon(self._assign_later, name, worker)
         else:
-            await worker.tell({"do": "work", "shards": list(claim)})
+            await worker.tell({"do": "end"})
+
+    async def _assign_later(self, name: str, worker: RunningWorker) -> None:
+        await anyio.sleep(_HELD_LOOK_S)
+        # A worker that died meanwhile wants nothing any more.
+        if self._running.get(name) is worker:
+            await self._assign(name, worker)
+
+    async def _waits_for_holder(self, name: str, loss: Message) -> bool:
+        """Put the shards of a worker back if a process holds them whose run has ended. Return whether that was so.
+
+        So it is after the coordinator was killed: its workers let what is in flight end, and that takes its time.
+        """
+        if loss["exit_code"] != OutputLocked.exit_code or self.is_ending():
+            return False
+        if self.claims.held_for(name, anyio.current_time()) > _HELD_S:
+            return False
+        if not await self._led.offload(self._led.output.held_by_ended_runs, loss["shards"]):
+            return False
+        self.claims.defer(name, anyio.current_time(), _HELD_AGAIN_S)
+        message = f"{loss['message']}; that run has ended, and its last processes are waited for, {_HELD_S:g} s at most"
+        fields = {"shards": loss["shards"]}
+        self.reports.pass_on(None, {"name": "shards_held", "message": message, "level": "info", "fields": fields})
+        return True
 
     def _judge(self, code: int, reason: str, remedy: str | None) -> None:
         """End the run if one worker ended in a way that all of them would."""

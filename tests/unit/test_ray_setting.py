@@ -83,9 +83,9 @@ def test_an_output_and_an_input_in_a_bucket_leave_no_probe(tmp_path: Path) -> No
 
 def test_the_secrets_of_a_job_are_passed_and_nothing_else(tmp_path: Path) -> None:
     provider = {"base_url": "http://127.0.0.1:9/v1", "api_key_env": "MY_KEY"}
-    environ = {"MY_KEY": "k", "AWS_REGION": "r", "https_proxy": "p", "HOME": "/h", "OTHER_KEY": "o", "RAY_ADDRESS": "a"}
-    passed = passed_environment(_job(tmp_path, provider=provider), environ)
-    assert passed == {"MY_KEY": "k", "AWS_REGION": "r", "https_proxy": "p"}
+    wanted = {"MY_KEY": "k", "AWS_REGION": "r", "HF_TOKEN": "t", "https_proxy": "p"}
+    other = {"HOME": "/h", "OTHER_KEY": "o", "RAY_ADDRESS": "a", "HF_HOME": "/hub"}
+    assert passed_environment(_job(tmp_path, provider=provider), {**wanted, **other}) == wanted
 
 
 def _begun() -> WorkerActor:
