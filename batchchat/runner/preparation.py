@@ -163,12 +163,7 @@ def prepare(
     provider, questions, parsed = _compiled(job, frozen)
     if rows is not None:
         job = _with_rows(job)
-    notes: list[str] = []
-    # The completions of another job's output are rows too: that job's own columns, and what it answered.
-    if rows is None and _names_output(job):
-        source = _open_output(job, frozen, notes)
-    else:
-        source = _open_source(job, frozen, rows)
+    source, notes = _open_input(job, frozen, rows)
     _check_key_column(job, source)
     images = _image_reader(job, questions.template, source)
     batches = source.batches()
@@ -201,12 +196,7 @@ def prepare(
         Selection(limit, chosen, numbered),
         empty,
         _empty_at_start(empty, template, first),
-        [
-            *notes,
-            *_text_warnings(job),
-            *_sample_warnings(job, template),
-            *schema_warnings(job, questions, provider),
-        ],
+        [*notes, *_text_warnings(job), *_sample_warnings(job, template), *schema_warnings(job, questions, provider)],
         head,
         batches,
         images,
@@ -268,6 +258,15 @@ def _with_rows(job: Job) -> Job:
     files_own = {"format", "encoding", "header", "quoting"} - ({"format"} if isinstance(job, BatchFileJob) else set())
     kept = job.input.model_dump(exclude=files_own, exclude_unset=True)
     return job.model_copy(update={"input": type(job.input)(**{**kept, "path": STDIN})})
+
+
+def _open_input(job: Job, frozen: Frozen, rows: GivenRows | None) -> tuple[Source, list[str]]:
+    """Open the input. Return also what a person should know of it."""
+    notes: list[str] = []
+    # The completions of another job's output are rows too: that job's own columns, and what it answered.
+    if rows is None and _names_output(job):
+        return _open_output(job, frozen, notes), notes
+    return _open_source(job, frozen, rows), notes
 
 
 def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:
