@@ -96,6 +96,7 @@ def open_source(
         found = listing()
         files, notes = found.files, found.left_out
         kind = files[0].format
+        # What is pinned stays as it is: there is nothing to list again when the run ends.
         if found.pinned:
             listing = None
     _check_text_fields(kind, dialect, encoding)

@@ -62,7 +62,8 @@ class LedOutput:
 
         A run over the whole output has ended, since this one holds it. A process of it may live on for a while.
         """
-        ended = {run_id for run_id in State(self.location).run_ids() if run_id[:_SECOND] <= self._run_id[:_SECOND]}
+        state = State(self.location)
+        ended = {run_id for run_id in state.run_ids() if run_id[:_SECOND] <= self._run_id[:_SECOND]}
         holders = [shard_place(self.location, number).holder() for number in shards]
         return all(holder is None or holder.get("run_id") in ended for holder in holders)
 

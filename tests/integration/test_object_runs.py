@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import anyio
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -21,6 +24,7 @@ import yaml
 from batchchat.controlling import control_run
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.errors import StorageError, UsageError
+from batchchat.events import Event, RunSummary, Snapshot
 from batchchat.history import history_of
 from batchchat.identity import Identity
 from batchchat.inspection import status_of
@@ -28,6 +32,8 @@ from batchchat.job import load_job
 from batchchat.report import write_run_report
 from batchchat.store import is_output, read_output, read_state, verify
 from batchchat.template import compile_template
+from batchchat.workers import run_with_workers
+from batchchat.workers.processes import LocalProcess, LocalProcesses
 from tests.integration.buckets import BUCKET, Store, open_bucket
 from tests.integration.jobs import texts, write_rows
 from tests.integration.processes import Process, start, wait_for
@@ -381,3 +387,45 @@ def test_an_output_with_shards_goes_into_a_bucket_and_is_read_as_one(bench: Benc
     with patched(bench.env):
         assert status_of(bench.url).ok == 90
         assert verify(bench.url).ok
+
+
+class Elsewhere(LocalProcesses):
+    """Starts each worker as if it were on a machine of its own. `started` are all, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[LocalProcess] = []
+
+    async def start(self, name: str) -> LocalProcess:
+        machine = f"node-{len(self.started)}"
+        command = (sys.executable, "-m", "tests.integration.worker_elsewhere", machine)
+        self.started.append(await LocalProcesses(command).start(name))
+        return self.started[-1]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_shards_of_a_machine_that_is_lost_are_taken_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody but the coordinator can know that a holder on another machine is dead before its heartbeat is late."""
+    for name, value in bench.env.items():
+        monkeypatch.setenv(name, value)
+    bench.write(200, output={"shards": 8})
+    monkeypatch.chdir(bench.folder)
+    launcher = Elsewhere()
+    events: list[Event] = []
+
+    def on_snapshot(snapshot: Snapshot) -> None:
+        if snapshot.ok > 40 and len(launcher.started) == 2:
+            os.kill(int(launcher.started[0].place.removeprefix("pid ")), signal.SIGKILL)
+
+    async def main() -> RunSummary:
+        job = load_job(bench.folder / "job.yaml")
+        return await run_with_workers(
+            job, 2, launcher=launcher, listener=events.append, on_snapshot=on_snapshot, environ={}
+        )
+
+    summary = anyio.run(main)
+    assert (summary.exit_code, summary.ok, summary.open) == (0, 200, 0), summary.reason
+    assert [event.name for event in events].count("worker_died") == 1
+    assert "shards_held" not in {event.name for event in events}
+    bench.check(200, asked=2 * 8)

@@ -25,6 +25,7 @@ def _job(folder: Path, **fields: Any) -> Any:
     return make_job(folder, "http://127.0.0.1:9/v1", **fields)
 
 
+@pytest.mark.thorough
 def test_a_job_with_workers_of_this_machine_does_not_import_ray() -> None:
     code = "import sys, batchchat.workers, batchchat.cli.running, batchchat.cli.sharding, batchchat.workers.processes\n"
     code += "assert not {'ray', 'batchchat.workers.ray_setting', 'batchchat.workers.ray_cluster'} & set(sys.modules)"
