@@ -21,6 +21,7 @@ from batchchat.identity import Identity
 from batchchat.images import ImageReader
 from batchchat.intake import Intake, Selection, read_key
 from batchchat.job import BatchFileJob, Job
+from batchchat.job.param_checks import check_params
 from batchchat.job.targets import check_targets, has_several
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, RowBatch
@@ -208,7 +209,7 @@ def prepare(
 def _compiled(job: Job, frozen: Frozen) -> tuple[Provider, Questions, pa.Field | None]:
     """Check what needs no row, and compile the questions. Return also the column `parsed`, if the job has one."""
     provider = job.resolved_provider()
-    job.check_params(provider)
+    check_params(job, provider)
     if has_several(job):
         check_targets(job)
     if job.model:
