@@ -21,6 +21,7 @@ from batchchat.identity import Identity
 from batchchat.images import ImageReader
 from batchchat.intake import Intake, Selection, read_key
 from batchchat.job import BatchFileJob, Job
+from batchchat.job.param_checks import check_params
 from batchchat.job.targets import check_targets, has_several
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, RowBatch
@@ -163,12 +164,7 @@ def prepare(
     provider, questions, parsed = _compiled(job, frozen)
     if rows is not None:
         job = _with_rows(job)
-    notes: list[str] = []
-    # The completions of another job's output are rows too: that job's own columns, and what it answered.
-    if rows is None and _names_output(job):
-        source = _open_output(job, frozen, notes)
-    else:
-        source = _open_source(job, frozen, rows)
+    source, notes = _open_input(job, frozen, rows)
     _check_key_column(job, source)
     images = _image_reader(job, questions.template, source)
     batches = source.batches()
@@ -201,12 +197,7 @@ def prepare(
         Selection(limit, chosen, numbered),
         empty,
         _empty_at_start(empty, template, first),
-        [
-            *notes,
-            *_text_warnings(job),
-            *_sample_warnings(job, template),
-            *schema_warnings(job, questions, provider),
-        ],
+        [*notes, *_text_warnings(job), *_sample_warnings(job, template), *schema_warnings(job, questions, provider)],
         head,
         batches,
         images,
@@ -218,7 +209,7 @@ def prepare(
 def _compiled(job: Job, frozen: Frozen) -> tuple[Provider, Questions, pa.Field | None]:
     """Check what needs no row, and compile the questions. Return also the column `parsed`, if the job has one."""
     provider = job.resolved_provider()
-    job.check_params(provider)
+    check_params(job, provider)
     if has_several(job):
         check_targets(job)
     if job.model:
@@ -268,6 +259,15 @@ def _with_rows(job: Job) -> Job:
     files_own = {"format", "encoding", "header", "quoting"} - ({"format"} if isinstance(job, BatchFileJob) else set())
     kept = job.input.model_dump(exclude=files_own, exclude_unset=True)
     return job.model_copy(update={"input": type(job.input)(**{**kept, "path": STDIN})})
+
+
+def _open_input(job: Job, frozen: Frozen, rows: GivenRows | None) -> tuple[Source, list[str]]:
+    """Open the input. Return also what a person should know of it."""
+    notes: list[str] = []
+    # The completions of another job's output are rows too: that job's own columns, and what it answered.
+    if rows is None and _names_output(job):
+        return _open_output(job, frozen, notes), notes
+    return _open_source(job, frozen, rows), notes
 
 
 def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:

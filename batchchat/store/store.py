@@ -321,11 +321,6 @@ class Store:
         """The frozen input columns; None before the first `freeze_input`."""
         return self._held.types.frozen.input
 
-    @property
-    def output_schema(self) -> pa.Schema | None:
-        """The columns of every part; None before the first `freeze_input`."""
-        return self._held.types.schema
-
     def counts(self) -> Counts:
         """Return how many records are live, by state, and how many of them this pass has met; constant work."""
         return self.index.counts()

@@ -11,6 +11,7 @@ from batchchat.addresses import absolute, address_of, is_url, same_address
 from batchchat.cli import cli
 from batchchat.errors import BatchchatError, JobError
 from batchchat.job import load_job
+from batchchat.job.param_checks import check_params
 
 _JOB = """\
 name: demo
@@ -93,7 +94,7 @@ def test_the_sample_job_with_a_bucket_is_a_job() -> None:
     job = load_job(path)
     assert job.output.path == "s3://my-bucket/label-tickets"
     assert Path(job.input.path).is_file()
-    job.check_params(job.resolved_provider())
+    check_params(job, job.resolved_provider())
 
 
 @pytest.mark.parametrize(
