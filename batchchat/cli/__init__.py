@@ -62,6 +62,7 @@ class _Group(click.Group):
 
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
+            # The likeliest slip: the command was left out, and the job stands in its place.
             if Path(args[0]).suffix in {".yaml", ".yml"}:
                 hint = f" To run a job: batchchat run {args[0]}"
             raise click.UsageError(error.message + hint, ctx) from None
@@ -262,6 +263,7 @@ def run(**options: Any) -> None:
     from batchchat.cli.running import run_command
 
     jobs = options.pop("jobs")
+    # All jobs take the same options, so that these are read once.
     options["job"] = jobs[0]
     first = _job_arguments(options)
     jobs = [replace(first, job=job) for job in jobs]

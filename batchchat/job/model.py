@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from batchchat.addresses import OBJECT_SCHEMES, is_url, scheme_of
+from batchchat.addresses import HUB_SCHEME, OBJECT_SCHEMES, is_url, scheme_of
 from batchchat.attachments import MAX_BYTES as MAX_FILE_BYTES
 from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
@@ -101,6 +101,8 @@ class OutputFields(Section):
     @field_validator("path")
     @classmethod
     def _folder(cls, value: str) -> str:
+        if is_url(value) and scheme_of(value) == HUB_SCHEME:
+            raise ValueError("a hub is only read: name a folder of this machine, or a bucket such as s3://bucket/run")
         if is_url(value) and scheme_of(value) not in OBJECT_SCHEMES:
             known = ", ".join(f"{scheme}://" for scheme in OBJECT_SCHEMES)
             raise ValueError(f"must be a folder of this machine, or a URL that begins with one of {known}")
@@ -558,6 +560,7 @@ class Job(Section):
         """What is wrong between `response` and `params`."""
         response, params = self.response, self.params
         refused = []
+        # The schema makes a `response_format` of its own, and a request has only one.
         if response.spec is not None and params.response_format is not None:
             message = "is set by response.schema already"
             refused.append(self.error(message, "params", "response_format", remedy="Keep one of the two."))
@@ -588,6 +591,7 @@ class Job(Section):
         if isinstance(response.truncated, Longer):
             more = response.truncated.retry_with_max_tokens
             bound = params.max_completion_tokens if params.max_completion_tokens is not None else params.max_tokens
+            # A template gives another bound for each row: only a fixed one can be compared here.
             if isinstance(bound, int) and more <= bound:
                 refused.append(
                     self.error(

@@ -255,6 +255,7 @@ def test_grace_ends_what_hangs(job: Path) -> None:
         assert process.returncode == 143
 
 
+@pytest.mark.thorough
 def test_under_nohup_a_closed_terminal_ends_nothing(job: Path, slow_demo: DemoServer) -> None:
     process = start("run", job, *on(slow_demo), cwd=job.parent, ignore=[signal.SIGHUP])
     wait_for(lambda: slow_demo.stats().requests >= 10)
@@ -263,6 +264,7 @@ def test_under_nohup_a_closed_terminal_ends_nothing(job: Path, slow_demo: DemoSe
     assert process.returncode == 0
 
 
+@pytest.mark.thorough
 def test_closed_streams_change_neither_the_run_nor_its_code(job: Path) -> None:
     command = " ".join(shlex.quote(part) for part in [*COMMAND, "run", str(job), "--json"])
     done = subprocess.run(

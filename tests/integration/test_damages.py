@@ -245,6 +245,7 @@ def test_a_flipped_bit_of_a_part_is_found_or_changes_nothing_for_any_reader(tmp_
     assert found > flips // 2
 
 
+@pytest.mark.thorough
 def test_an_output_with_sums_beyond_64_bits_goes_on(good: Path, tmp_path: Path) -> None:
     """Earlier versions believed any number of tokens."""
     shutil.copytree(good, tmp_path / "a")

@@ -108,7 +108,7 @@ def test_a_batch_takes_its_time_and_its_counts_grow() -> None:
             time.sleep(0.01)
     assert list(dict.fromkeys(seen)) == ["validating", "in_progress", "finalizing", "completed"]
     assert counts == sorted(counts)
-    assert len(set(counts)) > 3
+    assert any(0 < count < 40 for count in counts)
 
 
 def test_lists_have_pages(demo: Driver) -> None:

@@ -153,6 +153,7 @@ def test_a_disk_that_is_full_when_a_killed_run_is_recovered_loses_nothing(
         goes_on(job, demo)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it takes capabilities away")
 def test_an_output_that_becomes_read_only_stops_the_run_cleanly(tmp_path: Path) -> None:
     with DemoServer(DemoOptions(latency_s=0.05)) as demo:

@@ -176,6 +176,7 @@ def test_failed_rows_are_found_again_among_many(tmp_path: Path, rendered: list[s
     assert (again.summary.sent, again.summary.failed, again.summary.ok) == (3, 3, 37)
 
 
+@pytest.mark.thorough
 def test_another_text_renders_all_rows(tmp_path: Path, rendered: list[str]) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(10))
     once(tmp_path)

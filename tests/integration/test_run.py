@@ -321,6 +321,7 @@ def test_times_finer_than_pythons_are_carried_shown_and_exported(tmp_path: Path,
     assert "2020-09-13" in (tmp_path / "x.jsonl").read_text(encoding="utf-8")
 
 
+@pytest.mark.thorough
 def test_an_input_that_breaks_in_the_middle_keeps_what_was_answered(tmp_path: Path, demo: DemoServer) -> None:
     import gzip
     import random

@@ -314,6 +314,7 @@ def test_a_torn_part_is_set_aside_at_the_start_and_its_rows_are_open(tmp_path: P
     assert verify(tmp_path).problems == []
 
 
+@pytest.mark.thorough
 def test_a_torn_ledger_line_is_cut_and_its_generation_counted_once(tmp_path: Path) -> None:
     first_run(tmp_path)
     store = open_store(tmp_path, "run-2", part_rows=5, point=crash_at("seal.ledger"))

@@ -33,6 +33,7 @@ from batchchat.job.origin import FieldOrigin, FieldPlace
 from batchchat.job.syntax import MAX_BYTES
 from batchchat.providers import PROFILES
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
+from tests.thorough import one_in
 
 CANARY = "sk-canary-0123456789"
 FIELDS = {
@@ -419,7 +420,7 @@ def _laughs(levels: int, merge: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("merge", one_in(2, [False, True]))
 def test_a_billion_laughs_are_cut_short(folder: Path, merge: bool) -> None:
     file = folder / "job.yaml"
     file.write_text(_laughs(12, merge), encoding="utf-8")

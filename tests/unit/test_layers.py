@@ -20,8 +20,8 @@ REPO = Path(__file__).parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"addresses", "clock", "errors", "format", "prices", "reasoning", "records"}),
     frozenset({"credentials", "events", "providers", "identity", "images", "objects", "structured"}),
-    frozenset({"attachments", "cascade", "money"}),
-    frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
+    frozenset({"attachments", "cascade", "money", "transport"}),
+    frozenset({"budget", "job", "masks", "views", "limits", "retry", "sources", "template", "demo"}),
     frozenset({"cache", "store", "client", "acceptance", "examples", "sharing"}),
     frozenset({"endpoints"}),
     frozenset({"engines", "intake"}),

@@ -263,7 +263,7 @@ MUTANTS = [
 
 
 @pytest.mark.parametrize(
-    ("mutant", "first"), one_in(4, MUTANTS), ids=lambda value: getattr(value, "__name__", "").strip("_")
+    ("mutant", "first"), one_in(8, MUTANTS), ids=lambda value: getattr(value, "__name__", "").strip("_")
 )
 def test_each_step_of_the_protocol_is_needed(mutant: Callable[[pytest.MonkeyPatch], None], first: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

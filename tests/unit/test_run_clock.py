@@ -575,7 +575,7 @@ def test_a_few_refused_rows_and_no_others_are_failed_rows(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("bad", "concurrency"),
     one_in(
-        3,
+        4,
         [
             *((bad, concurrency) for bad in (1, 40, 400) for concurrency in (8, 64)),
             (40, 1),

@@ -326,6 +326,7 @@ def _run_ids(output: Path) -> list[str]:
         return []
 
 
+@pytest.mark.thorough
 def test_runs_over_some_of_the_shards_each_are_told_together(tmp_path: Path) -> None:
     """Two runs side by side: `status` adds them up, `control` reaches both, and what they commit can be followed."""
     import functools

@@ -235,6 +235,7 @@ def test_everybody_gets_a_share() -> None:
         assert min(shares) >= 0.9, (ceilings, shares)
 
 
+@pytest.mark.thorough
 def test_a_keeper_that_is_read_back_at_each_ask_decides_the_same() -> None:
     plays = [Play(9, LimitCeilings(600, None, 64), 3, 0.5, deaths=False, frozen=frozen) for frozen in (False, True)]
     for play in plays:

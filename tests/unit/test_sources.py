@@ -515,6 +515,7 @@ class TestParquet:
         assert [row and row.get("t") for row in rows_of(source)] == ["x", 7, None]
 
 
+@pytest.mark.thorough
 def test_a_block_of_blank_lines_costs_no_line_of_its_own(tmp_path: Path) -> None:
     data = b'{"a":1}\n' + b"\n" * 3_000_000 + b'{"a":2}\nwrong\n'
     source = open_source(str(write(tmp_path / "a.jsonl", data)))

@@ -161,6 +161,7 @@ def test_a_key_is_repeated_once_seen_twice_in_a_pass() -> None:
     assert keys.mark_live(key_digest("a"))
 
 
+@pytest.mark.thorough
 def test_memory_stays_within_what_a_row_may_cost() -> None:
     count = 40_000
     tracemalloc.start()

@@ -20,6 +20,7 @@ from batchchat.store.location.folder import FolderLocation
 from batchchat.store.location.folder_files import FolderParts
 from batchchat.store.parts import DamagedPartError, PartReader, write_part
 from tests.store_cases import RICH, SCHEMA, commit, open_store, record, rich_rows, row_batch, seal, settled
+from tests.thorough import one_in
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("given", "kept"), KINDS.items(), ids=str)
+@pytest.mark.parametrize(("given", "kept"), one_in(3, KINDS.items()), ids=str)
 def test_every_input_type_is_kept_or_becomes_its_nearest(tmp_path: Path, given: pa.DataType, kept: pa.DataType) -> None:
     schema = pa.schema([("column", given)])
     with open_store(tmp_path, input_schema=schema) as store:
@@ -293,6 +294,7 @@ def page_size(data: bytes) -> int:
     return _page_header(data)[1]
 
 
+@pytest.mark.thorough
 def test_records_that_repeat_one_another_are_read_and_kept_by_their_real_size(tmp_path: Path) -> None:
     """A file of 100 KB may hold 100 MB."""
     text = "x" * 50_000

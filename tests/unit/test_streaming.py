@@ -93,6 +93,7 @@ def thought(text: str) -> dict[str, Any]:
         ([START, {"content": "<thi"}, {"content": "nk>2+2</th"}, {"content": "ink>\n4"}], "4", "2+2"),
         ([thought("2+"), thought("2"), {"content": "4"}], "4", "2+2"),
         ([{"content": [{"type": "text", "text": "fo"}, None, 7]}, {"content": "ur"}], "four", None),
+        ([{"content": [{"type": [], "text": "fo"}, {"type": {}, "text": "ur"}]}], "four", None),
         ([{"content": None, "reasoning_content": None}, {"content": "4", "reasoning": {"odd": 1}}], "4", None),
         ([START, {"content": "\ud83d"}, {"content": "\ude00"}], "\U0001f600", None),
         ([{"content": "4"}, None, {}, {"content": ""}], "4", None),

@@ -190,6 +190,7 @@ def test_an_evaluation_that_did_not_end_well_is_an_error_if_that_is_wanted(bench
         ended.means()
 
 
+@pytest.mark.thorough
 def test_nothing_of_an_evaluation_is_imported_before_it_is_used() -> None:
     code = (
         "import sys, batchchat; batchchat.evaluate, batchchat.load_suite\n"
