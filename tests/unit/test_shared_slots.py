@@ -37,7 +37,6 @@ REFUSED = Reply(Verdict.RATE_LIMIT, retry_after=2.0, axis=Axis.REQUESTS)
 class Way:
     """A way to a keeper in this process that takes time, and loses an ask or its answer now and then."""
 
-    connection = 0
     lease_s = 1.0
     interval_s = 0.02
 
