@@ -39,6 +39,7 @@ class Way:
 
     lease_s = 1.0
     interval_s = 0.02
+    connection = 0
 
     def __init__(self, keeper: LimitKeeper, name: str, rng: random.Random, *, loses: float = 0.0) -> None:
         self.asks = 0
