@@ -319,6 +319,7 @@ class Writer:
 
     async def _commit_all(self) -> None:
         while self._entries or not self._finished:
+            # Nothing has arrived. A part may be due by time all the same, if `poke` woke this loop.
             if not self._entries:
                 self._wake = anyio.Event()
                 await self._wake.wait()

@@ -74,15 +74,15 @@ class _Borrowed(Grant):
     """A grant as this process counts it.
 
     `lent` is the keeper's own word for it: a reused permit has none before the keeper has heard of it. `until` is until
-    when it may be used, `connection` on which it was granted. `reused` tells that this process took the slot of an
-    earlier request for it. `untold` tells that nobody knows whether the keeper heard of it.
+    when it may be used. `reused` tells that this process took the slot of an earlier request for it. `untold` tells
+    that nobody knows whether the keeper heard of it. `connection` is the way on which it came.
     """
 
     lent: Lent | None = None
     until: float = math.inf
-    connection: int = 0
     reused: bool = False
     untold: bool = False
+    connection: int = 0
 
 
 class _Settled:
@@ -213,7 +213,7 @@ class SharedLimiter(Limiter):
         ask = KeeperAsk(
             self._ceilings,
             [*((wanted.tokens, wanted.digest) for wanted in asked_for), *((tokens, None) for tokens in looks)],
-            self._told(settled),
+            _told(settled, self._carrier.connection),
             self._out,
             self._probes,
             acts,
@@ -249,8 +249,10 @@ class SharedLimiter(Limiter):
         self._reusable, self._reusable_until = 0 if self._urgent else answer.reusable, until
         waiting = iter(asked_for)
         for lent in answer.granted:
-            grant = _Borrowed(None, lent.tokens, now, lent.level, lent.number, lent.probe, lent, until)
-            grant.connection = self._carrier.connection
+            grant = _Borrowed(
+                *(None, lent.tokens, now, lent.level, lent.number, lent.probe, lent, until),
+                connection=self._carrier.connection,
+            )
             self._out += 1
             self._probes += lent.probe
             wanted = next(waiting, None)
@@ -279,29 +281,10 @@ class SharedLimiter(Limiter):
         """Take the slot of a request that was answered since the last ask; None if there is none, or it may not be."""
         if not self._vacant or self._out >= self._reusable or now >= self._reusable_until:
             return None
-        grant = _Borrowed(key, tokens, now, 0, 0, connection=self._carrier.connection, reused=True)
+        grant = _Borrowed(key, tokens, now, 0, 0, reused=True, connection=self._carrier.connection)
         self._vacant.popleft().successor = grant
         self._out += 1
         return grant
-
-    def _told(self, settled: list[_Settled]) -> list[PermitSettled]:
-        """Return what came of permits in the words of an ask.
-
-        Nothing is given back to a keeper that never took it: then more than the limit could go.
-        """
-        places = {id(one.successor): place for place, one in enumerate(settled) if one.successor is not None}
-        told = []
-        for one in settled:
-            grant, reply, unused, successor = one.grant, one.reply, one.unused, one.successor
-            # A permit that was reused since the last ask is named by the entry that left it its slot.
-            lent = grant.lent if grant.lent is not None else places[id(grant)]
-            after = None if successor is None else (successor.tokens, key_of(successor.key))
-            if grant.connection != self._carrier.connection:
-                unused = False
-                if reply is not None:
-                    reply = replace(reply, usage=Usage(total_tokens=grant.tokens))
-            told.append(PermitSettled(lent, key_of(grant.key), reply, unused, one.took, after))
-        return told
 
     def _ask_soon(self) -> None:
         self._wake_up.set()
@@ -481,6 +464,25 @@ class SharedLimiter(Limiter):
 
     def _since(self, seconds: float) -> float:
         return seconds + current_time() - self._standing_at if seconds else 0.0
+
+
+def _told(settled: list[_Settled], connection: int) -> list[PermitSettled]:
+    """Return what came of permits in the words of an ask.
+
+    Nothing is given back on another connection: its keeper may never have taken it, and then more than the limit goes.
+    """
+    places = {id(one.successor): place for place, one in enumerate(settled) if one.successor is not None}
+    told = []
+    for one in settled:
+        grant, successor = one.grant, one.successor
+        lent = grant.lent if grant.lent is not None else places[id(grant)]
+        after = None if successor is None else (successor.tokens, key_of(successor.key))
+        reply, unused = one.reply, one.unused
+        if grant.connection != connection:
+            unused = False
+            reply = None if reply is None else replace(reply, usage=Usage(total_tokens=grant.tokens))
+        told.append(PermitSettled(lent, key_of(grant.key), reply, unused, one.took, after))
+    return told
 
 
 _URGENT = frozenset({Verdict.RATE_LIMIT, Verdict.TRANSIENT})

@@ -96,30 +96,30 @@ def open_source(
         found = listing()
         files, notes = found.files, found.left_out
         kind = files[0].format
+        # What is pinned stays as it is: there is nothing to list again when the run ends.
         if found.pinned:
             listing = None
+    _check_text_fields(kind, dialect, encoding)
+    if files is not None and encoding is not None:
+        files = [replace(file, encoding=encoding) for file in files]
+    sources: dict[str, type[Source]] = {"jsonl": JsonlSource, "parquet": ParquetSource}
+    try:
+        make = partial(sources.get(kind, CsvSource), kind, files, dict(types or {}), frozen, limits)
+        return make(listing=listing, notes=notes, dialect=dialect, encoding=encoding)
+    except StoreError:
+        raise  # a store that does not answer is no fault of the input
+    except StorageError as error:
+        raise UsageError(error.message, remedy="Mend or replace the file.") from None
+
+
+def _check_text_fields(kind: str, dialect: TableDialect, encoding: str | None) -> None:
+    """Raise UsageError if a field says how a text is written that this format does not have.
+
+    It is not passed over: a person who sets it would believe that it did something.
+    """
     if kind not in {"csv", "tsv"} and dialect != TableDialect():
         raise UsageError(
             f"input.header and input.quoting are for CSV and TSV, and the input is {kind}", remedy="Leave them out."
         )
     if kind == "parquet" and encoding is not None:
         raise UsageError("input.encoding is for texts, and the input is Parquet", remedy="Leave it out.")
-    if files is not None and encoding is not None:
-        files = [replace(file, encoding=encoding) for file in files]
-    sources: dict[str, type[Source]] = {"jsonl": JsonlSource, "parquet": ParquetSource}
-    try:
-        return sources.get(kind, CsvSource)(
-            kind,
-            files,
-            dict(types or {}),
-            frozen,
-            limits,
-            listing=listing,
-            notes=notes,
-            dialect=dialect,
-            encoding=encoding,
-        )
-    except StoreError:
-        raise  # a store that does not answer is no fault of the input
-    except StorageError as error:
-        raise UsageError(error.message, remedy="Mend or replace the file.") from None

@@ -52,6 +52,7 @@ class Stamp(NamedTuple):
 
     def proves(self, now: Stamp) -> bool:
         """Tell whether the file, which is `now` like this, still holds what it held when this stamp was taken."""
+        # A stamp that is not quiet proves nothing, however equal: a second write may have left the same times.
         return self.quiet and self[:-1] == now[:-1]
 
 

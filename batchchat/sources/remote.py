@@ -104,6 +104,7 @@ def _fetch(store: Any, entry: Entry, address: str, start: int, end: int) -> byte
     except (BaseError, OSError) as error:
         raise store_error(address, error) from error
     tag = answer.meta["e_tag"]
+    # A shorter range means an object that was replaced by a shorter one, also at a store without ETags.
     if len(data) != end - start or (entry.tag is not None and tag is not None and tag != entry.tag):
         raise_changed(address)
     return data

@@ -152,7 +152,7 @@ async def _held_output(
                 f"the old output is kept as {output.renamed}; `batchchat clean {job.output.path}` removes old ones"
             )
             tell(Event("set_aside", message, "info", {"path": output.renamed}))
-        tell_interrupted(await offload(output.killed_run), tell)
+        tell_interrupted(await offload(output.runs.killed_run), tell)
         yield output
     finally:
         await offload(output.close)
@@ -175,7 +175,7 @@ async def _end(led: Led, team: Team, elapsed_s: float) -> RunSummary:
     summary = await offload(functools.partial(_with_output, summary, led.job, died=team.reports.deaths > 0))
     line = {**plain(summary), "ended_at": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
-        await offload(led.output.append_run, {**line, "shards": list(led.shards.chosen)})
+        await offload(led.output.runs.append_run, {**line, "shards": list(led.shards.chosen)})
     except BatchchatError as error:
         # The answers are durable in the shards; only the line about this run is missing.
         summary = replace(summary, exit_code=error.exit_code, reason=error.message, remedy=error.remedy)

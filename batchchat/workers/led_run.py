@@ -182,7 +182,7 @@ class LedRun:
         snapshot = self.snapshot()
         if snapshot is not None:
             with suppress(StorageError):  # it is for those who look, and the workers will say if the disk is full
-                await self.offload(self.store.write_live, plain(snapshot))
+                await self.offload(self.store.runs.write_live, plain(snapshot))
 
     def _check_failed(self, snapshot: Snapshot) -> None:
         """Send nothing more once too many rows of all workers have failed."""

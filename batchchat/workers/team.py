@@ -221,7 +221,7 @@ class Team:
             # the dead one may still write does not count once another has taken its place.
             again = {"take_over": True} if self.claims.is_orphaned(claim) else {}
             await worker.tell({"do": "work", "shards": list(claim), **again})
-        elif self.claims.left and self._group is not None:
+        elif self.claims.left and self._group is not None and not self.is_ending():
             self._group.start_soon(self._assign_later, name, worker)
         else:
             await worker.tell({"do": "end"})
@@ -237,12 +237,16 @@ class Team:
 
         So it is after the coordinator was killed: its workers let what is in flight end, and that takes its time.
         """
-        if loss["exit_code"] != OutputLocked.exit_code or self.is_ending():
+        if loss["exit_code"] != OutputLocked.exit_code:
             return False
         if self.claims.held_for(name, anyio.current_time()) > _HELD_S:
             return False
         if not await self._led.offload(self._led.output.held_by_ended_runs, loss["shards"]):
             return False
+        if self.is_ending():
+            # They stay open, which is no loss beside the reason of the end.
+            self.claims.end(name)
+            return True
         self.claims.defer(name, anyio.current_time(), _HELD_AGAIN_S)
         message = f"{loss['message']}; that run has ended, and its last processes are waited for, {_HELD_S:g} s at most"
         fields = {"shards": loss["shards"]}

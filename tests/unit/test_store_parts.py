@@ -116,7 +116,7 @@ def test_a_type_that_parquet_cannot_keep_is_refused_before_the_run(tmp_path: Pat
         with pytest.raises(UsageError, match="'odd' is of type"):
             store.freeze_input(pa.schema([("fine", pa.string()), ("odd", kind)]))
         assert store.input_schema is None
-        assert store.output_schema is None
+        assert store.components.types.schema is None
 
 
 def test_duckdb_reads_the_folder_with_its_types(tmp_path: Path) -> None:
@@ -230,8 +230,8 @@ def test_a_part_set_aside_never_replaces_another(files: FolderParts) -> None:
 def test_schema_of_the_simple_input_is_kept(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         assert store.input_schema == SCHEMA
-        assert store.output_schema is not None
-        assert store.output_schema.names[:2] == ["ticket", "body"]
+        assert store.components.types.schema is not None
+        assert store.components.types.schema.names[:2] == ["ticket", "body"]
 
 
 class _Watched(io.BufferedReader):
