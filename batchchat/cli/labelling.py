@@ -55,7 +55,7 @@ def calibrate_command(
     *,
     command: str,
     expected: str | None,
-    reviewed: Path | None,
+    reviewed: Path | str | None,
     target: float,
     risk: float,
     rows: int | None,

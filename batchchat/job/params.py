@@ -112,5 +112,5 @@ class Params(Section):
         return value
 
     def as_body(self) -> dict[str, Any]:
-        """Return the params that are set, in an order that the author's does not change; `extra_body` is still apart."""
+        """Return the params that are set, in an order of our own; `extra_body` is still apart."""
         return self.model_dump(exclude_unset=True, exclude_none=True, exclude={"stream"})

@@ -20,7 +20,9 @@ import anyio
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from batchchat.cli import cli
 from batchchat.controlling import control_run
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.errors import StorageError, UsageError
@@ -29,13 +31,15 @@ from batchchat.history import history_of
 from batchchat.identity import Identity
 from batchchat.inspection import status_of
 from batchchat.job import load_job
+from batchchat.labelling.calibrating import gold_of_reviews
+from batchchat.labelling.reviews import read_reviews
 from batchchat.report import write_run_report
 from batchchat.store import is_output, read_output, read_state, verify
 from batchchat.template import compile_template
 from batchchat.workers import run_with_workers
 from batchchat.workers.processes import LocalProcess, LocalProcesses
 from tests.integration.buckets import BUCKET, Store, open_bucket
-from tests.integration.jobs import texts, write_rows
+from tests.integration.jobs import run, texts, write_rows
 from tests.integration.processes import Process, start, wait_for
 from tests.integration.processes import batchchat as command
 
@@ -142,6 +146,28 @@ def test_a_run_into_a_bucket_and_every_command_that_looks_at_it(bench: Bench) ->
         "out.csv",
         "report.html",
     }
+
+
+def test_people_review_an_output_in_a_bucket_and_a_threshold_is_found_with_their_labels(bench: Bench) -> None:
+    bench.write(12, messages=[{"role": "user", "content": "Labels: yes, no\n{{ text }}"}])
+    with patched(bench.env):
+        assert run(load_job(bench.folder / "job.yaml")).ok == 12
+        form = bench.folder / "form.jsonl"
+        invoked("review", bench.url, "-o", str(form), "--rows", "8", "--random", "8")
+        answers = [{**json.loads(line), "accept": True} for line in form.read_text(encoding="utf-8").splitlines()]
+        write_rows(form, answers)
+        invoked("review", bench.url, "--take", str(form), "--reviewer", "one")
+        assert len(read_reviews(bench.url)) == 8
+        assert json.loads(invoked("agreement", bench.url, "--json"))["fields"]
+        gold = gold_of_reviews(load_job(bench.folder / "job.yaml"), bench.url, field=None)
+        assert len(gold.rows) == 8
+
+
+def invoked(*arguments: str) -> str:
+    """Run a command in this process, and return what it prints."""
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout
 
 
 @pytest.mark.long
