@@ -109,7 +109,7 @@ def calibrate_command(
     return 0 if view.promise.chosen is not None else GATE_FAILED
 
 
-def _check_gold(expected: str | None, reviewed: Path | None, rows: int | None) -> None:
+def _check_gold(expected: str | None, reviewed: Path | str | None, rows: int | None) -> None:
     """Raise UsageError if it is not clear where the right labels are."""
     if (expected is None) == (reviewed is None):
         raise UsageError(
