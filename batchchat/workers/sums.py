@@ -16,6 +16,8 @@ from batchchat.store.joined_runs import joined_snapshots
 Json = Mapping[str, Any]
 _STILL = ("sending", "waiting", "rows_per_s", "tokens_per_s", "uncommitted", "commit_lag_s")
 """Figures of a snapshot that tell what is going on now."""
+_OF_NOW = ("in_use", "concurrency", "requests_used", "tokens_used")
+"""Figures of a pace that tell what is going on now."""
 _ROWS = ("ok", "failed", "done_before", "failed_before", "skipped", "total")
 """Figures of a snapshot that tell what became of rows."""
 _NAMES = frozenset(field.name for field in fields(RunSummary))
@@ -59,7 +61,7 @@ class Sums:
 
 def _quiet(snapshot: Json) -> dict[str, Any]:
     """Return the pace of a worker that does nothing any more."""
-    return {**(snapshot.get("pace") or {}), "in_use": 0, "concurrency": 0, "held_by": None}
+    return {**(snapshot.get("pace") or {}), **dict.fromkeys(_OF_NOW, 0), "held_by": None}
 
 
 def summary_of(told: Json) -> RunSummary:

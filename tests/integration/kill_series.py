@@ -2,7 +2,7 @@
 
 A provider numbers its answers, so that each answer can be followed: an answer that was ever seen in the output must
 stay there, under its number, and its row must not be asked again. A row may be asked again only after the death of a
-process that worked on its shard, and only if its answer did not count when that process died.
+process that worked on its shard. The output is looked at after each death.
 """
 
 from __future__ import annotations
@@ -533,7 +533,6 @@ class KillSeries:
                     if before.at <= death.seen
                     and death.at <= again.at
                     and (death.shards is None or shard in death.shards)
-                    and (row in death.open or before.at > death.at)
                 ]
                 if causes:
                     causes[-1].reasked += 1

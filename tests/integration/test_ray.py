@@ -38,18 +38,21 @@ pytestmark = [
 class Nodes:
     """A cluster of a head and two nodes with two CPUs each."""
 
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.ray_nodes"],
-            cwd=ROOT,
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+    def __init__(self, log: Path) -> None:
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.integration.ray_nodes"],
+                cwd=ROOT,
+                env=environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
         assert self.process.stdout is not None
-        self.address, *self.ids = self.process.stdout.readline().split() or ["the cluster did not start"]
+        line = self.process.stdout.readline()
+        assert line, log.read_text()[-3_000:]
+        self.address, *self.ids = line.split()
 
     def order(self, words: str) -> None:
         assert self.process.stdin is not None
@@ -60,8 +63,8 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    cluster = Nodes()
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    cluster = Nodes(tmp_path / "nodes.log")
     yield cluster
     cluster.process.communicate(timeout=_LONG_S)
 

@@ -418,7 +418,7 @@ def texts_in(output: Path) -> set[str]:
     return set(read_output(output, columns=["text"]).column("text").to_pylist())
 
 
-@pytest.mark.parametrize("shared", one_in(3, ["dedupe", "cache", "both"]))
+@pytest.mark.parametrize("shared", one_in(3, ["both", "dedupe", "cache"]))
 def test_what_a_killed_run_counted_is_paid_for_by_nobody_again(tmp_path: Path, shared: str) -> None:
     """Not by its other rows, not by the next run, and not by another output, also before the first one goes on."""
     with DemoServer(DemoOptions(latency_s=0.2)) as demo:

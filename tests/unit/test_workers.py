@@ -56,6 +56,10 @@ def test_workers_are_one_run(tmp_path: Path) -> None:
         ROWS,
     )
     assert summary.spend.requests == summary.spend_total.requests == ROWS
+    # All of them ask one keeper: what it tells is that of all, and not to be added up.
+    assert max(snapshot.pace.in_use for snapshot in played.snapshots) <= 8
+    assert max(snapshot.pace.concurrency for snapshot in played.snapshots) == 8
+    assert 40 < max(snapshot.pace.requests_used for snapshot in played.snapshots) <= ROWS
     last = played.snapshots[-1]
     assert (last.ok, last.total, last.total_exact, last.run_id) == (ROWS, ROWS, True, summary.run_id)
     assert len(set(ids_of(tmp_path / "out"))) == ROWS
