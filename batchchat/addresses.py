@@ -14,6 +14,9 @@ Address = Path | str
 OBJECT_SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
 """The schemes of URLs that can be an output: Amazon S3 and what speaks as it does, Google, and Azure."""
 
+HUB_SCHEME = "hf"
+"""The scheme of URLs of a hub of datasets: they can be an input, and never an output."""
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 

@@ -42,45 +42,105 @@ _ANSWERER = ("provider", "endpoint")
 def status_of(directory: Path | str) -> StatusView:
     """Tell what an output holds, and about the run that is going on or the one that ended last."""
     output = read_state(directory)
-    counts: dict[str | None, int] = {}
-    examples: dict[str, tuple[str, int]] = {}
-    pace = StreamPace()
     live = snapshot_of(output.live) if output.live and output.holder is not None else None
-    new = [0, 0]
-    prompt_id, earlier = latest_prompt(output), 0
-    # An output of an earlier version may lack the later ones of these: then its input has columns of their names.
-    later = [name for name in ("prompt_id", *_STREAMED, *_ANSWERER, *STEP_COLUMNS) if name in output.own_columns]
-    answerers: dict[tuple[str, str | None], list[float]] = {}
-    shares = StepShares([str(step.get("model")) for step in output.job.get("cascade") or ()])
-    for batch in output.records(["status", "error_kind", "error_message", "row_index", "run_id", "cost", *later]):
-        _count(batch, counts, examples)
-        if set(_STREAMED) <= set(later):
-            _time(batch, pace)
-        if set(_ANSWERER) <= set(later):
-            _count_answerers(batch, answerers)
-        if set(STEP_COLUMNS) <= set(later):
-            count_steps(batch, shares)
-        if prompt_id is not None and "prompt_id" in later:
-            earlier += _earlier(batch, prompt_id)
-        if live is not None:
-            mine = batch.filter(pc.equal(batch.column("run_id"), live.run_id)).column("status")
-            failed = pc.equal(mine, "failed").true_count
-            new = [new[0] + len(mine) - failed, new[1] + failed]
+    found = _StatusCounts(output, live)
+    for batch in output.records(found.columns):
+        found.add(batch)
     if live is not None:
         # The file of the run's progress is up to a second old; the records are newer, and all counts are theirs.
-        live = replace(live, ok=max(live.ok, new[0]), failed=max(live.failed, new[1]))
-    ok = counts.pop(None, 0)
-    groups = [
-        FailureGroup(kind or "", number, *examples.get(kind or "", ("", 0)))
-        for kind, number in sorted(counts.items(), key=lambda item: -item[1])
-    ]
-    running, last = None, None
-    if output.holder is not None:
-        holder = output.holder
-        pid = holder.get("pid")
-        running = Running(
-            pid if type(pid) is int else 0, str(holder.get("host", "")), _utc(holder.get("started_at")) or ""
-        )
+        live = replace(live, ok=max(live.ok, found.new[0]), failed=max(live.failed, found.new[1]))
+    running, last = _running(output), _last_run(output)
+    samples = output.job.get("samples")
+    skipped = _skipped_rows(output, live)
+    unfinished = running is None and (last is None or last.exit_code != 0 or found.earlier > 0)
+    return StatusView(
+        job=str(output.job.get("name", "")),
+        output=str(directory),
+        running=running,
+        last=last,
+        ok=found.ok,
+        failed=found.failed,
+        open=_open_rows(output, found.ok + found.failed + skipped, live),
+        skipped=skipped,
+        failures=found.failures(),
+        spent=output.spend,
+        currency=_text(output.state.get("currency")) or _text((output.live or {}).get("currency")),
+        live=live,
+        command=_command(output.job, directory) if unfinished else None,
+        samples=samples if isinstance(samples, int) else 1,
+        streamed=found.pace.streamed,
+        earlier_prompt=found.earlier,
+        batches=_batches(directory),
+        answered_by=_answered_by(found.answerers),
+        steps=found.shares.shares(),
+    )
+
+
+class _StatusCounts:
+    """What the records of an output tell, batch by batch. `live` is the run that goes on, None if none does."""
+
+    def __init__(self, output: Output, live: Snapshot | None) -> None:
+        self.pace = StreamPace()
+        self.shares = StepShares([str(step.get("model")) for step in output.job.get("cascade") or ()])
+        self.answerers: dict[tuple[str, str | None], list[float]] = {}
+        self.earlier = 0
+        self.new = [0, 0]
+        self._live = live
+        self._prompt_id = latest_prompt(output)
+        self._counts: dict[str | None, int] = {}
+        self._examples: dict[str, tuple[str, int]] = {}
+        # An output of an earlier version may lack the later ones of these: its input may have columns of their names.
+        names = ("prompt_id", *_STREAMED, *_ANSWERER, *STEP_COLUMNS)
+        self._later = [name for name in names if name in output.own_columns]
+        self.columns = ["status", "error_kind", "error_message", "row_index", "run_id", "cost", *self._later]
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Count a batch of records."""
+        later = set(self._later)
+        _count(batch, self._counts, self._examples)
+        if set(_STREAMED) <= later:
+            _time(batch, self.pace)
+        if set(_ANSWERER) <= later:
+            _count_answerers(batch, self.answerers)
+        if set(STEP_COLUMNS) <= later:
+            count_steps(batch, self.shares)
+        if self._prompt_id is not None and "prompt_id" in later:
+            self.earlier += _earlier(batch, self._prompt_id)
+        if self._live is not None:
+            mine = batch.filter(pc.equal(batch.column("run_id"), self._live.run_id)).column("status")
+            failed = pc.equal(mine, "failed").true_count
+            self.new = [self.new[0] + len(mine) - failed, self.new[1] + failed]
+
+    @property
+    def ok(self) -> int:
+        """How many completions there are."""
+        return self._counts.get(None, 0)
+
+    @property
+    def failed(self) -> int:
+        """How many failed records there are."""
+        return sum(self._counts.values()) - self.ok
+
+    def failures(self) -> list[FailureGroup]:
+        """Return the failed records by kind, the most frequent one first, each with an example."""
+        kinds = [(kind, number) for kind, number in self._counts.items() if kind is not None]
+        kinds.sort(key=lambda item: -item[1])
+        return [FailureGroup(kind, number, *self._examples.get(kind, ("", 0))) for kind, number in kinds]
+
+
+def _running(output: Output) -> Running | None:
+    """Return who holds the output, None if nobody does."""
+    holder = output.holder
+    if holder is None:
+        return None
+    pid = holder.get("pid")
+    started = _utc(holder.get("started_at")) or ""
+    return Running(pid if type(pid) is int else 0, str(holder.get("host", "")), started)
+
+
+def _last_run(output: Output) -> LastRun | None:
+    """Return how the last run ended, None if there was none or the first one goes on."""
+    last = None
     if output.last_run is not None:
         ended = output.last_run
         code = ended.get("exit_code")
@@ -91,34 +151,12 @@ def status_of(directory: Path | str) -> StatusView:
             _utc(ended.get("ended_at")),
             _utc(ended.get("resets_at")),
         )
-    if running is None and output.live and (last is None or output.live.get("run_id") != last.run_id):
+    # Progress without a line at its end, and nobody there: that run was killed.
+    if output.holder is None and output.live and (last is None or output.live.get("run_id") != last.run_id):
         last = LastRun(
             str(output.live.get("run_id")), None, "it ended without a word: killed, or the machine went down", None
         )
-    samples = output.job.get("samples")
-    skipped = _skipped_rows(output, live)
-    unfinished = running is None and (last is None or last.exit_code != 0 or earlier > 0)
-    return StatusView(
-        job=str(output.job.get("name", "")),
-        output=str(directory),
-        running=running,
-        last=last,
-        ok=ok,
-        failed=sum(counts.values()),
-        open=_open_rows(output, ok + sum(counts.values()) + skipped, live),
-        skipped=skipped,
-        failures=groups,
-        spent=output.spend,
-        currency=_text(output.state.get("currency")) or _text((output.live or {}).get("currency")),
-        live=live,
-        command=_command(output.job, directory) if unfinished else None,
-        samples=samples if isinstance(samples, int) else 1,
-        streamed=pace.streamed,
-        earlier_prompt=earlier,
-        batches=_batches(directory),
-        answered_by=_answered_by(answerers),
-        steps=shares.shares(),
-    )
+    return last
 
 
 def _count_answerers(batch: pa.RecordBatch, found: dict[tuple[str, str | None], list[float]]) -> None:

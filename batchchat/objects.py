@@ -62,7 +62,10 @@ def open_store(
     bucket, _, prefix = rest.partition("/")
     if scheme not in OBJECT_SCHEMES:
         known = ", ".join(f"{one}://" for one in OBJECT_SCHEMES)
-        raise UsageError(f"{url}: {scheme}:// is no object storage that is known", remedy=f"Known are {known}.")
+        raise UsageError(
+            f"{url}: {scheme}:// is no object storage that is known",
+            remedy=f"Known are {known}; an input may also be hf://datasets/OWNER/NAME.",
+        )
     if not bucket:
         raise UsageError(f"{url}: names no bucket", remedy=f"Write {scheme}://BUCKET/PATH.")
     if "@" in bucket and not scheme.startswith("abfs"):

@@ -17,7 +17,7 @@ from batchchat.addresses import address_of
 from batchchat.errors import JobError, UsageError
 from batchchat.events import FailureGroup, StepShare
 from batchchat.images import shortened
-from batchchat.intake import Intake, Sorted
+from batchchat.intake import Intake, PassCounts, Sorted
 from batchchat.job import Job, key_problem, load_keys
 from batchchat.job.targets import endpoint_key_problem, has_several, targets_of
 from batchchat.job.values import nearest
@@ -81,32 +81,51 @@ def plan_job(
     intake = prepared.intake(history.index, history.keys, reopens=reopens, answer_ids=True)
     with closing(_Sharing(job)) as sharing, closing(history):
         reader = _Reader(prepared, intake, history, sharing)
-        shown, usage = reader.read(previews)
-    counts, live = intake.counts, history.index.counts()
+        reader.read(previews)
+    return _view(prepared, history, reader, _Estimate(prepared, history, reader))
+
+
+class _Estimate:
+    """What the requests of a plan would cost, and how long they would take, through each engine."""
+
+    def __init__(self, prepared: Prepared, history: _History, reader: _Reader) -> None:
+        job, provider, usage = prepared.job, prepared.provider, reader.usage
+        requests = reader.to_send
+        self.duration_s, self.binding = _duration(requests, _tokens(usage), job, provider, history.latency_s)
+        self.tariff = Tariff.of(provider.prices.get(job.model), provider.tiers.get(job.params.service_tier or "", 1.0))
+        self.cost = as_float(self.tariff.cost(usage)) if self.tariff is not None else None
+        self.steps = _cascade_steps(job, history.shares, requests, usage)
+        if self.steps:
+            known = [step.cost for step in self.steps if step.cost is not None]
+            # A sum without the step whose price is not known would be told as the cost of all.
+            self.cost = sum(known) if len(known) == len(self.steps) else None
+        self.engines = [EnginePlan("local", not job.engine.batch, self.cost, self.duration_s)]
+        if requests:
+            batch = _batch_engine(job, provider, requests, usage, reader.nbytes)
+            self.engines.append(batch)
+            if job.engine.batch:
+                # A provider says by when a batch ends at the latest, and nobody knows when it will.
+                self.cost, self.duration_s, self.binding = batch.cost, None, None
+
+
+def _tokens(usage: Usage) -> int:
+    return (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
+
+
+def _view(prepared: Prepared, history: _History, reader: _Reader, estimate: _Estimate) -> PlanView:
+    job, provider, tariff = prepared.job, prepared.provider, estimate.tariff
+    counts, sharing, usage = reader.counts, reader.sharing, reader.usage
     surplus = history.surplus if prepared.selection.whole else 0
-    kept = live.kept - surplus - (counts.changed if job.input.key is not None else 0)
-    to_send = counts.to_send - sharing.saved
-    tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
-    duration, binding = _duration(to_send, tokens, job, provider, history.latency_s)
-    tariff = Tariff.of(provider.prices.get(job.model), provider.tiers.get(job.params.service_tier or "", 1.0))
-    cost = as_float(tariff.cost(usage)) if tariff is not None else None
-    steps = _cascade_steps(job, history.shares, to_send, usage)
-    if steps:
-        known = [step.cost for step in steps if step.cost is not None]
-        cost = sum(known) if len(known) == len(steps) else None
+    # With a key a changed row takes the place of its old record, which is therefore not kept.
+    kept = history.index.counts().kept - surplus - (counts.changed if job.input.key is not None else 0)
     no_key = key_problem(job, provider, load_keys(job))
-    engines = [EnginePlan("local", not job.engine.batch, cost, duration)]
-    if to_send:
-        engines.append(_batch_engine(job, provider, to_send, usage, reader.nbytes))
-        if job.engine.batch:
-            cost, duration, binding = engines[1].cost, None, None
     return PlanView(
         job=job.name,
         input=job.input.path,
         output=job.output.path,
         provider=provider.name,
         model=job.model,
-        previews=shown,
+        previews=reader.shown,
         new=counts.new,
         changed=counts.changed,
         done=counts.done,
@@ -118,27 +137,20 @@ def plan_job(
         longest=reader.longest(),
         kept=kept,
         surplus=surplus,
-        requests=to_send,
+        requests=reader.to_send,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        cost=cost,
+        cost=estimate.cost,
         currency=provider.currency if tariff else None,
         prices_as_of=provider.prices_as_of if tariff else None,
-        duration_s=duration,
-        binding=binding,
+        duration_s=estimate.duration_s,
+        binding=estimate.binding,
         method=history.method,
         spent=history.spent,
-        warnings=[
-            *prepared.warnings,
-            *prepared.empty.warning(reader.empty, f"the {counts.rows:,}"),
-            *prepared.source.warnings,
-            *_price_warning(job, provider),
-            *_below_warning(job, history.below),
-            *(_endpoint_warnings(job) if has_several(job) else _key_warning(no_key)),
-        ],
+        warnings=_warnings(prepared, history, reader, no_key),
         note=provider.note if provider.name == DEMO else "",
         samples=job.samples,
-        caps=_caps(job, to_send, usage, cost),
+        caps=_caps(job, reader.to_send, usage, estimate.cost),
         deadline_s=job.deadline,
         cache=job.cache,
         cached=sharing.cached,
@@ -147,11 +159,23 @@ def plan_job(
         failures=reader.failures(),
         empty=reader.empty,
         earlier_prompt=min(history.others, kept),
-        engines=engines if len(engines) > 1 else (),
-        steps=steps,
+        engines=estimate.engines if len(estimate.engines) > 1 else (),
+        steps=estimate.steps,
         key=provider.key_place,
         key_found=None if provider.key_place is None else no_key is None,
     )
+
+
+def _warnings(prepared: Prepared, history: _History, reader: _Reader, no_key: JobError | None) -> list[str]:
+    job = prepared.job
+    return [
+        *prepared.warnings,
+        *prepared.empty.warning(reader.empty, f"the {reader.counts.rows:,}"),
+        *prepared.source.warnings,
+        *_price_warning(job, prepared.provider),
+        *_below_warning(job, history.below),
+        *(_endpoint_warnings(job) if has_several(job) else _key_warning(no_key)),
+    ]
 
 
 _LINE_BYTES = 110
@@ -221,40 +245,52 @@ def _below_warning(job: Job, below: int) -> list[str]:
 class _Reader:
     """Reads the rows that need a look, and counts what would become of them.
 
-    `empty` counts those whose request would hold nothing of the row, `nbytes` the bytes of what would be sent.
+    `shown` are the first requests, `usage` the tokens to expect of those to be sent. `empty` counts those whose request
+    would hold nothing of the row, `nbytes` the bytes of what would be sent.
     """
 
     def __init__(self, prepared: Prepared, intake: Intake, history: _History, sharing: _Sharing) -> None:
         self._prepared = prepared
         self._intake = intake
         self._history = history
-        self._sharing = sharing
+        self.sharing = sharing
+        self.shown: list[RequestPreview] = []
+        self.usage = Usage(0, 0)
         self._failed: dict[tuple[str, str], FailureGroup] = {}
         self._longest: list[tuple[int, int, str | None]] = []
         self.empty = 0
         self.nbytes = 0
 
-    def read(self, previews: int) -> tuple[list[RequestPreview], Usage]:
-        """Sort the rows; return the first requests, and the tokens to expect of those to be sent."""
+    def read(self, previews: int) -> None:
+        """Sort the rows, and keep so many of the first requests."""
         history, prepared = self._history, self._prepared
         if history.known is not None:
             self._intake.pass_over(history.known)
-        shown: list[RequestPreview] = []
         prompt_tokens, completion_tokens = 0.0, 0.0
         for batch, known in Rows(prepared, history.known):
             if prepared.selection.past(batch.first_index):
                 break
             for found in self._intake.slices(batch, _SLICE, known):
-                _preview(found, shown, previews)
+                _preview(found, self.shown, previews)
                 self._count_failed(found)
                 asked = {(request.batch.first_index, request.offset): request for request in found.requests}
                 self.empty += sum(prepared.empty.finds(each.batch.values[each.offset]) for each in asked.values())
-                for request in self._sharing.left(found.requests):
+                for request in self.sharing.left(found.requests):
                     self._note_length(request)
                     prompt_tokens += request.prompt_tokens * history.prompt_ratio
                     completion_tokens += min(history.completion, request.max_tokens or math.inf)
                     self.nbytes += len(request.body)
-        return shown, Usage(round(prompt_tokens), round(completion_tokens))
+        self.usage = Usage(round(prompt_tokens), round(completion_tokens))
+
+    @property
+    def counts(self) -> PassCounts:
+        """What became of the rows."""
+        return self._intake.counts
+
+    @property
+    def to_send(self) -> int:
+        """How many requests would be sent."""
+        return self.counts.to_send - self.sharing.saved
 
     def _note_length(self, request: Request) -> None:
         """Keep the longest prompts, one of each row; of equal ones the first."""
@@ -368,9 +404,10 @@ class _History:
             self.known.look_up(self.index, self.keys)
         self.spent = output.spend
         answered, completion, latency = 0, 0, 0.0
-        told = ["prompt_id"] if "prompt_id" in output.own_columns else []
-        for batch in output.records(["status", "completion_tokens", "latency_s", "sample_index", *told]):
-            if told:
+        # An output of an earlier version has no such column.
+        by_prompt = ["prompt_id"] if "prompt_id" in output.own_columns else []
+        for batch in output.records(["status", "completion_tokens", "latency_s", "sample_index", *by_prompt]):
+            if by_prompt:
                 self.others += pc.not_equal(batch.column("prompt_id"), prompt_id).true_count
             self.surplus += pc.sum(pc.greater_equal(batch.column("sample_index"), job.samples)).as_py() or 0
             status, tokens, seconds = (batch.column(name) for name in ("status", "completion_tokens", "latency_s"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from batchchat.addresses import is_url
 from batchchat.api import as_text, progress_display, told_both, unheard
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.evaluation import require_extra
@@ -120,6 +121,8 @@ class EvaluationResult:
         """Write the HTML page of the evaluation, `report.html` in its folder if no other file is named; return it."""
         from batchchat.report import PAGE_NAME, write_suite_report
 
+        if target is not None and is_url(target):
+            raise UsageError(f"{target} is a URL", remedy="Name a file of this machine.")
         path = Path(self.output) / PAGE_NAME if target is None else Path(target)
         write_suite_report(Path(self.output), path)
         return path

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import hypothesis
 import pytest
 
+THOROUGH = "thorough"
+EXAMPLES = 25
+"""Examples of a property test in the normal run. A hundred take 69 s of processor time over all of them, these 20 s."""
 MOST_WORKERS = 8
-WORKERS_EACH = 2
-"""Workers for each processor: tests wait more than they work. Measured over all of them: 350 s of processor time in
-1,080 s."""
+MORE_WORKERS = 1
+"""Workers beside one for each processor, since some tests wait. Each worker takes 12 s of processor time to collect."""
 MEMORY = Path("/dev/shm")
 """Where the tests' temporary folders are, if it is there: they synchronize thousands of files. Measured over 194 tests
 of runs and stores: 95 and 103 s instead of 111 and 166 s."""
@@ -21,9 +25,13 @@ ROOM_BYTES = 4 * 2**30
 """Free bytes that this needs. A whole run of the tests leaves 150 MB."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let no test fail because the machine is busy: an example may take what it takes."""
-    hypothesis.settings.register_profile("batchchat", deadline=None)
+    thorough = config.option.markexpr == THOROUGH
+    if thorough:
+        # A property test is in both runs: with few examples in the normal one, with all of them here.
+        config.option.markexpr = f"({THOROUGH} or hypothesis) and not long"
+    hypothesis.settings.register_profile("batchchat", deadline=None, max_examples=100 if thorough else EXAMPLES)
     hypothesis.settings.load_profile("batchchat")
     # Hundreds of processes are started. If the environment lets none of them keep compiled modules, each compiles all
     # it imports anew: 1.3 s instead of 0.6 s for a start.
@@ -41,9 +49,21 @@ def _is_roomy(folder: Path) -> bool:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return the number of workers; 0 where only some files are asked for, since workers take seconds to start."""
     whole = all(Path(argument).is_dir() for argument in config.args)
-    return min(MOST_WORKERS, WORKERS_EACH * _processors()) if whole else 0
+    return min(MOST_WORKERS, _processors() + MORE_WORKERS) if whole else 0
 
 
 def _processors() -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # what this process may use; not on every system
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_duckdb() -> Iterator[None]:
+    """Let all who open a DuckDB of their own in this process share one: to open one takes 40 ms."""
+    shared = duckdb.connect(config={"threads": 1})
+    # A file that a test changes must be read again, also if its time is the same.
+    shared.execute("SET enable_external_file_cache = false")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duckdb, "connect", shared.cursor)
+        yield
+    shared.close()

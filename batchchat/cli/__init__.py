@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 import batchchat
-from batchchat.addresses import address_of
+from batchchat.addresses import address_of, is_url
 from batchchat.cli.spared_imports import spare_imports
 
 _EXIT_CODES = """\b
@@ -37,6 +37,24 @@ Of streams: stream_cut closes the connection before the usage is told, drop_body
 half-way, stream_error with an error inside; no_usage leaves the usage out.
 
 The faults and dialects of the Batch API are in the page `batchchat guide demo-batches`."""
+
+
+class _File(click.Path):
+    """A file of this machine. A URL as a path would lose a slash, and name a folder that nobody meant."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path. A URL is bad usage."""
+        if is_url(value):
+            self.fail(
+                f"{value} is a URL. Name a file of this machine, and copy it with a tool of the store.", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+
+_FILE = _File()
 
 
 class _Group(click.Group):
@@ -62,6 +80,7 @@ class _Group(click.Group):
 
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
+            # The likeliest slip: the command was left out, and the job stands in its place.
             if Path(args[0]).suffix in {".yaml", ".yml"}:
                 hint = f" To run a job: batchchat run {args[0]}"
             raise click.UsageError(error.message + hint, ctx) from None
@@ -108,7 +127,7 @@ _Command = Callable[..., Any]
 def _job_options(command: _Command, noun: str = "job", *, several: bool = False) -> _Command:
     """Return the options that `run` and `plan` share, and those of a suite. `run` takes `several` jobs."""
     stdin = "; - is standard input" if noun == "job" else ""
-    file = click.Path(path_type=Path)
+    file = _FILE
     options = [
         click.argument("jobs", metavar="JOB...", type=file, nargs=-1, required=True)
         if several
@@ -184,12 +203,10 @@ def _gate_options(command: _Command) -> _Command:
             "--fail-if-worse-than",
             "baseline",
             metavar="DIR",
-            type=click.Path(path_type=Path),
+            type=_FILE,
             help="Exit code 5 where a variant is worse than in this earlier evaluation, by a test at 5 %.",
         ),
-        click.option(
-            "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write scores and gates as JUnit XML."
-        ),
+        click.option("--junit", metavar="FILE", type=_FILE, help="Write scores and gates as JUnit XML."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -232,7 +249,7 @@ def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--html",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     help="Write a report to this .html file after the run. Needs the extra batchchat[report].",
 )
 @click.option(
@@ -262,6 +279,7 @@ def run(**options: Any) -> None:
     from batchchat.cli.running import run_command
 
     jobs = options.pop("jobs")
+    # All jobs take the same options, so that these are read once.
     options["job"] = jobs[0]
     first = _job_arguments(options)
     jobs = [replace(first, job=job) for job in jobs]
@@ -315,7 +333,7 @@ def eval_(**options: Any) -> None:
 
 
 @cli.command(short_help="Score the answers of SUITE again; send nothing.")
-@click.argument("suite", type=click.Path(path_type=Path))
+@click.argument("suite", type=_FILE)
 @click.option("--output", "output_path", metavar="DIR", help="The folder of the evaluation, if not the suite's.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set a field of the suite, or of its base job."
@@ -353,7 +371,7 @@ def score(**options: Any) -> None:
     metavar="KIND:COLUMN",
     help="Score both by an expected column, such as exact:label, or by a mapping as in a suite. May be repeated.",
 )
-@click.option("--suite", type=click.Path(path_type=Path), metavar="SUITE", help="Score both by this suite's scorers.")
+@click.option("--suite", type=_FILE, metavar="SUITE", help="Score both by this suite's scorers.")
 @click.option(
     "--cluster", metavar="COLUMN", help="Rows with the same value here are one piece of evidence: document, customer."
 )
@@ -403,7 +421,7 @@ def agreement(directory: Path | str, **options: Any) -> None:
 @click.option("--expected", metavar="COLUMN", help="The input column that holds the right labels.")
 @click.option(
     "--reviewed",
-    type=click.Path(path_type=Path),
+    type=address_of,
     metavar="DIR",
     help="An output of the same rows: what people say in its reviews is right.",
 )
@@ -544,7 +562,7 @@ def show(directory: Path | str, **options: Any) -> None:
     "target",
     required=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     help="A .parquet, .jsonl, .csv or .xlsx file; - is standard output, with --format.",
 )
 @click.option(
@@ -591,7 +609,7 @@ def export(directory: Path | str, target: Path, format_: str | None, **options: 
     "target",
     required=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     help="An .html file; a report that is there already is written over.",
 )
 def report(directory: Path | str, target: Path) -> None:
@@ -607,13 +625,13 @@ def report(directory: Path | str, target: Path) -> None:
 
 @cli.command(short_help="Choose rows of DIR for people, and take their answers back.")
 @_output_argument
-@click.argument("more", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+@click.argument("more", nargs=-1, metavar="[FILE]...", type=_FILE)
 @click.option(
     "-o",
     "--to",
     "target",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     help="Write the form here: a page (.html), .csv, .jsonl, or tasks for Label Studio (.labelstudio.json).",
 )
 @click.option(
@@ -639,9 +657,7 @@ def report(directory: Path | str, target: Path) -> None:
 @click.option("--seed", type=int, metavar="S", help="Seed of the random part.  [default: 0]")
 @click.option("--again", is_flag=True, help="Choose rows that have a review, too.")
 @click.option("--force", is_flag=True, help="Write over an existing file.")
-@click.option(
-    "--take", multiple=True, metavar="FILE", type=click.Path(path_type=Path), help="Take people's answers from a file."
-)
+@click.option("--take", multiple=True, metavar="FILE", type=_FILE, help="Take people's answers from a file.")
 @click.option("--reviewer", metavar="NAME", help="Who answered, if the files of --take do not say it.")
 @_json_option
 def review(directory: Path | str, **options: Any) -> None:

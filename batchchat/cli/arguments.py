@@ -70,6 +70,7 @@ class JobArguments:
         """Return the fields of the job that options set, with their values."""
         from batchchat.job import read_override
 
+        # Each is a field of the job under another name, so that the job's snapshot holds it too.
         given = {
             "--max-cost": ("budget.max_cost", self.max_cost),
             "--max-tokens": ("budget.max_tokens", self.max_tokens),

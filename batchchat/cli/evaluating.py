@@ -49,6 +49,7 @@ def eval_command(
     from batchchat.report import PAGE_NAME, check_page
 
     gates = Gates(suite, fail_under, fail_over, baseline, junit)
+    # Before anything is paid for: the page is written at the end, whatever came of it.
     check_page(suite.output / PAGE_NAME)
     log = log_listener(log_format, verbose=verbose, quiet=quiet)
     for job in suite.jobs:
@@ -163,6 +164,7 @@ def compare_command(
     if suite is not None:
         loaded = load_suite(suite)
         wanted += loaded.scorers
+        # What was said with the command is meant for this comparison.
         cluster = cluster or loaded.cluster
     found = compare_outputs(a, b, on=on, field=field, scorers=wanted, cluster=cluster)
     if as_json:
@@ -179,6 +181,7 @@ def plan_suite_command(suite: Suite, arguments: JobArguments, *, command: str, a
     from batchchat.evaluation.planning import plan_suite
 
     words = [word for word in shlex.split(command) if word not in {"--plan", "--json"}]
+    # `plan SUITE` and `eval --plan SUITE` show the same, and only `eval` runs it.
     if words[1:2] == ["plan"]:
         words[1] = "eval"
     plan = replace(plan_suite(suite, arguments.options()), command=shlex.join(words))
@@ -221,6 +224,7 @@ class Gates:
 
     def exit_code(self, code: int, passed: Sequence[GateResult]) -> int:
         """Return the run's code, or 5 if it ended but a gate does not hold."""
+        # A run that did not end says why with its own code: its scores are of some rows alone.
         return GATE_FAILED if code in {0, 1} and not all(result.passed for result in passed) else code
 
 

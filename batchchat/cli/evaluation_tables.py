@@ -42,6 +42,7 @@ def render_evaluation(
     if len(ranking.variants) == 2:
         # One pair: a line for each score says it all.
         parts += render_comparisons(summary, ranking.numbers, ranking.same)
+    # Of more than two variants there are too many pairs for a table: who leads by each score is told.
     elif summary.comparisons:
         parts += [blank(), LeaderTable(ranking)]
     if gates:
@@ -191,6 +192,7 @@ def render_comparisons(
     first, second = names.values()
     order = [*names]
     compared = [(scorer.name, one) for scorer in summary.scorers for one in summary.of(scorer.name)]
+    # A comparison may name the pair the other way round, and the table has one direction.
     lines = [(name, one if one.a == order[0] else mirrored(one)) for name, one in compared if name not in same]
     return [blank(), _comparison_table(f"{first} less {second}", lines, names)] if lines else []
 
@@ -230,6 +232,7 @@ def _verdict(one: Comparison, numbers: Mapping[str, str]) -> Text:
         return styled(f"{numbers.get(one.better, one.better)} is better", "green")
     if one.settled:
         return styled("they differ")
+    # Fewer rows than there are would be no advice.
     if one.needed_n is not None and one.needed_n > one.n:
         return styled(f"open: needs about {count(one.needed_n)} rows", "dim")
     return styled("open" if one.difference else "no difference found", "dim")
@@ -283,6 +286,7 @@ def render_suite_plan(plan: SuitePlan) -> RenderableType:
             guess(money(view.cost, view.currency)),
             guess(about(view.duration_s)),
         )
+    # A judge is asked for distinct answers alone, and how many are equal is not known before.
     for run in plan.judges:
         view = run.plan
         most = "≤ " if run.at_most else ""

@@ -55,7 +55,7 @@ def calibrate_command(
     *,
     command: str,
     expected: str | None,
-    reviewed: Path | None,
+    reviewed: Path | str | None,
     target: float,
     risk: float,
     rows: int | None,
@@ -72,13 +72,7 @@ def calibrate_command(
     from batchchat.labelling.calibrating import ReviewedGold, calibrated, gold_of_reviews, sub_jobs
     from batchchat.runner.run import run_job
 
-    if (expected is None) == (reviewed is None):
-        raise UsageError(
-            "the right labels stand either in a column of the input or in people's reviews of an output",
-            remedy="Give one of --expected COLUMN and --reviewed DIR.",
-        )
-    if reviewed is not None and rows is not None:
-        raise UsageError("--rows: the reviewed rows are asked", remedy="Leave --rows out.")
+    _check_gold(expected, reviewed, rows)
     job = arguments.load()
     jobs = sub_jobs(job, small=small, large=large, expected=expected)
     options = arguments.options(command=command)
@@ -113,6 +107,17 @@ def calibrate_command(
 
         results().print(render_calibration(view))
     return 0 if view.promise.chosen is not None else GATE_FAILED
+
+
+def _check_gold(expected: str | None, reviewed: Path | str | None, rows: int | None) -> None:
+    """Raise UsageError if it is not clear where the right labels are."""
+    if (expected is None) == (reviewed is None):
+        raise UsageError(
+            "the right labels stand either in a column of the input or in people's reviews of an output",
+            remedy="Give one of --expected COLUMN and --reviewed DIR.",
+        )
+    if reviewed is not None and rows is not None:
+        raise UsageError("--rows: the reviewed rows are asked", remedy="Leave --rows out.")
 
 
 def _calibration_json(view: CalibrationView) -> dict[str, Any]:

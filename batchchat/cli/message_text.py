@@ -75,6 +75,7 @@ def _part_text(part: object) -> str:
     if isinstance(part.get("text"), str):
         return str(part["text"])
     kind = str(part.get("type", "part"))
+    # Parts hold their content under the name of their type: {type: image_url, image_url: {url: …}}.
     inner = part.get(kind)
     url = inner.get("url") if isinstance(inner, Mapping) else inner
     shown = url if isinstance(url, str) else as_text({name: part[name] for name in part if name != "type"})
@@ -84,6 +85,7 @@ def _part_text(part: object) -> str:
 def call_text(call: object) -> str:
     """Return a tool call as its name and arguments."""
     if isinstance(call, Mapping):
+        # As in a request; records keep name and arguments without the wrapping.
         function = call.get("function")
         named = function if isinstance(function, Mapping) else call
         if named.get("name") is not None:

@@ -39,6 +39,7 @@ def plan_command(arguments: JobArguments, *, as_json: bool) -> int:
         command = shlex.join(["batchchat", *sys.argv[1:]])
         return plan_suite_command(arguments.load_suite(), arguments, command=command, as_json=as_json)
     view = plan_job(arguments.load(), arguments.options())
+    # The command that follows a plan is shown as the person typed it, with its own options.
     words = ["run" if word == "plan" else word for word in sys.argv[1:] if word != "--json"]
     view = replace(view, command=shlex.join(["batchchat", *words]))
     _show(view, render_plan, to_json, as_json=as_json)
@@ -387,6 +388,7 @@ def clean_command(directory: Path | str, *, yes: bool) -> int:
         return 0
     which = f"{plural(len(found), 'old output')} of {sum(old.nbytes for old in found):,} bytes"
     if not yes:
+        # A script cannot be asked, and nobody must lose an old output to a silent yes.
         if not sys.stdin.isatty():
             errors().write_line(f"{which}; nothing was removed: --yes removes them")
             return 0

@@ -24,6 +24,7 @@ def render_record(view: RecordView) -> RenderableType:
     named = f"row {record.get('row_index')}"
     if record.get("key") is not None:
         named += f" · key {line(str(record['key']), 60)}"
+    # Sample 0 is not named: most jobs ask once for each row.
     if record.get("sample_index"):
         named += f" · sample {record['sample_index']}"
     status = record.get("status")
@@ -38,6 +39,7 @@ def render_record(view: RecordView) -> RenderableType:
     shown_above = {"status", "row_index", "key", "custom_id", "completion", "reasoning", "refusal", "tool_calls"}
     shown_above |= {"error_kind", "error_message", "corrections", "parsed"}
     columns = {name: value for name, value in record.items() if name not in shown_above and value is not None}
+    # One line for each token would be longer than all the rest of the page.
     if "logprobs" in columns:
         columns["logprobs"] = _logprobs_text(columns["logprobs"])
     parts += [_value_table("record", columns)]
@@ -135,6 +137,7 @@ def _outcome_of_row(record: Mapping[str, Any]) -> list[RenderableType]:
 def _correction(record: Mapping[str, Any]) -> str:
     """Return how often an answer was asked for again, and why the last time, where that is not what it failed of."""
     text = f"asked again {plural(record['corrections'], 'time')} with what was wrong"
+    # Of a completion, the message is that of the attempt before; of a failure it stands above already.
     if record.get("error_kind") is None and record.get("error_message"):
         text += f"; the last time: {record['error_message']}"
     return text

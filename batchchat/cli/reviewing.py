@@ -53,6 +53,7 @@ def _write(directory: Path | str, options: Mapping[str, Any]) -> int:
         raise UsageError("--reviewer is for --take", remedy="Leave it out: each person names themselves in the form.")
     kind = format_of(target, options["format_"])
     rows = options["rows"] or _ROWS
+    # A quarter at random: only those rows can say how good all answers are. The least sure ones are worse than most.
     drawn = options["random_"] if options["random_"] is not None else (rows + 3) // 4
     if drawn > rows:
         raise UsageError(f"--random {drawn} is more than --rows {rows}", remedy="Raise --rows, or lower --random.")

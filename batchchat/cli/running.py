@@ -338,6 +338,7 @@ def cancel_command(directory: Path | str, *, log_format: str, verbose: bool, qui
             return await run_job(job, options=options, listener=log, on_snapshot=on_snapshot, stop=stop)
 
         summary = attended(cancel, log)
+        # Rows that stay open are what a person asked for here, so that the usual summary would sound like trouble.
         if summary.exit_code or as_json or log.format == "json":
             if as_json:
                 _print_summaries([summary], as_list=False)

@@ -6,10 +6,14 @@ import os
 import shlex
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from batchchat.cli.arguments import read_duration
 from batchchat.cli.running import errors, results
 from batchchat.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from batchchat.demo import Demo, DemoOptions
 
 _STARTER = {"{name}.yaml": "job.yaml", "{name}-rows.jsonl": "rows.jsonl"}
 _SCHEMA = ".batchchat.schema.json"
@@ -26,6 +30,7 @@ def init_command(name: str, *, force: bool) -> int:
     from batchchat.guide.schema import job_schema
 
     path = Path(name)
+    # Whoever gives the name of the file means the same job.
     if path.suffix in {".yaml", ".yml"}:
         path = path.with_suffix("")
     job_name = path.name
@@ -35,6 +40,7 @@ def init_command(name: str, *, force: bool) -> int:
     written = []
     targets = {path.parent / target.format(name=job_name): source for target, source in _STARTER.items()}
     for target in targets:
+        # Before anything is written: half a starter would be worse than none.
         if target.exists() and not force:
             raise UsageError(
                 f"{target} exists already", remedy="Choose another name, or give --force to write over it."
@@ -82,20 +88,9 @@ def demo_server_command(
     batch_folder: str | None,
 ) -> int:
     """Serve until a signal ends it."""
-    from batchchat.demo import BatchOptions, Demo, DemoOptions, KeyFileError, read_batch_fault, serve
+    from batchchat.demo import BatchOptions, DemoOptions, read_batch_fault, serve
 
-    if (key_lifetime is None) != (key_file is None):
-        raise UsageError(
-            "--key-lifetime and --key-file belong together: a key that expires, and the file that holds the valid one",
-            remedy="For example: --key-lifetime 20s --key-file demo-key",
-        )
-    if key_lifetime is not None and key_env is not None:
-        raise UsageError("--key-env names a key that stays, and --key-lifetime makes keys that expire: choose one")
-    key = None
-    if key_env is not None:
-        key = os.environ.get(key_env)
-        if not key:
-            raise UsageError(f"--key-env: the environment variable {key_env} is not set")
+    key = _demo_key(key_env, key_lifetime, key_file)
     try:
         options = DemoOptions(
             seed=seed,
@@ -119,28 +114,55 @@ def demo_server_command(
     except ValueError as error:
         raise UsageError(str(error)) from None
 
-    def started(base_url: str) -> None:
-        terminal = results()
-        terminal.write_line(base_url)
-        errors().write_line(f"the demo provider listens; use it with  --set provider.base_url={base_url}")
-
+    demo = _open_demo(options)
     try:
-        demo = Demo(options)
-    except KeyFileError as error:
-        raise UsageError(f"--key-file {key_file} cannot be written: {error}", remedy="Name another file.") from None
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(
-            f"--batch-folder {batch_folder} cannot be used: {said}",
-            remedy="Name an empty folder, or one that only demo servers have written to.",
-        ) from None
-    try:
-        serve(None, host, port, started, demo=demo)
+        serve(None, host, port, _tell_address, demo=demo)
     except OSError as error:
         raise UsageError(
             f"cannot listen on {host}:{port}: {error.strerror}", remedy="--port 0 takes a free port."
         ) from None
     return 0
+
+
+def _tell_address(base_url: str) -> None:
+    # Alone on standard output, so that a script can read it; what a person reads goes beside it.
+    results().write_line(base_url)
+    errors().write_line(f"the demo provider listens; use it with  --set provider.base_url={base_url}")
+
+
+def _demo_key(key_env: str | None, key_lifetime: str | None, key_file: str | None) -> str | None:
+    """Return the key that requests must have, None if any will do or if keys expire. Raises UsageError."""
+    if (key_lifetime is None) != (key_file is None):
+        raise UsageError(
+            "--key-lifetime and --key-file belong together: a key that expires, and the file that holds the valid one",
+            remedy="For example: --key-lifetime 20s --key-file demo-key",
+        )
+    if key_lifetime is not None and key_env is not None:
+        raise UsageError("--key-env names a key that stays, and --key-lifetime makes keys that expire: choose one")
+    if key_env is None:
+        return None
+    key = os.environ.get(key_env)
+    if not key:
+        raise UsageError(f"--key-env: the environment variable {key_env} is not set")
+    return key
+
+
+def _open_demo(options: DemoOptions) -> Demo:
+    """Make the demo provider with its files. Raises UsageError if one of them cannot be used."""
+    from batchchat.demo import Demo, KeyFileError
+
+    try:
+        return Demo(options)
+    except KeyFileError as error:
+        raise UsageError(
+            f"--key-file {options.key_file} cannot be written: {error}", remedy="Name another file."
+        ) from None
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"--batch-folder {options.batch.folder} cannot be used: {said}",
+            remedy="Name an empty folder, or one that only demo servers have written to.",
+        ) from None
 
 
 def _read_faults(texts: tuple[str, ...]) -> dict[str, float]:

@@ -239,7 +239,8 @@ class ChunkAssembler:
         for part in piece:
             if not isinstance(part, dict):
                 continue
-            thought = part.get("type") in {"thinking", "reasoning"}
+            # A tuple and no set: the type may be a list or an object.
+            thought = part.get("type") in ("thinking", "reasoning")
             inside = part.get("thinking", part.get("reasoning", part.get("text"))) if thought else part.get("text")
             inner = [item.get("text") for item in inside if isinstance(item, dict)] if isinstance(inside, list) else []
             for text in (inside, *inner):

@@ -225,7 +225,8 @@ def _fails_without_choices(data: dict[str, Any]) -> bool:
         return False
     words = next((word for name in ("message", "msg") if isinstance(word := data.get(name), str)), "")
     said = str(data.get("status")).lower() in {"error", "fail", "failed"} or data.get("success") is False
-    return bool(words.strip()) and (said or data.get("code") not in {None, 0, 200, "0", "200", ""})
+    # A tuple and no set: a server may give a list or an object as its code.
+    return bool(words.strip()) and (said or data.get("code") not in (None, 0, 200, "0", "200", ""))
 
 
 def _partial_text(data: dict[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from batchchat.evaluation.scorers.scorer import AnswerScorer
 from batchchat.evaluation.suite.suite import Suite
 from batchchat.job import Job, key_problem, load_keys
 from batchchat.job.origin import combined
+from batchchat.job.param_checks import check_params
 from batchchat.job.targets import endpoint_key_problem, has_several
 from batchchat.records import RECORD_COLUMNS
 from batchchat.runner.preparation import Prepared, alike_samples, prepare
@@ -36,7 +37,7 @@ def check_suite(suite: Suite) -> list[str]:
         errors += _misfits(suite, prepared)
     for task in suite.judges:
         provider = task.job.resolved_provider()
-        task.job.check_params(provider)
+        check_params(task.job, provider)
         task.job.check_budget(provider)
         compile_questions(task.job)
         own = [one.name for one in suite.variants if _answers_alike(one.job, task.job)]

@@ -126,6 +126,7 @@ class Runs:
     def check(self, settings: Settings) -> None:
         """Raise UsageError if one of the runs that are going on cannot keep these settings."""
         caps = [name for name in settings if name.startswith("budget.")]
+        # A budget that begins now would not know what the runs have spent so far.
         if caps and self._budget is None:
             raise UsageError(
                 f"{caps[0]}: this evaluation was begun without a budget, and its runs are not counted together",
@@ -167,6 +168,7 @@ class Runs:
             async with room:
                 stop = self._control()
                 job = self._with_time_left(task.job)
+                # Asked again here: while this one waited for room, another may have failed, or a person ended all.
                 if self.setting.stop.asked or errors or job is None:
                     return
                 self._active[stop] = anyio.current_time()
@@ -177,6 +179,7 @@ class Runs:
                 except BatchchatError as error:
                     errors.append(error)
                     for other in self._active:
+                        # What is wrong with one, such as a key, is likely wrong with all. They keep what they have.
                         if other is not stop:
                             other.stop(reason=error.message, exit_code=error.exit_code)
                 finally:
@@ -241,6 +244,7 @@ class Runs:
             return None  # each run opens a way of its own to what processes share
         provider = job.resolved_provider()
         account = (provider.api_key_env, provider.api_key_file, provider.api_key_command)
+        # A provider counts by account and model. A variant with other limits in its job has a limiter of its own.
         shared = (provider.identity, provider.base_url, account, job.model, job.limits.model_dump_json())
         if shared not in self._limiters:
             self._limiters[shared] = make_limiter(job, provider, self.setting.listener)
@@ -271,6 +275,7 @@ def exit_code(runs: Sequence[NamedRun], stop: Control, deadline: float | None) -
     """The exit code of several runs together, and why it is not 0 or 1: the most serious of theirs."""
     summaries = [run.summary for run in runs if run.summary is not None]
     found = {summary.exit_code: summary.reason for summary in summaries}
+    # What a person asked for comes first: that some rows failed as well is in the summaries.
     if stop.asked:
         return stop.exit_code or 1, stop.reason
     if len(summaries) < len(runs) and deadline is not None:

@@ -91,14 +91,12 @@ def export(
     kind = _format_of(target) if format is None else format
     _check_options(kind, safe_csv=safe_csv, bom=bom, chosen=columns is not None or flatten or final)
     targets = (target, errors_file(target)) if kind == BATCH else (target,)
-    output = read_state(directory)
-    if output.schema is None:
-        raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
+    output, schema = _output_with_records(directory)
     job = job_of(output.job)
     ballot = _ballot(kind, job, output) if vote else None
-    people = None if kind == BATCH else _reviewed_columns(output, output.schema, final=final, vote=vote)
+    people = None if kind == BATCH else _reviewed_columns(output, schema, final=final, vote=vote)
     whole = people if people is not None else ballot
-    chosen = select_columns(output.schema if whole is None else whole.schema, columns, flatten=flatten)
+    chosen = select_columns(schema if whole is None else whole.schema, columns, flatten=flatten)
     # What came through a pipe, or from a program, does not come again: its records hold the rows.
     alone = job.input.path == STDIN and input_path is None
     if kind == BATCH:
@@ -106,32 +104,61 @@ def export(
     if input_path is not None:
         job = _with_input(job, input_path)
     _check_targets(targets, job, force=force)
-    drafts = [path.with_name(f".{path.name}.{os.getpid()}.draft") for path in targets]
     # Nothing can be read again, so the order is that of the rows when they came.
     if alone:
         batches, counts = _as_they_are(directory), PassCounts()
     else:
         batches, counts = _in_input_order(job, output)
-    rows = failed = 0
-    try:
-        # Under another name until all is written: a reader never sees half a file.
+    batches = _with_votes(batches, ballot, output) if people is None else people.add(batches)
+    with _drafts(targets) as drafts:
+        # A vote is of several records: whether one of them failed is not its matter.
+        tell_failed = _failed if ballot is None else (lambda _: 0)
         with _opened(drafts, schema_of(chosen), kind, safe_csv=safe_csv, bom=bom) as sink:
-            for batch in _with_votes(batches, ballot, output) if people is None else people.add(batches):
-                sink(pick(batch, chosen))
-                rows += batch.num_rows
-                failed += 0 if ballot is not None else _failed(batch)
+            rows, failed = _write(batches, lambda batch: sink(pick(batch, chosen)), tell_failed)
         written = targets if failed else targets[:1]
         _publish(targets, drafts, written)
+    samples = 1 if ballot is not None else job.samples
+    missing = 0 if alone else (counts.samples - counts.skipped) * samples // job.samples - rows
+    return Exported(rows, missing, written, failed, samples)
+
+
+def _output_with_records(directory: Path | str) -> tuple[Output, pa.Schema]:
+    output = read_state(directory)
+    if output.schema is None:
+        raise UsageError(f"{directory} holds no records yet", remedy="Run its job first.")
+    return output, output.schema
+
+
+@contextmanager
+def _drafts(targets: Sequence[Path]) -> Iterator[list[Path]]:
+    """Give names to write under until all is written: a reader never sees half a file. Remove what is left of them.
+
+    Raises StorageError in the place of OSError.
+    """
+    drafts = [path.with_name(f".{path.name}.{os.getpid()}.draft") for path in targets]
+    try:
+        yield drafts
     except OSError as error:
         raise StorageError(
-            f"{target}: {error.strerror or error}", remedy="Choose another place for the file."
+            f"{targets[0]}: {error.strerror or error}", remedy="Choose another place for the file."
         ) from error
     finally:
         for draft in drafts:
             draft.unlink(missing_ok=True)
-    samples = 1 if ballot is not None else job.samples
-    missing = 0 if alone else (counts.samples - counts.skipped) * samples // job.samples - rows
-    return Exported(rows, missing, written, failed, samples)
+
+
+def _write(
+    batches: Iterator[pa.RecordBatch],
+    sink: Callable[[pa.RecordBatch], None],
+    failed_of: Callable[[pa.RecordBatch], int],
+) -> tuple[int, int]:
+    """Write all batches. Return how many rows there were, and how many of them failed."""
+    rows = failed = 0
+    for batch in batches:
+        sink(batch)
+        rows += batch.num_rows
+        failed += failed_of(batch)
+    return rows, failed
 
 
 def _with_input(job: Job, input_path: str) -> Job:

@@ -17,12 +17,12 @@ from pydantic import (
     model_validator,
 )
 
-from batchchat.addresses import OBJECT_SCHEMES, is_url, scheme_of
+from batchchat.addresses import HUB_SCHEME, OBJECT_SCHEMES, is_url, scheme_of
 from batchchat.attachments import MAX_BYTES as MAX_FILE_BYTES
 from batchchat.errors import JobError
 from batchchat.images import MAX_BYTES
 from batchchat.job.cascade_fields import CascadeStep, StepAccept
-from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error
+from batchchat.job.origin import FieldOrigin, FieldPlace, job_error
 from batchchat.job.params import Params
 from batchchat.job.pool_fields import EndpointFields, FallbackFields, LimitFields, PoolFields, Prices, check_known
 from batchchat.job.provider_fields import KEY_PLACES, ProviderFields
@@ -101,6 +101,8 @@ class OutputFields(Section):
     @field_validator("path")
     @classmethod
     def _folder(cls, value: str) -> str:
+        if is_url(value) and scheme_of(value) == HUB_SCHEME:
+            raise ValueError("a hub is only read: name a folder of this machine, or a bucket such as s3://bucket/run")
         if is_url(value) and scheme_of(value) not in OBJECT_SCHEMES:
             known = ", ".join(f"{scheme}://" for scheme in OBJECT_SCHEMES)
             raise ValueError(f"must be a folder of this machine, or a URL that begins with one of {known}")
@@ -523,25 +525,6 @@ class Job(Section):
             return {}
         return {"stream": True, **({"stream_options": {"include_usage": True}} if provider.stream_options else {})}
 
-    def check_params(self, provider: Provider) -> None:
-        """Refuse the params that the provider does not support, and those that contradict `response`.
-
-        Raises JobError, with the line that sets each.
-        """
-        refused = self._check_response()
-        refused += [
-            self.error(
-                f"{provider.name} does not support {name}; what its server would do with it is not documented",
-                "params",
-                name,
-                remedy=f"Remove params.{name} from the job.",
-            )
-            for name in self.params.as_body()
-            if name in provider.unsupported
-        ]
-        if refused:
-            raise combined(refused)
-
     def check_budget(self, provider: Provider) -> None:
         """Refuse a cap on money where the price of the model is not known: it could not be kept."""
         if self.budget.max_cost is not None and self.model not in provider.prices:
@@ -553,70 +536,6 @@ class Job(Section):
                 remedy="Give `prices: {input: …, output: …, currency: …}` (money per million tokens), "
                 "or cap max_tokens or max_requests.",
             )
-
-    def _check_response(self) -> list[JobError]:
-        """What is wrong between `response` and `params`."""
-        response, params = self.response, self.params
-        refused = []
-        if response.spec is not None and params.response_format is not None:
-            message = "is set by response.schema already"
-            refused.append(self.error(message, "params", "response_format", remedy="Keep one of the two."))
-        if response.spec is None:
-            useless = sorted(response.model_fields_set & {"mode", "name"})
-            if response.confidence is not None:
-                refused.append(
-                    self.error(
-                        "is measured on the fields of a schema, and there is none",
-                        "response",
-                        "confidence",
-                        remedy="Give response.schema with the labels as an enum, such as "
-                        "{type: object, properties: {label: {enum: [yes, no]}}, required: [label]}.",
-                    )
-                )
-            if "corrections" in response.model_fields_set and not params.tools:
-                useless.append("corrections")
-            refused += [
-                self.error(
-                    "says how answers are held to a schema, and there is none",
-                    "response",
-                    name,
-                    remedy="Give response.schema, or leave this out.",
-                )
-                for name in useless
-            ]
-        refused += self._check_confidence()
-        if isinstance(response.truncated, Longer):
-            more = response.truncated.retry_with_max_tokens
-            bound = params.max_completion_tokens if params.max_completion_tokens is not None else params.max_tokens
-            if isinstance(bound, int) and more <= bound:
-                refused.append(
-                    self.error(
-                        f"must be more than the {bound} tokens of the first try, not {more}",
-                        *("response", "truncated", "retry_with_max_tokens"),
-                        remedy="A request is never sent again as it was: allow more, or take `truncated: fail`.",
-                    )
-                )
-        return refused
-
-    def _check_confidence(self) -> list[JobError]:
-        """What is wrong between `response.confidence`, the samples and the params."""
-        method, place = self.response.confidence, ("response", "confidence")
-        if method == "samples" and self.samples < 2:
-            message = "counts the samples of a row that agree, and there is one sample a row"
-            remedy = "Give `samples: 5`, or measure it by logprobs or {field: NAME}."
-            return [self.error(message, *place, remedy=remedy)]
-        if method != "logprobs":
-            return []
-        refused = []
-        unsupported, provider = self.resolved_provider().unsupported, self.resolved_provider().name
-        if "logprobs" in unsupported:
-            message = f"needs the log probabilities of tokens, and {provider} does not give them"
-            remedy = "Measure it by `samples`, or by {field: NAME}."
-            refused.append(self.error(message, *place, remedy=remedy))
-        if self.params.logprobs is False:
-            message = "is false, and response.confidence needs log probabilities"
-            refused.append(self.error(message, "params", "logprobs", remedy="Leave params.logprobs out."))
-        return refused
 
     def snapshot(self) -> dict[str, Any]:
         """The job as plain JSON, to be kept beside its output. It holds no key: keys never stand in a job.

@@ -69,6 +69,7 @@ def load_job(
     if not isinstance(document.data, dict):
         what = "is empty" if document.data is None else "is not a mapping of fields"
         raise JobError(what, file=file, remedy="`batchchat init` writes a job to start from.")
+    # A suite's fields would each be told as unknown, which says nothing of what is wrong.
     if "variants" in document.data and "messages" not in document.data:
         raise UsageError(
             f"{file} is a suite of evaluations, not a job",
@@ -197,6 +198,7 @@ class Draft:
 
     def _load_messages(self, text: str, base: Path) -> Any:
         """The content of a template file. Raises JobError at the field that names it."""
+        # No path looks like that: the text of the prompt itself stands where a list is wanted.
         if "{{" in text or "{%" in text or "\n" in text:
             raise self._error(
                 "is the path of a file, or a list of messages, and this is neither",
@@ -290,6 +292,7 @@ class Draft:
             if value is None:
                 value = target[step] = {}
                 self._note(place, change.origin)
+            # `provider: openai` is short for a section with a profile, and a field of it can be set all the same.
             elif place == ("provider",) and isinstance(value, str):
                 value = target[step] = {"profile": value}
             elif place == ("engine",) and isinstance(value, str):
@@ -301,6 +304,7 @@ class Draft:
 
     def _note(self, place: FieldPlace, origin: FieldOrigin) -> None:
         """Remember where a field, and all inside it, came from."""
+        # What the old value had inside is gone, and must not give its lines to errors of the new one.
         for inside in [known for known in self.origins if known[: len(place)] == place]:
             del self.origins[inside]
         self.origins[place] = origin

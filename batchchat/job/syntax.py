@@ -108,6 +108,7 @@ def _name(key: yaml.Node) -> str:
 def read_text(file: Path) -> str:
     """Read a text file of bounded size. Raises OSError, and ValueError with the reason where it is no such text."""
     with file.open("rb") as stream:
+        # One byte more than allowed tells that the file is too large, whatever its size: no more of it is read.
         data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES // 1_000_000} MB, too large for a job or a template")
@@ -167,6 +168,7 @@ def _doubt(node: yaml.Node, field: FieldPlace, file: Path) -> list[JobError]:
 
     The entries of a list are choices, and so is a `const`: they are texts.
     """
+    # Fields of the job have a type, by which such a word is refused or read. A free body has none.
     if "extra_body" not in field[:-1] or not isinstance(field[-1], str) or field[-1] == "const":
         return []
     if not isinstance(node, yaml.ScalarNode) or node.style is not None or node.tag != f"{_TAG}str":
@@ -189,6 +191,7 @@ def _walk(
         seen: dict[str, int] = {}
         for key, value in node.value:
             name, line = _name(key), key.start_mark.line + 1
+            # `<<` may stand more than once: each takes in another mapping.
             yield (*place, name), line, seen.get(name) if name != "<<" else None, value
             seen.setdefault(name, line)
             yield from _walk(value, (*place, name), budget, depth + 1)
@@ -199,6 +202,7 @@ def _walk(
 
 
 def _yaml_error(error: yaml.YAMLError, text: str, file: Path) -> JobError:
+    # It tells a position in the text and no line.
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1
         return JobError("holds a control character that YAML does not allow", file=file, line=line)

@@ -156,6 +156,7 @@ def _unknown(_: Mapping[str, Any], place: FieldPlace, grammar: Grammar) -> str:
         return f"is not a field: {grammar.hints[name]}"
     near = nearest(name, known)
     elsewhere = grammar.elsewhere(name)
+    # A field that is right in another section was moved there by mistake more likely than misspelt.
     if elsewhere and not near:
         return f"is not a field here: write {' or '.join(elsewhere)}"
     return f"is not a field{near}; known are {', '.join(known)}"
@@ -200,6 +201,7 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, Any], FieldPlace, Grammar], str]
 def _instead(item: Mapping[str, Any], place: FieldPlace) -> str:
     """`, not 3`: what stands there, where it is short and cannot be a secret."""
     shown = item.get("input")
+    # Keys are often put where they do not belong: no message repeats what stands there.
     if any(str(part) in _UNSHOWN or is_secret_name(str(part)) for part in place):
         return ""
     if shown is None:

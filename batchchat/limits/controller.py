@@ -115,8 +115,27 @@ class Controller:
             delay = wait
         return delay
 
+    def only_slots(self, now: float) -> bool:
+        """Tell whether nothing but the number of requests at once can hold a request back now."""
+        return (
+            self.requests.schedule.rate is None
+            and self.tokens.schedule.rate is None
+            and not self.breaker.active
+            and not self.hold.active
+            and self.hints.paused_until <= now
+        )
+
     def grant(self, now: float, tokens: int, key: object) -> Grant:
-        """Count a request as sent now."""
+        """Count a request as sent now, and as a probe if nothing else may go."""
+        grant = self.count(now, tokens, key)
+        if self._gated:
+            grant.probe = self.breaker.active or self.hold.active
+            self.breaker.probing = self.breaker.active
+            self.hold.probing = self.hold.active
+        return grant
+
+    def count(self, now: float, tokens: int, key: object) -> Grant:
+        """Count a request as sent now, whether it was to go or not."""
         tick = int(now * TICKS_PER_S)
         self.in_use = level = self.in_use + 1
         if level >= self.concurrency.enough:
@@ -125,12 +144,7 @@ class Controller:
         self.tokens.schedule.take(now, tick, tokens)
         evidence = self._evidence
         evidence.sent = number = evidence.sent + 1
-        grant = Grant(key, tokens, now, level, number)
-        if self._gated:
-            grant.probe = self.breaker.active or self.hold.active
-            self.breaker.probing = self.breaker.active
-            self.hold.probing = self.hold.active
-        return grant
+        return Grant(key, tokens, now, level, number)
 
     # -- settling -----------------------------------------------------------------------------------------------------
 

@@ -98,8 +98,10 @@ class Records:
         )
         rows = python_rows(batch.select(inputs))
         for row, run_id, sample, slot, answer in zip(rows, runs, samples, slots, answers, strict=True):
+            # Counted for every record, also if the row's messages are known: the page holds each answer.
             self._room.take(answer)
             position = slot // self._samples
+            # Samples of one row have the same messages. A text in their place may still give way to those of another.
             if isinstance(self._messages.get(position), bytes):
                 continue
             messages, note = templates.messages(str(run_id), row, int(sample))
@@ -152,6 +154,7 @@ def row_ids(data: pa.RecordBatch | pa.Table) -> Any:
 def rows_of(values: pa.Table, outputs: Sequence[Output | None]) -> pa.Table:
     """All rows that have a score or a record, in the order of the input: `id`, `row_index`, `key`."""
     tables = [values.select(["id", "row_index", "key"])]
+    # Scores name every row of the suite. Only without them must the outputs be read for their rows.
     if not values.num_rows:
         for output in outputs:
             for batch in output.records(["row_index", "key"]) if output is not None else ():

@@ -53,6 +53,7 @@ def charting_library() -> Library:
 
 def _license() -> str:
     for file in metadata.files("plotly") or ():
+        # Its extensions for notebooks have files of this name too, about other packages.
         if file.name.upper().startswith("LICENSE") and ".dist-info" in str(file):
             return file.read_text(encoding="utf-8").strip()
     return "MIT License. Copyright (c) Plotly, Inc."

@@ -64,6 +64,7 @@ class Distribution:
         for number, times in sorted(self._bins.items()):
             if rank < seen + times:
                 inside = (rank - seen + 0.5) / times
+                # The place within a bin is a guess. It must not pass the smallest or the largest value that there was.
                 return min(self.high, max(self.low, math.exp((number + inside) * _GROWTH)))
             seen += times
         return self.high
@@ -97,6 +98,7 @@ class ValueCounts:
             return
         self.nulls += values.null_count
         counted = pc.value_counts(values.drop_null())
+        # One batch alone may have thousands of values, such as free texts: they are not even counted.
         if len(counted) > self._most:
             self._give_up()
             return

@@ -45,6 +45,7 @@ class _Place:
     def counts(self) -> LabelCounts | None:
         """The labels, None where these are no labels: every answer has its own."""
         tally = self.tally
+        # Labels repeat. Values that occur less than twice on average are short texts: counting them says nothing.
         if tally.spread or not tally.counts or tally.total < 2 * len(tally.counts):
             return None
         ordered = sorted(tally.counts.items(), key=lambda item: (-item[1], item[0]))

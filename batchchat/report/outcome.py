@@ -84,6 +84,7 @@ class RecordTotals:
             value = pc.sum(batch.column(name)).as_py()
             if value is not None:
                 self.sums[name] = (self.sums[name] or 0) + value
+        # Most batches have no failed row, and grouping costs as much as all the sums.
         if ok.num_rows < batch.num_rows:
             self._add_failed(batch.filter(pc.invert(is_ok)))
 
@@ -125,6 +126,7 @@ def outcome_of(output: Output) -> RecordTotals:
     labels = LabelCounter(schema)
     for batch in output.records(["status", *labels.columns]):
         labels.add(batch.filter(pc.equal(batch.column("status"), "ok")))
+        # Everything turned out to be free text: the rest of the records can tell no more.
         if not labels.columns:
             break
     found.labels = labels.found()

@@ -83,6 +83,7 @@ def write_page(target: Path, template: str, *, scripts: Iterable[str] = (), **va
         )
     )
     stream.enable_buffering(64)
+    # In the same folder, since only there is the rename at the end one step.
     draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -239,6 +239,7 @@ def _spreads(outcome: RecordTotals) -> list[Chart]:
     charts = []
     for name, title, note, color, seconds in _SPREADS:
         distribution = outcome.measured.get(name)
+        # Only zeros have no logarithmic axis, and nothing to show.
         if distribution is None or not distribution.count or not distribution.high:
             continue
         write = seconds_text if seconds else (lambda value: count(None if value is None else round(value)))
@@ -306,6 +307,7 @@ def _provider(value: object) -> str:
 
 def _prompt(messages: object) -> list[tuple[str, str]]:
     """The job's messages as (role, text), whatever form they have in it."""
+    # Messages that are one template over all of them are shown as they stand in the job.
     if not isinstance(messages, list):
         return [("messages", json.dumps(messages, ensure_ascii=False, indent=2))] if messages else []
     found = []

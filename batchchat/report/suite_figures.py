@@ -104,6 +104,7 @@ def _cloud(points: Sequence[Point]) -> dict[str, Any]:
 def latencies(spreads: Sequence[tuple[str, Distribution]]) -> PlotlyFigure:
     """For each variant a box from the first to the third quartile, its median, and whiskers from p5 to p95."""
     numbered = [(number, name, spread) for number, (name, spread) in enumerate(spreads, 1) if spread.count]
+    # The axis counts from below, and the first variant belongs at the top.
     numbered.reverse()
     known = [(name, spread) for _, name, spread in numbered]
     quantiles = {share: [spread.quantile(share) for _, spread in known] for share in (0.05, 0.25, 0.5, 0.75, 0.95)}

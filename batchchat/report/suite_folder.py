@@ -156,6 +156,7 @@ class SuiteFolder:
             return empty
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"{path} cannot be read: {error}", remedy="Score the suite again.") from error
+        # Told here by its name. Further on, a missing column would be an error of Arrow about something else.
         missing = [column for column in empty.column_names if column not in found.column_names]
         if missing:
             raise StorageError(f"{path} has no {', '.join(missing)}", remedy="Score the suite again.")
@@ -186,6 +187,7 @@ def settled(comparison: Mapping[str, Any]) -> bool:
 def better(comparison: Mapping[str, Any], score: ScoreMeaning) -> str | None:
     """The variant that a comparison finds better, where its test says so and the score has a better direction."""
     difference = comparison.get("difference")
+    # A difference that may be chance names nobody: the page must not say more than the test does.
     if not settled(comparison) or not difference or score.higher_is_better is None:
         return None
     return str(comparison["a"] if (difference > 0) == score.higher_is_better else comparison["b"])

@@ -41,6 +41,7 @@ class TextAllowance:
             ahead = self._letters / self._seen * max(self._seen, self._records)
             if ahead > MOST_LETTERS and self.longest > SHORTEST_CUT:
                 self.longest = max(SHORTEST_CUT, int(self.longest * MOST_LETTERS / ahead))
+                # What was kept is cut later, by the new length: from here on it counts as if it had been cut already.
                 self._letters *= MOST_LETTERS / ahead
 
     def keep(self, messages: Sequence[Mapping[str, Any]]) -> bytes:
@@ -48,6 +49,7 @@ class TextAllowance:
         texts = [[str(message.get("role") or ""), self.cut(message_text(message))] for message in messages]
         data = orjson.dumps(texts)
         known = self._kept.setdefault(data, data)
+        # Equal messages are kept once, and so they count once.
         if known is data:
             self._letters += len(data)
         return known

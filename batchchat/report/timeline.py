@@ -94,6 +94,7 @@ class Timeline:
             moments = _coarser(moments.values(), _WIDTHS[level])
         width = _WIDTHS[level]
         ordered = [moments[number] for number in sorted(moments)]
+        # A shorter gap stays: it takes less of the axis than what happened, and cutting it would help nobody.
         longest = width * max(20, len(ordered))
         gaps = [
             (before.start + width, after.start)

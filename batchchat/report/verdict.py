@@ -24,6 +24,7 @@ def verdict_of(suite: SuiteFolder, score: ScoreMeaning) -> str:
         return f"{name} is the only variant{_told(best, score)}, by {score.name}."
     pairs = [(other, suite.comparison(name, str(other.get("name")), score.name) or {}) for other in others]
     open_ = [(other, pair) for other, pair in pairs if better(pair, score) != name]
+    # Every test against another variant says that this one is better.
     if not open_:
         return f"{name} is the best by {score.name}{_told(best, score)}; next is {_second(others[0], score)}."
     alike = [other for other, pair in open_ if pair.get("equivalent")]

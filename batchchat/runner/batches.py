@@ -79,7 +79,7 @@ class BatchParts:
             model=job.model,
             transport=self.transport,
         )
-        folder = store.batches_folder()
+        folder = store.location.batches()
         acceptance = None if self.prepared.acceptance.idle else self.prepared.acceptance
         setting = BatchSetting(
             folder=folder,

@@ -11,6 +11,9 @@ from batchchat.runner.run_summary import Figures, plain
 from batchchat.runner.state import RunState
 from batchchat.store import StoreChange, earlier_prompts
 
+SHARED_ANSWERS = "answers"
+"""The scratch folder for answers that equal requests of one pass share (`dedupe`)."""
+
 
 class Ending:
     """Ends a run whose engine has ended and whose outcomes are durable."""
@@ -56,7 +59,7 @@ class Ending:
         if run.writer.error is None:
             ended = {**plain(summary), "ended_at": datetime.now(UTC).isoformat(timespec="seconds")}
             try:
-                await run.offload(run.store.append_run, ended)
+                await run.offload(run.store.runs.append_run, ended)
             except StorageError as failed:
                 summary = self._figures.summary(failed)
         return summary
@@ -98,7 +101,7 @@ class Ending:
             self._tell_archived(change, "beyond the job's `samples`")
         run.store.drop_answers()
         # Answers that equal rows share are of no use once every row has its own record.
-        shared = run.store.shared_answers()
+        shared = run.store.location.scratch(SHARED_ANSWERS)
         if shared.exists():
             from batchchat.cache import remove_cache
 

@@ -75,6 +75,7 @@ class RequestFeed:
         source = run.prepared.source
         promised, counts = source.known_rows(), run.intake.counts
         read = counts.rows + counts.elsewhere
+        # Only a pass over everything must meet what was promised: one with a limit ends before.
         if promised is None or promised == read or not run.prepared.selection.whole:
             return None
         return StorageError(
@@ -93,6 +94,7 @@ class RequestFeed:
             found = resume(request, payloads, run.prepared.acceptance, run.tariff) if answers else None
             if found is not None:
                 reply, decision = found
+                # The answer was good, and the run ended between the answer and its record: nothing is sent.
                 if isinstance(decision, Accept):
                     run.sink.put(
                         Settled(request, reply, None, decision.parsed, decision.tolerated, decision.confidence)
@@ -122,5 +124,6 @@ class RequestFeed:
             if request.custom_id in outcomes:
                 run.writer.add_revived(request, outcomes[request.custom_id])
             else:
+                # The index must not promise an answer that is not there.
                 run.store.index.forget_archived(request.custom_id)
         return lost

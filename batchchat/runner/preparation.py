@@ -21,10 +21,11 @@ from batchchat.identity import Identity
 from batchchat.images import ImageReader
 from batchchat.intake import Intake, Selection, read_key
 from batchchat.job import BatchFileJob, Job
+from batchchat.job.param_checks import check_params
 from batchchat.job.targets import check_targets, has_several
 from batchchat.providers import Provider
 from batchchat.records import ErrorKind, RowBatch
-from batchchat.runner.questions import compile_questions, schema_warnings
+from batchchat.runner.questions import Questions, compile_questions, schema_warnings
 from batchchat.runner.shard_choice import ShardedRows
 from batchchat.sources import STDIN, GivenRows, Source, open_rows, open_source
 from batchchat.store import Completions, Frozen, KeyIndex, RecordIndex, Shards, is_output_folder, joined_parsed
@@ -160,74 +161,43 @@ def prepare(
     `frozen` are the types that the output was made with. `rows` take the place of the job's input. `chosen` are the
     indexes of the rows that make the pass, in place of a sample. `shards` are those that the run takes of its output.
     """
-    provider = job.resolved_provider()
-    job.check_params(provider)
-    if has_several(job):
-        check_targets(job)
-    if job.model:
-        job.check_budget(provider)
-    questions = compile_questions(job)
-    parsed = questions.schema.field if questions.schema is not None else None
-    try:
-        joined_parsed(frozen.parsed, parsed)
-    except UsageError as error:
-        raise job.error(error.message, "response", "schema", remedy=error.remedy) from None
+    provider, questions, parsed = _compiled(job, frozen)
     if rows is not None:
         job = _with_rows(job)
-    steps_notes: list[str] = []
-    if rows is None and _names_output(job):
-        source = _open_output(job, frozen, steps_notes)
-    else:
-        source = _open_source(job, frozen, rows)
+    source, notes = _open_input(job, frozen, rows)
     _check_key_column(job, source)
     images = _image_reader(job, questions.template, source)
     batches = source.batches()
-    head: list[RowBatch] = []
-    size = 0
-    for batch in batches:
-        head.append(batch)
-        size += batch.nbytes
-        if batch.first_index + len(batch.values) >= _KEYS_CHECKED or size >= _HEAD_BYTES:
-            break
+    head = _read_head(batches)
     first = list(islice(_rows(head), _KEYS_CHECKED))
     if job.input.key is not None:
         _check_keys(job, job.input.key, first, questions.template)
+    # Only the lines of a batch file can name the model: until they are read, nothing about it can be checked.
     if isinstance(job, BatchFileJob) and not job.model:
         job = _with_model(job, first)
         provider, questions = job.resolved_provider(), compile_questions(job)
         job.check_budget(provider)
-    _check_cut(job, questions.template, source.columns)
-    examples = _open_examples(job, questions.template, source)
-    _try_template(job, questions.template, first, source.columns, images=images, examples=examples)
-    _check_columns_used(job, questions.template, source.columns)
-    empty = EmptyTexts(questions.template, source.columns)
-    read = [
-        values
-        for batch, offset in first
-        if (values := batch.values[offset]) is not None and not _left_out(questions.template, values)
-    ]
+    template = questions.template
+    _check_cut(job, template, source.columns)
+    examples = _open_examples(job, template, source)
+    _try_template(job, template, first, source.columns, images=images, examples=examples)
+    _check_columns_used(job, template, source.columns)
+    empty = EmptyTexts(template, source.columns)
     numbered = chosen is not None
     if sample is not None and chosen is None:
-        total = source.known_rows()
-        total = source.count_rows() if total is None else total
-        chosen = frozenset(Random(seed).sample(range(total), min(sample, total)))  # noqa: S311 - a choice of rows
+        chosen = _sampled(source, sample, seed)
     return Prepared(
         job,
         provider,
         source,
-        questions.template,
+        template,
         questions.acceptance,
         parsed,
         Identity(provider.identity),
         Selection(limit, chosen, numbered),
         empty,
-        empty.warning(sum(map(empty.finds, read)), f"the first {len(read):,}"),
-        [
-            *steps_notes,
-            *_text_warnings(job),
-            *_sample_warnings(job, questions.template),
-            *schema_warnings(job, questions, provider),
-        ],
+        _empty_at_start(empty, template, first),
+        [*notes, *_text_warnings(job), *_sample_warnings(job, template), *schema_warnings(job, questions, provider)],
         head,
         batches,
         images,
@@ -236,11 +206,68 @@ def prepare(
     )
 
 
+def _compiled(job: Job, frozen: Frozen) -> tuple[Provider, Questions, pa.Field | None]:
+    """Check what needs no row, and compile the questions. Return also the column `parsed`, if the job has one."""
+    provider = job.resolved_provider()
+    check_params(job, provider)
+    if has_several(job):
+        check_targets(job)
+    if job.model:
+        job.check_budget(provider)
+    questions = compile_questions(job)
+    parsed = questions.schema.field if questions.schema is not None else None
+    try:
+        # Found before anything is sent: records of another type would fail to be kept after they were paid for.
+        joined_parsed(frozen.parsed, parsed)
+    except UsageError as error:
+        raise job.error(error.message, "response", "schema", remedy=error.remedy) from None
+    return provider, questions, parsed
+
+
+def _read_head(batches: Iterator[RowBatch]) -> list[RowBatch]:
+    """Read the first batches: as many rows as are checked before the run, or as many bytes as may wait in memory."""
+    head: list[RowBatch] = []
+    size = 0
+    for batch in batches:
+        head.append(batch)
+        size += batch.nbytes
+        if batch.first_index + len(batch.values) >= _KEYS_CHECKED or size >= _HEAD_BYTES:
+            break
+    return head
+
+
+def _sampled(source: Source, sample: int, seed: int) -> frozenset[int]:
+    """Choose so many rows of the input at random: the same ones for the same seed and number of rows."""
+    total = source.known_rows()
+    # Counting is a pass of its own over the input. It is read twice then, and nothing of it stays in memory.
+    total = source.count_rows() if total is None else total
+    return frozenset(Random(seed).sample(range(total), min(sample, total)))  # noqa: S311 - a choice of rows
+
+
+def _empty_at_start(empty: EmptyTexts, template: Template, first: list[tuple[RowBatch, int]]) -> list[str]:
+    """Warn if the messages of the first rows would show nothing. Rows that `skip` leaves out are not asked about."""
+    read = [
+        values
+        for batch, offset in first
+        if (values := batch.values[offset]) is not None and not _left_out(template, values)
+    ]
+    return empty.warning(sum(map(empty.finds, read)), f"the first {len(read):,}")
+
+
 def _with_rows(job: Job) -> Job:
     """Return the job with the mark for rows that come from outside; how a file is written does not concern them."""
     files_own = {"format", "encoding", "header", "quoting"} - ({"format"} if isinstance(job, BatchFileJob) else set())
     kept = job.input.model_dump(exclude=files_own, exclude_unset=True)
     return job.model_copy(update={"input": type(job.input)(**{**kept, "path": STDIN})})
+
+
+def _open_input(job: Job, frozen: Frozen, rows: GivenRows | None) -> tuple[Source, list[str]]:
+    """Open the input. Return also what a person should know of it."""
+    notes: list[str] = []
+    # The completions of another job's output are rows too: that job's own columns, and what it answered.
+    if rows is None and _names_output(job):
+        return _open_output(job, frozen, notes), notes
+    return _open_source(job, frozen, rows), notes
 
 
 def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:

@@ -45,6 +45,7 @@ def compile_questions(job: Job) -> Questions:
     try:
         template = _compile_template(job, schema)
     except JobError as error:
+        # The template knows the field by its name; the job adds file and line.
         place = [int(part) if part.isdecimal() else part for part in _STEPS.findall(error.field or "messages")]
         raise job.error(error.message.removeprefix(f"{error.field}: "), *place, remedy=error.remedy) from None
     tools, vary = _load_tools(job, template)
@@ -89,6 +90,7 @@ def _compile_template(job: Job, schema: ResponseSchema | None) -> Template:
     instructions = schema.instructions(response.mode) if schema is not None else None
     most = job.max_prompt_tokens
     bound = None if most is None else PromptBound(most.limit, most.column)
+    # The lines of a batch file are requests already: there are no messages to compile, only what the job adds to them.
     if isinstance(job, BatchFileJob):
         return compile_lines(
             job.params.as_body(),
@@ -168,6 +170,7 @@ def _load_tools(job: Job, template: Template) -> tuple[Tools | None, bool]:
         return None, False
     tools_fixed, tools = template.constant("tools")
     choice_fixed, choice = template.constant("tool_choice")
+    # Tools that differ from row to row are checked with each row, when they are known.
     if not (tools_fixed and choice_fixed):
         return None, True
     if tools is None:

@@ -166,6 +166,7 @@ class Reuse:
         Where a cascade asks its next step, the request is there already.
         """
         reply = _reply(answer)
+        # A job that demands nothing takes every answer, and needs no decision for it.
         if self._acceptance.idle:
             return Settled(request, reply, None)
         decision = self._acceptance.decide(request, reply)

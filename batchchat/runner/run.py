@@ -37,10 +37,10 @@ from batchchat.job.model import BATCH_FORMAT
 from batchchat.job.targets import has_several, targets_of
 from batchchat.limits import Limiter
 from batchchat.money import Tariff
-from batchchat.records import Record
+from batchchat.records import Answerer, Record
 from batchchat.retry import RetryPolicy
 from batchchat.runner.control import Control
-from batchchat.runner.ending import Ending
+from batchchat.runner.ending import SHARED_ANSWERS, Ending
 from batchchat.runner.failed_limit import FailedLimit
 from batchchat.runner.feed import RequestFeed
 from batchchat.runner.forecast import Forecaster
@@ -53,7 +53,7 @@ from batchchat.runner.state import RunState
 from batchchat.runner.steering import RunSteering, tell_interrupted
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
-from batchchat.runner.writer import Offload, Writer, in_thread
+from batchchat.runner.writer import CommonFields, Offload, Writer, in_thread
 from batchchat.sources import GivenRows
 from batchchat.store import Frozen, HeldOutput, Store, frozen_schema
 
@@ -201,6 +201,7 @@ class _Opening:
             following=pass_of(self._prepared, self._reopens),
         )
         if store.known is not None:
+            # Which of them are done is asked once for all, and not again for each batch that is passed over.
             store.known.look_up(store.index, store.keys)
         renamed = store.recovery.renamed
         if renamed is not None:
@@ -227,7 +228,7 @@ class _Opening:
         job, setting, prepared = self._job, self._setting, self._prepared
         await self._find_provider(stack, store)
         if cache is None and job.dedupe:
-            cache = await self.open_cache(stack, store.shared_answers())
+            cache = await self.open_cache(stack, store.location.scratch(SHARED_ANSWERS))
         prompt_id = prompt_id_of(prepared)
         # Each line of a batch file names a model of its own, and endpoints have their own names for one.
         tally = Tally(
@@ -239,20 +240,12 @@ class _Opening:
         else:
             engine = self._make_engine(await self._open_endpoints(stack, keys), store, wording)
             tariff = self._tariff.times(self._tier) if self._tariff is not None else None
+        by, cascaded = Answerer(self._provider.name), bool(job.cascade)
+        common = CommonFields(self._run_id, prompt_id, job.engine.kind, by, cascaded, _now_us)
         writer = Writer(
-            store,
-            tally,
-            run_id=self._run_id,
-            prompt_id=prompt_id,
-            engine=job.engine.kind,
-            provider=self._provider.name,
-            cascaded=bool(job.cascade),
-            offload=setting.offload,
-            wall_clock_us=_now_us,
-            listener=setting.listener,
-            on_error=engine.cancel,
-            on_record=setting.on_record,
+            store, tally, common, offload=setting.offload, listener=setting.listener, on_error=engine.cancel
         )
+        writer.on_record = setting.on_record
         return RunState(
             job=job,
             options=setting.options,
@@ -306,7 +299,7 @@ class _Opening:
 
         offload = self._setting.offload
         # The batches of a demo server that ends with this process go on in the next one.
-        folder = store.batches_folder() / "demo" if self._job.engine.batch else None
+        folder = store.location.batches() / "demo" if self._job.engine.batch else None
         server = DemoServer(DemoOptions(track_bodies=False, batch=BatchOptions(folder=folder)))
         await offload(server.start)
         stack.push_async_callback(offload, server.stop)
@@ -416,7 +409,9 @@ class _Running:
             group.start_soon(run.writer.run)
             try:
                 async with anyio.create_task_group() as inner:
-                    steering = RunSteering(run, inner, self._write_live, look_s=max(self._tick_s, run.store.look_s))
+                    steering = RunSteering(
+                        run, inner, self._write_live, look_s=max(self._tick_s, run.store.location.look_s)
+                    )
                     with run.control.watch(steering):
                         inner.start_soon(self._tick, steering)
                         steering.begin()
@@ -457,7 +452,7 @@ class _Running:
         run = self._run
         async with self._writing:
             try:
-                await run.offload(run.store.write_live, plain(self._figures.snapshot()))
+                await run.offload(run.store.runs.write_live, plain(self._figures.snapshot()))
             except StorageError as error:
                 run.writer.fail(error)
 
@@ -491,6 +486,7 @@ class _Running:
 async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> RunSummary:
     started = anyio.current_time()
     options, offload = setting.options, setting.offload
+    # A caller that runs several jobs may give one budget over all of them.
     if budget is None and job.budget.capped:
         caps = job.budget
         budget = Budget(max_cost=caps.max_cost, max_tokens=caps.max_tokens, max_requests=caps.max_requests)
@@ -519,12 +515,14 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
     job = prepared.job
     opening = _Opening(job, prepared, budget, setting)
     async with AsyncExitStack() as held:
+        # Before the output: if the cache cannot be opened, no output is made.
         cache = await opening.open_cache(held, Path(job.cache)) if job.cache is not None else None
         store = await offload(opening.open_store)
         try:
+            # Batches of an earlier run may still answer the same rows, which would then be paid for twice.
             if not job.engine.batch:
                 await offload(_refuse_beside_batches, store)
-            tell_interrupted(await offload(store.killed_run), setting.listener)
+            tell_interrupted(await offload(store.runs.killed_run), setting.listener)
             wording = Wording(store, prepared)
             await offload(wording.begin)
             async with AsyncExitStack() as stack:
@@ -562,7 +560,7 @@ def _now_us() -> int:
 
 def _refuse_beside_batches(store: HeldOutput) -> None:
     """Refuse single requests while batches of this output may answer the same. Raises UsageError, StorageError."""
-    if not store.batches_folder().is_dir():
+    if not store.location.batches().is_dir():
         return
     from batchchat.engines.batch.status import under_way
 

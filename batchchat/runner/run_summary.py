@@ -95,6 +95,7 @@ class Figures:
         if run.read_all:
             return seen, True
         shards = run.prepared.shards
+        # The source counts the rows of all shards, and this run has some of them.
         if shards is not None and not shards.whole:
             return self._rows_of_shards(len(shards.chosen) / shards.count), False
         if run.counted is not None:

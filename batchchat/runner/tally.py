@@ -32,6 +32,7 @@ class MovingRate:
         """Note the total so far."""
         samples = self._samples
         samples.append((now, total))
+        # The oldest sample stays until the next one is as old as the window, so that the rate always covers all of it.
         while len(samples) > 2 and now - samples[1][0] >= _WINDOW_S:
             samples.popleft()
 
@@ -163,6 +164,7 @@ class Tally:
     def add_record(self, record: Record, *, revived: bool = False, early: bool = False) -> None:
         """Count one record. An `early` one was settled before the pass asked for it: it will find it done."""
         self.early += early
+        # It was paid for in an earlier run: counted with what was done before, and in no rate of this one.
         if revived:
             self.revived += 1
             return
@@ -172,6 +174,7 @@ class Tally:
         self.asked += record.attempts > 0
         if record.status == "ok":
             self.ok += 1
+            # A shared answer tells who answered then, maybe weeks ago, and nothing of who answers now.
             if self._one_model and not record.cache_hit:
                 self.answerers.add(record.model, record.system_fingerprint)
             if record.ttft_s is not None:

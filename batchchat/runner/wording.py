@@ -33,23 +33,23 @@ class Wording:
 
     def begin(self) -> None:
         """Note that records of this text may come into the output; `known` is whether only they, or answers, did."""
-        state = self._store.read_state()
+        state = self._store.runs.read_state()
         held = state.get(_HELD)
         self.known = self._digest in (held, state.get(_ANSWERED))
         if held not in (self._digest, _SEVERAL):
-            self._store.save_state({**state, _HELD: self._digest if held is None else _SEVERAL})
+            self._store.runs.save_state({**state, _HELD: self._digest if held is None else _SEVERAL})
 
     def answered(self) -> None:
         """Note that the model has answered this text, also where the output holds records of others."""
-        state = self._store.read_state()
+        state = self._store.runs.read_state()
         if state.get(_ANSWERED) != self._digest:
-            self._store.save_state({**state, _ANSWERED: self._digest})
+            self._store.runs.save_state({**state, _ANSWERED: self._digest})
 
     @property
     def mixed(self) -> bool:
         """Whether the output may hold records of another text."""
-        return bool(self._store.read_state().get(_HELD) != self._digest)
+        return bool(self._store.runs.read_state().get(_HELD) != self._digest)
 
     def settle(self) -> None:
         """Note that all records are of this text: after a complete pass."""
-        self._store.save_state({**self._store.read_state(), _HELD: self._digest})
+        self._store.runs.save_state({**self._store.runs.read_state(), _HELD: self._digest})

@@ -7,6 +7,7 @@ thousand records share one fdatasync. An outcome counts from its commit on: only
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import anyio
@@ -56,47 +57,59 @@ class Shelf(Protocol):
         """Take note, on the event loop, that they are kept."""
 
 
+@dataclass(frozen=True, slots=True)
+class CommonFields:
+    """What the records of one run have in common.
+
+    `engine` is the job's, `by` who answered if a reply does not say. `cascaded`: the job has a cascade, so that records
+    tell their step. `now_us` returns the time that a record gets, in microseconds since 1970.
+    """
+
+    run_id: str
+    prompt_id: str | None
+    engine: EngineKind
+    by: Answerer | None
+    cascaded: bool
+    now_us: Callable[[], int]
+
+
 class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
-    `on_error` is called once when the disk fails: the run then ends at once, since nothing more can be kept.
-    `on_counted` is called after each commit, when its records are in the tally. `shelf` is where answers are shared;
-    None where the job shares none. `on_record` takes each record of this run that has become durable. `prompt_id` goes
-    into every record. `engine` is the job's, `provider` who answered if a reply does not say. `cascaded`: the job has a
-    cascade, so that records tell their step.
+    `common` goes into every record. `on_error` is called once if the disk fails: the run then ends at once, since
+    nothing more can be kept.
+
+    These may be set before `run`: `on_counted` is called after each commit, when its records are in the tally.
+    `on_record` takes each record of this run that has become durable. `shelf` is where answers are shared, None if the
+    job shares none.
     """
 
     def __init__(
         self,
         store: HeldOutput,
         tally: Tally,
+        common: CommonFields,
         *,
-        run_id: str,
-        prompt_id: str | None = None,
-        engine: EngineKind = "local",
-        provider: str | None = None,
-        cascaded: bool = False,
         offload: Offload,
-        wall_clock_us: Callable[[], int],
         listener: Listener,
         on_error: Callable[[], None],
-        on_record: Callable[[Record], None] | None = None,
     ) -> None:
         self.error: StorageError | None = None
         self.shelf: Shelf | None = None
         self.on_counted: Callable[[], None] = _no_watcher
+        self.on_record: Callable[[Record], None] | None = None
         self._store = store
         self._tally = tally
-        self._run_id = run_id
-        self._prompt_id = prompt_id
-        self._engine: EngineKind = engine
-        self._by = Answerer(provider) if provider is not None else None
-        self._cascaded = cascaded
+        # Read for each record: one attribute is quicker than two.
+        self._run_id = common.run_id
+        self._prompt_id = common.prompt_id
+        self._engine: EngineKind = common.engine
+        self._by = common.by
+        self._cascaded = common.cascaded
+        self._wall_clock_us = common.now_us
         self._offload = offload
-        self._wall_clock_us = wall_clock_us
         self._listener = listener
         self._on_error = on_error
-        self._on_record = on_record
         self._entries: list[Entry] = []
         self._revived: set[str] = set()
         self._bytes = 0
@@ -306,6 +319,7 @@ class Writer:
 
     async def _commit_all(self) -> None:
         while self._entries or not self._finished:
+            # Nothing has arrived. A part may be due by time all the same, if `poke` woke this loop.
             if not self._entries:
                 self._wake = anyio.Event()
                 await self._wake.wait()
@@ -356,8 +370,8 @@ class Writer:
                 custom_id = entry.record.custom_id
                 revived = custom_id in self._revived
                 self._tally.add_record(entry.record, revived=revived, early=not entry.seen)
-                if self._on_record is not None and not revived:
-                    self._on_record(entry.record)
+                if self.on_record is not None and not revived:
+                    self.on_record(entry.record)
                 self._revived.discard(custom_id)
         self._tally.add_spend(change.spend)
         self.on_counted()

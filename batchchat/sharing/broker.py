@@ -217,27 +217,7 @@ async def serve_broker(
     Raises UsageError if others than this machine could connect without a secret, StorageError if the address is taken.
     """
     began = current_time() if stands else None
-    if listen.startswith("unix:"):
-        path = listen.removeprefix("unix:")
-        await anyio.Path(path).unlink(missing_ok=True)  # one that an earlier broker left
-        make: Callable[[], Any] = lambda: anyio.create_unix_listener(path, mode=0o600)  # noqa: E731 - one of two
-    else:
-        try:
-            host, port = split_address(listen)
-        except ValueError as error:
-            raise UsageError(f"--listen: {error}") from None
-        if not token and not _is_loopback(host):
-            raise UsageError(
-                f"a broker on {host} can be reached from other machines, and so needs a secret",
-                remedy=f"Set the same long random {TOKEN} here and where the runs are.",
-            )
-        make = lambda: anyio.create_tcp_listener(local_host=host, local_port=port)  # noqa: E731
-    try:
-        server = await make()
-    except OSError as error:
-        raise StorageError(
-            f"the broker cannot listen on {listen}: {error.strerror or error}", remedy="Choose another with --listen."
-        ) from None
+    server = await _listener_on(listen, token)
     address = listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port_of(server)}"
     broker = Broker(
         address,
@@ -257,6 +237,31 @@ async def serve_broker(
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(_LEAVE_S)
             group.cancel_scope.cancel()
+
+
+async def _listener_on(listen: str, token: str | None) -> Any:
+    """Listen on an address. Raises UsageError and StorageError as `serve_broker`."""
+    if listen.startswith("unix:"):
+        path = listen.removeprefix("unix:")
+        await anyio.Path(path).unlink(missing_ok=True)  # one that an earlier broker left
+        make: Callable[[], Any] = lambda: anyio.create_unix_listener(path, mode=0o600)  # noqa: E731 - one of two
+    else:
+        try:
+            host, port = split_address(listen)
+        except ValueError as error:
+            raise UsageError(f"--listen: {error}") from None
+        if not token and not _is_loopback(host):
+            raise UsageError(
+                f"a broker on {host} can be reached from other machines, and so needs a secret",
+                remedy=f"Set the same long random {TOKEN} here and where the runs are.",
+            )
+        make = lambda: anyio.create_tcp_listener(local_host=host, local_port=port)  # noqa: E731
+    try:
+        return await make()
+    except OSError as error:
+        raise StorageError(
+            f"the broker cannot listen on {listen}: {error.strerror or error}", remedy="Choose another with --listen."
+        ) from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -50,6 +50,7 @@ class SharedBudget(Budget):
         max_cost, max_tokens, max_requests = link.caps
         super().__init__(max_cost=max_cost, max_tokens=max_tokens, max_requests=max_requests)
         self._link = link
+        self._connection = link.connections
         self._line: deque[_Reservation] = deque()
         self._settled: list[tuple[int, int, int, int, bool, int]] = []
         self._taken: list[tuple[int, int, int]] = []
@@ -108,7 +109,8 @@ class SharedBudget(Budget):
                     "settled": settled,
                     "taken": taken,
                 }
-            }
+            },
+            self._connection,
         )
         plain: dict[str, Any] = answer["budget"]
         self._use = BudgetUse(**plain["use"])
@@ -126,6 +128,9 @@ class SharedBudget(Budget):
 
     def _reconnected(self) -> None:
         """Reserve again what this worker has under way: the broker took it for dead."""
+        self._connection = self._link.connections
+        # What was settled since is no reservation any more: the broker has counted it as spent, and takes nothing back.
+        self._settled.clear()
         self._taken = [(self._mine[1], self._mine[2], self._mine[0])] if self._mine[0] else []
 
     def _close(self, why: StoppedEarly) -> None:

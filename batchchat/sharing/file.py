@@ -75,6 +75,7 @@ class LimitFile:
     """
 
     lease_s = LEASE_S
+    connection = 0
     interval_s = 0.01
     """Seconds between two asks: one takes 0.5 ms, so that it is a twentieth of a processor at most."""
 

@@ -158,7 +158,7 @@ class LimitKeeper:
             self.join(name, ask.ceilings, now)
             holder = self.holders[name]
         controller = self._controller
-        self._settle(holder, ask, now)
+        reused = self._settle(holder, ask, now)
         # They differ if an answer was lost on its way, the process has come back, or the keeper is new.
         controller.in_use += ask.in_use - holder.in_use
         holder.in_use = ask.in_use
@@ -168,25 +168,45 @@ class LimitKeeper:
         for act, keys in ask.acts:
             self._act(act, keys, now)
         granted, wait = self._grant(holder, ask, now)
+        reusable = self._reusable(holder, now)
         heard = [one for one in self._told.events if one.place > ask.heard]
-        return KeeperAnswer(granted, wait, self._standing(now), heard)
+        return KeeperAnswer(granted, wait, reused, reusable, self._standing(now), heard)
 
-    def _settle(self, holder: Holder, ask: KeeperAsk, now: float) -> None:
+    def _settle(self, holder: Holder, ask: KeeperAsk, now: float) -> list[Lent]:
+        """Draw the conclusions of what came of permits, in their order; return the permits of those that were reused.
+
+        Raises ValueError if a permit is named by the place of an entry that has no successor.
+        """
         controller = self._controller
-        for one in ask.settled:
-            lent = one.lent
-            grant = Grant(one.key, lent.tokens, lent.at, lent.level, lent.number, lent.probe)
+        successors: dict[int, Grant] = {}
+        for place, one in enumerate(ask.settled):
+            if isinstance(one.lent, Lent):
+                lent = one.lent
+                grant = Grant(one.key, lent.tokens, lent.at, lent.level, lent.number, lent.probe)
+            elif one.lent in successors:
+                grant = successors[one.lent]
+                grant.key = one.key
+            else:
+                raise ValueError("a permit that nobody was granted")
+            if one.took is not None:
+                # The keeper heard of it later than it went, and hears of its end later than that.
+                grant.at = now - one.took
             if not holder.in_use:
                 controller.in_use += 1  # its slot came back when its holder was taken for dead
             else:
                 holder.in_use -= 1
-                holder.probes -= lent.probe
+                holder.probes -= grant.probe
             if one.reply is None:
                 controller.abandon(grant, now)
                 if one.unused:
                     controller.unused(grant)
             else:
                 controller.settle(grant, one.reply, now)
+            if one.successor is not None:
+                tokens, key = one.successor
+                successors[place] = controller.count(now, tokens, key)
+                holder.in_use += 1
+        return [Lent(one.tokens, one.at, one.level, one.number, one.probe) for one in successors.values()]
 
     def _act(self, act: str, keys: tuple[str, ...], now: float) -> None:
         breaker = self._controller.breaker
@@ -224,6 +244,22 @@ class LimitKeeper:
         holder.waits_until = now + wait + _GRACE_S if holder.wants else -math.inf
         return granted, wait
 
+    def _reusable(self, holder: Holder, now: float) -> int:
+        """Return how many permits a process may have by reuse: all it has, less what others that wait are short of."""
+        controller = self._controller
+        if not controller.only_slots(now) or now < self._closed_until:
+            return 0
+        slots = controller.concurrency.slots
+        room = max(0, slots - (controller.in_use - holder.in_use))
+        others = [one for one in self.holders.values() if one is not holder and one.waits_until > now]
+        share, short = self._shares(others)
+        return min(room, max(share, holder.in_use - short))
+
+    def _shares(self, others: list[Holder]) -> tuple[int, int]:
+        """Return one process's share of the slots among those that wait, and how many `others` lack of theirs."""
+        share = max(1, self._controller.concurrency.slots // (len(others) + 1))
+        return share, sum(min(other.wants, max(0, share - other.in_use)) for other in others)
+
     def _cost(self, tokens: int) -> float:
         """Return what a permit takes of a process's share: by tokens if only these are limited."""
         controller = self._controller
@@ -243,11 +279,9 @@ class LimitKeeper:
         waits no longer (`waits_until`), so one that died or stalls holds nobody up for more than a moment.
         """
         controller = self._controller
-        share = max(1, controller.concurrency.slots // (len(others) + 1))
-        if holder.in_use >= share:
-            short = sum(min(other.wants, max(0, share - other.in_use)) for other in others)
-            if short >= controller.concurrency.slots - controller.in_use:
-                return False
+        share, short = self._shares(others)
+        if holder.in_use >= share and short >= controller.concurrency.slots - controller.in_use:
+            return False
         rates = [rate.schedule.rate for rate in (controller.requests, controller.tokens)]
         rate = rates[self._by_tokens]
         if rate is None:

@@ -16,7 +16,7 @@ from batchchat.errors import BatchchatError
 from batchchat.events import Pace
 from batchchat.limits import MAX_CONCURRENCY, Limiter, Permit
 from batchchat.limits.controller import Grant
-from batchchat.records import Verdict
+from batchchat.records import Usage, Verdict
 from batchchat.sharing.messages import (
     KeeperAnswer,
     KeeperAsk,
@@ -38,6 +38,10 @@ _SPARE = 32
 """Permits that are asked for ahead at most, for a caller that looks now and then in place of waiting in line."""
 _BEAT_S = 1.0
 """Seconds between two asks of a process that wants nothing and has permits: so it hears what others learn."""
+_BEATS_A_LEASE = 4
+"""How often a process that reuses permits asks within a lease, so that it may go on if one ask or two take long."""
+_ENTRIES_MAX = 512
+"""What came of so many permits is told at once: an ask stays below 100 KB."""
 
 
 class Carrier(Protocol):
@@ -46,6 +50,10 @@ class Carrier(Protocol):
     @property
     def lease_s(self) -> float:
         """How long a permit may be used, in seconds from the moment at which the ask began."""
+
+    @property
+    def connection(self) -> int:
+        """The number of the way to the keeper: another one after a loss, behind which may be another keeper."""
 
     @property
     def interval_s(self) -> float:
@@ -63,20 +71,42 @@ class Carrier(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Borrowed(Grant):
-    """A grant as this process counts it, with the keeper's own words for it, and until when it may be used."""
+    """A grant as this process counts it.
 
-    lent: Lent = Lent(0, 0.0, 0, 0, False)
-    until: float = 0.0
+    `lent` is the keeper's own word for it: a reused permit has none before the keeper has heard of it. `until` is until
+    when it may be used. `reused` tells that this process took the slot of an earlier request for it. `untold` tells
+    that nobody knows whether the keeper heard of it. `connection` is the way on which it came.
+    """
+
+    lent: Lent | None = None
+    until: float = math.inf
+    reused: bool = False
+    untold: bool = False
+    connection: int = 0
+
+
+class _Settled:
+    """What came of a permit, until the keeper is told; `successor` is the permit that took its slot."""
+
+    __slots__ = ("grant", "reply", "successor", "took", "unused")
+
+    def __init__(self, grant: _Borrowed, reply: Reply | None, now: float, *, unused: bool = False) -> None:
+        self.grant = grant
+        self.reply = reply
+        self.unused = unused
+        self.took = now - grant.at if grant.reused else None
+        self.successor: _Borrowed | None = None
 
 
 class _Wanted:
     """A request that waits for a permit."""
 
-    __slots__ = ("event", "grant", "key", "tokens")
+    __slots__ = ("digest", "event", "grant", "key", "tokens")
 
     def __init__(self, tokens: int, key: object) -> None:
         self.tokens = tokens
         self.key = key
+        self.digest = key_of(key)
         self.event = anyio.Event()
         self.grant: _Borrowed | None = None
 
@@ -85,7 +115,8 @@ class SharedLimiter(Limiter):
     """A limiter that shares what it knows and grants with other processes. It is used as a `Limiter` is.
 
     While `kept` is entered it asks the keeper, for all requests that wait together, as often as `Carrier.interval_s`
-    says. A permit that comes too late is given back unused, and asked for again.
+    says. A permit that comes too late is given back unused, and asked for again. As long as the keeper allows it, a
+    request that was answered leaves its slot to the next one here without an ask.
 
     Arguments:
         carrier: the way to the keeper.
@@ -111,7 +142,9 @@ class SharedLimiter(Limiter):
         self._line: deque[_Wanted] = deque()
         self._spare: deque[_Borrowed] = deque()
         self._looks: deque[int] = deque(maxlen=_SPARE)
-        self._settled: list[PermitSettled] = []
+        self._settled: list[_Settled] = []
+        self._vacant: deque[_Settled] = deque()
+        self._reusable, self._reusable_until = 0, -math.inf
         self._acts: list[tuple[str, tuple[str, ...]]] = []
         self._out = self._probes = 0
         self._heard = 0
@@ -148,7 +181,7 @@ class SharedLimiter(Limiter):
         async with self._asking:
             while True:
                 now = current_time()
-                at = self._next_at if self._line or self._looks else now + _BEAT_S
+                at = self._next_at if self._line or self._looks else now + self._beat()
                 if not self._urgent and at > now:
                     with anyio.move_on_after(at - now):
                         await self._wake_up.wait()
@@ -163,8 +196,13 @@ class SharedLimiter(Limiter):
                     return
                 await anyio.sleep(self._carrier.interval_s)
 
+    def _beat(self) -> float:
+        """Return the seconds until the next ask if nothing is wanted meanwhile."""
+        return min(_BEAT_S, self._carrier.lease_s / _BEATS_A_LEASE) if self._reusable else _BEAT_S
+
     async def _ask(self) -> None:
         settled, self._settled = self._settled, []
+        self._vacant.clear()  # these slots are given back now
         acts, self._acts = self._acts, []
         line = [wanted for wanted in self._line if wanted.grant is None]
         room = max(0, min(_MOST_WANTS, self._room - self._out))
@@ -174,8 +212,8 @@ class SharedLimiter(Limiter):
         asked = current_time()
         ask = KeeperAsk(
             self._ceilings,
-            [*((wanted.tokens, key_of(wanted.key)) for wanted in asked_for), *((tokens, None) for tokens in looks)],
-            settled,
+            [*((wanted.tokens, wanted.digest) for wanted in asked_for), *((tokens, None) for tokens in looks)],
+            _told(settled, self._carrier.connection),
             self._out,
             self._probes,
             acts,
@@ -187,16 +225,34 @@ class SharedLimiter(Limiter):
             # Nobody knows whether it was heard. What came of permits is not told again: to give the same tokens back
             # twice would let too many go. The next ask says how many permits are left.
             self._acts = acts + self._acts
+            self._reusable = 0
+            self._forget(settled)
             raise
+        for one, lent in zip((one for one in settled if one.successor is not None), answer.reused, strict=True):
+            assert one.successor is not None  # noqa: S101 - these have one
+            one.successor.lent = lent
         self._take(answer, asked, asked_for)
+
+    def _forget(self, unheard: list[_Settled]) -> None:
+        """Drop what came of the permits that reused the slots of `unheard`: the keeper may not know of them."""
+        for one in [*unheard, *self._settled]:
+            if one.successor is not None and (one in unheard or one.grant.untold):
+                one.successor.untold = True
+        self._settled = [one for one in self._settled if not one.grant.untold]
+        self._vacant.clear()
 
     def _take(self, answer: KeeperAnswer, asked: float, asked_for: list[_Wanted]) -> None:
         now = current_time()
         self._standing, self._standing_at = answer.standing, now
         until = asked + self._carrier.lease_s
+        # What was refused meanwhile is told with the next ask.
+        self._reusable, self._reusable_until = 0 if self._urgent else answer.reusable, until
         waiting = iter(asked_for)
         for lent in answer.granted:
-            grant = _Borrowed(None, lent.tokens, now, lent.level, lent.number, lent.probe, lent, until)
+            grant = _Borrowed(
+                *(None, lent.tokens, now, lent.level, lent.number, lent.probe, lent, until),
+                connection=self._carrier.connection,
+            )
             self._out += 1
             self._probes += lent.probe
             wanted = next(waiting, None)
@@ -217,8 +273,18 @@ class SharedLimiter(Limiter):
         """Give a permit back that was not used."""
         self._out -= 1
         self._probes -= grant.probe
-        self._settled.append(PermitSettled(grant.lent, None, None, unused=True))
+        if not grant.untold:
+            self._settled.append(_Settled(grant, None, current_time(), unused=True))
         self._ask_soon()
+
+    def _reuse(self, tokens: int, key: object, now: float) -> _Borrowed | None:
+        """Take the slot of a request that was answered since the last ask; None if there is none, or it may not be."""
+        if not self._vacant or self._out >= self._reusable or now >= self._reusable_until:
+            return None
+        grant = _Borrowed(key, tokens, now, 0, 0, reused=True, connection=self._carrier.connection)
+        self._vacant.popleft().successor = grant
+        self._out += 1
+        return grant
 
     def _ask_soon(self) -> None:
         self._wake_up.set()
@@ -229,15 +295,18 @@ class SharedLimiter(Limiter):
         """Take a permit that was asked for ahead; None if there is none, and then one is asked for."""
         now = current_time() if now is None else now
         grant = self._take_spare(tokens, now)
-        if grant is None:
-            return None
-        grant.key = key
-        return Permit(self, grant)
+        if grant is not None:
+            grant.key = key
+        elif not self._line:
+            grant = self._reuse(tokens, key, now)
+        return None if grant is None else Permit(self, grant)
 
     def wait(self, now: float, tokens: int) -> float:
         """Return 0 if a permit is there that was asked for ahead; else ask for one, and return when to look again."""
         self._drop_late(now)
         if any(grant.tokens >= tokens for grant in self._spare):
+            return 0.0
+        if self._vacant and not self._line and self._out < self._reusable and now < self._reusable_until:
             return 0.0
         self._looks.append(tokens)
         self._ask_soon()
@@ -285,15 +354,33 @@ class SharedLimiter(Limiter):
         assert isinstance(grant, _Borrowed)  # noqa: S101 - what this limiter grants
         self._out -= 1
         self._probes -= grant.probe
-        self._settled.append(PermitSettled(grant.lent, key_of(grant.key), reply))
         # What slows others down, or says that a server is back, is told at once.
-        self._urgent = self._urgent or grant.probe or (reply is not None and reply.verdict in _URGENT)
-        if self._line or self._urgent:
+        if grant.probe or (reply is not None and reply.verdict in _URGENT):
+            self._urgent = True
+            self._reusable = 0
+        if not grant.untold:
+            one = _Settled(grant, reply, now)
+            self._settled.append(one)
+            if reply is not None:
+                self._vacant.append(one)
+        if self._urgent or len(self._settled) >= _ENTRIES_MAX or (self._line and not self._serve_line(now)):
             self._ask_soon()
+
+    def _serve_line(self, now: float) -> bool:
+        """Leave a slot to the first request that waits. Return false if that may not be."""
+        wanted = next((wanted for wanted in self._line if wanted.grant is None), None)
+        if wanted is None:
+            return True
+        wanted.grant = self._reuse(wanted.tokens, wanted.key, now)
+        if wanted.grant is None:
+            return False
+        wanted.event.set()
+        return True
 
     def _unused(self, grant: Grant) -> None:
         # It is the one that was settled just now, with no reply.
-        self._settled[-1] = self._settled[-1]._replace(unused=True)
+        if self._settled and self._settled[-1].grant is grant:
+            self._settled[-1].unused = True
 
     # --- steering
 
@@ -377,6 +464,25 @@ class SharedLimiter(Limiter):
 
     def _since(self, seconds: float) -> float:
         return seconds + current_time() - self._standing_at if seconds else 0.0
+
+
+def _told(settled: list[_Settled], connection: int) -> list[PermitSettled]:
+    """Return what came of permits in the words of an ask.
+
+    Nothing is given back on another connection: its keeper may never have taken it, and then more than the limit goes.
+    """
+    places = {id(one.successor): place for place, one in enumerate(settled) if one.successor is not None}
+    told = []
+    for one in settled:
+        grant, successor = one.grant, one.successor
+        lent = grant.lent if grant.lent is not None else places[id(grant)]
+        after = None if successor is None else (successor.tokens, key_of(successor.key))
+        reply, unused = one.reply, one.unused
+        if grant.connection != connection:
+            unused = False
+            reply = None if reply is None else replace(reply, usage=Usage(total_tokens=grant.tokens))
+        told.append(PermitSettled(lent, key_of(grant.key), reply, unused, one.took, after))
+    return told
 
 
 _URGENT = frozenset({Verdict.RATE_LIMIT, Verdict.TRANSIENT})

@@ -55,13 +55,20 @@ class Link:
         async with SharedBudget(self).kept() as budget:
             yield budget
 
-    async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+    async def request(self, message: dict[str, Any], connection: int) -> dict[str, Any]:
         """Send a message and return its answer.
 
-        Raises Reconnected if the connection was lost meanwhile and there is a new one, ProviderUnavailable if the
-        broker did not come back, UsageError if it refuses this process.
+        Arguments:
+            message: what to send.
+            connection: the number of the connection that it is meant for, as `connections` told it.
+
+        Raises Reconnected if that connection was lost and there is a new one, ProviderUnavailable if the broker did not
+        come back, UsageError if it refuses this process.
         """
         async with self._turn:
+            if connection != self.connections:
+                # Another user of this link has noticed the loss. What the broker knew of this one is gone as well.
+                raise Reconnected
             lines, whole = self._lines, False
             if lines is not None:
                 try:
@@ -136,6 +143,7 @@ class BrokerLimit:
     """Seconds between two asks at least: 64 processes make 3,200 small messages a second then, and seldom do."""
 
     def __init__(self, link: Link, name: str, advertised: Advertised) -> None:
+        self.connection = link.connections
         self._link = link
         self._name = name
         self._advertised = advertised
@@ -147,17 +155,22 @@ class BrokerLimit:
 
     async def open(self) -> None:
         """Begin to use the limit: the first ask does."""
+        self.connection = self._link.connections
 
     async def exchange(self, ask: KeeperAsk) -> KeeperAnswer:
         """Ask the broker. Raises as `Link.request` does."""
         message = {"limit": self._name, "advertised": self._advertised, "ask": ask_to_json(ask)}
-        answer = await self._link.request(message)
+        try:
+            answer = await self._link.request(message, self.connection)
+        except Reconnected:
+            self.connection = self._link.connections
+            raise
         return answer_of_json(answer["answer"])
 
     async def close(self) -> None:
         """Leave the limit. A connection that is lost leaves it as well."""
         with suppress(Reconnected, ProviderUnavailable, UsageError), anyio.move_on_after(1, shield=True):
-            await self._link.request({"leave": self._name})
+            await self._link.request({"leave": self._name}, self.connection)
 
 
 @asynccontextmanager

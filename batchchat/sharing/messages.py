@@ -52,12 +52,20 @@ class Lent(NamedTuple):
 
 
 class PermitSettled(NamedTuple):
-    """What came of a permit: the reply, or None if the attempt was abandoned. `unused` tells that it was never sent."""
+    """What came of a permit: the reply, or None if the attempt was abandoned.
 
-    lent: Lent
+    `lent` is the permit. If it was reused within the same ask, the keeper has not named it yet: then `lent` is the
+    place of the entry whose `successor` it was. `unused` tells that it was never sent. `took` is how many seconds a
+    reused permit was held; None for one that the keeper granted. `successor` is the request that took the slot at once,
+    with its tokens and key; None if the slot came back.
+    """
+
+    lent: Lent | int
     key: str | None
     reply: Reply | None
     unused: bool = False
+    took: float | None = None
+    successor: tuple[int, str | None] | None = None
 
 
 class Heard(NamedTuple):
@@ -105,10 +113,18 @@ class LimitStanding:
 
 @dataclass(slots=True)
 class KeeperAnswer:
-    """What the keeper says. `granted` are for the first wants; `wait` is when to ask again for the others."""
+    """What the keeper says.
+
+    `granted` are for the first wants; `wait` is when to ask again for the others. `reused` are the permits of the
+    successors that the ask names, in their order. `reusable` is how many permits the process may have by reuse: as long
+    as the lease of this answer lasts, and nothing but the number of requests at once is limited, a request that was
+    answered leaves its slot to the next one of the same process.
+    """
 
     granted: Sequence[Lent] = ()
     wait: float = 0.0
+    reused: Sequence[Lent] = ()
+    reusable: int = 0
     standing: LimitStanding = field(default_factory=LimitStanding)
     heard: Sequence[Heard] = ()
 
@@ -126,7 +142,9 @@ def ask_to_json(ask: KeeperAsk) -> dict[str, Any]:
     return {
         "ceilings": ask.ceilings,
         "wants": ask.wants,
-        "settled": [(one.lent, one.key, _reply_to_json(one.reply), one.unused) for one in ask.settled],
+        "settled": [
+            (one.lent, one.key, _reply_to_json(one.reply), one.unused, one.took, one.successor) for one in ask.settled
+        ],
         "in_use": ask.in_use,
         "probes": ask.probes,
         "acts": ask.acts,
@@ -140,8 +158,15 @@ def ask_of_json(plain: Mapping[str, Any]) -> KeeperAsk:
         ceilings=LimitCeilings(*plain["ceilings"]),
         wants=[(int(tokens), key) for tokens, key in plain["wants"]],
         settled=[
-            PermitSettled(Lent(*lent), key, _reply_of_json(reply), bool(unused))
-            for lent, key, reply, unused in plain["settled"]
+            PermitSettled(
+                lent if isinstance(lent, int) else Lent(*lent),
+                key,
+                _reply_of_json(reply),
+                bool(unused),
+                took,
+                None if successor is None else (int(successor[0]), successor[1]),
+            )
+            for lent, key, reply, unused, took, successor in plain["settled"]
         ],
         in_use=int(plain["in_use"]),
         probes=int(plain["probes"]),
@@ -156,6 +181,8 @@ def answer_to_json(answer: KeeperAnswer) -> dict[str, Any]:
     return {
         "granted": answer.granted,
         "wait": answer.wait,
+        "reused": answer.reused,
+        "reusable": answer.reusable,
         "heard": answer.heard,
         "standing": {
             **{name: getattr(standing, name) for name in LimitStanding.__slots__ if name != "pace"},
@@ -170,6 +197,8 @@ def answer_of_json(plain: Mapping[str, Any]) -> KeeperAnswer:
     return KeeperAnswer(
         granted=[Lent(*lent) for lent in plain["granted"]],
         wait=float(plain["wait"]),
+        reused=[Lent(*lent) for lent in plain["reused"]],
+        reusable=int(plain["reusable"]),
         standing=LimitStanding(pace=Pace(**standing.pop("pace")), **standing),
         heard=[Heard(*one) for one in plain["heard"]],
     )

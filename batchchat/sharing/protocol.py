@@ -1,7 +1,7 @@
 """How a process and a broker talk: one JSON object a line, each answered in turn.
 
-    process  {"hello": {"protocol": 1, "token": "…"}}
-    broker   {"welcome": {"protocol": 1, "lease_s": 1.0, "caps": [null, null, null] or null}}
+    process  {"hello": {"protocol": 2, "token": "…"}}
+    broker   {"welcome": {"protocol": 2, "lease_s": 1.0, "caps": [null, null, null] or null}}
              or {"refused": "token" | "protocol", "message": "…"}, and the connection is closed
     process  {"limit": NAME, "advertised": […], "ask": {…}}     broker  {"answer": {…}}
     process  {"leave": NAME}                                    broker  {}
@@ -21,7 +21,7 @@ import anyio
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-PROTOCOL = 1
+PROTOCOL = 2
 LEASE_S = 1.0
 """How long a permit may be used, from the moment at which its process began to ask. The way to a broker in the same
 region takes milliseconds, a stalled event loop tenths of a second. The pace pays 1.6 % for it."""

@@ -1,4 +1,4 @@
-"""Reading input: JSON Lines, CSV and Parquet of this machine, object storage or standard input; rows of a program.
+"""Reading input: JSON Lines, CSV and Parquet of this machine, object storage, a hub or standard input.
 
 Rows come in batches, in constant memory, each with what the template sees (`values`) and what is carried to the output
 (`columns`, of one frozen schema). A row that cannot be read is a failure in its batch; the rest goes on. All of this is
@@ -71,12 +71,12 @@ def open_source(
 ) -> Source:
     """Find an input's files and learn its columns.
 
-    `path` is a file, a folder, a glob, a URL of one of these on object storage, or `-` for standard input (JSON Lines
-    unless `format` says otherwise); a relative one begins at `base`. `format` is `jsonl`, `csv`, `tsv` or `parquet`,
-    for files whose extension does not tell. `types` gives columns a type of their own: string, int64, float64, bool,
-    timestamp, date, decimal(p,s), json. `frozen` is the schema of an earlier run, which is then kept as it is. `output`
-    is the place of the records: an input that would read it is refused. `encoding` is that of the text if it is not
-    UTF-8. `header` and `quoting` tell how CSV and TSV are written, as in `TableDialect`.
+    `path` is a file, a folder, a glob, a URL of one of these on object storage or a hub, or `-` for standard input
+    (JSON Lines unless `format` says otherwise); a relative one begins at `base`. `format` is `jsonl`, `csv`, `tsv` or
+    `parquet`, for files whose extension does not tell. `types` gives columns a type of their own: string, int64,
+    float64, bool, timestamp, date, decimal(p,s), json. `frozen` is the schema of an earlier run, which is then kept as
+    it is. `output` is the place of the records: an input that would read it is refused. `encoding` is that of the text
+    if it is not UTF-8. `header` and `quoting` tell how CSV and TSV are written, as in `TableDialect`.
 
     Raises UsageError with the file's name and what to do, for an input that has no rows or cannot be used.
     """
@@ -93,30 +93,33 @@ def open_source(
             raise UsageError("Parquet cannot be read from standard input", remedy="Save it to a file first.")
     else:
         listing = partial(find_files, path, base, format, output)
-        files, notes = listing()
+        found = listing()
+        files, notes = found.files, found.left_out
         kind = files[0].format
+        # What is pinned stays as it is: there is nothing to list again when the run ends.
+        if found.pinned:
+            listing = None
+    _check_text_fields(kind, dialect, encoding)
+    if files is not None and encoding is not None:
+        files = [replace(file, encoding=encoding) for file in files]
+    sources: dict[str, type[Source]] = {"jsonl": JsonlSource, "parquet": ParquetSource}
+    try:
+        make = partial(sources.get(kind, CsvSource), kind, files, dict(types or {}), frozen, limits)
+        return make(listing=listing, notes=notes, dialect=dialect, encoding=encoding)
+    except StoreError:
+        raise  # a store that does not answer is no fault of the input
+    except StorageError as error:
+        raise UsageError(error.message, remedy="Mend or replace the file.") from None
+
+
+def _check_text_fields(kind: str, dialect: TableDialect, encoding: str | None) -> None:
+    """Raise UsageError if a field says how a text is written that this format does not have.
+
+    It is not passed over: a person who sets it would believe that it did something.
+    """
     if kind not in {"csv", "tsv"} and dialect != TableDialect():
         raise UsageError(
             f"input.header and input.quoting are for CSV and TSV, and the input is {kind}", remedy="Leave them out."
         )
     if kind == "parquet" and encoding is not None:
         raise UsageError("input.encoding is for texts, and the input is Parquet", remedy="Leave it out.")
-    if files is not None and encoding is not None:
-        files = [replace(file, encoding=encoding) for file in files]
-    sources: dict[str, type[Source]] = {"jsonl": JsonlSource, "parquet": ParquetSource}
-    try:
-        return sources.get(kind, CsvSource)(
-            kind,
-            files,
-            dict(types or {}),
-            frozen,
-            limits,
-            listing=listing,
-            notes=notes,
-            dialect=dialect,
-            encoding=encoding,
-        )
-    except StoreError:
-        raise  # a store that does not answer is no fault of the input
-    except StorageError as error:
-        raise UsageError(error.message, remedy="Mend or replace the file.") from None

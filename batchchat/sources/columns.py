@@ -45,6 +45,7 @@ def freeze(columns: Iterable[Column]) -> pa.Schema:
     fields = []
     for column, name in zip(columns, names, strict=True):
         metadata = {_AS: column.mode.encode()} if column.mode else {}
+        # Only a renamed column says so: the schema of most outputs stays free of metadata.
         if name != column.name:
             metadata[_INPUT] = column.name.encode("utf-8", "surrogatepass")
         fields.append(pa.field(name, column.kind, metadata=metadata or None))
@@ -60,6 +61,7 @@ def output_names(names: Sequence[str]) -> list[str]:
     taken = set(RESERVED)
     given: dict[int, str] = {}
     for index, name in enumerate(names):
+        # First those that may keep their names, so that no renamed column takes the name of a later one.
         if name and name.lower() not in taken:
             given[index] = name
             taken.add(name.lower())
@@ -116,9 +118,11 @@ class Columns:
                 name = column.name
                 ready = self._array(index, [row.get(name) for row in filled], extras)
             arrays.append(ready)
+        # Asked of the whole batch at once: most batches have no field beyond the columns.
         if not self._known.issuperset(chain.from_iterable(filled)):
             for offset, row in enumerate(filled):
                 for name in row.keys() - self._known:
+                    # A null says nothing that a missing field would not.
                     if row[name] is not None:
                         extras.setdefault(offset, {})[name] = row[name]
         texts = [extra_text(extras[offset]) if offset in extras else None for offset in range(len(filled))]
@@ -149,6 +153,7 @@ def _column(field: pa.Field) -> Column:
 
 def _cast(array: pa.Array | None, column: Column) -> pa.Array | None:
     """Give a Parquet column its frozen type where that is the same, or holds every value of it."""
+    # A column with a mode is read from Python values: a cast of Arrow would not write numbers as JSON does.
     if array is None or column.mode:
         return None
     if array.type == column.kind:

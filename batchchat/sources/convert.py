@@ -136,6 +136,7 @@ def _text(value: Any) -> Any:
     if type(value) is not str:
         return MISFIT
     try:
+        # JSON may hold half of a surrogate pair (`\ud800`), which Arrow's UTF-8 cannot.
         value.encode()
     except UnicodeEncodeError:
         return MISFIT
@@ -145,6 +146,7 @@ def _text(value: Any) -> Any:
 def _float(value: Any) -> Any:
     if type(value) is float:
         return value
+    # Beyond 2**53 not every integer is a float: the value would come back as another one.
     if type(value) is int and abs(value) <= 2**53:
         return float(value)
     return MISFIT
@@ -214,6 +216,7 @@ def _read_number(text: str, kind: pa.DataType) -> Any:
     if kind == pa.int64():
         number = int(text) if _INTEGER.fullmatch(text) else None
         return number if number is not None and -(2**63) <= number < 2**63 else MISFIT
+    # Python takes `1_000` for a number, and no other reader of the file would.
     return MISFIT if "_" in text else float(text)
 
 
@@ -224,6 +227,7 @@ def _read_time(text: str, kind: pa.DataType) -> Any:
     if re.search(r"\.\d{7}", text):
         return MISFIT  # finer than a microsecond
     moment = datetime.fromisoformat(text)
+    # The column is one of moments. A time that names no zone is taken for UTC, on whatever machine it is read.
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
@@ -231,6 +235,7 @@ def _read_decimal(value: Any, precision: int, scale: int) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         return MISFIT
     try:
+        # A float by its text: 0.1 is meant, and not the 55 digits of the binary fraction next to it.
         number = Decimal(value) if isinstance(value, Decimal | int) else Decimal(str(value).strip())
         if not number.is_finite() or number.adjusted() >= precision - scale:
             return MISFIT

@@ -40,12 +40,14 @@ class DelimitedReader:
         self._stream = stream
         self._lines = _Lines(stream, limits.max_line_bytes)
         first = next(self._lines, "")
+        # Blank lines before the header are no header.
         while first and not first.strip():
             first = next(self._lines, "")
         candidates = _DELIMITERS[kind]
         self._delimiter = next((mark for mark in candidates if mark in first), candidates[0])
         quoting = dialect.quoting if dialect.quoting is not None else kind == "csv"
         self._quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
+        # The line that showed the delimiter is the header itself, and is parsed once that is known.
         self._lines.push_back()
         self._reader = self._new_reader()
         self.warning = self._quotes_met(first) if dialect.quoting is None and not quoting else ""
@@ -94,6 +96,7 @@ class DelimitedReader:
         if dialect.header is False:
             self._lines.rewind()
             return tuple(f"column_{place}" for place in range(1, len(cells) + 1))
+        # A file without a header would lose its first row, and name its columns by it.
         if cells and all(_is_number(cell) for cell in cells):
             raise UsageError(
                 f"{self._name}: the first line holds only numbers; it must hold the columns' names",
@@ -141,6 +144,7 @@ class DelimitedReader:
         try:
             return next(self._reader, None)
         except csv.Error as error:
+            # Only the first line is given up. A lone quote would else take every row up to the next quote of the file.
             if self._lines.several:
                 found = csv.Error(
                     f"{error} (tried as one row up to line {self._lines.last}; a quote may not be closed); the lines "
@@ -210,6 +214,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
+        # A quote that is never closed would read the rest of the file into memory.
         if self._held and (len(self._held) >= FIELD_LINES or self.length > FIELD_BYTES):
             raise csv.Error(f"a field in quotes spans more than {FIELD_LINES:,} lines or {FIELD_BYTES:,} characters")
         line = self._pending.popleft() if self._pending else self._read()
@@ -234,6 +239,7 @@ class _Lines:
         if len(text) <= self._longest:
             return _Line(text, size, damaged, overlong=False)
         piece = text
+        # The rest of the line is passed over piece by piece: memory holds one piece of it.
         while piece and piece[-1] not in "\r\n":
             piece = self._text.readline(self._longest)
             size += _size(piece)[0]
@@ -273,6 +279,7 @@ class _Lines:
 
 def _size(line: str) -> tuple[int, bool]:
     """The bytes of a line, and whether they are no UTF-8."""
+    # Most lines are ASCII, and asking that is much cheaper than encoding them.
     if line.isascii():
         return len(line), False
     try:

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast
 
 import pyarrow as pa
 
-from batchchat.addresses import Address, is_url
+from batchchat.addresses import HUB_SCHEME, Address, is_url, scheme_of
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Place
 from batchchat.sources.input_file import FoundFiles, InputFile, LocalFile
@@ -59,6 +59,10 @@ def find_files(path: str, base: Path | None, chosen: str | None, output: Address
     """
     if chosen is not None and chosen not in FORMATS:
         raise UsageError(f"input format {chosen!r} is not known", remedy=f"Known are {', '.join(FORMATS)}.")
+    if is_url(path) and scheme_of(path) == HUB_SCHEME:
+        from batchchat.sources.hub import find_hub_files
+
+        return find_hub_files(path, chosen, output)
     if is_url(path):
         from batchchat.sources.remote import find_objects
 

@@ -47,6 +47,7 @@ class Shape:
 
     def _see_fields(self, rows: list[dict[str, Any]]) -> None:
         for name in dict.fromkeys(name for row in rows for name in row):
+            # One more than the bound is kept, so that `_struct_type` sees that there are too many.
             if len(self.fields) > _MAX_FIELDS:
                 return
             self.fields.setdefault(name, Shape(self._depth + 1)).see([row[name] for row in rows if name in row])
@@ -70,6 +71,7 @@ class Shape:
             return pa.bool_()
         if kinds == {int}:
             return pa.int64() if self.low >= -(2**63) and self.high < 2**63 else None
+        # Integers beside floats become floats, if each of them is one exactly.
         if kinds == {float} or (kinds == {int, float} and max(-self.low, self.high) <= 2**53):
             return pa.float64()
         if kinds == {list} and self.item is not None and self.item.kinds:
@@ -80,6 +82,7 @@ class Shape:
     def _struct_type(self) -> pa.DataType | None:
         names = list(self.fields)
         distinct = {name.lower() for name in names} - {""}
+        # Names that differ only in case are one name to many readers of Parquet, such as Spark.
         if not names or len(names) > _MAX_FIELDS or len(distinct) < len(names):
             return None
         types = [field.arrow_type() for field in self.fields.values()]

@@ -37,7 +37,7 @@ class RawFile(Protocol):
 class Stamp(NamedTuple):
     """What tells, without reading it, that a file is the same as before: its size, inode and times of change.
 
-    For an object of object storage, a digest of its ETag stands in the place of the inode.
+    For a file on a network, a digest of its tag stands in the place of the inode.
 
     `quiet`: when the stamp was taken, the last change was some seconds ago. A younger file may change again without a
     new time of change, where the file system's clock is coarse; its stamp tells nothing.
@@ -52,7 +52,16 @@ class Stamp(NamedTuple):
 
     def proves(self, now: Stamp) -> bool:
         """Tell whether the file, which is `now` like this, still holds what it held when this stamp was taken."""
+        # A stamp that is not quiet proves nothing, however equal: a second write may have left the same times.
         return self.quiet and self[:-1] == now[:-1]
+
+
+def raise_changed(address: str) -> NoReturn:
+    """Raise StorageError: the file at this address is no longer what it was when the input was opened."""
+    raise StorageError(
+        f"{address}: the input changed while it was read",
+        remedy="Wait until nothing writes to it, then run the same command again: it goes on where it stopped.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +116,6 @@ class InputFile(ABC):
     def stamp(self) -> Stamp:
         """Return what the file looks like now. OSError if it is gone."""
 
-    def _changed(self) -> NoReturn:
-        raise StorageError(
-            f"{self.address}: the input changed while it was read",
-            remedy="Wait until nothing writes to it, then run the same command again: it goes on where it stopped.",
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalFile(InputFile):
@@ -145,7 +148,7 @@ class LocalFile(InputFile):
         """Compare size, inode and time of change; the change of permissions and links does not count."""
         about = self.path.stat()
         if (about.st_size, about.st_ino, about.st_mtime_ns) != (self.size, self.inode, self.mtime_ns):
-            self._changed()
+            raise_changed(self.address)
 
     def stamp(self) -> Stamp:
         """Look at the file."""
@@ -155,10 +158,14 @@ class LocalFile(InputFile):
 
 
 class FoundFiles(NamedTuple):
-    """The files of an input in the order they are read, and what was left out, each with its reason."""
+    """The files of an input in the order they are read, and what was left out, each with its reason.
+
+    `pinned`: what is listed here never changes, so that nobody need list it again to be sure of that.
+    """
 
     files: list[InputFile]
     left_out: list[str]
+    pinned: bool = False
 
     def changed(self, before: list[InputFile]) -> Iterator[str]:
         """Yield the addresses of objects that are no longer what they were `before`, by their stamps.

@@ -94,6 +94,7 @@ def _lines(stream: ByteStream, limits: Limits) -> Iterator[tuple[list[bytes], in
         lines = block.split(b"\n")
         held.append(lines[0])
         length += len(lines[0])
+        # From here on the line is digested as it comes, and never held whole.
         if overlong is not None or length > limits.max_line_bytes:
             overlong = overlong or blake2b(digest_size=32)
             for piece in held:
@@ -129,6 +130,7 @@ def _parse(lines: list[bytes], name: str, number: int, encoding_hint: str) -> Ch
     zeroed = together.translate(_ZEROS)
     # Digits enough to pass 64 bits: orjson would make a float of such an integer, and lose the digits.
     wide = b"0" * 20 in zeroed or b"-" + b"0" * 19 in zeroed
+    # The fast way: all lines in one go. One bad line, or one that is no object, sends the batch down the slow one.
     if not wide:
         try:
             rows = list(map(orjson.loads, lines))
@@ -155,6 +157,7 @@ def _parse_line(line: bytes, *, exact: bool) -> dict[str, Any]:
         raise ValueError("the line is too long")
     try:
         row = orjson.loads(line)
+        # The standard library keeps integers of any length. orjson has said before that the line is valid.
         if exact:
             row = json.loads(line)
     except orjson.JSONDecodeError as error:
@@ -176,6 +179,7 @@ def _with_nan(text: str) -> Any:
         return None
     try:
         row = json.loads(text)
+        # It must be writable again as UTF-8, which half a surrogate pair is not.
         json.dumps(row, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None

@@ -111,6 +111,7 @@ class MemorySource(Source):
     def _pass(self, progress: Progress, after: Place | None = None) -> Iterator[tuple[str, Chunk]]:
         chunks, self._first = self._first, None
         if chunks is None:
+            # The first look has begun to read it. The rows behind that would be taken for all.
             if isinstance(self._rows, Iterator | pa.RecordBatchReader):
                 raise UsageError(
                     "the rows that were given can be read only once", remedy="Give them as a list, or as a table."
@@ -238,6 +239,7 @@ def _column_type(values: list[Any]) -> tuple[pa.DataType, str]:
 def _plain_value(value: Any) -> Any:
     """Give a value the type that templates and JSON know: NumPy's become Python's, NaN becomes null."""
     kind = type(value)
+    # First what most values are. NumPy's own kinds of str and float are subclasses and are met below.
     if kind in (str, int, bool, type(None)):
         return value
     if kind.__module__ == "numpy" and hasattr(value, "tolist"):

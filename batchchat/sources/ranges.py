@@ -55,6 +55,7 @@ class RangeFile:
             return b""
         first, last = start // self._block, (end - 1) // self._block
         waiting = [self._ask(number) for number in range(first, last + 1)]
+        # Only a reader that goes on from where it was: after a jump, nobody knows which block comes next.
         if self._ahead and first <= self._last + 1 <= last + 1 and self._last >= 0:
             for number in range(last + 1, min(last + self._ahead, (self._size - 1) // self._block) + 1):
                 self._ask(number)
@@ -103,6 +104,7 @@ class RangeFile:
     def _ask(self, number: int) -> Future[bytes]:
         """Return a block that is here, on its way, or asked for now."""
         found = self._blocks.get(number)
+        # A block whose request failed is asked for again, since the caller may try once more.
         if found is None or (found.done() and found.exception() is not None):
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(_AHEAD + 1, thread_name_prefix="batchchat-ranges")

@@ -22,7 +22,7 @@ from batchchat.sources.convert import DECLARED, JSON, MISFIT, Convert, converter
 from batchchat.sources.delimited import DelimitedReader
 from batchchat.sources.files import BLOCK, STDIN, ByteStream, Progress, StdinStream, reading
 from batchchat.sources.infer import Shape
-from batchchat.sources.input_file import FoundFiles, InputFile, LocalFile, Stamp
+from batchchat.sources.input_file import FoundFiles, InputFile, LocalFile, Stamp, raise_changed
 from batchchat.sources.jsonl import count_jsonl, read_jsonl
 from batchchat.sources.parquet import ParquetFile, plain_type
 
@@ -124,8 +124,10 @@ class Source(ABC):
         for number, group in groupby(places, lambda place: place.file):
             here = list(group)
             file = self._inputs[number] if number < len(self._inputs) else None
+            # Files were added, removed or renamed before this one: every row behind it has another index by now.
             if file is None or number not in stamps or stamps[number].name != file.name:
                 break
+            # The file before this one is not known to its end, so that the index of this one's first row is not known.
             if number > 0 and not (held and places[held - 1].ended):
                 break
             with reading(file.address):
@@ -146,6 +148,7 @@ class Source(ABC):
                 for place in here:
                     while stream.position < place.hashed and stream.read(min(BLOCK, place.hashed - stream.position)):
                         pass
+                    # A place holds a digest of the bytes before it, so that equal places mean equal rows.
                     told = stream.place(place.offset, place.line, ended=place.ended)
                     if told is None or told._replace(file=place.file) != place or (place.ended and stream.read(1)):
                         return held
@@ -207,6 +210,7 @@ class Source(ABC):
         typed: dict[str, Any] = {}
         for name, text in partition.items():
             value: Any = text
+            # The name of a folder is text. A job that declares no type for it sees it as it is written.
             if text is not None and name in self._types and self._types[name][1] in {JSON, DECLARED}:
                 kind, mode = self._types[name]
                 value = _read_json(text) if mode == JSON else converter(kind, mode)(text)
@@ -239,6 +243,7 @@ class Source(ABC):
                     for column, value in self._partitions[number].items():
                         for row in chunk.rows:
                             if row is not None:
+                                # The row's own field wins: some writers leave the column in the files too.
                                 row.setdefault(column, value)
                     if chunk.place is not None:
                         chunk.place = chunk.place._replace(file=number)
@@ -266,10 +271,7 @@ class Source(ABC):
             raise StorageError(error.message, remedy=error.remedy) from None
         now = {file.name for file in listed.files}
         for address in listed.changed([file for file in self._inputs if file is not None]):
-            raise StorageError(
-                f"{address}: the input changed while it was read",
-                remedy="Wait until nothing writes to it, then run the same command again: it goes on where it stopped.",
-            )
+            raise_changed(address)
         if others := sorted(now.symmetric_difference(self.files)):
             more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
             raise StorageError(
@@ -281,6 +283,7 @@ class Source(ABC):
         try:
             return self._carry(chunk)
         except RecursionError:
+            # One row of the batch is too deep for Python or Arrow. Each is tried alone, so that only that one fails.
             for offset, row in enumerate(chunk.rows):
                 try:
                     self._carrier.carry([row])
@@ -348,6 +351,7 @@ class JsonlSource(Source):
                 shapes.setdefault(column, Shape()).see([row[column] for row in good if column in row])
             if problem is None and chunk.failures:
                 problem = next(iter(chunk.failures.values())).message
+            # With a frozen schema the types are decided, and only the names of today's columns are wanted.
             if rows >= _SAMPLE_ROWS or read >= _SAMPLE_BYTES or (frozen is not None and shapes):
                 break
         if rows == 0:
@@ -416,6 +420,7 @@ class CsvSource(Source):
                 names.update(dict.fromkeys(reader.header))
                 if reader.warning:
                     self._warn_always(reader.warning)
+                # One row is enough. The headers of all files are read all the same, since each may name other columns.
                 empty = empty and next(reader.chunks({}), None) is None
         if not names:
             raise self._no_rows()
@@ -456,6 +461,7 @@ class ParquetSource(Source):
         schemas = [file.schema for file in self._parquet.values()]
         found: dict[str, pa.DataType] = {}
         for field in (field for schema in schemas for field in schema):
+            # The files of one table may be of several versions of a program, with wider types in the later ones.
             found[field.name] = _unified(found.get(field.name, pa.null()), field.type)
         self._check_types(found)
         self._freeze(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from batchchat.addresses import Address
@@ -13,6 +12,7 @@ from batchchat.store.journal import AnswerEntry, Entry
 from batchchat.store.known import KnownRows
 from batchchat.store.location.port import Location
 from batchchat.store.recovery import Recovery
+from batchchat.store.run_files import RunNotes
 from batchchat.store.store import StoreChange
 
 
@@ -91,34 +91,13 @@ class HeldOutput(Protocol):
     def ledger_total(self) -> Spend:
         """Return what all runs have cost."""
 
-    def read_state(self) -> dict[str, Any]:
-        """Return what the last run left."""
-
-    def save_state(self, state: Mapping[str, Any]) -> None:
-        """Replace what the next run will find."""
-
-    def write_live(self, live: Mapping[str, Any]) -> None:
-        """Replace what `status` reads while the run goes on."""
-
-    def killed_run(self) -> dict[str, Any]:
-        """Return the last progress of a run that was killed."""
-
-    def append_run(self, run: Mapping[str, Any]) -> None:
-        """Add a line about an ended run."""
-
-    def shared_answers(self) -> Path:
-        """Return the folder for answers that equal requests share."""
-
-    def batches_folder(self) -> Path:
-        """Return the folder for requests in batches of a provider."""
+    @property
+    def runs(self) -> RunNotes:
+        """What runs leave for others."""
 
     @property
     def commit_s(self) -> float:
         """The seconds between the beginnings of two commits."""
-
-    @property
-    def look_s(self) -> float:
-        """The seconds between two looks for a command of a person."""
 
     def hurry(self) -> None:
         """End every wait for a place that is away."""

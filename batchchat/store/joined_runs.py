@@ -69,8 +69,14 @@ def _place_in_phases(phase: str) -> int:
 
 
 def _joined_pace(paces: Sequence[Line]) -> dict[str, Any]:
-    # A limit that is shared is told by each of them alike.
-    joined = {**paces[0], **_sums(paces, _OF_PACES)}
+    own, shared = (
+        [pace for pace in paces if not pace.get("shared_by")],
+        [pace for pace in paces if pace.get("shared_by")],
+    )
+    joined = {**paces[0], **_sums(own, _OF_PACES)}
+    for name in _OF_PACES:
+        # A limit that is shared is told by each of them alike, and as that of all.
+        joined[name] += max((pace.get(name) or 0 for pace in shared), default=0)
     joined["paused_s"] = max(pace.get("paused_s") or 0.0 for pace in paces)
     joined["breaker"] = max((str(pace.get("breaker") or "closed") for pace in paces), key=_BREAKER.index)
     joined["shared_by"] = max(pace.get("shared_by") or 0 for pace in paces)

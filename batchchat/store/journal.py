@@ -90,11 +90,16 @@ Entry = SettledEntry | AnswerEntry | SpendOnly
 
 @dataclass(slots=True)
 class _Source:
-    """What this generation holds of one row batch. A weak reference: the journal must not keep batches alive."""
+    """What this generation holds of one row batch. A weak reference: the journal must not keep batches alive.
+
+    `frame` holds all its rows once enough of them were taken. Of an output with shards it holds only those of this
+    shard, and `places` says where each is by its offset in the batch.
+    """
 
     columns: weakref.ref[Any]
     taken: int = 0
     frame: int | None = None
+    places: dict[int, int] | None = None
 
 
 class Journal:
@@ -220,30 +225,47 @@ class Journal:
         for number, record in enumerate(records):
             groups.setdefault(id(record.batch.columns), []).append(number)
         for numbers in groups.values():
-            self._check(records[numbers[0]].batch.columns)
+            given = records[numbers[0]].batch.columns
+            if not self._holds(given):  # its types were compared when it was met first
+                self._check(given)
         places: dict[int, tuple[pa.RecordBatch, int, int]] = {}
         for numbers in groups.values():
-            given = records[numbers[0]].batch.columns
+            first = records[numbers[0]]
+            given, shards = first.batch.columns, first.batch.shards
             columns = kept_columns(given, self._kept)
             offsets = [records[number].offset for number in numbers]
             source = self._source(given)
             if source.frame is None:
                 source.taken += len(offsets)
-                if source.taken * WHOLE_BATCH_SHARE <= columns.num_rows:
+                own: Sequence[int] = range(columns.num_rows)
+                if shards is not None:
+                    shard = shards[first.offset]
+                    own = [offset for offset, other in enumerate(shards) if other == shard]
+                if source.taken * WHOLE_BATCH_SHARE <= len(own):
                     some = columns.take(pa.array(offsets, pa.int64()))
                     frame = self._frame(ROWS, _stream(some))
                     places.update((number, (columns, frame, place)) for place, number in enumerate(numbers))
                     continue
-                source.frame = self._frame(ROWS, _stream(columns))
+                if shards is not None:
+                    # The other rows stand in the journals of the other shards: each row is written once or twice.
+                    source.places = {offset: place for place, offset in enumerate(own)}
+                    columns_of_shard = columns.take(pa.array(own, pa.int64()))
+                    source.frame = self._frame(ROWS, _stream(columns_of_shard))
+                else:
+                    source.frame = self._frame(ROWS, _stream(columns))
             for number, offset in zip(numbers, offsets, strict=True):
-                places[number] = (columns, source.frame, offset)
+                places[number] = (columns, source.frame, offset if source.places is None else source.places[offset])
         return [places[number] for number in range(len(records))]
 
-    def _source(self, columns: pa.RecordBatch) -> _Source:
+    def _holds(self, columns: pa.RecordBatch) -> bool:
+        """Tell whether records of this batch were met before."""
         source = self._sources.get(id(columns))
-        if source is None or source.columns() is not columns:  # an address may be used again
-            source = self._sources[id(columns)] = _Source(weakref.ref(columns))
-        return source
+        return source is not None and source.columns() is columns  # an address may be used again
+
+    def _source(self, columns: pa.RecordBatch) -> _Source:
+        if not self._holds(columns):
+            self._sources[id(columns)] = _Source(weakref.ref(columns))
+        return self._sources[id(columns)]
 
     def _check(self, columns: pa.RecordBatch) -> None:
         if self._input_schema is None:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from batchchat.addresses import Address
-from batchchat.store.json_files import append_json, read_lines
 from batchchat.store.location.choice import location_of
 from batchchat.store.location.port import Location, OutputHold
 from batchchat.store.manifest import RUNS
-from batchchat.store.sharding import Shards, begin_shards, set_aside_shards
-from batchchat.store.state import LIVE, State
+from batchchat.store.run_files import RunFiles
+from batchchat.store.sharding import Shards, begin_shards, set_aside_shards, shard_place
+from batchchat.store.state import State
+
+_SECOND = len("20260101T000000")
+"""The part of a run's identity that tells when it began."""
 
 
 class LedOutput:
     """The state of an output that all its shards have in common. Made by `open`."""
 
-    def __init__(self, location: Location, hold: OutputHold, renamed: str | None) -> None:
+    def __init__(self, location: Location, hold: OutputHold, renamed: str | None, run_id: str) -> None:
         self.location = location
         self.renamed = renamed
+        self._run_id = run_id
         self._hold = hold
-        self._state = State(location)
+        # The line of the whole run counts, and not the sum of what the workers leave in their shards.
+        self.runs = RunFiles(location)
 
     @classmethod
     def open(
@@ -50,21 +55,17 @@ class LedOutput:
         except BaseException:
             hold.release()
             raise
-        return cls(location, hold, renamed)
+        return cls(location, hold, renamed, run_id)
 
-    def killed_run(self) -> dict[str, Any]:
-        """Return the last progress that a run wrote which was killed; empty if the last run ended by itself."""
-        live = self._state.object(LIVE)
-        ended = read_lines(self.location.state, RUNS)[0]
-        return {} if any(run.get("run_id") == live.get("run_id") for run in ended[-1:]) else live
+    def held_by_ended_runs(self, shards: Sequence[int]) -> bool:
+        """Tell of shards that cannot be had whether nobody but processes of ended runs holds them.
 
-    def write_live(self, live: Mapping[str, Any]) -> None:
-        """Replace what `status` reads while the run goes on; whole at every instant, not made durable."""
-        self._state.save(LIVE, dict(live), durable=False)
-
-    def append_run(self, run: Mapping[str, Any]) -> None:
-        """Add a line about an ended run, durably: it counts, and not the sum of what the workers left."""
-        append_json(self.location.state, RUNS, dict(run))
+        A run over the whole output has ended, since this one holds it. A process of it may live on for a while.
+        """
+        state = State(self.location)
+        ended = {run_id for run_id in state.run_ids() if run_id[:_SECOND] <= self._run_id[:_SECOND]}
+        holders = [shard_place(self.location, number).holder() for number in shards]
+        return all(holder is None or holder.get("run_id") in ended for holder in holders)
 
     def hurry(self) -> None:
         """Wait no more for a place that is away."""

@@ -89,7 +89,7 @@ def reshard(output: Address, shards: int, place_of: PlaceOf, *, run_id: str) -> 
             new.take_state(location, places, old)
             new.check(records)
         location.carry_over(draft)
-        kept = location.change_places(draft)
+        kept = location.change_places()
     return Resharded(records, archived, shards, before, kept)
 
 
@@ -191,7 +191,7 @@ class _Building:
         state = _joined_state([State(place).object(STATE) for place in places])
         answers = [answer for found in old.answers.values() for answer in found]
         for store in self._stores:
-            store.save_state(state)
+            store.runs.save_state(state)
             held = store.components
             if answers:
                 # An answer does not tell its row: each shard keeps it until its next whole pass.

@@ -22,15 +22,14 @@ from batchchat.store.bounds import PART_BYTES
 from batchchat.store.commit_log import Sealing
 from batchchat.store.index import Counts, KeyIndex, RecordIndex
 from batchchat.store.journal import AnswerEntry, Entry, SettledEntry
-from batchchat.store.json_files import read_lines
 from batchchat.store.known import KnownRows
 from batchchat.store.ledger import sum_spends
 from batchchat.store.location.choice import location_of
 from batchchat.store.location.port import Location
-from batchchat.store.manifest import RUNS
 from batchchat.store.recovery import Recovery
+from batchchat.store.run_files import RunFiles, RunNotes, ShardedRunFiles
 from batchchat.store.sharding import Shards, begin_shards, set_aside_shards, shard_place
-from batchchat.store.state import LIVE, State
+from batchchat.store.state import State
 from batchchat.store.store import Store, StoreChange
 
 _THREADS = 8
@@ -80,6 +79,13 @@ class ShardedStore:
         self._place = {number: place for place, number in enumerate(shards.chosen)}
         self._held = held
         self._bound = bound
+        self.runs = ShardedRunFiles(
+            RunFiles(self.location),
+            [store.runs for store in stores],
+            stores[0].location,
+            shards.chosen,
+            self._for_all,
+        )
         self._threads = held.enter_context(ThreadPoolExecutor(min(_THREADS, len(stores)), "shards"))
 
     @classmethod
@@ -168,6 +174,9 @@ class ShardedStore:
         futures = [(place, self._threads.submit(do, place, given)) for place, given in work]
         wait([future for _, future in futures])
         return [(place, future.result()) for place, future in futures]
+
+    def _for_all(self, do: Callable[[RunNotes], None]) -> None:
+        self._each([(place, store.runs) for place, store in enumerate(self._stores)], lambda _, notes: do(notes))
 
     def apply(self, change: StoreChange) -> None:
         """Fold a change into the indexes and the ledgers' totals; on the thread that reads them."""
@@ -280,53 +289,10 @@ class ShardedStore:
         """Return what one run has cost."""
         return sum_spends([store.ledger_of(run_id) for store in self._stores])
 
-    def read_state(self) -> dict[str, Any]:
-        """Return what the last run left in every shard alike; a shard that no run has held yet has no say."""
-        found = [state for state in (store.read_state() for store in self._stores) if state]
-        if not found:
-            return {}
-        return {name: value for name, value in found[0].items() if all(one.get(name) == value for one in found)}
-
-    def save_state(self, state: Mapping[str, Any]) -> None:
-        """Replace what the next run will find in `read_state`, durably, in every shard."""
-        for store in self._stores:
-            store.save_state(state)
-
-    def write_live(self, live: Mapping[str, Any]) -> None:
-        """Replace what `status` reads while the run goes on; see `Store.write_live`."""
-        State(self.location).save(LIVE, dict(live), durable=False)
-
-    def killed_run(self) -> dict[str, Any]:
-        """Return the last progress that a run wrote which was killed; empty if the last run ended by itself."""
-        live = State(self.location).object(LIVE)
-        ended = read_lines(self._stores[0].location.state, RUNS)[0]
-        return {} if any(run.get("run_id") == live.get("run_id") for run in ended[-1:]) else live
-
-    def append_run(self, run: Mapping[str, Any]) -> None:
-        """Add a line about an ended run to every shard: readers count it once, by its run and its shards."""
-        line = {**run, "shards": list(self._shards.chosen)}
-        self._each(
-            [(place, line) for place in range(len(self._stores))],
-            lambda place, told: self._stores[place].append_run(told),
-        )
-
-    def shared_answers(self) -> Path:
-        """Return the folder of this machine for answers that equal requests of the pass share (`dedupe`)."""
-        return self.location.scratch("answers")
-
-    def batches_folder(self) -> Path:
-        """Return the folder of this machine for requests that are in batches of a provider."""
-        return self.location.batches()
-
     @property
     def commit_s(self) -> float:
         """The seconds between the beginnings of two commits, 0 where a commit costs nothing."""
         return max(store.commit_s for store in self._stores)
-
-    @property
-    def look_s(self) -> float:
-        """The seconds between two looks for a command, 0 where a look costs nothing."""
-        return self._root.look_s
 
     def hurry(self) -> None:
         """End every wait for a place that is away: a person wants the run to end."""

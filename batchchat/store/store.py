@@ -25,31 +25,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pyarrow as pa
 
 from batchchat.addresses import absolute, address_of
-from batchchat.errors import StorageError, UsageError
+from batchchat.errors import StorageError
 from batchchat.records import Spend
 from batchchat.store.bounds import PART_BYTES, PART_ROWS, PART_SECONDS, PartBounds
-from batchchat.store.column_types import OutputTypes, save_types
-from batchchat.store.commit_log import CommitLog, Sealing
+from batchchat.store.commit_log import Sealing
 from batchchat.store.components import Components
-from batchchat.store.dataset import Dataset, DatasetChange, Point
+from batchchat.store.dataset import DatasetChange, Point
 from batchchat.store.index import Counts, KeyIndex, RecordIndex, state_of
 from batchchat.store.journal import AnswerEntry, Entry, OpenAnswers, SettledEntry, SpendOnly
-from batchchat.store.json_files import append_json, read_lines
 from batchchat.store.known import KnownRows, Pass
-from batchchat.store.ledger import SpendLedger
 from batchchat.store.live import LiveRecords
 from batchchat.store.location.choice import location_of
-from batchchat.store.location.port import Location, OutputHold
-from batchchat.store.manifest import RUNS, Manifest
-from batchchat.store.recovery import Recovery, mend_state, recover
-from batchchat.store.schema import Frozen, joined_parsed
-from batchchat.store.state import LIVE, STATE, State
+from batchchat.store.location.port import Location
+from batchchat.store.opening import OpenedOutput, Opening
+from batchchat.store.run_files import RunFiles
 
 
 @dataclass(slots=True)
@@ -71,16 +65,15 @@ def _nowhere(_: str) -> None:
 class Store:
     """An output held by one run. Made by `Store.open`; see the module for who may call what."""
 
-    def __init__(self, components: Components, hold: OutputHold, *, run_id: str, recovery: Recovery) -> None:
+    def __init__(self, opened: OpenedOutput, run_id: str) -> None:
         self.run_id = run_id
-        self.recovery = recovery
-        self._held = components
-        self._hold = hold
+        self.recovery = opened.recovery
+        self._held = opened.components
+        self._hold = opened.hold
+        self.runs = RunFiles(self._held.location, self._held.manifest.note_runs)
         self._commits = self._applied = 0
         self._sealing = False
         self._broken: BaseException | None = None
-        self._live_mark: tuple[Any, Any] | None = None
-        self._live_due = 0.0
 
     # ---- opening ----------------------------------------------------------------------------------------------------
 
@@ -124,42 +117,22 @@ class Store:
         location = location_of(absolute(output) if isinstance(output, Path | str) else output)
         if outage is not None:
             location.attend(outage, tell)
-        try:
-            hold, renamed = _take_hold(location, run_id, job_name, fresh=fresh, take_over=take_over)
-            known: KnownRows | None = None
-            try:
-                before, mended = mend_state(location, input_schema, currency)
-                frozen = Frozen(before.input, joined_parsed(before.parsed, parsed))
-                metadata = {"batchchat.job": job_name} | ({"batchchat.currency": currency} if currency else {})
-                known = following.known(location.scratch()) if following is not None else None
-                held = _assemble(
-                    location,
-                    OutputTypes(location, frozen, metadata),
-                    LiveRecords(with_keys=with_keys, known=known, beside=None if beside is None else beside.live),
-                    bounds=PartBounds(part_rows, part_bytes, part_seconds),
-                    run_id=run_id,
-                    point=point,
-                )
-                recovery = Recovery(renamed=renamed, messages=mended)
-                recover(held, recovery)
-                if snapshot:
-                    held.state.save_job(run_id, dict(snapshot))
-                if frozen.input is None and input_schema is not None:
-                    held.types.freeze_input(input_schema)
-                elif frozen.input is not None and frozen.parsed is not before.parsed:
-                    save_types(location.state, frozen.input, frozen.parsed)
-            except BaseException:
-                if known is not None:
-                    known.trail.close()
-                hold.release(clean=False)
-                raise
-        except StorageError as error:
-            if isinstance(error.__cause__, PermissionError):
-                raise UsageError(
-                    error.message, remedy="Choose a folder that you may read and write, or change its permissions."
-                ) from error
-            raise
-        return cls(held, hold, run_id=run_id, recovery=recovery)
+        opening = Opening(
+            job_name=job_name,
+            snapshot=snapshot,
+            run_id=run_id,
+            input_schema=input_schema,
+            parsed=parsed,
+            with_keys=with_keys,
+            bounds=PartBounds(part_rows, part_bytes, part_seconds),
+            currency=currency,
+            fresh=fresh,
+            take_over=take_over,
+            following=following,
+            beside=None if beside is None else beside.live,
+            point=point,
+        )
+        return cls(opening.open(location), run_id)
 
     def freeze_input(self, schema: pa.Schema) -> None:
         """Freeze the input's columns and types for all runs into this output.
@@ -348,11 +321,6 @@ class Store:
         """The frozen input columns; None before the first `freeze_input`."""
         return self._held.types.frozen.input
 
-    @property
-    def output_schema(self) -> pa.Schema | None:
-        """The columns of every part; None before the first `freeze_input`."""
-        return self._held.types.schema
-
     def counts(self) -> Counts:
         """Return how many records are live, by state, and how many of them this pass has met; constant work."""
         return self.index.counts()
@@ -369,59 +337,15 @@ class Store:
         """Return what one run has cost."""
         return self._held.ledger.of(run_id)
 
-    def read_state(self) -> dict[str, Any]:
-        """Return what the last run left for this one; empty at the first."""
-        return self._held.state.object(STATE)
-
-    def save_state(self, state: Mapping[str, Any]) -> None:
-        """Replace what the next run will find in `read_state`, durably."""
-        self._held.state.save(STATE, dict(state))
-
-    def write_live(self, live: Mapping[str, Any]) -> None:
-        """Replace what `status` reads while the run goes on; whole at every instant, not made durable.
-
-        Where each write costs something it is written now and then only, or if what a person did has changed it.
-        """
-        mark = (live.get("phase"), live.get("steering"))
-        now = monotonic()
-        if mark == self._live_mark and now < self._live_due:
-            return
-        self._live_mark, self._live_due = mark, now + self._held.location.live_s
-        self._held.state.save(LIVE, dict(live), durable=False)
-
-    def killed_run(self) -> dict[str, Any]:
-        """Return the last progress that a run wrote which was killed; empty if the last run ended by itself."""
-        live = self._held.state.object(LIVE)
-        ended = read_lines(self._held.location.state, RUNS)[0]
-        return {} if any(run.get("run_id") == live.get("run_id") for run in ended[-1:]) else live
-
     @property
     def location(self) -> Location:
         """Where the output is."""
         return self._held.location
 
-    def append_run(self, run: Mapping[str, Any]) -> None:
-        """Add a line about an ended run, durably."""
-        append_json(self._held.location.state, RUNS, dict(run))
-        self._held.manifest.note_runs()
-
-    def shared_answers(self) -> Path:
-        """Return the folder of this machine for answers that equal requests of the pass share (`dedupe`)."""
-        return self._held.location.scratch("answers")
-
-    def batches_folder(self) -> Path:
-        """Return the folder of this machine for requests that are in batches of a provider."""
-        return self._held.location.batches()
-
     @property
     def commit_s(self) -> float:
         """The seconds between the beginnings of two commits, 0 where a commit costs nothing."""
         return self._held.location.commit_s
-
-    @property
-    def look_s(self) -> float:
-        """The seconds between two looks for a command, 0 where a look costs nothing."""
-        return self._held.location.look_s
 
     def hurry(self) -> None:
         """End every wait for a place that is away: a person wants the run to end."""
@@ -445,49 +369,3 @@ class Store:
 
 def _change_of(moved: DatasetChange) -> StoreChange:
     return StoreChange(removed=moved.removed, lost=moved.lost, messages=moved.messages)
-
-
-def _take_hold(
-    location: Location, run_id: str, job_name: str, *, fresh: bool, take_over: bool
-) -> tuple[OutputHold, str | None]:
-    """Check the output, set it aside if it is to be `fresh`, and hold it; return where the old one is now."""
-    state = State(location)
-    renamed: str | None = None
-    if location.holds_output():
-        if fresh:
-            old = location.hold(run_id, take_over=take_over)
-            try:
-                renamed = location.move_away()
-            finally:
-                old.release()
-        else:
-            state.check_format()
-            state.check_name(job_name)
-    location.prepare()
-    hold = location.hold(run_id, take_over=take_over)
-    try:
-        if location.holds_output():  # again: another run may have made it something else before the hold was ours
-            state.check_format()
-            state.check_name(job_name)
-    except BaseException:
-        hold.release()
-        raise
-    return hold, renamed
-
-
-def _assemble(
-    location: Location, types: OutputTypes, live: LiveRecords, *, bounds: PartBounds, run_id: str, point: Point
-) -> Components:
-    """Make the objects of an output that is held."""
-    manifest = Manifest(location)
-    return Components(
-        location=location,
-        state=State(location),
-        types=types,
-        manifest=manifest,
-        ledger=SpendLedger(location.state),
-        live=live,
-        dataset=Dataset(location, types, bounds=bounds, point=point, before_removal=manifest.forget),
-        log=CommitLog(location.journals, types, manifest, run_id=run_id, bounds=bounds, point=point),
-        point=point,
-    )

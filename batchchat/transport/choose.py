@@ -54,7 +54,7 @@ def proxy_for(url: httpx.URL) -> str | None:
     """Return the proxy that the environment names for an address, None for a direct way."""
     host = f"{url.host}:{url.port}" if url.port is not None else url.host
     # A proxy's own `localhost` is another machine.
-    if _is_this_machine(url.host) or proxy_bypass(host):
+    if is_this_machine(url.host) or proxy_bypass(host):
         return None
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
@@ -62,7 +62,8 @@ def proxy_for(url: httpx.URL) -> str | None:
     return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
 
 
-def _is_this_machine(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
+    """Tell whether a host of a URL is this machine itself, so that nothing sent to it crosses a network."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -6,8 +6,8 @@ It holds the output, so that a second one is refused, and no shard. It sends no 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -31,10 +31,13 @@ from batchchat.runner.writer import Offload, in_thread
 from batchchat.sources import STDIN, Source
 from batchchat.store import Frozen, Shards, frozen_schema, read_state
 from batchchat.store.led import LedOutput
+from batchchat.workers.led import Led
+from batchchat.workers.led_run import LedRun
+from batchchat.workers.led_summary import led_summary
 from batchchat.workers.limits import share_limits
 from batchchat.workers.messages import job_order, options_order
 from batchchat.workers.port import Launcher
-from batchchat.workers.team import Led, Team
+from batchchat.workers.team import Team
 
 _DEFAULTS = RunOptions()
 _TICK_S = 0.25
@@ -75,27 +78,7 @@ async def run_with_workers(
     job, shards, source = await offload(_check, job, options, environ, listener)
     started = anyio.current_time()
     async with AsyncExitStack() as stack:
-        output = await offload(
-            functools.partial(
-                LedOutput.open,
-                address_of(job.output.path),
-                shards,
-                run_id=options.run_id or "",
-                job_name=job.name,
-                snapshot=job.snapshot(),
-                fresh=options.fresh,
-                take_over=options.take_over,
-                outage=job.retry.outage,
-                tell=lambda message: listener(Event("output_away", message, "warning")),
-            )
-        )
-        stack.push_async_callback(offload, output.close)
-        if output.renamed is not None:
-            message = (
-                f"the old output is kept as {output.renamed}; `batchchat clean {job.output.path}` removes old ones"
-            )
-            listener(Event("set_aside", message, "info", {"path": output.renamed}))
-        tell_interrupted(await offload(output.killed_run), listener)
+        output = await stack.enter_async_context(_held_output(job, shards, options, listener, offload))
         demo_url = await _start_demo(stack, offload) if needs_demo(job) else None
         limits = await stack.enter_async_context(share_limits(job, launcher.host))
         order = {
@@ -106,19 +89,15 @@ async def run_with_workers(
             "answers": on_answers is not None,
             **limits.order,
         }
-        led = Led(job, options, control or Control(), output, shards, limits, started, listener, offload)
-        team = Team(led, min(workers, len(shards.chosen)), launcher=launcher, order=order, source=source)
-        team.on_snapshot, team.on_answers = on_snapshot, on_answers
-        await team.run(tick_s)
-        summary: RunSummary = await offload(
-            functools.partial(_with_output, await offload(team.summary), job, died=team.deaths > 0)
-        )
-        ended = {**plain(summary), "ended_at": datetime.now(UTC).isoformat(timespec="seconds")}
-        try:
-            await offload(output.append_run, {**ended, "shards": list(shards.chosen)})
-        except BatchchatError as error:
-            summary = replace(summary, exit_code=error.exit_code, reason=error.message, remedy=error.remedy)
-        if on_snapshot is not None and (snapshot := team.snapshot()) is not None:
+        led = Led(job, options, control or Control(), output, shards, source, limits, started, listener, offload)
+        team = Team(led, min(workers, len(shards.chosen)), launcher=launcher, order=order)
+        team.on_answers = on_answers
+        run = LedRun(led, team)
+        run.on_snapshot = on_snapshot
+        await run.run(tick_s)
+        summary = await _end(led, team, run.elapsed)
+        # The display keeps what it was shown last: the counts of workers that ended after the last tick must be in it.
+        if on_snapshot is not None and (snapshot := run.snapshot()) is not None:
             on_snapshot(snapshot)
         return summary
 
@@ -148,6 +127,37 @@ def _check(
     return prepared.job, shards, prepared.source
 
 
+@asynccontextmanager
+async def _held_output(
+    job: Job, shards: Shards, options: RunOptions, tell: Listener, offload: Offload
+) -> AsyncIterator[LedOutput]:
+    """Hold the output until the context ends. Tell where an old one is kept, and what a killed run had been told."""
+    output: LedOutput = await offload(
+        functools.partial(
+            LedOutput.open,
+            address_of(job.output.path),
+            shards,
+            run_id=options.run_id or "",
+            job_name=job.name,
+            snapshot=job.snapshot(),
+            fresh=options.fresh,
+            take_over=options.take_over,
+            outage=job.retry.outage,
+            tell=lambda message: tell(Event("output_away", message, "warning")),
+        )
+    )
+    try:
+        if output.renamed is not None:
+            message = (
+                f"the old output is kept as {output.renamed}; `batchchat clean {job.output.path}` removes old ones"
+            )
+            tell(Event("set_aside", message, "info", {"path": output.renamed}))
+        tell_interrupted(await offload(output.runs.killed_run), tell)
+        yield output
+    finally:
+        await offload(output.close)
+
+
 async def _start_demo(stack: AsyncExitStack, offload: Offload) -> str:
     """Start one demo server for all workers, and return its address."""
     from batchchat.demo import DemoOptions, DemoServer
@@ -156,6 +166,20 @@ async def _start_demo(stack: AsyncExitStack, offload: Offload) -> str:
     await offload(server.start)
     stack.push_async_callback(offload, server.stop)
     return server.base_url
+
+
+async def _end(led: Led, team: Team, elapsed_s: float) -> RunSummary:
+    """Return how the run ended, and write it to the output."""
+    offload = led.offload
+    summary: RunSummary = await offload(led_summary, led, team, elapsed_s)
+    summary = await offload(functools.partial(_with_output, summary, led.job, died=team.reports.deaths > 0))
+    line = {**plain(summary), "ended_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    try:
+        await offload(led.output.runs.append_run, {**line, "shards": list(led.shards.chosen)})
+    except BatchchatError as error:
+        # The answers are durable in the shards; only the line about this run is missing.
+        summary = replace(summary, exit_code=error.exit_code, reason=error.message, remedy=error.remedy)
+    return summary
 
 
 def _with_output(summary: RunSummary, job: Job, *, died: bool) -> RunSummary:

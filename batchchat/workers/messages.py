@@ -3,7 +3,7 @@
 The coordinator tells, with the name under `do`:
 
     begin    the job, its options, and where limits are shared; once, first
-    work     {shards}: run these; an answer to `claim`
+    work     {shards, take_over}: run these; an answer to `claim`. `take_over` if a worker has died over them
     end      nothing is left: end in order
     stop     {reason, exit_code, times}: drain, and the second time end at once
     pause, resume, retune, set    as a `Control` takes them

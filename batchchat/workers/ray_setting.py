@@ -19,6 +19,8 @@ Problem = tuple[str, str]
 
 _FAMILIES = ("AWS_", "AZURE_", "GOOGLE_", "BATCHCHAT_")
 """Prefixes of variables that credentials, addresses of object storage and secrets of brokers are read from."""
+_HUB = frozenset({"HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
+"""Variables of a hub of datasets. Those that name a folder of tokens stay out: each node has its own folders."""
 _PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 _SHARED_REMEDY = (
     "Write to object storage, such as `--output s3://bucket/run`, or to a folder that is at the same path on all nodes."
@@ -32,7 +34,7 @@ def passed_environment(job: Job, environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in known.items()
-        if name in keys or name.startswith(_FAMILIES) or name.upper() in _PROXIES
+        if name in keys or name in _HUB or name.startswith(_FAMILIES) or name.upper() in _PROXIES
     }
 
 

@@ -16,6 +16,8 @@ from batchchat.store.joined_runs import joined_snapshots
 Json = Mapping[str, Any]
 _STILL = ("sending", "waiting", "rows_per_s", "tokens_per_s", "uncommitted", "commit_lag_s")
 """Figures of a snapshot that tell what is going on now."""
+_OF_NOW = ("in_use", "concurrency", "requests_used", "tokens_used")
+"""Figures of a pace that tell what is going on now."""
 _ROWS = ("ok", "failed", "done_before", "failed_before", "skipped", "total")
 """Figures of a snapshot that tell what became of rows."""
 _NAMES = frozenset(field.name for field in fields(RunSummary))
@@ -31,6 +33,11 @@ class Sums:
     def show(self, worker: str, snapshot: Json) -> None:
         """Take the newest snapshot of a worker."""
         self._now[worker] = snapshot
+
+    def has_counted(self, worker: str) -> bool:
+        """Return whether a worker has counted rows of the shards that it runs now."""
+        snapshot = self._now.get(worker)
+        return snapshot is not None and snapshot["ok"] + snapshot["failed"] > snapshot["uncommitted"]
 
     def end(self, worker: str) -> None:
         """Keep what a worker has done over the shards that it has ended."""
@@ -54,7 +61,7 @@ class Sums:
 
 def _quiet(snapshot: Json) -> dict[str, Any]:
     """Return the pace of a worker that does nothing any more."""
-    return {**(snapshot.get("pace") or {}), "in_use": 0, "concurrency": 0, "held_by": None}
+    return {**(snapshot.get("pace") or {}), **dict.fromkeys(_OF_NOW, 0), "held_by": None}
 
 
 def summary_of(told: Json) -> RunSummary:

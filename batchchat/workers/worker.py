@@ -131,8 +131,8 @@ class _Worker:
         self.scope = anyio.CancelScope()
         self._sends = False
         self._run_job = run
-        self.claims_in: MemoryObjectSendStream[tuple[int, ...] | None]
-        self.claims: MemoryObjectReceiveStream[tuple[int, ...] | None]
+        self.claims_in: MemoryObjectSendStream[Message | None]
+        self.claims: MemoryObjectReceiveStream[Message | None]
         self.claims_in, self.claims = anyio.create_memory_object_stream(8)
 
     async def listen(self, receive: Receive) -> None:
@@ -152,7 +152,7 @@ class _Worker:
     async def _take(self, message: Message) -> None:
         control, what = self._control, message["do"]
         if what == "work":
-            await self.claims_in.send(tuple(message["shards"]))
+            await self.claims_in.send(message)
         elif what == "end":
             await self.claims_in.send(None)
         elif what == "stop":
@@ -175,10 +175,11 @@ class _Worker:
         async with connect_limits(job, order) as limits:
             while not self._control.asked:
                 self._outbox.put({"is": "claim"})
-                shards = await self.claims.receive()
-                if shards is None:
+                claim = await self.claims.receive()
+                if claim is None:
                     return
-                await self._run_shards(replace(options, shards=shards), limits)
+                take_over = options.take_over or bool(claim.get("take_over"))
+                await self._run_shards(replace(options, shards=tuple(claim["shards"]), take_over=take_over), limits)
 
     async def _run_shards(self, options: RunOptions, limits: Connected) -> None:
         shards = list(options.shards or ())

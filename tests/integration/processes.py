@@ -175,3 +175,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 45) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started and that live."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, file.read_text(encoding="ascii").split())
+    return found

@@ -1,13 +1,17 @@
 """A Ray cluster of a head and two nodes on this machine, in a process of its own; lines of standard input steer it.
 
-`kill N` kills the node with this number, as a loss of power does; `kill-head` the head's server; an end of the input
-ends all.
+`kill N` kills the node with this number, as a loss of power does; `kill-worker` the process of one worker; `kill-head`
+the head's server; an end of the input ends all.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from pathlib import Path
+
+from tests.integration.processes import children_of
 
 os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
@@ -29,10 +33,21 @@ def main() -> None:
         if words[0] == "kill":
             # Of a node that lost its power, the processes of its workers are gone at once, too.
             cluster.remove_node(nodes[int(words[1])], allow_graceful=False)
+        elif words[0] == "kill-worker":
+            os.kill(_workers()[0], signal.SIGKILL)
         else:
             cluster.head_node.kill_gcs_server(check_alive=False)
         print("done", flush=True)
     cluster.shutdown()
+
+
+def _workers() -> list[int]:
+    """Return the processes of this cluster that are workers of batchchat."""
+    found, below = [], [os.getpid()]
+    while below:
+        below = [child for pid in below for child in children_of(pid)]
+        found += [pid for pid in below if b"PlacedActor" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return found
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ import yaml
 
 from batchchat.demo import BatchOptions, DemoOptions, DemoServer
 from tests.integration.jobs import query, texts, write_rows
-from tests.integration.processes import batchchat, start, wait_for
+from tests.integration.processes import start, wait_for
+from tests.integration.test_cli import Command, command
+
+__all__ = ["command"]
 
 
 @pytest.fixture
@@ -32,17 +35,17 @@ def demo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[DemoServer]
         yield server
 
 
-def test_batches_are_left_looked_at_and_taken(tmp_path: Path, demo: DemoServer) -> None:
-    left = batchchat("run", "job.yaml", "--no-wait", cwd=tmp_path)
+def test_batches_are_left_looked_at_and_taken(tmp_path: Path, command: Command, demo: DemoServer) -> None:
+    left = command("run", "job.yaml", "--no-wait", cwd=tmp_path)
     assert left.returncode == 4, left.stderr
     assert "2 batches with 20 requests go on at the provider" in left.stderr
-    view = json.loads(batchchat("status", "out", "--json", cwd=tmp_path).stdout)
+    view = json.loads(command("status", "out", "--json", cwd=tmp_path).stdout)
     assert [batch["requests"] for batch in view["batches"]] == [10, 10]
     assert {batch["state"] for batch in view["batches"]} == {"validating"}
     assert all(batch["expires"].endswith("+00:00") and batch["age_s"] >= 0 for batch in view["batches"])
-    shown = batchchat("status", "out", cwd=tmp_path).stdout
+    shown = command("status", "out", cwd=tmp_path).stdout
     assert view["batches"][0]["batch"][:10] in shown
-    refused = batchchat("run", "job.yaml", "--set", "engine=local", cwd=tmp_path)
+    refused = command("run", "job.yaml", "--set", "engine=local", cwd=tmp_path)
     assert refused.returncode == 2
     assert "single requests would ask the same" in refused.stderr
     # A signal ends the run that waits; the batches go on.
@@ -52,40 +55,41 @@ def test_batches_are_left_looked_at_and_taken(tmp_path: Path, demo: DemoServer) 
     _, told = process.communicate()
     # The batches may have ended just then, and the rows may not have been read by then.
     assert process.returncode in {0, 4, 130}, told
-    done = batchchat("run", "job.yaml", "--json", cwd=tmp_path)
+    done = command("run", "job.yaml", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ok"] == 20
     assert demo.stats().batch.lines == 20
-    view = json.loads(batchchat("status", "out", "--json", cwd=tmp_path).stdout)
+    view = json.loads(command("status", "out", "--json", cwd=tmp_path).stdout)
     assert [(batch["state"], batch["harvested"]) for batch in view["batches"]] == [("harvested", 10)] * 2
     assert query(tmp_path, "select distinct engine from data") == [("batch",)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("demo", [20], indirect=True)
-def test_cancel_says_what_was_kept(tmp_path: Path, demo: DemoServer) -> None:
-    none = batchchat("cancel", "out", cwd=tmp_path)
+def test_cancel_says_what_was_kept(tmp_path: Path, command: Command, demo: DemoServer) -> None:
+    none = command("cancel", "out", cwd=tmp_path)
     assert none.returncode == 2
-    assert batchchat("run", "job.yaml", "--no-wait", cwd=tmp_path).returncode == 4
-    done = batchchat("cancel", "out", cwd=tmp_path)
+    assert command("run", "job.yaml", "--no-wait", cwd=tmp_path).returncode == 4
+    done = command("cancel", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no batch is under way any more" in done.stderr
     assert demo.stats().batch.by_status == {"cancelled": 2}
-    again = batchchat("cancel", "out", cwd=tmp_path)
+    again = command("cancel", "out", cwd=tmp_path)
     assert again.returncode == 2
     assert "no batches under way" in again.stderr
-    assert batchchat("run", "job.yaml", "--set", "engine=local", cwd=tmp_path).returncode == 0
+    assert command("run", "job.yaml", "--set", "engine=local", cwd=tmp_path).returncode == 0
 
 
-def test_plan_shows_both_engines(tmp_path: Path, demo: DemoServer) -> None:
-    plan = json.loads(batchchat("plan", "job.yaml", "--json", cwd=tmp_path).stdout)
+def test_plan_shows_both_engines(tmp_path: Path, command: Command, demo: DemoServer) -> None:
+    plan = json.loads(command("plan", "job.yaml", "--json", cwd=tmp_path).stdout)
     local, batch = plan["engines"]
     assert (local["engine"], local["chosen"], batch["engine"], batch["chosen"]) == ("local", False, "batch", True)
     assert batch["batches"] == 2
     assert batch["cost"] == pytest.approx(local["cost"] / 2)
     assert plan["cost"] == batch["cost"]
-    other = json.loads(batchchat("plan", "job.yaml", "--set", "engine.price_factor=0.8", "--json", cwd=tmp_path).stdout)
+    other = json.loads(command("plan", "job.yaml", "--set", "engine.price_factor=0.8", "--json", cwd=tmp_path).stdout)
     assert other["engines"][1]["cost"] == pytest.approx(local["cost"] * 0.8)
-    wrong = batchchat("plan", "job.yaml", "--set", "engine.bucket=s3://x/y", "--json", cwd=tmp_path)
+    wrong = command("plan", "job.yaml", "--set", "engine.bucket=s3://x/y", "--json", cwd=tmp_path)
     assert "bucket" in json.loads(wrong.stdout)["engines"][1]["problem"]
 
 
@@ -100,9 +104,9 @@ def test_plan_shows_both_engines(tmp_path: Path, demo: DemoServer) -> None:
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_sent(
-    tmp_path: Path, demo: DemoServer, change: str, words: str
+    tmp_path: Path, command: Command, demo: DemoServer, change: str, words: str
 ) -> None:
-    done = batchchat("run", "job.yaml", "--set", change, cwd=tmp_path)
+    done = command("run", "job.yaml", "--set", change, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert not demo.stats().batch.calls

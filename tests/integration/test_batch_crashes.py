@@ -71,6 +71,7 @@ def finish(folder: Path, demo: DemoServer, rows: int) -> None:
     assert left <= {"batches.jsonl", "downloads"}
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(240)
 def test_a_run_killed_at_every_step_creates_no_batch_and_pays_no_line_twice(tmp_path: Path) -> None:
     rows, killed = 80, set()
@@ -93,6 +94,7 @@ def test_a_lost_answer_to_create_and_a_kill_cost_no_second_batch(tmp_path: Path)
         assert demo.stats().batch.created == 3
 
 
+@pytest.mark.thorough
 def test_an_answer_that_went_to_the_archive_is_counted_once_through_a_kill(tmp_path: Path) -> None:
     """It answers an earlier prompt, and the run is killed when it is counted and its batch is not noted as read."""
     with DemoServer(DemoOptions(batch=BatchOptions(seconds=0.1))) as demo:

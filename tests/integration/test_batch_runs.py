@@ -19,6 +19,7 @@ from batchchat.runner.control import Control
 from batchchat.runner.options import RunOptions
 from batchchat.store import batches_folder
 from tests.integration.jobs import make_job, query, texts, write_rows
+from tests.thorough import one_in
 
 POLL = 0.03
 """Seconds between two looks: tests wait for many of them."""
@@ -158,7 +159,7 @@ REPEATED: tuple[dict[str, float | str], ...] = (
 """Faults after which rows are asked again, and then have their answer."""
 
 
-@pytest.mark.parametrize("faults", [faults for faults, _ in FAULTS], ids="-".join)
+@pytest.mark.parametrize("faults", one_in(5, [faults for faults, _ in FAULTS]), ids="-".join)
 def test_a_fault_costs_no_row_and_no_second_answer(tmp_path: Path, faults: dict[str, float | str]) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(24))
     with server(faults=faults) as demo:
@@ -169,7 +170,7 @@ def test_a_fault_costs_no_row_and_no_second_answer(tmp_path: Path, faults: dict[
     assert not chunks_left(tmp_path)
 
 
-@pytest.mark.parametrize("faults", REPEATED, ids="-".join)
+@pytest.mark.parametrize("faults", one_in(4, REPEATED), ids="-".join)
 def test_what_was_not_answered_goes_into_another_batch(tmp_path: Path, faults: dict[str, float | str]) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(24))
     with server(faults=faults) as demo:
@@ -203,7 +204,9 @@ def test_a_model_that_no_batch_takes_stops_the_run_with_every_row_open(tmp_path:
 
 @pytest.mark.parametrize(
     "faults",
-    [{"queue_tokens": 120}, {"queue_tokens": 120, "queue_status": 400}, {"max_bytes": 1_000}, {"max_lines": 4}],
+    one_in(
+        4, [{"queue_tokens": 120}, {"queue_tokens": 120, "queue_status": 400}, {"max_bytes": 1_000}, {"max_lines": 4}]
+    ),
     ids="-".join,
 )
 def test_the_providers_own_limits_are_learned(tmp_path: Path, faults: dict[str, float | str]) -> None:
@@ -273,7 +276,9 @@ def test_rows_that_no_batch_answers_fail_in_the_end(tmp_path: Path) -> None:
     assert "2 batches did not answer it" in told[0][1]
 
 
-@pytest.mark.parametrize("faults", [{}, {"cancel_all": 9}, {"cancel_none": 9}, {"cancel_missing": 9}], ids="-".join)
+@pytest.mark.parametrize(
+    "faults", one_in(4, [{}, {"cancel_all": 9}, {"cancel_none": 9}, {"cancel_missing": 9}]), ids="-".join
+)
 def test_cancel_keeps_what_was_answered_and_leaves_the_rest_open(
     tmp_path: Path, faults: dict[str, float | str]
 ) -> None:

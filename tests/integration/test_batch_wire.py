@@ -23,6 +23,7 @@ from batchchat.engines.batch.services import http, open_service
 from batchchat.providers import Provider
 from tests.batch_play import Options
 from tests.integration.raw_server import Peer, RawServer
+from tests.thorough import one_in
 
 BATCH = b'{"id":"b1","object":"batch","status":"validating","input_file_id":"f1"}'
 CONTENT = b"".join(b'{"custom_id":"%d","response":{"status_code":200,"body":{}}}\n' % n for n in range(20_000))
@@ -144,7 +145,7 @@ def test_an_upload_is_streamed_from_disk(tmp_path: Path) -> None:
     assert peak < 16_000_000
 
 
-@pytest.mark.parametrize("framing", ["length", "chunked", "until the end"])
+@pytest.mark.parametrize("framing", one_in(3, ["length", "chunked", "until the end"]))
 def test_a_download_that_breaks_goes_on_where_it_was(framing: str, tmp_path: Path) -> None:
     asked: list[str] = []
 

@@ -162,6 +162,7 @@ def test_the_same_with_many_kills(tmp_path: Path, seed: int) -> None:
     assert series.kills >= 10
 
 
+@pytest.mark.thorough
 def test_the_sample_job_asks_each_step_and_tells_its_cost(tmp_path: Path) -> None:
     repo = Path(__file__).parents[2]
     data = yaml.safe_load((repo / "jobs" / "cascade.yaml").read_text(encoding="utf-8"))

@@ -24,6 +24,7 @@ from batchchat.demo import FAULTS, DemoOptions, DemoServer
 from batchchat.evaluation import is_suite
 from tests.integration.jobs import ROOT, query, texts, write_rows
 from tests.integration.processes import COMMAND, batchchat, environment, start, wait_for
+from tests.thorough import one_in
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ def test_rows_come_from_standard_input(job: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
+    ("number", "code"), one_in(3, [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]), ids=str
 )
 def test_a_signal_drains_and_the_same_command_goes_on(
     job: Path, slow_demo: DemoServer, number: signal.Signals, code: int
@@ -254,6 +255,7 @@ def test_grace_ends_what_hangs(job: Path) -> None:
         assert process.returncode == 143
 
 
+@pytest.mark.thorough
 def test_under_nohup_a_closed_terminal_ends_nothing(job: Path, slow_demo: DemoServer) -> None:
     process = start("run", job, *on(slow_demo), cwd=job.parent, ignore=[signal.SIGHUP])
     wait_for(lambda: slow_demo.stats().requests >= 10)
@@ -262,6 +264,7 @@ def test_under_nohup_a_closed_terminal_ends_nothing(job: Path, slow_demo: DemoSe
     assert process.returncode == 0
 
 
+@pytest.mark.thorough
 def test_closed_streams_change_neither_the_run_nor_its_code(job: Path) -> None:
     command = " ".join(shlex.quote(part) for part in [*COMMAND, "run", str(job), "--json"])
     done = subprocess.run(
@@ -353,7 +356,7 @@ def test_the_help_of_the_demo_server_names_every_fault() -> None:
     assert {"--ttft", "--tokens-per-second"} <= told
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", one_in(5, JOBS), ids=lambda path: path.stem)
 def test_every_sample_job_runs(command: Command, path: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
     shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")

@@ -15,6 +15,7 @@ import pytest
 
 from tests.docs import GUIDE, blocks
 from tests.integration.processes import environment
+from tests.thorough import one_in
 
 PATIENCE_S = 30
 
@@ -52,7 +53,7 @@ class Typing:
         os.close(self.terminal)
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize("shell", one_in(2, ["bash", "zsh"]))
 def test_the_tab_key_completes_commands_and_options(shell: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")

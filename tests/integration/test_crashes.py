@@ -231,11 +231,18 @@ def check(figures: Figures) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_a_run_killed_ten_times_loses_nothing_and_pays_nothing_twice(tmp_path: Path, seed: int) -> None:
-    figures = run_series(tmp_path, seed, 10)
+@pytest.mark.parametrize(
+    ("seed", "kills"),
+    [(1, 4), pytest.param(1, 10, marks=pytest.mark.thorough), pytest.param(2, 10, marks=pytest.mark.long)],
+)
+def test_a_run_killed_again_and_again_loses_nothing_and_pays_nothing_twice(
+    tmp_path: Path, seed: int, kills: int
+) -> None:
+    figures = run_series(tmp_path, seed, kills)
     check(figures)
-    assert figures.kills >= 10
+    assert figures.kills >= kills
+    if kills < 10:
+        return  # too few for a second edit of the prompt, and for many answers
     assert figures.editions > 2
     assert figures.counted > ROWS
 

@@ -140,9 +140,11 @@ def look(folder: Path, job: Job) -> dict[str, str]:
     return said
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "every", [35, pytest.param(7, marks=pytest.mark.thorough), pytest.param(1, marks=pytest.mark.long)]
+)
 def test_no_damaged_file_stops_an_output_that_is_whole_without_it(good: Path, tmp_path: Path, every: int) -> None:
-    """Each damage of each file; in short only every seventh of them."""
+    """Each damage of each file; in short only some of them."""
     wrong = []
     pairs = [
         (name, damage)
@@ -243,6 +245,7 @@ def test_a_flipped_bit_of_a_part_is_found_or_changes_nothing_for_any_reader(tmp_
     assert found > flips // 2
 
 
+@pytest.mark.thorough
 def test_an_output_with_sums_beyond_64_bits_goes_on(good: Path, tmp_path: Path) -> None:
     """Earlier versions believed any number of tokens."""
     shutil.copytree(good, tmp_path / "a")

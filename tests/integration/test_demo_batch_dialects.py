@@ -20,6 +20,7 @@ from batchchat.providers import Provider
 from tests.batch_play import Options
 from tests.integration.batch_driver import MODEL, NO_TLS, request_line
 from tests.integration.buckets import client_of, moto_server
+from tests.thorough import one_in
 
 BUCKET = "batches"
 
@@ -93,7 +94,7 @@ def lines_of(number: int) -> list[dict[str, Any]]:
     return lines
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", one_in(3, DIALECTS))
 def test_a_batch_goes_from_upload_to_results(
     dialect: str, tmp_path: Path, storage: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +136,7 @@ def test_a_batch_goes_from_upload_to_results(
         assert (stats.created, stats.lines) == (1, 11)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", one_in(4, DIALECTS))
 def test_a_cancelled_batch_keeps_what_was_answered(
     dialect: str, tmp_path: Path, storage: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from batchchat.demo import BATCH_FAULTS
 from tests.integration.batch_driver import Driver, driving, input_file, request_line
+from tests.thorough import one_in
 
 Case = Callable[[], None]
 CASES: dict[str, Case] = {}
@@ -538,7 +539,7 @@ def file_gone() -> None:
         assert demo.lines(demo.run(20).output_file_id)
 
 
-@pytest.mark.parametrize("name", [function.__name__ for function in dict.fromkeys(CASES.values())])
+@pytest.mark.parametrize("name", one_in(5, [function.__name__ for function in dict.fromkeys(CASES.values())]))
 def test_what_a_client_sees_of_a_fault(name: str) -> None:
     CASES[name.split("__", maxsplit=1)[0]]()
 

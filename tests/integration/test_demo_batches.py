@@ -16,7 +16,7 @@ import openai
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.demo import BatchOptions, DemoOptions, create_app
@@ -32,6 +32,7 @@ from tests.integration.batch_driver import (
     request_line,
 )
 from tests.integration.processes import Process
+from tests.thorough import examples
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_a_batch_takes_its_time_and_its_counts_grow() -> None:
             time.sleep(0.01)
     assert list(dict.fromkeys(seen)) == ["validating", "in_progress", "finalizing", "completed"]
     assert counts == sorted(counts)
-    assert len(set(counts)) > 3
+    assert any(0 < count < 40 for count in counts)
 
 
 def test_lists_have_pages(demo: Driver) -> None:
@@ -363,7 +364,7 @@ def demo_server(folder: Path) -> Iterator[str]:
         ["expire", "expire_empty", "cancel_all", "error_in_output", "finalizing", "error_file_empty"]
     ),
 )
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_every_line_is_in_exactly_one_file(share: float, moment: float, seed: int, bad: set[int], fault: str) -> None:
     lines = [request_line(number) for number in range(12)]
     for number in bad:

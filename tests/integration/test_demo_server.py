@@ -25,6 +25,7 @@ import trio
 import trio.testing
 
 from batchchat.demo import Demo, DemoOptions, DemoServer, create_app
+from tests.thorough import one_in
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Given to clients so that they do not load certificates that no test here needs: that takes most of their time."""
@@ -783,7 +784,7 @@ def test_misuse_is_told() -> None:
             DemoServer(DemoOptions(), port=port).start()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", one_in(2, [signal.SIGINT, signal.SIGTERM]))
 def test_served_alone_it_ends_at_a_signal(number: signal.Signals) -> None:
     program = (
         "from batchchat.demo import Demo, DemoOptions, serve\n"

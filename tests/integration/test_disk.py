@@ -22,6 +22,7 @@ from batchchat.export import export
 from batchchat.store import read_state, verify
 from tests.integration.jobs import make_job, query, run, texts, write_rows
 from tests.integration.processes import batchchat, start, wait_for
+from tests.thorough import one_in
 
 ROWS = 300
 
@@ -56,11 +57,14 @@ def goes_on(job: Path, demo: DemoServer) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "value", "said"),
-    [
-        (resource.RLIMIT_FSIZE, 12_000, "file size"),
-        (resource.RLIMIT_NOFILE, 8, "ulimit -n"),
-        (resource.RLIMIT_NOFILE, 15, "ulimit -n"),
-    ],
+    one_in(
+        3,
+        [
+            (resource.RLIMIT_FSIZE, 12_000, "file size"),
+            (resource.RLIMIT_NOFILE, 8, "ulimit -n"),
+            (resource.RLIMIT_NOFILE, 15, "ulimit -n"),
+        ],
+    ),
     ids=["file size", "few open files", "too few open files"],
 )
 def test_a_limit_of_the_system_stops_the_run_cleanly(tmp_path: Path, kind: int, value: int, said: str) -> None:
@@ -73,6 +77,7 @@ def test_a_limit_of_the_system_stops_the_run_cleanly(tmp_path: Path, kind: int, 
         goes_on(job, demo)
 
 
+@pytest.mark.thorough
 def test_a_concurrency_beyond_the_open_files_is_lowered_and_said(tmp_path: Path) -> None:
     with DemoServer(DemoOptions(latency_s=0.02)) as demo:
         job = write_job(tmp_path, demo)
@@ -102,7 +107,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it mounts a tmpfs")
-@pytest.mark.parametrize("kilobytes", [32, 64, 100, 160])
+@pytest.mark.parametrize("kilobytes", one_in(4, [32, 64, 100, 160]))
 def test_a_full_disk_stops_the_run_cleanly(tmp_path: Path, small_disk: Callable[[str], None], kilobytes: int) -> None:
     with DemoServer(DemoOptions(latency_s=0.02)) as demo:
         job = write_job(tmp_path, demo)
@@ -116,6 +121,7 @@ def test_a_full_disk_stops_the_run_cleanly(tmp_path: Path, small_disk: Callable[
         goes_on(job, demo)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it mounts a tmpfs")
 def test_a_disk_that_is_full_when_a_killed_run_is_recovered_loses_nothing(
     tmp_path: Path, small_disk: Callable[[str], None]
@@ -147,6 +153,7 @@ def test_a_disk_that_is_full_when_a_killed_run_is_recovered_loses_nothing(
         goes_on(job, demo)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it takes capabilities away")
 def test_an_output_that_becomes_read_only_stops_the_run_cleanly(tmp_path: Path) -> None:
     with DemoServer(DemoOptions(latency_s=0.05)) as demo:
@@ -177,6 +184,7 @@ def test_an_output_that_is_deleted_in_mid_run_stops_it_cleanly(tmp_path: Path) -
     assert "Traceback" not in told
 
 
+@pytest.mark.thorough
 def test_damaged_parts_are_found_and_their_rows_run_again(tmp_path: Path) -> None:
     with DemoServer(DemoOptions(latency_s=0)) as demo:
         job = write_job(tmp_path, demo)
@@ -204,7 +212,16 @@ def test_damaged_parts_are_found_and_their_rows_run_again(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("finder", "column"),
-    [("verify", "completion"), ("verify", "text"), ("export", "completion"), ("run", "custom_id"), ("run", "status")],
+    one_in(
+        3,
+        [
+            ("verify", "completion"),
+            ("verify", "text"),
+            ("export", "completion"),
+            ("run", "custom_id"),
+            ("run", "status"),
+        ],
+    ),
 )
 def test_flipped_bytes_are_found_by_who_reads_them_and_mended_by_the_next_run(
     tmp_path: Path, column: str, finder: str

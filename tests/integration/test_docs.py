@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import io
 import json
 import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.json
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -23,6 +27,7 @@ from batchchat.demo import DemoOptions
 from batchchat.evaluation.suite.suite import SuiteFields
 from batchchat.job import Job
 from tests.docs import ALL, README, ROOT, Block, blocks, read_yaml
+from tests.integration.hub_server import running_hub
 from tests.integration.processes import environment
 
 LANGUAGES = {"console", "yaml", "python", "text", "json"}
@@ -30,6 +35,11 @@ LANGUAGES = {"console", "yaml", "python", "text", "json"}
 
 BASE = "jobs/label-tickets.yaml"
 SUITE = "jobs/eval-tickets.yaml"
+DEAR = {
+    *("agreement", "budgets", "compare", "confidence", "early-stopping", "endpoints", "evaluation", "input", "judges"),
+    *("output", "python-evaluation", "report", "review", "scorers", "workers"),
+}
+"""Pages that take half a second of processor time or more: two thirds of the time of all."""
 _NUMBER = re.compile(r"\d[\d,.:TZ/-]*[a-z]?\b|\b\d")
 
 
@@ -146,8 +156,29 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     return Reader(tmp_path, batchchat)
 
 
-@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_block_of_a_page_does_what_it_says(path: Path, reader: Reader) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.thorough] if path.stem in DEAR else []) for path in ALL],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_block_of_a_page_does_what_it_says(path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as stack:
+        if any("hf://" in block.text for block in blocks(path)):
+            monkeypatch.setenv("HF_ENDPOINT", stack.enter_context(_hub_of_tickets()))
+        _follow(path, reader)
+
+
+@contextmanager
+def _hub_of_tickets() -> Iterator[str]:
+    """Start a hub that has the sample tickets as a dataset, and yield its address."""
+    rows = io.BytesIO()
+    pq.write_table(pyarrow.json.read_json(ROOT / "sample_data" / "tickets.jsonl"), rows)
+    with running_hub() as hub:
+        hub.push("my-team/tickets", {"data/train-00000.parquet": rows.getvalue()}, "v1.2")
+        yield hub.url
+
+
+def _follow(path: Path, reader: Reader) -> None:
     for block in blocks(path):
         assert block.language in LANGUAGES or block.not_run or block.file, f"{block}: nothing tests such a block"
         try:

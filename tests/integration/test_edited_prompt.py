@@ -7,10 +7,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.integration.jobs import query, texts, write_rows
-from tests.integration.processes import batchchat as command
+from tests.integration.test_cli import Command, command
+
+__all__ = ["command"]
 
 
 def write_job(folder: Path, prompt: str, **fields: Any) -> None:
@@ -26,14 +29,14 @@ def write_job(folder: Path, prompt: str, **fields: Any) -> None:
     (folder / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
 
 
-def go(folder: Path, *words: str) -> dict[str, Any]:
+def go(command: Command, folder: Path, *words: str) -> dict[str, Any]:
     done = command("run", "job.yaml", "-q", "--json", *words, cwd=folder)
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
     return told
 
 
-def status(folder: Path) -> dict[str, Any]:
+def status(command: Command, folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(command("status", "out", "--json", cwd=folder).stdout)
     return told
 
@@ -42,19 +45,21 @@ def prompts(folder: Path) -> dict[str, int]:
     return dict(query(folder, "select prompt_id, count(*) from data group by all"))
 
 
-def test_two_prompts_in_one_dataset_are_told_apart_until_every_row_answers_the_later(tmp_path: Path) -> None:
+def test_two_prompts_in_one_dataset_are_told_apart_until_every_row_answers_the_later(
+    tmp_path: Path, command: Command
+) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(12))
     write_job(tmp_path, "{{ text }}")
-    first = go(tmp_path)
+    first = go(command, tmp_path)
     assert prompts(tmp_path) == {first["prompt_id"]: 12}
-    assert status(tmp_path)["earlier_prompt"] == 0
+    assert status(command, tmp_path)["earlier_prompt"] == 0
 
     write_job(tmp_path, "Again: {{ text }}")
-    second = go(tmp_path, "--limit", "5")
+    second = go(command, tmp_path, "--limit", "5")
     assert second["prompt_id"] != first["prompt_id"]
     assert (second["kept"], second["earlier_prompt"]) == (7, 7)
     assert prompts(tmp_path) == {first["prompt_id"]: 7, second["prompt_id"]: 5}
-    assert status(tmp_path)["earlier_prompt"] == 7
+    assert status(command, tmp_path)["earlier_prompt"] == 7
     plan = json.loads(command("plan", "job.yaml", "--limit", "5", "--json", cwd=tmp_path).stdout)
     assert (plan["requests"], plan["kept"], plan["earlier_prompt"]) == (0, 7, 7)
     runs = json.loads(command("history", "out", "--json", cwd=tmp_path).stdout)["runs"]
@@ -72,36 +77,37 @@ def test_two_prompts_in_one_dataset_are_told_apart_until_every_row_answers_the_l
 
     # Limits and retries are no part of the prompt, and the rows outside of the pass are not of an earlier one.
     write_job(tmp_path, "Again: {{ text }}", limits={"concurrency": 3}, retry={"attempts": 2})
-    assert go(tmp_path)["prompt_id"] == second["prompt_id"]
+    assert go(command, tmp_path)["prompt_id"] == second["prompt_id"]
     assert prompts(tmp_path) == {second["prompt_id"]: 12}
-    again = go(tmp_path, "--limit", "5")
+    again = go(command, tmp_path, "--limit", "5")
     assert (again["kept"], again["earlier_prompt"]) == (7, 0)
     assert "100%" in command("status", "out", cwd=tmp_path).stdout
 
 
-def test_an_answer_from_the_archive_is_one_to_the_prompt_as_it_is_again(tmp_path: Path) -> None:
+def test_an_answer_from_the_archive_is_one_to_the_prompt_as_it_is_again(tmp_path: Path, command: Command) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(6))
     for prompt in ("{{ text }}", "Again: {{ text }}"):
         write_job(tmp_path, prompt)
-        go(tmp_path)
+        go(command, tmp_path)
     write_job(tmp_path, "{{ text }}")
-    back = go(tmp_path)
+    back = go(command, tmp_path)
     assert (back["sent"], back["revived"]) == (0, 6)
     assert prompts(tmp_path) == {back["prompt_id"]: 6}
 
 
-def test_the_command_to_go_on_with_has_the_options_that_changed_the_job(tmp_path: Path) -> None:
+@pytest.mark.thorough
+def test_the_command_to_go_on_with_has_the_options_that_changed_the_job(tmp_path: Path, command: Command) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(6))
     write_rows(tmp_path / "other.jsonl", texts(6))
     write_job(tmp_path, "{{ text }}")
     changed = ["--set", "messages.0.content=It's {{ text }}", "--input", "other.jsonl", "--output", "out"]
     ended = command("run", "job.yaml", "-q", "--max-requests", "2", *changed, cwd=tmp_path)
     assert ended.returncode == 4, ended.stderr
-    told = str(status(tmp_path)["command"])
+    told = str(status(command, tmp_path)["command"])
     options = [*changed[:2], "--set", "budget.max_requests=2", "--input", str(tmp_path / "other.jsonl")]
     assert told == shlex.join(["batchchat", "run", str(tmp_path / "job.yaml"), *options])
     # It goes on where the run stopped: two rows at a time, until none is left.
     for code in (4, 0):
         assert command(*shlex.split(told)[1:], "-q", cwd=tmp_path).returncode == code
-    assert status(tmp_path)["ok"] == 6
+    assert status(command, tmp_path)["ok"] == 6
     assert len(prompts(tmp_path)) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 import yaml
 
 import batchchat
@@ -70,6 +71,7 @@ def evaluate(suite: Path) -> None:
     assert done.exit_code == 0, done.reason
 
 
+@pytest.mark.thorough
 def test_a_kill_inside_a_look_changes_no_verdict_and_pays_nothing_twice(tmp_path: Path) -> None:
     with DemoServer(DemoOptions(latency_s=0.02, seed=5)) as demo:
         write_suite(tmp_path, demo, "whole")

@@ -12,6 +12,7 @@ import batchchat
 from batchchat.events import Event
 from tests.integration.jobs import make_job, texts, write_rows
 from tests.integration.raw_server import Peer, RawServer, response
+from tests.thorough import one_in
 
 SLOTS = 2
 FULL = response(b'{"error":{"message":"no free slot"}}', status="503 Service Unavailable")
@@ -43,7 +44,7 @@ def slots(how: str) -> Callable[[Peer], Awaitable[None]]:
     return script
 
 
-@pytest.mark.parametrize("how", ["503", "503 and closed", "waits too long"])
+@pytest.mark.parametrize("how", one_in(3, ["503", "503 and closed", "waits too long"]))
 def test_a_full_server_gets_fewer_at_once_and_every_row_its_answer(tmp_path: Path, how: str) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(100))
     events: list[Event] = []

@@ -249,6 +249,7 @@ def test_images_root_names_another_folder(tmp_path: Path, demo: DemoServer) -> N
     assert (summary.exit_code, summary.ok) == (0, 2)
 
 
+@pytest.mark.thorough
 def test_images_larger_than_any_text_may_be_are_sent(tmp_path: Path, demo: DemoServer) -> None:
     (tmp_path / "big.png").write_bytes(picture(1) + bytes(6_000_000))
     write_rows(tmp_path / "rows.jsonl", [{"id": number, "photo": "big.png"} for number in range(5)])

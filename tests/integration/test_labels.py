@@ -263,6 +263,7 @@ def test_agreement_of_two_models(labelled: Path) -> None:
     assert 0.6 < label["measures"]["kappa"]["value"] < 1
 
 
+@pytest.mark.thorough
 def test_agreement_with_people_and_among_them(tmp_path: Path, demo: DemoServer) -> None:
     assert run(labelling(tmp_path, demo, {"confidence": "logprobs"})).exit_code == 0
     rows = query(tmp_path, "select custom_id, key, row_index, label, confidence from data order by row_index")
@@ -361,6 +362,7 @@ def test_calibrate_finds_a_threshold_and_asks_nothing_twice(tmp_path: Path, demo
     assert "No threshold reaches the target" in strict.output
 
 
+@pytest.mark.thorough
 def test_calibrate_takes_what_people_say_as_right(tmp_path: Path, demo: DemoServer) -> None:
     path = _job_file(tmp_path, demo, confidence="logprobs")
     assert run(load_job(path)).exit_code == 0

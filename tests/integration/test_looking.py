@@ -16,8 +16,10 @@ from batchchat.cli import cli
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.errors import UsageError
 from tests.integration.jobs import make_job, run, texts, write_rows
-from tests.integration.processes import batchchat as command
-from tests.integration.processes import start, wait_for
+from tests.integration.processes import batchchat, start, wait_for
+from tests.integration.test_cli import Command, command
+
+__all__ = ["command"]
 
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
 
@@ -42,6 +44,7 @@ def write_job(folder: Path, base_url: str) -> None:
     (folder / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
 
 
+@pytest.mark.thorough
 def test_times_are_utc_with_their_offset_and_the_command_goes_on_with_this_output(
     tmp_path: Path, demo: DemoServer
 ) -> None:
@@ -51,28 +54,30 @@ def test_times_are_utc_with_their_offset_and_the_command_goes_on_with_this_outpu
     slowly = ("--set", "limits.requests_per_minute=30")
     running = start("run", "job.yaml", "--output", "other place", *slowly, "-q", cwd=tmp_path, env=zone)
     wait_for(lambda: demo.stats().answered >= 2)
-    told = json.loads(command("status", "other place", "--json", cwd=tmp_path, env=zone).stdout)
+    told = json.loads(batchchat("status", "other place", "--json", cwd=tmp_path, env=zone).stdout)
     assert MOMENT.fullmatch(told["running"]["since"])
     live = told["live"]
     # All from one source: what is done, and what the live counts say.
     assert (live["ok"] + live["done_before"], live["failed"]) == (told["ok"], told["failed"])
     running.kill()
     running.communicate()
-    told = json.loads(command("status", "other place", "--json", cwd=tmp_path, env=zone).stdout)
+    told = json.loads(batchchat("status", "other place", "--json", cwd=tmp_path, env=zone).stdout)
     words = shlex.split(told["command"])
     assert words[1] == "run"
     assert words[-2:] == ["--output", "other place"]
     assert words[3:5] == list(slowly)
     quickly = ("--set", "limits.requests_per_minute=60000")
-    assert command(*words[1:], *quickly, "-q", cwd=tmp_path, env=zone).returncode == 0
+    assert batchchat(*words[1:], *quickly, "-q", cwd=tmp_path, env=zone).returncode == 0
     assert not (tmp_path / "out").exists()
-    told = json.loads(command("status", "other place", "--json", cwd=tmp_path, env=zone).stdout)
+    told = json.loads(batchchat("status", "other place", "--json", cwd=tmp_path, env=zone).stdout)
     assert MOMENT.fullmatch(told["last"]["ended"])
-    shown = json.loads(command("show", "other place", "--row", "0", "--json", cwd=tmp_path, env=zone).stdout)
+    shown = json.loads(batchchat("show", "other place", "--row", "0", "--json", cwd=tmp_path, env=zone).stdout)
     assert MOMENT.fullmatch(shown["record"]["started_at"])
 
 
-def test_fresh_says_where_the_old_output_is_and_clean_removes_it_when_told(tmp_path: Path, demo: DemoServer) -> None:
+def test_fresh_says_where_the_old_output_is_and_clean_removes_it_when_told(
+    tmp_path: Path, command: Command, demo: DemoServer
+) -> None:
     write_job(tmp_path, demo.base_url)
     assert command("run", "job.yaml", "--limit", "3", "-q", cwd=tmp_path).returncode == 0
     done = command("run", "job.yaml", "--limit", "3", "--fresh", cwd=tmp_path)
@@ -91,7 +96,9 @@ def test_fresh_says_where_the_old_output_is_and_clean_removes_it_when_told(tmp_p
     assert "no old outputs" in command("clean", "out", cwd=tmp_path).stderr
 
 
-def test_an_output_that_cannot_be_is_refused_in_the_systems_own_words(tmp_path: Path, demo: DemoServer) -> None:
+def test_an_output_that_cannot_be_is_refused_in_the_systems_own_words(
+    tmp_path: Path, command: Command, demo: DemoServer
+) -> None:
     write_job(tmp_path, demo.base_url)
     (tmp_path / "file").write_text("x", encoding="utf-8")
     for output, reason in (("file/out", "Not a directory"), ("/proc/out", "No such file or directory")):

@@ -36,6 +36,7 @@ def kept(*arguments: str) -> tuple[int, str]:
     return int(mebibytes), allocator
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this habit")
 def test_what_a_run_frees_goes_back_to_the_system() -> None:
     assert kept()[0] > 32

@@ -23,8 +23,10 @@ from batchchat.planning import plan_job
 from batchchat.store import verify
 from tests.docs import names, table
 from tests.integration.jobs import make_job, query, run, texts, write_rows
-from tests.integration.processes import batchchat as command
 from tests.integration.processes import start, wait_for
+from tests.integration.test_cli import Command, command
+
+__all__ = ["command"]
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_failed_rows_are_tried_again_the_next_night_and_no_other(tmp_path: Path)
 # --- what is told about the nights
 
 
-def test_history_lists_every_run_also_those_that_were_stopped_or_killed(tmp_path: Path) -> None:
+def test_history_lists_every_run_also_those_that_were_stopped_or_killed(tmp_path: Path, command: Command) -> None:
     with DemoServer(DemoOptions(latency_s=0.05)) as demo:
         write_rows(tmp_path / "rows.jsonl", texts(60))
         job = make_job(tmp_path, demo.base_url)
@@ -178,7 +180,7 @@ def query_committed(folder: Path) -> int:
     return status_of(folder / "out").ok
 
 
-def test_history_tells_the_run_that_is_going_on(tmp_path: Path) -> None:
+def test_history_tells_the_run_that_is_going_on(tmp_path: Path, command: Command) -> None:
     with DemoServer(DemoOptions(latency_s=30)) as demo:
         write_rows(tmp_path / "rows.jsonl", texts(5))
         path = write_job(tmp_path, make_job(tmp_path, demo.base_url))
@@ -208,7 +210,7 @@ def test_each_run_leaves_one_line_with_counts_tokens_cost_and_exit_code(tmp_path
         assert line["spend"]["cost"] == pytest.approx(summary.spend.cost)
 
 
-def test_the_fields_of_status_as_json_stay(tmp_path: Path, demo: DemoServer) -> None:
+def test_the_fields_of_status_as_json_stay(tmp_path: Path, command: Command, demo: DemoServer) -> None:
     """Programs read these: fields may be added, none may go or change its name."""
     write_rows(tmp_path / "rows.jsonl", texts(3))
     run(make_job(tmp_path, demo.base_url))
@@ -240,7 +242,7 @@ def summary_fields() -> set[str]:
 
 
 @pytest.fixture
-def lines(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+def lines(tmp_path: Path, command: Command) -> Callable[..., list[dict[str, Any]]]:
     """Run the job with JSON log lines, and check each line against the documentation."""
 
     def check(*arguments: str, code: int = 0) -> list[dict[str, Any]]:

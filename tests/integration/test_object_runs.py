@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,22 +16,30 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import anyio
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from batchchat.cli import cli
 from batchchat.controlling import control_run
 from batchchat.demo import DemoOptions, DemoServer
 from batchchat.errors import StorageError, UsageError
+from batchchat.events import Event, RunSummary, Snapshot
 from batchchat.history import history_of
 from batchchat.identity import Identity
 from batchchat.inspection import status_of
 from batchchat.job import load_job
+from batchchat.labelling.calibrating import gold_of_reviews
+from batchchat.labelling.reviews import read_reviews
 from batchchat.report import write_run_report
 from batchchat.store import is_output, read_output, read_state, verify
 from batchchat.template import compile_template
+from batchchat.workers import run_with_workers
+from batchchat.workers.processes import LocalProcess, LocalProcesses
 from tests.integration.buckets import BUCKET, Store, open_bucket
-from tests.integration.jobs import texts, write_rows
+from tests.integration.jobs import run, texts, write_rows
 from tests.integration.processes import Process, start, wait_for
 from tests.integration.processes import batchchat as command
 
@@ -138,6 +148,28 @@ def test_a_run_into_a_bucket_and_every_command_that_looks_at_it(bench: Bench) ->
     }
 
 
+def test_people_review_an_output_in_a_bucket_and_a_threshold_is_found_with_their_labels(bench: Bench) -> None:
+    bench.write(12, messages=[{"role": "user", "content": "Labels: yes, no\n{{ text }}"}])
+    with patched(bench.env):
+        assert run(load_job(bench.folder / "job.yaml")).ok == 12
+        form = bench.folder / "form.jsonl"
+        invoked("review", bench.url, "-o", str(form), "--rows", "8", "--random", "8")
+        answers = [{**json.loads(line), "accept": True} for line in form.read_text(encoding="utf-8").splitlines()]
+        write_rows(form, answers)
+        invoked("review", bench.url, "--take", str(form), "--reviewer", "one")
+        assert len(read_reviews(bench.url)) == 8
+        assert json.loads(invoked("agreement", bench.url, "--json"))["fields"]
+        gold = gold_of_reviews(load_job(bench.folder / "job.yaml"), bench.url, field=None)
+        assert len(gold.rows) == 8
+
+
+def invoked(*arguments: str) -> str:
+    """Run a command in this process, and return what it prints."""
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout
+
+
 @pytest.mark.long
 def test_another_job_reads_a_bucket_as_its_input(bench: Bench) -> None:
     bench.write(30)
@@ -166,6 +198,7 @@ def test_fresh_copies_the_old_output_and_the_numbers_of_journals_go_on(bench: Be
     assert json.loads(bench.store.read(f"{bench.name}/_batchchat/hold.json"))["generation"] == 2
 
 
+@pytest.mark.thorough
 def test_a_store_with_faults_loses_nothing_and_asks_nothing_again(bench: Bench) -> None:
     bench.store.proxy.state.shares.update({"lost": 0.05, "cut": 0.05, "503": 0.05, "delay": 0.1})
     bench.write(200)
@@ -174,6 +207,7 @@ def test_a_store_with_faults_loses_nothing_and_asks_nothing_again(bench: Bench) 
     bench.check(200, asked=0)
 
 
+@pytest.mark.thorough
 def test_a_store_that_is_away_is_waited_for_and_then_ends_the_run(bench: Bench) -> None:
     bench.write(400, retry={"outage": "1s"})
     process = bench.start()
@@ -189,6 +223,7 @@ def test_a_store_that_is_away_is_waited_for_and_then_ends_the_run(bench: Bench) 
     bench.check(400, asked=requests - counted)
 
 
+@pytest.mark.thorough
 def test_a_run_is_held_out_of_an_output_that_another_holds_until_it_takes_it_over(bench: Bench) -> None:
     # Slow, so that it is still at work when the others come.
     bench.write(300, limits={"concurrency": 8, "requests_per_minute": 2_400})
@@ -378,3 +413,45 @@ def test_an_output_with_shards_goes_into_a_bucket_and_is_read_as_one(bench: Benc
     with patched(bench.env):
         assert status_of(bench.url).ok == 90
         assert verify(bench.url).ok
+
+
+class Elsewhere(LocalProcesses):
+    """Starts each worker as if it were on a machine of its own. `started` are all, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[LocalProcess] = []
+
+    async def start(self, name: str) -> LocalProcess:
+        machine = f"node-{len(self.started)}"
+        command = (sys.executable, "-m", "tests.integration.worker_elsewhere", machine)
+        self.started.append(await LocalProcesses(command).start(name))
+        return self.started[-1]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_shards_of_a_machine_that_is_lost_are_taken_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody but the coordinator can know that a holder on another machine is dead before its heartbeat is late."""
+    for name, value in bench.env.items():
+        monkeypatch.setenv(name, value)
+    bench.write(200, output={"shards": 8})
+    monkeypatch.chdir(bench.folder)
+    launcher = Elsewhere()
+    events: list[Event] = []
+
+    def on_snapshot(snapshot: Snapshot) -> None:
+        if snapshot.ok > 40 and len(launcher.started) == 2:
+            os.kill(int(launcher.started[0].place.removeprefix("pid ")), signal.SIGKILL)
+
+    async def main() -> RunSummary:
+        job = load_job(bench.folder / "job.yaml")
+        return await run_with_workers(
+            job, 2, launcher=launcher, listener=events.append, on_snapshot=on_snapshot, environ={}
+        )
+
+    summary = anyio.run(main)
+    assert (summary.exit_code, summary.ok, summary.open) == (0, 200, 0), summary.reason
+    assert [event.name for event in events].count("worker_died") == 1
+    assert "shards_held" not in {event.name for event in events}
+    bench.check(200, asked=2 * 8)

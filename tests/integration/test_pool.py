@@ -91,6 +91,7 @@ def records(folder: Path) -> int:
         return 0
 
 
+@pytest.mark.thorough
 def test_a_server_killed_in_mid_run_and_one_that_refuses_the_key_fail_no_row(
     tmp_path: Path, servers: list[DemoProcess]
 ) -> None:

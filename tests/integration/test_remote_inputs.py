@@ -123,6 +123,7 @@ def test_parquet_is_read_by_ranges_and_from_any_row(bucket: Bucket) -> None:
     assert rest == list(range(place.offset, 3_000))
 
 
+@pytest.mark.thorough
 def test_a_large_text_is_read_in_ranges_and_begun_again_behind_a_place(bucket: Bucket) -> None:
     content = b"".join(b'{"id": %d, "text": "%s"}\n' % (number, b"x" * 500) for number in range(14_000))
     url = bucket.put("large.jsonl", content)  # four ranges

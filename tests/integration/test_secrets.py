@@ -19,6 +19,7 @@ from tests.integration.jobs import texts, write_rows
 from tests.integration.processes import batchchat, start, wait_for
 from tests.integration.raw_server import Peer, RawServer, Script, response
 from tests.integration.test_cli import Command, command
+from tests.thorough import one_in
 
 __all__ = ["command"]
 
@@ -135,7 +136,7 @@ def check_files(folder: Path, key: str) -> None:
     assert [path for path in files if key.encode() in path.read_bytes()] == []
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", one_in(len(FORMS), FORMS))
 def test_a_key_that_is_echoed_reaches_no_file_and_no_line(tmp_path: Path, key: str, form: str) -> None:
     with RawServer(echo()) as server:
         write_job(tmp_path, server.url, **FORMS[form])

@@ -32,6 +32,7 @@ from batchchat.runner.run import run_job
 from batchchat.store import read_output, verify
 from tests.integration.jobs import make_job, query, run, texts, write_rows
 from tests.integration.processes import start, wait_for
+from tests.thorough import one_in
 from tests.unit.test_run_clock import Provider, inline
 
 TOKENS = (10, 1, 11)
@@ -213,6 +214,7 @@ def test_damaged_answers_are_asked_for_again_and_told(tmp_path: Path, demo: Demo
     assert run(make_job(folder(tmp_path, "c", texts(10)), demo.base_url, cache=cache)).cache_hits == 10
 
 
+@pytest.mark.thorough
 def test_processes_share_a_cache_and_one_that_is_killed_harms_nobody(tmp_path: Path) -> None:
     with DemoServer(DemoOptions(latency_s=0.05)) as demo:
         places = [folder(tmp_path, f"p{number}", texts(400)) for number in range(3)]
@@ -322,6 +324,7 @@ def test_those_that_wait_take_over_a_failure_too_and_the_next_run_asks_once_more
     assert (summary.exit_code, summary.ok, len(provider.times)) == (0, 40, 1)
 
 
+@pytest.mark.thorough
 def test_an_equal_row_that_comes_after_the_failure_shares_it_too(tmp_path: Path) -> None:
     async def broken(request: httpx.Request) -> httpx.Response:
         await anyio.sleep(0.01)
@@ -382,6 +385,7 @@ def test_the_input_waits_when_too_many_wait(tmp_path: Path, monkeypatch: pytest.
     assert elapsed < 7
 
 
+@pytest.mark.thorough
 def test_equal_rows_that_come_while_answers_are_written_behind_are_not_sent(tmp_path: Path) -> None:
     """Answers go to the cache with the next commit: until then they are found in memory."""
 
@@ -414,7 +418,7 @@ def texts_in(output: Path) -> set[str]:
     return set(read_output(output, columns=["text"]).column("text").to_pylist())
 
 
-@pytest.mark.parametrize("shared", ["dedupe", "cache", "both"])
+@pytest.mark.parametrize("shared", one_in(3, ["both", "dedupe", "cache"]))
 def test_what_a_killed_run_counted_is_paid_for_by_nobody_again(tmp_path: Path, shared: str) -> None:
     """Not by its other rows, not by the next run, and not by another output, also before the first one goes on."""
     with DemoServer(DemoOptions(latency_s=0.2)) as demo:
@@ -505,6 +509,7 @@ def test_an_answer_that_is_written_behind_while_the_cache_is_looked_up_is_found(
     anyio.run(main, backend="trio", backend_options={"clock": trio.testing.MockClock(autojump_threshold=0)})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shared", ["dedupe", "cache"])
 def test_what_the_job_took_is_given_to_equal_rows_also_late_ones(tmp_path: Path, shared: str) -> None:
     """An answer that was corrected, given a longer bound or kept though it was cut off: one request each, whenever."""

@@ -20,6 +20,9 @@ from batchchat.inspection import status_of
 from batchchat.store import iter_output, lock_holder
 from tests.integration.jobs import query, texts, write_rows
 from tests.integration.processes import Process, batchchat, start, wait_for
+from tests.integration.test_cli import Command, command
+
+__all__ = ["command"]
 
 
 @pytest.fixture
@@ -114,6 +117,7 @@ def test_a_run_is_paused_retuned_killed_and_goes_on_unpaused(tmp_path: Path, dem
     assert demo.stats().requests <= 302
 
 
+@pytest.mark.thorough
 def test_what_was_set_is_in_force_within_a_second(tmp_path: Path, demo: DemoServer) -> None:
     write_job(tmp_path, demo, 2000, limits={"concurrency": 1})
     process = begin(tmp_path, demo, "--grace", "1s")
@@ -157,8 +161,8 @@ def test_a_run_that_hangs_takes_no_command_and_never_will(tmp_path: Path, demo: 
         (["show", "nowhere", "--follow", "--count", "status"], "Give one of them"),
     ],
 )
-def test_bad_usage_is_told(tmp_path: Path, arguments: list[str], told: str) -> None:
-    done = batchchat(*arguments, cwd=tmp_path)
+def test_bad_usage_is_told(tmp_path: Path, command: Command, arguments: list[str], told: str) -> None:
+    done = command(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
 
@@ -194,6 +198,7 @@ def test_records_are_followed_once_each_across_seals_until_the_run_ends(tmp_path
     assert "no run is going on into out" in again.stderr
 
 
+@pytest.mark.thorough
 def test_control_of_an_evaluation_reaches_all_its_runs(tmp_path: Path, demo: DemoServer) -> None:
     write_job(tmp_path, demo, 2000)
     suite = {

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from batchchat.records import Spend
@@ -32,6 +32,7 @@ from tests.store_cases import (
     seal,
     settled,
 )
+from tests.thorough import examples, one_in
 
 
 class Crash(BaseException):
@@ -96,7 +97,7 @@ def check(directory: Path, counted: list[Entry], launched: int) -> None:
 
 
 @pytest.mark.parametrize("name", POINTS)
-@pytest.mark.parametrize("occurrence", [1, 3])
+@pytest.mark.parametrize("occurrence", one_in(2, [1, 3]))
 def test_a_crash_at_any_point_loses_nothing_and_doubles_nothing(tmp_path: Path, name: str, occurrence: int) -> None:
     first_run(tmp_path)
     counted: list[Entry] = []
@@ -130,7 +131,10 @@ def test_what_a_crashed_seal_had_published_is_not_published_again(tmp_path: Path
 
 @pytest.mark.parametrize("before", ["commit.after", "seal.published"])
 @pytest.mark.parametrize(
-    "name", ["recover.begin", *(name for name in POINTS if name.startswith("seal")), "recover.sealed", "recover.end"]
+    "name",
+    one_in(
+        4, ["recover.begin", *(name for name in POINTS if name.startswith("seal")), "recover.sealed", "recover.end"]
+    ),
 )
 def test_a_crash_during_recovery_is_recovered_from(tmp_path: Path, before: str, name: str) -> None:
     first_run(tmp_path)
@@ -185,7 +189,7 @@ second_run(open_store(Path(sys.argv[1]), "run-2", part_rows=5, point=point), Tol
 
 
 @pytest.mark.parametrize(
-    ("name", "occurrence"), [("commit.written", 3), ("seal.part_written", 2), ("seal.published", 1)]
+    ("name", "occurrence"), one_in(3, [("commit.written", 3), ("seal.part_written", 2), ("seal.published", 1)])
 )
 def test_a_killed_process_leaves_all_that_it_had_counted(tmp_path: Path, name: str, occurrence: int) -> None:
     first_run(tmp_path)
@@ -270,7 +274,7 @@ def test_a_journal_cut_at_any_byte_keeps_every_commit_before(
 
 
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_flipped_byte_in_the_journal_is_told_and_never_believed(
     tmp_path: Path, unsealed: tuple[Path, list[tuple[int, int]]], place: float, flip: int
 ) -> None:
@@ -310,6 +314,7 @@ def test_a_torn_part_is_set_aside_at_the_start_and_its_rows_are_open(tmp_path: P
     assert verify(tmp_path).problems == []
 
 
+@pytest.mark.thorough
 def test_a_torn_ledger_line_is_cut_and_its_generation_counted_once(tmp_path: Path) -> None:
     first_run(tmp_path)
     store = open_store(tmp_path, "run-2", part_rows=5, point=crash_at("seal.ledger"))

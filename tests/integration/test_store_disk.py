@@ -15,6 +15,7 @@ from batchchat.errors import BatchchatError, StorageError
 from batchchat.store import Entry
 from tests.integration.test_store_crashes import check, first_run, second_run
 from tests.store_cases import open_store
+from tests.thorough import one_in
 
 OPERATIONS = ("open", "write", "fsync", "fdatasync", "replace", "rename", "unlink", "mkdir", "truncate", "ftruncate")
 FAILURES = {"open": errno.EMFILE, "unlink": errno.EROFS, "rename": errno.EROFS, "replace": errno.EROFS}
@@ -87,9 +88,10 @@ def check_failures(directory: Path, *, stays: bool, first: int, step: int) -> No
         check_failure(directory / str(place), fails, stays=stays)
 
 
+@pytest.mark.parametrize("step", one_in(2, [35, 7]))
 @pytest.mark.parametrize("stays", [False, True], ids=["once", "for good"])
-def test_an_operation_may_fail_and_nothing_counted_is_lost(tmp_path: Path, stays: bool) -> None:
-    check_failures(tmp_path, stays=stays, first=6 if stays else 3, step=7)
+def test_an_operation_may_fail_and_nothing_counted_is_lost(tmp_path: Path, stays: bool, step: int) -> None:
+    check_failures(tmp_path, stays=stays, first=6 if stays else 3, step=step)
 
 
 @pytest.mark.long

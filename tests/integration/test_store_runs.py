@@ -356,17 +356,17 @@ def test_the_ledger_counts_what_brought_nothing_too(tmp_path: Path) -> None:
 
 def test_a_run_leaves_its_snapshot_its_line_and_its_state(tmp_path: Path) -> None:
     with open_store(tmp_path, snapshot={"name": "job", "model": "m"}) as store:
-        assert store.read_state() == {}
-        store.save_state({"pass": "digest"})
-        store.write_live({"in_flight": 3})
-        store.write_live({"in_flight": 2})
-        store.append_run({"run_id": "run-1", "exit_code": 0})
+        assert store.runs.read_state() == {}
+        store.runs.save_state({"pass": "digest"})
+        store.runs.write_live({"in_flight": 3})
+        store.runs.write_live({"in_flight": 2})
+        store.runs.append_run({"run_id": "run-1", "exit_code": 0})
         assert (tmp_path / "_batchchat" / "live.json").stat().st_mode & 0o777 == 0o600
     with (tmp_path / "_batchchat" / "runs.jsonl").open("ab") as runs:
         runs.write(b'{"run_id": "torn')
     with open_store(tmp_path, "run-2") as store:
-        assert store.read_state() == {"pass": "digest"}
-        store.append_run({"run_id": "run-2", "exit_code": 1})
+        assert store.runs.read_state() == {"pass": "digest"}
+        store.runs.append_run({"run_id": "run-2", "exit_code": 1})
     state = read_state(tmp_path)
     assert [run["run_id"] for run in state.runs] == ["run-1", "run-2"]
     assert state.live == {"in_flight": 2}

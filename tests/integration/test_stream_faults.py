@@ -33,6 +33,7 @@ from tests.integration.raw_server import (
     then_reset,
     then_silence,
 )
+from tests.thorough import one_in
 
 
 def once(data: bytes) -> Script:
@@ -207,7 +208,7 @@ def test_an_answer_is_one_however_it_is_streamed(name: str, transport: Carrier) 
 
 
 @transports
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", one_in(3, FAULTS))
 def test_a_broken_stream_is_a_failure_of_the_right_kind(name: str, transport: Carrier) -> None:
     script, kind, said, text = FAULTS[name]
     with RawServer(script) as server:

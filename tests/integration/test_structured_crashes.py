@@ -152,6 +152,7 @@ def run_series(folder: Path, seed: int, rounds: int, rows: int) -> Series:
         return series
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(120)
 def test_no_answer_of_an_intermediate_step_is_asked_for_again_after_a_kill(tmp_path: Path) -> None:
     series = run_series(tmp_path, 3, 4, 60)

@@ -17,6 +17,7 @@ from batchchat.report import write_suite_report
 from tests.integration.browser import Browser, Page
 from tests.integration.suites import Answer, Bench, Provider
 from tests.integration.test_report import HOSTILE, command
+from tests.thorough import one_in
 
 LABELS = ("billing", "bug", "other")
 ROWS = [
@@ -384,13 +385,16 @@ def _unanswered(_summary: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("answer", "fields", "change"),
-    [
-        pytest.param(sorts, {"variants": VARIANTS[:1]}, None, id="one variant"),
-        pytest.param(lambda *_: 400, {}, None, id="all failed"),
-        pytest.param(_by_turns(), {"samples": 2}, None, id="two samples"),
-        pytest.param(sorts, {}, _stripped, id="bare summary"),
-        pytest.param(sorts, {}, _unanswered, id="no answers"),
-    ],
+    one_in(
+        3,
+        [
+            pytest.param(sorts, {"variants": VARIANTS[:1]}, None, id="one variant"),
+            pytest.param(lambda *_: 400, {}, None, id="all failed"),
+            pytest.param(_by_turns(), {"samples": 2}, None, id="two samples"),
+            pytest.param(sorts, {}, _stripped, id="bare summary"),
+            pytest.param(sorts, {}, _unanswered, id="no answers"),
+        ],
+    ),
 )
 def test_odd_suites_have_a_page_too(
     tmp_path: Path,

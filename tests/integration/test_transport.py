@@ -14,6 +14,7 @@ import pytest
 from batchchat.transport import Exchange, LeanTransport, ResponseTooLarge, StockTransport, request_sent
 from tests.integration.raw_server import COMPLETION, FAULTS, Peer, RawServer, always, chunked, response
 from tests.integration.transport_cases import BACKENDS, ask, ask_seam
+from tests.thorough import one_in
 
 pytestmark = pytest.mark.anyio
 
@@ -56,7 +57,7 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("piece", [None, 7], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("piece", one_in(2, [None, 7]), ids=["at once", "in pieces"])
 @pytest.mark.parametrize("name", GOOD)
 async def test_a_whole_answer_comes_back_and_its_connection_is_kept_where_it_can_be(
     name: str, piece: int | None
@@ -194,7 +195,7 @@ def test_every_fault_has_its_line_in_the_table() -> None:
     assert set(EXPECTED) == set(FAULTS)
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", one_in(3, FAULTS))
 async def test_a_fault_ends_in_the_right_error_and_the_next_request_gets_a_new_connection(name: str) -> None:
     kind, text = EXPECTED[name]
 

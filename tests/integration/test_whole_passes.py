@@ -21,11 +21,12 @@ from batchchat.records import RowBatch
 from batchchat.runner.preparation import Prepared
 from batchchat.store import read_output, read_state
 from tests.integration.jobs import make_job
+from tests.thorough import one_in
 
 ROWS = 3000
 
 
-@pytest.mark.parametrize("name", ["rows.parquet", "rows.csv", "rows.jsonl"])
+@pytest.mark.parametrize("name", one_in(3, ["rows.parquet", "rows.csv", "rows.jsonl"]))
 def test_an_input_that_is_cut_while_it_is_read_archives_nothing(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     table = pa.table({"id": range(ROWS), "text": [f"row number {n}" for n in range(ROWS)]})

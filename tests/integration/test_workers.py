@@ -116,6 +116,7 @@ def test_a_killed_worker_and_a_stalled_one_lose_nothing(tmp_path: Path, demo: De
     series.check(deaths=1)
 
 
+@pytest.mark.thorough
 def test_the_death_of_the_coordinator_ends_the_workers_in_order(tmp_path: Path, demo: DemoServer) -> None:
     series = Series(tmp_path, demo)
     data = {name: value for name, value in series.job.snapshot().items() if name != "file"}
@@ -133,6 +134,7 @@ def test_the_death_of_the_coordinator_ends_the_workers_in_order(tmp_path: Path, 
     series.check(deaths=0)
 
 
+@pytest.mark.thorough
 def test_ctrl_c_drains_all_workers(tmp_path: Path) -> None:
     # So slow that the run is far from its end when the signal comes, however busy the machine is.
     with DemoServer(DemoOptions(latency_s=1.0)) as demo:
@@ -152,6 +154,7 @@ def test_ctrl_c_drains_all_workers(tmp_path: Path) -> None:
         assert summary["ok"] == demo.stats().requests == len(ids_of(tmp_path / "out"))
 
 
+@pytest.mark.thorough
 def test_control_reaches_all_workers(tmp_path: Path) -> None:
     with DemoServer(DemoOptions(latency_s=0.2)) as demo:
         series = Series(tmp_path, demo)

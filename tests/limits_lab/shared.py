@@ -43,7 +43,7 @@ def play_shared(
             )
             # A probe that is under way is one of those that are out.
             ask.probes = keeper.holders[str(process)].probes if str(process) in keeper.holders else 0
-            ask.probes -= sum(one.lent.probe for one in ask.settled)
+            ask.probes -= sum(one.lent.probe for one in ask.settled if isinstance(one.lent, Lent))
             settled[process] = []
             answer = keeper.exchange(str(process), ask, now)
             for granted in answer.granted:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from batchchat.addresses import absolute, address_of, is_url, same_address
+from batchchat.cli import cli
 from batchchat.errors import BatchchatError, JobError
 from batchchat.job import load_job
+from batchchat.job.param_checks import check_params
 
 _JOB = """\
 name: demo
@@ -91,4 +94,26 @@ def test_the_sample_job_with_a_bucket_is_a_job() -> None:
     job = load_job(path)
     assert job.output.path == "s3://my-bucket/label-tickets"
     assert Path(job.input.path).is_file()
-    job.check_params(job.resolved_provider())
+    check_params(job, job.resolved_provider())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "out", "-o", "s3://bucket/report.html"],
+        ["export", "out", "-o", "gs://bucket/rows.parquet"],
+        ["review", "out", "-o", "s3://bucket/form.html"],
+        ["review", "out", "--take", "https://host/answers.jsonl"],
+        ["run", "s3://bucket/job.yaml"],
+        ["eval", "suite.yaml", "--junit", "s3://bucket/x.xml"],
+    ],
+    ids=" ".join,
+)
+def test_a_url_where_a_file_is_meant_is_refused_and_makes_no_folder(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(cli, arguments)
+    assert told.exit_code == 2
+    assert "is a URL. Name a file of this machine" in told.output
+    assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ import httpx
 import pyarrow as pa
 import pytest
 import trio.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from batchchat import read_output
@@ -43,6 +43,7 @@ from batchchat.runner.run import run_job
 from batchchat.store.index import RecordIndex
 from tests.fake_batches import FakeService, completion
 from tests.integration.jobs import make_job, texts, write_rows
+from tests.thorough import examples
 from tests.unit.test_run_clock import Provider, inline
 
 
@@ -331,7 +332,7 @@ def test_a_torn_line_of_the_ledger_is_cut_and_a_damaged_one_is_told(tmp_path: Pa
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(_TEXT, st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1))), min_size=1, max_size=40))
 def test_a_chunk_gives_its_requests_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, Any]]) -> None:
     folder = tmp_path_factory.mktemp("chunk")

@@ -9,13 +9,14 @@ from pathlib import Path
 import anyio
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.engines.batch.service import ResultLine, TornLine
 from batchchat.engines.batch.services.dialects import DIALECTS, OPENAI
 from batchchat.engines.batch.services.lines import NoResult, encode_line, read_result, read_results
 from batchchat.engines.batch.services.shapes import batches_in, next_page, read_batch
+from tests.thorough import examples
 
 URL = "/v1/chat/completions"
 JSON = st.recursive(
@@ -25,7 +26,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.text(min_size=1), st.dictionaries(st.text(), JSON, max_size=5), st.sampled_from([URL, None]))
 def test_a_line_holds_its_request_and_ends_with_its_only_line_break(
     custom_id: str, body: dict[str, object], url: str | None
@@ -222,7 +223,7 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(ANYTHING)
 def test_whatever_a_provider_tells_is_read_or_refused(data: object) -> None:
     for dialect in (OPENAI, DIALECTS["mistral"], DIALECTS["together"]):

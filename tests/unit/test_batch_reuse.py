@@ -10,6 +10,7 @@ import pytest
 from batchchat.events import RunSummary
 from batchchat.runner.options import RunOptions
 from tests.fake_batches import FakeService
+from tests.thorough import one_in
 from tests.unit.test_batch_engine import Expiring, simulate
 
 
@@ -25,8 +26,8 @@ def sent(service: FakeService) -> int:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 300.0], ids=["ended", "under way"])
-@pytest.mark.parametrize("rows", [20, 35], ids=["the same rows", "more rows"])
-@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize("rows", one_in(2, [20, 35]), ids=["the same rows", "more rows"])
+@pytest.mark.parametrize("keyed", one_in(2, [False, True]))
 def test_equal_rows_of_a_batch_that_an_earlier_run_left_are_sent_once(
     tmp_path: Path, seconds: float, rows: int, keyed: bool
 ) -> None:

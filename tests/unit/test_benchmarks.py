@@ -9,6 +9,7 @@ import pytest
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.scenarios import SCENARIOS
 from tests.benchmarks.table import Figure, render, spread
+from tests.thorough import one_in
 
 
 def test_a_ratio_is_the_median_of_the_rounds_own() -> None:
@@ -44,7 +45,7 @@ def run_tiny(name: str, folder: Path) -> list[Figure]:
     return SCENARIOS[name](Bench(folder, rounds=1, scale=1e-4))
 
 
-@pytest.mark.parametrize("name", ["help", "store"])
+@pytest.mark.parametrize("name", one_in(2, ["help", "store"]))
 def test_a_scenario_runs_at_a_tiny_size(name: str, tmp_path: Path) -> None:
     assert all(value >= 0 for figure in run_tiny(name, tmp_path) for value in figure.ours)
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.cache import AnswerCache, remove_cache
 from batchchat.errors import StorageError, UsageError
 from batchchat.reasoning import is_blank, split
 from batchchat.records import Completion, Usage
+from tests.thorough import examples
 
 ANSWER = Completion(
     text="yes ✓",
@@ -75,7 +76,7 @@ completions = st.builds(Completion, texts, texts, texts, usages, texts, st.none(
 whole = completions.filter(lambda found: bool(found.tool_calls) or not is_blank(split(found.text or "")[1]))
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.lists(whole, max_size=5))
 def test_any_completion_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, answers: list[Any]) -> None:
     opened = AnswerCache.open(tmp_path_factory.mktemp("cache"))

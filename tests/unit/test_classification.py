@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.errors import UsageError
@@ -20,6 +20,7 @@ from batchchat.evaluation.statistics.classification import (
     compare_macro_f1,
     summarize_macro_f1,
 )
+from tests.thorough import examples, one_in
 
 
 def answers(expected: Any, given_labels: Any) -> LabelledAnswers:
@@ -102,7 +103,7 @@ def macro_f1(made: LabelledAnswers, chosen: Any) -> float:
     return report.macro_f1
 
 
-@pytest.mark.parametrize(("rows", "method"), [(300, "bootstrap_percentile"), (1_500, "delta_method")])
+@pytest.mark.parametrize(("rows", "method"), one_in(2, [(300, "bootstrap_percentile"), (1_500, "delta_method")]))
 def test_intervals_agree_with_plain_resampling(rows: int, method: str) -> None:
     made = drawn(rows, (0.7, 0.6))
     summary = summarize_macro_f1(made["x"])
@@ -117,7 +118,9 @@ def test_intervals_agree_with_plain_resampling(rows: int, method: str) -> None:
     assert summary.mean == pytest.approx(macro_f1(made["x"], range(rows)))
 
 
-@pytest.mark.parametrize(("rows", "test"), [(300, "swap_monte_carlo"), (1_200, "sign_flip_monte_carlo_linearized")])
+@pytest.mark.parametrize(
+    ("rows", "test"), one_in(2, [(300, "swap_monte_carlo"), (1_200, "sign_flip_monte_carlo_linearized")])
+)
 def test_the_test_agrees_with_plain_swapping(rows: int, test: str) -> None:
     made = drawn(rows, (0.70, 0.67), seed=5)
     (compared,) = compare_macro_f1(made, scorer="s.macro_f1")
@@ -160,7 +163,7 @@ LABEL = st.sampled_from(["a", "b", "c"])
 LINE = st.tuples(st.integers(0, 6), st.none() | LABEL, st.none() | LABEL | st.just("?"))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(LINE, max_size=20), st.lists(LINE, max_size=20), st.randoms(use_true_random=False))
 def test_all_answers_keep_the_rules(left: list[Any], right: list[Any], random: Any) -> None:
     def variant(lines: list[Any]) -> LabelledAnswers:

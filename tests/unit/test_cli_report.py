@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -20,6 +20,7 @@ from batchchat.cli.terminal import Terminal, mask
 from batchchat.events import FailureGroup, InFlight, RunSummary, Snapshot
 from batchchat.records import ErrorKind, Spend
 from batchchat.views import LastRun, PlanView, RecordView, RequestPreview, Running, StatusView
+from tests.thorough import examples
 
 NASTY = "[red]text[/red] :smile: \x1b[2J\x9b31m\u202e end"
 NASTY_SHOWN = r"[red]text[/red] :smile: \x1b[2J\x9b31m\u202e end"
@@ -396,7 +397,7 @@ def everywhere(text: str) -> list[Any]:
     ]
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.text(alphabet=st.sampled_from("a[]/:\\ \n\t\r\x00\x07\x1b\x9b\u202e\u2066\u2028\ud800é日👩\u200d")))
 def test_no_text_of_any_kind_acts_on_the_terminal(text: str) -> None:
     for renderable in everywhere(text):

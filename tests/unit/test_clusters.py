@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.evaluation.statistics.classification import LabelledAnswers, compare_macro_f1, summarize_macro_f1
@@ -17,6 +17,7 @@ from batchchat.evaluation.statistics.clusters import cluster_sums, clustered_int
 from batchchat.evaluation.statistics.comparison import Comparison, compare, compare_outcomes, summarize
 from batchchat.evaluation.statistics.significance import needed_for_equivalence
 from batchchat.evaluation.statistics.unit import SHARE, YES_NO, ScoreUnit
+from tests.thorough import examples, one_in
 
 POINTS = ScoreUnit("points", True)
 
@@ -94,6 +95,7 @@ def _rejected(seeds: int, *, clustered: bool) -> float:
     return hits / seeds
 
 
+@pytest.mark.thorough
 def test_without_a_difference_few_clustered_tests_find_one_and_many_of_the_others() -> None:
     assert _rejected(60, clustered=True) <= 0.15
     assert _rejected(20, clustered=False) >= 0.2
@@ -142,7 +144,7 @@ def test_what_cannot_be_said_of_clusters_has_a_reason() -> None:
     assert (empty.difference, empty.clusters) == (None, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(
         st.tuples(
@@ -183,8 +185,8 @@ def test_the_rows_for_equivalence_are_those_of_the_published_example() -> None:
     assert needed_for_equivalence(0.0, 0.0, 0.05) is None
 
 
-@pytest.mark.parametrize("scale", [YES_NO, SHARE])
-@pytest.mark.parametrize("clustered", [False, True])
+@pytest.mark.parametrize("scale", one_in(2, [YES_NO, SHARE]))
+@pytest.mark.parametrize("clustered", one_in(2, [False, True]))
 def test_the_verdict_is_one_of_four(scale: ScoreUnit, clustered: bool) -> None:
     rng = np.random.default_rng(9)
     base = rng.random(4_000)

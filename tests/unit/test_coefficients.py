@@ -9,7 +9,7 @@ from itertools import chain, repeat
 import krippendorff
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, f1_score
@@ -23,6 +23,7 @@ from batchchat.labelling.coefficients import (
     pair_agreement,
     share_estimate,
 )
+from tests.thorough import examples
 
 _: None = None
 # Krippendorff 2011, example C: four observers, twelve units, values 1 to 5.
@@ -89,7 +90,7 @@ def test_kappa_of_tables(table: list[list[int]], kappa: float) -> None:
 _LABELS = st.sampled_from(["a", "b", "c", "d"])
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(pairs=st.lists(st.tuples(_LABELS, _LABELS), min_size=2, max_size=40))
 def test_everything_equals_the_known_libraries(pairs: list[tuple[str, str]]) -> None:
     expected, given_ = [a for a, _ in pairs], [b for _, b in pairs]

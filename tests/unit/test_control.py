@@ -541,6 +541,7 @@ BATCH_JOB: dict[str, Any] = {
 # --- evaluations
 
 
+@pytest.mark.thorough
 def test_a_command_for_an_evaluation_reaches_all_its_runs(tmp_path: Path) -> None:
     bench = Bench(tmp_path, EvalProvider(lambda _model, _text: "yes"))
     bench.rows({"id": number, "text": f"row {number}", "gold": "yes"} for number in range(30))

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.demo.model import answering, judgement, label_ranking
@@ -21,6 +21,7 @@ from batchchat.demo.model.scanning import Scan
 from batchchat.demo.model.schema_filler import Filler, guess_language
 from batchchat.demo.request import ApiError, parse_request
 from batchchat.demo.server_options import LLAMA, MISTRAL, DemoOptions
+from tests.thorough import examples
 
 TICKETS = Path(__file__).parents[2] / "sample_data" / "tickets.jsonl"
 
@@ -233,7 +234,7 @@ def _compound(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dic
     return st.one_of(objects, arrays)
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(st.recursive(LEAVES, _compound, max_leaves=8), st.text(max_size=120))
 def test_what_is_filled_is_valid(schema: dict[str, Any], text: str) -> None:
     value = Filler(schema, text, choose=lambda labels: labels[0].name).fill()
@@ -422,7 +423,7 @@ def test_a_conversation_gets_a_reply_that_quotes_the_last_message() -> None:
 # Whatever comes, it answers
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     system=st.text(max_size=200)
     | st.sampled_from(["Rate from 1 to 5", "Labels: a, b", "JSON {", 'JSON {"a": [{"b": 1}]}']),
@@ -485,7 +486,7 @@ SAID = (
         st.sampled_from([*SAID.split(), "Labels:", "RATE", "\n", "\n- one\n- two\n", "as a, b or c"]), max_size=25
     )
 )
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_a_scan_finds_what_its_pattern_finds(name: str, words: list[str]) -> None:
     scan, text = SCANS[name], " ".join(words)
     expected = [match.span() for match in scan._pattern.finditer(text)]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -180,7 +180,6 @@ snapshots = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(snapshots, st.integers(1, 200))
 def test_no_snapshot_ever_wraps_or_exceeds_the_width(snapshot: Snapshot, width: int) -> None:
     lines = drawn(snapshot, width)
@@ -188,7 +187,6 @@ def test_no_snapshot_ever_wraps_or_exceeds_the_width(snapshot: Snapshot, width: 
     assert max(cell_len(line) for line in lines) <= width
 
 
-@settings(deadline=None)
 @given(snapshots)
 def test_the_plain_line_is_one_line(snapshot: Snapshot) -> None:
     assert len(progress_line(snapshot).splitlines()) == 1

@@ -9,7 +9,7 @@ from typing import Any, cast
 import anyio
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.client import ChatClient
@@ -21,6 +21,7 @@ from batchchat.endpoints.target import Target
 from batchchat.job.pool_fields import LimitFields
 from batchchat.limits import Limiter
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, RowBatch, Usage, Verdict
+from tests.thorough import examples
 from tests.unit.test_engine_supply import on_virtual_clock
 
 BATCH = RowBatch("rows.jsonl", 0, pa.RecordBatch.from_pydict({}), [])
@@ -40,7 +41,7 @@ def failure(status: int | None, kind: ErrorKind = ErrorKind.SERVER, verdict: Ver
     return Reply(verdict, failure=Failure(kind, "it failed", status), sent=status is not None)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     slots=st.lists(st.integers(1, 6), min_size=1, max_size=6),
     weights=st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.0]), min_size=6, max_size=6),
@@ -88,7 +89,7 @@ def test_ties_rotate() -> None:
     on_virtual_clock(main)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     statuses=st.lists(st.sampled_from([None, 500, 502, 503]), min_size=1, max_size=40),
     count=st.integers(2, 5),
@@ -182,7 +183,7 @@ def test_other_limits_of_the_job_reach_the_endpoints_that_have_none_of_their_own
 # --- heads of prompts
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(count=st.integers(1, 8), head=st.integers(1, 2**64 - 1), gone=st.integers(0, 7))
 def test_a_head_stays_where_it_is_when_another_endpoint_goes(count: int, head: int, gone: int) -> None:
     names = [f"http://server-{place}/v1" for place in range(count)]
@@ -194,7 +195,7 @@ def test_a_head_stays_where_it_is_when_another_endpoint_goes(count: int, head: i
         assert after == [name for name in order if name in left]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     weights=st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=1, max_size=6),
     heads=st.lists(st.integers(1, 5), min_size=1, max_size=120),

@@ -29,6 +29,7 @@ from batchchat.inspection import status_of
 from batchchat.joining import Identities
 from batchchat.template import Rendered, Template
 from tests.integration.suites import Bench, Provider, on_virtual_clock
+from tests.thorough import one_in
 
 GOLD = ["yes", "no"] * 10
 
@@ -160,6 +161,7 @@ def test_a_long_name_keeps_a_trace_of_each_word() -> None:
     assert len(shortened(" ".join("abcdef" * 9), 24)) == 24
 
 
+@pytest.mark.thorough
 def test_eight_variants_fill_a_page_and_no_more(bench: Bench) -> None:
     scorers = [
         {"name": "accuracy", "kind": "exact", "expected": "gold"},
@@ -220,7 +222,8 @@ def test_a_corrected_gold_label_counts_at_the_next_scoring(bench: Bench) -> None
     assert len(bench.provider.asked) == 40
 
 
-@pytest.mark.parametrize("key", ["id", None])
+@pytest.mark.thorough
+@pytest.mark.parametrize("key", one_in(2, ["id", None]))
 def test_rows_whose_requests_a_run_left_behind_are_not_rendered_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, key: str | None
 ) -> None:
@@ -349,6 +352,7 @@ def test_rows_without_a_key_are_told_apart_by_their_number(bench: Bench) -> None
     assert [(line["key"], line["value"]) for line in bench.scores()[:3]] == [(None, 1.0), (None, 0.0), (None, 1.0)]
 
 
+@pytest.mark.thorough
 def test_rows_that_cannot_be_read_or_rendered_are_failed_answers(bench: Bench) -> None:
     good = [json.dumps({"id": at, "text": f"row {at % 20}", "gold": GOLD[at % 20]}) for at in range(1_000)]
     lines = [*good, "{broken", '{"id": 0, "text": "row 1", "gold": "no"}', '{"id": 5000, "gold": "no"}']
@@ -512,6 +516,7 @@ def test_what_a_scorer_cannot_tell_is_said(bench: Bench) -> None:
     assert bench.scores()[3]["reason"] == reason
 
 
+@pytest.mark.thorough
 def test_an_evaluation_is_held_against_an_earlier_one(bench: Bench) -> None:
     scorers: list[dict[str, Any]] = [
         {"name": "t", "kind": "classes", "expected": "gold"},

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.errors import JobError
@@ -17,6 +17,7 @@ from batchchat.inspection import find_records
 from batchchat.planning import plan_job
 from batchchat.runner.options import RunOptions
 from tests.integration.jobs import make_job, query, write_rows
+from tests.thorough import examples
 from tests.unit.test_run_clock import Provider, answer, simulate
 
 GOLD = [
@@ -78,7 +79,7 @@ def test_a_label_with_few_rows_leaves_its_places_to_the_others(tmp_path: Path) -
     assert chosen(chooser(tmp_path, rows, k=3, by="per_label", label="label"), "parcel") == ["g0", "g5", "g3"]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.text(alphabet="ab 界", max_size=6), min_size=1, max_size=8), st.integers(1, 9), st.sampled_from(
     [{"by": "similarity"}, {"by": "random", "seed": 3}, {"by": "per_label", "label": "label"}]))  # fmt: skip
 def test_no_row_is_its_own_example_and_there_are_as_many_as_there_can_be(

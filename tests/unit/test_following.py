@@ -14,6 +14,7 @@ from batchchat.errors import UsageError
 from batchchat.events import Snapshot
 from batchchat.following import follow_records
 from batchchat.store import OutputTail, lock_holder
+from tests.thorough import one_in
 from tests.unit.test_run_clock import Provider, answer, row_of, simulate
 
 
@@ -27,7 +28,7 @@ def rows_of(tail: OutputTail, *, last: bool = False) -> list[int]:
 
 
 @pytest.mark.parametrize("part_rows", [5, 50_000])
-@pytest.mark.parametrize("every", [1, 20])
+@pytest.mark.parametrize("every", one_in(2, [1, 20]))
 def test_each_record_is_told_once_though_journals_come_and_go(tmp_path: Path, part_rows: int, every: int) -> None:
     out = tmp_path / "out"
     told: list[int] = []

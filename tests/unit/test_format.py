@@ -3,7 +3,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.format import (
@@ -99,7 +99,6 @@ def test_rates(value: float, text: str) -> None:
     assert rate(value) == text
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**7), st.integers(1, 10**7))
 def test_only_all_is_a_hundred_percent_and_only_nothing_is_zero(part: int, whole: int) -> None:
     shown = percent(part, whole)
@@ -126,7 +125,6 @@ def test_languages_and_emoji_stay_as_they_are() -> None:
         assert visible(text) == text
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_nothing_that_acts_is_left(text: str) -> None:
     shown = visible(text)
@@ -136,7 +134,6 @@ def test_nothing_that_acts_is_left(text: str) -> None:
     assert not set(shown) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-@settings(deadline=None)
 @given(st.text(), st.integers(1, 40))
 def test_one_line_is_one_line_of_at_most_its_limit(text: str, limit: int) -> None:
     line = one_line(text, limit)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.identity import Identity
@@ -14,6 +14,7 @@ from batchchat.intake import Intake, PassCounts, Selection, Sorted, read_key
 from batchchat.records import ErrorKind, Failure, RowBatch
 from batchchat.store.index import OK, KeyIndex, RecordIndex, key_digest, state_of
 from batchchat.template import compile_template
+from tests.thorough import examples
 
 NO_COLUMNS = pa.RecordBatch.from_pydict({})
 MESSAGES = [{"role": "user", "content": "{{ text }}"}]
@@ -69,7 +70,7 @@ rows_of = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(rows_of, st.integers(1, 5), st.integers(1, 5), st.booleans(), st.booleans())
 def test_every_sample_is_settled_once_and_more_samples_ask_only_for_the_new(
     rows: list[dict[str, Any] | None], first: int, then: int, keyed: bool, seeded: bool
@@ -91,7 +92,7 @@ def test_every_sample_is_settled_once_and_more_samples_ask_only_for_the_new(
     assert (again.changed, again.reopened) == (0, 0)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(rows_of, st.integers(1, 4), st.booleans(), st.randoms())
 def test_the_order_of_rows_costs_nothing(
     rows: list[dict[str, Any] | None], samples: int, keyed: bool, random: Any
@@ -106,7 +107,7 @@ def test_the_order_of_rows_costs_nothing(
     assert (counts.new, counts.changed, counts.invalid) == (0, 0, 0)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(rows_of, st.integers(1, 4), st.booleans(), st.booleans(), st.none() | st.integers(1, 9))
 def test_identifying_tells_what_sorting_makes(
     rows: list[dict[str, Any] | None], samples: int, keyed: bool, seeded: bool, limit: int | None

@@ -20,8 +20,8 @@ REPO = Path(__file__).parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"addresses", "clock", "errors", "format", "prices", "reasoning", "records"}),
     frozenset({"credentials", "events", "providers", "identity", "images", "objects", "structured"}),
-    frozenset({"attachments", "cascade", "money"}),
-    frozenset({"budget", "job", "masks", "views", "limits", "retry", "transport", "sources", "template", "demo"}),
+    frozenset({"attachments", "cascade", "money", "transport"}),
+    frozenset({"budget", "job", "masks", "views", "limits", "retry", "sources", "template", "demo"}),
     frozenset({"cache", "store", "client", "acceptance", "examples", "sharing"}),
     frozenset({"endpoints"}),
     frozenset({"engines", "intake"}),
@@ -55,9 +55,15 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def _nodes(tree: ast.Module) -> tuple[ast.AST, ...]:
+    """Walk a file once for all tests."""
+    return tuple(ast.walk(tree))
+
+
 def _imports(path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(_tree(path)):
+    for node in _nodes(_tree(path)):
         if isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: imports are absolute"
             names.add(node.module)
@@ -97,7 +103,7 @@ def test_only_the_command_line_prints() -> None:
     for room, path in _modules():
         if room == "cli":
             continue
-        for node in ast.walk(_tree(path)):
+        for node in _nodes(_tree(path)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"print", "input"}, f"{path} line {node.lineno}"
 
@@ -105,7 +111,7 @@ def test_only_the_command_line_prints() -> None:
 def test_one_module_alone_imports_ray() -> None:
     found = set()
     for name, tree in _trees():
-        for node in ast.walk(tree):
+        for node in _nodes(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if any(one.partition(".")[0] == "ray" for one in names):
@@ -164,7 +170,7 @@ def test_nothing_of_the_store_but_its_location_opens_moves_or_lists_a_file() -> 
         f"{name}:{getattr(node, 'lineno', 0)} uses {found}"
         for name, tree in _trees(inside="store")
         if not name.startswith("store/location/")
-        for node in ast.walk(tree)
+        for node in _nodes(tree)
         if (found := _touches_files(node)) is not None
     ]
     assert not wrong, "\n".join(wrong)
@@ -179,9 +185,9 @@ def test_only_the_store_knows_where_the_files_of_an_output_lie() -> None:
     for name, tree in _trees():
         if name.startswith("store/") or name in allowed:
             continue
-        texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+        texts = [node.value for node in _nodes(tree) if isinstance(node, ast.Expr)]
         docstrings = {id(text) for text in texts if isinstance(text, ast.Constant)}
-        for node in ast.walk(tree):
+        for node in _nodes(tree):
             if isinstance(node, ast.ImportFrom) and node.module in inside:
                 wrong.append(f"{name}:{node.lineno} imports {node.module}")
             elif isinstance(node, ast.Constant) and id(node) not in docstrings and "_batchchat" in str(node.value):
@@ -212,7 +218,7 @@ def test_the_carriers_of_a_location_know_nothing_of_records() -> None:
 
 def _imports_of_store(path: Path) -> set[str]:
     tree = _tree(path)
-    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules = [node.module or "" for node in _nodes(tree) if isinstance(node, ast.ImportFrom)]
     return {name.removeprefix("batchchat.store.") for name in modules if name.startswith("batchchat.store.")}
 
 

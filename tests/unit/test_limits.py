@@ -10,12 +10,13 @@ from itertools import pairwise
 import anyio
 import pytest
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.events import Event
 from batchchat.limits import Limiter, Permit, TokenEstimator
 from batchchat.records import Axis, ErrorKind, Failure, LimitHeaders, Reply, Usage, Verdict
+from tests.thorough import examples
 
 OK = Reply(Verdict.OK, usage=Usage(5, 5, 10))
 REFUSED = Reply(Verdict.NO, failure=Failure(ErrorKind.INVALID_REQUEST, "too long", 400))
@@ -146,7 +147,7 @@ def test_tokens_of_a_request_that_never_left_are_given_back() -> None:
     run(main)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     waits=st.lists(st.tuples(st.floats(0.0, 3.0), st.floats(0.0, 3.0), st.booleans()), min_size=1, max_size=40),
     slots=st.integers(1, 3),

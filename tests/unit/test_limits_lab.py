@@ -19,6 +19,7 @@ from batchchat.limits.trials import Trial, TrialPlan, judge
 from tests.limits_lab.servers import Server, SlidingWindow, TokenBucket, true_limit_in_refusals, true_limits
 from tests.limits_lab.simulation import simulate
 from tests.limits_lab.table import Row, rows, worst
+from tests.thorough import one_in
 
 ROWS = rows()
 SHORT = ("2 runs under one untold limit", "4 runs under one untold limit")
@@ -34,7 +35,7 @@ def check(row: Row, seeds: range) -> None:
     assert row.waste is None or found.waste <= row.waste + 1e-9, found
 
 
-@pytest.mark.parametrize("row", QUICK, ids=[row.name for row in QUICK])
+@pytest.mark.parametrize("row", one_in(6, QUICK), ids=[row.name for row in QUICK])
 def test_a_server_gives_what_it_can(row: Row) -> None:
     check(row, range(1, 2))
 

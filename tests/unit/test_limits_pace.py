@@ -6,7 +6,7 @@ import random
 from itertools import accumulate, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.limits.pacing import Pacing
@@ -14,6 +14,7 @@ from batchchat.limits.rates import Learned, Rate
 from batchchat.limits.schedule import TICKS_PER_S, Minute
 from batchchat.limits.trials import BELOW
 from batchchat.records import Axis
+from tests.thorough import examples
 
 GAPS = st.lists(st.one_of(st.just(0.0), st.floats(0.0, 0.5), st.floats(0.0, 90.0)), min_size=1, max_size=150)
 
@@ -275,7 +276,7 @@ def test_noise_at_a_learned_pace_is_no_reason_to_go_ever_slower() -> None:
     assert lowest >= 0.85 * 600.0
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(entries=st.lists(st.tuples(st.floats(0.0, 30.0), st.integers(1, 9)), min_size=1, max_size=60))
 def test_the_minute_holds_what_was_added_in_the_last_minute(entries: list[tuple[float, int]]) -> None:
     pace, now, added = Rate(None, None), 0.0, []

@@ -16,6 +16,7 @@ from batchchat.events import RunSummary
 from batchchat.runner.control import StopRequest
 from batchchat.runner.options import RunOptions
 from tests.integration.jobs import query
+from tests.thorough import one_in
 from tests.unit.test_run_clock import Provider, answer, row_of, simulate
 
 Behaviour = Callable[[httpx.Request, float], Awaitable[httpx.Response]]
@@ -81,6 +82,7 @@ def totals(summary: RunSummary) -> tuple[int, int, int]:
     return summary.exit_code, summary.ok, summary.failed
 
 
+@pytest.mark.thorough
 def test_a_slow_server_gets_fewer_rows(tmp_path: Path) -> None:
     servers = Servers(a=steady(), b=steady(), c=steady(), d=steady(0.3))
     summary, elapsed, _ = simulate(
@@ -119,7 +121,7 @@ def test_the_limits_of_an_endpoint_are_its_own(tmp_path: Path) -> None:
     assert servers.asked["a"] <= 60 * elapsed / 60 + 2
 
 
-@pytest.mark.parametrize("how", [refused, status(500)], ids=["refused", "500"])
+@pytest.mark.parametrize("how", one_in(2, [refused, status(500)]), ids=["refused", "500"])
 def test_one_server_that_dies_costs_no_row_an_attempt(tmp_path: Path, how: Callable[[], httpx.Response]) -> None:
     servers = Servers(a=steady(0.5), b=failing(how, start=2, end=12, latency_s=0.5), c=steady(0.5))
     # With one attempt for each row, an attempt that counted would be a failed row.
@@ -135,6 +137,7 @@ def test_one_server_that_dies_costs_no_row_an_attempt(tmp_path: Path, how: Calla
     assert any(name == "b" and at > 14 for name, at in servers.log)  # it is back
 
 
+@pytest.mark.thorough
 def test_a_recovered_server_begins_with_few_requests(tmp_path: Path) -> None:
     servers = Servers(a=steady(0.5), b=failing(refused, start=1, end=3, latency_s=0.5))
     simulate(tmp_path, servers, 1200, provider=pool("a", "b"), limits={"concurrency": 40})
@@ -144,6 +147,7 @@ def test_a_recovered_server_begins_with_few_requests(tmp_path: Path) -> None:
     assert sum(12 <= at < 14 for at in back) > 30
 
 
+@pytest.mark.thorough
 def test_all_servers_down_is_a_provider_that_is_down(tmp_path: Path) -> None:
     servers = Servers(a=failing(status(503), start=2, latency_s=0.5), b=failing(refused, start=2, latency_s=0.5))
     summary, elapsed, _ = simulate(tmp_path, servers, 900, provider=pool("a", "b"), retry={"outage": "5m"})
@@ -152,6 +156,7 @@ def test_all_servers_down_is_a_provider_that_is_down(tmp_path: Path) -> None:
     assert 290 < elapsed < 345
 
 
+@pytest.mark.thorough
 def test_all_servers_down_for_a_minute_fail_no_row(tmp_path: Path) -> None:
     servers = Servers(a=failing(status(503), start=2, end=62), b=failing(refused, start=2, end=62))
     summary, elapsed, _ = simulate(tmp_path, servers, 1000, provider=pool("a", "b"))
@@ -159,7 +164,7 @@ def test_all_servers_down_for_a_minute_fail_no_row(tmp_path: Path) -> None:
     assert elapsed < 62 + 40
 
 
-@pytest.mark.parametrize("code", [401, 403, 404])
+@pytest.mark.parametrize("code", one_in(3, [401, 403, 404]))
 def test_a_server_that_refuses_us_is_taken_out(tmp_path: Path, code: int) -> None:
     servers = Servers(a=steady(), b=failing(status(code)), c=steady())
     summary, _, events = simulate(tmp_path, servers, 500, provider=pool("a", "b", "c"), retry={"attempts": 1})
@@ -190,6 +195,7 @@ def test_servers_that_all_refuse_us_stop_the_run(tmp_path: Path, code: int) -> N
     assert sum(servers.asked.values()) < 60
 
 
+@pytest.mark.thorough
 def test_a_row_that_breaks_every_server_pays_its_own_attempts(tmp_path: Path) -> None:
     async def serve(request: httpx.Request, _at: float) -> httpx.Response:
         await anyio.sleep(0.1)

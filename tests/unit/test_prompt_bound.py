@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.errors import JobError
@@ -16,6 +16,7 @@ from batchchat.planning import plan_job
 from batchchat.template import PromptBound, RowTemplateError, compile_template
 from batchchat.template.bound import CUT_MARK, shortened_text
 from tests.integration.jobs import make_job, query, write_rows
+from tests.thorough import examples
 from tests.unit.test_run_clock import Provider, answer, simulate
 
 LINES: list[dict[str, Any]] = [
@@ -60,7 +61,7 @@ def test_a_plan_names_the_longest_rows(tmp_path: Path) -> None:
     assert plan.longest[0].prompt_tokens > 1_000
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.text(max_size=300), st.text(max_size=40), st.integers(1, 60))
 def test_a_cut_prompt_fits_and_holds_as_much_as_has_room(text: str, other: str, limit: int) -> None:
     messages = [{"role": "user", "content": "{{ other }}\n{{ text }}"}]

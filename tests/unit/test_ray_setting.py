@@ -25,6 +25,7 @@ def _job(folder: Path, **fields: Any) -> Any:
     return make_job(folder, "http://127.0.0.1:9/v1", **fields)
 
 
+@pytest.mark.thorough
 def test_a_job_with_workers_of_this_machine_does_not_import_ray() -> None:
     code = "import sys, batchchat.workers, batchchat.cli.running, batchchat.cli.sharding, batchchat.workers.processes\n"
     code += "assert not {'ray', 'batchchat.workers.ray_setting', 'batchchat.workers.ray_cluster'} & set(sys.modules)"
@@ -83,9 +84,9 @@ def test_an_output_and_an_input_in_a_bucket_leave_no_probe(tmp_path: Path) -> No
 
 def test_the_secrets_of_a_job_are_passed_and_nothing_else(tmp_path: Path) -> None:
     provider = {"base_url": "http://127.0.0.1:9/v1", "api_key_env": "MY_KEY"}
-    environ = {"MY_KEY": "k", "AWS_REGION": "r", "https_proxy": "p", "HOME": "/h", "OTHER_KEY": "o", "RAY_ADDRESS": "a"}
-    passed = passed_environment(_job(tmp_path, provider=provider), environ)
-    assert passed == {"MY_KEY": "k", "AWS_REGION": "r", "https_proxy": "p"}
+    wanted = {"MY_KEY": "k", "AWS_REGION": "r", "HF_TOKEN": "t", "https_proxy": "p"}
+    other = {"HOME": "/h", "OTHER_KEY": "o", "RAY_ADDRESS": "a", "HF_HOME": "/hub"}
+    assert passed_environment(_job(tmp_path, provider=provider), {**wanted, **other}) == wanted
 
 
 def _begun() -> WorkerActor:

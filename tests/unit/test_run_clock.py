@@ -20,6 +20,7 @@ from batchchat.runner.control import StopRequest
 from batchchat.runner.options import RunOptions
 from batchchat.runner.run import run_job
 from tests.integration.jobs import make_job, texts, write_rows
+from tests.thorough import one_in
 
 Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
@@ -101,6 +102,7 @@ def test_a_minutes_outage_fails_no_row_and_sends_a_handful_of_probes(tmp_path: P
     assert {"breaker_opened", "breaker_closed"} <= {event.name for event in events}
 
 
+@pytest.mark.thorough
 def test_an_outage_longer_than_allowed_ends_the_run_with_everything_open(tmp_path: Path) -> None:
     async def handler(_request: httpx.Request) -> httpx.Response:
         await anyio.sleep(0.1)
@@ -164,7 +166,9 @@ def test_rows_that_always_fail_cost_their_attempts_and_slow_nobody(tmp_path: Pat
 
 
 @pytest.mark.parametrize("concurrency", [8, 64])
-@pytest.mark.parametrize(("place", "within"), [(0, 260), (200, 260), (400, 400)], ids=["first", "middle", "last"])
+@pytest.mark.parametrize(
+    ("place", "within"), one_in(3, [(0, 260), (200, 260), (400, 400)]), ids=["first", "middle", "last"]
+)
 @pytest.mark.parametrize("status", [500, pytest.param(504, marks=pytest.mark.long)])
 def test_bad_rows_that_stand_together_are_not_taken_for_an_outage(
     tmp_path: Path, status: int, place: int, within: float, concurrency: int
@@ -221,8 +225,11 @@ LARGE = {
 
 @pytest.mark.parametrize(
     ("how", "rows", "bad", "concurrency"),
-    [pytest.param(how, *block, id=f"{name}-{how}") for how in HOWS for name, block in BLOCKS.items()]
-    + [pytest.param("500", *block, id=name) for name, block in LARGE.items()],
+    one_in(
+        4,
+        [pytest.param(how, *block, id=f"{name}-{how}") for how in HOWS for name, block in BLOCKS.items()]
+        + [pytest.param("500", *block, id=name) for name, block in LARGE.items()],
+    ),
 )
 def test_a_block_of_rows_that_break_a_healthy_provider_pays_its_own_attempts(
     tmp_path: Path, how: str, rows: int, bad: range, concurrency: int
@@ -239,7 +246,7 @@ def test_a_block_of_rows_that_break_a_healthy_provider_pays_its_own_attempts(
     assert len(provider.times) <= rows + len(bad) * 3 + 100
 
 
-@pytest.mark.parametrize("bad", [range(0, 240, 2), range(60, 180)], ids=["every other", "middle"])
+@pytest.mark.parametrize("bad", one_in(2, [range(0, 240, 2), range(60, 180)]), ids=["every other", "middle"])
 def test_many_bad_rows_cost_no_waits_for_a_provider_that_is_up(tmp_path: Path, bad: range) -> None:
     async def handler(request: httpx.Request) -> httpx.Response:
         await anyio.sleep(0.05)
@@ -267,7 +274,7 @@ def test_empty_answers_at_the_end_are_soon_taken_for_their_rows_own(tmp_path: Pa
 SLOTS = 2
 
 
-@pytest.mark.parametrize("how", ["503", "529", "no connection", "waits too long"])
+@pytest.mark.parametrize("how", one_in(3, ["503", "529", "no connection", "waits too long"]))
 def test_a_server_that_is_only_full_is_not_called_down(tmp_path: Path, how: str) -> None:
     busy = 0
 
@@ -310,7 +317,7 @@ def test_a_provider_that_goes_down_at_once_is_not_taken_for_a_full_one_for_long(
     assert elapsed < 20 + 30 + 25
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", one_in(3, HOWS))
 def test_bad_rows_that_an_earlier_run_left_open_end_with_the_next(tmp_path: Path, how: str) -> None:
     async def handler(request: httpx.Request) -> httpx.Response:
         await anyio.sleep(0.5)
@@ -324,7 +331,7 @@ def test_bad_rows_that_an_earlier_run_left_open_end_with_the_next(tmp_path: Path
     assert "requests_suspected" in {event.name for event in events}
 
 
-@pytest.mark.parametrize("how", ["refused", "503", "500, then refused", "dropped, then 503"])
+@pytest.mark.parametrize("how", one_in(4, ["refused", "503", "500, then refused", "dropped, then 503"]))
 def test_a_provider_that_dies_near_the_end_leaves_the_rows_open(tmp_path: Path, how: str) -> None:
     first, _, then = how.partition(", then ")
 
@@ -379,7 +386,9 @@ def test_a_request_that_a_server_cannot_take_but_calls_its_own_error_is_told_wit
 @pytest.mark.parametrize(
     ("headers", "wasted"),
     # A server that says "2 seconds" and means a minute is asked every two seconds.
-    [({}, 0.1), ({"retry-after": "99999999"}, 0.1), ({"retry-after": "-5"}, 0.1), ({"retry-after": "2"}, 0.25)],
+    one_in(
+        4, [({}, 0.1), ({"retry-after": "99999999"}, 0.1), ({"retry-after": "-5"}, 0.1), ({"retry-after": "2"}, 0.25)]
+    ),
 )
 def test_refusals_for_rate_cost_no_row_and_few_requests(tmp_path: Path, headers: dict[str, str], wasted: float) -> None:
     accepted: list[float] = []
@@ -421,7 +430,7 @@ def check_untold_limits(folder: Path, rows: int, words: int, told: dict[str, boo
     assert elapsed < 1.1 * max(rows / 300, tokens / 20_000) * 60 + 15
 
 
-@pytest.mark.parametrize("words", [0, 100], ids=["requests bind", "tokens bind"])
+@pytest.mark.parametrize("words", one_in(2, [0, 100]), ids=["requests bind", "tokens bind"])
 def test_untold_limits_cost_no_row_and_few_requests(tmp_path: Path, words: int) -> None:
     check_untold_limits(tmp_path, 400, words, TOLD["nothing"])
 
@@ -471,12 +480,15 @@ QUOTA = {"error": {"message": "You exceeded your current quota", "type": "insuff
 
 @pytest.mark.parametrize(
     ("status", "told"),
-    [
-        (401, {"error": {"message": "invalid key"}}),
-        (402, {"error": {"message": "payment required"}}),
-        (403, {"error": "forbidden"}),
-        (429, QUOTA),
-    ],
+    one_in(
+        4,
+        [
+            (401, {"error": {"message": "invalid key"}}),
+            (402, {"error": {"message": "payment required"}}),
+            (403, {"error": "forbidden"}),
+            (429, QUOTA),
+        ],
+    ),
     ids=["key revoked", "payment", "permission", "credit used up"],
 )
 def test_what_needs_a_person_in_mid_run_stops_it_within_a_few_requests(
@@ -540,7 +552,7 @@ def refusing(refused: Callable[[int], bool], message: str = "unknown field top_q
     return handler
 
 
-@pytest.mark.parametrize("concurrency", [1, 8, 64])
+@pytest.mark.parametrize("concurrency", one_in(3, [1, 8, 64]))
 def test_a_param_that_every_request_is_refused_for_stops_the_run(tmp_path: Path, concurrency: int) -> None:
     provider = Provider(refusing(lambda row: True))
     summary, _, _ = simulate(tmp_path, provider, 5000, limits={"concurrency": concurrency})
@@ -562,12 +574,15 @@ def test_a_few_refused_rows_and_no_others_are_failed_rows(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("bad", "concurrency"),
-    [
-        *((bad, concurrency) for bad in (1, 40, 400) for concurrency in (8, 64)),
-        (40, 1),
-        # One by one they take seconds.
-        *(pytest.param(bad, 1, marks=pytest.mark.long) for bad in (1, 400)),
-    ],
+    one_in(
+        4,
+        [
+            *((bad, concurrency) for bad in (1, 40, 400) for concurrency in (8, 64)),
+            (40, 1),
+            # One by one they take seconds.
+            *(pytest.param(bad, 1, marks=pytest.mark.long) for bad in (1, 400)),
+        ],
+    ),
 )
 def test_rows_that_are_bad_together_at_the_start_stop_nothing(tmp_path: Path, bad: int, concurrency: int) -> None:
     """As the longest prompts of a sorted input are, of which each is said to be too long by so many tokens."""
@@ -579,6 +594,7 @@ def test_rows_that_are_bad_together_at_the_start_stop_nothing(tmp_path: Path, ba
     assert summary.sent == 800
 
 
+@pytest.mark.thorough
 def test_a_block_of_bad_rows_longer_than_the_supply_stops_nothing(tmp_path: Path) -> None:
     """All rows that are read ahead are bad, and no smaller than the good ones: the feed is read further."""
     provider = Provider(refusing(lambda row: row < 1500))
@@ -587,6 +603,7 @@ def test_a_block_of_bad_rows_longer_than_the_supply_stops_nothing(tmp_path: Path
     assert summary.sent == 2000
 
 
+@pytest.mark.thorough
 def test_a_block_of_bad_rows_without_end_is_passed_by_way_of_a_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -608,7 +625,7 @@ def test_a_block_of_bad_rows_without_end_is_passed_by_way_of_a_sample(
 LATE = {"under way": 0, "tried first": 350, "tried last": 699}
 
 
-@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+@pytest.mark.parametrize("late", one_in(3, LATE.values()), ids=LATE)
 def test_refused_rows_are_judged_only_when_every_row_that_was_tried_came_back(tmp_path: Path, late: int) -> None:
     """All rows are refused at once but one, which is answered late, and only at its second attempt."""
     attempts: list[int] = []
@@ -626,7 +643,7 @@ def test_refused_rows_are_judged_only_when_every_row_that_was_tried_came_back(tm
     assert (summary.exit_code, summary.failed, summary.ok) == (1, 699, 1)
 
 
-@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+@pytest.mark.parametrize("late", one_in(3, LATE.values()), ids=LATE)
 def test_a_row_that_never_ends_does_not_keep_refused_ones_waiting(tmp_path: Path, late: int) -> None:
     """It fails by its deadline, and tells nothing of the others: another one takes its place."""
 
@@ -646,6 +663,7 @@ def test_a_row_that_never_ends_does_not_keep_refused_ones_waiting(tmp_path: Path
     assert elapsed < 150
 
 
+@pytest.mark.thorough
 def test_samples_of_a_row_are_one_of_those_that_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row has so many that only five are read ahead, and that cannot be read further."""
     monkeypatch.setattr("batchchat.engines.supply._READY_FAR", 512)

@@ -109,6 +109,7 @@ def test_an_answer_from_the_cache_ends_corrections_at_what_they_cost(tmp_path: P
     assert found == [(7, True, 1, 1, 22, pytest.approx(13e-6))]
 
 
+@pytest.mark.thorough
 def test_what_comes_from_the_archive_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[int] = []
     fetch = Store.fetch_archived

@@ -21,6 +21,7 @@ from jinja2 import Environment, meta
 
 from batchchat.evaluation import is_suite
 from batchchat.job import BatchFileJob, load_job
+from batchchat.job.param_checks import check_params
 from tests.pictures import png
 from tests.sample_pictures import PICTURES, SIDE
 
@@ -279,7 +280,7 @@ def test_job_is_valid_and_named_like_its_file(path: Path) -> None:
     assert job.name == path.stem
     assert Path(job.output.path) == ROOT / "out" / path.stem
     assert job.input.key in columns(Path(job.input.path))
-    job.check_params(job.resolved_provider())
+    check_params(job, job.resolved_provider())
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchchat.errors import UsageError
@@ -18,6 +18,7 @@ from batchchat.evaluation.scorers.answer_scorers import KINDS, Regex, read_score
 from batchchat.evaluation.scorers.matching import json_difference, normalize, numbers_in
 from batchchat.evaluation.scorers.score_batch import ScoreBatch, Scores
 from batchchat.evaluation.statistics.unit import SHARE, YES_NO, ScoreUnit
+from tests.thorough import examples
 
 Result = tuple[float | None, str | None]
 
@@ -363,7 +364,7 @@ def test_arrow_and_dicts_score_alike(kind: str) -> None:
     assert arrow == dicts
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.sampled_from(sorted({*KINDS} - {*MEASURES, "python"})), st.lists(st.tuples(st.text(), st.text()), max_size=6))
 def test_any_text_gives_values_inside_the_scale(kind: str, texts: list[tuple[str, str]]) -> None:
     scorer = read_scorer({"name": "s", "kind": kind, **SAMPLES[kind]})

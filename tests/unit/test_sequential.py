@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -23,6 +23,7 @@ from batchchat.evaluation.statistics.sequential import (
     spent,
 )
 from batchchat.evaluation.statistics.unit import SHARE, YES_NO, ScoreUnit
+from tests.thorough import examples
 
 SPENDING: tuple[Spending, ...] = ("power", "obrien_fleming")
 FIFTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -80,7 +81,7 @@ def test_an_adjusted_p_says_what_its_level_says(p_value: float, look: int, pairs
     assert adjusted_p(min(1.0, p_value * 2), FIFTHS, look, pairs) >= adjusted
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40),
     scale=st.sampled_from([YES_NO, SHARE, ScoreUnit("seconds", False, 0.0)]),

@@ -74,6 +74,7 @@ def test_what_is_surely_worse_is_dropped_and_the_rest_goes_on(bench: Bench) -> N
     assert from_json(orjson.loads(orjson.dumps(summary.as_json(), default=str))) == summary
 
 
+@pytest.mark.thorough
 def test_a_page_tells_the_looks(bench: Bench, tmp_path: Path) -> None:
     def page() -> tuple[str, list[LookLine]]:
         write_suite_report(bench.out, tmp_path / "report.html")
@@ -103,6 +104,7 @@ def test_a_page_tells_the_looks(bench: Bench, tmp_path: Path) -> None:
     assert [line[2] for line in lines] == ["went on", "settled", "not needed"]
 
 
+@pytest.mark.thorough
 def test_all_variants_are_asked_the_same_rows_of_a_random_order(bench: Bench) -> None:
     _, found = told(settle(bench))
     by_model: dict[str, list[int]] = {model: [] for model in MODELS}
@@ -113,6 +115,7 @@ def test_all_variants_are_asked_the_same_rows_of_a_random_order(bench: Bench) ->
     assert first["good"] != set(range(found.plan[0]))
 
 
+@pytest.mark.thorough
 def test_equivalence_within_the_margin_settles_too(bench: Bench) -> None:
     _, found = told(settle(bench, margin=0.15))
     assert found.settled
@@ -144,6 +147,7 @@ def test_a_stop_at_any_place_changes_nothing_that_is_decided(bench: Bench, spent
     assert [one.scores for one in found.variants] == [one.scores for one in whole.variants]
 
 
+@pytest.mark.thorough
 def test_rows_that_are_alike_and_have_no_key_keep_their_answers(bench: Bench) -> None:
     rows = [{"text": f"row {at % 40}", "gold": "yes" if at % 2 else "no"} for at in range(120)]
     bench.rows(rows)
@@ -161,6 +165,7 @@ def test_rows_that_are_alike_and_have_no_key_keep_their_answers(bench: Bench) ->
     assert kept_plan(bench.out) is None
 
 
+@pytest.mark.thorough
 def test_clusters_are_asked_whole(bench: Bench) -> None:
     suite = bench.suite(until="settled", cluster="group", variants={"matrix": {"model": list(MODELS)}})
     done = bench.evaluate(suite)
@@ -176,12 +181,14 @@ def test_clusters_are_asked_whole(bench: Bench) -> None:
     assert "bad" in found.dropped
 
 
+@pytest.mark.thorough
 def test_a_sample_is_the_most_rows_that_are_asked(bench: Bench) -> None:
     _, found = told(settle(bench, options={"sample": 100}))
     assert found.plan == (34, 67, 100)
     assert found.fixed == 300
 
 
+@pytest.mark.thorough
 def test_a_judge_may_decide(bench: Bench) -> None:
     def judged(model: str, text: str) -> str | int:
         if model != "judge":
@@ -214,6 +221,7 @@ def test_what_cannot_be_is_told(bench: Bench, fields: dict[str, Any], message: s
         settle(bench, **fields)
 
 
+@pytest.mark.thorough
 def test_an_evaluation_goes_on_as_it_began(bench: Bench) -> None:
     settle(bench, budget={"max_requests": 100})
     with pytest.raises(UsageError, match="began with looks 3, and now it is 4"):

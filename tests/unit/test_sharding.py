@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,9 @@ from batchchat.runner.options import RunOptions
 from batchchat.store import Completions, Shards, read_output, read_state, verify
 from batchchat.store.joined_runs import worst_code
 from batchchat.store.led import LedOutput
+from batchchat.store.location import place_change
 from batchchat.store.location.folder import FolderLocation
+from batchchat.store.location.place_change import PlaceChange
 from tests.integration.jobs import make_job, texts, write_rows
 from tests.unit.test_run_clock import Provider, answer
 from tests.worker_tasks import ids_of
@@ -160,6 +165,7 @@ def test_a_shard_that_is_held_and_an_output_that_is_led_are_refused(tmp_path: Pa
     led.close()
 
 
+@pytest.mark.thorough
 def test_another_number_of_shards_keeps_everything_and_asks_nothing(tmp_path: Path) -> None:
     rows, bad = 1001, 4
     run_rows(tmp_path, rows, shards=None, bad=True)
@@ -190,22 +196,79 @@ def test_another_number_of_shards_keeps_everything_and_asks_nothing(tmp_path: Pa
     assert not (tmp_path / "out.resharding").exists()
 
 
-def test_a_move_that_is_killed_leaves_the_output_as_it_was(tmp_path: Path) -> None:
+@contextmanager
+def killed_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, passes: int = 0) -> Iterator[None]:
+    """Let a process kill itself at a call, once it has passed it so often."""
+    real, left = getattr(owner, name), [passes]
+
+    def kill(*given: Any, **named: Any) -> Any:
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        return real(*given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, kill)
+        yield
+
+
+MOVE_KILLS = [
+    # whether the system can exchange folders; the call that kills, and at which pass; whether the new output counts
+    (True, FolderLocation, "carry_over", 0, False),
+    (True, place_change, "exchange", 0, False),
+    (True, Path, "rename", 0, True),
+    (True, PlaceChange, "_unmark", 1, True),
+    (False, Path, "rename", 0, False),
+    (False, Path, "rename", 1, True),
+    (False, PlaceChange, "_unmark", 1, True),
+]
+
+
+@pytest.mark.parametrize(("exchanges", "owner", "name", "passes", "moved"), MOVE_KILLS)
+def test_a_move_that_is_killed_leaves_an_output_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool, owner: Any, name: str, passes: int, moved: bool
+) -> None:
     run_rows(tmp_path, 30, shards=None)
     ids = ids_of(tmp_path / "out")
+    if not exchanges:
+        monkeypatch.setattr(place_change, "exchange", lambda *_: False)
     child = os.fork()
     if child == 0:
         try:
-            FolderLocation.carry_over = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
-            reshard_output(tmp_path / "out", 4)
+            with killed_at(monkeypatch, owner, name, passes):
+                reshard_output(tmp_path / "out", 4)
         finally:
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert (tmp_path / "out.resharding").is_dir()
+    # Whoever comes first finds the output, as a reader or as a run.
+    if passes:
+        assert status_of(tmp_path / "out").ok == 30
+    assert run_rows(tmp_path, 30, shards=4 if moved else None)[1] == 0
     assert ids_of(tmp_path / "out") == ids
-    assert run_rows(tmp_path, 30, shards=None)[1] == 0
-    assert reshard_output(tmp_path / "out", 4).records == 30
-    assert run_rows(tmp_path, 30)[1] == 0
+    # A move that is killed is done again, another one begins anew, and each leaves the old output.
+    assert reshard_output(tmp_path / "out", 3 if moved else 4).records == 30
+    assert not (tmp_path / "out.resharding").exists()
+    assert run_rows(tmp_path, 30, shards=3 if moved else 4)[1] == 0
+    kept = list(tmp_path.glob("out.old-*"))
+    assert len(kept) == 1 + moved
+    assert all(ids_of(folder) == ids for folder in kept)
+    assert not list(tmp_path.glob("*/_batchchat/changing-places"))
+
+
+def test_a_whole_draft_does_not_take_the_place_of_an_output_that_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_rows(tmp_path, 30, shards=None)
+    child = os.fork()
+    if child == 0:
+        try:
+            with killed_at(monkeypatch, place_change, "exchange"):
+                reshard_output(tmp_path / "out", 4)
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    shutil.rmtree(tmp_path / "out")
+    assert run_rows(tmp_path, 30, shards=None)[1] == 30
 
 
 def test_a_move_is_refused_without_a_key_and_while_a_run_goes_on(tmp_path: Path) -> None:
@@ -255,6 +318,15 @@ def test_the_exit_code_of_several_is_what_a_person_must_know_first() -> None:
     assert worst_code([130, 4]) == 4
 
 
+def _run_ids(output: Path) -> list[str]:
+    """Return the runs that an output tells of, none before it is one."""
+    try:
+        return read_state(output).run_ids()
+    except UsageError:
+        return []
+
+
+@pytest.mark.thorough
 def test_runs_over_some_of_the_shards_each_are_told_together(tmp_path: Path) -> None:
     """Two runs side by side: `status` adds them up, `control` reaches both, and what they commit can be followed."""
     import functools
@@ -282,7 +354,7 @@ def test_runs_over_some_of_the_shards_each_are_told_together(tmp_path: Path) -> 
     threads = [threading.Thread(target=work, args=(share,)) for share in range(2)]
     for thread in threads:
         thread.start()
-    while len(read_state(tmp_path / "out").run_ids() if (tmp_path / "out/data").exists() else []) < 2:
+    while len(_run_ids(tmp_path / "out")) < 2:
         time.sleep(0.02)
     followed = follow_records(tmp_path / "out", RecordFilter())
     told = [record for record in (next(followed) for _ in range(30)) if record is not None]

@@ -27,6 +27,7 @@ from batchchat.sharing.messages import (
 )
 from tests.limits_lab.servers import Server, SlidingWindow, TokenBucket
 from tests.limits_lab.shared import play_shared
+from tests.thorough import one_in
 
 
 class Play:
@@ -161,7 +162,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("limit", "processes", "lease_s", "seconds"), TABLE)
+@pytest.mark.parametrize(("limit", "processes", "lease_s", "seconds"), one_in(3, TABLE))
 def test_no_minute_is_above_the_limit_and_nearly_all_is_used(
     limit: int, processes: int, lease_s: float, seconds: float
 ) -> None:
@@ -234,6 +235,7 @@ def test_everybody_gets_a_share() -> None:
         assert min(shares) >= 0.9, (ceilings, shares)
 
 
+@pytest.mark.thorough
 def test_a_keeper_that_is_read_back_at_each_ask_decides_the_same() -> None:
     plays = [Play(9, LimitCeilings(600, None, 64), 3, 0.5, deaths=False, frozen=frozen) for frozen in (False, True)]
     for play in plays:

@@ -6,6 +6,7 @@ import os
 import random
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -21,7 +22,15 @@ from batchchat.sharing.broker import serve_broker
 from batchchat.sharing.file import LimitFile
 from batchchat.sharing.limiter import SharedLimiter
 from batchchat.sharing.link import connect
-from batchchat.sharing.messages import Advertised, KeeperAsk, LimitCeilings
+from batchchat.sharing.messages import (
+    Advertised,
+    KeeperAnswer,
+    KeeperAsk,
+    Lent,
+    LimitCeilings,
+    PermitSettled,
+    Reconnected,
+)
 from batchchat.sharing.naming import limit_name
 from batchchat.sharing.protocol import LineStream
 
@@ -253,8 +262,9 @@ async def test_a_broker_that_others_could_reach_needs_a_secret(tmp_path: Path) -
 class _Brokers:
     """Starts and ends brokers at one address, whatever else is going on."""
 
-    def __init__(self, address: str, group: TaskGroup) -> None:
+    def __init__(self, address: str, group: TaskGroup, **options: Any) -> None:
         self.address = address
+        self._options = options
         self._group = group
         self._scope = anyio.CancelScope()
         self._gone = anyio.Event()
@@ -271,7 +281,7 @@ class _Brokers:
 
     async def _serve(self, *, task_status: TaskStatus[None]) -> None:
         with self._scope:
-            async with serve_broker(self.address):
+            async with serve_broker(self.address, **self._options):
                 task_status.started()
                 await anyio.sleep_forever()
         self._gone.set()
@@ -318,6 +328,112 @@ async def test_a_broker_that_does_not_come_back_ends_the_run(tmp_path: Path) -> 
     with pytest.raises(ProviderUnavailable, match="cannot be reached"):
         async with connect(f"unix:{tmp_path}/broker", outage_s=0):
             pass
+
+
+class _NewKeepers:
+    """A carrier whose keeper is another one as often as a test says so. `told` is what came of permits."""
+
+    lease_s, interval_s = 30.0, 0.0
+
+    def __init__(self) -> None:
+        self.connection = 1
+        self.told: list[PermitSettled] = []
+        self.lose = False
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def exchange(self, ask: KeeperAsk) -> KeeperAnswer:
+        if self.lose:
+            self.lose = False
+            self.connection += 1
+            raise Reconnected
+        self.told += ask.settled
+        return KeeperAnswer([Lent(tokens, 1.0, 0, 0, False) for tokens, _ in ask.wants], 0.01)
+
+
+async def test_a_new_keeper_is_given_nothing_back_that_another_has_granted() -> None:
+    """Or the pace would be ahead by what was never taken from it."""
+    carrier = _NewKeepers()
+    async with AsyncExitStack() as stack:
+        limiter = await _kept(stack, carrier, requests_per_minute=600)
+        kept, sent, failed, unused = [await limiter.acquire(1_000) for _ in range(4)]
+        kept.settle(OK)
+        with anyio.fail_after(5):
+            while not carrier.told:  # noqa: ASYNC110 - the limiter asks by itself
+                await anyio.sleep(0.01)
+        carrier.lose = True
+        (await limiter.acquire(1_000)).settle(OK)
+        sent.settle(OK)
+        failed.settle(Reply(Verdict.TRANSIENT, sent=False))
+        unused.give_back()
+        with anyio.fail_after(5):
+            while len(carrier.told) < 5:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+    all_of_it = Usage(total_tokens=1_000)
+    told = [(one.unused, one.reply and (one.reply.verdict, one.reply.usage, one.reply.sent)) for one in carrier.told]
+    assert told[0] == (False, (Verdict.OK, OK.usage, True))
+    assert sorted(map(str, told[1:])) == sorted(
+        map(
+            str,
+            [
+                (False, (Verdict.OK, OK.usage, True)),  # of the new keeper
+                (False, (Verdict.OK, all_of_it, True)),
+                (False, (Verdict.TRANSIENT, all_of_it, False)),
+                (False, None),
+            ],
+        )
+    )
+
+
+async def test_a_budget_goes_on_when_its_broker_was_away_while_requests_ended(tmp_path: Path) -> None:
+    told: list[Event] = []
+    budget = Budget(max_tokens=200)
+    async with anyio.create_task_group() as group, AsyncExitStack() as stack:
+        brokers = _Brokers(f"unix:{tmp_path}/broker", group, budget=budget, listener=told.append)
+        await brokers.start()
+        link = await stack.enter_async_context(connect(brokers.address, outage_s=30))
+        mine = await stack.enter_async_context(link.budget())
+        assert mine is not None
+        for tokens in (30, 40, 50):
+            await mine.reserve(tokens)
+        await brokers.end()
+        mine.settle(30, 0, used_tokens=1, used_money=0, counts=True)
+        await anyio.sleep(0.05)  # it looks for the broker now
+        mine.settle(40, 0, used_tokens=1, used_money=0, counts=True)
+        await brokers.start()
+        with anyio.fail_after(10):
+            await mine.reserve(10)
+        # All that was under way counts as spent, and what still is under way is reserved once more.
+        assert (budget.use().tokens, budget.use().in_flight) == (120, 2)
+        mine.settle(50, 0, used_tokens=50, used_money=0, counts=True)
+        mine.settle(10, 0, used_tokens=10, used_money=0, counts=True)
+        with anyio.fail_after(10):
+            while budget.use().in_flight:  # noqa: ASYNC110 - it tells by itself
+                await anyio.sleep(0.01)
+        assert budget.use().tokens == 180
+        assert told == []
+        await brokers.end()
+
+
+async def test_all_users_of_a_connection_learn_that_it_was_lost(tmp_path: Path) -> None:
+    async with anyio.create_task_group() as group, AsyncExitStack() as stack:
+        brokers = _Brokers(f"unix:{tmp_path}/broker", group)
+        await brokers.start()
+        link = await stack.enter_async_context(connect(brokers.address, outage_s=30))
+        one, other = link.limit("one", Advertised()), link.limit("other", Advertised())
+        ask = KeeperAsk(LimitCeilings(None, None, 2))
+        await brokers.end()
+        await brokers.start()
+        for limit in (one, other):
+            with pytest.raises(Reconnected):
+                await limit.exchange(ask)
+            await limit.exchange(ask)
+        assert link.connections == one.connection == other.connection == 2
+        await brokers.end()
 
 
 async def test_a_broker_that_starts_again_stands_for_a_lease(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import ErrorKind, RowBatch
 from batchchat.sources import Source, open_source
+from tests.thorough import examples
 
 
 def write(path: Path, data: bytes | str) -> Path:
@@ -165,7 +166,7 @@ class TestJsonLines:
         source = open_source(str(write(tmp_path / "a.jsonl", b'{"a":"x"}\n' + deep + b'{"a":"y"}\n')))
         assert rows_of(source) == [{"a": "x"}, None, {"a": "y"}]
 
-    @settings(max_examples=40)
+    @examples(40)
     @given(
         data=st.lists(st.sampled_from([b'{"a":1}', b"", b"x", b'{"a":"\xc3\xa9"}', b" ", b"[1]", b"{}"])),
         end=st.booleans(),
@@ -514,6 +515,7 @@ class TestParquet:
         assert [row and row.get("t") for row in rows_of(source)] == ["x", 7, None]
 
 
+@pytest.mark.thorough
 def test_a_block_of_blank_lines_costs_no_line_of_its_own(tmp_path: Path) -> None:
     data = b'{"a":1}\n' + b"\n" * 3_000_000 + b'{"a":2}\nwrong\n'
     source = open_source(str(write(tmp_path / "a.jsonl", data)))

@@ -16,6 +16,7 @@ import pytest
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.sources import Source, open_source
+from tests.thorough import one_in
 
 ROWS = [{"a": f"{number:06}"} for number in range(200_000)]
 SMALL = ROWS[:3000]
@@ -69,7 +70,7 @@ def append(path: Path) -> None:
         file.write(b"{}\n")
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", one_in(3, KINDS))
 def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     data = KINDS[name]()

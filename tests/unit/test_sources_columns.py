@@ -14,13 +14,14 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.records import RECORD_COLUMNS
 from batchchat.sources import open_source
 from batchchat.sources.columns import Column, Columns, freeze, output_names
 from batchchat.sources.infer import Shape
+from tests.thorough import examples
 
 
 def frozen_from(rows: list[dict[str, Any]]) -> Columns:
@@ -172,7 +173,7 @@ def same(kept: Any, given_value: Any) -> bool:
     return type(kept) is type(given_value) and bool(kept == given_value)
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(json_rows, json_rows)
 def test_no_value_is_ever_lost(first: list[dict[str, Any]], later: list[dict[str, Any]]) -> None:
     columns = frozen_from(first)

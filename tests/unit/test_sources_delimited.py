@@ -64,6 +64,7 @@ def test_rows_behind_a_lone_quote_have_places(tmp_path: Path) -> None:
     assert sum(batch.place is not None for batch in batches) > 5
 
 
+@pytest.mark.thorough
 def test_memory_stays_flat_behind_a_lone_quote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "FIELD_LINES", 500)
     path = tmp_path / "t.csv"

@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.records import Failure, Place
 from batchchat.sources import Source, open_source
+from tests.thorough import examples
 
 Row = tuple[dict[str, Any] | None, Failure | None, bytes | None]
 
@@ -80,7 +81,7 @@ def folder_of(tmp: Path, files: dict[str, bytes]) -> Path:
     return tmp
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.tuples(LINES, ENDS, st.booleans(), st.booleans()), min_size=1, max_size=3), st.integers(1, 3))
 def test_json_lines_go_on_behind_every_place(
     tmp_path_factory: pytest.TempPathFactory, files: list[tuple[list[bytes], bytes, bool, bool]], batch_rows: int
@@ -92,7 +93,7 @@ def test_json_lines_go_on_behind_every_place(
     check_all_places(open_source(str(folder), batch_rows=batch_rows, batch_bytes=32, max_line_bytes=64))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.tuples(CELLS, ENDS, st.booleans(), st.booleans()), min_size=1, max_size=3), st.integers(1, 3))
 def test_csv_goes_on_behind_every_place(
     tmp_path_factory: pytest.TempPathFactory, files: list[tuple[list[bytes], bytes, bool, bool]], batch_rows: int

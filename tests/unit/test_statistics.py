@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
@@ -34,6 +34,7 @@ from batchchat.evaluation.statistics.significance import (
     sign_flip_test,
 )
 from batchchat.evaluation.statistics.unit import SHARE, YES_NO, ScoreUnit
+from tests.thorough import examples
 
 SECONDS = ScoreUnit("seconds", False, 0.0)
 NAN = math.nan
@@ -383,7 +384,7 @@ def pairs(draw: st.DrawFn) -> tuple[Any, Any, ScoreUnit]:
     return draw(grid), draw(grid), scale
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(pairs(), st.randoms(use_true_random=False))
 def test_every_pair_keeps_the_rules(drawn: tuple[Any, Any, ScoreUnit], random: Any) -> None:
     a, b, scale = drawn
@@ -411,7 +412,7 @@ def test_every_pair_keeps_the_rules(drawn: tuple[Any, Any, ScoreUnit], random: A
     assert one(a[order], b[order], scale) == made
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(hnp.arrays(np.float64, st.integers(0, 30), elements=ANY_VALUE), st.randoms(use_true_random=False))
 def test_every_summary_keeps_the_rules(values: Any, random: Any) -> None:
     scale = ScoreUnit("", None)
@@ -453,7 +454,7 @@ def test_holm_never_lowers_and_keeps_the_order(p_values: list[float | None]) -> 
     assert [q for _, q in known] == sorted(q for _, q in known)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     hnp.arrays(np.float64, st.tuples(st.integers(0, 30), st.integers(1, 3)), elements=st.sampled_from([1, 0, -1, NAN]))
 )

@@ -7,10 +7,11 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.store.frames import HEADER_BYTES, Frame, FrameReader, encode
+from tests.thorough import examples
 
 
 def read(path: Path, data: bytes) -> tuple[list[Frame], FrameReader]:
@@ -26,7 +27,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=200)), max_size=8))
-@settings(deadline=None)
 def test_what_is_written_comes_back(file: Path, frames: list[tuple[int, bytes]]) -> None:
     data = b"".join(encode(kind, number, payload) for number, (kind, payload) in enumerate(frames))
     found, reader = read(file, data)
@@ -52,7 +52,7 @@ def test_cut_anywhere_keeps_the_whole_frames_before(file: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_flipped_bytes_are_never_believed(file: Path, data: st.DataObject) -> None:
     frames = [encode(1, number, b"payload %d" % number * 3) for number in range(5)]
     whole = bytearray(b"".join(frames))
@@ -67,7 +67,6 @@ def test_flipped_bytes_are_never_believed(file: Path, data: st.DataObject) -> No
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None)
 def test_noise_holds_no_frame(file: Path, noise: bytes) -> None:
     found, reader = read(file, noise)
     assert found == []

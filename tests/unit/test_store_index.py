@@ -9,13 +9,14 @@ import tracemalloc
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from batchchat.records import ErrorKind
 from batchchat.store import ARCHIVED, NONE, OK, KeyIndex, RecordIndex, is_live, key_digest, kind_of
 from batchchat.store.index import BUCKET_ENTRIES, SEEN, state_of
+from tests.thorough import examples
 
 # Few and repetitive identities: they meet often, and one may stand across the border of two others.
 IDS = st.sampled_from([bytes([first] + [rest] * 15).hex() for first in range(4) for rest in range(3)])
@@ -92,7 +93,7 @@ class IndexAgainstDict(RuleBasedStateMachine):
             assert self.index.is_seen(custom_id) == (custom_id in self.seen)
 
 
-IndexAgainstDict.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+IndexAgainstDict.TestCase.settings = examples(40, stateful_step_count=30)
 TestIndexAgainstDict = IndexAgainstDict.TestCase
 
 
@@ -160,6 +161,7 @@ def test_a_key_is_repeated_once_seen_twice_in_a_pass() -> None:
     assert keys.mark_live(key_digest("a"))
 
 
+@pytest.mark.thorough
 def test_memory_stays_within_what_a_row_may_cost() -> None:
     count = 40_000
     tracemalloc.start()

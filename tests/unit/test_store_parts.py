@@ -20,6 +20,7 @@ from batchchat.store.location.folder import FolderLocation
 from batchchat.store.location.folder_files import FolderParts
 from batchchat.store.parts import DamagedPartError, PartReader, write_part
 from tests.store_cases import RICH, SCHEMA, commit, open_store, record, rich_rows, row_batch, seal, settled
+from tests.thorough import one_in
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("given", "kept"), KINDS.items(), ids=str)
+@pytest.mark.parametrize(("given", "kept"), one_in(3, KINDS.items()), ids=str)
 def test_every_input_type_is_kept_or_becomes_its_nearest(tmp_path: Path, given: pa.DataType, kept: pa.DataType) -> None:
     schema = pa.schema([("column", given)])
     with open_store(tmp_path, input_schema=schema) as store:
@@ -115,7 +116,7 @@ def test_a_type_that_parquet_cannot_keep_is_refused_before_the_run(tmp_path: Pat
         with pytest.raises(UsageError, match="'odd' is of type"):
             store.freeze_input(pa.schema([("fine", pa.string()), ("odd", kind)]))
         assert store.input_schema is None
-        assert store.output_schema is None
+        assert store.components.types.schema is None
 
 
 def test_duckdb_reads_the_folder_with_its_types(tmp_path: Path) -> None:
@@ -229,8 +230,8 @@ def test_a_part_set_aside_never_replaces_another(files: FolderParts) -> None:
 def test_schema_of_the_simple_input_is_kept(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         assert store.input_schema == SCHEMA
-        assert store.output_schema is not None
-        assert store.output_schema.names[:2] == ["ticket", "body"]
+        assert store.components.types.schema is not None
+        assert store.components.types.schema.names[:2] == ["ticket", "body"]
 
 
 class _Watched(io.BufferedReader):
@@ -293,6 +294,7 @@ def page_size(data: bytes) -> int:
     return _page_header(data)[1]
 
 
+@pytest.mark.thorough
 def test_records_that_repeat_one_another_are_read_and_kept_by_their_real_size(tmp_path: Path) -> None:
     """A file of 100 KB may hold 100 MB."""
     text = "x" * 50_000

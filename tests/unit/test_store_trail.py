@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.records import Place
 from batchchat.sources import Stamp
 from batchchat.store.location.disk import write_all
 from batchchat.store.trail import NO_KEY, Subject, Trail
+from tests.thorough import examples
 
 SUBJECT = Subject("text", 2, keyed=True)
 
@@ -106,7 +107,7 @@ def test_a_trail_about_something_else_is_begun_anew(tmp_path: Path, other: Subje
     assert all(path.stat().st_size == 0 for path in tmp_path.iterdir())
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.sampled_from(["log", "ids", "keys"]), st.floats(0, 1), st.one_of(st.none(), st.integers(1, 255)))
 def test_what_is_torn_or_damaged_is_cut_off_and_written_again(
     tmp_path_factory: pytest.TempPathFactory, suffix: str, where: float, flip: int | None

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.client.chunks import ChunkAssembler
@@ -17,6 +17,7 @@ from batchchat.client.sse import ServerEvent
 from batchchat.client.streaming import StreamReader, holds_events, read_whole_stream
 from batchchat.client.wire import read_reply
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Usage, Verdict
+from tests.thorough import examples
 
 NOW = 1_790_000_000.0
 NO_KEY = KeyMask(None)
@@ -92,6 +93,7 @@ def thought(text: str) -> dict[str, Any]:
         ([START, {"content": "<thi"}, {"content": "nk>2+2</th"}, {"content": "ink>\n4"}], "4", "2+2"),
         ([thought("2+"), thought("2"), {"content": "4"}], "4", "2+2"),
         ([{"content": [{"type": "text", "text": "fo"}, None, 7]}, {"content": "ur"}], "four", None),
+        ([{"content": [{"type": [], "text": "fo"}, {"type": {}, "text": "ur"}]}], "four", None),
         ([{"content": None, "reasoning_content": None}, {"content": "4", "reasoning": {"odd": 1}}], "4", None),
         ([START, {"content": "\ud83d"}, {"content": "\ude00"}], "\U0001f600", None),
         ([{"content": "4"}, None, {}, {"content": ""}], "4", None),
@@ -469,7 +471,7 @@ def answers(draw: st.DrawFn) -> tuple[dict[str, Any], list[bytes]]:
     return whole, [*events, DONE]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(answers(), st.lists(st.integers(0, 5000), max_size=12))
 def test_a_streamed_answer_is_the_whole_one_however_its_bytes_are_cut(
     answer: tuple[dict[str, Any], list[bytes]], places: list[int]
@@ -486,7 +488,7 @@ def test_a_streamed_answer_is_the_whole_one_however_its_bytes_are_cut(
     assert by_bytes == expected
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(answers(), st.integers(0, 10_000))
 def test_a_stream_that_is_cut_anywhere_is_no_success(answer: tuple[dict[str, Any], list[bytes]], place: int) -> None:
     whole, events = answer
@@ -512,7 +514,7 @@ CHUNKS = JSON | st.builds(lambda choices: {"choices": choices}, st.lists(CHOICES
 EVENTS = st.builds(event, CHUNKS | st.binary(max_size=30).map(lambda data: data), st.sampled_from(["", "error"]))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(EVENTS | st.sampled_from([DONE, LAST, chunk({}, "stop"), b"\r", b"\xef\xbb\xbf"]), max_size=8))
 def test_no_stream_crashes_its_reader_and_only_one_with_an_end_is_a_success(events: list[bytes]) -> None:
     data = b"".join(events)

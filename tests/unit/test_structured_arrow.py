@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from batchchat.structured import (
@@ -26,6 +26,7 @@ from batchchat.structured import (
     type_changes,
 )
 from batchchat.structured.arrow import JSON_METADATA
+from tests.thorough import examples
 
 TEXT = {"type": "string"}
 WHOLE = {"type": "integer"}
@@ -274,7 +275,7 @@ def through_defs(node: Node) -> dict[str, Any]:
     return {"$ref": "#/$defs/answer", "$defs": {"answer": node.schema}}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(100, suppress_health_check=[HealthCheck.too_slow])
 @given(nodes, st.data())
 def test_valid_answers_come_back_as_they_were(node: Node, data: st.DataObject) -> None:
     response = load_schema(through_defs(node), folder=Path())
@@ -288,7 +289,7 @@ def test_valid_answers_come_back_as_they_were(node: Node, data: st.DataObject) -
     assert back == [None, *(node.comes_back(answer) if answer is not None else None for answer in answers)]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(15, suppress_health_check=[HealthCheck.too_slow])
 @given(objects(nodes), st.data())
 def test_parquet_and_duckdb_hold_the_same(node: Node, data: st.DataObject) -> None:
     response = load_schema(node.schema, folder=Path())

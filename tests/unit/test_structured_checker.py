@@ -8,10 +8,11 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from batchchat.structured.checker import MAX_ERRORS, Checker
+from tests.thorough import examples
 
 TEXT: dict[str, Any] = {"type": "string"}
 WHOLE: dict[str, Any] = {"type": "integer"}
@@ -133,7 +134,7 @@ answers = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@examples(80, suppress_health_check=[HealthCheck.too_slow])
 @given(schemas, schemas, answers)
 def test_reasons_are_given_where_and_only_where_a_value_does_not_fit(schema: Any, shared: Any, value: Any) -> None:
     whole = {"$defs": {"d": shared}, "allOf": [schema]}

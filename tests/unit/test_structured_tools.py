@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.acceptance import revised
@@ -110,7 +110,6 @@ def test_tools_that_cannot_be_used_are_refused_with_their_place(tools: Any, choi
 wire_text = st.none() | st.text(st.characters(codec="utf-8"))
 
 
-@settings(deadline=None)
 @given(wire_text, wire_text, wire_text)
 def test_no_call_makes_the_check_raise_or_the_correction_unusable(
     arguments: str | None, name: str | None, call_id: str | None

@@ -14,6 +14,7 @@ import yaml
 import batchchat
 from batchchat.errors import JobError, UsageError
 from tests.integration.suites import Bench, Provider, on_virtual_clock
+from tests.thorough import one_in
 
 Record = dict[str, Any]
 
@@ -110,7 +111,7 @@ def test_an_output_is_scored_again_and_compared(bench: Bench) -> None:
     ]
 
 
-@pytest.mark.parametrize("give", ["raise", "text", "list", "nan"])
+@pytest.mark.parametrize("give", one_in(4, ["raise", "text", "list", "nan"]))
 def test_a_function_that_gives_no_answer_a_value_is_an_error(bench: Bench, give: str) -> None:
     def broken(record: Record, row: Record) -> Any:
         return {"text": "", "list": [], "nan": float("nan")}[give] if give != "raise" else record["complition"]
@@ -189,6 +190,7 @@ def test_an_evaluation_that_did_not_end_well_is_an_error_if_that_is_wanted(bench
         ended.means()
 
 
+@pytest.mark.thorough
 def test_nothing_of_an_evaluation_is_imported_before_it_is_used() -> None:
     code = (
         "import sys, batchchat; batchchat.evaluate, batchchat.load_suite\n"

@@ -7,11 +7,12 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchchat.errors import JobError
 from batchchat.template import Rendered, RowTemplateError, Template, compile_template
+from tests.thorough import examples
 
 
 def user(content: Any) -> list[dict[str, Any]]:
@@ -204,7 +205,7 @@ anything = st.recursive(
 
 
 class TestMistakes:
-    @settings(max_examples=60)
+    @examples(60)
     @given(st.dictionaries(st.sampled_from(["a", "b", "row", "loop"]), anything))
     @example({"a": Decimal("sNaN")})
     def test_a_row_gives_a_request_or_a_row_template_error(self, row: dict[str, Any]) -> None:

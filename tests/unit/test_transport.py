@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.transport import BodySink, ResponseTooLarge, request_sent
@@ -21,6 +21,7 @@ from batchchat.transport.connection import Connection
 from batchchat.transport.decoding import BodyDecoder, decoder_for
 from batchchat.transport.faults import tell_sent
 from batchchat.transport.incoming import Incoming
+from tests.thorough import examples
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -41,7 +42,7 @@ PACKERS: dict[str, tuple[bytes, Callable[[bytes], bytes]]] = {
     "deflate": (b" Deflate", zlib.compress),
     "deflate without its wrapper": (b"deflate", raw_deflate),
 }
-FEWER = settings(max_examples=40)
+FEWER = examples(40)
 PLACES = st.lists(st.integers(min_value=0, max_value=2**16), max_size=30)
 
 
@@ -302,7 +303,7 @@ def test_a_response_that_ends_too_early_is_never_taken_for_whole(name: str, plac
         assert not incoming.complete
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     name=st.sampled_from(sorted(FRAMED)),
     damage=st.lists(st.tuples(st.integers(min_value=0, max_value=2**16), st.binary(max_size=9)), max_size=5),

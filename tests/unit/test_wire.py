@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchchat.client.usage import read_usage
 from batchchat.client.wire import judge, read_reply
 from batchchat.reasoning import is_blank
 from batchchat.records import Axis, Completion, ErrorKind, Reply, Usage, Verdict
+from tests.thorough import examples
 
 NOW = 1_790_000_000.0
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
@@ -507,7 +508,7 @@ _HEADERS = st.dictionaries(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(status=st.integers(100, 999), headers=_HEADERS, body=_BODIES)
 def test_any_answer_has_a_verdict_and_only_a_real_completion_is_ok(
     status: int, headers: dict[bytes, bytes], body: bytes

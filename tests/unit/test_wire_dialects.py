@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchchat.client.finish import Finish, judge_finish
@@ -225,6 +225,7 @@ def test_splitting_takes_no_word_from_anywhere_else(text: str) -> None:
     assert (reasoning is None) == (answer == text) or reasoning == ""
 
 
+@pytest.mark.thorough
 def test_marks_without_end_take_time_that_grows_with_the_text_alone() -> None:
     for piece in ("<think>", "</think>", "<think ", "<|channel|>", "<think>x</think>", "<a:"):
         text = piece * (200_000 // len(piece))
@@ -406,6 +407,8 @@ def test_a_secret_in_an_inner_error_is_masked_before_it_is_cut() -> None:
     ),
     st.sampled_from((200, 400, 403, 422, 429, 500)),
 )
+@example(body={"msg": "no", "code": []}, status=200)
+@example(body={"msg": "no", "code": {}}, status=200)
 def test_any_error_body_is_read(body: Any, status: int) -> None:
     reply = error(status, body)
     assert reply.failure is not None

@@ -20,8 +20,11 @@ from batchchat.job import Job
 from batchchat.runner.control import Control
 from batchchat.runner.options import RunOptions
 from batchchat.store import verify
+from batchchat.store.location.choice import location_of
+from batchchat.store.sharding import shard_place
 from batchchat.workers.claims import Claims
 from tests.integration.jobs import make_job, texts, write_rows
+from tests.thorough import one_in
 from tests.unit.test_run_clock import Provider, answer
 from tests.worker_tasks import Played, TaskLauncher, TaskWorker, ids_of, play
 
@@ -53,6 +56,10 @@ def test_workers_are_one_run(tmp_path: Path) -> None:
         ROWS,
     )
     assert summary.spend.requests == summary.spend_total.requests == ROWS
+    # All of them ask one keeper: what it tells is that of all, and not to be added up.
+    assert max(snapshot.pace.in_use for snapshot in played.snapshots) <= 8
+    assert max(snapshot.pace.concurrency for snapshot in played.snapshots) == 8
+    assert 40 < max(snapshot.pace.requests_used for snapshot in played.snapshots) <= ROWS
     last = played.snapshots[-1]
     assert (last.ok, last.total, last.total_exact, last.run_id) == (ROWS, ROWS, True, summary.run_id)
     assert len(set(ids_of(tmp_path / "out"))) == ROWS
@@ -119,7 +126,7 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(("what", "response", "fields", "code"), ENDS, ids=[end[0] for end in ENDS])
+@pytest.mark.parametrize(("what", "response", "fields", "code"), one_in(3, ENDS), ids=[end[0] for end in ENDS])
 def test_an_end_of_one_worker_is_that_of_the_run(
     tmp_path: Path, what: str, response: httpx.Response, fields: dict[str, Any], code: int
 ) -> None:
@@ -213,20 +220,153 @@ def test_a_launcher_that_cannot_start_a_worker_ends_the_run(tmp_path: Path, monk
 
 def test_claims_give_every_shard_once_and_again_after_a_death() -> None:
     claims = Claims(range(64), 4)
-    first, second = claims.take("1"), claims.take("2")
+    first, second = claims.take("1", 0), claims.take("2", 0)
     assert first is not None
     assert second is not None
     assert len(first) == 8
     claims.end("2")
-    assert claims.died("1") == first
-    assert claims.take("3") == first
+    assert claims.died("1", 0, got_on=False) == first
+    assert claims.is_orphaned(first)
+    assert claims.take("3", 0) == first
     taken = [*second, *first]
-    while (claim := claims.take("2")) is not None:
+    while (claim := claims.take("2", 0)) is not None:
+        assert not claims.is_orphaned(claim)
         taken += claim
         claims.end("2")
     assert sorted(taken) == list(range(64))
     assert (claims.left, claims.given_up) == (False, [])
-    assert Claims((3, 5), 4).take("1") == (3,)
+    assert Claims((3, 5), 4).take("1", 0) == (3,)
+
+
+def test_a_claim_that_somebody_still_holds_comes_later() -> None:
+    claims = Claims((1, 2), 1)
+    assert claims.take("1", 0) == (1,)
+    claims.defer("1", 0, 5)
+    assert claims.take("1", 1) == (2,)
+    claims.end("1")
+    assert claims.take("1", 4) is None
+    assert claims.left
+    assert claims.take("1", 5) == (1,)
+    assert claims.held_for("1", 7) == 7
+
+
+DEATHS = [
+    # seconds until each death, whether the worker had got on, whether the shards are given up
+    ([1, 1], True, False),
+    ([1, 1, 1], True, True),
+    ([400, 400, 400, 400], True, False),
+    ([400, 400, 400], False, True),
+    ([1, 1, 400, 1], True, False),
+    ([1, 1, 400, 1, 1], True, True),
+]
+
+
+@pytest.mark.parametrize(("lives", "got_on", "given_up"), DEATHS)
+def test_shards_are_given_up_if_they_kill_and_not_for_accidents(
+    lives: list[float], got_on: bool, given_up: bool
+) -> None:
+    claims, now = Claims((1,), 1), 0.0
+    for life in lives:
+        assert claims.take("1", now) == (1,)
+        now += life
+        claims.died("1", now, got_on=got_on)
+    assert (bool(claims.given_up), claims.left) == (given_up, not given_up)
+
+
+def test_a_long_run_outlives_more_deaths_than_its_shards_could_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchchat.workers.claims._ACCIDENT_S", 30.0)
+    killed: list[float] = [0.0]
+
+    def during(played: Played, snapshot: Snapshot) -> None:
+        if snapshot.elapsed_s - killed[-1] > 33 and len(killed) < 5:
+            killed.append(snapshot.elapsed_s)
+            played.launcher.workers[-1].scope.cancel()
+
+    job = job_of_shards(tmp_path, shards=2, limits={"concurrency": 2})
+    played = play(job, 1, provider_of(10.0), during=during, tick_s=0.5)
+    assert (played.summary.exit_code, played.summary.ok, played.names().count("worker_died")) == (0, ROWS, 4)
+
+
+def orders_to(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], bool]]:
+    """Note which shards workers are told to run, and whether they are to be taken over."""
+    told, real = [], TaskWorker.tell
+
+    async def tell(worker: TaskWorker, message: Any) -> None:
+        if message["do"] == "work":
+            told.append((message["shards"], message.get("take_over", False)))
+        await real(worker, message)
+
+    monkeypatch.setattr(TaskWorker, "tell", tell)
+    return told
+
+
+def test_the_shards_of_a_dead_worker_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a lock that goes with its process nobody else can tell that it is dead."""
+    told = orders_to(monkeypatch)
+
+    def during(played: Played, snapshot: Snapshot) -> None:
+        if snapshot.ok >= 10 and len(played.launcher.workers) == 2:
+            played.launcher.workers[0].scope.cancel()
+
+    assert play(job_of_shards(tmp_path), 2, provider_of(), during=during).summary.exit_code == 0
+    again = [shards for shards, take_over in told if take_over]
+    assert len(again) == 1
+    assert told.count((again[0], False)) == 1
+
+
+HELD = [
+    # for how many seconds one shard is held, whether by an ended run, and how the run ends
+    (20.0, True, 0, None),
+    (1e9, True, 75, "waited for, 120 s at most"),
+    (1e9, False, 75, None),
+]
+
+
+@pytest.mark.parametrize(("seconds", "ended", "code", "words"), HELD)
+def test_shards_that_a_process_of_an_ended_run_holds_are_waited_for(
+    tmp_path: Path, seconds: float, ended: bool, code: int, words: str | None
+) -> None:
+    """So it is after the coordinator was killed: its workers let what is in flight end."""
+    first = play(job_of_shards(tmp_path, rows=8), 2, provider_of()).summary
+    hold = shard_place(location_of(tmp_path / "out"), 3).hold(first.run_id if ended else "20990101T000000Z-000000")
+
+    def during(_played: Played, snapshot: Snapshot) -> None:
+        if snapshot.elapsed_s >= seconds:
+            hold.release()
+
+    played = play(job_of_shards(tmp_path), 2, provider_of(), during=during)
+    hold.release()
+    summary = played.summary
+    assert summary.exit_code == code
+    assert summary.ok + summary.open == ROWS
+    held = [event.message for event in played.events if event.name == "shards_held"]
+    assert len(held) == ended
+    if code:
+        assert "shard 3: another run" in str(summary.reason)
+        # Only what is held stays undone, if it was waited for.
+        assert (summary.ok > ROWS / 2) == ended
+        assert (100 < summary.elapsed_s < 150) == ended
+    else:
+        assert len(set(ids_of(tmp_path / "out"))) == ROWS
+    if words is not None:
+        assert words in held[0]
+
+
+def test_a_stop_ends_the_wait_for_shards_that_are_held(tmp_path: Path) -> None:
+    first = play(job_of_shards(tmp_path, rows=8), 2, provider_of()).summary
+    hold = shard_place(location_of(tmp_path / "out"), 3).hold(first.run_id)
+    control = Control()
+
+    def during(_played: Played, snapshot: Snapshot) -> None:
+        if snapshot.elapsed_s >= 60:
+            control.stop(reason="enough", exit_code=130)
+
+    played = play(job_of_shards(tmp_path), 2, provider_of(), during=during, control=control)
+    hold.release()
+    assert played.summary.exit_code == 130
+    assert played.summary.elapsed_s < 65
 
 
 def test_the_budget_and_the_limits_hold_over_all_workers(tmp_path: Path) -> None:

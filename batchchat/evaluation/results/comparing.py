@@ -397,6 +397,7 @@ class _Shared:
         for position, failure, answer in self._answers(number, field):
             if failure is None and not isinstance(answer, Absent):
                 digest = blake2b(text_of(answer).encode("utf-8", "replace"), digest_size=8).digest()
+                # 0 stands for no answer.
                 found[position] = int.from_bytes(digest, "little") or 1
         return found
 

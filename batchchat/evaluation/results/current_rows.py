@@ -114,6 +114,7 @@ class CurrentRows:
     def clusters(self, column: str) -> Clusters:
         """Return the cluster of each row by the values of a kept column. A row without a value is its own cluster."""
         texts = self.texts(column).dictionary_encode()
+        # Codes of clusters count from 0 up, so that numbers below 0 are free for rows without one.
         alone = -1 - np.arange(len(texts), dtype=np.int64)
         codes = texts.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         return np.where(codes < 0, alone, codes)
@@ -227,6 +228,7 @@ class _Reader:
             if trail is None:
                 continue
             limit = self.prepared[at].selection.limit
+            # The first group was read just now, and the trail is older: both must be of the same rows.
             if count != (trail.rows if limit is None else limit):
                 path = self.prepared[at].job.input.path
                 raise StorageError(f"{path} changed while it was read", remedy="Score again when it is complete.")
@@ -265,6 +267,7 @@ class _Reader:
         skipped = np.zeros(len(self.numbers), dtype=bool)
         digests = [np.frombuffer(one, dtype=f"V{ID_BYTES}").reshape(-1, self.samples) for one in self.digests]
         for ids in digests:
+            # The first sample tells it for all: a row is skipped with all its samples.
             skipped |= ids[:, 0] == np.void(SKIPPED_ID)
         left = np.flatnonzero(~skipped)
         self.digests = [bytearray(ids[left].tobytes()) for ids in digests]
@@ -280,6 +283,7 @@ class _Reader:
 
     def _intern(self, value: Any) -> Any:
         """One object for equal short texts: a label then costs a pointer a row."""
+        # Long texts are seldom equal, and the table of a column without labels must not grow with the rows.
         if type(value) is not str or len(value) > _LONGEST_INTERNED or len(self.interned) > _INTERNED:
             return value
         return self.interned.setdefault(value, value)
@@ -312,6 +316,7 @@ def _trail_of(prepared: Prepared) -> Trail | None:
         return None
     trail = read_state(directory).known(following).trail
     limit = prepared.selection.limit
+    # A trail that ends in the middle, as that of a stopped run, knows nothing of the rows behind.
     enough = prepared.source.ends_at(trail.end) if limit is None else trail.rows >= limit
     if trail.rows and enough:
         return trail

@@ -108,9 +108,11 @@ class _CaseFile:
         clean = []
         for text in texts:
             data = text.encode("utf-8", "replace")
+            # With the length, so that texts which are cut at other places make another case.
             digest.update(b"%d:" % len(data) + data)
             clean.append(data.decode())
         case = digest.digest()
+        # Equal answers are judged once, whoever gave them: the same case has the same verdict.
         if case not in self._seen:
             self._seen.add(case)
             self._lines.append([case.hex(), *clean])
@@ -216,6 +218,7 @@ class _Gathering:
         against = scorer.against
         wanted = [pair for pair in combinations(sources, 2) if against is None or against in {one.name for one in pair}]
         for a, b in wanted:
+            # One pair at a time: two files of answers are open, however many variants there are.
             with _Answers(self.size) as first, _Answers(self.size) as second:
                 for source, kept in ((a, first), (b, second)):
                     for position, answer in self.answers(source):
@@ -235,6 +238,7 @@ class _Gathering:
         if isinstance(context, Absent):
             asked.settled[position] = (None, context.reason)
         elif one == other:
+            # A tie by nature. A judge would be paid for it, and may still prefer the one that it sees first.
             asked.settled[position] = (0.0, "the same answer")
         else:
             asked.put(position, self.file.add([*context, one, other]), self.file.add([*context, other, one]))
@@ -325,6 +329,7 @@ def pair_outcomes(asked: Asked, verdicts: Verdicts) -> dict[int, JudgedValue]:
             found[position] = (None, reason if first is None else other)
             continue
         winners = {"A": "a", "B": "b"}.get(first, "tie"), {"A": "b", "B": "a"}.get(second, "tie")
+        # Who wins only in one order wins by its place: judges tend to one of the two.
         if winners[0] == winners[1]:
             found[position] = ({"a": 1.0, "b": -1.0}.get(winners[0], 0.0), reason)
         else:

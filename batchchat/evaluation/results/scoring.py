@@ -206,6 +206,7 @@ class Scoring:
         notes = []
         first: dict[bytes, str] = {}
         for number, variant in enumerate(self.suite.variants):
+            # Variants that differ only in what shapes no request, such as limits, would be compared with themselves.
             other = first.setdefault(self.rows.identities[number].digest, variant.name)
             if other != variant.name and len(self.rows):
                 notes.append(same_requests(other, variant.name))
@@ -215,6 +216,7 @@ class Scoring:
             left = len(sheet.answered) - sheet.totals.records
             if left:
                 text = f"{sheet.name!r}: {plural(left, 'answer')} of {len(sheet.answered):,} still to come"
+                # Of a part of the input, records of the other rows are no leftovers.
                 if sheet.stale and self.rows.all_of_input:
                     text += f"; {plural(sheet.stale, 'record')} of an earlier prompt or input left out"
                 notes.append(text)
@@ -313,6 +315,7 @@ class Scoring:
             fixed=looks.rows[-1] * self.rows.samples * len(sheets),
         )
         notes = [note for note in summary.notes if not _is_of(note, dropped)]
+        # The pairs by the score that decides are replaced by those of the looks, in the place that they had.
         if others:
             notes.append(f"rows are asked until {score} is settled: tests of other scores are not adjusted for that")
         comparisons = (*others[:at], *standing.pairs, *others[at:]) if standing.looks else tuple(others)

@@ -87,6 +87,7 @@ class ScoreColumn:
     def put(self, positions: Positions, scores: Scores) -> None:
         """Take the scores of some positions."""
         values = scores.values.fill_null(np.nan).to_numpy(zero_copy_only=False)
+        # A function of the user's may give infinity: no mean could be told of the column any more.
         self.values[positions] = np.where(np.isfinite(values), values, np.nan)
         told = scores.reasons.is_valid()
         if told.true_count:
@@ -272,6 +273,7 @@ class VariantScores:
             self.answered[positions] = True
             self._ids[positions] = as_halves(batch.column("custom_id"))
             self.totals.add(batch)
+            # Records of other rows count in the totals above, and have no place for a score.
             if not sessions or not len(positions):
                 continue
             numbers = (positions // self.rows.samples).tolist()

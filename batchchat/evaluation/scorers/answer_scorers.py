@@ -180,6 +180,7 @@ class Regex(AnswerScorer):
 
         def judge(answer: Any, _: Any) -> Judgement:
             nonlocal spent
+            # One slow pattern over a million rows would take days, although no row takes long.
             if spent >= self.ALL_SLOW_S:
                 return None, "not tried: the pattern took too long on rows before"
             started = time.perf_counter()
@@ -252,6 +253,7 @@ class JsonEqual(Comparing):
     def _judge(self) -> Judge:
         def judge(answer: Any, wanted: Any) -> Judgement:
             found, target = _as_json(answer), _as_json(wanted)
+            # A text that is no JSON, such as a bare word, may still be just what is expected.
             if isinstance(found, str) and same(found.strip(), target):
                 return 1.0, None
             if isinstance(found, str) and not isinstance(target, str):

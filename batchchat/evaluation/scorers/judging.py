@@ -213,15 +213,18 @@ def judge_job(
     if "provider" not in data:
         provider = base.provider
         data["provider"] = provider if isinstance(provider, str) else provider.model_dump(exclude_unset=True)
+        # Prices of the job are those of its own model. For another one they would tell a wrong cost.
         if base.prices is not None and data.get("model") == base.model:
             data.setdefault("prices", base.prices.model_dump(exclude_unset=True))
     params = data.get("params")
     if params is None or isinstance(params, dict):
+        # A judge should say the same twice. Who wants it otherwise says so in its params.
         data["params"] = {"temperature": 0, **(params or {})}
     if "model" not in data:
         remedy = "Set `model` here, or `judge: {model: …}` of the suite for all judges."
         raise fail("needs a model that judges", *place, remedy=remedy)
     provider = data["provider"]
+    # The job has no file of its own beside the suite's, so that paths must not be relative any more.
     if isinstance(provider, dict):
         paths = {name: provider[name] for name in ("ca_file", "api_key_file") if isinstance(provider.get(name), str)}
         data["provider"] = {**provider, **{name: absolute_path(folder, path) for name, path in paths.items()}}

@@ -194,6 +194,7 @@ class Python(Scorer):
                 raise ValueError(f"{shown(repr(value))}, which is none of its labels: {', '.join(self.labels)}")
             return self.labels[value]
         try:
+            # Takes NumPy's numbers and decimals too, which functions of the user's give.
             number = float(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
@@ -244,6 +245,7 @@ def takes_row(function: Callable[..., Any], name: str) -> bool:
 def _import(target: str, base: Path) -> Callable[[dict[str, Any]], Any]:
     module_name, _, name = target.partition(":")
     folder = str(base.absolute())
+    # First in the path, so that the module beside the suite wins over an installed one of the same name.
     sys.path.insert(0, folder)
     try:
         function = getattr(importlib.import_module(module_name), name, None)

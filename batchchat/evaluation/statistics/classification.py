@@ -382,12 +382,13 @@ def _bootstrap_interval(
     return Interval(min(low, estimate), max(high, estimate), "bootstrap_percentile")
 
 
-def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], scorer: str, test: _Test) -> Comparison:
-    patterns = _patterns([a[1], b[1]])
-    either = a[1].rows.size + b[1].rows.size - patterns.rows
+def _counted(
+    a: tuple[str, _Side], b: tuple[str, _Side], patterns: _Patterns, scorer: str, margin: float | None
+) -> Comparison:
+    """Return a comparison that says who wins how many rows, and nothing of the difference yet."""
     left, right = patterns.right
     above, below = int(patterns.counts[left > right].sum()), int(patterns.counts[left < right].sum())
-    made = Comparison(
+    return Comparison(
         a=a[0],
         b=b[0],
         scorer=scorer,
@@ -401,11 +402,17 @@ def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], scorer: str, test:
         wins_b=below,
         ties=patterns.rows - above - below,
         n=patterns.rows,
-        nulls=int(either - patterns.rows),
+        # Rows with a value on one side alone: those with both are in each of the two sizes.
+        nulls=int(a[1].rows.size + b[1].rows.size - 2 * patterns.rows),
         unit=SHARE.unit,
         higher_is_better=True,
-        margin=test.margin,
+        margin=margin,
     )
+
+
+def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], scorer: str, test: _Test) -> Comparison:
+    patterns = _patterns([a[1], b[1]])
+    made = _counted(a, b, patterns, scorer, test.margin)
     if patterns.rows == 0:
         return replace(made, reason="no row has a value on both sides")
     ours, theirs = patterns.tallies
@@ -422,15 +429,12 @@ def _compare_pair(a: tuple[str, _Side], b: tuple[str, _Side], scorer: str, test:
             return _linear_interval(patterns, influence, difference, (-1.0, 1.0), confidence)
         return _clustered_interval(influence[patterns.places], own, difference, (-1.0, 1.0), confidence)
 
-    if own is not None:
+    if own is not None or patterns.rows > BOOTSTRAP_ROWS[-1]:
         interval = linear(CONFIDENCE)
-        sums = cluster_sums(changes, own).sums
-        p_value, method = sign_flip_test(sums, seed=test.seed, draws=max(test.draws, FLIPS))
-        name = f"{method}_linearized_clusters"
-    elif patterns.rows > BOOTSTRAP_ROWS[-1]:
-        interval = linear(CONFIDENCE)
-        p_value, method = sign_flip_test(changes, seed=test.seed, draws=max(test.draws, FLIPS))
-        name = f"{method}_linearized"
+        # Rows of one cluster go together: what is flipped is the sum of each.
+        flipped = changes if own is None else cluster_sums(changes, own).sums
+        p_value, method = sign_flip_test(flipped, seed=test.seed, draws=max(test.draws, FLIPS))
+        name = f"{method}_linearized{'' if own is None else '_clusters'}"
     else:
         interval = _bootstrap_interval(
             patterns, lambda weights: _macro_f1(weights @ ours) - _macro_f1(weights @ theirs), difference, test.seed

@@ -28,7 +28,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,13 @@ from batchchat.errors import OutputLocked, UsageError
 from batchchat.store.location.disk import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
-    exchange,
     publish_bytes,
     storage_errors,
     synchronize_folder,
 )
 from batchchat.store.location.folder_files import FolderJournals, FolderParts, FolderState
 from batchchat.store.location.lock import Lock, holder_of, refusal, unusable
+from batchchat.store.location.place_change import PlaceChange, free_old_name
 from batchchat.store.location.port import PartNames
 
 _STATE = "_batchchat"
@@ -150,7 +149,7 @@ class FolderLocation:
     def _looks_like_output(self) -> bool | None:
         """Tell whether the folder is an output; None for something else, or while another run creates or moves it."""
         try:
-            if not self.root.exists():
+            if not self.root.exists() and not self._place_change.complete():
                 return False
             if not self.root.is_dir():
                 raise UsageError(f"the output {self.root} is a file", remedy="Choose a folder, or a path that is free.")
@@ -206,31 +205,31 @@ class FolderLocation:
             for folder in (self._state, self.root):
                 synchronize_folder(folder)
 
-    def move_away(self, like: Path | None = None) -> str:
-        """Rename the whole output to a free name beside it, that of an old output `like` this one; return the name."""
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        name = (like or self.root).name
-        target = self.root.with_name(f"{name}.old-{stamp}")
-        number = 1
-        while target.exists():
-            target = self.root.with_name(f"{name}.old-{stamp}.{number}")
-            number += 1
+    def move_away(self) -> str:
+        """Rename the whole output to a free name beside it, and return that."""
         with storage_errors(self.root):
+            target = free_old_name(self.root)
             self.root.rename(target)
             synchronize_folder(self.root.parent)
         return str(target)
 
     # ---- an output that takes the place of another ------------------------------------------------------------------
 
+    @property
+    def _place_change(self) -> PlaceChange:
+        return PlaceChange(self.root, _STATE)
+
     def draft(self) -> FolderLocation:
-        """Return a place beside this one for an output that is to take its place; what a killed move left is removed.
+        """Return a free place beside this one for an output that is to take its place; tidy up what a killed move left.
 
         Raises UsageError if something else is there.
         """
-        draft = FolderLocation(self.root.with_name(f"{self.root.name}.resharding"))
+        change = self._place_change
+        draft = FolderLocation(change.draft)
         if draft.root.exists():
             draft.holds_output()  # raises if it is somebody else's
-            draft.remove()
+        with storage_errors(draft.root):
+            change.tidy()
         return draft
 
     def carry_over(self, draft: FolderLocation) -> None:
@@ -246,17 +245,10 @@ class FolderLocation:
                     shutil.copy2(path, target, follow_symlinks=False)
             synchronize_folder(draft.root)
 
-    def change_places(self, draft: FolderLocation) -> str:
-        """Let a draft take the place of this output in one step; return where this one is kept now."""
+    def change_places(self) -> str:
+        """Let the draft take the place of this output, in one step if the system can; return where this is kept now."""
         with storage_errors(self.root):
-            if exchange(self.root, draft.root):
-                synchronize_folder(self.root.parent)
-                return FolderLocation(draft.root).move_away(like=self.root)
-            # A file system that cannot exchange two folders, as some network ones: for a moment there is none.
-            kept = self.move_away()
-            draft.root.rename(self.root)
-            synchronize_folder(self.root.parent)
-            return kept
+            return str(self._place_change.change())
 
     # ---- outputs that were moved away -------------------------------------------------------------------------------
 
