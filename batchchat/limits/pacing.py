@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 from batchchat.limits.evidence import RefusalEvidence
+from batchchat.limits.others import OtherRuns
 from batchchat.limits.rates import Learned, Rate
 from batchchat.limits.schedule import MINUTE
 from batchchat.limits.trials import BELOW, Trial, TrialPlan, Verdict, judge
@@ -47,6 +48,17 @@ _DOUBT_SENT = 100
 """Requests after which a smaller share of refusals is believed to be the usual one."""
 _UNBOUND_S = 15.0
 """A learned limit that held nobody back for this long is none."""
+_YIELD = 0.85
+"""We keep so much of our pace if something was refused that it does not explain. Chosen: nine such steps bring a run
+that has all of a limit to a quarter of it."""
+_YIELD_TRIED = 0.95
+"""The same if a trial of our own was refused. With 0.85 two runs leave a fifth of a window empty."""
+_CHANCE_SHARE = 0.04
+"""From this usual share of refusals on they are no sign of others. If a server refuses 5 % and names a false limit, a
+run would yield to nobody otherwise, and keep 0.65 of what it could have."""
+_LEAST_SHARED = 60.0
+"""Requests a minute below which we yield to nobody: each refusal is a large share of what we send. With no such bound a
+run that is alone under a limit of 30 a minute had 3.6 % refused (3.0 % with it; the worst of eight seeds)."""
 _SLOW = 2 * MINUTE
 """Requests a minute below which each refusal is a large share of what is sent."""
 
@@ -71,6 +83,8 @@ class Pacing:
         self._back_at = -math.inf
         self._raised = False  # a trial was kept, and nothing was refused since
         self._probe_refused_at = -math.inf
+        self._others = OtherRuns()
+        self._unexplained = False  # the refusals of the hold that goes on
 
     @property
     def learned(self) -> bool:
@@ -102,8 +116,11 @@ class Pacing:
         ours = granted_at < self._back_at or (trial is not None and trial.factor > 1)
         # At a limit on tokens a long row is refused by its size. That says nothing of others, so it is paid for.
         ours = ours or self.tokens.learned is not None
+        unexplained = self._not_our_doing(now)
         if self.learned and (ours or self._raised):
             self._raised = self._raised and ours
+            if not self._raised:
+                self._others.changed(now)
             self._plan.owe()
         if trial is not None:
             return granted_at >= trial.began and self._refused_in_trial(now, trial, number)
@@ -112,8 +129,34 @@ class Pacing:
         self._doubt += 1
         if self.evidence.refused(number):
             return True
-        self._lower(now, number)
+        if unexplained and self._others.suspect(now):
+            self._others.seen(now)
+            self._yield(now, _YIELD)
+        else:
+            self._lower(now, number)
         return False
+
+    def _not_our_doing(self, now: float) -> bool:
+        """Tell whether a refusal that comes now is not explained by our pace, nor by a trial."""
+        # A server that refuses many by chance shows nothing of others: refusals come whatever they do.
+        if not self.learned or self.trial is not None:
+            return False
+        if max(self._plan.explained, self.evidence.share) > _CHANCE_SHARE:
+            return False
+        requests = self.requests.learned
+        if requests is not None and requests.limit < _LEAST_SHARED:
+            return False
+        return self._others.unexplained(now, None if requests is None else requests.limit)
+
+    def _yield(self, now: float, share: float) -> None:
+        """Keep a `share` of the learned pace, and leave the rest to others."""
+        self._others.changed(now)
+        for rate in self.rates.values():
+            if rate.learned is not None:
+                rate.learned.limit = max(1.0, share * rate.learned.limit)
+                rate.learned.stated = False
+                rate.apply(now, windows=self._counts_windows)
+        self._plan.yielded(now)
 
     def _refused_in_trial(self, now: float, trial: Trial, number: int) -> bool:
         trial.refuse(number)
@@ -162,7 +205,11 @@ class Pacing:
                 continue
             since, before = (began, rate.cycle) if now < began + MINUTE else rate.marks[0]
             least = BELOW * (rate.accepted - before) * MINUTE / (now - since)
+            if self._others.stood and rate is self.requests:
+                least = min(least, self._others.stood)  # it was delivered in part because others got nothing
             if learned.limit > least:
+                if _STEP_DOWN * learned.limit >= least:
+                    self._others.changed(now)
                 learned.limit = max(_STEP_DOWN * learned.limit, least)
                 rate.apply(now, windows=self._counts_windows)
                 lowered = True
@@ -174,6 +221,7 @@ class Pacing:
     def hold(self, now: float) -> None:
         """Note that everybody is refused from now on. A trial that was under way is over."""
         trial = self.trial
+        self._unexplained = self._not_our_doing(now)
         if trial is not None:
             self._go_back(now, trial)
             if trial.factor > 1:
@@ -189,6 +237,8 @@ class Pacing:
         """
         climbed, self._climbed = self._climbed, None
         self._memory = max(self._memory, min(MINUTE, now - since))
+        if self._yielded(now, climbed):
+            return list(self.rates)
         whole = self._counts_windows
         if not whole and self.requests.accepted - self.requests.cycle < _LEAST_ACCEPTED:
             return []  # the cycle goes on
@@ -208,12 +258,36 @@ class Pacing:
                 estimate *= _ASIDE
             if self._conclude(now, rate, max(estimate, 1.0), stated=stated, climbed=climbed is not None):
                 changed.append(axis)
+        self._others.changed(now)
         self._begin_cycle(now)
         if climbed is None or self._rough:
             self._plan.learned(now, rough=self._rough or now < self._first_at + MINUTE)
         else:
-            self._plan.failed(climbed, now, self.evidence.share)
+            self._plan.failed(climbed, now, self.evidence.share, self._contested(now))
         return changed
+
+    def _yielded(self, now: float, climbed: Trial | None) -> bool:
+        """Yield to others if they are the likely cause of a hold; return whether they are.
+
+        What the server gave us then says nothing of its limit: a part of that went to them.
+        """
+        unexplained, self._unexplained = self._unexplained, False
+        if climbed is not None:
+            if not self._others.present(now):
+                return False
+            self._yield(now, _YIELD_TRIED)
+            self._plan.failed(climbed, now, self.evidence.share, self._contested(now))
+        elif unexplained and self._others.suspect(now):
+            self._yield(now, _YIELD)
+        else:
+            return False
+        self._others.seen(now)
+        self._begin_cycle(now)
+        return True
+
+    def _contested(self, now: float) -> float | None:
+        """Return our pace in requests a minute if others use the same limit; None if nobody is seen."""
+        return self.requests.schedule.rate if self._others.present(now) else None
 
     def _estimate(self, rate: Rate, now: float, since: float, *, whole: bool) -> tuple[float, bool]:
         """Return what the server gives a minute by the cycle that ends now, and if a refusal said so itself."""
@@ -326,7 +400,8 @@ class Pacing:
             recent = self._recent_per_minute(now)
             self._begin(now, self._plan.down(now, self.evidence, self.evidence.share, recent, learned=False))
         elif bound:
-            self._begin(now, self._plan.up(now, self.evidence, self._memory if self._counts_windows else 0.0))
+            remembers = self._memory if self._counts_windows else 0.0
+            self._begin(now, self._plan.up(now, self.evidence, remembers, self._contested(now)))
         return changed
 
     def _begin_doubt(self) -> None:
@@ -354,7 +429,8 @@ class Pacing:
     def _verdict(self, now: float, trial: Trial) -> Verdict:
         rate = self.requests.schedule.rate
         beyond = any(each.learned and each.last_minute(now) > _BEYOND * each.wall for each in self.rates.values())
-        return judge(trial, now, self.evidence.sent, slow=rate is not None and rate < _SLOW, beyond=beyond)
+        cautious = (rate is not None and rate < _SLOW) or self._others.present(now)
+        return judge(trial, now, self.evidence.sent, cautious=cautious, beyond=beyond)
 
     def _decide(self, now: float, trial: Trial) -> bool:
         """Act on what a trial shows; return whether a pace changed."""
@@ -379,7 +455,9 @@ class Pacing:
         self._go_back(now, trial)
         if trial.factor > 1:
             self._pay_back(now, trial)
-            self._plan.failed(trial, now, usual)
+            if self._others.present(now):
+                self._yield(now, _YIELD_TRIED)
+            self._plan.failed(trial, now, usual, self._contested(now))
         else:
             self._plan.was_noise(now, trial.refused / max(1, self.evidence.sent - trial.first))
         return True
@@ -387,6 +465,9 @@ class Pacing:
     def _keep(self, now: float, trial: Trial) -> None:
         """Make the pace of the trial the usual one."""
         self.trial = None
+        self._others.changed(now)
+        if trial.factor > 1 and not self._raised and self.requests.learned is not None:
+            self._others.stood = self.requests.learned.limit
         self._raised = trial.factor > 1
         self._begin_doubt()
         for rate in self.rates.values():
@@ -400,6 +481,7 @@ class Pacing:
     def _go_back(self, now: float, trial: Trial) -> None:
         """Take the pace from before the trial."""
         self.trial = None
+        self._others.changed(now)
         self._back_at = now
         if trial.factor < 1:
             self.requests.learned = self.tokens.learned = None

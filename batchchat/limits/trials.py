@@ -30,6 +30,15 @@ _PAUSE_S, _PAUSE_MAX_S = 5.0, 20.0
 """Seconds until the first trial, and at most until the next: so a limit that doubled is found within half a minute."""
 _PAID_BY = 50
 """Accepted requests that pay for one refusal before the next trial: so trials waste 2 % at most."""
+_YIELD_PAUSE_S = 20.0
+"""Seconds without a trial after we yielded: others take what we left, or nobody wants it."""
+_CONTESTED_PAUSE_S = 60.0
+"""Seconds from a refused trial to the next if others use the same limit. Four runs waste 2.7 %, with 40 s 3.0 %."""
+_CONTESTED_RATE, _CONTESTED_FACTOR_MAX = 300.0, 1.5
+"""At this pace a trial against others is one of `_FIRST_FACTOR`; its excess grows with the root of the pace, so that a
+small run comes up faster than a large one. Twice the pace at once would go through a bucket unseen."""
+_CONTESTED_FREE = 120.0
+"""Requests a minute from which on a trial against others is paid for by time alone."""
 _DEBT_MAX = 1_000.0
 _DOWN_MOST = 0.85
 """A trial downwards goes this far below what is accepted now: a limit then refuses next to nothing."""
@@ -45,6 +54,8 @@ _DOWN_PAUSE_S, _DOWN_PAUSE_MAX_S = 30.0, 600.0
 _LATELY = 1 / 40
 _OVER = 0.06
 """Three refusals in forty requests: noise of 1 % shows that once in a thousand trials."""
+_FEW = 2
+"""Refusals in a whole trial that are allowed beyond chance."""
 
 Verdict = Literal["wait", "bolder", "keep", "back"]
 
@@ -83,11 +94,11 @@ class Trial:
         self.newest = max(self.newest, number)
 
 
-def judge(trial: Trial, now: float, sent: int, *, slow: bool, beyond: bool = False) -> Verdict:
+def judge(trial: Trial, now: float, sent: int, *, cautious: bool, beyond: bool = False) -> Verdict:
     """Decide on a trial as soon as its requests allow it; `sent` is the number of the newest one.
 
-    `slow` is a pace at which a single refusal is a large share of what is sent. `beyond` tells that more was accepted
-    in the last minute than when the limit was met.
+    `cautious` tells that a single refusal decides: it is a large share of what is sent, or others that use the same
+    limit are refused as well. `beyond` tells that more was accepted in the last minute than when the limit was met.
     """
     sent -= trial.first
     enough = sent >= trial.needed and now >= (trial.step_at or trial.began) + trial.lasts
@@ -96,14 +107,18 @@ def judge(trial: Trial, now: float, sent: int, *, slow: bool, beyond: bool = Fal
             return "wait"
         left = _DOWN_SHARE if trial.usual < _MUCH else _DOWN_SHARE_MUCH
         return "keep" if trial.refused <= left * trial.usual * sent else "back"
-    if slow:
-        # As many as chance (or the trials of others) explains: the mean, and one and a half deviations of Poisson.
-        chance = trial.usual * (sent + trial.first - trial.start)
-        over = trial.refused > chance + 1.5 * math.sqrt(chance)
+    # As many as chance (or the trials of others) explains: the mean, and one and a half deviations of Poisson.
+    chance = trial.usual * (sent + trial.first - trial.start)
+    chance += 1.5 * math.sqrt(chance)
+    if cautious:
+        over = trial.refused > chance
     else:
         # At the limit itself a share of excess / factor would be refused. A quarter of that, beside what is usual,
         # decides: others that use the same limit are refused some of it.
         over = trial.lately > max(_OVER, (trial.step - 1) / trial.step / 4) + 2 * trial.usual
+        # A server that is a little over its limit for long refuses next to nothing to who sends much, and nearly all to
+        # who sends seldom: there is hardly ever room when he comes.
+        over = over or trial.refused > chance + _FEW
     if over:
         return "back"
     if not enough:
@@ -151,10 +166,18 @@ class TrialPlan:
 
     # -- what is due --------------------------------------------------------------------------------------------------
 
-    def up(self, now: float, evidence: RefusalEvidence, remembers: float) -> Trial | None:
-        """Return the trial upwards that is due; None if none is. For `remembers`, see `Trial`."""
-        if now < self._next_at or self._debt > 0:
+    def up(
+        self, now: float, evidence: RefusalEvidence, remembers: float, contested: float | None = None
+    ) -> Trial | None:
+        """Return the trial upwards that is due; None if none is. For `remembers`, see `Trial`.
+
+        `contested` is our pace in requests a minute if others use the same limit, else None.
+        """
+        if now < self._next_at or (self._debt > 0 and (contested or 0.0) < _CONTESTED_FREE):
             return None
+        if contested:
+            excess = (_FIRST_FACTOR - 1) * math.sqrt(_CONTESTED_RATE / contested)
+            self._factor = min(_CONTESTED_FACTOR_MAX, max(_LEAST_FACTOR, 1 + excess))
         needed, lasts = _needs(self._factor)
         return Trial(
             self._factor,
@@ -212,14 +235,25 @@ class TrialPlan:
         self._factor = _bolder(trial.step)
         self._next_at = now
 
-    def failed(self, trial: Trial, now: float, usual: float) -> None:
-        """Go on after a trial upwards that was refused: later, and with a smaller one if the server forgets soon."""
+    def yielded(self, now: float) -> None:
+        """Go on after we left a part of our pace to others."""
+        self._next_at = max(self._next_at, now + _YIELD_PAUSE_S)
+
+    def failed(self, trial: Trial, now: float, usual: float, contested: float | None = None) -> None:
+        """Go on after a trial upwards that was refused: later, and with a smaller one if the server forgets soon.
+
+        For `contested`, see `up`.
+        """
         if trial.remembers:
             self._factor = _FIRST_FACTOR
         elif trial.step <= _LEAST_FACTOR:
             self._factor, self._pause = _FIRST_FACTOR, _PAUSE_MAX_S
         else:
             self._factor = max(_LEAST_FACTOR, 1 + (trial.step - 1) / 2)
+        if contested:
+            # At a slow pace the few refusals of a trial are a larger share of what is sent.
+            self._next_at = now + _CONTESTED_PAUSE_S * max(1.0, math.sqrt(_CONTESTED_FREE / contested))
+            return
         self._next_at = now + self._pause
         # The more is refused anyway (others use the same limit), the more seldom it is tried.
         self._pause = min(_PAUSE_MAX_S * (1 + min(5.0, 100 * usual)), 2 * self._pause)

@@ -33,6 +33,7 @@ _ROOMS = tuple(
         "controller",
         "evidence",
         "hints",
+        "others",
         "pacing",
         "rates",
         "schedule",

@@ -31,10 +31,12 @@ def main(seeds: int, only: str, seconds: float) -> None:
         found = worst(row, range(1, seeds + 1))
         took = time.perf_counter() - began
         asked = "" if row.waste is None else f"{row.waste:.1%}"
+        # If the worst seed is not told by a figure (several runs), the notes of all of them are.
+        note = found.notes[-1] if found.share > 0 else ", ".join(found.notes)
         mark = "" if found.passed else "  MISSED"
         print(
             f"{row.name:<66} {found.share:>6.2f} {row.share:>6.2f} {found.waste:>6.1%} {asked:>6}{mark}"
-            f"  {found.notes[-1]}  ({took:.1f} s)",
+            f"  {note}  ({took:.1f} s)",
             flush=True,
         )
         missed += not found.passed

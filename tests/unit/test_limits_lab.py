@@ -13,6 +13,7 @@ from batchchat.limits import Limiter
 from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.controller import Controller
 from batchchat.limits.evidence import RefusalEvidence
+from batchchat.limits.others import OtherRuns
 from batchchat.limits.rates import Learned, Rate
 from batchchat.limits.trials import Trial, TrialPlan, judge
 from tests.limits_lab.servers import Server, SlidingWindow, TokenBucket, true_limit_in_refusals, true_limits
@@ -75,6 +76,45 @@ def alarms_at(evidence: RefusalEvidence, pattern: str) -> bool:
     return found
 
 
+@pytest.mark.parametrize(
+    ("changed", "refused", "pace", "stood", "seen"),
+    [
+        (0.0, [5.0, 9.0], 600.0, 0.0, False),  # the pace is new, and explains them
+        (0.0, [50.0], 600.0, 0.0, False),  # one may be chance
+        (0.0, [50.0, 50.1, 55.0], 600.0, 0.0, False),  # one cause
+        (0.0, [50.0, 90.0], 600.0, 0.0, True),
+        (0.0, [50.0, 90.0], None, 0.0, True),
+        (0.0, [50.0, 351.0], 600.0, 0.0, False),
+        (0.0, [20.0, 40.0], 50.0, 30.0, False),  # so few requests show late that a raise was too much
+        (0.0, [20.0, 40.0], 30.0, 30.0, True),
+        (0.0, [20.0, 40.0], 200.0, 150.0, True),
+        (0.0, [70.0, 90.0], 50.0, 30.0, True),  # the raise was kept for long
+    ],
+)
+def test_two_refusals_that_our_pace_does_not_explain_show_other_runs(
+    changed: float, refused: list[float], pace: float | None, stood: float, seen: bool
+) -> None:
+    others = OtherRuns()
+    others.changed(changed)
+    others.stood = stood
+    assert any(others.suspect(now) for now in refused if others.unexplained(now, pace)) is seen
+
+
+def test_others_are_believed_in_for_some_minutes_after_they_were_seen() -> None:
+    others = OtherRuns()
+    assert not others.present(0.0)
+    others.seen(10.0)
+    assert others.present(300.0)
+    assert others.suspect(300.0)
+    assert not others.present(311.0)
+
+
+def test_two_runs_come_to_share_a_bucket_that_one_of_them_had_taken() -> None:
+    (row,) = [row for row in ROWS if row.name.startswith("2 runs")]
+    found = row.run(3, Limiter)
+    assert found.share >= row.share, found
+
+
 def test_refusals_that_come_back_first_are_no_run_if_others_of_the_same_burst_were_accepted() -> None:
     evidence = RefusalEvidence()
     evidence.sent = 40
@@ -106,7 +146,7 @@ def trial(factor: float, refused: int, *, lately: float = 0.0, usual: float = 0.
 
 
 @pytest.mark.parametrize(
-    ("made", "sent", "now", "slow", "beyond", "verdict"),
+    ("made", "sent", "now", "cautious", "beyond", "verdict"),
     [
         (trial(1.3, 0), 13, 5.0, False, False, "wait"),
         (trial(1.3, 0), 12, 7.0, False, False, "wait"),
@@ -128,9 +168,9 @@ def trial(factor: float, refused: int, *, lately: float = 0.0, usual: float = 0.
     ],
 )
 def test_a_trial_is_decided_by_its_requests_alone(
-    made: Trial, sent: int, now: float, slow: bool, beyond: bool, verdict: str
+    made: Trial, sent: int, now: float, cautious: bool, beyond: bool, verdict: str
 ) -> None:
-    assert judge(made, now, made.first + sent, slow=slow, beyond=beyond) == verdict
+    assert judge(made, now, made.first + sent, cautious=cautious, beyond=beyond) == verdict
 
 
 def test_a_refusal_is_paid_for_before_the_next_trial_and_noise_pays_for_itself() -> None:
