@@ -57,16 +57,8 @@ def eval_command(
     options = arguments.options(grace=read_duration("--grace", grace), command=command)
 
     async def work(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> Evaluation:
-        setting = SuiteRunOptions(
-            suite.name,
-            options,
-            caps=suite.budget,
-            deadline=suite.deadline,
-            listener=log,
-            on_snapshot=on_snapshot,
-            stop=stop,
-            metrics=recorder,
-        )
+        setting = SuiteRunOptions(suite.name, options, suite.budget, suite.deadline, log, on_snapshot, stop)
+        setting.metrics = recorder
         return await evaluate(suite, setting)
 
     with recorder_of(metrics, log) as recorder:

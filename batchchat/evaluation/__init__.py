@@ -34,7 +34,7 @@ def require_extra() -> None:
 
 
 def is_suite(path: Path) -> bool:
-    """Whether a file is a suite rather than a job, as far as its fields tell. Raises what reading a job raises."""
+    """Return whether a file is a suite and no job, as far as its fields tell. Raises what reading a job raises."""
     from batchchat.job.reading import nearest_file
     from batchchat.job.syntax import parse_yaml, read_job_text
 

@@ -27,7 +27,7 @@ class Merged:
         self._paces: dict[int, Pace] = {}
 
     def listener(self, number: int, limiter: object) -> Callable[[Snapshot], None]:
-        """What takes the snapshots of one of the runs. Runs that share a limiter tell the same pace: it counts once."""
+        """Return what takes the snapshots of one run. Runs that share a limiter tell the same pace: it counts once."""
 
         def take(snapshot: Snapshot) -> None:
             self._latest[number] = snapshot
@@ -40,7 +40,7 @@ class Merged:
 
 
 def merged(name: str, snapshots: list[Snapshot], count: int, paces: list[Pace]) -> Snapshot:
-    """One snapshot of several runs. The total is known once all `count` of them know theirs."""
+    """Return one snapshot of several runs. The total is known once all `count` of them know theirs."""
     first = snapshots[0]
     sums = {field: sum(getattr(snapshot, field) for snapshot in snapshots) for field in _SUMS}
     totals = [snapshot.total for snapshot in snapshots if snapshot.total is not None]

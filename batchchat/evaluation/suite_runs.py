@@ -272,7 +272,7 @@ class Runs:
 
 
 def exit_code(runs: Sequence[NamedRun], stop: Control, deadline: float | None) -> tuple[int, str | None]:
-    """The exit code of several runs together, and why it is not 0 or 1: the most serious of theirs."""
+    """Return the exit code of several runs together, and why it is not 0 or 1: the most serious of theirs."""
     summaries = [run.summary for run in runs if run.summary is not None]
     found = {summary.exit_code: summary.reason for summary in summaries}
     # What a person asked for comes first: that some rows failed as well is in the summaries.

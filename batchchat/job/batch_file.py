@@ -28,7 +28,7 @@ class BatchFileJob(Job):
         return []
 
     def removed(self) -> frozenset[str]:
-        """The params that the job sets to null: they are left out of every line."""
+        """Return the params that the job sets to null: they are left out of every line."""
         return frozenset(name for name in self.params.model_fields_set if getattr(self.params, name) is None)
 
     @property
@@ -37,12 +37,12 @@ class BatchFileJob(Job):
         return bool(self.model) and not self._of_lines
 
     def with_model_of_lines(self, model: str) -> BatchFileJob:
-        """The same job, knowing the one model that its lines name."""
+        """Return the same job, knowing the one model that its lines name."""
         copy = self.model_copy(update={"model": model})
         copy._of_lines = True  # noqa: SLF001 - of its own class
         return copy
 
     def snapshot(self) -> dict[str, Any]:
-        """The job as plain JSON, without a model that only its lines name."""
+        """Return the job as plain JSON, without a model that only its lines name."""
         found = super().snapshot()
         return found if self.names_model else {name: value for name, value in found.items() if name != "model"}

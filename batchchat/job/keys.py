@@ -13,7 +13,7 @@ from batchchat.providers import Provider
 
 
 def load_keys(job: Job, environ: Mapping[str, str] | None = None) -> Mapping[str, str]:
-    """The environment, with a `.env` beside the job under it; read as text, without expansion. Raises UsageError."""
+    """Read the environment, with a `.env` beside the job under it: as text, without expansion. Raises UsageError."""
     environ = os.environ if environ is None else environ
     dotenv = job.file.absolute().parent / ".env" if job.file else None
     if dotenv is None or not dotenv.is_file():

@@ -264,7 +264,7 @@ class Retry(Section):
     failed: FailedPolicy | list[ErrorKind] = "transient"
 
     def reopens(self) -> frozenset[ErrorKind]:
-        """The kinds of failure that the next run tries again."""
+        """Return the kinds of failure that the next run tries again."""
         return failed_kinds(self.failed)
 
 
@@ -479,7 +479,7 @@ class Job(Section):
         return job_error(message, path, self._origins, self._file, remedy)
 
     def resolved_provider(self) -> Provider:
-        """The provider with this job's own address, key variable, headers and prices put over its profile."""
+        """Return the provider with this job's own address, key variable, headers and prices put over its profile."""
         return self.resolve(self.provider, self.model, self.prices)
 
     def resolve(self, spec: str | ProviderFields, model: str, prices: Prices | None) -> Provider:
@@ -520,7 +520,7 @@ class Job(Section):
         return provider
 
     def transfer(self, provider: Provider) -> dict[str, Any]:
-        """The fields of the body that say how the answer travels, not what is asked."""
+        """Return the fields of the body that say how the answer travels, not what is asked."""
         if not self.params.stream:
             return {}
         return {"stream": True, **({"stream_options": {"include_usage": True}} if provider.stream_options else {})}
@@ -538,7 +538,7 @@ class Job(Section):
             )
 
     def snapshot(self) -> dict[str, Any]:
-        """The job as plain JSON, to be kept beside its output. It holds no key: keys never stand in a job.
+        """Return the job as plain JSON, to be kept beside its output. It holds no key: keys never stand in a job.
 
         Beside its fields it names the `file`, the `suite`, and the `options` of the command line that changed it.
         """

@@ -24,12 +24,12 @@ Origins = Mapping[FieldPlace, FieldOrigin]
 
 
 def dotted(place: FieldPlace) -> str:
-    """A place as a person writes it: `messages.0.content`."""
+    """Return a place as a person writes it: `messages.0.content`."""
     return ".".join(str(part) for part in place)
 
 
 def origin_of(origins: Origins, place: FieldPlace, file: Path | None) -> FieldOrigin:
-    """The origin of a field, or of the nearest one around it that has one."""
+    """Return the origin of a field, or of the nearest one around it that has one."""
     while place:
         if place in origins:
             return origins[place]
@@ -52,7 +52,7 @@ def job_error(
 
 
 def combined(errors: Sequence[JobError]) -> JobError:
-    """One error that says them all, in the order of their lines, each remedy once at the end."""
+    """Return one error that says them all, in the order of their lines, each remedy once at the end."""
     if len(errors) == 1:
         return errors[0]
     ordered = sorted(errors, key=lambda error: (str(error.file or "~"), error.line or 0))

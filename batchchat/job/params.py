@@ -112,5 +112,5 @@ class Params(Section):
         return value
 
     def as_body(self) -> dict[str, Any]:
-        """The params that are set, in an order that does not depend on the author's, `extra_body` still apart."""
+        """Return the params that are set, in an order of our own; `extra_body` is still apart."""
         return self.model_dump(exclude_unset=True, exclude_none=True, exclude={"stream"})

@@ -122,7 +122,7 @@ def validate_job(
 
 
 def read_override(text: str, option: str | None = None) -> FieldChange:
-    """What one `--set` changes, or an `option` of its own that stands for one.
+    """Return what one `--set` changes, or an `option` of its own that stands for one.
 
     The value is never repeated in an error of its form: it may be a secret.
     """
@@ -140,7 +140,7 @@ def _is_batch(data: Mapping[str, Any]) -> bool:
 
 
 def nearest_file(file: Path) -> str | None:
-    """The file beside this one whose name is nearest, where the file itself is not there."""
+    """Return the file beside this one whose name is nearest, where the file itself is not there."""
     try:
         names = {entry.stem: entry.name for entry in file.parent.iterdir() if entry.suffix in {".yaml", ".yml"}}
     except OSError:

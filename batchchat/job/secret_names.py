@@ -13,5 +13,5 @@ LIKE_A_KEY = re.compile(r"(?=.*[a-z])(?=.*\d).{20,}")
 
 
 def is_secret_name(name: str, *, bare_key: bool = False) -> bool:
-    """Whether a value under this name is likely a secret; with `bare_key` also under a plain `key` or `…-key`."""
+    """Return whether a value of this name is likely a secret; with `bare_key` also of a plain `key` or `…-key`."""
     return bool(_SECRET_NAME.search(name)) or (bare_key and bool(re.search(r"(?i)(?:^|[-_])key$", name)))

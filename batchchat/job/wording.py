@@ -78,12 +78,12 @@ class Grammar:
     hints: Mapping[str, str] = field(default_factory=dict)
 
     def names(self, place: FieldPlace) -> list[str]:
-        """The field names that may stand at a place, as they are written."""
+        """Return the field names that may stand at a place, as they are written."""
         section = self.fields.get(tuple(str(part) for part in place if not isinstance(part, int)))
         return [one.alias or name for name, one in section.model_fields.items()] if section else []
 
     def elsewhere(self, name: str) -> list[str]:
-        """The places in dotted form at which a field of this name may stand."""
+        """Return the places in dotted form at which a field of this name may stand."""
         return [".".join((*place, name)) for place in self.fields if name in self.names(place)]
 
 

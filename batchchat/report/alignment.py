@@ -117,7 +117,7 @@ class Records:
         return pc.if_else(pc.less(sample, self._samples), slot, pa.scalar(None, pa.int64()))
 
     def between(self, start: int, end: int) -> dict[int, dict[str, Any]]:
-        """The records of these slots, by slot."""
+        """Return the records of these slots, by slot."""
         first, last = bisect_left(self._slots, start), bisect_left(self._slots, end)
         if first == last:
             return {}
@@ -125,7 +125,7 @@ class Records:
         return dict(zip(self._slots[first:last], python_rows(batch), strict=True))
 
     def messages(self, position: int) -> tuple[Messages | None, str]:
-        """The messages that a row was asked with, or None and why they cannot be told."""
+        """Return the messages that a row was asked with, or None and why they cannot be told."""
         found = self._messages.get(position, "")
         return (None, found) if isinstance(found, str) else (self._room.messages(found), "")
 
@@ -142,7 +142,7 @@ def _short(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def row_ids(data: pa.RecordBatch | pa.Table) -> Any:
-    """What a row is known by in every file: its key, or else its position."""
+    """Return what a row is known by in every file: its key, or else its position."""
     keys, positions = data.column("key"), data.column("row_index").cast(pa.string())
     return pc.if_else(
         pc.is_valid(keys),
@@ -152,7 +152,7 @@ def row_ids(data: pa.RecordBatch | pa.Table) -> Any:
 
 
 def rows_of(values: pa.Table, outputs: Sequence[Output | None]) -> pa.Table:
-    """All rows that have a score or a record, in the order of the input: `id`, `row_index`, `key`."""
+    """Return all rows that have a score or a record, in the order of the input: `id`, `row_index`, `key`."""
     tables = [values.select(["id", "row_index", "key"])]
     # Scores name every row of the suite. Only without them must the outputs be read for their rows.
     if not values.num_rows:
@@ -167,7 +167,7 @@ def rows_of(values: pa.Table, outputs: Sequence[Output | None]) -> pa.Table:
 
 
 def choose_rows(rows: pa.Table, values: pa.Table, most: int) -> pa.Table:
-    """At most so many rows: up to half of them such on which variants differ, then an even choice of the others."""
+    """Return at most so many rows: up to half of them rows on which variants differ, then an even choice."""
     if rows.num_rows <= most:
         return rows
     spread = values.group_by(["id", "scorer"]).aggregate([("value", "min"), ("value", "max")])

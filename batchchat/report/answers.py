@@ -197,7 +197,7 @@ class AnswerBrowser:
     # ---- blocks -------------------------------------------------------------------------------------------------
 
     def blocks(self) -> Iterator[str]:
-        """The rows in packed blocks, in the order of the index."""
+        """Yield the rows in packed blocks, in the order of the index."""
         lines: list[bytes] = []
         letters = 0
         for start in range(0, len(self), _BLOCK_ROWS):
@@ -304,7 +304,7 @@ class AnswerBrowser:
             self._measures["letters"][number].append(_mean([record.get("letters") for record in ordered]))
 
     def index(self) -> str:
-        """What filters, orders and the search need, packed."""
+        """Return what filters, orders and the search need, packed."""
         # One row has nothing but what every row has.
         alike = set[str]().union(*(lines or () for lines in self._alike)) if len(self) > 1 else set[str]()
         return pack(

@@ -54,7 +54,7 @@ class Distribution:
         return self.total / self.count if self.count else None
 
     def quantile(self, share: float) -> float | None:
-        """The smallest value that at least this share of the values do not pass; None where nothing was counted."""
+        """Return the smallest value that at least this share of the values do not pass; None if nothing was counted."""
         if not self.count:
             return None
         rank = max(0, math.ceil(share * self.count) - 1)
@@ -70,7 +70,7 @@ class Distribution:
         return self.high
 
     def bars(self, most: int = 48) -> list[Bar]:
-        """The positive values in at most so many bars, equally wide on a logarithmic axis; some may be empty."""
+        """Return the positive values in at most so many bars, equally wide on a logarithmic axis; some may be empty."""
         if not self._bins:
             return []
         first, last = min(self._bins), max(self._bins)

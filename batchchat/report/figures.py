@@ -54,7 +54,7 @@ def tokens_over_time(course: Course) -> PlotlyFigure:
 
 
 def cost_over_time(course: Course, currency: str) -> PlotlyFigure:
-    """What was spent until each moment."""
+    """Draw what was spent until each moment."""
     total, spent = 0.0, []
     for moment in course.moments:
         total += moment.cost
@@ -110,7 +110,7 @@ def _milliseconds(seconds: int) -> int:
 
 
 def spread(distribution: Distribution, color: str, *, seconds: bool) -> PlotlyFigure:
-    """A histogram on a logarithmic axis, with the quantiles p50, p95 and p99 marked."""
+    """Draw a histogram on a logarithmic axis, with the quantiles p50, p95 and p99 marked."""
     bars = distribution.bars()
     write = seconds_text if seconds else _number
     # The axis is linear over logarithms: plotly.js places bars of a width on it, and marks, without surprises.
@@ -170,7 +170,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def linear_ticks(low: float, high: float) -> list[float]:
-    """At most six round numbers in equal steps within a range, zero left out."""
+    """Return at most six round numbers in equal steps within a range, zero left out."""
     sizes = (factor * 10.0**power for power in range(-6, 12) for factor in (1, 2, 5))
     step = next((size for size in sizes if (high - low) / size <= 5), high)
     return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1) if index]

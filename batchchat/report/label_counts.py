@@ -43,7 +43,7 @@ class _Place:
             self.tally.add(self.reach(batch.column(self.column)))
 
     def counts(self) -> LabelCounts | None:
-        """The labels, None where these are no labels: every answer has its own."""
+        """Return the labels, None if these are no labels: every answer has its own."""
         tally = self.tally
         # Labels repeat. Values that occur less than twice on average are short texts: counting them says nothing.
         if tally.spread or not tally.counts or tally.total < 2 * len(tally.counts):
@@ -76,7 +76,7 @@ class LabelCounter:
             place.add(batch)
 
     def found(self) -> list[LabelCounts]:
-        """What is worth showing, in the schema's order."""
+        """Return what is worth showing, in the schema's order."""
         return [counts for place in self._places if (counts := place.counts()) is not None]
 
 

@@ -34,7 +34,7 @@ class Point:
 
 
 def pareto(points: Sequence[Point], *, higher_is_better: bool) -> list[bool]:
-    """Which points no other one beats: is worth as much for less, or more for no more."""
+    """Return which points no other one beats: is worth as much for less, or more for no more."""
 
     def beats(other: Point, point: Point) -> bool:
         gain = (other.value - point.value) * (1 if higher_is_better else -1)
@@ -44,7 +44,7 @@ def pareto(points: Sequence[Point], *, higher_is_better: bool) -> list[bool]:
 
 
 def quality_against_cost(points: Sequence[Point], *, cost: str, value: str, share: bool) -> PlotlyFigure:
-    """Each variant as a point with its interval; those that no other beats are joined by a line."""
+    """Draw each variant as a point with its interval; those that no other beats are joined by a line."""
     best = sorted((point for point in points if point.best), key=lambda point: (point.cost, point.value))
     front = {
         "type": "scatter",
@@ -156,7 +156,7 @@ def latencies(spreads: Sequence[tuple[str, Distribution]]) -> PlotlyFigure:
 
 
 def latency_text(spread: Distribution) -> str:
-    """The quantiles in words: `p5 210 ms, p50 372 ms, p95 980 ms`."""
+    """Return the quantiles in words: `p5 210 ms, p50 372 ms, p95 980 ms`."""
     shares = (("p5", 0.05), ("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
     return ", ".join(f"{name} {seconds_text(spread.quantile(share))}" for name, share in shares)
 

@@ -126,14 +126,14 @@ class SuiteFolder:
         return list(found.values())
 
     def leader(self, score: ScoreMeaning) -> str | None:
-        """The variant that the tests find better than every other one, if there is one."""
+        """Return the variant that the tests find better than every other one, if there is one."""
         won = [better(comparison, score) for comparison in self.comparisons if comparison.get("scorer") == score.name]
         others = len(self.variants) - 1
         names = [str(variant.get("name")) for variant in self.variants]
         return next((name for name in names if others and won.count(name) == others), None)
 
     def output(self, variant: Mapping[str, Any]) -> Output | None:
-        """A variant's records, None where it has none."""
+        """Return a variant's records, None if it has none."""
         folder = variant.get("folder")
         directory = self.directory / "variants" / str(folder)
         if not folder or not directory.is_dir() or not is_output(directory):
@@ -141,11 +141,11 @@ class SuiteFolder:
         return read_state(directory)
 
     def values(self) -> pa.Table:
-        """All lines of `scores.parquet`. Raises StorageError where it is damaged."""
+        """Read all lines of `scores.parquet`. Raises StorageError if it is damaged."""
         return self._table("scores.parquet", NO_VALUES)
 
     def verdicts(self) -> pa.Table:
-        """All lines of `pairwise.parquet`: what judges said of two answers. Raises StorageError where it is damaged."""
+        """Read all lines of `pairwise.parquet`: verdicts on two answers. Raises StorageError if it is damaged."""
         return self._table("pairwise.parquet", NO_VERDICTS)
 
     def _table(self, name: str, empty: pa.Table) -> pa.Table:
@@ -185,7 +185,7 @@ def settled(comparison: Mapping[str, Any]) -> bool:
 
 
 def better(comparison: Mapping[str, Any], score: ScoreMeaning) -> str | None:
-    """The variant that a comparison finds better, where its test says so and the score has a better direction."""
+    """Return the variant that a comparison finds better, if its test says so and the score has a better direction."""
     difference = comparison.get("difference")
     # A difference that may be chance names nobody: the page must not say more than the test does.
     if not settled(comparison) or not difference or score.higher_is_better is None:

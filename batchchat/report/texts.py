@@ -55,16 +55,16 @@ class TextAllowance:
         return known
 
     def messages(self, kept: bytes) -> Messages:
-        """The messages that were kept."""
+        """Return the messages that were kept."""
         return [[role, self.cut(text)] for role, text in orjson.loads(kept)]
 
     def cut(self, text: str) -> str:
-        """The text, or its beginning where it is too long."""
+        """Return the text, or its beginning where it is too long."""
         return cut_text(text, self.longest)
 
 
 def message_text(message: Mapping[str, Any]) -> str:
-    """A message's content as text: of an image, what it is and how large."""
+    """Return a message's content as text: of an image, what it is and how large."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [content]
     texts = [_part(part) for part in parts if part is not None]

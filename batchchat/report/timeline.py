@@ -77,7 +77,7 @@ class Timeline:
             known.plus(moment)
 
     def course(self) -> Course:
-        """The moments at the finest width that is still readable, with long gaps left out.
+        """Return the moments at the finest width that is still readable, with long gaps left out.
 
         A run that goes on after a pause shows both sittings side by side; where there are many (a job of every
         night), whole days are told instead.

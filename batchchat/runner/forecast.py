@@ -36,7 +36,7 @@ class Forecaster:
         self._requests += len(requests)
 
     def forecast(self, *, settled: int, asked: int, spend: Spend, left: int) -> Forecast | None:
-        """What the run will have used, None before its first request.
+        """Return what the run will have used, None before its first request.
 
         `settled` records are durable, `asked` of them took at least one attempt; `left` records are still to come.
         Those are taken to need requests as often as the ones before.

@@ -71,7 +71,7 @@ class Prepared:
     shards: Shards | None = None
 
     def batches(self) -> Iterator[RowBatch]:
-        """The rows of the input, from the first one, with the images of those that are selected.
+        """Yield the rows of the input, from the first one, with the images of those that are selected.
 
         The rows that were looked at come again; this works once.
         """

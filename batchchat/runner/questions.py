@@ -64,7 +64,7 @@ def compile_questions(job: Job) -> Questions:
 
 
 def schema_warnings(job: Job, questions: Questions, provider: Provider) -> list[str]:
-    """What is known to go wrong with the job's schema, its mode and its params, told before anything is sent."""
+    """Return what is known to go wrong with the job's schema, its mode and its params, told before anything is sent."""
     if questions.schema is None:
         return []
     from batchchat.structured import warnings_for

@@ -299,7 +299,7 @@ class Reuse:
             self._listener(Event("cache", message, "warning"))
 
     def remarks(self) -> list[str]:
-        """What was wrong with the cache, for the summary."""
+        """Return what was wrong with the cache, for the summary."""
         damaged = self._cache.damaged
         what = f"{plural(damaged, 'answer')} in the cache {self._cache.path}"
         told = [f"{what} {'is damaged, and was' if damaged == 1 else 'are damaged, and were'} asked for again"]

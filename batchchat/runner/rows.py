@@ -142,7 +142,7 @@ class Rows:
                 yield self._prepared.complete(batch), None
 
     def begin(self, batch: RowBatch) -> None:
-        """A batch is about to be sorted."""
+        """Note that a batch is about to be sorted."""
         self._added = 0
         self._new = batch.first_index >= self._known_rows
         if self._trail is not None and self._new:
@@ -155,14 +155,14 @@ class Rows:
             self._trail.add(found.custom_ids, found.keys)
 
     def end(self, batch: RowBatch) -> None:
-        """The batch was sorted; where the pass takes only some of its rows, the trail ends before it."""
+        """Note that the batch was sorted. If the pass takes only some of its rows, the trail ends before it."""
         if self._trail is not None and self._new:
             # Rows that were not sorted have no identity in the trail, and it may not have a hole.
             whole = self._added == len(batch.values) * self._prepared.job.samples
             self._trail.end_batch(batch.place, self._source, whole=whole)
 
     def finish(self) -> None:
-        """All rows were sorted."""
+        """Note that all rows were sorted."""
         if self._trail is not None and self._at_end:
             self._trail.begin_batch(self._source)
 

@@ -210,7 +210,7 @@ class Figures:
 
 
 def correction_event(forecast: Forecast, currency: str | None) -> Event:
-    """The event that tells how far off the guess by size was."""
+    """Return the event that tells how far off the guess by size was."""
     now, guess = f"{short(forecast.tokens)} tokens", f"{short(forecast.guessed_tokens)} tokens"
     if forecast.cost is not None:
         now, guess = (
@@ -241,7 +241,7 @@ def remedy_of(kind: str) -> str:
 
 
 def alike_event(group: FailureGroup, settled: int) -> Event:
-    """The event that tells early of rows that fail alike."""
+    """Return the event that tells early of rows that fail alike."""
     remedy = remedy_of(group.kind)
     message = (
         f"{group.count} of the first {settled} rows failed alike ({group.kind}): row {group.row_index}: "
@@ -257,7 +257,7 @@ def _beginning(text: str) -> str:
 
 
 def plain(view: Any) -> dict[str, Any]:
-    """A frozen view as JSON values; named tuples by their fields' names."""
+    """Return a frozen view as JSON values; named tuples by their fields' names."""
     value: dict[str, Any] = _plain(view)
     return value
 

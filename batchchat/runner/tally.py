@@ -192,7 +192,7 @@ class Tally:
             self._unknown[word] = self._unknown.get(word, 0) + 1
 
     def remarks(self) -> list[str]:
-        """What a person should know of this run's answers."""
+        """Return what a person should know of this run's answers."""
         unknown = [
             f"{count} answer{'s' * (count != 1)} ended with finish_reason {word!r}, which is not known: each was taken "
             "for a whole answer. Look at some of them."

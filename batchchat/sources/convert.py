@@ -74,7 +74,7 @@ def declared_type(column: str, text: str) -> tuple[pa.DataType, str]:
 
 
 def fits(kind: pa.DataType, values: Iterable[Any]) -> bool:
-    """Whether Arrow takes all values (None among them) into a type as they are, save for integers out of its range.
+    """Return whether Arrow takes all values, None among them, into a type as they are, save integers out of its range.
 
     It looks at whole columns, also inside lists and structs, so that the usual batch costs little. Where it says no,
     each value is converted by itself.

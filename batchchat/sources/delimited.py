@@ -273,7 +273,7 @@ class _Lines:
         self.damaged = False
 
     def raw(self) -> bytes:
-        """The bytes of the row that was read last."""
+        """Return the bytes of the row that was read last."""
         return "".join(line.text for line in self._held).encode("utf-8", "surrogateescape")
 
 

@@ -42,7 +42,7 @@ class Progress:
         self.done = 0
 
     def fraction(self) -> float:
-        """The share that is read, from 0 to 1; 0 where the total is not known."""
+        """Return the share that is read, from 0 to 1; 0 if the total is not known."""
         return min(1.0, self.done / self.total) if self.total > 0 else 0.0
 
 

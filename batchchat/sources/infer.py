@@ -53,7 +53,7 @@ class Shape:
             self.fields.setdefault(name, Shape(self._depth + 1)).see([row[name] for row in rows if name in row])
 
     def column_type(self) -> tuple[pa.DataType, str]:
-        """The type of a whole column and how it is written: as it is (empty), or as `json` text.
+        """Return the type of a whole column and how it is written: as it is (empty), or as `json` text.
 
         Texts mixed with values of other kinds make a column of text, which holds the texts alone.
         """
@@ -63,7 +63,7 @@ class Shape:
         return pa.string(), "" if str in self.kinds else "json"
 
     def arrow_type(self) -> pa.DataType | None:
-        """The type that holds all that was seen, None where there is none. A place of nulls is text."""
+        """Return the type that holds all that was seen, None if there is none. A place of nulls is text."""
         kinds = self.kinds
         if not kinds or kinds == {str}:
             return pa.string()

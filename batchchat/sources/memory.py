@@ -63,7 +63,7 @@ class MemorySource(Source):
         return False
 
     def known_rows(self) -> int | None:
-        """The number of rows, where what was given knows it."""
+        """Return the number of rows if what was given knows it, else None."""
         return self._total
 
     def count_rows(self) -> int:

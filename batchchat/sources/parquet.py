@@ -164,7 +164,7 @@ def _digest(batch: pa.RecordBatch) -> bytes:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one return for each type
-    """The type in which a Parquet column is carried: the same values, in the plainest layout."""
+    """Return the type in which a Parquet column is carried: the same values, in the plainest layout."""
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
         return plain_type(kind.storage_type)

@@ -160,11 +160,11 @@ class Source(ABC):
         return place is not None and place.ended and place.file == len(self._inputs) - 1
 
     def folder_of(self, name: str) -> Path | None:
-        """The folder in which the file of this name lies; for standard input the current one, for an object none."""
+        """Return the folder of the file of this name: the current one for standard input, None for an object."""
         return self._folders[name] if name in self._folders else Path.cwd()
 
     def fraction(self) -> float:
-        """The share of the current pass that is read, from 0 to 1. Any thread may ask."""
+        """Return the share of the current pass that is read, from 0 to 1. Any thread may ask."""
         return self._progress.fraction()
 
     @property
@@ -173,7 +173,7 @@ class Source(ABC):
         return all(file is not None and file.compression is None and file.encoding is None for file in self._inputs)
 
     def known_rows(self) -> int | None:
-        """The number of rows, where the files say it; else None."""
+        """Return the number of rows if the files say it, else None."""
         return None
 
     def count_rows(self) -> int:
@@ -469,7 +469,7 @@ class ParquetSource(Source):
         )
 
     def known_rows(self) -> int:
-        """The number of rows, as the files' footers say it."""
+        """Return the number of rows, as the files' footers say it."""
         return sum(file.rows for file in self._parquet.values())
 
     def _chunks(self, file: InputFile | None, progress: Progress, after: Place | None = None) -> Iterator[Chunk]:

@@ -43,12 +43,12 @@ class KnownBatch(NamedTuple):
     keys: bytes
 
     def identities_of(self, offset: int, samples: int) -> bytes:
-        """The identities of a row's samples."""
+        """Return the identities of a row's samples."""
         size = samples * ID_BYTES
         return self.identities[offset * size : (offset + 1) * size]
 
     def key_of(self, offset: int) -> bytes:
-        """The digest of a row's key; NO_KEY where it has none of its own."""
+        """Return the digest of a row's key; NO_KEY if it has none of its own."""
         return self.keys[offset * ID_BYTES : (offset + 1) * ID_BYTES]
 
 
@@ -200,7 +200,7 @@ class KnownRows:
         return self._look.count(0)
 
     def batch(self, start: int, stop: int) -> KnownBatch | None:
-        """What is known of rows `start` to `stop`; None where nothing is. Blocking code."""
+        """Return what is known of rows `start` to `stop`; None if nothing is. Blocking code."""
         stop = min(stop, self.rows)
         if start >= stop:
             return None

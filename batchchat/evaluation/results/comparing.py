@@ -102,7 +102,7 @@ class OutputComparison:
 
 
 def standard_scorers() -> list[Scorer]:
-    """What is compared in any case: what every record has."""
+    """Return what is compared in any case: what every record has."""
     return [
         HasCompletion(name="answered"),
         Length(name="length"),
@@ -150,7 +150,7 @@ def compare_outputs(
 
 
 def read_scorer_text(text: str) -> Scorer:
-    """A scorer as the command line names it: `KIND:COLUMN`, or a mapping as in a suite. Raises UsageError."""
+    """Read a scorer as the command line names it: `KIND:COLUMN`, or a mapping as in a suite. Raises UsageError."""
     kind, colon, column = text.partition(":")
     if colon and text.lstrip()[:1] != "{":
         return read_scorer({"name": kind, "kind": kind, "expected": column})
@@ -193,12 +193,12 @@ class _Side:
         return self.job.input.key is not None
 
     def column_of(self, name: str) -> str:
-        """The output's column that carries an input column."""
+        """Return the output's column that carries an input column."""
         own = name in RECORD_COLUMNS or name == "parsed"
         return f"input_{name}" if own and f"input_{name}" in self.names else name
 
     def carried(self) -> list[str]:
-        """The columns that carry the input."""
+        """Return the columns that carry the input."""
         return [name for name in self.names if name not in RECORD_COLUMNS and name != "parsed"]
 
 
@@ -250,7 +250,7 @@ class _RowFinder:
         self._numbers = numbers
 
     def locate(self, batch: pa.RecordBatch) -> Positions:
-        """The position of each record, -1 where the other output has no such row."""
+        """Return the position of each record, -1 if the other output has no such row."""
         found = np.fromiter(
             (self._numbers.get(_text(value), -1) for value in batch.column(self._column).to_pylist()),
             np.int64,
@@ -410,7 +410,7 @@ class _Shared:
         }
 
     def summary(self, scorers: Sequence[Scorer], fields: Sequence[str], seed: int) -> SuiteSummary:
-        """Both outputs by all scorers, those asked for first."""
+        """Return both outputs by all scorers, those asked for first."""
         names = {scorer.name for scorer in scorers}
         every = [*scorers, *(one for one in standard_scorers() if one.name not in names)]
         of_sides = [[_at(scorer, path) for scorer in every] for path in fields]

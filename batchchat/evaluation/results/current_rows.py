@@ -128,7 +128,7 @@ class CurrentRows:
         return self._columns[column]
 
     def take(self, numbers: Sequence[int], columns: frozenset[str] | None) -> Lists | list[dict[str, Any]]:
-        """What is kept of these rows: the columns named, or whole rows where that is None."""
+        """Return what is kept of these rows: the columns named, or whole rows where that is None."""
         if columns is None:
             assert self._whole is not None  # noqa: S101 - `read_rows` was told so
             return [self._whole[number] for number in numbers]

@@ -52,7 +52,7 @@ class GateResult:
 
 
 def read_gate(option: str, text: str, suite: Suite, *, over: bool = False) -> Gate:
-    """The gate of an option's `SCORE=VALUE` or `VARIANT:SCORE=VALUE`.
+    """Return the gate of an option's `SCORE=VALUE` or `VARIANT:SCORE=VALUE`.
 
     Raises UsageError where there is no such score or variant, or the bound is on the wrong side.
     """

@@ -152,7 +152,7 @@ class _Answers:
         self._starts[position] = self._spill.add([answer.reason] if isinstance(answer, Absent) else answer)
 
     def get(self, position: int) -> str | Absent | None:
-        """The answer at a position; None where there is no record."""
+        """Return the answer at a position; None if there is no record."""
         start = int(self._starts[position])
         if start < 0:
             return None
@@ -161,7 +161,7 @@ class _Answers:
 
 
 def shown_columns(scorer: JudgeScorer, prompted: Sequence[str]) -> tuple[str, ...]:
-    """The input's columns that a judge is shown: those it names, or those that the variants' prompts speak of."""
+    """Return the columns of the input that a judge is shown: those it names, or those of the variants' prompts."""
     if scorer.show is not None:
         return tuple(scorer.show)
     return tuple(name for name in prompted if name not in {scorer.expected, scorer.gold})
@@ -200,7 +200,7 @@ class _Gathering:
         self.columns = frozenset(shown) | scorer.inputs
 
     def variant(self, source: AnswerSource) -> Asked:
-        """The cases of single answers."""
+        """Write the cases of single answers, and return which they are."""
         asked = Asked(self.size, 1)
         on_failure = self.scorer.scale.low if self.scorer.failed == "wrong" else None
         for position, answer in self.answers(source):
@@ -214,7 +214,7 @@ class _Gathering:
         return asked
 
     def pairs(self, scorer: Pairwise, sources: Sequence[AnswerSource], cases: Cases) -> None:
-        """The cases of two answers side by side, in both orders."""
+        """Write the cases of two answers side by side, in both orders."""
         against = scorer.against
         wanted = [pair for pair in combinations(sources, 2) if against is None or against in {one.name for one in pair}]
         for a, b in wanted:
@@ -228,7 +228,7 @@ class _Gathering:
                     self.pair(asked, position, first.get(position), second.get(position))
 
     def pair(self, asked: Asked, position: int, one: str | Absent | None, other: str | Absent | None) -> None:
-        """The cases of one position of a pair, or what is known without asking."""
+        """Write the cases of one position of a pair, or settle it if the outcome is known without asking."""
         if one is None or other is None:
             return
         if isinstance(one, Absent) or isinstance(other, Absent):
@@ -244,7 +244,7 @@ class _Gathering:
             asked.put(position, self.file.add([*context, one, other]), self.file.add([*context, other, one]))
 
     def forfeit(self, one: str | Absent, other: str | Absent) -> JudgedValue:
-        """What a pair comes to where an answer is missing: the other one wins, unless failed rows do not count."""
+        """Return what a pair comes to if an answer is missing: the other one wins, unless failed rows do not count."""
         reasons = [
             f"{side}: {answer.reason}" for side, answer in (("a", one), ("b", other)) if isinstance(answer, Absent)
         ]
@@ -271,7 +271,7 @@ class _Gathering:
                 yield position, f"{source.name} {position} {source.placeholder}"
 
     def context(self, position: int) -> list[str] | Absent:
-        """What stands beside the answers of a row: its input, and the expected value where one is wanted."""
+        """Return what stands beside the answers of a row: its input, and the expected value if one is wanted."""
         taken = self.rows.take([position // self.rows.samples], self.columns)
         row: dict[str, Any] = taken.rows()[0] if isinstance(taken, Lists) else taken[0]
         told = [(name, row.get(name)) for name in self.shown]
@@ -320,7 +320,7 @@ def single_outcomes(
 
 
 def pair_outcomes(asked: Asked, verdicts: Verdicts) -> dict[int, JudgedValue]:
-    """What each position of a pair comes to: 1 where a wins in both orders, -1 where b does, else 0."""
+    """Return what each position of a pair comes to: 1 if a wins in both orders, -1 if b does, else 0."""
     found = dict(asked.settled)
     for position, (straight, swapped) in asked.items():
         first, reason = verdicts.get(straight, _OPEN)

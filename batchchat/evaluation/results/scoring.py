@@ -90,7 +90,7 @@ def standing_of(suite: Suite, looks: LookRows, begun: int | None = None) -> Stan
 
 
 def output_of(variant: Variant) -> Output | None:
-    """What a variant has answered so far, None where it has not begun."""
+    """Return what a variant has answered so far, None if it has not begun."""
     directory = address_of(variant.job.output.path)
     return read_state(directory) if is_output(directory) else None
 
@@ -383,7 +383,7 @@ def _pair_batches(pairs: dict[str, dict[tuple[str, str], ScoreColumn]], rows: Cu
 
 
 def same_requests(one: str, other: str) -> str:
-    """What is said of two variants that ask the same."""
+    """Return what is said of two variants that ask the same."""
     return f"{one!r} and {other!r} make the same requests: their answers differ by chance alone"
 
 

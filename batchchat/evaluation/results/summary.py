@@ -180,16 +180,16 @@ class SuiteSummary:
     sequential: SequentialSummary | None = None
 
     def of(self, scorer: str) -> list[Comparison]:
-        """The comparisons by one scorer."""
+        """Return the comparisons by one scorer."""
         return [comparison for comparison in self.comparisons if comparison.scorer == scorer]
 
     def as_json(self) -> dict[str, Any]:
-        """The content of `summary.json`."""
+        """Return the content of `summary.json`."""
         return {"version": VERSION, **asdict(self)}
 
 
 def from_json(data: Mapping[str, Any]) -> SuiteSummary:
-    """The summary that `as_json` made. Raises KeyError, TypeError or ValueError where it is none."""
+    """Return the summary that `as_json` made. Raises KeyError, TypeError or ValueError if it is none."""
     if data["version"] != VERSION:
         raise ValueError(f"its version is {data['version']!r}, and this batchchat reads version {VERSION}")
     known = _known(SuiteSummary, data)
@@ -240,7 +240,7 @@ def _known(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_summary(directory: Path) -> SuiteSummary:
-    """The summary in a suite's output folder. Raises UsageError where there is none that can be read."""
+    """Read the summary in a suite's output folder. Raises UsageError if there is none that can be read."""
     path = directory / SUMMARY_NAME
     try:
         return from_json(orjson.loads(path.read_bytes()))

@@ -72,7 +72,7 @@ _TOLD_ELSEWHERE = ("failed", NOT_JUDGED)
 
 
 def row_metric(scorer: Scorer) -> str:
-    """The name under which a scorer's values for single answers are told."""
+    """Return the name under which a scorer's values for single answers are told."""
     return f"{scorer.name}.{scorer.METRICS[0]}" if scorer.METRICS else scorer.name
 
 
@@ -95,7 +95,7 @@ class ScoreColumn:
             self._reasons.append(scores.reasons.filter(told))
 
     def places(self) -> Positions:
-        """The positions that have a value or a reason."""
+        """Return the positions that have a value or a reason."""
         told: NDArray[np.bool_] = np.isfinite(self.values)
         for places in self._places:
             told[places] = True
@@ -107,7 +107,7 @@ class ScoreColumn:
         self.put(positions, scores_of(list(outcomes.values())))
 
     def reasons(self, positions: Positions) -> pa.Array:
-        """The reasons at these positions, null where there is none."""
+        """Return the reasons at these positions, null if there is none."""
         if not self._places:
             return pa.nulls(len(positions), pa.string())
         place = np.full(len(self.values), -1, dtype=np.int64)
@@ -155,13 +155,13 @@ class LabelColumn:
             codes[positions] = [-1 if one is None else known.setdefault(one, len(known)) for one in column]
 
     def texts(self, positions: Positions) -> tuple[pa.Array, pa.Array]:
-        """The expected and the given labels at these positions, null where there is none."""
+        """Return the expected and the given labels at these positions, null if there is none."""
         names = pa.array([*self._codes], pa.string())
         expected, given = (codes[positions] for codes in (self._expected, self._given))
         return names.take(pa.array(expected, mask=expected < 0)), names.take(pa.array(given, mask=given < 0))
 
     def answers(self, samples: int) -> LabelledAnswers:
-        """The labels of all positions that count, row by row."""
+        """Return the labels of all positions that count, row by row."""
         names: list[str | None] = [*self._codes, None]  # so that -1 is the code of None
         counted = np.flatnonzero(self._expected >= 0)
         expected, given = (CodedLabels(names, codes[counted]) for codes in (self._expected, self._given))
@@ -192,7 +192,7 @@ class Totals:
         self._latencies.append(batch.column("latency_s").drop_null().to_numpy(zero_copy_only=False))
 
     def latency(self, share: float) -> float | None:
-        """The latency in seconds that this share of the answers does not exceed (interpolated)."""
+        """Return the latency in seconds that this share of the answers does not exceed (interpolated)."""
         every = np.concatenate(self._latencies) if self._latencies else np.zeros(0)
         return float(np.quantile(every, share)) if every.size else None
 
@@ -218,13 +218,13 @@ class VariantScores:
         self._ids: NDArray[np.uint64] = np.zeros((size, 2), dtype=np.uint64)
 
     def column(self, name: str) -> ScoreColumn:
-        """The values under a name, made when first asked for."""
+        """Return the values under a name, made when first asked for."""
         if name not in self.columns:
             self.columns[name] = ScoreColumn(len(self.answered))
         return self.columns[name]
 
     def grid(self, name: str) -> Grid:
-        """The values under a name as (rows, samples)."""
+        """Return the values under a name as (rows, samples)."""
         return self.columns[name].values.reshape(-1, self.rows.samples)
 
     def told(self, name: str) -> NDArray[np.bool_]:
@@ -236,7 +236,7 @@ class VariantScores:
         return rows
 
     def unscored(self, name: str) -> tuple[int, str | None]:
-        """How many completions a scorer could not tell about, and the most frequent reason.
+        """Return how many completions a scorer could not tell about, and the most frequent reason.
 
         What failed, or is still to be judged, is told elsewhere.
         """
@@ -293,7 +293,7 @@ class VariantScores:
             self.labels[scorer.name].put(positions, scores.labels)
 
     def lines(self, cluster: str | None = None) -> Iterator[pa.RecordBatch]:
-        """All scores as lines of `scores.parquet`, in blocks; `cluster` names the column of clusters."""
+        """Yield all scores as lines of `scores.parquet`, in blocks; `cluster` names the column of clusters."""
         clusters = None if cluster is None else self.rows.texts(cluster)
         answered = np.flatnonzero(self.answered)
         for name, column in self.columns.items():
@@ -345,7 +345,7 @@ def start_of(value: Any) -> str | None:
 
 
 def pair_lines(a: str, b: str, scorer: str, column: ScoreColumn, rows: CurrentRows) -> Iterator[pa.RecordBatch]:
-    """The judgements of a pair as lines of `pairwise.parquet`, in blocks."""
+    """Yield the judgements of a pair as lines of `pairwise.parquet`, in blocks."""
     judged = column.places()
     for start in range(0, len(judged), _LINES):
         positions = judged[start : start + _LINES]

@@ -463,7 +463,7 @@ _PATTERNS: Mapping[FieldPlace, str] = {
 
 
 def model_of(data: Any, models: Mapping[str, type[AnyScorer]]) -> type[AnyScorer]:
-    """The model of a scorer's `kind`; `{name: …, python: module:function}` needs none. Raises ValueError."""
+    """Return the model of a scorer's `kind`; `{name: …, python: module:function}` needs none. Raises ValueError."""
     if not isinstance(data, Mapping):
         raise ValueError("must be a mapping, such as {name: accuracy, kind: exact, expected: label}")
     kind = data.get("kind", "python" if "python" in data else None)
@@ -485,7 +485,7 @@ def read_one(
     origins: Origins,
     file: Path | None,
 ) -> AnyScorer:
-    """A scorer from the value at a place of a file; paths and modules are looked for in `base`.
+    """Read a scorer from the value at a place of a file; paths and modules are looked for in `base`.
 
     Raises JobError for all that is wrong.
     """
@@ -502,6 +502,6 @@ def read_one(
 
 
 def read_scorer(data: Mapping[str, Any], *, base: Path = Path()) -> Scorer:
-    """A scorer from plain data; paths and modules are looked for in `base`. Raises JobError for all that is wrong."""
+    """Read a scorer from plain data; paths and modules are looked for in `base`. Raises JobError, which says all."""
     at = f"scorer {data['name']}" if "name" in data else "scorer"
     return read_one(data, MODELS, base=base, at=(at,), origins={}, file=None)

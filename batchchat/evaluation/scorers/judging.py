@@ -94,7 +94,7 @@ class JudgeScorer(JudgeSettings):
         """The JSON Schema of a verdict."""
 
     def messages(self) -> list[dict[str, str]]:
-        """What the model is asked, as templates over the columns of a case."""
+        """Return what the model is asked, as templates over the columns of a case."""
         headings = {"input": "Input", "reference": "Reference", "answer": "Answer"}
         headings |= {"answer_a": "Answer A", "answer_b": "Answer B"}
         columns = ("input", *(("reference",) if self.expected is not None else ()), *self.answers)
@@ -103,7 +103,7 @@ class JudgeScorer(JudgeSettings):
         return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(parts)}]
 
     def answer_schema(self) -> dict[str, Any]:
-        """The JSON Schema of an answer: the reason comes first, so that it is thought of first."""
+        """Return the JSON Schema of an answer: the reason comes first, so that it is thought of first."""
         return {
             "type": "object",
             "properties": {"reason": _REASON, "verdict": self.verdict},
@@ -153,7 +153,7 @@ class Judge(JudgeScorer, OverSamples):
         return {"type": "string", "enum": list(self.labels or ("yes", "no"))}
 
     def value(self, verdict: Any) -> float:
-        """The value of a verdict."""
+        """Return the value of a verdict."""
         if self.points is not None:
             return float(verdict)
         return float(self.labels[verdict] if self.labels is not None else verdict == "yes")
@@ -197,7 +197,7 @@ def judge_job(
     origins: Origins,
     fail: Callable[..., JobError],
 ) -> Job:
-    """The job of a judge. Its input is a file of cases beside its output.
+    """Return the job of a judge. Its input is a file of cases beside its output.
 
     What neither the judge nor the suite's `judge` says of provider and model comes from the base job (the provider),
     or is missing (the model). `folder` is the suite's, from which a path in it counts. Raises JobError at the place in

@@ -47,7 +47,7 @@ def text_of(value: Any) -> str:
 
 
 def quoted(value: Any) -> str:
-    """A value as JSON."""
+    """Return a value as JSON."""
     try:
         return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
     except TypeError:
@@ -56,7 +56,7 @@ def quoted(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a reason quotes it: JSON, cut after 80 characters."""
+    """Return a value as a reason quotes it: JSON, cut after 80 characters."""
     text = quoted(value)
     return text if len(text) <= 80 else text[:79] + "…"
 
@@ -78,7 +78,7 @@ def _normalized(text: str, ignore: frozenset[Difference]) -> str:
 
 
 def normalize(text: str, ignore: frozenset[Difference] = frozenset(DIFFERENCES)) -> str:
-    """The text without the differences to ignore.
+    """Return the text without the differences to ignore.
 
     Case is folded (`Straße` is `STRASSE`), runs of white space are one space and none at the ends, Unicode is NFKC.
     Punctuation is removed, or a space where it joins words (`feature_request`, `e-mail`). In `3.5` and `-5` it stays.
@@ -127,7 +127,7 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 def read_json(text: str) -> Any:
-    """The value of a JSON text, with or without a code fence around it. Raises ValueError where it is none."""
+    """Return the value of a JSON text, with or without a code fence around it. Raises ValueError if it is none."""
     bare = text.strip()
     if bare.startswith("```") and bare.endswith("```") and "\n" in bare:
         bare = bare[bare.index("\n") : -3].lstrip()
@@ -138,7 +138,7 @@ def read_json(text: str) -> Any:
 
 
 def json_difference(found: Any, wanted: Any, place: str = "$", *, ignore_order: bool = False) -> str | None:
-    """Where two JSON values first differ, in words, or None. A key whose value is null counts as absent."""
+    """Return where two JSON values first differ, in words, or None. A key whose value is null counts as absent."""
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         keys = sorted({*found, *wanted}, key=str)
         pairs = [(f"{place}.{key}", found.get(key), wanted.get(key)) for key in keys]
@@ -173,7 +173,7 @@ def _canonical(value: Any) -> str:
 
 
 def number_of(value: Any) -> Decimal | None:
-    """A typed number as an exact decimal; None for everything else, and for what is not finite."""
+    """Return a typed number as an exact decimal; None for everything else, and for what is not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
     number = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
@@ -212,13 +212,13 @@ def numbers_in(text: str, mark: Mark = ".") -> list[Decimal]:
 
 
 def within(found: Decimal, wanted: Decimal, *, absolute: Decimal, relative: Decimal) -> bool:
-    """Whether two numbers differ by at most `absolute`, or `relative` times the wanted one, as decimals: exactly."""
+    """Return whether two numbers differ by at most `absolute`, or `relative` times the wanted one. Exact."""
     gap = abs(_CONTEXT.subtract(found, wanted))
     return gap <= max(absolute, _CONTEXT.multiply(relative, abs(wanted)))
 
 
 def items_of(value: Any, separator: str) -> list[str]:
-    """The items of a list, of a JSON list as text, or of a text with separators; trimmed, without empty ones."""
+    """Return the items of a list, of a JSON list as text, or of a text with separators; trimmed, without empty ones."""
     if isinstance(value, str):
         try:
             read = read_json(value)

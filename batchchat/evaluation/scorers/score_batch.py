@@ -23,7 +23,7 @@ class Lists:
     size: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines as dicts."""
+        """Return the lines as dicts."""
         lines = zip(*self.columns.values(), strict=True) if self.columns else [()] * self.size
         return [dict(zip(self.columns, line, strict=True)) for line in lines]
 
@@ -75,7 +75,7 @@ class ScoreBatch:
         return self._size
 
     def answers(self, path: str) -> list[Any]:
-        """The value at a dotted path of each record, `Absent` where there is none.
+        """Return the value at a dotted path of each record, `Absent` if there is none.
 
         A path goes through columns, structs, list positions (`tool_calls.0.name`), and texts that hold JSON, with or
         without a code fence around it (`completion.label`).
@@ -85,7 +85,7 @@ class ScoreBatch:
         return self._answers[path]
 
     def expected(self, column: str) -> list[Any]:
-        """A column of the current input. Raises UsageError where it is not there."""
+        """Return a column of the current input. Raises UsageError if it is not there."""
         if column not in self._expected:
             names: list[str] = [] if self._inputs is None else _names(self._inputs)
             if len(self):
@@ -112,7 +112,7 @@ class ScoreBatch:
         return self._failures
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Each record as a dict, its input columns as they are in the current input."""
+        """Yield each record as a dict, its input columns as they are in the current input."""
         for record, row in self.pairs():
             yield {**record, **{name: value for name, value in row.items() if name not in _OWN_COLUMNS}}
 

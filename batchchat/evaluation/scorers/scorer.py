@@ -60,7 +60,7 @@ class Scorer(OverSamples, ABC):
         """Values and reasons of a batch. Raises UsageError where a column is not there."""
 
     def session(self) -> Callable[[ScoreBatch], Scores]:
-        """A function that scores batches of one output after another, and may learn from one for the next."""
+        """Return a function that scores batches of one output after another, and may learn from one for the next."""
         return self.score
 
     def check(self, record_columns: Collection[str], input_columns: Collection[str]) -> None:
@@ -195,7 +195,7 @@ class Measure(Scorer):
         return _STATUS | {self._source().partition(".")[0]}
 
     def score(self, batch: ScoreBatch) -> Scores:
-        """The numbers, or why there is none."""
+        """Return the numbers, or why there is none."""
         lines = zip(batch.failures(), batch.answers(self._source()), strict=True)
         return scores_of([self._line(failure, value) for failure, value in lines])
 
@@ -209,7 +209,7 @@ class Measure(Scorer):
 
 
 def base_of(info: ValidationInfo) -> Path:
-    """The folder that a suite's paths are relative to: `base` of the validation context, or the current one."""
+    """Return the folder that a suite's paths are relative to: `base` of the validation context, or the current one."""
     context = info.context if isinstance(info.context, Mapping) else {}
     return Path(context.get("base", "."))
 

@@ -108,7 +108,7 @@ class ClassReport:
 
 
 def classes_of(variants: Sequence[LabelledAnswers], labels: Sequence[str] | None = None) -> list[str]:
-    """The classes named, or the expected labels that occur, sorted. Raises UsageError where they are too many."""
+    """Return the classes named, or the expected labels that occur, sorted. Raises UsageError if they are too many."""
     expected: set[str | None] = set()
     for answers in variants:
         labelled = CodedLabels.of(answers.expected)
@@ -123,7 +123,7 @@ def classes_of(variants: Sequence[LabelledAnswers], labels: Sequence[str] | None
 
 
 def classification_report(answers: LabelledAnswers, labels: Sequence[str] | None = None) -> ClassReport:
-    """The report of one variant over all its answers."""
+    """Return the report of one variant over all its answers."""
     classes = classes_of([answers], labels)
     size = len(classes)
     table = np.zeros((size, size + 2), dtype=np.int64)
@@ -254,7 +254,7 @@ class _Patterns(NamedTuple):
         return int(self.positions.size)
 
     def sums(self, side: int) -> Array:
-        """The tallies of all rows of one side, as one line."""
+        """Return the tallies of all rows of one side, as one line."""
         made: Array = self.counts[np.newaxis].astype(np.float64) @ self.tallies[side]
         return made
 

@@ -242,7 +242,7 @@ def mirrored(one: Comparison) -> Comparison:
 
 
 def leader(comparisons: Sequence[Comparison]) -> str | None:
-    """The variant that is settledly better than every other one of these comparisons, if there is one."""
+    """Return the variant that is settledly better than every other one of these comparisons, if there is one."""
     names = {name for comparison in comparisons for name in (comparison.a, comparison.b)}
     won = [comparison.better for comparison in comparisons]
     return next((name for name in sorted(names) if won.count(name) == len(names) - 1), None)

@@ -45,7 +45,7 @@ class Interval:
 
 
 def mean_interval(values: ArrayLike, scale: ScoreUnit, *, seed: int = SEED) -> Interval:
-    """The 95 % interval of a mean of rows (shape (rows,), all finite).
+    """Return the 95 % interval of a mean of rows (shape (rows,), all finite).
 
     Yes/no rows get Wilson's. Others get the BCa bootstrap from 10 to 1,000 rows. Below that there are too few different
     resamples, and the bootstrap is known to be too narrow (Hesterberg 2015, The American Statistician 69:371-386);
@@ -82,7 +82,7 @@ def wilson_interval(successes: int, n: int, *, confidence: float = CONFIDENCE) -
 def newcombe_paired_interval(
     both: int, only_a: int, only_b: int, neither: int, *, confidence: float = CONFIDENCE
 ) -> Interval:
-    """The interval of the difference a - b between two shares of the same rows.
+    """Return the interval of the difference a - b between two shares of the same rows.
 
     Method 10 of Newcombe 1998 (Statistics in Medicine 17:2635-2650): Wilson's limits of both shares, squared and
     added with the correlation between them. It stays inside [-1, 1], has a width also where no pair is discordant,

@@ -28,7 +28,7 @@ _BLOCK = 1 << 20
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """The exact two-sided McNemar test: is a discordant pair as likely to favour a as b? Without any, p is 1.
+    """Make the exact two-sided McNemar test: is a discordant pair as likely to favour a as b? Without any, p is 1.
 
     The conditional test of McNemar 1947 (Psychometrika 12:153-157) with the binomial distribution itself.
     """
@@ -36,7 +36,7 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 
 
 def enough_draws(alpha: float, least: int) -> int:
-    """How many random draws a test needs so that its smallest p lies well below the level that it is held to.
+    """Return how many random draws a test needs so that its smallest p lies well below the level that it is held to.
 
     The smallest p of m draws is 1 / (m + 1). Many pairs make the level of a single one strict; 39,999 draws, enough for
     45 variants, are the most.

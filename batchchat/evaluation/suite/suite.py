@@ -178,7 +178,7 @@ class Suite:
         return [*(variant.job for variant in self.variants), *(task.job for task in self.judges)]
 
     def scores(self) -> dict[str, Score]:
-        """Every score that variants have, by its full name, in the order of the file."""
+        """Return every score that variants have, by its full name, in the order of the file."""
         found: dict[str, Score] = {}
         every: dict[str, Scorer | Judge | Pairwise] = {scorer.name: scorer for scorer in self.scorers}
         every |= {task.scorer.name: task.scorer for task in self.judges}
@@ -281,7 +281,7 @@ class _Reading:
                 data[name] = absolute_path(base, data[name])
 
     def fail(self, message: str, *place: Hashable, remedy: str | None = None) -> JobError:
-        """The error of one field."""
+        """Return the error of one field."""
         return job_error(message, place, self.draft.origins, self.file, remedy)
 
     def suite(self, input: str | None) -> Suite:

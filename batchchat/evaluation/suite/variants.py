@@ -78,7 +78,7 @@ class VariantText:
 
 
 def slug(name: str) -> str:
-    """A name as a part of a path: lower-case ASCII letters, digits, dots and dashes."""
+    """Return a name as a part of a path: lower-case ASCII letters, digits, dots and dashes."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9.]+", "-", plain)[:_SLUG_LETTERS].strip("-.") or "variant"
 
@@ -93,7 +93,7 @@ def _canonical(value: Any) -> Any:
 
 
 def read_variants(data: Any, place: FieldPlace, fail: _Fail) -> tuple[VariantText, ...]:
-    """The variants that the value of a suite's `variants` names. Raises the error of `fail(message, *place)`."""
+    """Read the variants that the value of a suite's `variants` names. Raises the error of `fail(message, *place)`."""
     items: list[tuple[Any, FieldPlace]]
     if isinstance(data, Mapping):
         items = [(data, place)]

@@ -103,7 +103,7 @@ def _locked(root: Path, holder: dict[str, Any] | None) -> OutputLocked:
 
 
 def refusal(code: int, path: Path) -> OSError:
-    """What the system would say if it were asked for more than it was."""
+    """Say what the system would say if it were asked for more than it was."""
     return OSError(code, os.strerror(code), str(path))
 
 
@@ -112,7 +112,7 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EN
 
 
 def unusable(path: Path, error: OSError) -> UsageError | StorageError:
-    """What is wrong with an output before a run, in the system's own words: a wrong folder, or a disk that fails."""
+    """Say in the system's own words what is wrong with an output before a run: a wrong folder, or a failing disk."""
     if error.errno in _DISK:
         return storage_error(error.filename or path, error)
     remedy = "Choose a folder that you may write to, or change its permissions."
