@@ -30,6 +30,7 @@ from batchchat.store.location import place_change
 from batchchat.store.location.folder import FolderLocation
 from batchchat.store.location.place_change import PlaceChange
 from tests.integration.jobs import make_job, texts, write_rows
+from tests.thorough import one_in
 from tests.unit.test_run_clock import Provider, answer
 from tests.worker_tasks import ids_of
 
@@ -224,7 +225,7 @@ MOVE_KILLS = [
 ]
 
 
-@pytest.mark.parametrize(("exchanges", "owner", "name", "passes", "moved"), MOVE_KILLS)
+@pytest.mark.parametrize(("exchanges", "owner", "name", "passes", "moved"), one_in(4, MOVE_KILLS))
 def test_a_move_that_is_killed_leaves_an_output_that_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool, owner: Any, name: str, passes: int, moved: bool
 ) -> None:

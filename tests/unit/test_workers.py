@@ -273,6 +273,7 @@ def test_shards_are_given_up_if_they_kill_and_not_for_accidents(
     assert (bool(claims.given_up), claims.left) == (given_up, not given_up)
 
 
+@pytest.mark.thorough
 def test_a_long_run_outlives_more_deaths_than_its_shards_could_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +325,7 @@ HELD = [
 ]
 
 
-@pytest.mark.parametrize(("seconds", "ended", "code", "words"), HELD)
+@pytest.mark.parametrize(("seconds", "ended", "code", "words"), one_in(3, HELD))
 def test_shards_that_a_process_of_an_ended_run_holds_are_waited_for(
     tmp_path: Path, seconds: float, ended: bool, code: int, words: str | None
 ) -> None:
