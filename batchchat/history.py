@@ -41,9 +41,7 @@ def history_of(directory: Path | str) -> HistoryView:
         spend = output.spend_by_run.get(run_id, Spend())
         past = _unended(run_id, live, spend, counts.get(run_id, (0, 0)), running=run_id == running)
         runs.append(replace(past, currency=currency) if isinstance(currency, str) and spend.cost else past)
-    # Two runs may begin within one second. Then the one that ended first is the earlier one.
-    places = {run_id: place for place, run_id in enumerate(ended)}
-    runs.sort(key=lambda run: (run.started or "", places.get(run.run_id, len(places)), order.get(run.run_id, -1)))
+    runs.sort(key=lambda run: (run.started or "", order.get(run.run_id, -1)))
     return HistoryView(
         job=str(output.job.get("name", "")),
         output=str(directory),

@@ -12,10 +12,7 @@ from batchchat.store.location.port import Location, OutputHold
 from batchchat.store.manifest import RUNS
 from batchchat.store.run_files import RunFiles
 from batchchat.store.sharding import Shards, begin_shards, set_aside_shards, shard_place
-from batchchat.store.state import State
-
-_SECOND = len("20260101T000000")
-"""The part of a run's identity that tells when it began."""
+from batchchat.store.state import SECOND, State
 
 
 class LedOutput:
@@ -63,7 +60,7 @@ class LedOutput:
         A run over the whole output has ended, since this one holds it. A process of it may live on for a while.
         """
         state = State(self.location)
-        ended = {run_id for run_id in state.run_ids() if run_id[:_SECOND] <= self._run_id[:_SECOND]}
+        ended = {run_id for run_id in state.run_ids() if run_id[:SECOND] <= self._run_id[:SECOND]}
         holders = [shard_place(self.location, number).holder() for number in shards]
         return all(holder is None or holder.get("run_id") in ended for holder in holders)
 

@@ -34,7 +34,7 @@ from batchchat.store.parts import ROW_GROUP_ROWS, DamagedPartError, PartReader, 
 from batchchat.store.pending import Pending, Unsealed
 from batchchat.store.schema import Frozen, own_columns
 from batchchat.store.sharding import shard_places
-from batchchat.store.state import LIVE, STATE, State
+from batchchat.store.state import LIVE, STATE, State, in_order
 
 _NEEDED = ("custom_id", "key", "sample_index")
 
@@ -88,8 +88,7 @@ class Output:
 
     def run_ids(self) -> list[str]:
         """Return the identities of all runs that ever held this output, whatever became of them, in their order."""
-        found = [run_id for place in self._states for run_id in State(place).run_ids()]
-        return found if self.shards is None else sorted(set(found), key=lambda run_id: run_id[:15])
+        return in_order([State(place).run_starts() for place in self._states])
 
     def snapshot(self, run_id: str) -> dict[str, Any] | None:
         """Return the job as a run had it, None where that run left none."""

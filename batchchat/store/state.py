@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ _LOST = {
     MANIFEST: ": whether files were deleted before is not known",
 }
 """What is lost with a damaged file of the state."""
+SECOND = len("20260101T000000")
+"""The part of a run's identity that tells when it began."""
 
 
 class State:
@@ -164,9 +167,11 @@ class State:
 
     def run_ids(self) -> list[str]:
         """Return the identities of all runs that ever held this output, in their order."""
-        found = [(name.removesuffix(".json"), written) for name, written in self._snapshots()]
-        # An identity tells the second of its run's start; the files themselves tell those of one second apart.
-        return [run_id for run_id, _ in sorted(found, key=lambda each: (each[0][:15], each[1]))]
+        return in_order((self.run_starts(),))
+
+    def run_starts(self) -> list[tuple[str, int]]:
+        """Return the identities of all runs, in no order, each with the time at which its start was written."""
+        return [(name.removesuffix(".json"), written) for name, written in self._snapshots()]
 
     def snapshot(self, run_id: str) -> dict[str, Any] | None:
         """Return the job as a run had it, None if that run left none."""
@@ -174,6 +179,18 @@ class State:
 
     def _snapshots(self) -> list[tuple[str, int]]:
         return [each for each in self._location.state.written(SNAPSHOTS) if each[0].endswith(".json")]
+
+
+def in_order(starts: Iterable[Sequence[tuple[str, int]]]) -> list[str]:
+    """Return the identities of runs in the order of their starts, each once.
+
+    `starts` are what `State.run_starts` returns, of one place or of several that the same runs held.
+    """
+    first: dict[str, int] = {}
+    for run_id, written in (each for place in starts for each in place):
+        first[run_id] = min(written, first.get(run_id, written))
+    # An identity tells the second of its run's start; the files themselves tell those of one second apart.
+    return sorted(first, key=lambda run_id: (run_id[:SECOND], first[run_id]))
 
 
 def check_currency(directory: Path | str, currency: str | None) -> None:

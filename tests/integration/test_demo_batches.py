@@ -106,7 +106,12 @@ def test_a_batch_takes_its_time_and_its_counts_grow() -> None:
             counts.append(batch.request_counts.completed)
             assert (batch.output_file_id is None) is (batch.status != "completed")
             time.sleep(0.01)
-    assert list(dict.fromkeys(seen)) == ["validating", "in_progress", "finalizing", "completed"]
+    # A look that comes late may miss a state, but none comes before another that it follows.
+    states = ["validating", "in_progress", "finalizing", "completed"]
+    told = list(dict.fromkeys(seen))
+    assert told == [state for state in states if state in told]
+    assert told[0] == "validating"
+    assert told[-1] == "completed"
     assert counts == sorted(counts)
     assert any(0 < count < 40 for count in counts)
 

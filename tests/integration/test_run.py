@@ -21,6 +21,7 @@ from batchchat.runner.control import Control
 from batchchat.runner.options import RunOptions
 from batchchat.runner.run import run_job
 from batchchat.store import Store
+from batchchat.store.run_files import RunFiles
 from tests.integration.jobs import TEMPLATE, make_job, query, run, texts, write_rows
 from tests.thorough import one_in
 
@@ -271,13 +272,14 @@ def test_the_output_tells_hugging_face_datasets_which_files_are_the_data(tmp_pat
 
 
 def test_a_disk_that_fails_under_the_state_files_ends_in_a_summary_too(tmp_path: Path, demo: DemoServer) -> None:
-    class FullDisk(Store):
-        def write_live(self, live: Any) -> None:
-            raise StorageError("no space left")
+    def write_live(_self: RunFiles, _live: Any) -> None:
+        raise StorageError("no space left")
 
     write_rows(tmp_path / "rows.jsonl", texts(20))
     job = make_job(tmp_path, demo.base_url)
-    summary = anyio.run(lambda: run_job(job, environ={}, open_store=FullDisk.open))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFiles, "write_live", write_live)
+        summary = anyio.run(lambda: run_job(job, environ={}))
     assert (summary.exit_code, summary.reason) == (74, "no space left")
     assert run(job).ok == 20
 
