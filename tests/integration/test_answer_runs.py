@@ -60,7 +60,7 @@ def test_empty_answers_are_tried_again_and_end_as_protocol(tmp_path: Path, nothi
 def test_a_typed_answer_is_never_taken_out_of_reasoning(tmp_path: Path) -> None:
     thoughts = 'Is it {"label": "yes", "n": 1}? No.'
     answers = [f"{thoughts}\n</think>\nI cannot tell.", f"Hm. <think>{thoughts}</think> None.", f"<think>{thoughts}"]
-    summary, _ = go(tmp_path, lambda row, _: answers[row], 3, **typed(corrections=0))
+    summary, _ = go(tmp_path, lambda row, _: answers[row], 3, retry={"attempts": 1}, **typed(corrections=0))
     assert (summary.exit_code, summary.ok) == (1, 0)
     # One that never ends its reasoning has answered nothing.
     kinds = query(tmp_path, "select error_kind from data order by row_index")

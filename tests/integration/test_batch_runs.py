@@ -209,6 +209,7 @@ def test_a_model_that_no_batch_takes_stops_the_run_with_every_row_open(tmp_path:
     ),
     ids="-".join,
 )
+@pytest.mark.thorough
 def test_the_providers_own_limits_are_learned(tmp_path: Path, faults: dict[str, float | str]) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(24))
     with server(faults=faults) as demo:

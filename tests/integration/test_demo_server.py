@@ -785,6 +785,7 @@ def test_misuse_is_told() -> None:
 
 
 @pytest.mark.parametrize("number", one_in(2, [signal.SIGINT, signal.SIGTERM]))
+@pytest.mark.thorough
 def test_served_alone_it_ends_at_a_signal(number: signal.Signals) -> None:
     program = (
         "from batchchat.demo import Demo, DemoOptions, serve\n"

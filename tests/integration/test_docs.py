@@ -36,7 +36,18 @@ LANGUAGES = {"console", "yaml", "python", "text", "json"}
 BASE = "jobs/label-tickets.yaml"
 SUITE = "jobs/eval-tickets.yaml"
 DEAR = {
-    *("agreement", "budgets", "compare", "confidence", "early-stopping", "endpoints", "evaluation", "input", "judges"),
+    *(
+        "agreement",
+        "batch-api",
+        "budgets",
+        "compare",
+        "confidence",
+        "early-stopping",
+        "endpoints",
+        "evaluation",
+        "input",
+        "judges",
+    ),
     *("output", "python-evaluation", "report", "review", "scorers", "workers"),
 }
 """Pages that take half a second of processor time or more: two thirds of the time of all."""

@@ -45,6 +45,7 @@ def prompts(folder: Path) -> dict[str, int]:
     return dict(query(folder, "select prompt_id, count(*) from data group by all"))
 
 
+@pytest.mark.thorough
 def test_two_prompts_in_one_dataset_are_told_apart_until_every_row_answers_the_later(
     tmp_path: Path, command: Command
 ) -> None:

@@ -261,6 +261,7 @@ def lines(tmp_path: Path, command: Command) -> Callable[..., list[dict[str, Any]
     return check
 
 
+@pytest.mark.thorough
 def test_log_lines_have_the_documented_fields(tmp_path: Path, lines: Callable[..., list[dict[str, Any]]]) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(150))
     faults = {"error_503": 0.02, "error_429": 0.02}

@@ -146,6 +146,7 @@ def test_what_the_data_says_stays_text(tmp_path: Path, browser: Browser) -> None
         page.problems.clear()
 
 
+@pytest.mark.thorough
 def test_light_dark_paper_and_narrow_screens(tmp_path: Path, browser: Browser) -> None:
     run(tmp_path, ["text"] * 30, mixed)
     target = tmp_path / "report.html"
@@ -171,6 +172,7 @@ def test_light_dark_paper_and_narrow_screens(tmp_path: Path, browser: Browser) -
 
 
 @pytest.mark.parametrize("how", ["no key", "all failed", "one row"])
+@pytest.mark.thorough
 def test_odd_outputs_have_a_page_too(tmp_path: Path, browser: Browser, how: str) -> None:
     answers: dict[str, Answer] = {
         "no key": lambda *_: refusal("Incorrect key", 401),

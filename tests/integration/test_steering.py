@@ -137,6 +137,7 @@ def test_what_was_set_is_in_force_within_a_second(tmp_path: Path, demo: DemoServ
     assert ended["rows"] == ended["ok"] + ended["open"]
 
 
+@pytest.mark.thorough
 def test_a_run_that_hangs_takes_no_command_and_never_will(tmp_path: Path, demo: DemoServer) -> None:
     write_job(tmp_path, demo, 60, limits={"concurrency": 4})
     process = begin(tmp_path, demo)
@@ -167,6 +168,7 @@ def test_bad_usage_is_told(tmp_path: Path, command: Command, arguments: list[str
     assert told in done.stderr
 
 
+@pytest.mark.thorough
 def test_records_are_followed_once_each_across_seals_until_the_run_ends(tmp_path: Path, demo: DemoServer) -> None:
     write_job(tmp_path, demo, 200, output={"path": "out", "part_rows": 7}, limits={"concurrency": 16})
     process = begin(tmp_path, demo, "-q")

@@ -297,6 +297,7 @@ def test_every_fault_that_lasts_is_one_failed_row(tmp_path: Path, timeouts: bool
     assert found == [row for pair in expected for row in pair]
 
 
+@pytest.mark.thorough
 def test_every_fault_that_passes_costs_a_retry_and_no_row(tmp_path: Path) -> None:
     faults = [script for name, (script, *_) in FAULTS.items() if "silence" not in name and "without end" not in name]
     with RawServer(by_turns(faults)) as server:

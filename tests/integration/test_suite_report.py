@@ -198,6 +198,7 @@ def test_scores_stand_beside_their_answers_also_where_rows_have_moved(tmp_path: 
         assert marks == [wrong, f"{right}other", f"{right}bug", wrong, f"{right}other", f"{right}bug", wrong]
 
 
+@pytest.mark.thorough
 def test_verdicts_of_pairwise_judges_are_told_row_by_row(tmp_path: Path, browser: Browser) -> None:
     def answer(model: str, text: str) -> str:
         if model != "judge":
@@ -396,6 +397,7 @@ def _unanswered(_summary: dict[str, Any]) -> dict[str, Any]:
         ],
     ),
 )
+@pytest.mark.thorough
 def test_odd_suites_have_a_page_too(
     tmp_path: Path,
     browser: Browser,
