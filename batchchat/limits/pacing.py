@@ -56,9 +56,6 @@ _YIELD_TRIED = 0.95
 _CHANCE_SHARE = 0.04
 """From this usual share of refusals on they are no sign of others. If a server refuses 5 % and names a false limit, a
 run would yield to nobody otherwise, and keep 0.65 of what it could have."""
-_LEAST_SHARED = 60.0
-"""Requests a minute below which we yield to nobody: each refusal is a large share of what we send. With no such bound a
-run that is alone under a limit of 30 a minute had 3.6 % refused (3.0 % with it; the worst of eight seeds)."""
 _SLOW = 2 * MINUTE
 """Requests a minute below which each refusal is a large share of what is sent."""
 
@@ -144,8 +141,6 @@ class Pacing:
         if max(self._plan.explained, self.evidence.share) > _CHANCE_SHARE:
             return False
         requests = self.requests.learned
-        if requests is not None and requests.limit < _LEAST_SHARED:
-            return False
         return self._others.unexplained(now, None if requests is None else requests.limit)
 
     def _yield(self, now: float, share: float) -> None:

@@ -225,7 +225,7 @@ class LimitKeeper:
         wait = _EVENT_S
         if now >= holder.waits_until:
             holder.served = max(holder.served, self._turn)
-        others = [one for one in self.holders.values() if one is not holder and one.waits_until > now]
+        others = self._waiting_beside(holder, now)
         for tokens, key in ask.wants:
             delay = max(controller.wait(now, tokens), self._closed_until - now)
             if delay > 0.0:
@@ -251,9 +251,12 @@ class LimitKeeper:
             return 0
         slots = controller.concurrency.slots
         room = max(0, slots - (controller.in_use - holder.in_use))
-        others = [one for one in self.holders.values() if one is not holder and one.waits_until > now]
+        others = self._waiting_beside(holder, now)
         share, short = self._shares(others)
         return min(room, max(share, holder.in_use - short))
+
+    def _waiting_beside(self, holder: Holder, now: float) -> list[Holder]:
+        return [one for one in self.holders.values() if one is not holder and one.waits_until > now]
 
     def _shares(self, others: list[Holder]) -> tuple[int, int]:
         """Return one process's share of the slots among those that wait, and how many `others` lack of theirs."""

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -16,14 +16,13 @@ from batchchat.errors import BatchchatError
 from batchchat.events import Pace
 from batchchat.limits import MAX_CONCURRENCY, Limiter, Permit
 from batchchat.limits.controller import Grant
-from batchchat.records import Usage, Verdict
+from batchchat.records import Verdict
+from batchchat.sharing.ended import BorrowedGrant, EndedPermits, words_for
 from batchchat.sharing.messages import (
     KeeperAnswer,
     KeeperAsk,
-    Lent,
     LimitCeilings,
     LimitStanding,
-    PermitSettled,
     Reconnected,
     key_of,
 )
@@ -41,7 +40,7 @@ _BEAT_S = 1.0
 _BEATS_A_LEASE = 4
 """How often a process that reuses permits asks within a lease, so that it may go on if one ask or two take long."""
 _ENTRIES_MAX = 512
-"""What came of so many permits is told at once: an ask stays below 100 KB."""
+"""What came of so many permits is told at once. With 256 wants that is an ask of 63 KB, measured."""
 
 
 class Carrier(Protocol):
@@ -69,35 +68,6 @@ class Carrier(Protocol):
         """Leave the limit."""
 
 
-@dataclass(slots=True, eq=False)
-class _Borrowed(Grant):
-    """A grant as this process counts it.
-
-    `lent` is the keeper's own word for it: a reused permit has none before the keeper has heard of it. `until` is until
-    when it may be used. `reused` tells that this process took the slot of an earlier request for it. `untold` tells
-    that nobody knows whether the keeper heard of it. `connection` is the way on which it came.
-    """
-
-    lent: Lent | None = None
-    until: float = math.inf
-    reused: bool = False
-    untold: bool = False
-    connection: int = 0
-
-
-class _Settled:
-    """What came of a permit, until the keeper is told; `successor` is the permit that took its slot."""
-
-    __slots__ = ("grant", "reply", "successor", "took", "unused")
-
-    def __init__(self, grant: _Borrowed, reply: Reply | None, now: float, *, unused: bool = False) -> None:
-        self.grant = grant
-        self.reply = reply
-        self.unused = unused
-        self.took = now - grant.at if grant.reused else None
-        self.successor: _Borrowed | None = None
-
-
 class _Wanted:
     """A request that waits for a permit."""
 
@@ -108,7 +78,7 @@ class _Wanted:
         self.key = key
         self.digest = key_of(key)
         self.event = anyio.Event()
-        self.grant: _Borrowed | None = None
+        self.grant: BorrowedGrant | None = None
 
 
 class SharedLimiter(Limiter):
@@ -140,11 +110,9 @@ class SharedLimiter(Limiter):
         self._standing = LimitStanding()
         self._standing_at = -math.inf
         self._line: deque[_Wanted] = deque()
-        self._spare: deque[_Borrowed] = deque()
+        self._spare: deque[BorrowedGrant] = deque()
         self._looks: deque[int] = deque(maxlen=_SPARE)
-        self._settled: list[_Settled] = []
-        self._vacant: deque[_Settled] = deque()
-        self._reusable, self._reusable_until = 0, -math.inf
+        self._ended = EndedPermits()
         self._acts: list[tuple[str, tuple[str, ...]]] = []
         self._out = self._probes = 0
         self._heard = 0
@@ -198,11 +166,10 @@ class SharedLimiter(Limiter):
 
     def _beat(self) -> float:
         """Return the seconds until the next ask if nothing is wanted meanwhile."""
-        return min(_BEAT_S, self._carrier.lease_s / _BEATS_A_LEASE) if self._reusable else _BEAT_S
+        return min(_BEAT_S, self._carrier.lease_s / _BEATS_A_LEASE) if self._ended.reusable else _BEAT_S
 
     async def _ask(self) -> None:
-        settled, self._settled = self._settled, []
-        self._vacant.clear()  # these slots are given back now
+        ended = self._ended.take()
         acts, self._acts = self._acts, []
         line = [wanted for wanted in self._line if wanted.grant is None]
         room = max(0, min(_MOST_WANTS, self._room - self._out))
@@ -213,7 +180,7 @@ class SharedLimiter(Limiter):
         ask = KeeperAsk(
             self._ceilings,
             [*((wanted.tokens, wanted.digest) for wanted in asked_for), *((tokens, None) for tokens in looks)],
-            _told(settled, self._carrier.connection),
+            words_for(ended, self._carrier.connection),
             self._out,
             self._probes,
             acts,
@@ -225,31 +192,20 @@ class SharedLimiter(Limiter):
             # Nobody knows whether it was heard. What came of permits is not told again: to give the same tokens back
             # twice would let too many go. The next ask says how many permits are left.
             self._acts = acts + self._acts
-            self._reusable = 0
-            self._forget(settled)
+            self._ended.unheard(ended)
             raise
-        for one, lent in zip((one for one in settled if one.successor is not None), answer.reused, strict=True):
-            assert one.successor is not None  # noqa: S101 - these have one
-            one.successor.lent = lent
+        self._ended.heard(ended, answer.reused)
         self._take(answer, asked, asked_for)
-
-    def _forget(self, unheard: list[_Settled]) -> None:
-        """Drop what came of the permits that reused the slots of `unheard`: the keeper may not know of them."""
-        for one in [*unheard, *self._settled]:
-            if one.successor is not None and (one in unheard or one.grant.untold):
-                one.successor.untold = True
-        self._settled = [one for one in self._settled if not one.grant.untold]
-        self._vacant.clear()
 
     def _take(self, answer: KeeperAnswer, asked: float, asked_for: list[_Wanted]) -> None:
         now = current_time()
         self._standing, self._standing_at = answer.standing, now
         until = asked + self._carrier.lease_s
         # What was refused meanwhile is told with the next ask.
-        self._reusable, self._reusable_until = 0 if self._urgent else answer.reusable, until
+        self._ended.allow(0 if self._urgent else answer.reusable, until)
         waiting = iter(asked_for)
         for lent in answer.granted:
-            grant = _Borrowed(
+            grant = BorrowedGrant(
                 *(None, lent.tokens, now, lent.level, lent.number, lent.probe, lent, until),
                 connection=self._carrier.connection,
             )
@@ -269,22 +225,19 @@ class SharedLimiter(Limiter):
             self._heard = heard.place
             self._tell(heard.name, heard.message, heard.level, heard.fields)  # type: ignore[arg-type] # a level
 
-    def _void(self, grant: _Borrowed) -> None:
+    def _void(self, grant: BorrowedGrant) -> None:
         """Give a permit back that was not used."""
         self._out -= 1
         self._probes -= grant.probe
-        if not grant.untold:
-            self._settled.append(_Settled(grant, None, current_time(), unused=True))
+        self._ended.add(grant, None, current_time(), unused=True)
         self._ask_soon()
 
-    def _reuse(self, tokens: int, key: object, now: float) -> _Borrowed | None:
+    def _reuse(self, tokens: int, key: object, now: float) -> BorrowedGrant | None:
         """Take the slot of a request that was answered since the last ask; None if there is none, or it may not be."""
-        if not self._vacant or self._out >= self._reusable or now >= self._reusable_until:
+        if not self._ended.can_reuse(self._out, now):
             return None
-        grant = _Borrowed(key, tokens, now, 0, 0, reused=True, connection=self._carrier.connection)
-        self._vacant.popleft().successor = grant
         self._out += 1
-        return grant
+        return self._ended.reuse(tokens, key, now, self._carrier.connection)
 
     def _ask_soon(self) -> None:
         self._wake_up.set()
@@ -306,7 +259,7 @@ class SharedLimiter(Limiter):
         self._drop_late(now)
         if any(grant.tokens >= tokens for grant in self._spare):
             return 0.0
-        if self._vacant and not self._line and self._out < self._reusable and now < self._reusable_until:
+        if not self._line and self._ended.can_reuse(self._out, now):
             return 0.0
         self._looks.append(tokens)
         self._ask_soon()
@@ -316,7 +269,7 @@ class SharedLimiter(Limiter):
         while self._spare and self._spare[0].until < now:
             self._void(self._spare.popleft())
 
-    def _take_spare(self, tokens: int, now: float) -> _Borrowed | None:
+    def _take_spare(self, tokens: int, now: float) -> BorrowedGrant | None:
         self._drop_late(now)
         for place, grant in enumerate(self._spare):
             if grant.tokens >= tokens:
@@ -351,19 +304,15 @@ class SharedLimiter(Limiter):
     # --- settling
 
     def _settle(self, grant: Grant, reply: Reply | None, now: float) -> None:
-        assert isinstance(grant, _Borrowed)  # noqa: S101 - what this limiter grants
+        assert isinstance(grant, BorrowedGrant)  # noqa: S101 - what this limiter grants
         self._out -= 1
         self._probes -= grant.probe
         # What slows others down, or says that a server is back, is told at once.
         if grant.probe or (reply is not None and reply.verdict in _URGENT):
             self._urgent = True
-            self._reusable = 0
-        if not grant.untold:
-            one = _Settled(grant, reply, now)
-            self._settled.append(one)
-            if reply is not None:
-                self._vacant.append(one)
-        if self._urgent or len(self._settled) >= _ENTRIES_MAX or (self._line and not self._serve_line(now)):
+            self._ended.reusable = 0
+        self._ended.add(grant, reply, now)
+        if self._urgent or len(self._ended) >= _ENTRIES_MAX or (self._line and not self._serve_line(now)):
             self._ask_soon()
 
     def _serve_line(self, now: float) -> bool:
@@ -379,8 +328,7 @@ class SharedLimiter(Limiter):
 
     def _unused(self, grant: Grant) -> None:
         # It is the one that was settled just now, with no reply.
-        if self._settled and self._settled[-1].grant is grant:
-            self._settled[-1].unused = True
+        self._ended.was_unused(grant)
 
     # --- steering
 
@@ -464,25 +412,6 @@ class SharedLimiter(Limiter):
 
     def _since(self, seconds: float) -> float:
         return seconds + current_time() - self._standing_at if seconds else 0.0
-
-
-def _told(settled: list[_Settled], connection: int) -> list[PermitSettled]:
-    """Return what came of permits in the words of an ask.
-
-    Nothing is given back on another connection: its keeper may never have taken it, and then more than the limit goes.
-    """
-    places = {id(one.successor): place for place, one in enumerate(settled) if one.successor is not None}
-    told = []
-    for one in settled:
-        grant, successor = one.grant, one.successor
-        lent = grant.lent if grant.lent is not None else places[id(grant)]
-        after = None if successor is None else (successor.tokens, key_of(successor.key))
-        reply, unused = one.reply, one.unused
-        if grant.connection != connection:
-            unused = False
-            reply = None if reply is None else replace(reply, usage=Usage(total_tokens=grant.tokens))
-        told.append(PermitSettled(lent, key_of(grant.key), reply, unused, one.took, after))
-    return told
 
 
 _URGENT = frozenset({Verdict.RATE_LIMIT, Verdict.TRANSIENT})

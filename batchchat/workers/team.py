@@ -37,7 +37,9 @@ _HELD_S = 120.0
 """Seconds to wait for shards that a process of an ended run still holds. The latest to let go is a worker on Ray whose
 cluster lost its head: a minute until it notices, then the grace and five seconds."""
 _HELD_AGAIN_S = 1.0
+"""Seconds until shards that are held are tried again. A try opens each of them. Chosen, not measured."""
 _HELD_LOOK_S = 0.25
+"""Seconds until a worker for which there were only held shards is given work again. Chosen, not measured."""
 GOES_ON = (0, 1)
 """Exit codes of a claim behind which the other workers go on."""
 
@@ -233,13 +235,15 @@ class Team:
             await self._assign(name, worker)
 
     async def _waits_for_holder(self, name: str, loss: Message) -> bool:
-        """Put the shards of a worker back if a process holds them whose run has ended. Return whether that was so.
+        """Put the shards of a worker back if nobody holds them but a process that will end. Return whether that was so.
 
-        So it is after the coordinator was killed: its workers let what is in flight end, and that takes its time.
+        So it is after the coordinator was killed: its workers let what is in flight end, and that takes its time. A
+        worker of this run that died may seem to hold them for a while, too.
         """
         if loss["exit_code"] != OutputLocked.exit_code:
             return False
-        if self.claims.held_for(name, anyio.current_time()) > _HELD_S:
+        held_s = self.claims.held_for(name, anyio.current_time())
+        if held_s > _HELD_S:
             return False
         if not await self._led.offload(self._led.output.held_by_ended_runs, loss["shards"]):
             return False
@@ -248,9 +252,11 @@ class Team:
             self.claims.end(name)
             return True
         self.claims.defer(name, anyio.current_time(), _HELD_AGAIN_S)
-        message = f"{loss['message']}; that run has ended, and its last processes are waited for, {_HELD_S:g} s at most"
-        fields = {"shards": loss["shards"]}
-        self.reports.pass_on(None, {"name": "shards_held", "message": message, "level": "info", "fields": fields})
+        # Told at the first look only: how old the holder's last sign of life is changes with each.
+        if not held_s:
+            message = f"{loss['message']}; it is ending, or dead: its shards are waited for, {_HELD_S:g} s at most"
+            fields = {"shards": loss["shards"]}
+            self.reports.pass_on(None, {"name": "shards_held", "message": message, "level": "info", "fields": fields})
         return True
 
     def _judge(self, code: int, reason: str, remedy: str | None) -> None:

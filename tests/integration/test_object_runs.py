@@ -35,6 +35,8 @@ from batchchat.labelling.calibrating import gold_of_reviews
 from batchchat.labelling.reviews import read_reviews
 from batchchat.report import write_run_report
 from batchchat.store import is_output, read_output, read_state, verify
+from batchchat.store.location.choice import location_of
+from batchchat.store.sharding import shard_place
 from batchchat.template import compile_template
 from batchchat.workers import run_with_workers
 from batchchat.workers.processes import LocalProcess, LocalProcesses
@@ -435,14 +437,20 @@ def test_the_shards_of_a_machine_that_is_lost_are_taken_at_once(bench: Bench, mo
     """Nobody but the coordinator can know that a holder on another machine is dead before its heartbeat is late."""
     for name, value in bench.env.items():
         monkeypatch.setenv(name, value)
-    bench.write(200, output={"shards": 8})
+    # So slow that a claim takes seconds: the worker still has it when the kill comes.
+    bench.write(200, output={"shards": 8}, limits={"concurrency": 8, "requests_per_minute": 1_200})
     monkeypatch.chdir(bench.folder)
     launcher = Elsewhere()
     events: list[Event] = []
 
     def on_snapshot(snapshot: Snapshot) -> None:
-        if snapshot.ok > 40 and len(launcher.started) == 2:
+        # It must hold shards when it dies: between two claims nobody would have to wait for it.
+        if snapshot.ok > 10 and len(launcher.started) == 2 and "node-0" in held_by():
             os.kill(int(launcher.started[0].place.removeprefix("pid ")), signal.SIGKILL)
+
+    def held_by() -> list[object]:
+        root = location_of(bench.url)
+        return [(shard_place(root, number).holder() or {}).get("host") for number in range(8)]
 
     async def main() -> RunSummary:
         job = load_job(bench.folder / "job.yaml")

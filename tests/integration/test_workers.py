@@ -19,8 +19,8 @@ from batchchat.store import read_state, verify
 from batchchat.workers import run_with_workers
 from batchchat.workers.processes import LocalProcess, LocalProcesses
 from tests.integration.jobs import make_job, texts, write_rows
+from tests.integration.processes import Process, start, wait_for
 from tests.integration.processes import batchchat as command
-from tests.integration.processes import start, wait_for
 from tests.store_cases import POINTS
 from tests.worker_tasks import ids_of
 
@@ -117,13 +117,20 @@ def test_a_killed_worker_and_a_stalled_one_lose_nothing(tmp_path: Path, demo: De
     series.check(deaths=1)
 
 
+def begun(series: Series, demo: DemoServer, requests: int, *options: str) -> Process:
+    """Start a series' job from the command line with two workers, and wait until it has sent more than so much."""
+    folder = series.folder
+    data = {name: value for name, value in series.job.snapshot().items() if name != "file"}
+    (folder / "job.yaml").write_text(json.dumps(data))
+    process = start("run", "job.yaml", "--workers", "2", *options, cwd=folder)
+    wait_for(lambda: demo.stats().requests > requests or process.poll() is not None)
+    return process
+
+
 @pytest.mark.thorough
 def test_the_death_of_the_coordinator_ends_the_workers_in_order(tmp_path: Path, demo: DemoServer) -> None:
     series = Series(tmp_path, demo)
-    data = {name: value for name, value in series.job.snapshot().items() if name != "file"}
-    (tmp_path / "job.yaml").write_text(json.dumps(data))
-    process = start("run", "job.yaml", "--workers", "2", "--log-format", "json", cwd=tmp_path)
-    wait_for(lambda: demo.stats().requests > 20 or process.poll() is not None)
+    process = begun(series, demo, 20, "--log-format", "json")
     process.kill()
     process.communicate()
     wait_for(lambda: read_state(tmp_path / "out").holder is None)
@@ -140,10 +147,7 @@ def test_ctrl_c_drains_all_workers(tmp_path: Path) -> None:
     # So slow that the run is far from its end when the signal comes, however busy the machine is.
     with DemoServer(DemoOptions(latency_s=1.0)) as demo:
         series = Series(tmp_path, demo)
-        data = {name: value for name, value in series.job.snapshot().items() if name != "file"}
-        (tmp_path / "job.yaml").write_text(json.dumps(data))
-        process = start("run", "job.yaml", "--workers", "2", "--json", cwd=tmp_path)
-        wait_for(lambda: demo.stats().requests > 4 or process.poll() is not None)
+        process = begun(series, demo, 4, "--json")
         status = json.loads(command("status", "out", "--json", cwd=tmp_path).stdout)
         assert status["running"] is not None
         process.send_signal(signal.SIGINT)
@@ -159,10 +163,7 @@ def test_ctrl_c_drains_all_workers(tmp_path: Path) -> None:
 def test_control_reaches_all_workers(tmp_path: Path) -> None:
     with DemoServer(DemoOptions(latency_s=0.2)) as demo:
         series = Series(tmp_path, demo)
-        data = {name: value for name, value in series.job.snapshot().items() if name != "file"}
-        (tmp_path / "job.yaml").write_text(json.dumps(data))
-        process = start("run", "job.yaml", "--workers", "2", "--json", cwd=tmp_path)
-        wait_for(lambda: demo.stats().requests > 4 or process.poll() is not None)
+        process = begun(series, demo, 4, "--json")
         for words in (["pause"], ["set", "limits.concurrency=4"], ["resume"], ["stop"]):
             result = command("control", "out", *words, cwd=tmp_path)
             assert result.returncode == 0, result.stderr
