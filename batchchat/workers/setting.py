@@ -11,12 +11,12 @@ from batchchat.runner.options import RunOptions
 from batchchat.runner.writer import Offload
 from batchchat.sources import Source
 from batchchat.store import Shards
-from batchchat.store.led import LedOutput
+from batchchat.store.coordinated import CoordinatedOutput
 from batchchat.workers.limits import LimitsOfAll
 
 
 @dataclass(frozen=True, slots=True)
-class Led:
+class TeamSetting:
     """A run that a coordinator leads.
 
     `source` is the input, asked only how many rows it has. `started` is on the clock of the event loop.
@@ -25,7 +25,7 @@ class Led:
     job: Job
     options: RunOptions
     control: Control
-    output: LedOutput
+    output: CoordinatedOutput
     shards: Shards
     source: Source
     limits: LimitsOfAll
