@@ -24,6 +24,7 @@ from batchchat.runner.tally import Tally
 from batchchat.store import AnswerEntry, Entry, HeldOutput, SettledEntry, SpendOnly, StoreChange
 
 _FULL_BYTES = 16 * 2**20
+"""Bytes of outcomes that may wait for their commit. With more the commit is hastened, and the input waits."""
 _NO_USAGE = Usage()
 _NOTHING = Spend()
 

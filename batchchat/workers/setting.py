@@ -1,4 +1,4 @@
-"""What the rooms of a run with workers share: the job, its options, who steers it, and where its output lies."""
+"""What the parts of a run with workers share: the job, its options, who steers it, and where its output lies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batchchat.workers.limits import LimitsOfAll
 
 @dataclass(frozen=True, slots=True)
 class TeamSetting:
-    """A run that a coordinator leads.
+    """What a coordinator, its team and their summary know of one run.
 
     `source` is the input, asked only how many rows it has. `started` is on the clock of the event loop.
     """

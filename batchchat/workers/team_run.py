@@ -1,4 +1,4 @@
-"""A run that a coordinator leads, as a person sees and steers it: one run, whatever the number of workers."""
+"""A run with workers, as a person sees and steers it: one run, whatever the number of workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run that a coordinator led ended: what its workers told, added up, and what went wrong."""
+"""How a run with workers ended: what its workers told, added up, and what went wrong."""
 
 from __future__ import annotations
 
