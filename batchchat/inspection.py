@@ -25,7 +25,7 @@ from batchchat.errors import BatchchatError, UsageError
 from batchchat.events import AnsweredBy, BudgetUse, FailureGroup, Forecast, InFlight, Pace, Setting, Snapshot, Steering
 from batchchat.examples import EXAMPLES, Examples, open_examples
 from batchchat.images import placeholders
-from batchchat.job import Job, load_job, validate_job
+from batchchat.job import Job, job_of, load_job
 from batchchat.records import Spend
 from batchchat.runner.questions import compile_questions
 from batchchat.runner.step_shares import STEP_COLUMNS, StepShares, count_steps
@@ -390,10 +390,3 @@ def job_with_batches(directory: Path | str) -> Job:
     if job.engine.batch:
         return job
     return job_of({**output.job, "engine": "batch"})  # the latest run was one of single requests
-
-
-def job_of(snapshot: Mapping[str, Any]) -> Job:
-    """The job that a snapshot was made from."""
-    data = {name: value for name, value in snapshot.items() if name not in {"file", "suite", "options"}}
-    file = _text(snapshot.get("file"))
-    return validate_job(data, file=Path(file) if file else None)

@@ -29,9 +29,8 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.export.batch import errors_file, write_batch_lines
 from batchchat.export.selection import pick, schema_of, select_columns
 from batchchat.export.sheet import open_sheet
-from batchchat.inspection import job_of
 from batchchat.intake import PassCounts
-from batchchat.job import Job
+from batchchat.job import Job, job_of
 from batchchat.joining import records_of_rows
 from batchchat.labelling.final import ReviewedColumns
 from batchchat.labelling.votes import vote_batches, vote_schema

@@ -8,7 +8,7 @@ here touches the network or the output.
 from batchchat.job.batch_file import BatchFileJob
 from batchchat.job.keys import api_key, key_problem, key_source, load_keys
 from batchchat.job.model import Job, failed_kinds
-from batchchat.job.reading import FieldChange, load_job, read_override, validate_job
+from batchchat.job.reading import FieldChange, job_of, load_job, read_override, validate_job
 from batchchat.job.values import parse_duration, write_duration
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Job",
     "api_key",
     "failed_kinds",
+    "job_of",
     "key_problem",
     "key_source",
     "load_job",

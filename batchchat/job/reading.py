@@ -121,6 +121,16 @@ def validate_job(
     return job
 
 
+def job_of(snapshot: Mapping[str, Any]) -> Job:
+    """Return the job that an output keeps. Raises JobError if this version cannot read it.
+
+    A job that was loaded from a file knows that file again, so that its errors name it.
+    """
+    data = {name: value for name, value in snapshot.items() if name not in {"file", "suite", "options"}}
+    file = snapshot.get("file")
+    return validate_job(data, file=Path(file) if isinstance(file, str) and file else None)
+
+
 def read_override(text: str, option: str | None = None) -> FieldChange:
     """Return what one `--set` changes, or an `option` of its own that stands for one.
 

@@ -22,8 +22,7 @@ import pyarrow as pa
 from batchchat.addresses import address_of
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.format import plural
-from batchchat.inspection import job_of
-from batchchat.job import Job
+from batchchat.job import Job, job_of
 from batchchat.job.values import nearest
 from batchchat.labelling.coefficients import (
     ConfidenceCheck,

@@ -19,9 +19,8 @@ import pyarrow.compute as pc
 
 from batchchat.errors import BatchchatError
 from batchchat.format import one_line, percent, plural
-from batchchat.inspection import job_of
+from batchchat.job import job_of
 from batchchat.labelling.content import input_columns
-from batchchat.labelling.fields import ReviewFields
 from batchchat.runner.failed_limit import surely_over
 from batchchat.store import Output, read_state
 
@@ -134,6 +133,9 @@ def _label_paths(output: Output, schema: pa.Schema) -> list[tuple[tuple[str, ...
     """
     if "parsed" not in output.own_columns:
         return [] if "parsed" in schema.names else [(("completion",), ())]
+    # Every run ends with a look, and schemas take long to import: only an answer with a schema comes here.
+    from batchchat.labelling.fields import ReviewFields
+
     try:
         fields = ReviewFields(job_of(output.job)).all
     except BatchchatError:

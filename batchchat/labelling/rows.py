@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from batchchat.choosing import no_column
 from batchchat.errors import UsageError
 from batchchat.format import plural
-from batchchat.inspection import job_of, latest_prompt
-from batchchat.job import Job
+from batchchat.inspection import latest_prompt
+from batchchat.job import Job, job_of
 from batchchat.labelling.choice import Candidate, ChosenRow, Design, choose
 from batchchat.labelling.content import content_of, input_columns
 from batchchat.labelling.fields import ReviewField, ReviewFields

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from batchchat.errors import UsageError
 from batchchat.format import plural
-from batchchat.inspection import job_of
+from batchchat.job import job_of
 from batchchat.labelling.content import content_of, input_columns
 from batchchat.labelling.fields import ReviewFields
 from batchchat.labelling.forms import ACCEPT, OWN

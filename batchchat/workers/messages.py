@@ -26,8 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from batchchat.inspection import job_of
-from batchchat.job import Job
+from batchchat.job import Job, job_of
 from batchchat.records import ErrorKind
 from batchchat.runner.options import RunOptions
 

@@ -32,7 +32,7 @@ from batchchat.evaluation.statistics.comparison import ScoreSummary, summarize
 from batchchat.evaluation.statistics.intervals import SEED
 from batchchat.evaluation.statistics.unit import YES_NO, ScoreUnit
 from batchchat.format import plural
-from batchchat.inspection import job_of
+from batchchat.job import job_of
 from batchchat.job.syntax import parse_yaml
 from batchchat.job.values import nearest
 from batchchat.joining import Positions, current_records
