@@ -21,9 +21,9 @@ from batchchat.errors import BatchchatError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.job import Job, load_keys
 from batchchat.runner.control import Control
+from batchchat.runner.opening import new_run_id
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import prepare
-from batchchat.runner.run import new_run_id
 from batchchat.runner.run_summary import plain
 from batchchat.runner.shard_choice import shards_for
 from batchchat.runner.steering import tell_interrupted
