@@ -460,6 +460,7 @@ class ParquetSource(Source):
 
     def _learn(self, frozen: pa.Schema | None) -> None:
         self._parquet = {file.name: ParquetFile(file) for file in self._inputs if file is not None}
+        # Told before anything is made: an empty input is mostly a wrong path.
         if not self.known_rows():
             raise self._no_rows()
         schemas = [file.schema for file in self._parquet.values()]
