@@ -36,11 +36,12 @@ from batchchat.runner.ending import SHARED_ANSWERS
 from batchchat.runner.forecast import Forecaster
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared
+from batchchat.runner.record_maker import CommonFields
 from batchchat.runner.rows import pass_of, prompt_id_of
 from batchchat.runner.state import RunState
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
-from batchchat.runner.writer import CommonFields, Offload, Writer
+from batchchat.runner.writer import Offload, Writer
 from batchchat.sources import GivenRows
 from batchchat.store import HeldOutput, Store
 

@@ -135,7 +135,6 @@ class Figures:
         rows = total if total is not None else intake.rows
         failed = sum(counts.seen_failed.values())
         reason, remedy, code = None, None, 1 if failed else 0
-        # Who stops a run that has failed must still read why it failed.
         if error is not None:
             reason, remedy, code = error.message, error.remedy, error.exit_code
         elif run.control.asked:

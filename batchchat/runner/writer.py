@@ -7,25 +7,24 @@ thousand records share one fdatasync. An outcome counts from its commit on: only
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from batchchat.engines.port import Answered, Billed, EngineKind, Outcome, Settled
+from batchchat.engines.port import Answered, Billed, Outcome, Settled
 from batchchat.errors import StorageError
 from batchchat.events import Event, Listener
 from batchchat.intake import Invalid
 from batchchat.money import as_float
-from batchchat.records import Answerer, Completion, EarlierStep, Record, Request, Spend, Usage, answer_bytes
+from batchchat.records import Completion, Record, Request, Spend, Usage, answer_bytes
+from batchchat.runner.record_maker import CommonFields, RecordMaker
 from batchchat.runner.tally import Tally
 from batchchat.store import AnswerEntry, Entry, HeldOutput, SettledEntry, SpendOnly, StoreChange
 
 _FULL_BYTES = 16 * 2**20
 """Bytes of outcomes that may wait for their commit. With more the commit is hastened, and the input waits."""
-_NO_USAGE = Usage()
 _NOTHING = Spend()
 
 
@@ -58,22 +57,6 @@ class Shelf(Protocol):
         """Take note, on the event loop, that they are kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class CommonFields:
-    """What the records of one run have in common.
-
-    `engine` is the job's, `by` who answered if a reply does not say. `cascaded`: the job has a cascade, so that records
-    tell their step. `now_us` returns the time that a record gets, in microseconds since 1970.
-    """
-
-    run_id: str
-    prompt_id: str | None
-    engine: EngineKind
-    by: Answerer | None
-    cascaded: bool
-    now_us: Callable[[], int]
-
-
 class Writer:
     """Makes outcomes durable. It is the engine's sink.
 
@@ -101,13 +84,9 @@ class Writer:
         self.on_record: Callable[[Record], None] | None = None
         self._store = store
         self._tally = tally
-        # Read for each record: one attribute is quicker than two.
-        self._run_id = common.run_id
+        self._records = RecordMaker(common)
         self._prompt_id = common.prompt_id
-        self._engine: EngineKind = common.engine
         self._by = common.by
-        self._cascaded = common.cascaded
-        self._wall_clock_us = common.now_us
         self._offload = offload
         self._listener = listener
         self._on_error = on_error
@@ -151,24 +130,7 @@ class Writer:
 
     def add_invalid(self, invalid: Invalid) -> None:
         """Record a row that yields no request."""
-        now = self._wall_clock_us()
-        record = Record(
-            batch=invalid.batch,
-            offset=invalid.offset,
-            custom_id=invalid.custom_id,
-            key=invalid.key,
-            source=invalid.batch.source,
-            row_index=invalid.batch.first_index + invalid.offset,
-            sample_index=invalid.sample_index,
-            run_id=self._run_id,
-            status="failed",
-            error_kind=invalid.failure.kind.value,
-            error_message=invalid.failure.message,
-            started_at=now,
-            finished_at=now,
-            prompt_id=self._prompt_id,
-        )
-        self._add_record(record)
+        self._add_record(self._records.of_invalid(invalid))
 
     def add_revived(self, request: Request, outcome: dict[str, Any]) -> None:
         """Record a row whose answer the archive holds: the answer as it was, the row as it is now."""
@@ -245,69 +207,11 @@ class Writer:
         return 0.0 if self._waiting_since is None else max(0.0, now - self._waiting_since)
 
     def _record(self, request: Request, outcome: Settled) -> Record:
-        reply, failure, steps = outcome.reply, outcome.failure, request.steps
-        completion = reply.completion
-        usage = (
-            reply.usage or request.usage if request.usage == _NO_USAGE else request.usage.plus(reply.usage or _NO_USAGE)
-        )
-        batch = request.batch
-        # Field by field, and only what is there: so many keywords would take most of the time.
-        record = Record(
-            batch,
-            request.offset,
-            request.custom_id,
-            request.key,
-            batch.source,
-            batch.first_index + request.offset,
-            request.sample_index,
-            self._run_id,
-            "ok" if failure is None else "failed",
-            reply.text,
-        )
-        if completion is not None:
-            record.finish_reason = completion.finish_reason
-            record.tool_calls = completion.tool_calls
-            record.refusal = completion.refusal
-            record.reasoning = completion.reasoning
-            record.logprobs = completion.logprobs
-            record.system_fingerprint, record.service_tier = completion.system_fingerprint, completion.service_tier
-        (
-            record.prompt_tokens,
-            record.completion_tokens,
-            record.total_tokens,
-            record.cached_tokens,
-            record.reasoning_tokens,
-        ) = usage
-        record.engine = engine = outcome.engine or self._engine
-        # Without usage or a price the cost is not known: 0 would read as free.
-        if usage.prompt_tokens is not None and not (reply.cost is None and request.cost is None):
-            record.cost = as_float((reply.cost or 0) + (request.cost or 0))
-        record.http_status = 200
-        if failure is not None:
-            record.error_kind, record.error_message = failure.kind.value, failure.message
-            record.http_status = failure.http_status
-        if steps is not None:
-            record.corrections = steps.corrections
-            if failure is None:
-                record.error_message = steps.reasons
-        record.model = reply.model
-        record.request_id = reply.request_id
-        record.attempts = request.attempts
-        record.latency_s = round(reply.latency_s, 6) if engine == "local" else None
-        record.ttft_s, record.output_tokens_per_s = reply.ttft_s, reply.output_tokens_per_s
-        record.started_at, record.finished_at = request.started_at, self._wall_clock_us()
-        record.tolerated, record.parsed = outcome.tolerated, outcome.parsed
-        record.prompt_id = outcome.of_prompt or self._prompt_id
-        if outcome.confidence is not None:
-            record.confidence, record.confidence_detail = outcome.confidence.value, outcome.confidence.detail()
-        by = reply.by or self._by
+        record = self._records.of_outcome(request, outcome)
+        by = outcome.reply.by or self._by
         # A row that was never sent has nobody who answered it.
         if by is not None and request.attempts:
-            record.provider, record.endpoint = by.provider, by.endpoint
-            self._tally.add_answerer(by, ok=failure is None, cost=record.cost or 0.0)
-        if self._cascaded:
-            record.step = len(request.earlier) + 1
-            record.earlier_steps = tuple(_earlier(step) for step in request.earlier) or None
+            self._tally.add_answerer(by, ok=outcome.failure is None, cost=record.cost or 0.0)
         return record
 
     # --- committing and sealing
@@ -444,7 +348,3 @@ def _spend(usage: Usage, cost: int, *, answers: int = 1) -> Spend:
         usage.reasoning_tokens or 0,
         as_float(cost),
     )
-
-
-def _earlier(step: EarlierStep) -> dict[str, Any]:
-    return {**step._asdict(), "cost": None if step.cost is None else as_float(step.cost)}
