@@ -356,6 +356,7 @@ class _Sharing:
         known = self._cache.known([request.answer_id for request in requests]) if self._cache is not None else ()
         left = []
         for request in requests:
+            # Not marked as met: that an answer is cached says nothing of equal requests of this pass.
             if request.answer_id in known:
                 self.cached += 1
                 continue
@@ -395,6 +396,7 @@ class _History:
         self.spent = Spend()
         self.surplus = self.others = self.below = 0
         self.shares: tuple[StepShare, ...] = ()
+        # A fresh run begins an empty output: what is there teaches nothing of it.
         if fresh:
             return
         output = read_state(directory)
@@ -417,6 +419,7 @@ class _History:
             latency += pc.sum(seconds.filter(told)).as_py() or 0.0
         if job.cascade:
             self._look_at_steps(output, job)
+        # Without one answer the guesses stay, and the plan says that they are guesses.
         if answered:
             self.completion, self.latency_s = completion / answered, latency / answered
             size = "prompt tokens by size (4 characters a token in Latin script, 3 bytes otherwise)"
@@ -428,6 +431,7 @@ class _History:
 
     def _look_at_steps(self, output: Output, job: Job) -> None:
         """Count how far the records here went in a cascade, and what today's thresholds would not have taken."""
+        # An output that was made before the job had a cascade.
         if not set(STEP_COLUMNS) <= set(output.own_columns):
             return
         shares = StepShares([step.model for step in job.cascade])
@@ -450,6 +454,7 @@ def _prompt_ratio(runs: Sequence[Mapping[str, Any]]) -> float | None:
         forecast = run.get("forecast")
         if isinstance(forecast, dict) and forecast.get("corrected"):
             ratio = forecast.get("prompt_ratio")
+            # A ratio out of reason, from another version or by hand, would spoil every figure of the plan.
             return ratio if isinstance(ratio, float) and 0.01 < ratio < 100 else None
     return None
 
@@ -459,10 +464,12 @@ def _preview(found: Sorted, shown: list[RequestPreview], previews: int) -> None:
     for request in found.requests:
         if len(shown) >= previews:
             return
+        # The samples of a row would all look the same.
         if shown and shown[-1].row_index == request.row_index:
             continue
         body: dict[str, Any] = orjson.loads(request.body)
         messages = [_without_pictures(message) for message in body.pop("messages")]
+        # The page names the model once for all requests.
         body.pop("model", None)
         shown.append(
             RequestPreview(request.custom_id, request.row_index, request.key, messages, request.sample_index, body)
@@ -489,6 +496,7 @@ def _duration(
     requests: int, tokens: float, job: Job, provider: Provider, latency_s: float
 ) -> tuple[float | None, str | None]:
     """Seconds under the limits, and the limit that decides them."""
+    # Else a limit would be named that holds nothing back.
     if not requests:
         return 0.0, None
     limits = job.limits

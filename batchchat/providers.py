@@ -112,8 +112,10 @@ def normalize_url(url: str) -> str:
     http(s) URL with a host, without repeating it: it may hold a password.
     """
     url = url.strip()
+    # Addresses stand in job files, logs and error messages; a password in one would be there too.
     if "@" in re.split(r"[/?#]", url.partition("//")[2] or url)[0]:
         raise ValueError("an address must not hold a user name or password: keys come from the environment")
+    # Copied addresses bring such letters, and the error of a connection would not show them.
     if not url.isprintable() or " " in url:
         raise ValueError("an address must not hold spaces or control characters")
     try:
@@ -124,6 +126,7 @@ def normalize_url(url: str) -> str:
     if parts.scheme not in {"http", "https"} or not re.fullmatch(r"[0-9a-z._~-]+|[0-9a-f:.]*:[0-9a-f:.]*", host):
         raise ValueError("must be an http:// or https:// address, such as https://llm.example.org/v1")
     host = f"[{host}]" if ":" in host else host
+    # The usual port is left out: the address is part of the identity of requests, and must have one form.
     if port is not None and port != {"http": 80, "https": 443}[parts.scheme]:
         host += f":{port}"
     return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), parts.query, ""))

@@ -11,7 +11,7 @@ from batchchat.errors import UsageError
 from batchchat.identity import shard_of
 from batchchat.intake import read_key
 from batchchat.job.model import BATCH_FORMAT, BATCH_KEY
-from batchchat.runner.run import new_run_id
+from batchchat.runner.opening import new_run_id
 from batchchat.sources import SeenRows, python_rows
 from batchchat.store import batches_folder, read_state
 from batchchat.store.resharding import Resharded, reshard

@@ -9,14 +9,25 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 import batchchat
-from batchchat.addresses import address_of, is_url
+from batchchat.addresses import address_of
+from batchchat.cli.options import (
+    FILE,
+    gate_options,
+    job_options,
+    json_option,
+    metrics_option,
+    output_argument,
+    run_options,
+    suite_options,
+    until_options,
+    variant_option,
+)
 from batchchat.cli.spared_imports import spare_imports
 
 _EXIT_CODES = """\b
@@ -37,24 +48,6 @@ Of streams: stream_cut closes the connection before the usage is told, drop_body
 half-way, stream_error with an error inside; no_usage leaves the usage out.
 
 The faults and dialects of the Batch API are in the page `batchchat guide demo-batches`."""
-
-
-class _File(click.Path):
-    """A file of this machine. A URL as a path would lose a slash, and name a folder that nobody meant."""
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path. A URL is bad usage."""
-        if is_url(value):
-            self.fail(
-                f"{value} is a URL. Name a file of this machine, and copy it with a tool of the store.", param, ctx
-            )
-        return super().convert(value, param, ctx)
-
-
-_FILE = _File()
 
 
 class _Group(click.Group):
@@ -121,123 +114,9 @@ def _start_fast() -> None:
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 """As many as keep the collector quiet while modules are imported: about five looks instead of hundreds."""
 
-_Command = Callable[..., Any]
-
-
-def _job_options(command: _Command, noun: str = "job", *, several: bool = False) -> _Command:
-    """Return the options that `run` and `plan` share, and those of a suite. `run` takes `several` jobs."""
-    stdin = "; - is standard input" if noun == "job" else ""
-    file = _FILE
-    options = [
-        click.argument("jobs", metavar="JOB...", type=file, nargs=-1, required=True)
-        if several
-        else click.argument("job", metavar=noun.upper(), type=file),
-        click.option("--input", "input_path", metavar="PATH", help=f"Read this input instead of the job's{stdin}."),
-        click.option("--output", "output_path", metavar="DIR", help=f"Write to this folder instead of the {noun}'s."),
-        click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="FIELD=VALUE",
-            help="Set a field of the job by its dotted path, such as limits.concurrency=64. May be repeated.",
-        ),
-        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N rows only."),
-        click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Take N rows chosen at random."),
-        click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Seed of --sample."),
-        click.option(
-            "--retry-failed",
-            is_flag=False,
-            flag_value="transient",
-            metavar="[=KINDS]",
-            help="Try failed rows again now: transient (when no kinds are given), all, or kinds joined by commas.",
-        ),
-        click.option("--max-cost", metavar="AMOUNT", help="Stop before this run costs more, in the price's currency."),
-        click.option("--max-tokens", metavar="N", help="Stop before this run uses more tokens."),
-        click.option("--max-requests", metavar="N", help="Stop after so many requests, retries included."),
-        click.option("--deadline", metavar="TIME", help="Send nothing after this time, such as 50m, from the start."),
-        click.option("--fresh", is_flag=True, help="Begin anew; the old output is set aside, not deleted."),
-        click.option("--prune", is_flag=True, help="Move records whose input is gone to the archive."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _run_options(command: _Command) -> _Command:
-    return _job_options(command, several=True)
-
-
-def _suite_options(command: _Command) -> _Command:
-    return _job_options(command, "suite")
-
-
-def _until_options(command: _Command) -> _Command:
-    """Return what makes an evaluation stop before all rows are asked. Each option is a field of the suite, too."""
-    options = [
-        click.option("--until", type=click.Choice(["settled"]), help="Ask rows in random parts until nothing is open."),
-        click.option("--margin", type=float, metavar="D", help="With --until: the difference that does not matter."),
-        click.option("--looks", type=int, metavar="N", help="With --until: look after each of N equal parts [5]."),
-        click.option("--decide-by", metavar="SCORE", help="With --until: the score that decides [the first one]."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _gate_options(command: _Command) -> _Command:
-    """Return what makes an evaluation end with exit code 5, and tells a continuous integration system why."""
-    options = [
-        click.option(
-            "--fail-under",
-            multiple=True,
-            metavar="[VARIANT:]SCORE=VALUE",
-            help="Exit code 5 where a mean is lower, such as accuracy=0.8. May be repeated.",
-        ),
-        click.option(
-            "--fail-over",
-            multiple=True,
-            metavar="[VARIANT:]SCORE=VALUE",
-            help="Exit code 5 where a mean is higher: for scores of which lower values are better.",
-        ),
-        click.option(
-            "--fail-if-worse-than",
-            "baseline",
-            metavar="DIR",
-            type=_FILE,
-            help="Exit code 5 where a variant is worse than in this earlier evaluation, by a test at 5 %.",
-        ),
-        click.option("--junit", metavar="FILE", type=_FILE, help="Write scores and gates as JUnit XML."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _json_option(command: _Command) -> _Command:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")(command)
-
-
-def _metrics_option(command: _Command) -> _Command:
-    return click.option(
-        "--metrics",
-        multiple=True,
-        metavar="WHERE",
-        help="Show figures: HOST:PORT serves Prometheus, FILE.prom keeps the last ones, otlp pushes OpenTelemetry.",
-    )(command)
-
-
-def _output_argument(command: _Command) -> _Command:
-    return click.argument("directory", metavar="DIR", type=address_of)(command)
-
-
-def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--variant", metavar="NAME", help="Of an evaluation's folder: the variant, or the judge, that is meant."
-    )(command)
-
 
 @cli.command()
-@_run_options
+@run_options
 @click.option(
     "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
 )
@@ -249,7 +128,7 @@ def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--html",
     metavar="FILE",
-    type=_FILE,
+    type=FILE,
     help="Write a report to this .html file after the run. Needs the extra batchchat[report].",
 )
 @click.option(
@@ -261,10 +140,10 @@ def _variant_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--shard", metavar="I/N", help="Run one of N even shares of the shards, from 0; auto asks SLURM or Kubernetes."
 )
-@_metrics_option
+@metrics_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
-@_json_option
+@json_option
 def run(**options: Any) -> None:
     """Run JOB, or go on with it where an earlier run stopped.
 
@@ -295,8 +174,8 @@ def worker() -> None:
 
 
 @cli.command(short_help="Show what a run of JOB would send and cost; send nothing.")
-@_job_options
-@_json_option
+@job_options
+@json_option
 def plan(**options: Any) -> None:
     """Show what a run of JOB, or an evaluation of a suite, would do and cost. Sends nothing, writes nothing."""
     from batchchat.cli.reading import plan_command
@@ -306,20 +185,20 @@ def plan(**options: Any) -> None:
 
 
 @cli.command("eval", short_help="Run the variants of SUITE, and say which differ.")
-@_suite_options
+@suite_options
 @click.option("--plan", "plan_only", is_flag=True, help="Show what it would send and cost; send nothing.")
-@_until_options
-@_gate_options
+@until_options
+@gate_options
 @click.option(
     "--grace", default="20s", show_default=True, metavar="TIME", help="How long a stop waits for what is in flight."
 )
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
 )
-@_metrics_option
+@metrics_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
-@_json_option
+@json_option
 def eval_(**options: Any) -> None:
     """Run every variant of SUITE, or go on with them, and say which is better, by how much, and whether that is real.
 
@@ -333,7 +212,7 @@ def eval_(**options: Any) -> None:
 
 
 @cli.command(short_help="Score the answers of SUITE again; send nothing.")
-@click.argument("suite", type=_FILE)
+@click.argument("suite", type=FILE)
 @click.option("--output", "output_path", metavar="DIR", help="The folder of the evaluation, if not the suite's.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set a field of the suite, or of its base job."
@@ -341,8 +220,8 @@ def eval_(**options: Any) -> None:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Score the first N rows only.")
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Score N rows chosen at random.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Seed of --sample.")
-@_gate_options
-@_json_option
+@gate_options
+@json_option
 def score(**options: Any) -> None:
     """Score the answers of SUITE again, by its scorers and the input's expected values as they are now.
 
@@ -371,11 +250,11 @@ def score(**options: Any) -> None:
     metavar="KIND:COLUMN",
     help="Score both by an expected column, such as exact:label, or by a mapping as in a suite. May be repeated.",
 )
-@click.option("--suite", type=_FILE, metavar="SUITE", help="Score both by this suite's scorers.")
+@click.option("--suite", type=FILE, metavar="SUITE", help="Score both by this suite's scorers.")
 @click.option(
     "--cluster", metavar="COLUMN", help="Rows with the same value here are one piece of evidence: document, customer."
 )
-@_json_option
+@json_option
 def compare(**options: Any) -> None:
     """Compare two outputs: two nights, two versions of a prompt, two models. Sends nothing.
 
@@ -388,7 +267,7 @@ def compare(**options: Any) -> None:
 
 
 @cli.command(short_help="Measure how far the labels of DIR agree with others.")
-@_output_argument
+@output_argument
 @click.option(
     "--against",
     metavar="COLUMN|DIR",
@@ -404,7 +283,7 @@ def compare(**options: Any) -> None:
 )
 @click.option("--below", type=click.FloatRange(0, 1), metavar="T", help="Look at rows with less confidence alone.")
 @click.option("--by", metavar="COLUMN", help="Also measure the rows of each value of this input column.")
-@_json_option
+@json_option
 def agreement(directory: Path | str, **options: Any) -> None:
     """Measure how far the labels of DIR agree: with a column, with people, with another output. Sends nothing.
 
@@ -417,7 +296,7 @@ def agreement(directory: Path | str, **options: Any) -> None:
 
 
 @cli.command(short_help="Find how unsure a cheap model may be before a dear one is asked.")
-@_job_options
+@job_options
 @click.option("--expected", metavar="COLUMN", help="The input column that holds the right labels.")
 @click.option(
     "--reviewed",
@@ -445,7 +324,7 @@ def agreement(directory: Path | str, **options: Any) -> None:
 @click.option("--large", metavar="MODEL", help="The better model, asked where the first is unsure.")
 @click.option("--field", metavar="NAME", help="The field of the answers that is compared, if there are several.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
-@_json_option
+@json_option
 def calibrate(**options: Any) -> None:
     """Find the threshold of confidence with which a cascade of two models is right often enough.
 
@@ -460,8 +339,8 @@ def calibrate(**options: Any) -> None:
 
 
 @cli.command()
-@_output_argument
-@_json_option
+@output_argument
+@json_option
 def status(directory: Path | str, as_json: bool) -> None:
     """Show how far the run into DIR is, or how the last one ended."""
     from batchchat.cli.reading import status_command
@@ -470,10 +349,10 @@ def status(directory: Path | str, as_json: bool) -> None:
 
 
 @cli.command(short_help="Steer the run into DIR: pause, resume, stop, set limits.")
-@_output_argument
+@output_argument
 @click.argument("action", type=click.Choice(["pause", "resume", "stop", "set"]))
 @click.argument("settings", nargs=-1, metavar="[FIELD=VALUE]...")
-@_json_option
+@json_option
 def control(directory: Path | str, action: str, settings: tuple[str, ...], as_json: bool) -> None:
     """Steer the run that is going on into DIR, from another terminal; of an evaluation's folder, all its runs.
 
@@ -493,13 +372,13 @@ def control(directory: Path | str, action: str, settings: tuple[str, ...], as_js
 
 
 @cli.command(short_help="Cancel the provider's batches of DIR, keep what they answered.")
-@_output_argument
+@output_argument
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of log lines."
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only, and show no progress.")
-@_json_option
+@json_option
 def cancel(directory: Path | str, **options: Any) -> None:
     """Cancel the provider's batches of DIR, wait for their end, and keep what they answered.
 
@@ -511,8 +390,8 @@ def cancel(directory: Path | str, **options: Any) -> None:
 
 
 @cli.command(short_help="List the runs into DIR: when, what, and at what cost.")
-@_output_argument
-@_json_option
+@output_argument
+@json_option
 def history(directory: Path | str, as_json: bool) -> None:
     """List the runs into DIR: when, what each did and cost, how it ended; sums at the end."""
     from batchchat.cli.reading import history_command
@@ -521,7 +400,7 @@ def history(directory: Path | str, as_json: bool) -> None:
 
 
 @cli.command(short_help="Look at records of DIR: messages in, completion out.")
-@_output_argument
+@output_argument
 @click.option("--row", type=click.IntRange(min=0), metavar="N", help="Show the record of row N (the first is 0).")
 @click.option("--key", metavar="KEY", help="Show the record of the row with this key.")
 @click.option(
@@ -545,8 +424,8 @@ def history(directory: Path | str, as_json: bool) -> None:
     is_flag=True,
     help="Show the records of the run that is going on as they are committed, until it ends; --json: one a line.",
 )
-@_variant_option
-@_json_option
+@variant_option
+@json_option
 def show(directory: Path | str, **options: Any) -> None:
     """Look at records of DIR: messages in, completion out; or count what they hold."""
     from batchchat.cli.reading import show_command
@@ -555,14 +434,14 @@ def show(directory: Path | str, **options: Any) -> None:
 
 
 @cli.command(short_help="Write the records of DIR to one file, in input order.")
-@_output_argument
+@output_argument
 @click.option(
     "-o",
     "--to",
     "target",
     required=True,
     metavar="FILE",
-    type=_FILE,
+    type=FILE,
     help="A .parquet, .jsonl, .csv or .xlsx file; - is standard output, with --format.",
 )
 @click.option(
@@ -593,7 +472,7 @@ def show(directory: Path | str, **options: Any) -> None:
     help="Write one row for each row of the input: the answer that most of its samples gave, and their share.",
 )
 @click.option("--bom", is_flag=True, help="Begin a .csv file with a byte order mark, so that Excel reads it as UTF-8.")
-@_variant_option
+@variant_option
 def export(directory: Path | str, target: Path, format_: str | None, **options: Any) -> None:
     """Write the records of DIR to one file, in the order of the current input."""
     from batchchat.cli.reading import export_command
@@ -602,14 +481,14 @@ def export(directory: Path | str, target: Path, format_: str | None, **options: 
 
 
 @cli.command(short_help="Write an HTML report about DIR.")
-@_output_argument
+@output_argument
 @click.option(
     "-o",
     "--to",
     "target",
     required=True,
     metavar="FILE",
-    type=_FILE,
+    type=FILE,
     help="An .html file; a report that is there already is written over.",
 )
 def report(directory: Path | str, target: Path) -> None:
@@ -624,14 +503,14 @@ def report(directory: Path | str, target: Path) -> None:
 
 
 @cli.command(short_help="Choose rows of DIR for people, and take their answers back.")
-@_output_argument
-@click.argument("more", nargs=-1, metavar="[FILE]...", type=_FILE)
+@output_argument
+@click.argument("more", nargs=-1, metavar="[FILE]...", type=FILE)
 @click.option(
     "-o",
     "--to",
     "target",
     metavar="FILE",
-    type=_FILE,
+    type=FILE,
     help="Write the form here: a page (.html), .csv, .jsonl, or tasks for Label Studio (.labelstudio.json).",
 )
 @click.option(
@@ -657,9 +536,9 @@ def report(directory: Path | str, target: Path) -> None:
 @click.option("--seed", type=int, metavar="S", help="Seed of the random part.  [default: 0]")
 @click.option("--again", is_flag=True, help="Choose rows that have a review, too.")
 @click.option("--force", is_flag=True, help="Write over an existing file.")
-@click.option("--take", multiple=True, metavar="FILE", type=_FILE, help="Take people's answers from a file.")
+@click.option("--take", multiple=True, metavar="FILE", type=FILE, help="Take people's answers from a file.")
 @click.option("--reviewer", metavar="NAME", help="Who answered, if the files of --take do not say it.")
-@_json_option
+@json_option
 def review(directory: Path | str, **options: Any) -> None:
     """Choose rows of DIR for people to review, and write a form: batchchat review DIR -o review.html
 
@@ -672,8 +551,8 @@ def review(directory: Path | str, **options: Any) -> None:
 
 
 @cli.command()
-@_output_argument
-@_json_option
+@output_argument
+@json_option
 def verify(directory: Path | str, as_json: bool) -> None:
     """Read everything in DIR and check it."""
     from batchchat.cli.reading import verify_command
@@ -682,9 +561,9 @@ def verify(directory: Path | str, as_json: bool) -> None:
 
 
 @cli.command(short_help="Move the records of DIR into other shards; ask nothing.")
-@_output_argument
+@output_argument
 @click.option("--shards", type=click.IntRange(1, 1_000), metavar="N", required=True, help="How many; 1 is none.")
-@_json_option
+@json_option
 def reshard(directory: Path | str, shards: int, as_json: bool) -> None:
     """Move the records of an output into another number of shards. Nothing is asked again.
 
@@ -697,7 +576,7 @@ def reshard(directory: Path | str, shards: int, as_json: bool) -> None:
 
 
 @cli.command(short_help="Remove old outputs that `run --fresh` set aside.")
-@_output_argument
+@output_argument
 @click.option("--yes", is_flag=True, help="Remove them without a question.")
 def clean(directory: Path | str, yes: bool) -> None:
     """List the old outputs that `run --fresh` set aside beside DIR, and remove them.

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
 _REDRAW_S = 0.2
 _FIRST_LINE_S = 2.0
+"""Seconds of a run before a log gets its first line: shorter runs tell only how they ended."""
 _LABEL = 8
 _INDENT = 2
 _NEAR_LIMIT = 0.95
+"""The part of a limit from which its use is shown in yellow. Chosen, not measured."""
 _PHASES = {
     "starting": "starting…",
     "paused": "paused",

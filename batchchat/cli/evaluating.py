@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from batchchat.runner.control import Control
 
 GATE_FAILED = 5
+"""The exit code of an evaluation of which a gate has failed."""
 
 
 def eval_command(

@@ -50,6 +50,7 @@ def ranked(summary: SuiteSummary) -> VariantOrder:
         scores = [variant.scores.get(scorer.name) for variant in summary.variants]
         # Scores of all variants that are equal to the last digit measure the same: they are shown once.
         facts = tuple(None if one is None else (one.mean, one.ci_low, one.ci_high, one.n, one.unit) for one in scores)
+        # Two scores without any value look the same, and are not.
         known = any(one is not None and one.mean is not None for one in scores)
         first = told.setdefault(facts, scorer.name) if known else scorer.name
         if first == scorer.name:
@@ -107,10 +108,12 @@ class VariantTable:
         names = [scorer.name for scorer in self._shown]
         while scores or facts:
             lines += len(self._ranking.variants) + 3
+            # The report has all scores. A terminal that scrolls hides the verdict above.
             if not facts and lines > _MOST_LINES:
                 break
             room = options.max_width - 1 - _GAP - _NAME_LEAST - sum(column.width for column in facts)
             taken = 0
+            # One column at least, however narrow the terminal is: else this would never end.
             while scores[taken:] and (taken == 0 or room >= scores[taken].width):
                 room -= scores[taken].width
                 taken += 1
@@ -233,6 +236,7 @@ class LeaderTable:
         if one is None or one.difference is None:
             return styled(UNKNOWN if one is None else one.reason or UNKNOWN, "dim")
         difference, low, high = one.difference, one.ci_low, one.ci_high
+        # The pair was compared the other way round: its ends change places with their signs.
         if straight is None:
             difference, low, high = -difference, *(None if end is None else -end for end in (high, low))
         text = styled(signed(difference, one.unit), "bold" if one.settled else "")
@@ -272,6 +276,7 @@ def verdict(ranking: VariantOrder) -> list[str]:
         if best is not None and groups.keys() - {"level with"}:
             sure = "" if groups.keys() == {"better than"} else " (not sure)"
             others.append(f"{scorer.name} {ranking.numbers[best]}{sure}")
+    # Alone they would read as the verdict.
     if others and told:
         told.append(f"Best by other scores: {', '.join(others)}.")
     return told
@@ -324,6 +329,7 @@ def standings(
     """Return the other variants by what is known of the best one against them."""
     groups: dict[str, list[str]] = {"better than": [], "level with": [], "equivalent to": [], "open against": []}
     for one in summary.of(scorer.name):
+        # How the others stand among themselves does not touch the first place.
         if best is None or best not in {one.a, one.b}:
             continue
         other = numbers.get(one.b if one.a == best else one.a, UNKNOWN)

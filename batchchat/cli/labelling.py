@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from batchchat.runner.control import Control
 
 GATE_FAILED = 5
+"""The exit code of a check of labels that has not held, as of an evaluation."""
 _ANSWERED = {0, 1}
 """Exit codes of a run that asked every row: some may have failed, which count as wrong."""
 

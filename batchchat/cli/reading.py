@@ -95,6 +95,7 @@ def _reviews_beside(views: Iterator[RecordView], directory: Path | str) -> Itera
     found = latest_of_reviewers(read_reviews(directory))
     for view in views:
         people = found.get(str(view.record.get("custom_id")))
+        # Most rows have no review: they go on as they are.
         if people is None:
             yield view
             continue

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from batchchat.runner.options import RunOptions
 
 _LAST_WORDS_S = 1.0
+"""Seconds that a thread has to end after the run. One that reads a silent pipe never ends by itself."""
 _M_MMAP_THRESHOLD = -3
 _LARGE_BYTES = 1 << 17
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000

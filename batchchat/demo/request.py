@@ -226,6 +226,7 @@ def _turns(messages: Any) -> tuple[tuple[Turn, ...], _Media]:
         content = message.get("content")
         if isinstance(content, str):
             turns.append(Turn(message["role"], content))
+        # As an assistant's turn that only calls tools has it.
         elif content is None and message["role"] == "assistant":
             turns.append(Turn("assistant", ""))
         elif isinstance(content, list):

@@ -16,8 +16,9 @@ from batchchat.job.origin import combined
 from batchchat.job.param_checks import check_params
 from batchchat.job.targets import endpoint_key_problem, has_several
 from batchchat.records import RECORD_COLUMNS
-from batchchat.runner.preparation import Prepared, alike_samples, prepare
+from batchchat.runner.preparation import Prepared, prepare
 from batchchat.runner.questions import compile_questions
+from batchchat.runner.template_checks import alike_samples
 from batchchat.store import frozen_schema
 
 

@@ -35,7 +35,11 @@ if TYPE_CHECKING:
     from batchchat.metrics import Recorder
 
 _AT_ONCE = 16
+"""Runs of variants that are under way at once: each holds an output, a writer and an engine. Their limits are shared,
+so that more would not be faster."""
 _WORST_FIRST = (70, 74, 75, 3, 69, 4, 129, 130, 143, 1, 0)
+"""Exit codes in the order in which a person must know of them; that of the suite is the first one that a run ended
+with."""
 
 
 @dataclass(frozen=True, slots=True)

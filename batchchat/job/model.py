@@ -69,6 +69,7 @@ class Input(Section):
     @model_validator(mode="before")
     @classmethod
     def _lines_of_a_batch(cls, data: Any) -> Any:
+        # Read before the fields are checked: the key of a batch file is set, and nobody needs to name it.
         if not isinstance(data, dict) or data.get("format") != BATCH_FORMAT:
             return data
         if data.get("key") not in (None, BATCH_KEY):
@@ -246,6 +247,7 @@ class ExampleFields(Section):
             raise ValueError("by: per_label needs `label`, the column of the file that holds the labels")
         if self.by != "per_label" and self.label is not None:
             raise ValueError("label belongs to by: per_label")
+        # A field that changes nothing is refused, so that nobody believes in it.
         if self.by != "random" and "seed" in self.model_fields_set:
             raise ValueError("seed belongs to by: random")
         return self
@@ -310,6 +312,7 @@ class EngineFields(Section):
         others = sorted(self.model_fields_set - {"kind"})
         if self.kind == "local" and others:
             raise ValueError(f"{', '.join(others)} belong{'s' * (len(others) == 1)} to kind: batch")
+        # A service has one way to take files: the other field would silently do nothing.
         if self.bucket is not None and self.folder is not None:
             raise ValueError("bucket and folder are two ways to hand files over: keep one of the two")
         return self
@@ -399,6 +402,7 @@ class Job(Section):
     @field_validator("fallback", mode="before")
     @classmethod
     def _one_or_none(cls, value: object) -> object:
+        # One fallback may stand without its list, and a section may have all its lines commented out.
         return [] if value is None else [value] if isinstance(value, dict) else value
 
     @field_validator("images", "files", "params", "response", "limits", "retry", "budget", mode="before")

@@ -164,12 +164,14 @@ class LabelledOutput:
         for batch in self.output.records([*read]):
             for record in python_rows(batch):
                 row = LabelledRow(record["key"], record["row_index"])
+                # The samples of a row are records of their own, and one row here.
                 row = found.setdefault(row.identity, row)
                 row.custom_ids.append(record["custom_id"])
                 if first:
                     row.column = label_text(value_at(record[first], steps))
                 if by:
                     row.group = label_text(value_at(record[by], by_steps)) or None
+                # A failed row stays: what people or a column say of it counts as left out.
                 if record["status"] == "ok":
                     row.answers.append(self._answer(record))
                     self._note_confidence(row, record)
@@ -188,6 +190,7 @@ class LabelledOutput:
         return first, tuple(rest.split(".")) if rest else ()
 
     def _answer(self, record: Mapping[str, Any]) -> Any:
+        # The whole completion is a text also if it was parsed.
         if PARSED in self.output.own_columns and self.paths != [()]:
             return record[PARSED]
         return (record["completion"] or "").strip()
@@ -210,6 +213,7 @@ class LabelledOutput:
             if vote.samples and (text is not None or path):
                 # A null that the schema allows is a label like any other.
                 row.values[name] = "null" if text is None else text
+        # The share of equal samples is the confidence then, whatever each of them says of itself.
         if vote.samples > 1:
             row.confidence = {"completion" if name == "answer" else name: share for name, share in vote.shares}
 
@@ -231,6 +235,7 @@ def _fields_of(output: Output, job: Job, wanted: str | None) -> list[FieldPath]:
         if wanted not in {None, "completion"}:
             raise UsageError(f"the answers of {job.name} have no schema, and so no field {wanted!r}")
         return [()]
+    # The job that is kept with an output may name a schema file that is gone by now; a field that is named needs none.
     try:
         schema = compile_questions(job).schema
     except BatchchatError as error:
@@ -285,6 +290,7 @@ def agreement_of(directory: Path | str, options: AgreementOptions) -> AgreementV
     Raises UsageError if there is nothing to compare with, or a field or column is not there.
     """
     against = options.against
+    # A column and a folder can have the same name: an output that is there goes first.
     other = address_of(against) if against is not None and _is_output(address_of(against)) else None
     column = None if other is not None else against
     labels = LabelledOutput(directory, field=options.field, column=column, by=options.by)
@@ -295,6 +301,7 @@ def agreement_of(directory: Path | str, options: AgreementOptions) -> AgreementV
     reviews = read_reviews(directory) if against is None else []
     try:
         fields, raters, notes = _measured(labels, other, column, reviews, options)
+    # The coefficients say it of texts with too many values, or of a level that the labels do not fit.
     except ValueError as error:
         raise UsageError(
             f"{error}", remedy="Name a field with few values (--field NAME), or another --level."
@@ -352,6 +359,7 @@ def _measured(
                 )
             fields.append(_against(labels, name, expected, f"column {column}", scale))
         elif other is not None:
+            # Its confidence is not checked: the other model is no truth.
             second = LabelledOutput(other, field=options.field)
             values = {row.identity: row.values[name] for row in second.rows if name in row.values}
             if not values:
@@ -468,9 +476,11 @@ def _with_people(
         if not texts or name not in row.values:
             continue
         votes = Counter(texts).most_common()
+        # A tie names no label that most people gave; to choose one of them would favour the model or go against it.
         if len(votes) > 1 and votes[0][1] == votes[1][1]:
             divided += 1
             continue
+        # A row that was chosen with a small chance stands for many that nobody looked at, and weighs as many.
         chances = [review.probability for review in found if review.probability is not None]
         unknown += not chances
         rows.append(row)
@@ -507,9 +517,11 @@ def _people(name: str, reviews: list[Review], scale: Scale) -> list[RaterAgreeme
         for found in by_row.values()
     ]
     shared = [unit for unit in units if sum(value is not None for value in unit) > 1]
+    # Alpha is about units that two or more have judged; one person agrees with nobody.
     if len(people) < 2 or not shared:
         return []
     pairs = []
+    # Pairs grow with the square of the people. Alpha above is of all of them.
     for a, b in combinations(range(min(len(people), _MOST_REVIEWERS)), 2):
         both = [unit for unit in shared if unit[a] is not None and unit[b] is not None]
         if both:

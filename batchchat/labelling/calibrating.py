@@ -103,9 +103,11 @@ def gold_of_reviews(job: Job, directory: Path | str, *, field: str | None) -> Re
         reviewed += bool(texts)
         chances = [review.probability for review in reviews if review.probability is not None]
         votes = texts.most_common(2)
+        # A tie has no right label, and without its chance a row cannot be thinned out.
         if votes and chances and (len(votes) == 1 or votes[0][1] > votes[1][1]):
             found[row.identity] = votes[0][0], max(chances), row.custom_ids[0]
     least = min((chance for _, chance, _ in found.values()), default=1.0)
+    # Rows that were chosen more often are thinned out, until each had the chance of the rarest.
     kept = {name: text for name, (text, chance, place) in found.items() if _draw(place) < least / chance}
     rows = _rows_named(job, kept)
     gold = {name: text for name, text in kept.items() if name in rows}
@@ -132,6 +134,7 @@ def _rows_named(job: Job, names: Collection[str | int]) -> dict[str | int, int]:
             index = batch.first_index + offset
             name = index if key is None or values is None else read_key(values, key)[0]
             if name is not None and name in names:
+                # A key that is there twice is an error of its second row: the first one is asked.
                 found.setdefault(name, index)
     return found
 
@@ -167,6 +170,7 @@ def sub_jobs(job: Job, *, small: str | None, large: str | None, expected: str | 
     # Text, since it may be a URL.
     folder = f"{job.output.path.rstrip('/')}.calibrate"
     first = job.model_copy(update={"model": small, "cascade": [], "output": _output(job, f"{folder}/small")})
+    # Samples were only there to measure how sure the first model is.
     samples = 1 if job.response.confidence == "samples" else job.samples
     second = job.model_copy(
         update={
@@ -232,6 +236,7 @@ def calibrated(
         for row in [*first.rows, *second.rows]:
             row.column = gold.labels.get(row.identity)
     others = {row.identity: row for row in second.rows}
+    # The two are compared on the same rows: other ones may be harder.
     rows = [row for row in first.rows if row.column and row.identity in others]
     if not rows:
         raise UsageError("no row has a right label and was asked of both models", remedy="Run it on more rows.")
@@ -285,6 +290,7 @@ def _costs(directory: Path | str) -> dict[str | int, float] | None:
     found: dict[str | int, float] = {}
     for batch in iter_output(directory, columns=["key", "row_index", "cost"]):
         for row in batch.to_pylist():
+            # A sum without this row would be told as the cost of all.
             if row["cost"] is None:
                 return None
             identity = row["row_index"] if row["key"] is None else row["key"]

@@ -30,6 +30,7 @@ MAX_LABELS = 200
 """How many different labels a table of them may have: a draw holds a number for each pair of labels."""
 RESAMPLES = 1_999
 SEED = 20_250_101
+"""The start of all draws: the same labels give the same intervals, in each run and on each machine."""
 _Z = 1.959963984540054
 _BLOCK = 1 << 22
 """Numbers held at once while drawing: 32 MiB, whatever the number of labels."""
@@ -395,6 +396,7 @@ class ConfidenceCheck:
 
 
 _BINS = 10
+"""Groups of answers by their confidence, as calibration is mostly told. The error depends on this number."""
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 

@@ -27,6 +27,7 @@ GRID: tuple[float, ...] = (ALWAYS, 1.0, 0.999, 0.995, *(round(0.99 - at / 100, 2
 """The thresholds that are tested, in their order: down to 0, where only rows without a confidence go on. They are
 fixed, since a grid made from the rows themselves would be chosen by what is tested."""
 _MOST_ROWS = 1_000_000
+"""Labelled rows beyond which it is of no use to say how many are needed."""
 
 
 @dataclass(frozen=True, slots=True)

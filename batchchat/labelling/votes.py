@@ -17,6 +17,7 @@ FieldPath = tuple[str, ...]
 VOTE_COLUMNS = ("vote", "vote_share", "vote_ties", "samples")
 """The columns of an export of votes behind those of the input."""
 _ROWS = 4_096
+"""Rows of a batch. It bounds memory; the export is the same with any number."""
 
 
 class Vote(NamedTuple):

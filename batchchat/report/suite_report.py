@@ -206,6 +206,7 @@ def _column(suite: SuiteFolder, score: ScoreMeaning) -> list[Cell]:
             best=variant.get("name") == leader,
             note=f"{plural(one.get('n') or 0, 'row')}{nulls}",
         )
+        # A single row has a mean and no interval: the point stands without its line.
         if left is None or right is None:
             return placed
         return replace(
@@ -235,6 +236,7 @@ def _qualities(suite: SuiteFolder) -> list[PlotlyFigure | None]:
 
 
 def _quality(suite: SuiteFolder, score: ScoreMeaning, currency: str | None, *, priced: bool) -> PlotlyFigure | None:
+    # Without a better direction no variant is the best of its price.
     if score.higher_is_better is None:
         return None
     points = []
@@ -323,11 +325,13 @@ def _verdict(one: Mapping[str, Any], winner: str | None) -> str:
         return f"equivalent within {_signed(one['margin'], str(one.get('unit')), None).lstrip('+')}"
     if winner is not None:
         return f"{winner} is better"
+    # There was nothing to test, such as answers that are all alike: the reason says what.
     if one.get("p_adjusted") is None:
         return str(one.get("reason") or "not tested")
     if settled(one):
         return "they differ"
     needed = one.get("needed_n")
+    # A number below the rows that are there would tell nobody anything.
     if needed is not None and needed > (one.get("n") or 0):
         return f"open; needs about {count(needed)} rows"
     return "open" if one.get("difference") else "no difference found"

@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 _WIDTHS = (1, 2, 10, 30, 60, 300, 600, 1_800, 3_600, 10_800, 21_600, 86_400, 604_800)
 _DAY = 86_400
 _KEPT = 8_192
+"""Moments that are kept before two and more of them are joined: some megabytes, whatever the length of a run."""
 _SHOWN = 150
+"""Moments that a chart shows: each has a few pixels then."""
 _MOST_SITTINGS = 6
 _MEASURES = ("ok", "failed", "prompt_tokens", "completion_tokens", "cost")
 

@@ -13,11 +13,10 @@ from batchchat.engines.batch.building import Asker
 from batchchat.engines.batch.carried import Carried
 from batchchat.engines.batch.engine import BatchEngine
 from batchchat.engines.batch.harvest import Terms
-from batchchat.engines.batch.joining import BatchSetting
-from batchchat.engines.batch.looks import POLL_FIRST_S
 from batchchat.engines.batch.prices import batch_tariff
 from batchchat.engines.batch.service import BatchService
 from batchchat.engines.batch.services import open_service
+from batchchat.engines.batch.setting import POLL_FIRST_S, BatchSetting, Means
 from batchchat.engines.port import Engine
 from batchchat.events import Listener
 from batchchat.job import Job
@@ -100,13 +99,14 @@ class BatchParts:
         )
         steps = {custom_id: len(answers) for custom_id, answers in store.open_answers().items()}
         account = self.budget.account(self.tariff(), self.provider.currency) if self.budget is not None else None
-        return BatchEngine(
+        means = Means(
             service,
             setting,
             Carried(store.index, store.keys, steps, folder),
-            listener=self.listener,
+            self.listener,
             account=account,
             onward=self.single,
             rng=self.rng,
             offload=self.offload,
         )
+        return BatchEngine(means)

@@ -46,6 +46,7 @@ _SHAPES_NO_REQUEST = (
 _RENDERERS = ("jinja2", "orjson", "pyarrow")
 _REVIVE_MAX = 4096
 _REVIVE_BYTES = 32 * 2**20
+"""Requests, and bytes of them, whose archived answers are looked for at once: each look reads the archive."""
 
 
 def pass_of(prepared: Prepared, reopens: frozenset[ErrorKind]) -> Pass | None:

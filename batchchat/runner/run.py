@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import functools
 import random
-import secrets
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,47 +18,32 @@ import anyio
 
 from batchchat.addresses import address_of
 from batchchat.budget import Budget
-from batchchat.endpoints.endpoint import Endpoint
-from batchchat.endpoints.registry import Keys, Limiters, Registry, make_limiter, needs_demo, read_keys
-from batchchat.endpoints.route import EndpointRoute
-from batchchat.engines.local import LocalEngine
-from batchchat.engines.port import Engine
-from batchchat.engines.refusals import Refusals
-from batchchat.engines.state import Surroundings
+from batchchat.endpoints.registry import Keys, Limiters, make_limiter, read_keys
 from batchchat.errors import StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
-from batchchat.intake import Intake
 from batchchat.job import Job, load_keys
-from batchchat.job.model import BATCH_FORMAT
-from batchchat.job.targets import has_several, targets_of
 from batchchat.limits import Limiter
-from batchchat.money import Tariff
-from batchchat.records import Answerer, Record
-from batchchat.retry import RetryPolicy
+from batchchat.records import Record
 from batchchat.runner.control import Control
-from batchchat.runner.ending import SHARED_ANSWERS, Ending
+from batchchat.runner.ending import Ending
 from batchchat.runner.failed_limit import FailedLimit
 from batchchat.runner.feed import RequestFeed
-from batchchat.runner.forecast import Forecaster
+from batchchat.runner.opening import RunOpening, RunSetting
 from batchchat.runner.options import RunOptions
-from batchchat.runner.preparation import Prepared, prepare
-from batchchat.runner.rows import pass_of, prompt_id_of
+from batchchat.runner.preparation import prepare
 from batchchat.runner.run_summary import Figures, alike_event, correction_event, plain, remedy_of
 from batchchat.runner.shard_choice import shards_for
 from batchchat.runner.state import RunState
 from batchchat.runner.steering import RunSteering, tell_interrupted
-from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
-from batchchat.runner.writer import CommonFields, Offload, Writer, in_thread
+from batchchat.runner.writer import Offload, in_thread
 from batchchat.sources import GivenRows
 from batchchat.store import Frozen, HeldOutput, Store, frozen_schema
 
 if TYPE_CHECKING:
     import httpx
 
-    from batchchat.cache import AnswerCache
     from batchchat.runner.batches import OpenService
-    from batchchat.runner.reuse import Reuse
 
 __all__ = ["make_limiter", "run_job"]
 
@@ -114,7 +95,7 @@ async def run_job(
     Raises UsageError before anything is sent or written, OutputLocked if another run holds the output, StorageError if
     the output cannot be opened.
     """
-    setting = _Setting(
+    setting = RunSetting(
         options=options,
         rows=rows,
         control=stop or Control(),
@@ -133,255 +114,6 @@ async def run_job(
         tick_s=tick_s,
     )
     return await _execute(job, setting, budget=budget)
-
-
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    """What a caller of `run_job` may put in place of the usual: see there."""
-
-    options: RunOptions
-    rows: GivenRows | None
-    control: Control
-    listener: Listener
-    on_snapshot: Callable[[Snapshot], None] | None
-    on_record: Callable[[Record], None] | None
-    offload: Offload
-    open_store: Callable[..., Store]
-    rng: random.Random
-    limiter: Limiter | None
-    limiters: Limiters | None
-    transport: httpx.AsyncBaseTransport | None
-    demo_url: str | None
-    environ: Mapping[str, str]
-    open_service: OpenService | None
-    tick_s: float
-
-
-class _Opening:
-    """Opens what a run needs: output, answer cache, provider, engine, writer. `stack` holds them until it is left."""
-
-    def __init__(self, job: Job, prepared: Prepared, budget: Budget | None, setting: _Setting) -> None:
-        self._job = job
-        self._prepared = prepared
-        self._provider = prepared.provider
-        self._tariff = Tariff.of(prepared.provider.prices.get(job.model))
-        self._tier = prepared.provider.tiers.get(job.params.service_tier or "", 1.0)
-        self._budget = budget
-        self._setting = setting
-        self._warnings: list[str] = []
-        self._started_at: str | None = None
-        self._run_id = setting.options.run_id or new_run_id()
-        reopens = setting.options.retry_failed
-        self._reopens = job.retry.reopens() if reopens is None else reopens
-
-    def open_store(self) -> HeldOutput:
-        """Open the output, and say what had to be recovered. Blocking code; raises as `Store.open` does."""
-        job, setting, shards = self._job, self._setting, self._prepared.shards
-        open_store: Callable[..., HeldOutput] = setting.open_store
-        if shards is not None:
-            from batchchat.store.sharded import ShardedStore
-
-            open_store = functools.partial(ShardedStore.open, shards=shards, open_shard=setting.open_store)
-        store = open_store(
-            address_of(job.output.path),
-            job_name=job.name,
-            snapshot=job.snapshot(),
-            run_id=self._run_id,
-            input_schema=self._prepared.source.schema,
-            parsed=self._prepared.parsed,
-            with_keys=job.input.key is not None,
-            part_rows=job.output.part_rows,
-            part_bytes=job.output.part_bytes,
-            part_seconds=job.output.part_seconds,
-            currency=self._provider.currency,
-            fresh=setting.options.fresh,
-            take_over=setting.options.take_over,
-            outage=job.retry.outage,
-            tell=lambda message: setting.listener(Event("output_away", message, "warning")),
-            following=pass_of(self._prepared, self._reopens),
-        )
-        if store.known is not None:
-            # Which of them are done is asked once for all, and not again for each batch that is passed over.
-            store.known.look_up(store.index, store.keys)
-        renamed = store.recovery.renamed
-        if renamed is not None:
-            message = f"the old output is kept as {renamed}; `batchchat clean {job.output.path}` removes old ones"
-            setting.listener(Event("set_aside", message, "info", {"path": renamed}))
-        for message in store.recovery.messages:
-            self._warnings.append(message)
-            setting.listener(Event("recovered", message, "warning"))
-        return store
-
-    async def open_cache(self, stack: AsyncExitStack, folder: Path) -> AnswerCache:
-        """Open the answers that equal requests share."""
-        from batchchat.cache import AnswerCache
-
-        offload = self._setting.offload
-        cache: AnswerCache = await offload(AnswerCache.open, folder)
-        stack.push_async_callback(offload, cache.close)
-        return cache
-
-    async def connect(
-        self, stack: AsyncExitStack, store: HeldOutput, wording: Wording, cache: AnswerCache | None, keys: Keys
-    ) -> RunState:
-        """Connect to the provider and join the parts of the run. `keys` are those of its endpoints."""
-        job, setting, prepared = self._job, self._setting, self._prepared
-        await self._find_provider(stack, store)
-        if cache is None and job.dedupe:
-            cache = await self.open_cache(stack, store.location.scratch(SHARED_ANSWERS))
-        prompt_id = prompt_id_of(prepared)
-        # Each line of a batch file names a model of its own, and endpoints have their own names for one.
-        tally = Tally(
-            one_model=job.input.format != BATCH_FORMAT and not has_several(job),
-            steps=[step.model for step in job.cascade],
-        )
-        if job.engine.batch:
-            engine, tariff = await self._make_batch_engine(stack, store, wording, prompt_id, keys)
-        else:
-            engine = self._make_engine(await self._open_endpoints(stack, keys), store, wording)
-            tariff = self._tariff.times(self._tier) if self._tariff is not None else None
-        by, cascaded = Answerer(self._provider.name), bool(job.cascade)
-        common = CommonFields(self._run_id, prompt_id, job.engine.kind, by, cascaded, _now_us)
-        writer = Writer(
-            store, tally, common, offload=setting.offload, listener=setting.listener, on_error=engine.cancel
-        )
-        writer.on_record = setting.on_record
-        return RunState(
-            job=job,
-            options=setting.options,
-            control=setting.control,
-            run_id=self._run_id,
-            prompt_id=prompt_id,
-            started=0.0,
-            tell=setting.listener,
-            offload=setting.offload,
-            prepared=prepared,
-            provider=self._provider,
-            budget=self._budget,
-            store=store,
-            wording=wording,
-            tally=tally,
-            forecaster=Forecaster(tariff),
-            intake=self._make_intake(store),
-            writer=writer,
-            engine=engine,
-            reuse=self._make_reuse(cache, writer) if cache is not None else None,
-            warnings=self._warnings,
-            open_answers=store.open_answers(),
-        )
-
-    async def _find_provider(self, stack: AsyncExitStack, store: HeldOutput) -> None:
-        """Give a provider `demo` without an address a demo server in this process."""
-        setting, provider = self._setting, self._provider
-        if not needs_demo(self._job):
-            return
-        base_url = "http://demo.invalid/v1" if setting.transport is not None else setting.demo_url
-        self._started_at = base_url or await self._start_demo(stack, store)
-        if provider.base_url is None:
-            self._provider = provider.with_base_url(self._started_at)
-
-    async def _open_endpoints(self, stack: AsyncExitStack, keys: Keys) -> Endpoint | EndpointRoute:
-        """Open the clients for single requests."""
-        setting = self._setting
-        registry = Registry(
-            self._job,
-            stack,
-            listener=setting.listener,
-            rng=setting.rng,
-            transport=setting.transport,
-            limiters=setting.limiters,
-            environ=setting.environ,
-        )
-        return await registry.open(keys, demo_url=self._started_at, limiter=setting.limiter)
-
-    async def _start_demo(self, stack: AsyncExitStack, store: HeldOutput) -> str:
-        from batchchat.demo import BatchOptions, DemoOptions, DemoServer
-
-        offload = self._setting.offload
-        # The batches of a demo server that ends with this process go on in the next one.
-        folder = store.location.batches() / "demo" if self._job.engine.batch else None
-        server = DemoServer(DemoOptions(track_bodies=False, batch=BatchOptions(folder=folder)))
-        await offload(server.start)
-        stack.push_async_callback(offload, server.stop)
-        return server.base_url
-
-    async def _make_batch_engine(
-        self, stack: AsyncExitStack, store: HeldOutput, wording: Wording, prompt_id: str, keys: Keys
-    ) -> tuple[Engine, Tariff | None]:
-        """Return the engine that sends batches, and what tokens cost there."""
-        from batchchat.runner.batches import BatchParts
-
-        job, setting = self._job, self._setting
-        single: Callable[[], Engine] | None = None
-        if job.engine.then == "local":
-            single = functools.partial(self._make_engine, await self._open_endpoints(stack, keys), store, wording)
-        parts = BatchParts(
-            job=job,
-            prepared=self._prepared,
-            provider=self._provider,
-            options=setting.options,
-            run_id=self._run_id,
-            prompt_id=prompt_id,
-            store=store,
-            job_answered=store.index.counts().ok > 0 and wording.known,
-            budget=self._budget,
-            api_key=keys[0][0],
-            environ=setting.environ,
-            transport=setting.transport,
-            listener=setting.listener,
-            offload=setting.offload,
-            rng=setting.rng,
-            single=single,
-            connect=setting.open_service,
-        )
-        return parts.engine(), parts.tariff()
-
-    def _make_engine(self, to: Endpoint | EndpointRoute, store: HeldOutput, wording: Wording) -> Engine:
-        """Return the engine that sends single requests."""
-        job, setting, provider = self._job, self._setting, self._provider
-        retry, counts = job.retry, store.index.counts()
-        account = self._budget.account(self._dearest(), provider.currency) if self._budget else None
-        return LocalEngine(
-            to,
-            RetryPolicy(retry.attempts, retry.request_timeout, retry.row_deadline, retry.outage),
-            Surroundings(setting.listener, setting.rng, setting.offload),
-            account=account,
-            refusals=Refusals(model_answered=counts.ok > 0, job_answered=counts.ok > 0 and wording.known),
-            acceptance=None if self._prepared.acceptance.idle else self._prepared.acceptance,
-        )
-
-    def _dearest(self) -> Tariff | None:
-        """Return the most that a token may cost, whoever of the job's targets answers; None if a price is not known.
-
-        It covers the tier that is asked for, and the usual one, in which an answer may come.
-        """
-        tier = self._job.params.service_tier or ""
-        found = []
-        for target in targets_of(self._job):
-            tariff = Tariff.of(target.provider.prices.get(target.model))
-            found.append(tariff and tariff.times(max(1.0, target.provider.tiers.get(tier, 1.0))))
-        return Tariff.dearest(found)
-
-    def _make_intake(self, store: HeldOutput) -> Intake:
-        job, prepared = self._job, self._prepared
-        shares = job.cache is not None or job.dedupe
-        intake = prepared.intake(store.index, store.keys, reopens=self._reopens, answer_ids=shares)
-        if store.known is not None:
-            intake.pass_over(store.known)
-        return intake
-
-    def _make_reuse(self, cache: AnswerCache, writer: Writer) -> Reuse:
-        from batchchat.runner.reuse import Reuse
-
-        setting = self._setting
-        return Reuse(
-            cache,
-            writer,
-            self._prepared.acceptance,
-            own=self._job.cache is None,
-            offload=setting.offload,
-            listener=setting.listener,
-        )
 
 
 class _Running:
@@ -483,7 +215,7 @@ class _Running:
             await anyio.sleep(self._tick_s)
 
 
-async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> RunSummary:
+async def _execute(job: Job, setting: RunSetting, *, budget: Budget | None) -> RunSummary:
     started = anyio.current_time()
     options, offload = setting.options, setting.offload
     # A caller that runs several jobs may give one budget over all of them.
@@ -513,7 +245,7 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
     for message in (*prepared.warnings, *prepared.first_empty):
         setting.listener(Event("warning", message, "warning"))
     job = prepared.job
-    opening = _Opening(job, prepared, budget, setting)
+    opening = RunOpening(job, prepared, budget, setting)
     async with AsyncExitStack() as held:
         # Before the output: if the cache cannot be opened, no output is made.
         cache = await opening.open_cache(held, Path(job.cache)) if job.cache is not None else None
@@ -540,22 +272,13 @@ async def _execute(job: Job, setting: _Setting, *, budget: Budget | None) -> Run
                 await offload(store.close)
 
 
-def _read_keys(job: Job, setting: _Setting, warn: Callable[[str], object]) -> Keys:
+def _read_keys(job: Job, setting: RunSetting, warn: Callable[[str], object]) -> Keys:
     """Read the keys of all endpoints. Blocking code; raises JobError if one cannot be had."""
 
     def tell(message: str, place: str | None) -> None:
         setting.listener(Event("key_renewed", message, fields={"place": place}))
 
     return read_keys(job, setting.environ, warn=warn, tell=tell)
-
-
-def new_run_id() -> str:
-    """Return an identity for a run: when it begins, in UTC, and six digits that no other run has."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
 
 
 def _refuse_beside_batches(store: HeldOutput) -> None:

@@ -92,6 +92,7 @@ class Figures:
     def _total_rows(self) -> tuple[int | None, bool]:
         run = self._run
         seen, source, options = run.intake.counts.rows, run.prepared.source, run.options
+        # The whole input was read: this is a count, and no estimate.
         if run.read_all:
             return seen, True
         shards = run.prepared.shards
@@ -134,6 +135,7 @@ class Figures:
         rows = total if total is not None else intake.rows
         failed = sum(counts.seen_failed.values())
         reason, remedy, code = None, None, 1 if failed else 0
+        # Who stops a run that has failed must still read why it failed.
         if error is not None:
             reason, remedy, code = error.message, error.remedy, error.exit_code
         elif run.control.asked:
@@ -191,6 +193,7 @@ class Figures:
         run = self._run
         reopened = run.job.retry.reopens()
         kinds = [kind.value for kind in run.store.index.counts().seen_failed if kind not in reopened]
+        # A run from Python has no command that could be repeated.
         if run.options.command is None or not kinds:
             return None
         words = shlex.split(run.options.command)

@@ -14,6 +14,8 @@ from batchchat.runner.answerers import Answerers
 from batchchat.runner.step_shares import StepShares
 
 _WINDOW_S = 20.0
+"""Seconds over which the shown rate is measured: it is smooth then, and follows a change within half a minute.
+Chosen."""
 _FIRST_ROWS = 50
 _ALIKE = 20
 """So many of the first rows that failed for one reason are told of at once. Chosen: a row here and there fails of every

@@ -24,6 +24,7 @@ from batchchat.runner.tally import Tally
 from batchchat.store import AnswerEntry, Entry, HeldOutput, SettledEntry, SpendOnly, StoreChange
 
 _FULL_BYTES = 16 * 2**20
+"""Bytes of outcomes that may wait for their commit. With more the commit is hastened, and the input waits."""
 _NO_USAGE = Usage()
 _NOTHING = Spend()
 
@@ -133,6 +134,7 @@ class Writer:
         request = outcome.request
         if isinstance(outcome, Answered):
             spend = _spend(outcome.usage, outcome.cost)
+            # It costs, and nobody asks for its text again.
             if outcome.step is None:
                 self._add(SpendOnly(spend), 200)
             else:
@@ -277,6 +279,7 @@ class Writer:
             record.reasoning_tokens,
         ) = usage
         record.engine = engine = outcome.engine or self._engine
+        # Without usage or a price the cost is not known: 0 would read as free.
         if usage.prompt_tokens is not None and not (reply.cost is None and request.cost is None):
             record.cost = as_float((reply.cost or 0) + (request.cost or 0))
         record.http_status = 200
@@ -298,6 +301,7 @@ class Writer:
         if outcome.confidence is not None:
             record.confidence, record.confidence_detail = outcome.confidence.value, outcome.confidence.detail()
         by = reply.by or self._by
+        # A row that was never sent has nobody who answered it.
         if by is not None and request.attempts:
             record.provider, record.endpoint = by.provider, by.endpoint
             self._tally.add_answerer(by, ok=failure is None, cost=record.cost or 0.0)
@@ -345,6 +349,7 @@ class Writer:
                 return
             await self._gather(due)
         await self._sealed()
+        # The last records make a part of their own, however few they are: readers see the dataset whole.
         if self.error is None and self._store.unsealed:
             await self._begin_seal()
             await self._sealed()
@@ -383,6 +388,7 @@ class Writer:
         """Seal what is pending while commits go on. At most one seal is under way: a second one waits here."""
         await self._sealed()
         sealing: object | None = await self._offload(self._store.rotate)
+        # A part is written beside the next commits: waiting for it would stop the rows for as long.
         if sealing is not None and self._group is not None and self.error is None:
             self._sealing = anyio.Event()
             self._group.start_soon(self._seal, sealing)

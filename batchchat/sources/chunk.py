@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _RAW_KEPT = 64 * 1024
+"""Bytes of an unreadable row that are kept as they are; a longer one is told from others by its digest."""
 
 
 @dataclass(frozen=True, slots=True)

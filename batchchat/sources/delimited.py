@@ -16,6 +16,8 @@ from batchchat.sources.files import BLOCK, BOM, ByteStream
 
 FIELD_LINES = 10_000
 FIELD_BYTES = 8 * 1024 * 1024
+"""Lines and characters of one field in quotes. Beyond them the quote is taken for one that is never closed, which would
+read the rest of the file into memory. Chosen, not measured."""
 """How far a field in quotes may span: lines, and characters where there is more than one line.
 
 A text of a million words stays below both. What a lone quote makes wait in memory is below 10 MB.

@@ -81,10 +81,12 @@ def find_files(path: str, base: Path | None, chosen: str | None, output: Address
             raise UsageError(f"{place}: the folder holds no input file{more}", remedy=f"Known extensions are {KNOWN}.")
     elif place.exists():
         found = [_input_file(place, place.parent, chosen)]
+    # Asked last: brackets and stars are letters that a file's own name may have.
     elif glob.has_magic(path):
         found = _match(place, chosen, output, left_out)
     else:
         _missing(place)
+    # A file that is named itself, or by a glob, is read wherever it lies; not so what the run itself writes.
     for part in (output / "data", output / STATE) if output is not None else ():
         for file in found:
             if file.path.resolve().is_relative_to(part.resolve()):
@@ -111,6 +113,7 @@ def reads_file(path: str, chosen: str | None, file: Path) -> bool:
             return False
         hidden = any(part[0] in "._" for part in file.relative_to(place.resolve()).parts)
         return not hidden and (chosen is not None or format_of(file) is not None)
+    # It may be there only when the job before it has run: then its path is compared as a text.
     if place.exists() or not glob.has_magic(path):
         return place.resolve() == file
     # `**` means any number of folders, also none; for fnmatch a star means anything.
@@ -165,10 +168,12 @@ class _Walk:
             kept = []
             for name in sorted(folders):
                 inside = here / name
+                # As Spark and Hive have it: such folders hold checkpoints and logs, no data.
                 if name[0] in "._":
                     continue
                 if inside.is_symlink():
                     self._links.append(inside)
+                # Records of an earlier run in the folder of the input would become rows of the next one.
                 elif is_product(inside):
                     self._leave_product(inside)
                 else:
@@ -182,6 +187,7 @@ class _Walk:
 
     def _follow(self, link: Path) -> None:
         about = link.stat()
+        # Links may lead in a circle, or twice to one folder, whose rows would be asked twice.
         if (about.st_dev, about.st_ino) in self._seen:
             self.left_out.append(f"{link}: the link was not followed: its folder is part of the input already")
         elif is_product(link):
@@ -203,6 +209,7 @@ def _match(pattern: Path, chosen: str | None, output: Path | None, left_out: lis
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     folder = Path(*parts[:fixed])
     walks = "**" in parts
+    # A glob with a fixed number of folders finds the output only if somebody names it.
     if walks:
         _check_output(output, folder, pattern, hidden=False)
     matches = sorted(Path(match) for match in glob.glob(str(pattern), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
@@ -251,6 +258,7 @@ def _input_file(file: Path, folder: Path, chosen: str | None) -> LocalFile:
         about = file.stat()
     except OSError as error:
         raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
+    # A named pipe gives its rows once; the first look at the columns would use them up.
     if not stat.S_ISREG(about.st_mode):
         raise UsageError(
             f"{file}: is not a regular file, and an input is read more than once",
@@ -374,6 +382,7 @@ class ByteStream:
         self.encoding_remedy = "Check `encoding` under input."
 
     def _skip(self, count: int) -> None:
+        # Nothing is unpacked or decoded: a place in the text is a place in the file.
         if self._stream is self._raw and self._decode is None:
             self._raw.seek(count)
             self.position = count
@@ -398,6 +407,7 @@ class ByteStream:
         self._file.check_unchanged()
         if self.position == 0 and self._decode is None and block[:2] in _UTF16_MARKS:
             raise EOFError("its text is UTF-16: set `encoding: utf-16` under input")
+        # Arrow takes it for an empty stream; but even no text at all has a header when it is compressed.
         if not block and self._file.compression is not None and not self._file.size:
             raise EOFError("it is empty, and a compressed file never is")
         self.position += len(block)
@@ -407,6 +417,7 @@ class ByteStream:
 
     def place(self, offset: int, line: int = 1, *, ended: bool = False) -> Place | None:
         """Return the place at `offset`, which is at most `position`; None where no later pass could begin there."""
+        # All places of one block share a digest, which is finished once.
         if self._digest[0] != self.position:
             self._digest = self.position, self._hash.copy().digest()
         return Place(0, offset, line, self._base, self.position, self._digest[1], ended)

@@ -30,6 +30,8 @@ from batchchat.transport.tls import tls_context
 _Answer = TypeVar("_Answer")
 
 _MOST_HOPS = 6
+"""Requests that one call may take: the first, and redirects. Hubs redirect once for a renamed dataset and once to
+storage; more than five is a loop. Chosen, not measured."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524})
 _TIMEOUTS = {"connect": 5.0, "read": 30.0, "write": 30.0, "pool": 30.0}
@@ -38,11 +40,14 @@ _WHOLE_MOST = 16 * 2**20
 """Bytes of a file that is taken whole from a server that sends no ranges. The hub keeps files of up to 10 MB itself,
 and larger ones in storage that always knows ranges."""
 _ANSWER_MOST = 64 * 2**20
+"""Bytes of an answer that is no range of a file, such as a page of a listing: a bound of memory, if it is no hub.
+Chosen, not measured."""
 _LONGEST_WAIT = 310.0
 """Seconds that a hub may make us wait. It counts requests in windows of five minutes."""
 _BACKOFF = wait_exponential(multiplier=0.5, max=15)
 """0.5, 1, 2, 4, 8, 15 … seconds: eight repeats take about a minute, as with object storage."""
 _TEXT_SHOWN = 200
+"""Characters of an error page that a message quotes."""
 
 
 class _PassingError(Exception):

@@ -24,6 +24,7 @@ _NAME = "rows"
 """What records call the source of such rows."""
 _SAMPLE_ROWS = 10_000
 _SAMPLE_BYTES = 64 * 2**20
+"""Rows, and bytes of them, from which types are inferred: as many as of a file."""
 _KINDS = "a DataFrame (pandas, polars), a pyarrow.Table, a DuckDB relation, or an iterable of dicts"
 _NO_ROW = "the row is no mapping of column names to values"
 _PANDAS_INDEX = "__index_level_"

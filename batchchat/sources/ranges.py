@@ -16,6 +16,7 @@ _AHEAD = 4
 is parsed."""
 _RANDOM_BLOCK = 2**20
 _MOST_BLOCKS = 128
+"""Bytes of a block, and blocks kept, if a file is read at many places in turn: at most 128 MiB for each file."""
 
 
 class RangeFile:

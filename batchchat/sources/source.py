@@ -27,11 +27,15 @@ from batchchat.sources.jsonl import count_jsonl, read_jsonl
 from batchchat.sources.parquet import ParquetFile, plain_type
 
 _MAX_COLUMNS = 1_000
+"""Columns that JSON Lines may have. Objects whose names are data (identities, dates) would else make a column of
+each."""
 _ONE_OBJECT_A_LINE = "JSON Lines has one object on each line, and a line ends with a line end."
 _LINES_OF_ARRAY = "import json, sys; [print(json.dumps(row)) for row in json.load(sys.stdin.buffer)]"
 _UNPACK = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd"}
 _SAMPLE_ROWS = 10_000
 _SAMPLE_BYTES = 64 * 1024 * 1024
+"""Rows, and bytes of them, from which columns and types are inferred. A later row that does not fit a type goes on as
+text in `input_extra`, so that more would only cost time. Chosen, not measured."""
 
 
 class Source(ABC):
@@ -456,6 +460,7 @@ class ParquetSource(Source):
 
     def _learn(self, frozen: pa.Schema | None) -> None:
         self._parquet = {file.name: ParquetFile(file) for file in self._inputs if file is not None}
+        # Told before anything is made: an empty input is mostly a wrong path.
         if not self.known_rows():
             raise self._no_rows()
         schemas = [file.schema for file in self._parquet.values()]

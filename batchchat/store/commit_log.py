@@ -111,6 +111,7 @@ class CommitLog:
         if records:
             if self._pending is None:
                 self._pending = Pending(self._types.required_schema)
+            # A late record was superseded before it came: it goes to the archive, and never into the dataset.
             late = [record for record in records if record.late]
             self._pending.add([record for record in records if not record.late] if late else records)
             if late:
@@ -123,10 +124,12 @@ class CommitLog:
         journal, pending, bounds = self._journal, self._pending, self._bounds
         if journal is None:
             return False
+        # Costs and answers of open requests make no row, but the journal grows by them.
         if journal.size >= JOURNAL_FACTOR * bounds.nbytes:
             return True
         if pending is None:
             return False
+        # The age is that of the first record, by the clock of whoever asks: this log reads none.
         if self._pending_since is None:
             self._pending_since = now
         waited = now - self._pending_since
@@ -144,6 +147,7 @@ class CommitLog:
         batches = self._pending.batches() if self._pending is not None else []
         late = self._late.batches() if self._late is not None else []
         self._journal = self._pending = self._late = self._pending_since = None
+        # Their generation is deleted with the seal: the next one must hold them before that.
         if len(self.answers):
             self.begin()
         return Sealing(old.generation, old.run_id, batches, old.spend, superseding, late, keys=old.keys)

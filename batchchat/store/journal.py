@@ -387,6 +387,7 @@ class _ReplayIntake:
             result.answers.append(AnswerEntry(value["custom_id"], value["step"], value["payload"], spend))
             return spend
         if frame.kind == SPEND:
+            # A key stands behind the numbers, so that a frame of an earlier version, which has none, reads the same.
             if value and isinstance(value[-1], str):
                 result.keys.append(value.pop())
             return Spend(*value)
@@ -465,4 +466,5 @@ def _dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:
+        # Whatever a server put into an answer that was paid for, the record must be kept.
         return orjson.dumps(storable(value), default=str)

@@ -78,6 +78,7 @@ def identity_states(table: pa.Table | pa.RecordBatch) -> tuple[bytes, bytes]:
     try:
         digits = bytes(_fixed_size(column, 2 * ID_BYTES))
     except pa.ArrowInvalid:
+        # As wrong as any other text: the check below says it.
         digits = b"?"
     if column.null_count or digits.translate(None, b"0123456789abcdef"):
         raise ValueError("it holds records without a proper custom_id")
@@ -114,12 +115,14 @@ def load_dataset(
     for name in dataset.parts.names():
         try:
             _load_part(dataset, name, loader, with_keys=keys is not None)
+        # Its rows are asked again. To stop here would keep all other rows from going on.
         except DamagedPartError as error:
             dataset.set_aside(error, moved)
     loader.finish()
     for name in dataset.archive.files.names():
         try:
             completions = dataset.archive.completions(name)
+        # An archive holds no live record: nothing but cheap returns to an earlier prompt is lost.
         except DamagedPartError as error:
             moved.messages.append(dataset.archive.set_aside(error))
             continue
@@ -142,6 +145,7 @@ def _load_part(dataset: Dataset, name: str, loader: IndexLoader, *, with_keys: b
             dataset.older.add(name)
     try:
         loader.add(table, texts)
+    # A file of this form that was not written by this package is no part, whatever its footer says.
     except ValueError as error:
         raise DamagedPartError(name, str(error)) from error
 

@@ -16,6 +16,7 @@ from batchchat.template.sandbox import MAX_TEXT, Environment, RowContext, TooMuc
 Values = Mapping[str, Any]
 _RESULT = "_result"
 _SMALL = 2**64
+"""Whole numbers below it are written at once. The others take the way on which the work of a rendering is counted."""
 T = TypeVar("T")
 
 

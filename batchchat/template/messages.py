@@ -92,6 +92,7 @@ class _TextSlot:
             data = orjson.dumps(text)
         except TypeError:
             raise RowTemplateError(f"{self._leaf.place}: the text is not valid Unicode (a lone surrogate)") from None
+        # The text of an image or file is data in base64: it counts flat for its part, not by its letters.
         if self._media:
             return data, 0
         return data, 2 * len(text) if text.isascii() else weight(text)
@@ -170,6 +171,7 @@ class _ColumnSlot:
         del images  # a column of messages says itself what it shows: data names no file
         _check_column(self._column, values, self._place)
         value = values[self._column]
+        # CSV has no lists: a conversation is JSON text in its cell.
         if isinstance(value, str):
             try:
                 value = orjson.loads(value)
@@ -246,6 +248,7 @@ def check_message(item: Any) -> dict[str, Any]:
     if role == "function" and not isinstance(message.get("name"), str):
         raise ValueError("has the role 'function' and no name: give the function's name, or use the role tool")
     content = message.get("content")
+    # Servers take no content from an assistant alone, whose turn may be a call or a refusal.
     if content is None:
         if role != "assistant" or not (
             message.get("tool_calls") or message.get("function_call") or message.get("refusal")
@@ -264,6 +267,7 @@ def _of_sharegpt(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Raises ValueError for the turns of tools: they lack the id of their call, which servers ask for.
     """
+    # A message with a role is the Chat API's, whatever other fields its dataset has.
     if item.get("role") is not None or "from" not in item or "value" not in item:
         return item
     speaker = item["from"]
@@ -347,6 +351,7 @@ class Messages:
         self.image_columns: frozenset[str] = frozenset()
         self.attachments: dict[str, AttachmentKind] = {}
         items = [messages] if isinstance(messages, Mapping) else messages
+        # A text is a sequence too, and would become a message for each letter.
         if not isinstance(items, Sequence) or isinstance(items, str) or not items:
             raise JobError("needs at least one message, or {from: column}", field="messages")
         if isinstance(messages, Mapping) and set(messages) != {"from"}:

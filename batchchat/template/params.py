@@ -69,6 +69,7 @@ class CompiledParams:
         self.tokens = 0
         try:
             self._written = {name: None if _varies(value) else write(name, value) for name, value in compiled.items()}
+            # Params that are the same for all rows are written once, and not for each of a million rows.
             if not self.varies:
                 self.head, self.canonical, self.max_tokens, self.tokens = self.render({})
         except RowTemplateError as error:
@@ -120,6 +121,7 @@ class CompiledParams:
             leaf = NativeLeaf(self._environment, expression, place)
         else:
             leaf = Leaf(self._environment, source, place)
+            # A text without a hole keeps its type: it is written as the job has it.
             if leaf.constant is not None:
                 return leaf.constant
         self.names |= leaf.names
@@ -133,6 +135,7 @@ def _merged(params: Mapping[str, Any]) -> dict[str, Any]:
         raise JobError("is a mapping of fields for the request body", field="params.extra_body")
     fields = {name: value for name, value in params.items() if name != "extra_body"}
     for name in extra:
+        # Which of the two goes out would depend on their order.
         if name in fields:
             raise JobError(f"{name} is set in params too: keep one of the two", field=f"params.extra_body.{name}")
     fields.update(extra)
@@ -186,6 +189,7 @@ def _typed(name: str, value: Any) -> Any:
     if not isinstance(value, str) or (name not in _NUMBERS and name not in _FLAGS):
         return value
     text = value.strip()
+    # An empty cell leaves the field out for this row; servers refuse an empty text for a number.
     if not text:
         return None
     if name in _FLAGS:

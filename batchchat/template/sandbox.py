@@ -38,6 +38,8 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _MAX_WIDTH = 100_000
 _MAX_BITS = 65_536
 _MAX_DIGITS = 300
+"""Bounds of a width or range, of the bits of a product, and of digits. Within them one operation takes well under a
+second. Templates of people need far less; chosen, not measured."""
 _NOT_REPEATABLE = ("random", "lipsum")
 _HTML_ONLY = ("urlize", "xmlattr")
 _UNMEASURED_METHODS = frozenset({"translate", "maketrans", "to_bytes"})

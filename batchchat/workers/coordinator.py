@@ -21,23 +21,23 @@ from batchchat.errors import BatchchatError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.job import Job, load_keys
 from batchchat.runner.control import Control
+from batchchat.runner.opening import new_run_id
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import prepare
-from batchchat.runner.run import new_run_id
 from batchchat.runner.run_summary import plain
 from batchchat.runner.shard_choice import shards_for
 from batchchat.runner.steering import tell_interrupted
 from batchchat.runner.writer import Offload, in_thread
 from batchchat.sources import STDIN, Source
 from batchchat.store import Frozen, Shards, frozen_schema, read_state
-from batchchat.store.led import LedOutput
-from batchchat.workers.led import Led
-from batchchat.workers.led_run import LedRun
-from batchchat.workers.led_summary import led_summary
+from batchchat.store.coordinated import CoordinatedOutput
 from batchchat.workers.limits import share_limits
 from batchchat.workers.messages import job_order, options_order
 from batchchat.workers.port import Launcher
+from batchchat.workers.setting import TeamSetting
 from batchchat.workers.team import Team
+from batchchat.workers.team_run import TeamRun
+from batchchat.workers.team_summary import team_summary
 
 _DEFAULTS = RunOptions()
 _TICK_S = 0.25
@@ -89,13 +89,15 @@ async def run_with_workers(
             "answers": on_answers is not None,
             **limits.order,
         }
-        led = Led(job, options, control or Control(), output, shards, source, limits, started, listener, offload)
-        team = Team(led, min(workers, len(shards.chosen)), launcher=launcher, order=order)
+        setting = TeamSetting(
+            job, options, control or Control(), output, shards, source, limits, started, listener, offload
+        )
+        team = Team(setting, min(workers, len(shards.chosen)), launcher=launcher, order=order)
         team.on_answers = on_answers
-        run = LedRun(led, team)
+        run = TeamRun(setting, team)
         run.on_snapshot = on_snapshot
         await run.run(tick_s)
-        summary = await _end(led, team, run.elapsed)
+        summary = await _end(setting, team, run.elapsed)
         # The display keeps what it was shown last: the counts of workers that ended after the last tick must be in it.
         if on_snapshot is not None and (snapshot := run.snapshot()) is not None:
             on_snapshot(snapshot)
@@ -130,11 +132,11 @@ def _check(
 @asynccontextmanager
 async def _held_output(
     job: Job, shards: Shards, options: RunOptions, tell: Listener, offload: Offload
-) -> AsyncIterator[LedOutput]:
+) -> AsyncIterator[CoordinatedOutput]:
     """Hold the output until the context ends. Tell where an old one is kept, and what a killed run had been told."""
-    output: LedOutput = await offload(
+    output: CoordinatedOutput = await offload(
         functools.partial(
-            LedOutput.open,
+            CoordinatedOutput.open,
             address_of(job.output.path),
             shards,
             run_id=options.run_id or "",
@@ -168,14 +170,14 @@ async def _start_demo(stack: AsyncExitStack, offload: Offload) -> str:
     return server.base_url
 
 
-async def _end(led: Led, team: Team, elapsed_s: float) -> RunSummary:
+async def _end(setting: TeamSetting, team: Team, elapsed_s: float) -> RunSummary:
     """Return how the run ended, and write it to the output."""
-    offload = led.offload
-    summary: RunSummary = await offload(led_summary, led, team, elapsed_s)
-    summary = await offload(functools.partial(_with_output, summary, led.job, died=team.reports.deaths > 0))
+    offload = setting.offload
+    summary: RunSummary = await offload(team_summary, setting, team, elapsed_s)
+    summary = await offload(functools.partial(_with_output, summary, setting.job, died=team.reports.deaths > 0))
     line = {**plain(summary), "ended_at": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
-        await offload(led.output.runs.append_run, {**line, "shards": list(led.shards.chosen)})
+        await offload(setting.output.runs.append_run, {**line, "shards": list(setting.shards.chosen)})
     except BatchchatError as error:
         # The answers are durable in the shards; only the line about this run is missing.
         summary = replace(summary, exit_code=error.exit_code, reason=error.message, remedy=error.remedy)

@@ -22,10 +22,10 @@ from batchchat.errors import (
 from batchchat.format import plural
 from batchchat.runner.control import Ceilings
 from batchchat.workers.claims import Claim, Claims
-from batchchat.workers.led import Led
 from batchchat.workers.messages import Message
 from batchchat.workers.port import Launcher, RunningWorker
 from batchchat.workers.reports import Reports
+from batchchat.workers.setting import TeamSetting
 
 _MOST_STARTS = 3
 """How often a worker may die in a row before it asked for work."""
@@ -52,11 +52,11 @@ class Team:
 
     on_answers: Callable[[Sequence[Sequence[Any]]], None] | None = None
 
-    def __init__(self, led: Led, workers: int, *, launcher: Launcher, order: Message) -> None:
+    def __init__(self, setting: TeamSetting, workers: int, *, launcher: Launcher, order: Message) -> None:
         self.halt: BatchchatError | None = None
-        self.claims = Claims(led.shards.chosen, workers)
-        self.reports = Reports(led.tell)
-        self._led = led
+        self.claims = Claims(setting.shards.chosen, workers)
+        self.reports = Reports(setting.tell)
+        self._setting = setting
         self._launcher = launcher
         self._order = order
         self._names = [str(number) for number in range(1, workers + 1)]
@@ -92,7 +92,7 @@ class Team:
 
     def pause(self) -> None:
         """Launch nothing until `resume`."""
-        steering = self._led.control.steering
+        steering = self._setting.control.steering
         self._tell_all({"do": "pause", "since": steering.paused_since, "by": steering.paused_by})
 
     def resume(self) -> None:
@@ -104,7 +104,7 @@ class Team:
     ) -> None:
         """Take other ceilings over all workers."""
         # The lowest ceiling of all workers holds, so that each must have the new ones.
-        ceilings = self._led.limits.ceilings = Ceilings(requests_per_minute, tokens_per_minute, concurrency)
+        ceilings = self._setting.limits.ceilings = Ceilings(requests_per_minute, tokens_per_minute, concurrency)
         self._tell_all({"do": "retune", "ceilings": asdict(ceilings)})
 
     # ---- the workers ------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ class Team:
 
     def is_ending(self) -> bool:
         """Return whether no more work is handed out: something halted the run, or a person asked for its end."""
-        return self.halt is not None or bool(self._led.control.asked)
+        return self.halt is not None or bool(self._setting.control.asked)
 
     def _tell_death(self, name: str, worker: RunningWorker, reason: str, claim: Claim | None) -> None:
         what = "it had claimed no shard"
@@ -187,10 +187,10 @@ class Team:
         """Take what a worker tells, until it ends. Return whether it asked for work."""
         await worker.tell(self._order)
         # One that takes the place of a dead worker begins as the others are now.
-        if self._led.control.paused:
+        if self._setting.control.paused:
             await worker.tell({"do": "pause"})
-        if self._led.limits.ceilings is not None:
-            await worker.tell({"do": "retune", "ceilings": asdict(self._led.limits.ceilings)})
+        if self._setting.limits.ceilings is not None:
+            await worker.tell({"do": "retune", "ceilings": asdict(self._setting.limits.ceilings)})
         asked = False
         async for message in worker.messages():
             what = message.get("is")
@@ -245,7 +245,7 @@ class Team:
         held_s = self.claims.held_for(name, anyio.current_time())
         if held_s > _HELD_S:
             return False
-        if not await self._led.offload(self._led.output.held_by_ended_runs, loss["shards"]):
+        if not await self._setting.offload(self._setting.output.held_by_ended_runs, loss["shards"]):
             return False
         if self.is_ending():
             # They stay open, which is no loss beside the reason of the end.
@@ -274,7 +274,7 @@ class Team:
         if self._stops >= times:
             return
         self._stops = times
-        control, error = self._led.control, self.halt
+        control, error = self._setting.control, self.halt
         # Workers that end say why, as one of the two that a coordinator knows.
         reason = error.message if error is not None else control.reason or "stopped"
         code = error.exit_code if error is not None else control.exit_code or 1
@@ -285,7 +285,7 @@ class Team:
     @property
     def _grace(self) -> float:
         # `batchchat control` may have set another one while the run goes on.
-        return float(self._led.control.settings.get("grace") or self._led.options.grace)
+        return float(self._setting.control.settings.get("grace") or self._setting.options.grace)
 
     async def _end_late(self) -> None:
         """End what is in flight when the grace of a halt is over."""

@@ -24,7 +24,7 @@ from batchchat.errors import StorageError
 from batchchat.events import RunSummary
 from batchchat.planning import plan_job
 from batchchat.records import ErrorKind
-from batchchat.runner import preparation
+from batchchat.runner import inputs, preparation
 from batchchat.runner.options import RunOptions
 from batchchat.runner.run import run_job
 from batchchat.sources import open_source
@@ -104,7 +104,7 @@ def once(
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of three rows, so that a few rows are many batches; a repeated key is no error at the start."""
     small = functools.partial(open_source, batch_rows=3, batch_bytes=64)
-    monkeypatch.setattr(preparation, "open_source", small)
+    monkeypatch.setattr(inputs, "open_source", small)
     monkeypatch.setattr(preparation, "_KEYS_CHECKED", 1)
 
 
@@ -119,7 +119,7 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return render(self, values, *args)
 
     monkeypatch.setattr(Template, "render", noted)
-    monkeypatch.setattr(preparation, "_try_template", lambda *_, **__: None)
+    monkeypatch.setattr(preparation, "try_template", lambda *_, **__: None)
     return found
 
 

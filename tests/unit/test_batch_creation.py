@@ -8,11 +8,16 @@ from typing import Any
 import anyio
 import pytest
 
+from batchchat.engines.batch.building import Asker
+from batchchat.engines.batch.carried import Carried
 from batchchat.engines.batch.creation import Creation, Patience, labels_of
+from batchchat.engines.batch.harvest import Terms
 from batchchat.engines.batch.ledger import ChunkState, Ledger
 from batchchat.engines.batch.service import RemoteBatch
 from batchchat.engines.batch.services import open_service
+from batchchat.engines.batch.setting import BatchSetting, Means
 from batchchat.providers import PROFILES
+from batchchat.store.index import RecordIndex
 from tests.batch_play import Options, Play
 
 PLANNED = 1_700_000_000.0
@@ -33,16 +38,10 @@ def find(name: str, listed: Any, state: ChunkState, tmp_path: Path) -> list[Remo
     service = open_service(PROFILES[name], Options(), api_key="sk-0123456789", environ={}, transport=play)
 
     async def use() -> list[RemoteBatch]:
-        creation = Creation(
-            service,
-            Ledger(tmp_path),
-            tmp_path,
-            patience=Patience(1.0, print, anyio.sleep),
-            listener=print,
-            poll_s=1.0,
-            wall_clock=lambda: PLANNED,
-            offload=anyio.to_thread.run_sync,
-        )
+        setting = BatchSetting(tmp_path, Asker("job", "r", "p", "m"), Terms(None, attempts=1), poll=1.0)
+        known = Carried(RecordIndex(), None, {}, tmp_path)
+        means = Means(service, setting, known, print, wall_clock=lambda: PLANNED)
+        creation = Creation(means, Ledger(tmp_path), Patience(1.0, print, anyio.sleep))
         async with service:
             return await creation.find(state)
 

@@ -24,8 +24,8 @@ from batchchat.planning import plan_job
 from batchchat.resharding import reshard_output
 from batchchat.runner.options import RunOptions
 from batchchat.store import Completions, Shards, read_output, read_state, verify
+from batchchat.store.coordinated import CoordinatedOutput
 from batchchat.store.joined_runs import worst_code
-from batchchat.store.led import LedOutput
 from batchchat.store.location import place_change
 from batchchat.store.location.folder import FolderLocation
 from batchchat.store.location.place_change import PlaceChange
@@ -157,13 +157,13 @@ def test_a_shard_that_is_held_and_an_output_that_is_led_are_refused(tmp_path: Pa
         run_rows(tmp_path)
     run_rows(tmp_path, options=RunOptions(share=(1, 4)))
     hold.release()
-    led = LedOutput.open(
-        tmp_path / "out", Shards(4, (0, 1, 2, 3)), run_id="led", job_name="test", snapshot={"name": "test"},
+    output = CoordinatedOutput.open(
+        tmp_path / "out", Shards(4, (0, 1, 2, 3)), run_id="whole", job_name="test", snapshot={"name": "test"},
         fresh=False, take_over=False, outage=1.0, tell=lambda _message: None,
     )  # fmt: skip
     with pytest.raises(OutputLocked):
         run_rows(tmp_path)
-    led.close()
+    output.close()
 
 
 @pytest.mark.thorough

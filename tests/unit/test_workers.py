@@ -417,6 +417,6 @@ def test_a_job_that_uses_no_shards_imports_nothing_of_them() -> None:
     code = "import sys, batchchat.cli.running, batchchat.runner.run; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     rooms = ("batchchat.workers", "batchchat.resharding", "batchchat.sharing", "batchchat.cli.sharding")
-    modules = ("sharded", "led", "resharding", "joined_runs")
+    modules = ("sharded", "coordinated", "resharding", "joined_runs")
     assert not [name for name in loaded if name.startswith(rooms)]
     assert not {f"batchchat.store.{name}" for name in modules} & set(loaded)

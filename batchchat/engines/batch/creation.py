@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -19,13 +18,13 @@ import anyio
 from batchchat.engines.batch.chunks import LINES
 from batchchat.engines.batch.ledger import ChunkState, Ledger, Step
 from batchchat.engines.batch.service import (
-    BatchService,
     BatchStatus,
     Gone,
     OutcomeUnknown,
     RemoteBatch,
     Unavailable,
 )
+from batchchat.engines.batch.setting import Means
 from batchchat.errors import ProviderUnavailable
 from batchchat.events import Event, Listener
 
@@ -82,31 +81,16 @@ class Patience:
 
 
 class Creation:
-    """Uploads chunks and creates their batches.
+    """Uploads chunks and creates their batches."""
 
-    `poll_s` is the time between two looks at the provider. `labels` name a chunk at the provider.
-    """
-
-    def __init__(
-        self,
-        service: BatchService,
-        ledger: Ledger,
-        folder: Path,
-        *,
-        patience: Patience,
-        listener: Listener,
-        poll_s: float,
-        wall_clock: Callable[[], float],
-        offload: Callable[..., Awaitable[Any]],
-    ) -> None:
-        self._service = service
-        self._ledger = ledger
-        self._folder = folder
+    def __init__(self, means: Means, ledger: Ledger, patience: Patience) -> None:
         self.patience = patience
-        self._listener = listener
-        self._poll_s = poll_s
-        self._wall_clock = wall_clock
-        self._offload = offload
+        self._ledger = ledger
+        self._service = means.service
+        self._setting = means.setting
+        self._listener = means.listener
+        self._wall_clock = means.wall_clock
+        self._offload = means.offload
 
     async def note(self, state: ChunkState, step: str, **told: Any) -> ChunkState:
         """Write a step down, durably. It is not cut short by a cancellation."""
@@ -151,7 +135,7 @@ class Creation:
                 state = await self.note(state, "not_created", ref=None)
                 if again == _MORE_LOOKS - 1:
                     raise
-                await self.patience.rest(self._poll_s)
+                await self.patience.rest(self._setting.repeat_s)
             except BaseException as error:
                 if not isinstance(error, Exception):
                     raise  # cancelled in the middle: the next run looks
@@ -170,7 +154,8 @@ class Creation:
             return state
         state = await self.note(state, "uploading")
         name = f"{state.name}{LINES}"
-        ref = await self.patience(partial(self._service.upload, name, self._folder / name), f"the upload of {name}")
+        upload = partial(self._service.upload, name, self._setting.folder / name)
+        ref = await self.patience(upload, f"the upload of {name}")
         return await self.note(state, "uploaded", ref=ref)
 
     async def _created(self, state: ChunkState, batch: RemoteBatch) -> ChunkState:
@@ -189,7 +174,7 @@ class Creation:
     async def settle(self, state: ChunkState) -> ChunkState | None:
         """Find out whether the batch of a chunk was created. Return None, noted, if it was not."""
         for wait in _LOOKS:
-            await self.patience.rest(wait * self._poll_s)
+            await self.patience.rest(wait * self._setting.repeat_s)
             found = await self.find(state)
             if found:
                 first, *others = found

@@ -10,59 +10,37 @@ is ready first, and sends only requests that are in no batch.
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 import anyio
-import anyio.to_thread
 
-from batchchat.budget import Account
 from batchchat.engines.batch.building import Planned
-from batchchat.engines.batch.carried import Carried
 from batchchat.engines.batch.creation import RunEnds
-from batchchat.engines.batch.joining import BatchSetting, Means, join
+from batchchat.engines.batch.joining import join
 from batchchat.engines.batch.ledger import ChunkState, Ledger, Step
 from batchchat.engines.batch.queue import ChunkQueue
 from batchchat.engines.batch.rooms import Rooms
 from batchchat.engines.batch.sending import Sending
-from batchchat.engines.batch.service import BatchService, Gone
+from batchchat.engines.batch.service import Gone
+from batchchat.engines.batch.setting import Means
 from batchchat.engines.batch.signals import RunSignals
 from batchchat.engines.batch.watch import Watch
 from batchchat.engines.port import Engine, EngineProgress, Feed, Sink, halted
 from batchchat.errors import BatchchatError, NeedsHuman, ProviderUnavailable, StoppedEarly, StorageError
-from batchchat.events import Event, Listener, Pace
+from batchchat.events import Event, Pace
 
 _CREATORS = 2
 """Chunks that are uploaded at the same time: one alone leaves the line idle while its batch is created."""
 
 
 class BatchEngine:
-    """Executes requests through a batch service.
+    """Executes requests through a batch service."""
 
-    `known` is what the output tells of requests. `account` holds the run's budget. `onward` makes the engine that takes
-    what batches did not answer, None if they are to be given up. `offload` runs blocking code off the event loop.
-    """
-
-    def __init__(
-        self,
-        service: BatchService,
-        setting: BatchSetting,
-        known: Carried,
-        *,
-        listener: Listener,
-        account: Account | None = None,
-        onward: Callable[[], Engine] | None = None,
-        rng: random.Random | None = None,
-        offload: Callable[..., Awaitable[Any]] = anyio.to_thread.run_sync,
-        wall_clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, means: Means) -> None:
         self.halt: BatchchatError | None = None
-        rng = rng or random.Random()  # noqa: S311 - jitter, not cryptography
-        self._means = Means(service, setting, known, listener, account, onward, rng, offload, wall_clock)
+        self._means = means
         self._signals = RunSignals()
         self._rooms: Rooms | None = None
         self._ledger: Ledger

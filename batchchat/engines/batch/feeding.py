@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from batchchat.engines.batch.building import Builder
-from batchchat.engines.batch.carried import Carried
 from batchchat.engines.batch.onward import Onward
 from batchchat.engines.batch.queue import ChunkQueue
-from batchchat.engines.batch.service import BatchService
+from batchchat.engines.batch.setting import Means
 from batchchat.engines.batch.signals import RunSignals
 from batchchat.engines.port import Feed, Settled, Sink
 from batchchat.errors import BatchchatError, StoppedEarly
@@ -23,33 +22,31 @@ _NEW_BUDGET = "The same command goes on where it stopped, with a new budget."
 class Feeding:
     """Puts requests into chunks, or aside for single exchanges; answers what a harvest asks of a request (`Owner`).
 
-    `new_builder` makes what writes chunks. `cancelling` says that this run cancels batches: nothing is asked again.
+    `new_builder` makes what writes chunks.
     """
 
     def __init__(
         self,
-        service: BatchService,
+        means: Means,
         queue: ChunkQueue,
         signals: RunSignals,
-        known: Carried,
         onward: Onward,
         *,
         new_builder: Callable[[], Builder],
-        cancelling: bool,
         halt_for: Callable[[BatchchatError], None],
-        wall_clock: Callable[[], float],
     ) -> None:
         self.done = False
         self.out_of_budget: StoppedEarly | None = None
         self.new_builder = new_builder
         self.halt_for = halt_for
-        self._service = service
+        self._service = means.service
+        self._known = means.known
+        self._wall_clock = means.wall_clock
+        # A run that cancels batches asks nothing again.
+        self._cancelling = means.setting.cancel
         self._queue = queue
         self._signals = signals
-        self._known = known
         self._onward = onward
-        self._cancelling = cancelling
-        self._wall_clock = wall_clock
         # Two of them: what is asked again must not wait until the feed has filled a chunk.
         self._fresh = new_builder()
         self._again = new_builder()

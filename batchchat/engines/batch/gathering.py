@@ -5,24 +5,23 @@ A chunk is let go only when every answer of it is durable in the output.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import anyio
 
-from batchchat.engines.batch.building import Asker, Planned
+from batchchat.engines.batch.building import Planned
 from batchchat.engines.batch.chunks import ChunkReader, downloads, remove_files
 from batchchat.engines.batch.creation import Creation, Patience
-from batchchat.engines.batch.harvest import Harvest, Owner, Terms
+from batchchat.engines.batch.harvest import Harvest, Owner
 from batchchat.engines.batch.ledger import ChunkState
-from batchchat.engines.batch.service import BatchService, BatchStatus, Gone, RemoteBatch, TornLine, Unavailable
+from batchchat.engines.batch.service import BatchStatus, Gone, RemoteBatch, TornLine, Unavailable
+from batchchat.engines.batch.setting import Means
 from batchchat.engines.port import Sink
 from batchchat.errors import BatchchatError
-from batchchat.events import Event, Listener
+from batchchat.events import Event
 
 _READS = 4
 """Downloads of a file that is cut or damaged, before it is taken as it is."""
@@ -40,38 +39,19 @@ _WHY = {
 
 
 class Gathering:
-    """Reads the results of chunks. `scratch` is a folder for downloads."""
+    """Reads the results of chunks. `owner` says what becomes of a request that has no completion."""
 
-    def __init__(
-        self,
-        service: BatchService,
-        creation: Creation,
-        patience: Patience,
-        owner: Owner,
-        sink: Sink,
-        *,
-        folder: Path,
-        terms: Terms,
-        keep_files: bool,
-        poll_s: float,
-        asker: Asker,
-        listener: Listener,
-        wall_clock: Callable[[], float],
-        offload: Callable[..., Awaitable[Any]],
-    ) -> None:
-        self._service = service
+    def __init__(self, means: Means, creation: Creation, patience: Patience, owner: Owner, sink: Sink) -> None:
+        self._service = means.service
+        self._setting = means.setting
+        self._terms = means.terms
+        self._listener = means.listener
+        self._wall_clock = means.wall_clock
+        self._offload = means.offload
         self._creation = creation
+        self._patience = patience
         self._owner = owner
         self._sink = sink
-        self._folder = folder
-        self._terms = terms
-        self._keep_files = keep_files
-        self._poll_s = poll_s
-        self._asker = asker
-        self._listener = listener
-        self._wall_clock = wall_clock
-        self._offload = offload
-        self._patience = patience
 
     async def gather(self, planned: Planned, batches: Sequence[RemoteBatch], why: str | None = None) -> Harvest | None:
         """Settle the requests of a chunk by what its batches answered; return None if the disk failed.
@@ -79,9 +59,9 @@ class Gathering:
         `why` says why nothing is left to read of it, if the provider does not know it any more.
         """
         state = await self._creation.note(planned.state, "harvesting")
-        reader: ChunkReader = await self._offload(ChunkReader, self._folder, state.name)
-        earlier = state.run_id != self._asker.run_id
-        if self._terms.leave_open and state.prompt_id == self._asker.prompt_id:
+        reader: ChunkReader = await self._offload(ChunkReader, self._setting.folder, state.name)
+        earlier = state.run_id != self._setting.asker.run_id
+        if self._terms.leave_open and state.prompt_id == self._setting.asker.prompt_id:
             earlier = False  # nothing is read of the input, so that no pass can ask for it
         harvest = Harvest(
             state.name,
@@ -91,7 +71,7 @@ class Gathering:
             self._terms,
             planned.hold,
             of_prompt=state.prompt_id if earlier else None,
-            prompt_id=self._asker.prompt_id,
+            prompt_id=self._setting.asker.prompt_id,
             asked_at=int((state.created_at or state.planned_at) * 1_000_000),
             wall_clock=self._wall_clock,
             offload=self._offload,
@@ -111,7 +91,7 @@ class Gathering:
         words = ", ".join(f"{number:,} {name}" for name, number in told.items())
         fields = {"batch": state.batch, "chunk": state.number, **told}
         self._listener(Event("batch_harvested", f"batch {state.batch} is harvested: {words}", "info", fields))
-        if not self._keep_files:
+        if not self._setting.keep_files:
             refs = [state.ref, *(ref for batch in batches for ref in batch.result_refs)]
             await self._delete([ref for ref in refs if ref])
         await self.clean(state)
@@ -127,7 +107,7 @@ class Gathering:
                 await self._read(harvest, batch)
                 return
             looks += 1
-            await self._patience.rest(self._poll_s)
+            await self._patience.rest(self._setting.repeat_s)
             found = await self._patience(partial(self._service.poll, [batch.id]), "a look at a batch")
             batch = found.get(batch.id, batch)
             if batch.result_refs != refs:
@@ -136,7 +116,7 @@ class Gathering:
 
     async def _read(self, harvest: Harvest, batch: RemoteBatch) -> None:
         """Read the files of a batch, again if they are cut."""
-        scratch = downloads(self._folder)
+        scratch = downloads(self._setting.folder)
         what = f"the results of batch {batch.id}"
         for tries in range(1, _READS + 1):
             try:
@@ -151,7 +131,7 @@ class Gathering:
                     message = f"{what} stay damaged: {error}; what cannot be read is asked for again"
                     self._listener(Event("batch_damaged", message, "warning", {"batch": batch.id}))
                     return
-                await self._patience.rest(self._poll_s)
+                await self._patience.rest(self._setting.repeat_s)
 
     async def cancel(self, batch_id: str) -> None:
         """Ask the provider to cancel a batch."""
@@ -168,6 +148,6 @@ class Gathering:
     async def clean(self, state: ChunkState) -> None:
         """Remove the files of a chunk whose answers are counted, or which was dropped."""
         with anyio.CancelScope(shield=True):
-            await self._offload(remove_files, self._folder, state.name)
+            await self._offload(remove_files, self._setting.folder, state.name)
         await self._creation.note(state, "cleaned")
         self._creation.forget(state)

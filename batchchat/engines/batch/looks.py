@@ -12,10 +12,11 @@ from batchchat.engines.batch.building import Planned
 from batchchat.engines.batch.creation import Creation, Patience
 from batchchat.engines.batch.queue import ChunkQueue
 from batchchat.engines.batch.service import BatchService, RemoteBatch
+from batchchat.engines.batch.setting import POLL_FIRST_S
 from batchchat.errors import NeedsHuman
 
-POLL_FIRST_S, _POLL_LONGEST_S = 30.0, 60.0
-"""Seconds between two looks at young batches, and at those that are an hour old: what providers advise."""
+_POLL_LONGEST_S = 60.0
+"""Seconds between two looks at batches that are an hour old: what providers advise."""
 _POLL_CANCELLED_S = 10.0
 """The same while batches are being cancelled: a person or a deadline waits for it, and it takes up to ten minutes."""
 _AGE_S = 3600.0

@@ -152,6 +152,7 @@ def compare_outputs(
 def read_scorer_text(text: str) -> Scorer:
     """Read a scorer as the command line names it: `KIND:COLUMN`, or a mapping as in a suite. Raises UsageError."""
     kind, colon, column = text.partition(":")
+    # A mapping in braces has colons too.
     if colon and text.lstrip()[:1] != "{":
         return read_scorer({"name": kind, "kind": kind, "expected": column})
     data = parse_yaml(text, Path("--scorer")).data
@@ -165,6 +166,7 @@ def read_scorer_text(text: str) -> Scorer:
 
 def _open(directory: Path | str) -> Output:
     folder = Path(directory)
+    # Evaluations are written to folders alone: a bucket holds none, and need not be asked.
     if not is_url(directory) and (folder / SUMMARY_NAME).is_file() and (folder / "variants").is_dir():
         raise UsageError(
             f"{directory} is an evaluation, not the output of one job",
@@ -195,6 +197,7 @@ class _Side:
     def column_of(self, name: str) -> str:
         """Return the output's column that carries an input column."""
         own = name in RECORD_COLUMNS or name == "parsed"
+        # The store renames an input column that has the name of one of its own.
         return f"input_{name}" if own and f"input_{name}" in self.names else name
 
     def carried(self) -> list[str]:
@@ -220,6 +223,7 @@ def _fields(text: str, sides: Sequence[_Side]) -> list[str]:
 def _matching(sides: Sequence[_Side], on: str | None) -> str:
     """What rows are matched by, once it is known to be there on both sides."""
     if on is None:
+        # Row numbers are no default: two inputs of different order would be compared row by wrong row.
         if not all(side.keyed for side in sides):
             without = next(side for side in sides if not side.keyed)
             raise UsageError(
@@ -273,6 +277,7 @@ class _Shared:
         self.notes: list[str] = []
         columns = [side.column_of(by) if by not in (KEY, ROW_INDEX) else by for side in sides]
         found = [self._rows_of(side, column) for side, column in zip(sides, columns, strict=True)]
+        # A fixed order: intervals from random draws would else differ between two equal calls.
         keys = sorted(found[0].keys() & found[1].keys(), key=found[1].__getitem__)
         self.only = tuple(len(rows) - len(keys) for rows in found)
         if not keys:
@@ -282,6 +287,7 @@ class _Shared:
                 remedy="Name what tells rows apart with --on COLUMN.",
             )
         numbers = {key: number for number, key in enumerate(keys)}
+        # The output with fewer has none in the places of the others, which are left out of pairs.
         samples = max(side.job.samples for side in sides)
         self.finders = [_RowFinder(column, numbers, samples) for column in columns]
         reads = [scorer.inputs for scorer in scorers]
@@ -321,6 +327,7 @@ class _Shared:
                 if (key, sample) in seen:
                     repeated.add(key)
                 seen.add((key, sample))
+        # An empty key names no row, and one of several rows names none of them.
         left = repeated | {""}
         dropped = [key for key in left if rows.pop(key, None) is not None]
         if dropped:
@@ -342,6 +349,7 @@ class _Shared:
                         for position, value in zip(positions.tolist(), batch.column(column).to_pylist(), strict=True):
                             values[name][position // finder.samples] = value
             carried.append(values)
+        # Both are scored by the same expected values; that these were edited in between must not go unseen.
         for name in names:
             changed = sum(one != other for one, other in zip(carried[0].get(name, []), carried[1][name], strict=False))
             if changed:

@@ -36,6 +36,7 @@ from batchchat.store.trail import Trail
 
 _INTERNED = 100_000
 _LONGEST_INTERNED = 200
+"""Different texts that are kept once, and the most characters of one: labels are few and short, answers neither."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from batchchat.joining import Identities, current_records
 from batchchat.store import Output, is_output, read_state
 
 _LINES = 10_000
+"""Cases that wait in memory before they are written."""
 _ID_BYTES = 16
 _OPEN = (None, NOT_JUDGED)
 JudgedValue = tuple[float | None, str | None]

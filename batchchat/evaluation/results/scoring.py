@@ -165,6 +165,7 @@ class Scoring:
         ]
         pairs = {name: _pair_columns(one.of_pairs, rows) for name, one in judged.items() if one.of_pairs}
         summary = self._summary(sheets, judged, pairs)
+        # Looked at several times, an unadjusted test would find a difference too often.
         if self.looks is not None:
             summary = self._at_looks(self.looks, summary, sheets)
         write_scores(suite.output, (batch for sheet in sheets for batch in sheet.lines(suite.cluster)))
@@ -185,6 +186,7 @@ class Scoring:
         judges = {task.scorer.name: task.scorer for task in suite.judges}
         for name in suite.order:
             judge = judges.get(name)
+            # It compares variants itself: a single answer has no value that could be tested.
             if isinstance(judge, Pairwise):
                 findings.add_pairs(judge, pairs.get(name, {}))
             else:
@@ -214,6 +216,7 @@ class Scoring:
             notes.append(f"{plural(self.rows.skipped, 'row')} left out of all scores: `skip` is true of them")
         for sheet in sheets:
             left = len(sheet.answered) - sheet.totals.records
+            # The means are over what is there; who reads them must know that they may still move.
             if left:
                 text = f"{sheet.name!r}: {plural(left, 'answer')} of {len(sheet.answered):,} still to come"
                 # Of a part of the input, records of the other rows are no leftovers.

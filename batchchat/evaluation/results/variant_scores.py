@@ -65,6 +65,7 @@ PAIRWISE_SCHEMA = pa.schema(
 
 _NEEDED = frozenset({"custom_id", "status", "error_kind", "cost", "prompt_tokens", "completion_tokens", "latency_s"})
 _LINES = 25_000
+"""Lines of a block that is written at once. It bounds memory; the file is the same with any number."""
 # Long enough for labels, numbers and short answers; a million whole completions would not fit into memory.
 _TEXT_CHARACTERS = 200
 NOT_JUDGED = "not judged yet"

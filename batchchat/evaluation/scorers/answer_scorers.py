@@ -102,6 +102,7 @@ class _Texts(Comparing):
     def _judge(self) -> Judge:
         def judge(answer: Any, wanted: Any) -> Judgement:
             sought, missing = self._missing(answer, wanted)
+            # Without a text to find every answer would be right.
             if not sought:
                 return None, "the expected value names no text to look for"
             right = self._right(sought, missing)
@@ -123,6 +124,7 @@ class Contains(_Texts):
         return value
 
     def _missing(self, answer: Any, wanted: Any) -> tuple[list[str], list[str]]:
+        # A list from a typed column is one text here, and not several to look for.
         return super()._missing(answer, text_of(wanted))
 
     def _right(self, sought: list[str], missing: list[str]) -> bool:
@@ -190,6 +192,7 @@ class Regex(AnswerScorer):
                 return None, f"the pattern took longer than {self.ROW_SECONDS:g} s"
             finally:
                 took = time.perf_counter() - started
+                # Quick rows are not added up: their sum is a matter of how many there are, not of the pattern.
                 if took >= self.SLOW_S:
                     spent += took
 
@@ -310,6 +313,7 @@ class JsonSchema(AnswerScorer):
 
     def _judge(self) -> Judge:
         def judge(answer: Any, _: Any) -> Judgement:
+            # Arrow gives every struct all of its fields: what was missing is null there.
             if not isinstance(answer, str):
                 return None, f"{self.field} is typed: only an answer's text can be held against a schema"
             try:

@@ -32,8 +32,10 @@ from batchchat.evaluation.statistics.unit import SHARE
 OTHER = "(other)"
 NO_ANSWER = "(no answer)"
 MAX_CLASSES = 1_000
+"""Classes of one classification: a table of them has a million cells. More are no labels but free text."""
 RESAMPLES = 1_999
 _BLOCK = 1 << 22
+"""Numbers of one block of permutations: 32 MiB of memory, however many rows there are."""
 _ALIKE = "all rows look the same: they say nothing about the spread"
 _Codes = NDArray[np.int64]
 

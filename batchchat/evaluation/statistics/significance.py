@@ -17,6 +17,7 @@ POWER = 0.8
 FLIPS = 9_999
 """Random draws of a permutation test: the smallest p is then 0.0001, and p = 0.05 has a standard error of 0.002."""
 _MOST_DRAWS = 39_999
+"""The most draws of a permutation test: enough for a corrected alpha of 0.00005. Time grows with them."""
 EXACT_ROWS = 16
 """Up to so many rows all sign patterns are tried: 65,536 of them take 0.7 ms."""
 _NORMAL_SIZES = 200

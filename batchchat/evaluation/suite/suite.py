@@ -225,6 +225,7 @@ def load_suite(
     if not isinstance(document.data, dict):
         what = "is empty" if document.data is None else "is not a mapping of fields"
         raise JobError(what, file=file, remedy=_REMEDY)
+    # The likeliest slip: `eval` on a job. A list of fields that a suite lacks would not help.
     if "job" not in document.data and "messages" in document.data:
         raise UsageError(
             f"{file} is a job, not a suite", remedy=f"Run it with `batchchat run {shlex.quote(str(file))}`."
@@ -254,6 +255,7 @@ class _Reading:
             return
         data = self.draft.data
         own = data.get("scorers") or []
+        # A value of another form is left for the validation, which names its line.
         if isinstance(own, list):
             data["scorers"] = [*own, *map(scorer_fields, given)]
             for at in range(len(own), len(data["scorers"])):
@@ -270,6 +272,7 @@ class _Reading:
                 self.job_changes.append(change)
         if output is not None:
             self.draft.set_path("output", output, FieldOrigin(option="--output"), Path.cwd())
+        # A job may have `output: {path: …}`: the same form is taken here.
         if isinstance(data.get("output"), dict) and set(data["output"]) == {"path"}:
             data["output"] = data["output"]["path"]
         self._absolute(Path.cwd())
@@ -297,6 +300,7 @@ class _Reading:
         scorers: list[tuple[FieldPlace, _AnyScorer]] = []
         variants: tuple[Variant, ...] = ()
         judges: list[JudgeTask] = []
+        # Scorers and variants are read each by itself, so that one run of the command names the errors of both.
         try:
             scorers = self._scorers(fields)
         except JobError as error:
@@ -394,6 +398,7 @@ class _Reading:
         made: list[JudgeTask] = []
         errors: list[JobError] = []
         for place, scorer in scorers:
+            # It looks at records alone, and asks no model.
             if isinstance(scorer, Scorer):
                 continue
             try:

@@ -129,6 +129,7 @@ def _clashes(variants: Sequence[VariantText], fail: _Fail) -> list[JobError]:
         if names.setdefault(variant.name, variant) is not variant:
             message = f"two variants are called {variant.name!r}: give each a name of its own"
             errors.append(fail(message, *variant.place))
+        # Two names may come to one slug. With equal changes their outputs would be one folder.
         elif (other := folders.setdefault(variant.folder, variant)) is not variant:
             message = f"{variant.name!r} changes the same as {other.name!r}, and their names give the same folder"
             errors.append(fail(message, *variant.place))
@@ -167,6 +168,7 @@ def _product(data: Any, place: FieldPlace, fail: _Fail) -> Iterator[VariantText]
         _check_paths([Override(path, None, at)], fail)
         seen: list[Any] = []
         for value in map(_canonical, values):
+            # True equals 1 in Python, and is another value of a job.
             if value in seen and any(type(value) is type(other) and value == other for other in seen):
                 raise fail(f"{_label(path, value, whole=True)} stands twice", *at)
             seen.append(value)
@@ -175,6 +177,7 @@ def _product(data: Any, place: FieldPlace, fail: _Fail) -> Iterator[VariantText]
     count = 1
     for axis in axes:
         count *= len(axis)
+    # Counted before any is made: a few long lists come to millions.
     if count > MAX_VARIANTS:
         raise fail(f"comes to {count:,} variants, too many to compare: {MAX_VARIANTS} are the most", *place)
     for chosen in itertools.product(*axes):
@@ -184,6 +187,7 @@ def _product(data: Any, place: FieldPlace, fail: _Fail) -> Iterator[VariantText]
 
 def _labels(path: str, values: Sequence[Any]) -> list[str]:
     short = [_label(path, value) for value in values]
+    # Short names are for people; they must still tell the variants apart.
     if len(set(short)) == len(short):
         return short
     return [_label(path, value, whole=True) for value in values]
@@ -198,6 +202,7 @@ def _label(path: str, value: Any, *, whole: bool = False) -> str:
         return f"{field}={text if short else blake2b(text.encode(), digest_size=3).hexdigest()}"
     if isinstance(value, str):
         text = " ".join(value.split())
+        # A file of messages is known by its name, and not by its folder or form.
         if PurePath(text).suffix in {".yaml", ".yml", ".json"}:
             return str(PurePath(text).with_suffix("")) if whole else PurePath(text).stem
         if path in {"model", "messages", "provider"}:
@@ -212,6 +217,7 @@ def _check_paths(overrides: Sequence[Override], fail: _Fail) -> None:
     errors = [error for override in overrides if (error := _path_error(override, fail)) is not None]
     paths = [tuple(override.path.split(".")) for override in overrides]
     for one, other in itertools.permutations(zip(paths, overrides, strict=True), 2):
+        # Which of the two holds would depend on their order in the file.
         if len(one[0]) < len(other[0]) and other[0][: len(one[0])] == one[0]:
             errors.append(fail(f"changes a part of {one[1].path}, which the variant sets whole", *other[1].place))
     if errors:

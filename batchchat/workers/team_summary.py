@@ -1,4 +1,4 @@
-"""How a run that a coordinator led ended: what its workers told, added up, and what went wrong."""
+"""How a run with workers ended: what its workers told, added up, and what went wrong."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from batchchat.errors import BatchchatError
 from batchchat.events import RunSummary
 from batchchat.runner.run_summary import plain
 from batchchat.store.joined_runs import joined_summaries, worst_code
-from batchchat.workers.led import Led
 from batchchat.workers.reports import LOOK, Loss
+from batchchat.workers.setting import TeamSetting
 from batchchat.workers.sums import summary_of, summary_of_nothing
 from batchchat.workers.team import GOES_ON, Team
 
 
-def led_summary(led: Led, team: Team, elapsed_s: float) -> RunSummary:
+def team_summary(setting: TeamSetting, team: Team, elapsed_s: float) -> RunSummary:
     """Return how a run ended, as one run. Blocking code: it may have to count the rows of the input."""
     found = team.reports.summaries
-    joined = joined_summaries(found) if found else plain(summary_of_nothing(led.job, led.run_id))
-    summary = replace(summary_of(joined), run_id=led.run_id, elapsed_s=elapsed_s, output=led.job.output.path)
+    joined = joined_summaries(found) if found else plain(summary_of_nothing(setting.job, setting.run_id))
+    summary = replace(summary_of(joined), run_id=setting.run_id, elapsed_s=elapsed_s, output=setting.job.output.path)
     ended = {number for one in found for number in one["shards"]}
     # A claim that a worker ran to the end has told all of its rows. If one has not, the input says how many are open.
-    if len(ended) < len(led.shards.chosen) or any(one["exit_code"] not in GOES_ON for one in found):
-        summary = _with_rows(summary, led)
-    summary = _with_end(summary, led, team)
+    if len(ended) < len(setting.shards.chosen) or any(one["exit_code"] not in GOES_ON for one in found):
+        summary = _with_rows(summary, setting)
+    summary = _with_end(summary, setting, team)
     settled, counts = summary.new_ok + summary.new_failed, team.progress()
     return replace(
         summary,
@@ -33,30 +33,30 @@ def led_summary(led: Led, team: Team, elapsed_s: float) -> RunSummary:
         retries=max(summary.retries, counts.retries),
         rate_limited=max(summary.rate_limited, counts.rate_limited),
         rows_per_s=settled / summary.elapsed_s if summary.elapsed_s > 0 else 0.0,
-        budget=led.budget_use() or summary.budget,
-        resume=led.options.command if summary.open or summary.resume else None,
+        budget=setting.budget_use() or summary.budget,
+        resume=setting.options.command if summary.open or summary.resume else None,
     )
 
 
-def _with_rows(summary: RunSummary, led: Led) -> RunSummary:
+def _with_rows(summary: RunSummary, setting: TeamSetting) -> RunSummary:
     """Count the rows of the pass, of which some were not read: so that the number of open ones is exact."""
     try:
-        rows = led.source.known_rows()
-        rows = led.source.count_rows() if rows is None else rows
+        rows = setting.source.known_rows()
+        rows = setting.source.count_rows() if rows is None else rows
     except BatchchatError:
         # The input has gone meanwhile. Why the run ended is worth more than this number.
         return summary
-    rows = led.rows_of_pass(rows)
-    left = rows * led.job.samples - summary.ok - summary.failed - summary.skipped
+    rows = setting.rows_of_pass(rows)
+    left = rows * setting.job.samples - summary.ok - summary.failed - summary.skipped
     return replace(summary, rows=rows, open=max(0, left))
 
 
-def _with_end(summary: RunSummary, led: Led, team: Team) -> RunSummary:
+def _with_end(summary: RunSummary, setting: TeamSetting, team: Team) -> RunSummary:
     """Add why the run ended: of all that went wrong, what a person must know first."""
     ends = [(summary.exit_code, summary.reason, summary.remedy)]
     ends += [(loss.exit_code, loss.message, loss.remedy) for loss in (*team.reports.losses, *_given_up(team))]
-    if led.control.asked:
-        ends.append((led.control.exit_code or 1, led.control.reason, None))
+    if setting.control.asked:
+        ends.append((setting.control.exit_code or 1, setting.control.reason, None))
     if team.halt is not None:
         ends.append((team.halt.exit_code, team.halt.message, team.halt.remedy))
     code = worst_code(end[0] for end in ends)

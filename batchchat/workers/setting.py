@@ -1,4 +1,4 @@
-"""What the rooms of a run with workers share: the job, its options, who steers it, and where its output lies."""
+"""What the parts of a run with workers share: the job, its options, who steers it, and where its output lies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from batchchat.runner.options import RunOptions
 from batchchat.runner.writer import Offload
 from batchchat.sources import Source
 from batchchat.store import Shards
-from batchchat.store.led import LedOutput
+from batchchat.store.coordinated import CoordinatedOutput
 from batchchat.workers.limits import LimitsOfAll
 
 
 @dataclass(frozen=True, slots=True)
-class Led:
-    """A run that a coordinator leads.
+class TeamSetting:
+    """What a coordinator, its team and their summary know of one run.
 
     `source` is the input, asked only how many rows it has. `started` is on the clock of the event loop.
     """
@@ -25,7 +25,7 @@ class Led:
     job: Job
     options: RunOptions
     control: Control
-    output: LedOutput
+    output: CoordinatedOutput
     shards: Shards
     source: Source
     limits: LimitsOfAll

@@ -1,4 +1,4 @@
-"""An output in shards that a coordinator leads: it holds the output, and its workers hold the shards."""
+"""An output in shards as a coordinator holds it; its workers hold the shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchchat.store.sharding import Shards, begin_shards, set_aside_shards, sha
 from batchchat.store.state import SECOND, State
 
 
-class LedOutput:
+class CoordinatedOutput:
     """The state of an output that all its shards have in common. Made by `open`."""
 
     def __init__(self, location: Location, hold: OutputHold, renamed: str | None, run_id: str) -> None:
@@ -39,7 +39,7 @@ class LedOutput:
         take_over: bool,
         outage: float,
         tell: Callable[[str], None],
-    ) -> LedOutput:
+    ) -> CoordinatedOutput:
         """Hold an output, creating it if there is none; the arguments are those of `Store.open`. Raises as it does."""
         location = location_of(output.absolute() if isinstance(output, Path) else output)
         location.attend(outage, tell)

@@ -1,4 +1,4 @@
-"""A run that a coordinator leads, as a person sees and steers it: one run, whatever the number of workers."""
+"""A run with workers, as a person sees and steers it: one run, whatever the number of workers."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from batchchat.runner.options import RunOptions
 from batchchat.runner.run_summary import correction_event, plain, remedy_of
 from batchchat.runner.steering import RunSteering
 from batchchat.runner.writer import Offload
-from batchchat.store.led import LedOutput
-from batchchat.workers.led import Led
+from batchchat.store.coordinated import CoordinatedOutput
 from batchchat.workers.reports import Reports
+from batchchat.workers.setting import TeamSetting
 from batchchat.workers.team import Team
 
 _LIVE_EVERY = 4
 """Snapshots are written to the output at every fourth tick: once a second, as by a run without workers."""
 
 
-class LedRun:
+class TeamRun:
     """The run that `RunSteering` steers, with its workers as what sends its requests."""
 
     on_snapshot: Callable[[Snapshot], None] | None = None
 
-    def __init__(self, led: Led, team: Team) -> None:
+    def __init__(self, setting: TeamSetting, team: Team) -> None:
         self.phase: Phase = "starting"
         self.elapsed = 0.0
-        self._led = led
+        self._setting = setting
         self._team = team
-        limit = led.job.limits.max_failed
+        limit = setting.job.limits.max_failed
         self._failed_limit = None if limit is None else FailedLimit(limit)
         self._checked = 0
 
@@ -46,42 +46,42 @@ class LedRun:
     @property
     def job(self) -> Job:
         """Its job."""
-        return self._led.job
+        return self._setting.job
 
     @property
     def options(self) -> RunOptions:
         """Its options."""
-        return self._led.options
+        return self._setting.options
 
     @property
     def control(self) -> Control:
         """What a person tells it."""
-        return self._led.control
+        return self._setting.control
 
     @property
     def run_id(self) -> str:
         """Its identity."""
-        return self._led.run_id
+        return self._setting.run_id
 
     @property
     def started(self) -> float:
         """When it began."""
-        return self._led.started
+        return self._setting.started
 
     @property
     def tell(self) -> Listener:
         """What takes its events."""
-        return self._led.tell
+        return self._setting.tell
 
     @property
     def offload(self) -> Offload:
         """What runs blocking code."""
-        return self._led.offload
+        return self._setting.offload
 
     @property
     def budget(self) -> Budget | None:
         """The budget of all workers, if it can be changed here."""
-        return self._led.limits.budget
+        return self._setting.limits.budget
 
     @property
     def currency(self) -> str | None:
@@ -100,9 +100,9 @@ class LedRun:
         return self._team.reports
 
     @property
-    def store(self) -> LedOutput:
+    def store(self) -> CoordinatedOutput:
         """Its output."""
-        return self._led.output
+        return self._setting.output
 
     # ---- the run ----------------------------------------------------------------------------------------------------
 
@@ -135,19 +135,19 @@ class LedRun:
             total=total,
             total_exact=exact,
             eta_s=max(0, total - settled) / rate if total is not None and rate > 0 else None,
-            budget=self._led.budget_use() or joined.budget,
+            budget=self._setting.budget_use() or joined.budget,
             steering=self.control.steering,
         )
 
     def _total(self, joined: Snapshot) -> tuple[int | None, bool]:
         """Return how many rows the run has, as far as it is known, and whether that is exact."""
-        claims, all_shards = self._team.claims, len(self._led.shards.chosen)
+        claims, all_shards = self._team.claims, len(self._setting.shards.chosen)
         # Each worker counts the rows of its own shards. Once all shards are taken up, and counted, their sum is exact.
         if not claims.waiting and joined.total_exact:
             return joined.total, True
-        known = self._led.source.known_rows()
+        known = self._setting.source.known_rows()
         if known is not None:
-            return self._led.rows_of_pass(known) * self.job.samples, True
+            return self._setting.rows_of_pass(known) * self.job.samples, True
         if joined.total is None:
             return None, False
         # A key falls into each shard with the same likelihood, so that those which wait have about as many rows each.
