@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -73,7 +73,7 @@ class NumberingServer:
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, EOFError):
+        with suppress(OSError, EOFError), closing(writer):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
@@ -85,17 +85,25 @@ class NumberingServer:
                 await asyncio.sleep(late + self._latency_s * self._random.uniform(1.0, 1.6))
                 writer.write(_answer(number))
                 await writer.drain()
-        writer.close()
 
     def catch_up(self) -> None:
         """Wait until all requests are noted that have come in until now: on a busy machine they wait for a while."""
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), self._loop).result()
 
     def stop(self) -> None:
-        """Stop to listen, and end the thread."""
-        self._loop.call_soon_threadsafe(self._server.close)
+        """Stop to listen, end the connections that are open, and end the thread."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._server.close()
+        # Those who were killed left connections, whose ends nobody told.
+        open_ones = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in open_ones:
+            task.cancel()
+        await asyncio.gather(*open_ones, return_exceptions=True)
 
 
 def _answer(number: int) -> bytes:
