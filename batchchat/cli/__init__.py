@@ -57,6 +57,7 @@ class _Group(click.Group):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # click would end with exit code 2, and this is no mistake.
         if not args and not ctx.resilient_parsing:
             click.echo(ctx.get_help(), color=ctx.color)
             ctx.exit()
@@ -701,5 +702,6 @@ def _job_arguments(options: dict[str, Any]) -> Any:
 
 def _command_line() -> str:
     """Return the command as the person typed it, to be shown again as the way to go on."""
+    # To go on with --fresh would set aside what this run has just paid for.
     once = {"--fresh", "--take-over"}
     return shlex.join(["batchchat", *(argument for argument in sys.argv[1:] if argument not in once)])

@@ -55,6 +55,7 @@ class JobArguments:
         """Read the suite with its overrides. Raises UsageError."""
         from batchchat.evaluation import require_extra
 
+        # Before the import: scorers need packages of the extra, and a missing one is told by its remedy.
         require_extra()
         from batchchat.evaluation.suite.suite import load_suite
 
@@ -110,6 +111,7 @@ def read_kinds(text: str | None) -> frozenset[ErrorKind] | None:
     if text in {"none", "transient", "all"}:
         return failed_kinds(text)  # type: ignore[arg-type]  # one of its literals
     names = [name.strip() for name in text.split(",") if name.strip()]
+    # Checked here, where the option can be named: the run would only know a set of kinds.
     unknown = [name for name in names if name not in set(ErrorKind)]
     if unknown or not names:
         raise UsageError(

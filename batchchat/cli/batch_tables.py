@@ -32,10 +32,12 @@ def batch_table(batches: Sequence[BatchView]) -> RenderableType:
     table.add_column("until")
     over = [batch for batch in batches if batch.state in _OVER]
     left = len(over) - max(0, _SHOWN - (len(batches) - len(over)))
+    # Batches come with the oldest first: the first ones that ended are those to leave out.
     hidden = {batch.number for batch in over[: max(0, left)]}
     for batch in batches:
         if batch.number in hidden:
             continue
+        # A request that failed at the provider has ended there too.
         there = None if batch.completed is None else batch.completed + (batch.failed or 0)
         table.add_row(
             line(batch.batch or batch.name, 60),

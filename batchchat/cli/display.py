@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _REDRAW_S = 0.2
+"""Seconds between two drawings: a person sees no more, and each one takes time from the run. Chosen."""
 _FIRST_LINE_S = 2.0
 """Seconds of a run before a log gets its first line: shorter runs tell only how they ended."""
 _LABEL = 8
 _INDENT = 2
+"""Columns of the label before a line of figures, and of the room before that."""
 _NEAR_LIMIT = 0.95
 """The part of a limit from which its use is shown in yellow. Chosen, not measured."""
 _PHASES = {

@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from batchchat.evaluation.results.gates import GateResult
 
 _NAME_WIDTH = 30
+"""Columns that a name and its number take of a line, as scores are set beside each other."""
 _NAME_LEAST = 20
+"""The least of them: a name that is folded into fewer columns cannot be read."""
 _SCORE_WIDTH = 24
+"""Columns of a mean with its interval and the gap before it: `0.812 [0.779, 0.845]`."""
 _WORD_WIDTH = 12
+"""Columns that a difference and a verdict have at least, so that no word of them is broken: `equivalent` has ten."""
 
 
 def render_evaluation(
@@ -62,6 +66,7 @@ def _what(summary: SuiteSummary) -> str:
     text = f"{plural(len(summary.variants), 'variant')} on {plural(rows, 'row')}"
     if summary.cluster is not None:
         scores = [score for variant in summary.variants for score in variant.scores.values()]
+        # A score without values for some rows has fewer clusters than there are.
         clusters = max((score.clusters or 0 for score in scores), default=0)
         text += f" in {plural(clusters, 'cluster')} by {summary.cluster}"
     return f"{text}, {plural(summary.samples, 'sample')} each" if summary.samples > 1 else text
@@ -93,6 +98,7 @@ def render_output_comparison(found: OutputComparison) -> RenderableType:
     parts += [line_, blank(), ScoreTables(found.summary), blank(), _costs(found.summary.variants)]
     parts += render_comparisons(found.summary, {"a": "a", "b": "b"})
     if agreement.examples:
+        # The answers of both may stand at different places: `completion=parsed.label`.
         first, _, second = agreement.field.partition("=")
         table = _table("row", f"{first} of a", f"{second or first} of b", left=(1, 2), numbered=False)
         for one in agreement.examples:
@@ -205,6 +211,7 @@ def _comparison_table(first: str, lines: Sequence[tuple[str, Comparison]], numbe
     difference.min_width = verdict.min_width = _WORD_WIDTH
     for told, one in lines:
         table.add_row(
+            # `number_of` writes the costs of 1,000 answers.
             line(f"{told} (per 1,000)" if one.unit == COST else told),
             _difference(one),
             UNKNOWN if one.p_adjusted is None else p_value(one.p_adjusted),
@@ -313,6 +320,7 @@ def render_suite_plan(plan: SuitePlan) -> RenderableType:
         parts.append(plain_text(_least(plan, plan.least)))
     for cap in plan.caps:
         shown = money(cap.cap, plan.currency) if cap.name == "max_cost" else count(int(cap.cap))
+        # What is not known cannot be told as too much: a run still keeps the cap.
         enough = cap.needed is None or cap.needed <= cap.cap
         share = "" if enough else percent(int(cap.cap * 1000), int((cap.needed or 0) * 1000))
         told = "enough" if enough else f"the runs would stop after about {share} of the requests"

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _NAME_LEAST = 24
+"""Columns that a name has at least: shortened to fewer, names of variants look alike. Chosen."""
 _PAIR_WIDTH = 41
+"""Columns of a difference with its interval and verdict: `+0.031 [+0.012, +0.050] open, ~1,200 rows`."""
 _GAP = 3
+"""Columns between two columns of a table, as rich draws them without lines, and one to tell them apart."""
 _MOST_LINES = 40
+"""Lines of a page before scores are left to the report. Chosen, not measured."""
 _OTHER_LINES = 16
 """Lines of a page beside those of variants: headings, legends, notes, files and the verdict."""
 
@@ -58,6 +62,7 @@ def ranked(summary: SuiteSummary) -> VariantOrder:
         else:
             same[scorer.name] = first
     decided = None if summary.sequential is None else summary.sequential.score
+    # Looked for among all: it may be left out of `shown`, as the same as an earlier one.
     lead = next((one for one in summary.scorers if one.name == decided), None)
     lead = lead or next((one for one in shown if one.higher_is_better is not None), None)
     if lead is not None:
@@ -73,6 +78,7 @@ def ranked(summary: SuiteSummary) -> VariantOrder:
 def _place(variant: VariantSummary, lead: ScorerSummary | None) -> tuple[bool, float]:
     mean = None if lead is None or lead.name not in variant.scores else variant.scores[lead.name].mean
     if mean is None or lead is None:
+        # True sorts behind False: without a mean, a variant comes last whichever direction is better.
         return True, 0.0
     return False, mean if lead.higher_is_better is False else -mean
 
@@ -192,6 +198,7 @@ def score_text(score: ScoreSummary | None, *, best: bool, interval: bool) -> Tex
 def shortened(text: str, width: int) -> str:
     """Shorten a text to a width by cutting the middles of its longest words, so that a trace of each word is left."""
     words = text.split(" ")
+    # A shorter word has no middle to cut.
     while len(" ".join(words)) > width and max(map(len, words)) > 5:
         at = max(range(len(words)), key=lambda number: len(words[number]))
         word = words[at].replace("…", "")
@@ -274,6 +281,7 @@ def verdict(ranking: VariantOrder) -> list[str]:
         groups = standings(ranking.summary, scorer, ranking.numbers, best)
         # Of variants that are all level with each other, none is the best one.
         if best is not None and groups.keys() - {"level with"}:
+            # The best mean alone is no evidence: only tests against all others are.
             sure = "" if groups.keys() == {"better than"} else " (not sure)"
             others.append(f"{scorer.name} {ranking.numbers[best]}{sure}")
     # Alone they would read as the verdict.
@@ -298,6 +306,7 @@ def _leads(ranking: VariantOrder, scorer: ScorerSummary) -> str:
         return text
     ends = (pair.difference, pair.ci_low, pair.ci_high)
     if pair.a != first.name:
+        # Turned round, the ends of the interval change places with their signs.
         ends = (-pair.difference, -pair.ci_high, -pair.ci_low)
     difference, low, high = (signed(end, pair.unit) for end in ends)
     looked = ranking.summary.sequential is not None
@@ -344,6 +353,7 @@ def standings(
 
 
 def _by_number(name: str) -> tuple[int, str]:
+    # As texts, 10 would come before 2.
     return (int(name), "") if name.isdecimal() else (0, name)
 
 

@@ -19,7 +19,9 @@ _LINK = re.compile(r"\[([^\]]+)\]\(([a-z-]+)\.md(?:#[\w-]+)?\)")
 _OTHER_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]+\)")
 _IMAGE = re.compile(r"^!\[[^\]]*\]\([^)]*\)\n", re.MULTILINE)
 _WIDEST = 100
+"""Columns of a page on a terminal that is wider: longer lines are hard to read."""
 _LAST_COLUMN = 24
+"""Columns that the last column of a table has at least: it holds sentences, and the others words."""
 _SHOWN = 160
 """Characters of one place that a search shows: two lines of most terminals."""
 

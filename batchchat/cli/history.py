@@ -28,6 +28,7 @@ def render_history(view: HistoryView) -> RenderableType:
     from rich.table import Table
 
     total = view.total
+    # A column that is the same in every line would only take room.
     several = len({run.prompt_id for run in view.runs}) > 1
     skips = any(run.skipped for run in view.runs)
     figures = [
@@ -47,6 +48,7 @@ def render_history(view: HistoryView) -> RenderableType:
     if several:
         table.add_column("prompt", no_wrap=True)
     for run in view.runs:
+        # `line` ends what it cuts with a sign, which takes one place: no digit may give way to it.
         prompt = [line(run.prompt_id or UNKNOWN, _PROMPT_DIGITS + 1).removesuffix("…")] if several else []
         table.add_row(
             _when(run),
@@ -71,6 +73,7 @@ def _amount(amount: float, currency: str | None) -> str:
 
 def _when(run: PastRun) -> str:
     if run.started is None:
+        # An identity begins with the time of the start, in 16 letters: 20260101T120000Z.
         return line(run.run_id, 16)
     return local_time(run.started)[:16]
 

@@ -90,6 +90,7 @@ def calibrate_command(
     async def work(stop: Control, on_snapshot: Callable[[Snapshot], None]) -> RunSummary:
         for one in jobs:
             summary = await run_job(one, options=options, listener=log, on_snapshot=on_snapshot, stop=stop)
+            # No threshold can be found without all answers of the small model: the large one would be paid for nothing.
             if summary.exit_code not in _ANSWERED:
                 break
         return summary
@@ -125,5 +126,6 @@ def _calibration_json(view: CalibrationView) -> dict[str, Any]:
     from batchchat.cli.json_output import as_json
 
     found: dict[str, Any] = as_json(view)
+    # Properties are no fields, and a script needs these two as well.
     found["promise"] |= {"bound": view.promise.bound, "more_rows": view.promise.more_rows}
     return found

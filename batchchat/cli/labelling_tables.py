@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from batchchat.labelling.judges import PositionBias
 
 _LABELS_SHOWN = 20
+"""Labels of one field in a table, those expected most often first: as many as fit a screen. `--json` has all."""
 _CONFUSION_SHOWN = 8
+"""Labels up to which the confusion matrix is shown: with more, its columns do not fit 100 columns."""
 _BAR = 20
+"""Columns of a bar that is full: each stands for five per cent."""
 _WORDS = (
     (0.0, "poor"),
     (0.2, "slight"),
@@ -92,6 +95,7 @@ def _measures(found: PairAgreement) -> Table:
 def _word(estimate: Estimate) -> str:
     if estimate.value is None:
         return ""
+    # The last limit is above 1, so that a kappa of 1 has a word too.
     return next(word for limit, word in _WORDS if estimate.value <= limit)
 
 
@@ -126,6 +130,7 @@ def _confusion(found: PairAgreement) -> Table:
     """Return a line for each label as expected, a column for each as given."""
     table = _table("expected \\ given", *(line(label, 16) for label in found.labels))
     for label, cells in zip(found.labels, found.confusion, strict=True):
+        # Rows that are weighted give fractions: a cell is empty if it would read 0.
         table.add_row(line(label, 16), *(f"{cell:,.0f}" if round(cell) else "·" for cell in cells))
     return table
 
@@ -133,6 +138,7 @@ def _confusion(found: PairAgreement) -> Table:
 def _confidence(check: ConfidenceCheck) -> list[RenderableType]:
     table = _table("confidence", "rows", "mean", "right", "")
     for one in check.bins:
+        # A bin without rows has no share of right answers, and would be a line of nothing.
         if one.n:
             right = one.accuracy.value or 0.0
             bar = "█" * round(right * _BAR)
@@ -218,6 +224,7 @@ def _verdict(view: CalibrationView) -> list[RenderableType]:
             f"  - {{model: {view.large.model}}}",
         )
         return [plain_text(told, "bold"), plain_text(_more(view)), blank(), *(plain_text(text) for text in lines)]
+    # The threshold divides no rows: all go on to the large model, or none does.
     alone = view.large.model if chosen.escalated >= 1 else view.small.model
     return [plain_text(f"{alone} alone reaches the target: {goal}.", "bold"), plain_text(_more(view))]
 
@@ -227,6 +234,7 @@ def _more(view: CalibrationView) -> str:
     if found.failed is None:
         return ""
     name = "a lower threshold" if found.chosen is not None else "it"
+    # A threshold above 1 stands for asking the large model of every row: no number to show.
     at = "" if found.failed.threshold > 1 else f" ({found.failed.threshold:g})"
     if found.more_rows is None:
         return (

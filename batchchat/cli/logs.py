@@ -24,6 +24,7 @@ from batchchat.format import one_line
 LogFormat = Literal["text", "json"]
 
 _RANK: Mapping[Level, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+"""How grave a level is: a listener leaves out what is below its own."""
 _STYLES: Mapping[Level, str] = {"debug": "dim", "info": "cyan", "warning": "yellow", "error": "bold red"}
 _OWN_NAMES = ("time", "level", "event", "message")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _PREVIEW_LINES = 12
 _PREVIEW_LETTERS = 1200
+"""What a plan shows of each message: its first lines, and so many characters of them. Chosen."""
 _ROLE_STYLES = {"system": "magenta", "developer": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 
 
@@ -34,6 +35,7 @@ def content_text(message: Message) -> str:
     elif content is not None:
         blocks.append(as_text(content))
     calls = message.get("tool_calls")
+    # A text is a sequence too, and its letters are no calls.
     if isinstance(calls, Sequence) and not isinstance(calls, str):
         blocks += [f"calls {call_text(call)}" for call in calls]
     return "\n".join(blocks)

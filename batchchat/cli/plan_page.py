@@ -89,6 +89,7 @@ def _plan_table(view: PlanView) -> Table:
     table.add_row("dedupe", "on" if view.dedupe else "off", remark)
     table.add_row("requests", count(view.requests), "")
     table.add_row("prompt tokens", guess(count(view.prompt_tokens)), "")
+    # Of prompts that are all of one length, none is the longest.
     if len(view.longest) > 1 and view.longest[0].prompt_tokens > view.longest[-1].prompt_tokens:
         table.add_row(
             "  the longest", guess(count(view.longest[0].prompt_tokens)), styled(line(_longest(view.longest)))
@@ -109,6 +110,7 @@ def _plan_table(view: PlanView) -> Table:
         late = view.duration_s is not None and view.duration_s > view.deadline_s
         table.add_row("deadline", about(view.deadline_s), "the run would stop before its end" if late else "enough")
     if view.spent.requests:
+        # Runs before this one paid for these: they are no part of the cost above.
         spent = f"{plural(view.spent.requests, 'answer')} so far"
         table.add_row("already spent", cost(view.spent.cost, view.currency), spent)
     return table
@@ -119,6 +121,7 @@ def _step(step: StepPlan, currency: str | None) -> tuple[RenderableType, str]:
     takes = (
         f"takes answers with a confidence of {step.threshold:g} or more" if step.threshold is not None else "the last"
     )
+    # No record tells yet how many rows go on to this step: all of them may.
     if step.share is None:
         return guess(count(step.requests)), f"at most{price}; {takes}"
     reached = "" if step.step == 1 else f"{step.share:.1%} of the rows here reached it; "

@@ -27,6 +27,7 @@ def providers_command(name: str | None, *, as_json: bool) -> int:
             results().print(_all(PROFILES))
         return 0
     if name not in PROFILES:
+        # For this mistake alone: the list itself needs no models of job fields.
         from batchchat.job.values import nearest
 
         raise UsageError(

@@ -173,6 +173,7 @@ def show_command(
         return follow_command(directory, by, limit=limit, table=table, as_json=as_json)
     if count is not None:
         return _count_command(directory, by, count, limit or 20, as_json=as_json)
+    # A whole record fills a screen, one of a table a line.
     found, most = _print_records(directory, by, limit or (20 if table else 5), table=table, as_json=as_json)
     if not found:
         _none_found(directory, row, key, failed=failed, where=where)
@@ -315,6 +316,7 @@ def export_command(
     else:
         done = export(directory, target, format=format_, force=force, **more)
     text = f"{plural(done.rows, 'row')} written to {target}"
+    # `openai-batch` alone makes two files: answers, and errors.
     if len(done.files) > 1:
         lines = plural(done.rows - done.failed, "line")
         text = f"{lines} written to {target}, {done.failed:,} of errors to {done.files[1]}"

@@ -56,6 +56,7 @@ def render_records(views: Sequence[RecordView]) -> RenderableType:
     keyed = any(view.record.get("key") is not None for view in views)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=True)
     table.add_column("row", justify="right", no_wrap=True)
+    # Most jobs have no key, and the prompt needs the room.
     if keyed:
         table.add_column("key", no_wrap=True, max_width=20, overflow="ellipsis")
     table.add_column("prompt", ratio=1, no_wrap=True, overflow="ellipsis")
@@ -93,6 +94,7 @@ def _answer(record: Mapping[str, Any]) -> str:
     """Return the answer in short: its value if it has one, else its text, its tool calls, or why there is none."""
     if record.get("error_kind") is not None:
         return str(record.get("error_message") or "")
+    # A completion with a schema is JSON: its value reads better than its text.
     if record.get("parsed") is not None:
         return as_text(record["parsed"])
     if record.get("completion") is not None:

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 _ROWS = 200
 """Rows of a form, if nobody says it: one to two hours of a person's work. Chosen, not measured."""
 _CONFLICTS_SHOWN = 20
+"""Rows on which people differ that are written out: as many as fit a screen. `--json` has all."""
 _OF_FORM = ("target", "format_", "rows", "random_", "below", "stratify", "field", "confidence", "seed")
 
 
 def review_command(directory: Path | str, **options: Any) -> int:
     """Write a form, or take answers."""
+    # A pattern of the shell, `--take *.csv`, gives all files but the first without the option.
     take = [*options["take"], *(options["more"] if options["take"] else ())]
     if not take:
         if options["more"]:
@@ -30,6 +32,7 @@ def review_command(directory: Path | str, **options: Any) -> int:
                 remedy="--take FILE takes answers, -o FILE writes a form.",
             )
         return _write(directory, options)
+    # An option that would do nothing is refused: whoever gave it expects something of it.
     given = [name for name in _OF_FORM if options[name] is not None]
     given += [name for name in ("again", "force") if options[name]]
     if given:

@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 _LAST_WORDS_S = 1.0
 """Seconds that a thread has to end after the run. One that reads a silent pipe never ends by itself."""
 _M_MMAP_THRESHOLD = -3
+"""The number of the option in `mallopt` of the C library: from which size on memory is mapped by itself."""
 _LARGE_BYTES = 1 << 17
+"""Bytes from which on a piece of memory is mapped by itself and given back whole: glibc's value before it grows."""
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
+"""New objects between two looks of the collector. Chosen: `collect_seldom` says what looks cost."""
 _REASONS = {
     signal.SIGINT: "stopped by Ctrl-C (SIGINT)",
     signal.SIGTERM: "stopped by SIGTERM",

@@ -111,6 +111,7 @@ def demo_server_command(
                 folder=None if batch_folder is None else Path(batch_folder),
             ),
         )
+    # The options check themselves, also for programs that use them from Python.
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -36,6 +36,7 @@ def render_status(view: StatusView) -> RenderableType:
         parts += [blank(), _in_flight_table(live.oldest)]
     if view.steps:
         parts += [blank(), step_table(view.steps, view.currency)]
+    # The steps of a cascade name their models: this table would say the same again.
     elif len(view.answered_by) > 1:
         parts += [blank(), answerer_table(view.answered_by, view.currency)]
     if view.failures:
@@ -59,6 +60,7 @@ def render_statuses(name: str, views: Sequence[tuple[str, bool, StatusView]]) ->
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
     for called, judge, view in views:
         if view.running is not None:
+            # Its process still holds the output, so that a paused run counts as one that is running.
             paused = view.live is not None and view.live.phase == "paused"
             state = styled("paused", "yellow") if paused else styled("running", "green")
         elif view.last is None or view.last.exit_code is None:
@@ -108,6 +110,7 @@ def _state(view: StatusView) -> str:
     if last is None:
         return "never run"
     when = f" {local_time(last.ended)}" if last.ended else ""
+    # A run writes its exit code at its end: one without it never came to it.
     if last.exit_code is None:
         return f"the last run was killed{when}"
     reason = f": {last.reason}" if last.reason else ""

@@ -45,6 +45,7 @@ def render_summary(summary: RunSummary) -> RenderableType:
         parts.append(pair("try again", summary.retry))
     if summary.resume:
         parts.append(pair("go on with", summary.resume))
+    # With nothing to go on with, the next step is to look at what is there.
     elif summary.ok and not summary.failed:
         parts.append(pair("look at it", f"batchchat show {shlex.quote(summary.output)}"))
     return Group(*parts)
@@ -57,6 +58,7 @@ def _outcome(summary: RunSummary) -> Text:
     done = f"{count(summary.ok)} of {plural(whole, noun)} have a completion"
     if summary.exit_code == 0:
         text, style = f"all {count(whole)} {noun}s have a completion" if whole > 1 else done, "bold green"
+        # Exit code 0 has four meanings: a person wants to know which.
         if summary.rows == 0:
             text = "no rows"
         elif whole == 0:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _SHORTEST_SECRET = 8
+"""Characters that a secret has at least: a shorter text occurs in harmless words, which would be masked too."""
 _MOST_SECRETS = 100
 """Secrets that are kept. Of those that are renewed, older ones have expired long since."""
 _STARS = "***"

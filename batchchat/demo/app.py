@@ -54,9 +54,13 @@ ABORT_EXTENSION = "batchchat.demo.abort"
 
 _JSON = (b"content-type", b"application/json")
 _HANG_S = 600.0
+"""Seconds that a request hangs before it gets a 504. The request timeout of a job, 310 s by default, ends it before."""
 _ERROR_SHARE = 0.2
+"""The part of an answer's time that an error takes: services refuse sooner than they answer."""
 _SLOW = 20
+"""How many times longer a slow answer takes."""
 _FIRST_TOKEN_SHARE = 0.4
+"""The part of an answer's time before its first token. These four are chosen, not measured at a service."""
 _OF_CONNECTIONS = frozenset({"html", "error_200", "truncated_json", "drop", "drop_body", "slow", "hang"})
 """Faults of an exchange, which a line of a batch has none of. An error in mid-stream does not concern it either."""
 

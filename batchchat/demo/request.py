@@ -16,8 +16,10 @@ from batchchat.demo.tokens import FILE_TOKENS, IMAGE_TOKENS, MESSAGE_TOKENS, SOU
 
 UNSUPPORTED = ("frequency_penalty", "n", "logit_bias", "user")
 MAX_IMAGES = 12
+"""Images of one request, so that a job meets a limit of this kind; services have others. Chosen."""
 _ROLES = {"system", "developer", "user", "assistant", "tool"}
 _RANGES = {"temperature": (0, 2), "top_p": (0, 1), "presence_penalty": (-2, 2)}
+"""The ranges of OpenAI's reference."""
 _FORMATS = {"text", "json_object", "json_schema"}
 
 

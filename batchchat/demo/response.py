@@ -22,6 +22,7 @@ ERROR_SHAPES: tuple[ErrorShape, ...] = ("gateway", "nested", "flat")
 FINGERPRINT = "fp_demo"
 HTML_PAGE = b"<!DOCTYPE html>\n<html><head><title>Gateway</title></head><body><h1>Please wait</h1></body></html>\n"
 _WHITESPACE_TOKENS = 400
+"""Tokens of an answer that is nothing but space: it ends by its length, as that of a stuck model does."""
 
 _FAULT_ERRORS: Mapping[str, tuple[int, str, str, str | None, str | None]] = {
     "error_400": (400, "the request was not understood", "invalid_request_error", None, None),

@@ -25,7 +25,9 @@ from batchchat.demo.server_options import DemoOptions
 
 _START_S = 10.0
 _STOP_S = 10.0
+"""Seconds for the thread to begin to serve, and to end: far more than it takes, so that only a fault is met."""
 _FLUSH_S = 0.5
+"""Seconds that connections without a request have to close: they only need a turn of the event loop."""
 
 
 class _Protocol(HttpToolsProtocol):

@@ -37,6 +37,7 @@ def check_suite(suite: Suite) -> list[str]:
             warnings.append(same_requests(other, variant.name))
         errors += _misfits(suite, prepared)
     for task in suite.judges:
+        # A judge's input is made of answers, so that only what needs no row can be checked now.
         provider = task.job.resolved_provider()
         check_params(task.job, provider)
         task.job.check_budget(provider)

@@ -18,7 +18,9 @@ from batchchat.events import Event
 from batchchat.runner.options import RunOptions
 
 _SCORED = (0, 1, 4, 69)
+"""Exit codes of runs whose answers are scored: all or some rows, stopped by a budget or deadline, or an outage."""
 _WHOLE = (0, 1)
+"""Those of runs that asked every row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class _Asking:
         scoring: Scoring = await setting.offload(Scoring, self._suite, choice)
         with scoring:
             await self._judges(scoring)
+            # A person who stops it does not wait for the scores: `batchchat score` makes them later.
             return None if setting.stop.asked else await setting.offload(scoring.finish)
 
     async def until_settled(self, until: Until) -> SuiteSummary | None:
@@ -101,6 +104,7 @@ class _Asking:
             number, again = again or standing.looks + 1, 0
             rows = looks.at(number)
             await self._variants(standing.active, replace(options, rows=rows, limit=None, sample=None))
+            # Only the first pass begins anew or tries failed rows again: the later ones go on from it.
             options = replace(options, fresh=False, retry_failed=frozenset())
             if self.code not in _WHOLE:
                 break
@@ -129,6 +133,7 @@ class _Asking:
         tasks = [Task(one.task.scorer.name, one.task.job) for one in cases if one.asked]
         if tasks and self.code in _WHOLE:
             options = self._setting.options
+            # The rows were chosen for the variants. Verdicts that are there stay: equal cases need no second one.
             await self._run(tasks, replace(options, limit=None, sample=None, fresh=False, prune=False))
 
     async def _run(self, tasks: Sequence[Task], options: RunOptions) -> None:

@@ -20,6 +20,7 @@ from batchchat.runner.options import RunOptions
 from batchchat.views import PlanCap, PlanView
 
 _CHARACTERS_A_TOKEN = 4
+"""About what a token of English text has: stand-ins for answers to come are made as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,7 @@ def _cost(plans: Sequence[PlanView]) -> tuple[float | None, str | None]:
     currencies = {plan.currency for plan in plans if plan.requests}
     if not costs:
         return 0.0, next((plan.currency for plan in plans), None)
+    # A sum without one of its parts would be read as the whole cost.
     if None in costs or len(currencies) > 1:
         return None, None
     return sum(cost for cost in costs if cost is not None), currencies.pop()
@@ -144,6 +146,7 @@ def _plan_judges(suite: Suite, options: RunOptions, runs: Sequence[PlannedRun]) 
         if run.plan.requests:
             letters = _CHARACTERS_A_TOKEN * (run.plan.completion_tokens or 0) // run.plan.requests
             placeholders[run.name] = "x" * max(1, letters)
+    # The rows were chosen for the variants: judges are asked about all answers to them.
     whole = replace(options, limit=None, sample=None, rows=None, fresh=False)
     planned = []
     with (
@@ -154,6 +157,7 @@ def _plan_judges(suite: Suite, options: RunOptions, runs: Sequence[PlannedRun]) 
             if not cases.asked:
                 continue
             job = cases.task.job
+            # A plan writes nothing into the output: the cases stand in a folder that goes away.
             there = job.input.model_copy(update={"path": str(Path(folder) / Path(job.input.path).name)})
             plan = plan_job(job.model_copy(update={"input": there}), whole, previews=0)
             planned.append(PlannedRun(cases.task.scorer.name, plan, at_most=bool(placeholders)))
@@ -167,6 +171,7 @@ def _duration(variants: Sequence[Variant], runs: Sequence[PlannedRun], judges: S
         if run.plan.duration_s is None:
             return None
         times[run.plan.provider, run.plan.model, variant.job.limits.model_dump_json()] += run.plan.duration_s
+    # Judges run side by side, and only once the answers are there.
     after = [run.plan.duration_s for run in judges]
     if None in after:
         return None

@@ -9,6 +9,7 @@ from functools import reduce
 from batchchat.events import FailureGroup, Forecast, Pace, Phase, Snapshot
 
 _OLDEST = 8
+"""Requests in flight that a snapshot names, as many as that of one run."""
 _SUMS = (
     *("ok", "failed", "done_before", "failed_before", "sending", "waiting", "attempts", "retries", "rate_limited"),
     *("rows_per_s", "tokens_per_s", "cache_hits", "uncommitted", "skipped"),
@@ -48,11 +49,13 @@ def merged(name: str, snapshots: list[Snapshot], count: int, paces: list[Pace]) 
     settled = sum(sums[field] for field in ("ok", "failed", "done_before", "failed_before", "skipped"))
     rate = sums["rows_per_s"]
     phases = {snapshot.phase for snapshot in snapshots}
+    # The runs may be in several phases: the one that a person should know first stands for all.
     phase = next(phase for phase in _PHASES if phase in phases)
     oldest = sorted((request for one in snapshots for request in one.oldest), key=lambda request: -request.age_s)
     return replace(
         first,
         job=name,
+        # Runs that have told nothing yet are still to come, so that the end of the others is not the end.
         phase="running" if len(snapshots) < count and phase not in {"draining", "paused"} else phase,
         elapsed_s=max(snapshot.elapsed_s for snapshot in snapshots),
         commit_lag_s=max(snapshot.commit_lag_s for snapshot in snapshots),

@@ -15,6 +15,7 @@ from batchchat.sources import python_rows
 from batchchat.store import Output
 
 _READ_ROWS = 256
+"""Rows of one read: their texts are cut one batch after another, and a batch of long texts stays small."""
 _TEXTS = ("completion", "reasoning", "refusal", "error_message")
 _FIELDS = (
     "custom_id",

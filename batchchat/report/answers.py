@@ -30,8 +30,10 @@ from batchchat.report.texts import Messages, TextAllowance
 
 MOST_ROWS = 20_000
 MOST_CELLS = 4_000_000
+"""Rows of a page, and values of all scores on it: a browser keeps all of them in memory to sort and filter."""
 _BLOCK_LETTERS = 400_000
 _BLOCK_ROWS = 400
+"""Characters and rows of a block: what the page unpacks at once to show or to search some rows."""
 _SHORT_NAMES = {
     "completion": "t",
     "refusal": "x",
@@ -200,6 +202,7 @@ class AnswerBrowser:
         """Yield the rows in packed blocks, in the order of the index."""
         lines: list[bytes] = []
         letters = 0
+        # Records are read for so many rows at once; long texts end a block earlier.
         for start in range(0, len(self), _BLOCK_ROWS):
             end = min(len(self), start + _BLOCK_ROWS)
             for offset, row in enumerate(self._rows(start, end)):
@@ -237,6 +240,7 @@ class AnswerBrowser:
             told = [self._answer(number, position, sample, samples.get(sample)) for sample in range(self.samples)]
             if note and told[0] is not None:
                 told[0]["n"] = note
+            # Samples that are not there are left out at the end; before another one, they keep its place.
             while len(told) > 1 and told[-1] is None:
                 told.pop()
             answers.append(told)
@@ -275,6 +279,7 @@ class AnswerBrowser:
             value = record.get(name)
             if value is not None:
                 told[key] = self._room.cut(value) if isinstance(value, str) else value
+        # Nearly all answers end with `stop`: another end alone is worth its bytes in the page.
         if record.get("finish_reason") not in {None, "stop"}:
             told["f"] = record["finish_reason"]
         if record.get("tool_calls"):
@@ -296,6 +301,7 @@ class AnswerBrowser:
         for number, samples in enumerate(records):
             ordered = [samples[sample] for sample in sorted(samples)]
             states = {record.get("status") for record in ordered}
+            # 2 if a sample failed, 1 if all have an answer, 0 if there is no record yet.
             self._states[number].append(2 if states - {"ok"} else 1 if states else 0)
             meaning = tuple(_meaning(record) for record in ordered)
             self._groups[number].append(groups.setdefault(meaning, len(groups)) if ordered else None)
@@ -343,6 +349,7 @@ def _packed(lines: Sequence[bytes]) -> str:
 
 
 def _place(prompts: list[Messages], messages: Messages) -> int:
+    # Variants often ask with the same messages: these are kept once for each row.
     if messages not in prompts:
         prompts.append(messages)
     return prompts.index(messages)
@@ -350,6 +357,7 @@ def _place(prompts: list[Messages], messages: Messages) -> int:
 
 def _meaning(record: Mapping[str, Any]) -> Any:
     """What an answer comes to: equal for texts that differ in white space, and for equal JSON."""
+    # Failures of one kind come to the same, whatever their messages say.
     if record.get("status") != "ok":
         return "failed", record.get("error_kind")
     calls = [(call.get("name"), call.get("arguments")) for call in record.get("tool_calls") or ()]

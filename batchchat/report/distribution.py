@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _GROWTH = math.log(1.02)
+"""Each bin ends 2 % above its beginning: a quantile is within 1 %, and ten decades take 1,200 bins."""
 
 
 class Bar(NamedTuple):

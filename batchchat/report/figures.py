@@ -18,6 +18,7 @@ QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 """The quantiles that every distribution is told by."""
 
 _MARK_ROOM = 0.07
+"""The part of the axis that the name of a mark takes: names of nearer marks would lie over each other."""
 
 
 class PlotlyFigure(TypedDict):
@@ -146,6 +147,7 @@ def _marks(distribution: Distribution, extent: float) -> list[dict[str, Any]]:
     named = -math.inf
     for name, share in QUANTILES:
         value = distribution.quantile(share)
+        # Zero has no place on a logarithmic axis.
         if not value:
             continue
         x = math.log10(value)
@@ -162,6 +164,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """Round numbers within a range: 1, 2 and 5 of each power of ten, or equal steps where the range is narrow."""
     fine = [factor * 10.0**power for power in range(-4, 10) for factor in (1, 2, 5)]
     chosen = [tick for tick in fine if low <= tick <= high]
+    # With more, the numbers of a narrow chart would overlap.
     if len(chosen) > 8:
         return [tick for tick in chosen if math.log10(tick).is_integer()]
     if len(chosen) >= 3:

@@ -38,6 +38,7 @@ def looks_of(suite: SuiteFolder) -> ReportedLooks | None:
         if number < taken:
             state = "went on"
         elif number == taken:
+            # The latest look that was taken: only the last one of the plan ends without a verdict.
             state = "settled" if settled else "not settled" if number == len(plan) else "went on"
         else:
             state = "not needed" if settled else "to come"

@@ -16,7 +16,9 @@ from batchchat.report.timeline import Timeline
 from batchchat.store import Output
 
 _EXAMPLES = 3
+"""Different messages that are shown of each kind of failure."""
 _MESSAGE_LETTERS = 400
+"""Characters of each: what is wrong stands at its beginning, often with a whole page of a gateway behind it."""
 _MEASURED = ("latency_s", "ttft_s", "output_tokens_per_s", "prompt_tokens", "completion_tokens")
 _TALLIED = (
     *("finish_reason", "model", "system_fingerprint", "service_tier"),

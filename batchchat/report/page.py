@@ -38,6 +38,7 @@ def check_page(target: Path) -> None:
     require_library()
     if target.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"{target}: a report is an .html file", remedy=f"Call it {target.with_suffix('.html')}.")
+    # Folders that are missing are made with the page: the nearest one that exists must allow it.
     folder = next(folder for folder in target.absolute().parents if folder.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         what = "is no folder" if not folder.is_dir() else "cannot be written to"

@@ -36,6 +36,7 @@ from batchchat.store import Output, read_state
 from batchchat.views import StatusView
 
 _RUNS_SHOWN = 60
+"""Runs in the list of a page, the newest first: two months of a job that runs every night."""
 _TALLIES = (
     ("finish_reason", "Finish reasons", "stop"),
     ("model", "Models that answered", ""),
@@ -149,6 +150,7 @@ def _tiles(directory: Path | str, outcome: RecordTotals, status: StatusView, run
     prompt, completion = (int(outcome.sums[name] or 0) for name in ("prompt_tokens", "completion_tokens"))
     notes = [f"{short(prompt)} in, {short(completion)} out"]
     ever = short(spent.prompt_tokens + spent.completion_tokens)
+    # Compared as they are written: a difference that nobody can read is not told.
     if ever != short(prompt + completion):
         notes.append(f"{ever} spent by all runs")
     tiles.append(Tile("Tokens of these answers", short(prompt + completion), "; ".join(notes)))
@@ -202,6 +204,7 @@ def _over_time(outcome: RecordTotals, currency: str | None) -> list[Chart]:
         return []
     each = f"for every {_width(course.width)}"
     cut = "; time when nothing finished is left out" if course.gaps else ""
+    # Of the widths that the chart shows: a second alone may have more.
     highest = max((moment.ok + moment.failed) / course.width for moment in course.moments)
     prompt, completion = (int(outcome.sums[name] or 0) for name in ("prompt_tokens", "completion_tokens"))
     charts = [

@@ -13,6 +13,7 @@ from batchchat.report.figures import PlotlyFigure, linear_ticks, plain, seconds_
 SHARES = frozenset({"yes/no", "share"})
 """Units that are written as a percentage."""
 _NAME_LETTERS = 24
+"""Characters of a name beside a chart: longer ones would take its room, and its number tells which one it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ def quality_against_cost(points: Sequence[Point], *, cost: str, value: str, shar
 def _range(points: Sequence[Point]) -> list[float]:
     """The points' costs with some room on both sides."""
     low, high = min(point.cost for point in points), max(point.cost for point in points)
+    # Points that cost the same, or nothing, have no range of their own.
     room = 0.12 * (high - low) or 0.3 * high or 1.0
     return [low - room, high + room]
 

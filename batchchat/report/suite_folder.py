@@ -20,6 +20,7 @@ from batchchat.errors import StorageError, UsageError
 from batchchat.store import Output, is_output, read_state
 
 _SETTLED = 0.05
+"""The level of all tests of an evaluation, as `significance.ALPHA`; this package does not need its libraries."""
 _SUMMARY = "summary.json"
 
 
@@ -51,6 +52,7 @@ class SuiteFolder:
         Those of equal value stay in the order of the suite, those without a value come last.
         """
         variants: Sequence[Mapping[str, Any]] = self.summary["variants"]
+        # Without a better direction there is no best: the order of the suite stays.
         score = next((score for score in self.scores if score.higher_is_better is not None), None)
         if score is None:
             return variants

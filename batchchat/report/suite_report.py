@@ -32,7 +32,9 @@ from batchchat.report.suite_folder import ScoreMeaning, SuiteFolder, better, rea
 from batchchat.report.verdict import cost_of, verdict_of
 
 _MOST_CLASSES = 40
+"""Classes of a confusion matrix on the page, the most frequent ones: its cells are still to be read then."""
 _ROOM = 0.06
+"""The part of the scale that is left free on both sides, so that no interval touches the edge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,7 @@ def _column(suite: SuiteFolder, score: ScoreMeaning) -> list[Cell]:
         if value is not None
     ]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    # Means that are all equal have no range: a scale without width would divide by zero.
     room = (high - low or abs(high) or 1.0) * _ROOM
     low, size = low - room, high - low + 2 * room
     leader = suite.leader(score)
@@ -230,6 +233,7 @@ def _per_thousand(variant: Mapping[str, Any], amount: float | None) -> float | N
 def _qualities(suite: SuiteFolder) -> list[PlotlyFigure | None]:
     """For each score the chart of cost against it, None where the score has no better direction or no values."""
     currencies = {variant.get("currency") for variant in suite.variants if variant.get("cost") is not None}
+    # Amounts in two currencies, or of some variants alone, cannot share an axis: tokens take their place.
     priced = len(currencies) == 1 and all(variant.get("cost") is not None for variant in suite.variants)
     currency = next(iter(currencies)) if priced else None
     return [_quality(suite, score, currency, priced=priced) for score in suite.scores]
@@ -387,7 +391,9 @@ def _matrices(suite: SuiteFolder) -> list[dict[str, Any]]:
         for scorer, report in (variant.get("classes") or {}).items():
             classes, table = report.get("classes") or [], report.get("confusion") or []
             order = sorted(range(len(classes)), key=lambda at: -(classes[at].get("support") or 0))[:_MOST_CLASSES]
+            # The most frequent ones are chosen, and shown in the order of the labels.
             chosen = sorted(order)
+            # Behind the classes stand "(other)" and "(no answer)", which are always shown.
             given = [*chosen, *range(len(classes), len(report.get("given") or []))]
             found.append(
                 {

@@ -10,9 +10,13 @@ import orjson
 from batchchat.format import short
 
 MOST_LETTERS = 200_000_000
+"""Characters of all texts of a page: with more, long ones are cut shorter. Chosen, not measured."""
 LONGEST_TEXT = 20_000
+"""Characters of one text before it is cut."""
 SHORTEST_CUT = 400
+"""Characters of one text that stay however many there are: the beginning of an answer tells most of it."""
 _LOOK_EVERY = 256
+"""Records between two estimates of the whole: the mean of fewer says little."""
 
 Messages = list[list[str]]
 """The messages of a request as [role, text]."""

@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 # Each divides the next, so that finer sums add up to coarser ones: a second to a week.
 _WIDTHS = (1, 2, 10, 30, 60, 300, 600, 1_800, 3_600, 10_800, 21_600, 86_400, 604_800)
 _DAY = 86_400
+"""Seconds of the width that is taken if there are too many breaks."""
 _KEPT = 8_192
 """Moments that are kept before two and more of them are joined: some megabytes, whatever the length of a run."""
 _SHOWN = 150
 """Moments that a chart shows: each has a few pixels then."""
 _MOST_SITTINGS = 6
+"""Breaks that a chart cuts out. With more of them the days are shown as they are. Chosen."""
 _MEASURES = ("ok", "failed", "prompt_tokens", "completion_tokens", "cost")
 
 

@@ -26,6 +26,7 @@ class FailedLimit:
 
     def passed(self, failed: int, settled: int) -> bool:
         """Tell whether a run that settled so many rows, `failed` of them, has passed the limit."""
+        # A number needs no test: it is passed or not.
         if self._share is None:
             return failed > int(self._written)
         if settled < self._next_look:

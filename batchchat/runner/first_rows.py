@@ -86,6 +86,7 @@ def rows_of(batches: list[RowBatch]) -> Iterator[tuple[RowBatch, int]]:
 def check_key_column(job: Job, source: Source) -> None:
     """Raise JobError if the input has no column with the name of the key."""
     key = job.input.key
+    # A key may be a dotted path into a column: only its first word must be there.
     if key is not None and key not in source.columns and key.partition(".")[0] not in source.columns:
         folded = {name.casefold(): name for name in source.columns}
         near = [folded[name] for name in difflib.get_close_matches(key.casefold(), folded, n=1)]
@@ -139,6 +140,7 @@ def try_template(
         values = batch.values[offset]
         if values is None:
             tried += 1
+            # What a template says goes over this: an unreadable row tells nothing of the job.
             if first is None:
                 first = UsageError(
                     f"none of the first rows can be read: {batch.failures[offset].message}",
@@ -161,6 +163,7 @@ def try_template(
                     place,
                     remedy=f"The input's columns are {', '.join(columns)}.",
                 )
+        # One row that renders is enough: what fails later is that row.
         else:
             return
     if first is not None:

@@ -29,6 +29,7 @@ def open_input(job: Job, frozen: Frozen, rows: GivenRows | None) -> tuple[Source
 def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:
     given = job.input
     output = address_of(job.output.path)
+    # A program gives the rows: nothing of `input` but its types is about them.
     if rows is not None:
         types = COLUMNS if isinstance(job, BatchFileJob) else given.types
         return open_rows(rows, types=types, frozen=frozen.input)

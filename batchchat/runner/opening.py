@@ -125,6 +125,7 @@ class RunOpening:
             # Which of them are done is asked once for all, and not again for each batch that is passed over.
             store.known.look_up(store.index, store.keys)
         renamed = store.recovery.renamed
+        # Paid answers lie there: a person must know where, and how they go.
         if renamed is not None:
             message = f"the old output is kept as {renamed}; `batchchat clean {job.output.path}` removes old ones"
             setting.listener(Event("set_aside", message, "info", {"path": renamed}))
@@ -148,6 +149,7 @@ class RunOpening:
         """Connect to the provider and join the parts of the run. `keys` are those of its endpoints."""
         job, setting, prepared = self._job, self._setting, self._prepared
         await self._find_provider(stack, store)
+        # Without a cache that outputs share, equal requests of this one share their answers through a file of its own.
         if cache is None and job.dedupe:
             cache = await self.open_cache(stack, store.location.scratch(SHARED_ANSWERS))
         prompt_id = prompt_id_of(prepared)
@@ -156,6 +158,7 @@ class RunOpening:
             one_model=job.input.format != BATCH_FORMAT and not has_several(job),
             steps=[step.model for step in job.cascade],
         )
+        # The tier is one of single requests: batches have prices of their own.
         if job.engine.batch:
             engine, tariff = await self._make_batch_engine(stack, store, wording, prompt_id, keys)
         else:
@@ -173,6 +176,7 @@ class RunOpening:
             control=setting.control,
             run_id=self._run_id,
             prompt_id=prompt_id,
+            # Set by who executes the run: it began before its output was opened.
             started=0.0,
             tell=setting.listener,
             offload=setting.offload,
@@ -196,6 +200,7 @@ class RunOpening:
         setting, provider = self._setting, self._provider
         if not needs_demo(self._job):
             return
+        # The transport of a test answers by itself: no server is started.
         base_url = "http://demo.invalid/v1" if setting.transport is not None else setting.demo_url
         self._started_at = base_url or await self._start_demo(stack, store)
         if provider.base_url is None:
@@ -233,6 +238,7 @@ class RunOpening:
         from batchchat.runner.batches import BatchParts
 
         job, setting = self._job, self._setting
+        # Clients for single requests are opened only if the job sends what batches leave over.
         single: Callable[[], Engine] | None = None
         if job.engine.then == "local":
             single = functools.partial(self._make_engine, await self._open_endpoints(stack, keys), store, wording)
@@ -285,6 +291,7 @@ class RunOpening:
 
     def _make_intake(self, store: HeldOutput) -> Intake:
         job, prepared = self._job, self._prepared
+        # Only answers that are shared need to know which requests are equal: it takes another digest of each.
         shares = job.cache is not None or job.dedupe
         intake = prepared.intake(store.index, store.keys, reopens=self._reopens, answer_ids=shares)
         if store.known is not None:

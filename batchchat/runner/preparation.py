@@ -214,6 +214,7 @@ def _compiled(job: Job, frozen: Frozen) -> tuple[Provider, Questions, pa.Field |
     """Check what needs no row, and compile the questions. Return also the column `parsed`, if the job has one."""
     provider = job.resolved_provider()
     check_params(job, provider)
+    # One provider alone is checked by the line above.
     if has_several(job):
         check_targets(job)
     if job.model:

@@ -20,6 +20,7 @@ def shards_for(job: Job, options: RunOptions) -> Shards | None:
     Raises UsageError if the output has another number of them, or if the job cannot have any.
     """
     wanted = job.output.shards
+    # With --fresh the old output is set aside, whatever number of shards it has.
     count = wanted if options.fresh else check_shards(address_of(job.output.path), wanted)
     if count is None or count == 1:
         if options.share is not None:
@@ -34,6 +35,7 @@ def shards_for(job: Job, options: RunOptions) -> Shards | None:
                 f"--shard {index}/{of}: the output has {count} shards, which are too few for {of} processes",
                 remedy=f"Start {count} at most, or move the records to more with `batchchat reshard`.",
             )
+        # Every `of`-th one, so that the shares differ by one shard at most.
         chosen = tuple(range(index, count, of))
     if options.fresh and len(chosen) < count:
         raise UsageError(

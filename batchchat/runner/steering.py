@@ -225,6 +225,7 @@ class RunSteering:
         """Take these settings from now on."""
         run = self._run
         ceilings = changed_ceilings(self._ceilings, settings)
+        # A setting of the budget or the deadline alone changes no ceiling.
         if ceilings != self._ceilings:
             self._take_ceilings(ceilings)
         caps = {name.removeprefix("budget."): value for name, value in settings.items() if name.startswith("budget.")}
@@ -234,6 +235,7 @@ class RunSteering:
             self._deadline = settings["deadline"]
         if (grace := settings.get("grace")) is not None:
             self._grace = grace
+        # Wakes whoever waits for the deadline or the grace. An event cannot be cleared, so the next change has its own.
         self._changed.set()
         self._changed = anyio.Event()
         shown = ", ".join(shown_setting(name, value) for name, value in settings.items())
@@ -262,6 +264,7 @@ class RunSteering:
         if budget is not None:
             budget.change(CapValues(budget.max_cost, budget.max_tokens, budget.max_requests)._replace(**caps))
         else:
+            # No request of this run was counted before it went: `keep_caps` looks at what was spent.
             self._caps = self._caps._replace(**caps)
 
     # ---- the end ----------------------------------------------------------------------------------------------------
@@ -316,6 +319,7 @@ class RunSteering:
     async def _look(self) -> None:
         """Carry out what other processes ask for, until the run ends."""
         run = self._run
+        # Senders that were killed left replies. The output is held, so none of them can be for this run.
         await self._ask_store(self._files.forget_replies)
         while True:
             found = await self._ask_store(self._files.take, run.run_id)
@@ -342,6 +346,7 @@ class RunSteering:
         """Do what a command asks; return the reply to it."""
         by = command.get("by")
         try:
+            # A command may be for all runs of an evaluation, and reaches it through any of them.
             whole = self._run.control.whole
             control = whole if command.get("whole") is True and whole is not None else self._run.control
             did, changed = self._obey(control, command, by if isinstance(by, str) else None)
@@ -370,6 +375,7 @@ class RunSteering:
             return "resumed", True
         if action == "set":
             settings = checked_settings(command.get("settings"))
+            # A command that is sent twice is told as done, and not as another change.
             same = all(name in control.settings and control.settings[name] == settings[name] for name in settings)
             if not same:
                 control.set(settings, by=by)

@@ -34,6 +34,7 @@ class StepShares:
         for one in earlier or ():
             share = self._of(one["step"], one["model"])
             own = one["cost"] or 0.0
+            # A record has the cost of all its steps: what the earlier ones cost is not of the last one.
             left -= own
             self._shares[share.step] = replace(share, passed_on=share.passed_on + 1, cost=share.cost + own)
         share = self._of(step, "")

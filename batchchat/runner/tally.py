@@ -44,6 +44,7 @@ class MovingRate:
         if len(self._samples) < 2:
             return 0.0
         (start, low), (end, high) = self._samples[0], self._samples[-1]
+        # Two samples of one moment have no rate between them.
         return (high - low) / (end - start) if end > start else 0.0
 
 

@@ -51,6 +51,7 @@ def examples_of(job: Job, template: Template, source: Source) -> Examples | None
 
 def check_columns_used(job: Job, template: Template, columns: tuple[str, ...]) -> None:
     """Refuse a job that asks every row the same, unless it says that this is meant."""
+    # `row` names no column, and differs from row to row all the same.
     if template.skip is not None and template.skip.names.isdisjoint({*columns, "row"}):
         raise job.error(
             "names no column of the input, so that it is the same for every row",
@@ -92,6 +93,7 @@ def _texts_of(value: object) -> Iterator[str]:
 def text_warnings(job: Job) -> list[str]:
     """Say what the model will not see: text inside of comments."""
     lost = [text for source in _texts_of(job.messages) for text in _COMMENT.findall(source)]
+    # A short remark is meant as one. Several lines, or a hole, are likely a part of the prompt.
     lost = [text.strip() for text in lost if "\n" in text.strip() or "{{" in text]
     if not lost:
         return []

@@ -21,6 +21,7 @@ _CHECKSUM = struct.Struct("<I")
 _MAGIC = b"bcf\x9e"
 HEADER_BYTES = _HEAD.size + _CHECKSUM.size
 MAX_PAYLOAD = 2**32 - 1
+"""What fits into the four bytes of a frame's length."""
 
 
 class Frame(NamedTuple):

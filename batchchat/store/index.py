@@ -21,7 +21,9 @@ import pyarrow.compute as pc
 from batchchat.records import ErrorKind
 
 ID_BYTES = 16
+"""Bytes of a `custom_id`."""
 BUCKET_ENTRIES = 64
+"""Entries of a bucket on average: few to look through, and few enough buckets to make. Chosen, not measured."""
 
 NONE = 0
 """No live record and nothing archived."""
@@ -41,7 +43,9 @@ SEEN = 0x80
 
 _KINDS: tuple[ErrorKind, ...] = tuple(ErrorKind)
 _FIRST_FAILED = 2
+"""States from here on are kinds of failures, in the order of `ErrorKind`; 0 and 1 are `NONE` and `OK`."""
 _KIND = 0x0F
+"""The bits of a state that tell the kind; those above are `ARCHIVED`, `SKIPPED` and `SEEN`."""
 _ARCHIVED_OR_SEEN = ~_KIND & 0xFF
 _digest: Callable[[bytes], tuple[int]] = struct.Struct("=Q8x").unpack
 _CLEAR_SEEN = bytes(value & ~SEEN for value in range(256))

@@ -12,9 +12,11 @@ from typing import Any
 Line = Mapping[str, Any]
 
 _SIGNAL = 128
+"""Exit codes above are of signals: 128 and the number of the signal."""
 _WORST_FIRST = (3, 70, 74, 2, 69, 75, 4, _SIGNAL, 1, 0)
 """Exit codes from the one that a person must know first; all of signals are alike."""
 _OLDEST = 8
+"""Requests in flight that are named, as many as in the snapshot of one run."""
 
 _OF_SNAPSHOTS = (
     *("ok", "failed", "done_before", "failed_before", "sending", "waiting", "attempts", "retries", "rate_limited"),

@@ -21,7 +21,9 @@ from batchchat.store.location.disk import storage_errors
 from batchchat.store.trail import NO_KEY, Subject, Tracked, Trail
 
 _WINDOW = 4096
+"""Rows that are read at once from the file of identities: 64 KiB of it for each sample."""
 _SPARSE = 4
+"""How many identities of a range may be read for each that is asked for; a sparser range is not read."""
 
 
 class Match(NamedTuple):

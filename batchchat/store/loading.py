@@ -19,6 +19,7 @@ INDEXED = ("custom_id", "status", "error_kind", "row_index", "sample_index")
 """The columns that the indexes are loaded from."""
 
 _LOADED_AT_ONCE = 150_000
+"""Records that are sorted into the indexes together: three parts of the usual size. More would take more memory."""
 
 
 _KIND_NAMES = pa.array([kind.value for kind in ErrorKind], pa.string())

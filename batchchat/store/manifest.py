@@ -21,6 +21,7 @@ from batchchat.store.location.port import Location, StateFiles
 MANIFEST = "manifest.json"
 RUNS = "runs.jsonl"
 _NAMED = 3
+"""Files that an error names; of more it says how many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,12 @@ from batchchat.store.location.port import PartFiles
 from batchchat.store.schema import kept_columns, kept_type, older, same_types
 
 ROW_GROUP_ROWS = 10_000
+"""Rows of a row group: a reader that looks for some rows skips groups by their bounds. Chosen, not measured."""
 ROW_GROUP_BYTES = 16 * 2**20
 """Rows that are long make shorter row groups: what a rewrite or a reader decodes at once. Measured with 2,000 rows of
 200 KB: four times as much took 100 MB more, and made no reader faster."""
 _PAGE_BYTES = 1 << 20
+"""Bytes of a page, as Arrow has it by default."""
 _PAGE_ROWS = 1024
 """Arrow ends a page, and gives a dictionary up, only after so many rows, however long they are. That is its default."""
 DICTIONARY_BYTES = 1 << 16

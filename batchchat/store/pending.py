@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 CHUNK_ROWS = 1024
+"""Records that wait as Python objects before they become one piece of Arrow."""
 
 
 CHUNK_BYTES = 4 * 2**20
+"""Bytes of them."""
 
 
 CHUNK_SOURCES = 8
+"""Batches of input rows that they keep in memory. All three are chosen, not measured."""
 
 
 class Unsealed(NamedTuple):

@@ -43,6 +43,7 @@ _WAITING_BYTES = 2 * PART_BYTES
 """Records that wait for their part, over all shards: few enough for a small machine, and enough that each part is
 written again about twice."""
 _SHARD_BYTES = 4 * 2**20
+"""Bytes of a part of one shard while records are moved: all shards have one in memory at the same time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from batchchat.errors import UsageError
 from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS
 
 FORMAT = 1
+"""The format of an output. A version that finds a later one refuses it."""
 SHARDED_FORMAT = 2
 """The format of an output in shards. Each of its shards has FORMAT."""
 

@@ -19,6 +19,7 @@ from batchchat.store.state import State
 _BEGIN_S = 10.0
 """Seconds to wait for another process that creates the same output: it writes two small files."""
 _LOOK_S = 0.05
+"""Seconds between two looks whether it has. Chosen, not measured."""
 
 
 @dataclass(frozen=True, slots=True)

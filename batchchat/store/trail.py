@@ -29,9 +29,11 @@ from batchchat.store.index import ID_BYTES
 from batchchat.store.location.scratch import ScratchFile
 
 FORMAT = 1
+"""The format of the trail. One of another format is no trail: rows are rendered again."""
 NO_KEY = bytes(ID_BYTES)
 _HEADER, _STAMP, _ROWS = range(1, 4)
 _FLUSH_FRAMES = 16
+"""Frames that wait before they are written at once. The trail may lose its end: it is written anew then."""
 _SUFFIXES = ("log", "ids", "keys")
 
 

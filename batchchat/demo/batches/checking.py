@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 _BYTES_PER_TOKEN = 4
+"""About what a token of a JSON line has, for the count against the queue's limit: exact counts are not needed there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from batchchat.demo.batches.results import LineResult, openai_line
 CHAT = "/v1/chat/completions"
 TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 _MIN_KEPT_S = 3_600
+"""The shortest time that a file may be kept, as in OpenAI's reference: one hour."""
 _MAX_METADATA, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 
 

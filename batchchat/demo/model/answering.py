@@ -34,7 +34,9 @@ _SUMMARY = Scan(r"\bsummar(?:y|ies|i[sz]e)|\btl;?dr\b|\bheadline\b|\bshorten\b",
 _SUMMARY_WORDS = re.compile(r"(\d+)[ -]words?\b", re.I)
 _SUMMARY_SENTENCES = re.compile(r"\b(one|a single|two|three|[1-9])(?: short| plain)?[- ]sentences?\b", re.I)
 _READ_CHARS = 20_000
+"""Characters of a prompt that the model reads: its patterns go over all of them, and a row must stay cheap."""
 _COUNTS = {"one": 1, "a single": 1, "two": 2, "three": 3}
+"""Numbers of sentences that prompts write as words."""
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")  # noqa: RUF001 (full-width marks are meant)
 _CORRECTION = re.compile(r"\b(?:schema|valid|validate|validation|json)\b", re.I)
 _NOT_VALID = re.compile(r"\b(?:not valid|invalid|not made)\b", re.I)

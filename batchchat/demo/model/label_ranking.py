@@ -62,6 +62,7 @@ _DESCRIBED = re.compile(
     r"^[`'\"*]*([^:`'\"*(]{1,40}?)[`'\"*]*\s*(?:[:=(]|[-\u2013\u2014]\s|\s[-\u2013\u2014]|$)\s*(.*)$"
 )
 _LONGEST_LABEL = 40
+"""Characters of a label: what is longer is a sentence, and its list no list of labels."""
 
 
 @dataclass(frozen=True, slots=True)

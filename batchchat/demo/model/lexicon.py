@@ -17,6 +17,7 @@ from typing import NamedTuple
 _WORD = re.compile(r"[^\W_]+")
 _SUFFIXES = ("ingly", "ments", "ings", "ment", "edly", "ing", "ers", "ed", "es", "er", "ly", "s")
 _LONGEST_WORD = 40
+"""Characters of a word: what is longer is no word of a language, such as an encoded image."""
 
 STOP_WORDS = frozenset(
     """
@@ -99,6 +100,7 @@ class _Stems(dict[str, str]):
 
 
 _MOST_STEMS = 50_000
+"""Words whose stems are kept, some megabytes: a text of random letters must not fill the memory."""
 _STEMS = _Stems()
 
 

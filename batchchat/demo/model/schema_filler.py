@@ -20,8 +20,11 @@ Choose = Callable[[tuple[Label, ...]], str]
 Schema = Mapping[str, Any]
 
 _DEEPEST = 8
+"""Levels below which nothing optional is made: a schema that names itself would never end."""
 _MOST_ITEMS = 1000
+"""Items that a schema may ask for at least."""
 _LONGEST_STRING = 100_000
+"""Characters that a schema may ask for at least. Both keep an answer in memory, whatever the schema says."""
 _EMAIL = r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{0,100}\w"
 _DATE = r"\b\d{4}-\d{2}-\d{2}\b"
 _URL = r"https?://[^\s<>\"')]+"

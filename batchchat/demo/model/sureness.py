@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 _DOUBTS = {"demo-small": 0.5, "demo-large": 0.06}
+"""By how much a model may be unsure. With these, a cascade of the two has something to gain in the guide's examples."""
 _NEVER = -20.0
 """The log probability of what the model would not write."""
 

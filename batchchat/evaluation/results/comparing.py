@@ -41,6 +41,7 @@ from batchchat.store import Output, read_state
 
 KEY, ROW_INDEX = "key", "row_index"
 _EXAMPLES = 5
+"""Rows that differ and are shown with both answers."""
 _UNSET = np.uint64(0)
 
 

@@ -61,6 +61,7 @@ def read_gate(option: str, text: str, suite: Suite, *, over: bool = False) -> Ga
     try:
         bound = float(value)
     except ValueError:
+        # Refused below, as all that is not finite: such a bound would pass or fail everything.
         bound = math.nan
     if not equals or not scorer or not math.isfinite(bound):
         raise UsageError(f"{option} {text}: is not of the form score=value", remedy=f"Example: {option} accuracy=0.8")
@@ -76,6 +77,7 @@ def read_gate(option: str, text: str, suite: Suite, *, over: bool = False) -> Ga
             f"{option} {text}: the suite has no variant {variant!r}{nearest(variant, names)}",
             remedy=f"There are: {', '.join(names)}.",
         )
+    # The wrong option would fail the better values, and let the worse ones pass.
     if known[scorer].higher_is_better is over:
         other = "--fail-under" if over else "--fail-over"
         better = "higher" if over else "lower"

@@ -68,6 +68,7 @@ def _against_column(
             [unit.expected for unit in units],
             [unit.given for unit in units],
             scale=Scale(_level(scorer)),
+            # Verdicts on the answers to one row are likely right or wrong together.
             clusters=[unit.row for unit in units],
         )
     except ValueError as error:
@@ -108,6 +109,7 @@ def _place(name: str, a: str, b: str) -> str:
 
 def _right(scorer: Judge, value: Any) -> str | None:
     """Return a right verdict as the judge would write it; None if the column has none here."""
+    # A judge without points says yes or no, and such a column true or false.
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = "" if value is None else text_of(value).strip()
@@ -116,6 +118,7 @@ def _right(scorer: Judge, value: Any) -> str | None:
             number = float(text)
         except ValueError:
             return text or None
+        # A column of numbers gives 4.0 if the judge writes 4.
         return f"{number:.0f}" if number.is_integer() else text
     return text or None
 

@@ -34,6 +34,7 @@ from batchchat.store import Output, is_output, read_state
 _LINES = 10_000
 """Cases that wait in memory before they are written."""
 _ID_BYTES = 16
+"""Bytes of the digest of a case: of a billion cases, two have the same one with a chance below 10^-20."""
 _OPEN = (None, NOT_JUDGED)
 JudgedValue = tuple[float | None, str | None]
 """A value and its reason; either may be None."""
@@ -108,6 +109,7 @@ class _CaseFile:
         digest = blake2b(digest_size=_ID_BYTES)
         clean = []
         for text in texts:
+            # JSON may hold half of a surrogate pair, which has no place in UTF-8.
             data = text.encode("utf-8", "replace")
             # With the length, so that texts which are cut at other places make another case.
             digest.update(b"%d:" % len(data) + data)
@@ -185,6 +187,7 @@ def gather_cases(
             else:
                 for source in sources:
                     cases.of_variants[source.name] = gathering.variant(source)
+        # Also after an error: an open writer would keep its file.
         finally:
             file.close()
     cases.asked = len(file)
@@ -249,6 +252,7 @@ class _Gathering:
         reasons = [
             f"{side}: {answer.reason}" for side, answer in (("a", one), ("b", other)) if isinstance(answer, Absent)
         ]
+        # 1 if b has no answer, -1 if a has none, 0 if neither has one.
         value = float(isinstance(other, Absent)) - float(isinstance(one, Absent))
         return (value if self.scorer.failed == "wrong" else None), "; ".join(reasons)
 

@@ -94,6 +94,7 @@ class SuiteResults:
         answers: dict[str, LabelledAnswers] = {
             sheet.name: sheet.labels[scorer.name].answers(sheet.rows.samples) for sheet in self._sheets
         }
+        # Over all variants, so that macro-F1 is a mean of the same classes for each.
         labels = classes_of(list(answers.values()), scorer.labels)
         for at, variant in enumerate(self.variants):
             own = answers[variant.name]
@@ -131,6 +132,7 @@ def wins_of(name: str, pairs: Mapping[tuple[str, str], Grid]) -> Grid | None:
 
     NaN if no pair of it was judged; None if the variant is in no pair.
     """
+    # A pair has 1 if its first variant wins, and -1 if the second one does.
     own = [grid if name == a else -grid for (a, b), grid in pairs.items() if name in {a, b}]
     if not own:
         return None
@@ -138,6 +140,7 @@ def wins_of(name: str, pairs: Mapping[tuple[str, str], Grid]) -> Grid | None:
     judged = np.isfinite(balances)
     counts = judged.sum(axis=0)
     sums = np.where(judged, balances, 0.0).sum(axis=0)
+    # From a balance of -1 to 1 to a share of 0 to 1.
     made: Grid = np.where(counts > 0, (1 + sums / np.maximum(counts, 1)) / 2, np.nan)
     return made
 

@@ -177,6 +177,7 @@ def _dicts(data: Any) -> list[dict[str, Any]]:
 
 def _read_path(data: Columns, path: str) -> list[Any]:
     names = _names(data)
+    # The name of a column may hold dots itself.
     column, _, inner = (path, "", "") if path in names else path.partition(".")
     check_column(column, names, "the records")
     parts = inner.split(".") if inner else []

@@ -25,6 +25,7 @@ Judge = Callable[[Any, Any], Judgement]
 
 _REASON_CHARACTERS = 400
 _SHORT = 200
+"""Characters of a reason, and of a value inside of one: a reason is read in a table, beside others."""
 _PLAIN = (str, int, float, bool, type(None))
 _STATUS = frozenset({"status", "error_kind", "error_message"})
 

@@ -34,6 +34,7 @@ NO_ANSWER = "(no answer)"
 MAX_CLASSES = 1_000
 """Classes of one classification: a table of them has a million cells. More are no labels but free text."""
 RESAMPLES = 1_999
+"""With the value that was seen 2,000: p values are multiples of 0.0005. Chosen."""
 _BLOCK = 1 << 22
 """Numbers of one block of permutations: 32 MiB of memory, however many rows there are."""
 _ALIKE = "all rows look the same: they say nothing about the spread"
@@ -210,6 +211,7 @@ def compare_macro_f1(
     sides = {name: _side(answers, classes) for name, answers in variants.items()}
     pairs = list(itertools.combinations(sides, 2))
     draws = enough_draws(ALPHA / max(1, len(pairs)), RESAMPLES)
+    # Holm's method holds the smallest p value of so many pairs to this level.
     alpha = ALPHA / max(1, len(pairs))
     test = _Test(seed, draws, alpha, clusters, margin)
     return adjust([_compare_pair((a, sides[a]), (b, sides[b]), scorer, test) for a, b in pairs])
@@ -276,6 +278,7 @@ def _side(answers: LabelledAnswers, classes: Sequence[str]) -> _Side:
     size = len(classes)
     row, expected, given = _codes(answers, classes)
     code = expected * (size + 2) + given
+    # Sorted within each row: the order of its samples must not make another look.
     order = np.lexsort((code, row))
     row, code = row[order], code[order]
     rows, first, line = np.unique(row, return_index=True, return_inverse=True)
@@ -297,6 +300,7 @@ def _patterns(sides: Sequence[_Side]) -> _Patterns:
     if shared.size == 0:
         nothing = np.zeros(0, dtype=np.int64)
         return _Patterns(nothing, [], [np.zeros(0)] * len(sides), nothing, nothing)
+    # One number stands for the looks on all sides, so that equal rows are found by one sort.
     seen = np.ravel_multi_index(looks, shape)
     together, places, counts = np.unique(seen, return_inverse=True, return_counts=True)
     apart = np.unravel_index(together, shape)
@@ -381,6 +385,7 @@ def _bootstrap_interval(
     weights = generator.multinomial(patterns.rows, patterns.counts / patterns.rows, size=RESAMPLES)
     drawn = statistic(weights.astype(np.float64))
     low, high = (float(limit) for limit in np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
+    # Few rows may give resamples that all lie on one side of the estimate, which belongs to its interval.
     return Interval(min(low, estimate), max(high, estimate), "bootstrap_percentile")
 
 

@@ -23,6 +23,7 @@ from batchchat.evaluation.statistics.unit import ScoreUnit
 Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
+"""The confidence of every interval that is shown."""
 SEED = 20_250_101
 """The seed of every draw, so that the same scores give the same interval and the same p value. Any number would do."""
 RESAMPLES = 9_999

@@ -13,7 +13,9 @@ from scipy import stats
 from batchchat.evaluation.statistics.intervals import SEED, Array
 
 ALPHA = 0.05
+"""The level of all tests: a difference that is none is called real once in twenty evaluations."""
 POWER = 0.8
+"""The power for which needed rows are told: a difference as seen would be found four times out of five."""
 FLIPS = 9_999
 """Random draws of a permutation test: the smallest p is then 0.0001, and p = 0.05 has a standard error of 0.002."""
 _MOST_DRAWS = 39_999

@@ -191,6 +191,7 @@ class Suite:
             if not scorer.METRICS:
                 found[scorer.name] = Score(scale, of_rows=True, margin=scorer.margin)
             for number, metric in enumerate(scorer.METRICS):
+                # The first metric is the value of each answer; the others are of all answers together.
                 unit, of_rows = (scale, True) if number == 0 else (SHARE, False)
                 found[f"{scorer.name}.{metric}"] = Score(unit, of_rows=of_rows, margin=scorer.margin)
             for over in scorer.sample_metrics:
@@ -258,12 +259,14 @@ class _Reading:
         # A value of another form is left for the validation, which names its line.
         if isinstance(own, list):
             data["scorers"] = [*own, *map(scorer_fields, given)]
+            # An error must not name a line of the file for what the program gave.
             for at in range(len(own), len(data["scorers"])):
                 self.draft.origins["scorers", at] = FieldOrigin(option="scorers=")
 
     def apply(self, changes: Sequence[FieldChange], output: str | None) -> None:
         """Make paths absolute, and take what the command line says of the suite itself."""
         data = self.draft.data
+        # Paths in the file count from its folder; those of options, set below, from the working directory.
         self._absolute(self.base)
         for change in changes:
             if change.path.split(".")[0] in SuiteFields.model_fields:
@@ -323,6 +326,7 @@ class _Reading:
             scorers=tuple(scorer for _, scorer in scorers if isinstance(scorer, Scorer)),
             judges=tuple(judges),
             order=tuple(scorer.name for _, scorer in scorers),
+            # One budget and one deadline hold for all variants, which cannot set their own.
             budget=variants[0].job.budget,
             deadline=variants[0].job.deadline,
             seed=fields.seed,
@@ -340,6 +344,7 @@ class _Reading:
                     told = "says when to stop early, and every row is asked"
                     raise self.fail(told, name, remedy=remedy or "Add `until: settled`.")
             return None
+        # The tests of a look compare answers row by row, and need to know which difference is the better one.
         able = [name for name, score in scores.items() if score.of_rows and score.higher_is_better is not None]
         if not able:
             told = "needs a score with a value for each answer and a better direction, and there is none"
@@ -387,6 +392,7 @@ class _Reading:
         if failed is None or not isinstance(data, dict) or "failed" in data:
             return data
         try:
+            # What is wrong with its kind is told by `read_one`, with its line.
             model = model_of(data, _KINDS)
         except ValueError:
             return data
@@ -485,6 +491,7 @@ class _Reading:
                 made.append(Variant(text.name, text.changes, folder.name, job.in_suite(self.file, self.options)))
         if errors:
             raise combined(list(errors.values()))
+        # The input is the same for all: variants cannot set it.
         if made[0].job.input.path == "-":
             raise UsageError(
                 "a suite cannot read standard input: every variant reads the rows anew",
@@ -526,6 +533,7 @@ def _folders(base: Path, texts: Sequence[VariantText]) -> list[Path]:
     found = []
     for text in texts:
         earlier = sorted(name for name in names - own if name.endswith(f"-{text.digest}"))
+        # Several folders of the same changes: which one is meant cannot be told, and a new one is made.
         known = text.folder in names or len(earlier) != 1
         found.append(base / (text.folder if known else earlier[0]))
         names -= {found[-1].name}

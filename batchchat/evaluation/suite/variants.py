@@ -32,7 +32,9 @@ from batchchat.job.origin import FieldPlace, combined
 from batchchat.job.values import nearest
 
 MAX_VARIANTS = 100
+"""Variants of one suite: 100 of them make 4,950 pairs, each with its tests."""
 _SLUG_LETTERS = 48
+"""Letters of a variant's name in its folder; the digest behind them tells variants apart."""
 _REFUSED: Mapping[str, str] = {
     "name": "the variants share the suite's name",
     "input": "all variants answer the same rows: change `input` in the base job, or with --set",

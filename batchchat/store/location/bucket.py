@@ -24,6 +24,7 @@ READER_WAIT_S = 15.0
 _T = TypeVar("_T")
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
+"""Seconds before a request to the store is tried again: from the first of these on, doubled up to the second."""
 
 
 class Tag(NamedTuple):

@@ -18,6 +18,7 @@ from batchchat.errors import StorageError
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
+"""Prompts and answers may be private: nobody but the owner reads the state of an output."""
 
 _FREE_SPACE = "Free some space, then run the same command again: it goes on where it stopped."
 _RUN_AGAIN = "Mend that, then run the same command again: it goes on where it stopped."
@@ -178,6 +179,7 @@ def _discard(_: object) -> None:
 
 _AT_CURRENT = -100
 _EXCHANGE = 2
+"""`AT_FDCWD` and `RENAME_EXCHANGE` of Linux's `renameat2`, which Python does not offer."""
 
 
 def exchange(one: Path, other: Path) -> bool:

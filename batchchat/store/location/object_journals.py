@@ -30,6 +30,7 @@ _FOLDER = "journal"
 _AT_ONCE = 8
 """Requests at once when a journal is read: 240 commits, one minute of a run, are read in 30 round trips."""
 _IN_MEMORY = 64 * 2**20
+"""Bytes of a journal that are kept in memory; a longer one goes to a file that nobody else sees."""
 _SMALL = 512
 """A fence has fewer bytes than this; only objects as small are read to see whether they are one."""
 
