@@ -1,12 +1,12 @@
 """Limits and budgets that several processes share, on one machine or on several.
 
-    messages   what a process and the keeper of a limit say to each other
-    keeper     the one controller that all ask, and whose turn it is
-    frozen     a keeper as bytes
-    file       a keeper in a locked file: one machine, no server
-    limiter    what a run uses in place of its own limiter
-    broker     keepers, and a budget, behind a socket: several machines, or the workers of a coordinator
-    link       the way of a process to a broker
+    messages      what a process and the keeper of a limit say to each other
+    keeper        the one controller that all ask, and whose turn it is
+    keeper_bytes  a keeper as bytes
+    file          a keeper in a locked file: one machine, no server
+    limiter       what a run uses in place of its own limiter
+    broker        keepers, and a budget, behind a socket: several machines, or the workers of a coordinator
+    link          the way of a process to a broker
 
 A run finds all of it by itself if its job says `limits: {shared: true}` or `limits: {shared: "HOST:PORT"}`. Who starts
 worker processes opens a broker for them in its own event loop, and hands on its address and secret:

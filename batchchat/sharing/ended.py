@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from batchchat.limits.controller import Grant
 from batchchat.records import Usage
-from batchchat.sharing.messages import Lent, PermitSettled, key_of
+from batchchat.sharing.messages import GrantedPermit, PermitSettled, key_of
 
 if TYPE_CHECKING:
     from batchchat.records import Reply
@@ -29,7 +29,7 @@ class BorrowedGrant(Grant):
     that nobody knows whether the keeper heard of it. `connection` is the way on which it came.
     """
 
-    lent: Lent | None = None
+    lent: GrantedPermit | None = None
     until: float = math.inf
     reused: bool = False
     untold: bool = False
@@ -100,7 +100,7 @@ class EndedPermits:
         ended, self._ended = self._ended, []
         return ended
 
-    def heard(self, told: Sequence[EndedPermit], reused: Sequence[Lent]) -> None:
+    def heard(self, told: Sequence[EndedPermit], reused: Sequence[GrantedPermit]) -> None:
         """Give the successors among `told` the names that the keeper has for them. Raises ValueError if one lacks."""
         successors = (one.successor for one in told if one.successor is not None)
         for grant, lent in zip(successors, reused, strict=True):

@@ -30,8 +30,8 @@ import anyio
 
 from batchchat import __version__
 from batchchat.errors import StorageError
-from batchchat.sharing.frozen import freeze, thaw
 from batchchat.sharing.keeper import LimitKeeper
+from batchchat.sharing.keeper_bytes import bytes_of_keeper, keeper_of_bytes
 from batchchat.sharing.messages import Advertised, KeeperAnswer, KeeperAsk
 
 LEASE_S = 0.5
@@ -47,7 +47,7 @@ _ALIVE_EVERY_S = 0.5
 _OLD_S = 7 * 86_400.0
 """Files that nobody wrote to for a week are removed."""
 _MAGIC = b"bclimit1"
-_VERSION = f"{__version__}/2"[:16].encode("ascii")
+_VERSION = f"{__version__}/3"[:16].encode("ascii")
 """The state is only read by the version that wrote it. The number after it counts changes of the state in between."""
 _HEADER = struct.Struct("<8s16sIQQII")
 """Magic, version of batchchat, which of the two states counts, their lengths, their checksums."""
@@ -219,7 +219,7 @@ class LimitFile:
                 data = os.pread(self._file, rest[place], _FIRST + place * _ROOM)
                 if zlib.crc32(data) == rest[2 + place]:
                     with contextlib.suppress(ValueError):
-                        keeper: LimitKeeper = thaw(data, self._rng)
+                        keeper: LimitKeeper = keeper_of_bytes(data, self._rng)
                         return keeper
             elif magic == _MAGIC and any(_lives(path) for path in self._others()):
                 written = version.decode("ascii", "replace").partition("/")[0]
@@ -244,7 +244,7 @@ class LimitFile:
 
 def _write(file: int, keeper: LimitKeeper) -> None:
     """Write the state beside the one that counts, and switch over."""
-    data = freeze(keeper)
+    data = bytes_of_keeper(keeper)
     if len(data) > _ROOM:
         raise OSError(f"the state of the limit has {len(data):,} bytes, more than {_ROOM:,}")
     header = os.pread(file, _HEADER.size, 0)

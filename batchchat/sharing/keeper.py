@@ -20,7 +20,15 @@ from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.controller import Controller, Grant
 from batchchat.limits.limiter import pace_of
 from batchchat.limits.rates import Rate
-from batchchat.sharing.messages import Advertised, Heard, KeeperAnswer, KeeperAsk, Lent, LimitCeilings, LimitStanding
+from batchchat.sharing.messages import (
+    Advertised,
+    GrantedPermit,
+    KeeperAnswer,
+    KeeperAsk,
+    KeeperEvent,
+    LimitCeilings,
+    LimitStanding,
+)
 
 if TYPE_CHECKING:
     import random
@@ -43,7 +51,7 @@ _TOLD = 64
 
 
 @dataclass(slots=True)
-class Holder:
+class SharingProcess:
     """A process that uses the limit.
 
     `in_use` and `probes` are its permits. `wants` is how many requests of it waited at its last ask, `waits_until` is
@@ -59,16 +67,16 @@ class Holder:
 
 
 @dataclass(slots=True)
-class Told:
+class KeeperEvents:
     """Keeps what the controller tells until every process has heard it."""
 
     last: int = 0
-    events: deque[Heard] = field(default_factory=lambda: deque(maxlen=_TOLD))
+    events: deque[KeeperEvent] = field(default_factory=lambda: deque(maxlen=_TOLD))
 
     def __call__(self, name: str, message: str, level: Level, fields: Mapping[str, Any]) -> None:
         """Note something that the controller tells; the oldest is forgotten."""
         self.last += 1
-        self.events.append(Heard(self.last, name, message, level, dict(fields)))
+        self.events.append(KeeperEvent(self.last, name, message, level, dict(fields)))
 
 
 class LimitKeeper:
@@ -82,8 +90,8 @@ class LimitKeeper:
 
     def __init__(self, lease_s: float, advertised: Advertised, rng: random.Random) -> None:
         self.lease_s = lease_s
-        self.holders: dict[str, Holder] = {}
-        self._told = Told()
+        self.holders: dict[str, SharingProcess] = {}
+        self._told = KeeperEvents()
         self._cap = advertised.concurrency or MAX_CONCURRENCY
         self._ceilings = LimitCeilings()
         self._turn = 0.0
@@ -101,7 +109,7 @@ class LimitKeeper:
 
     def join(self, name: str, ceilings: LimitCeilings, now: float) -> None:
         """Take a process in. One that is known already goes on as it was."""
-        self.holders.setdefault(name, Holder(ceilings, served=self._turn)).ceilings = ceilings
+        self.holders.setdefault(name, SharingProcess(ceilings, served=self._turn)).ceilings = ceilings
         self._apply_ceilings(now)
 
     def leave(self, name: str, now: float) -> None:
@@ -172,7 +180,7 @@ class LimitKeeper:
         heard = [one for one in self._told.events if one.place > ask.heard]
         return KeeperAnswer(granted, wait, reused, reusable, self._standing(now), heard)
 
-    def _settle(self, holder: Holder, ask: KeeperAsk, now: float) -> list[Lent]:
+    def _settle(self, holder: SharingProcess, ask: KeeperAsk, now: float) -> list[GrantedPermit]:
         """Draw the conclusions of what came of permits, in their order; return the permits of those that were reused.
 
         Raises ValueError if a permit is named by the place of an entry that has no successor.
@@ -180,7 +188,7 @@ class LimitKeeper:
         controller = self._controller
         successors: dict[int, Grant] = {}
         for place, one in enumerate(ask.settled):
-            if isinstance(one.lent, Lent):
+            if isinstance(one.lent, GrantedPermit):
                 lent = one.lent
                 grant = Grant(one.key, lent.tokens, lent.at, lent.level, lent.number, lent.probe)
             elif one.lent in successors:
@@ -206,7 +214,7 @@ class LimitKeeper:
                 tokens, key = one.successor
                 successors[place] = controller.count(now, tokens, key)
                 holder.in_use += 1
-        return [Lent(one.tokens, one.at, one.level, one.number, one.probe) for one in successors.values()]
+        return [GrantedPermit(one.tokens, one.at, one.level, one.number, one.probe) for one in successors.values()]
 
     def _act(self, act: str, keys: tuple[str, ...], now: float) -> None:
         breaker = self._controller.breaker
@@ -218,10 +226,10 @@ class LimitKeeper:
         if act == "blame" and breaker.active:
             self._controller.close_breaker(now)
 
-    def _grant(self, holder: Holder, ask: KeeperAsk, now: float) -> tuple[list[Lent], float]:
+    def _grant(self, holder: SharingProcess, ask: KeeperAsk, now: float) -> tuple[list[GrantedPermit], float]:
         """Grant the wants in their order as far as they may go; return the permits, and when to ask for the rest."""
         controller = self._controller
-        granted: list[Lent] = []
+        granted: list[GrantedPermit] = []
         wait = _EVENT_S
         if now >= holder.waits_until:
             holder.served = max(holder.served, self._turn)
@@ -235,7 +243,7 @@ class LimitKeeper:
                 wait = _NEXT_S
                 break
             grant = controller.grant(now, tokens, key)
-            granted.append(Lent(tokens, grant.at, grant.level, grant.number, grant.probe))
+            granted.append(GrantedPermit(tokens, grant.at, grant.level, grant.number, grant.probe))
             holder.in_use += 1
             holder.probes += grant.probe
             self._turn = max(self._turn, holder.served) if not others else holder.served
@@ -244,7 +252,7 @@ class LimitKeeper:
         holder.waits_until = now + wait + _GRACE_S if holder.wants else -math.inf
         return granted, wait
 
-    def _reusable(self, holder: Holder, now: float) -> int:
+    def _reusable(self, holder: SharingProcess, now: float) -> int:
         """Return how many permits a process may have by reuse: all it has, less what others that wait are short of."""
         controller = self._controller
         if not controller.only_slots(now) or now < self._closed_until:
@@ -255,10 +263,10 @@ class LimitKeeper:
         share, short = self._shares(others)
         return min(room, max(share, holder.in_use - short))
 
-    def _waiting_beside(self, holder: Holder, now: float) -> list[Holder]:
+    def _waiting_beside(self, holder: SharingProcess, now: float) -> list[SharingProcess]:
         return [one for one in self.holders.values() if one is not holder and one.waits_until > now]
 
-    def _shares(self, others: list[Holder]) -> tuple[int, int]:
+    def _shares(self, others: list[SharingProcess]) -> tuple[int, int]:
         """Return one process's share of the slots among those that wait, and how many `others` lack of theirs."""
         share = max(1, self._controller.concurrency.slots // (len(others) + 1))
         return share, sum(min(other.wants, max(0, share - other.in_use)) for other in others)
@@ -275,7 +283,7 @@ class LimitKeeper:
                 holder.served = 0.0
         return float(tokens if by_tokens else 1)
 
-    def _is_next(self, holder: Holder, others: list[Holder]) -> bool:
+    def _is_next(self, holder: SharingProcess, others: list[SharingProcess]) -> bool:
         """Tell whether it is this process's turn: nobody who waits has fewer slots than his share, or was served less.
 
         Shares of slots count only while slots are what is short. A process that does not come when its time has come

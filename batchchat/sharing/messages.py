@@ -41,7 +41,7 @@ class Advertised(NamedTuple):
     concurrency: int | None = None
 
 
-class Lent(NamedTuple):
+class GrantedPermit(NamedTuple):
     """A permit that was granted, in the keeper's words: see `limits.controller.Grant`. `at` is the keeper's time."""
 
     tokens: int
@@ -60,7 +60,7 @@ class PermitSettled(NamedTuple):
     with its tokens and key; None if the slot came back.
     """
 
-    lent: Lent | int
+    lent: GrantedPermit | int
     key: str | None
     reply: Reply | None
     unused: bool = False
@@ -68,7 +68,7 @@ class PermitSettled(NamedTuple):
     successor: tuple[int, str | None] | None = None
 
 
-class Heard(NamedTuple):
+class KeeperEvent(NamedTuple):
     """Something that the keeper's limiter told (see `events.Event`), with its place among all that it told."""
 
     place: int
@@ -121,12 +121,12 @@ class KeeperAnswer:
     answered leaves its slot to the next one of the same process.
     """
 
-    granted: Sequence[Lent] = ()
+    granted: Sequence[GrantedPermit] = ()
     wait: float = 0.0
-    reused: Sequence[Lent] = ()
+    reused: Sequence[GrantedPermit] = ()
     reusable: int = 0
     standing: LimitStanding = field(default_factory=LimitStanding)
-    heard: Sequence[Heard] = ()
+    heard: Sequence[KeeperEvent] = ()
 
 
 def key_of(key: object) -> str | None:
@@ -159,7 +159,7 @@ def ask_of_json(plain: Mapping[str, Any]) -> KeeperAsk:
         wants=[(int(tokens), key) for tokens, key in plain["wants"]],
         settled=[
             PermitSettled(
-                lent if isinstance(lent, int) else Lent(*lent),
+                lent if isinstance(lent, int) else GrantedPermit(*lent),
                 key,
                 _reply_of_json(reply),
                 bool(unused),
@@ -195,12 +195,12 @@ def answer_of_json(plain: Mapping[str, Any]) -> KeeperAnswer:
     """Return the answer that `answer_to_json` wrote. Raises ValueError, TypeError or KeyError if it is none."""
     standing = dict(plain["standing"])
     return KeeperAnswer(
-        granted=[Lent(*lent) for lent in plain["granted"]],
+        granted=[GrantedPermit(*lent) for lent in plain["granted"]],
         wait=float(plain["wait"]),
-        reused=[Lent(*lent) for lent in plain["reused"]],
+        reused=[GrantedPermit(*lent) for lent in plain["reused"]],
         reusable=int(plain["reusable"]),
         standing=LimitStanding(pace=Pace(**standing.pop("pace")), **standing),
-        heard=[Heard(*one) for one in plain["heard"]],
+        heard=[KeeperEvent(*one) for one in plain["heard"]],
     )
 
 

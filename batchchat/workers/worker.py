@@ -43,20 +43,20 @@ async def work(
     order = await receive()
     if order is None or order.get("do") != "begin":
         return 70
-    outbox = Outbox(send)
-    worker = _Worker(order, outbox, control or Control(), run)
+    messages = MessageQueue(send)
+    worker = _Worker(order, messages, control or Control(), run)
     async with anyio.create_task_group() as group, worker.claims_in, worker.claims:
-        group.start_soon(outbox.run)
+        group.start_soon(messages.run)
         group.start_soon(worker.listen, receive)
         with worker.scope:
             await worker.run()
             # A coordinator that has died reads nothing: then this is cancelled.
-            await outbox.flush()
+            await messages.flush()
         group.cancel_scope.cancel()
     return 70 if worker.scope.cancelled_caught else 0
 
 
-class Outbox:
+class MessageQueue:
     """What waits to be sent. Of snapshots only the newest waits, so that a slow reader delays none of the rest."""
 
     def __init__(self, send: Send) -> None:
@@ -123,10 +123,10 @@ class _Worker:
     """A worker that knows its job."""
 
     def __init__(
-        self, order: Message, outbox: Outbox, control: Control, run: Callable[..., Awaitable[RunSummary]]
+        self, order: Message, messages: MessageQueue, control: Control, run: Callable[..., Awaitable[RunSummary]]
     ) -> None:
         self._order = order
-        self._outbox = outbox
+        self._messages = messages
         self._control = control
         self.scope = anyio.CancelScope()
         self._sends = False
@@ -174,7 +174,7 @@ class _Worker:
         job = job.model_copy(update={"deadline": None, "limits": job.limits.model_copy(update={"max_failed": None})})
         async with connect_limits(job, order) as limits:
             while not self._control.asked:
-                self._outbox.put({"is": "claim"})
+                self._messages.put({"is": "claim"})
                 claim = await self.claims.receive()
                 if claim is None:
                     return
@@ -191,22 +191,22 @@ class _Worker:
                 **({} if limits.environ is None else {"environ": limits.environ}),
                 listener=self._tell,
                 on_snapshot=self._show,
-                on_record=self._outbox.put_answer if self._order.get("answers") else None,
+                on_record=self._messages.put_answer if self._order.get("answers") else None,
                 stop=self._control,
                 demo_url=self._order.get("demo_url"),
             )
         except BatchchatError as error:
             told = {"message": error.message, "remedy": error.remedy, "exit_code": error.exit_code}
-            self._outbox.put({"is": "lost", "shards": shards, **told})
+            self._messages.put({"is": "lost", "shards": shards, **told})
         else:
-            self._outbox.put({"is": "done", "shards": shards, "summary": plain(summary)})
+            self._messages.put({"is": "done", "shards": shards, "summary": plain(summary)})
         finally:
             self._sends = False
 
     def _tell(self, event: Event) -> None:
         told = {"name": event.name, "message": event.message, "level": event.level, "fields": dict(event.fields)}
-        self._outbox.put_from_anywhere({"is": "event", "event": told})
+        self._messages.put_from_anywhere({"is": "event", "event": told})
 
     def _show(self, snapshot: Snapshot) -> None:
         self._sends = True
-        self._outbox.put_snapshot(plain(snapshot))
+        self._messages.put_snapshot(plain(snapshot))

@@ -8,7 +8,7 @@ from itertools import count
 
 from batchchat.records import Reply, Verdict
 from batchchat.sharing.keeper import LimitKeeper
-from batchchat.sharing.messages import KeeperAsk, Lent, LimitCeilings, PermitSettled
+from batchchat.sharing.messages import GrantedPermit, KeeperAsk, LimitCeilings, PermitSettled
 from tests.limits_lab.servers import Server
 from tests.limits_lab.simulation import TRANSIT_S, Log
 
@@ -28,7 +28,7 @@ def play_shared(
     heard = [0] * processes
     wants = [(tokens, "row")] * at_once
     # (moment, number, process, permit and its reply): an ask has no permit, one that is on its way no reply.
-    events: list[tuple[float, int, int, Lent | None, Reply | None]] = [
+    events: list[tuple[float, int, int, GrantedPermit | None, Reply | None]] = [
         (0.1 * process, next(order), process, None, None) for process in range(processes)
     ]
     while events[0][0] < seconds:
@@ -43,7 +43,7 @@ def play_shared(
             )
             # A probe that is under way is one of those that are out.
             ask.probes = keeper.holders[str(process)].probes if str(process) in keeper.holders else 0
-            ask.probes -= sum(one.lent.probe for one in ask.settled if isinstance(one.lent, Lent))
+            ask.probes -= sum(one.lent.probe for one in ask.settled if isinstance(one.lent, GrantedPermit))
             settled[process] = []
             answer = keeper.exchange(str(process), ask, now)
             for granted in answer.granted:

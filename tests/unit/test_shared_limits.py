@@ -12,12 +12,12 @@ from itertools import count
 import pytest
 
 from batchchat.records import Axis, ErrorKind, Failure, LimitHeaders, Reply, Usage, Verdict
-from batchchat.sharing.frozen import freeze, thaw
 from batchchat.sharing.keeper import LimitKeeper
+from batchchat.sharing.keeper_bytes import bytes_of_keeper, keeper_of_bytes
 from batchchat.sharing.messages import (
     Advertised,
+    GrantedPermit,
     KeeperAsk,
-    Lent,
     LimitCeilings,
     PermitSettled,
     answer_of_json,
@@ -48,7 +48,7 @@ class Play:
         restarts: bool = False,
         answers_after: float = 0.3,
         tokens: Callable[[random.Random], int] = lambda _rng: 100,
-        frozen: bool = False,
+        through_bytes: bool = False,
     ) -> None:
         self.rng = random.Random(seed)
         self.ceilings = ceilings
@@ -56,7 +56,7 @@ class Play:
         self.deaths = deaths
         self.tokens = tokens
         self.answers_after = answers_after
-        self.frozen = frozen
+        self.through_bytes = through_bytes
         self._interval_s = max(0.02, 0.002 * processes)  # the many of a table row are not worth their time here
         self.sent: list[tuple[float, int, int]] = []
         self.most_at_once = 0
@@ -103,8 +103,8 @@ class Play:
         if now < self._down_until:
             self._at(now + 0.2, self._ask, process, life)
             return
-        if self.frozen:
-            self.keeper = thaw(freeze(self.keeper), random.Random(1))
+        if self.through_bytes:
+            self.keeper = keeper_of_bytes(bytes_of_keeper(self.keeper), random.Random(1))
         settled, self._settled[process] = self._settled[process], []
         ask = KeeperAsk(self.ceilings, [(self.tokens(self.rng), "row") for _ in range(8)], settled, self._out[process])
         answer = self.keeper.exchange(f"{process}-{life}", ask, now)
@@ -118,7 +118,7 @@ class Play:
             self._at(heard + self.rng.uniform(0.0, 0.02), self._die, process)
         self._at(max(heard, now + max(self._interval_s, answer.wait)), self._ask, process, life)
 
-    def _use(self, now: float, process: int, life: int, lent: Lent, until: float) -> None:
+    def _use(self, now: float, process: int, life: int, lent: GrantedPermit, until: float) -> None:
         if life != self._life[process]:
             return
         if now > until:
@@ -130,7 +130,7 @@ class Play:
         self.most_at_once = max(self.most_at_once, self._under_way)
         self._at(now + self.answers_after * self.rng.uniform(0.5, 1.5), self._answered, process, life, lent)
 
-    def _answered(self, now: float, process: int, life: int, lent: Lent) -> None:
+    def _answered(self, now: float, process: int, life: int, lent: GrantedPermit) -> None:
         self._under_way -= 1
         if life == self._life[process]:
             self._out[process] -= 1
@@ -201,7 +201,7 @@ def test_a_keeper_that_does_not_stand_after_a_restart_is_caught(monkeypatch: pyt
 
 def test_permits_that_are_used_too_late_are_caught() -> None:
     class Careless(Play):
-        def _use(self, now: float, process: int, life: int, lent: Lent, until: float) -> None:
+        def _use(self, now: float, process: int, life: int, lent: GrantedPermit, until: float) -> None:
             super()._use(now, process, life, lent, until=until + 60)
 
     play = Careless(3, LimitCeilings(600, None, 256), 4, 0.05)
@@ -237,7 +237,10 @@ def test_everybody_gets_a_share() -> None:
 
 @pytest.mark.thorough
 def test_a_keeper_that_is_read_back_at_each_ask_decides_the_same() -> None:
-    plays = [Play(9, LimitCeilings(600, None, 64), 3, 0.5, deaths=False, frozen=frozen) for frozen in (False, True)]
+    plays = [
+        Play(9, LimitCeilings(600, None, 64), 3, 0.5, deaths=False, through_bytes=through_bytes)
+        for through_bytes in (False, True)
+    ]
     for play in plays:
         play.run(15)
     assert plays[0].sent == plays[1].sent
@@ -312,7 +315,7 @@ def test_what_a_reply_teaches_survives_the_way_to_a_broker() -> None:
         Reply(Verdict.RATE_LIMIT, retry_after=3.5, axis=Axis.TOKENS, failure=Failure(ErrorKind.RATE_LIMIT, "no", 429)),
         Reply(Verdict.TRANSIENT, sent=False, failure=Failure(ErrorKind.CONNECTION, "refused")),
     ]
-    lent = Lent(7, 1.5, 2, 3, probe=True)
+    lent = GrantedPermit(7, 1.5, 2, 3, probe=True)
     settled = [PermitSettled(lent, "key", reply, unused=reply is None) for reply in replies]
     ask = KeeperAsk(LimitCeilings(1.0, None, 3), _wants(2), settled, 4, 1, [("blame", ("x",))], 5)
     read = ask_of_json(json.loads(json.dumps(ask_to_json(ask))))
@@ -335,18 +338,18 @@ def test_bytes_that_hold_anything_else_are_not_run() -> None:
     keeper = b'["object","batchchat.sharing.keeper:LimitKeeper",{%b}]'
     hostile = (
         b"nonsense",
-        freeze(_keeper())[:-20],
+        bytes_of_keeper(_keeper())[:-20],
         b'["object","os:system",{}]',
         b'["object","batchchat.limits.controller:Callable",{}]',
         b'["tuple","batchchat.sharing.keeper:LimitKeeper",[]]',
-        keeper % b'"__class__":["object","batchchat.sharing.keeper:Told",{}]',
+        keeper % b'"__class__":["object","batchchat.sharing.keeper:KeeperEvents",{}]',
         keeper % b'"holders":["same",7]',
         keeper % b'"holders":{}',
         b'["strange"]',
     )
     for data in hostile:
         with pytest.raises(ValueError, match="no keeper can be read"):
-            thaw(data, random.Random(1))
+            keeper_of_bytes(data, random.Random(1))
 
 
 def test_several_runs_under_one_untold_limit_are_as_one() -> None:

@@ -24,9 +24,9 @@ from batchchat.sharing.limiter import SharedLimiter
 from batchchat.sharing.link import connect
 from batchchat.sharing.messages import (
     Advertised,
+    GrantedPermit,
     KeeperAnswer,
     KeeperAsk,
-    Lent,
     LimitCeilings,
     PermitSettled,
     Reconnected,
@@ -352,7 +352,7 @@ class _NewKeepers:
             self.connection += 1
             raise Reconnected
         self.told += ask.settled
-        return KeeperAnswer([Lent(tokens, 1.0, 0, 0, False) for tokens, _ in ask.wants], 0.01)
+        return KeeperAnswer([GrantedPermit(tokens, 1.0, 0, 0, False) for tokens, _ in ask.wants], 0.01)
 
 
 async def test_a_new_keeper_is_given_nothing_back_that_another_has_granted() -> None:

@@ -19,11 +19,12 @@ from typing import Any
 
 from batchchat.limits.schedule import Minute
 from batchchat.records import Axis
-from batchchat.sharing.keeper import Holder, LimitKeeper, Told
-from batchchat.sharing.messages import Heard, LimitCeilings
+from batchchat.sharing.keeper import KeeperEvents, LimitKeeper, SharingProcess
+from batchchat.sharing.messages import KeeperEvent, LimitCeilings
 
 _CLASSES: dict[str, type] = {
-    f"{one.__module__}:{one.__qualname__}": one for one in (Axis, LimitKeeper, Holder, Told, LimitCeilings, Heard)
+    f"{one.__module__}:{one.__qualname__}": one
+    for one in (Axis, LimitKeeper, SharingProcess, KeeperEvents, LimitCeilings, KeeperEvent)
 }
 _ROOMS = tuple(
     f"batchchat.limits.{name}"
@@ -44,20 +45,20 @@ _PACKED = 16
 """Numbers from which on a list is packed: a shorter one is as quick as it is. Chosen, not measured."""
 
 
-def freeze(value: object) -> bytes:
+def bytes_of_keeper(value: object) -> bytes:
     """Return a keeper as bytes."""
-    return json.dumps(_Freezer().write(value), separators=(",", ":")).encode()
+    return json.dumps(_Encoder().write(value), separators=(",", ":")).encode()
 
 
-def thaw(data: bytes, rng: random.Random) -> Any:
+def keeper_of_bytes(data: bytes, rng: random.Random) -> Any:
     """Return the keeper of these bytes, with this process's generator. Raises ValueError if they hold anything else."""
     try:
-        return _Thawer(rng).read(json.loads(data))
+        return _Decoder(rng).read(json.loads(data))
     except Exception as error:  # noqa: BLE001 - damaged bytes make a reader raise nearly anything
         raise ValueError(f"no keeper can be read: {error}") from None
 
 
-class _Freezer:
+class _Encoder:
     """Writes values as lists: a mark, and what it needs. Plain values stand for themselves."""
 
     def __init__(self) -> None:
@@ -104,8 +105,8 @@ class _Freezer:
         return [self.write(value) for value in values]
 
 
-class _Thawer:
-    """Reads what a `_Freezer` wrote."""
+class _Decoder:
+    """Reads what an `_Encoder` wrote."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
