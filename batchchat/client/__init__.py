@@ -55,11 +55,11 @@ class _TooLarge(Exception):
 class ChatClient:
     """Sends chat completion requests to one provider.
 
-    The transport is owned: leaving the client's context closes it. `user_agent` and the provider's headers go with
-    every request; the key goes into its own header alone, and is masked in everything that comes back. If a key is
-    refused and its credential can give another one, the same attempt is made once more with that. With `stream`, bodies
-    ask for streamed answers, which are read as they come. `by` is what replies name as who answered. Raises ValueError
-    for a provider without an address, and for a header or a key that no request can carry.
+    The transport is owned: leaving the client's context closes it. The provider's headers go with every request; the
+    key goes into its own header alone, and is masked in everything that comes back. If a key is refused and its
+    credential can give another one, the same attempt is made once more with that. With `stream`, bodies ask for
+    streamed answers, which are read as they come. `by` is what replies name as who answered. Raises ValueError for a
+    provider without an address, and for a header or a key that no request can carry.
     """
 
     def __init__(
@@ -72,13 +72,12 @@ class ChatClient:
         tariff: Tariff | None = None,
         stream: bool = False,
         by: Answerer | None = None,
-        user_agent: str = "batchchat",
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._url = _address(provider)
         self._asked = str(self._url.copy_with(query=None))
         self._credential = Credential.of(api_key)
-        self._common = _header_fields(provider, self._url, user_agent, stream=stream)
+        self._common = _header_fields(provider, self._url, stream=stream)
         self._name = provider.name
         self._by = by
         self._tariff = tariff
@@ -284,13 +283,13 @@ def _address(provider: Provider) -> httpx.URL:
     return url.copy_with(query=urlencode(query).encode("ascii")) if query else url
 
 
-def _header_fields(provider: Provider, url: httpx.URL, user_agent: str, *, stream: bool) -> dict[str, tuple[str, str]]:
+def _header_fields(provider: Provider, url: httpx.URL, *, stream: bool) -> dict[str, tuple[str, str]]:
     """Return what is the same in all requests, but for the key: header fields by their names in lower case."""
     fields = {
         "host": ("Host", url.netloc.decode("ascii")),
         "accept": ("Accept", "text/event-stream, application/json" if stream else "application/json"),
         "content-type": ("Content-Type", "application/json"),
-        "user-agent": ("User-Agent", user_agent),
+        "user-agent": ("User-Agent", "batchchat"),
     }
     for name, value in provider.headers.items():
         fields[name.lower()] = (name, value)

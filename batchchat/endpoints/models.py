@@ -74,17 +74,18 @@ def models_warnings(job: Job, environ: Mapping[str, str]) -> list[str]:
     errors: list[BatchchatError] = []
 
     async def ask() -> None:
-        from batchchat.endpoints.registry import Registry, read_keys
+        from batchchat.endpoints.registry import ProviderAccess, Registry, read_keys
 
         async with AsyncExitStack() as stack:
             registry = Registry(
                 job,
                 stack,
+                # A demo server that the run will start cannot be asked now: nobody listens at this port.
+                ProviderAccess(demo_url="http://127.0.0.1:9/v1"),
                 listener=lambda event: warnings.append(event.message),
                 rng=random.Random(),  # noqa: S311
             )
-            # A demo server that the run will start cannot be asked now: nobody listens at this port.
-            await registry.open(read_keys(job, environ), demo_url="http://127.0.0.1:9/v1")
+            await registry.open(read_keys(job, environ))
 
     def work() -> None:
         try:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import httpx
 
@@ -34,6 +34,21 @@ Keys = Sequence[Sequence[Credential]]
 """The key of each endpoint of each target, in the job's order."""
 Limiters = dict[tuple[object, ...], Limiter]
 """Limiters that several runs share, by what they are about."""
+
+
+class ProviderAccess(NamedTuple):
+    """How a run reaches its providers, as far as its caller decides that, and not its job.
+
+    `environ` is the environment, with keys and the place of limits that processes share. `transport` takes the place of
+    the network for all endpoints. `limiter` takes the place of the job's own limits; `limiters` are those of endpoints
+    that other runs share. `demo_url` is the address of a demo server that runs already.
+    """
+
+    environ: Mapping[str, str] = {}
+    transport: httpx.AsyncBaseTransport | None = None
+    limiter: Limiter | None = None
+    limiters: Limiters | None = None
+    demo_url: str | None = None
 
 
 def needs_demo(job: Job) -> bool:
@@ -139,46 +154,27 @@ class Registry:
     Arguments:
         job: whose provider and fallbacks are opened.
         stack: holds the clients.
+        access: how providers are reached.
         listener: takes what limiters and route tell.
         rng: spreads waits.
-        transport: takes the place of the network for all endpoints (tests).
-        limiters: those that other runs share.
-        environ: the environment: where limits are that other processes share (`limits.shared`).
     """
 
     def __init__(
-        self,
-        job: Job,
-        stack: AsyncExitStack,
-        *,
-        listener: Listener,
-        rng: random.Random,
-        transport: httpx.AsyncBaseTransport | None = None,
-        limiters: Limiters | None = None,
-        environ: Mapping[str, str] | None = None,
+        self, job: Job, stack: AsyncExitStack, access: ProviderAccess, *, listener: Listener, rng: random.Random
     ) -> None:
         self._job = job
         self._stack = stack
+        self._access = access
         self._listener = listener
         self._rng = rng
-        self._transport = transport
         self._entered = False
-        self._limiters: Limiters = {} if limiters is None else limiters
-        self._environ = environ or {}
+        self._limiters: Limiters = {} if access.limiters is None else access.limiters
         self._sharing: Sharing | None = None
 
-    async def open(
-        self, keys: Keys, *, demo_url: str | None = None, limiter: Limiter | None = None
-    ) -> Endpoint | EndpointRoute:
-        """Return the job's endpoint, or the route to its endpoints if it has several.
-
-        Arguments:
-            keys: as `read_keys` returns them.
-            demo_url: the address of the demo server, if the job's provider is one that was started for it.
-            limiter: takes the place of the job's own limits.
-        """
-        job = self._job
-        targets = [_at(demo_url, target) for target in targets_of(job)]
+    async def open(self, keys: Keys) -> Endpoint | EndpointRoute:
+        """Return the job's endpoint, or the route to its endpoints if it has several. `read_keys` returns `keys`."""
+        job, limiter = self._job, self._access.limiter
+        targets = [_at(self._access.demo_url, target) for target in targets_of(job)]
         if not has_several(job):
             plan = targets[0].endpoints[0]
             own = limiter or await self._job_limiter(targets[0], plan.provider, keys[0][0])
@@ -210,7 +206,7 @@ class Registry:
 
     async def _endpoint(self, target: TargetPlan, plan: EndpointPlan, key: Credential, limiter: Limiter) -> Endpoint:
         job, provider = self._job, plan.provider
-        transport = self._transport
+        transport = self._access.transport
         if transport is None:
             from batchchat.transport import choose_transport
 
@@ -262,7 +258,7 @@ class Registry:
         job = self._job
         if self._sharing is None:
             assert job.limits.shared  # noqa: S101 - asked by the callers
-            self._sharing = await Sharing.open(job.limits.shared, self._environ, job.retry.outage, self._stack)
+            self._sharing = await Sharing.open(job.limits.shared, self._access.environ, job.retry.outage, self._stack)
         return await self._sharing.limiter(name, options, listener, self._rng)
 
     async def _limiter(self, plan: EndpointPlan, credential: Credential) -> Limiter:

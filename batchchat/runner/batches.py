@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from batchchat.budget import Budget
 from batchchat.credentials import Credential
+from batchchat.endpoints.registry import ProviderAccess
 from batchchat.engines.batch.building import Asker
 from batchchat.engines.batch.carried import Carried
 from batchchat.engines.batch.engine import BatchEngine
@@ -18,17 +17,13 @@ from batchchat.engines.batch.service import BatchService
 from batchchat.engines.batch.services import open_service
 from batchchat.engines.batch.setting import POLL_FIRST_S, BatchSetting, Means
 from batchchat.engines.port import Engine
-from batchchat.events import Listener
+from batchchat.engines.state import Surroundings
 from batchchat.job import Job
 from batchchat.money import Tariff
 from batchchat.providers import DEMO, Provider
 from batchchat.runner.options import RunOptions
 from batchchat.runner.preparation import Prepared
-from batchchat.runner.writer import Offload
 from batchchat.store import HeldOutput
-
-if TYPE_CHECKING:
-    import httpx
 
 OpenService = Callable[..., BatchService]
 
@@ -40,9 +35,9 @@ _DEMO_POLL_S = 1.0
 class BatchParts:
     """What a batch engine is made of.
 
-    `job_answered` says that the model has answered this job as it is. `environ` holds the keys of a bucket. `single`
-    makes the engine for what batches did not answer, None if the job asks for none. `connect` takes the place of
-    `open_service` in tests.
+    `job_answered` says that the model has answered this job as it is. The environment of `access` holds the keys of a
+    bucket. `single` makes the engine for what batches did not answer, None if the job asks for none. `connect` takes
+    the place of `open_service` in tests.
     """
 
     job: Job
@@ -55,11 +50,8 @@ class BatchParts:
     job_answered: bool
     budget: Budget | None
     api_key: Credential
-    environ: Mapping[str, str]
-    transport: httpx.AsyncBaseTransport | None
-    listener: Listener
-    offload: Offload
-    rng: random.Random
+    access: ProviderAccess
+    surroundings: Surroundings
     single: Callable[[], Engine] | None
     connect: OpenService | None
 
@@ -74,9 +66,9 @@ class BatchParts:
             self.provider,
             fields,
             api_key=self.api_key,
-            environ=self.environ,
+            environ=self.access.environ,
             model=job.model,
-            transport=self.transport,
+            transport=self.access.transport,
         )
         folder = store.location.batches()
         acceptance = None if self.prepared.acceptance.idle else self.prepared.acceptance
@@ -103,10 +95,10 @@ class BatchParts:
             service,
             setting,
             Carried(store.index, store.keys, steps, folder),
-            self.listener,
+            self.surroundings.listener,
             account=account,
             onward=self.single,
-            rng=self.rng,
-            offload=self.offload,
+            rng=self.surroundings.rng,
+            offload=self.surroundings.offload,
         )
         return BatchEngine(means)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import random
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,18 +15,17 @@ from typing import TYPE_CHECKING
 from batchchat.addresses import address_of
 from batchchat.budget import Budget
 from batchchat.endpoints.endpoint import Endpoint
-from batchchat.endpoints.registry import Keys, Limiters, Registry, needs_demo
+from batchchat.endpoints.registry import Keys, ProviderAccess, Registry, needs_demo
 from batchchat.endpoints.route import EndpointRoute
 from batchchat.engines.local import LocalEngine
 from batchchat.engines.port import Engine
 from batchchat.engines.refusals import Refusals
 from batchchat.engines.state import Surroundings
-from batchchat.events import Event, Listener, Snapshot
+from batchchat.events import Event, Snapshot
 from batchchat.intake import Intake
 from batchchat.job import Job
 from batchchat.job.model import BATCH_FORMAT
 from batchchat.job.targets import has_several, targets_of
-from batchchat.limits import Limiter
 from batchchat.money import Tariff
 from batchchat.records import Answerer, Record
 from batchchat.retry import RetryPolicy
@@ -41,13 +39,11 @@ from batchchat.runner.rows import pass_of, prompt_id_of
 from batchchat.runner.state import RunState
 from batchchat.runner.tally import Tally
 from batchchat.runner.wording import Wording
-from batchchat.runner.writer import Offload, Writer
+from batchchat.runner.writer import Writer
 from batchchat.sources import GivenRows
 from batchchat.store import HeldOutput, Store
 
 if TYPE_CHECKING:
-    import httpx
-
     from batchchat.cache import AnswerCache
     from batchchat.runner.batches import OpenService
     from batchchat.runner.reuse import Reuse
@@ -57,23 +53,17 @@ if TYPE_CHECKING:
 class RunSetting:
     """What a run is given: its options, who steers and hears it, and what takes the place of the usual in tests.
 
-    `run_job` says what each of them is. `environ` has the keys that it found.
+    `run_job` says what each of them is. The environment of `access` has the keys that it found.
     """
 
     options: RunOptions
     rows: GivenRows | None
     control: Control
-    listener: Listener
+    surroundings: Surroundings
+    access: ProviderAccess
     on_snapshot: Callable[[Snapshot], None] | None
     on_record: Callable[[Record], None] | None
-    offload: Offload
     open_store: Callable[..., Store]
-    rng: random.Random
-    limiter: Limiter | None
-    limiters: Limiters | None
-    transport: httpx.AsyncBaseTransport | None
-    demo_url: str | None
-    environ: Mapping[str, str]
     open_service: OpenService | None
     tick_s: float
 
@@ -89,8 +79,10 @@ class RunOpening:
         self._tier = prepared.provider.tiers.get(job.params.service_tier or "", 1.0)
         self._budget = budget
         self._setting = setting
+        self._access = setting.access
+        self._tell = setting.surroundings.listener
+        self._offload = setting.surroundings.offload
         self._warnings: list[str] = []
-        self._started_at: str | None = None
         self._run_id = setting.options.run_id or new_run_id()
         reopens = setting.options.retry_failed
         self._reopens = job.retry.reopens() if reopens is None else reopens
@@ -118,7 +110,7 @@ class RunOpening:
             fresh=setting.options.fresh,
             take_over=setting.options.take_over,
             outage=job.retry.outage,
-            tell=lambda message: setting.listener(Event("output_away", message, "warning")),
+            tell=lambda message: self._tell(Event("output_away", message, "warning")),
             following=pass_of(self._prepared, self._reopens),
         )
         if store.known is not None:
@@ -128,19 +120,18 @@ class RunOpening:
         # Paid answers lie there: a person must know where, and how they go.
         if renamed is not None:
             message = f"the old output is kept as {renamed}; `batchchat clean {job.output.path}` removes old ones"
-            setting.listener(Event("set_aside", message, "info", {"path": renamed}))
+            self._tell(Event("set_aside", message, "info", {"path": renamed}))
         for message in store.recovery.messages:
             self._warnings.append(message)
-            setting.listener(Event("recovered", message, "warning"))
+            self._tell(Event("recovered", message, "warning"))
         return store
 
     async def open_cache(self, stack: AsyncExitStack, folder: Path) -> AnswerCache:
         """Open the answers that equal requests share."""
         from batchchat.cache import AnswerCache
 
-        offload = self._setting.offload
-        cache: AnswerCache = await offload(AnswerCache.open, folder)
-        stack.push_async_callback(offload, cache.close)
+        cache: AnswerCache = await self._offload(AnswerCache.open, folder)
+        stack.push_async_callback(self._offload, cache.close)
         return cache
 
     async def connect(
@@ -166,9 +157,7 @@ class RunOpening:
             tariff = self._tariff.times(self._tier) if self._tariff is not None else None
         by, cascaded = Answerer(self._provider.name), bool(job.cascade)
         common = CommonFields(self._run_id, prompt_id, job.engine.kind, by, cascaded, _now_us)
-        writer = Writer(
-            store, tally, common, offload=setting.offload, listener=setting.listener, on_error=engine.cancel
-        )
+        writer = Writer(store, tally, common, offload=self._offload, listener=self._tell, on_error=engine.cancel)
         writer.on_record = setting.on_record
         return RunState(
             job=job,
@@ -178,8 +167,8 @@ class RunOpening:
             prompt_id=prompt_id,
             # Set by who executes the run: it began before its output was opened.
             started=0.0,
-            tell=setting.listener,
-            offload=setting.offload,
+            tell=self._tell,
+            offload=self._offload,
             prepared=prepared,
             provider=self._provider,
             budget=self._budget,
@@ -197,33 +186,25 @@ class RunOpening:
 
     async def _find_provider(self, stack: AsyncExitStack, store: HeldOutput) -> None:
         """Give a provider `demo` without an address a demo server in this process."""
-        setting, provider = self._setting, self._provider
+        access, provider = self._access, self._provider
         if not needs_demo(self._job):
             return
         # The transport of a test answers by itself: no server is started.
-        base_url = "http://demo.invalid/v1" if setting.transport is not None else setting.demo_url
-        self._started_at = base_url or await self._start_demo(stack, store)
+        base_url = "http://demo.invalid/v1" if access.transport is not None else access.demo_url
+        base_url = base_url or await self._start_demo(stack, store)
+        self._access = access._replace(demo_url=base_url)
         if provider.base_url is None:
-            self._provider = provider.with_base_url(self._started_at)
+            self._provider = provider.with_base_url(base_url)
 
     async def _open_endpoints(self, stack: AsyncExitStack, keys: Keys) -> Endpoint | EndpointRoute:
         """Open the clients for single requests."""
-        setting = self._setting
-        registry = Registry(
-            self._job,
-            stack,
-            listener=setting.listener,
-            rng=setting.rng,
-            transport=setting.transport,
-            limiters=setting.limiters,
-            environ=setting.environ,
-        )
-        return await registry.open(keys, demo_url=self._started_at, limiter=setting.limiter)
+        registry = Registry(self._job, stack, self._access, listener=self._tell, rng=self._setting.surroundings.rng)
+        return await registry.open(keys)
 
     async def _start_demo(self, stack: AsyncExitStack, store: HeldOutput) -> str:
         from batchchat.demo import BatchOptions, DemoOptions, DemoServer
 
-        offload = self._setting.offload
+        offload = self._offload
         # The batches of a demo server that ends with this process go on in the next one.
         folder = store.location.batches() / "demo" if self._job.engine.batch else None
         server = DemoServer(DemoOptions(track_bodies=False, batch=BatchOptions(folder=folder)))
@@ -253,11 +234,8 @@ class RunOpening:
             job_answered=store.index.counts().ok > 0 and wording.known,
             budget=self._budget,
             api_key=keys[0][0],
-            environ=setting.environ,
-            transport=setting.transport,
-            listener=setting.listener,
-            offload=setting.offload,
-            rng=setting.rng,
+            access=self._access,
+            surroundings=setting.surroundings,
             single=single,
             connect=setting.open_service,
         )
@@ -271,7 +249,7 @@ class RunOpening:
         return LocalEngine(
             to,
             RetryPolicy(retry.attempts, retry.request_timeout, retry.row_deadline, retry.outage),
-            Surroundings(setting.listener, setting.rng, setting.offload),
+            setting.surroundings,
             account=account,
             refusals=Refusals(model_answered=counts.ok > 0, job_answered=counts.ok > 0 and wording.known),
             acceptance=None if self._prepared.acceptance.idle else self._prepared.acceptance,
@@ -301,14 +279,13 @@ class RunOpening:
     def _make_reuse(self, cache: AnswerCache, writer: Writer) -> Reuse:
         from batchchat.runner.reuse import Reuse
 
-        setting = self._setting
         return Reuse(
             cache,
             writer,
             self._prepared.acceptance,
             own=self._job.cache is None,
-            offload=setting.offload,
-            listener=setting.listener,
+            offload=self._offload,
+            listener=self._tell,
         )
 
 

@@ -18,7 +18,8 @@ import anyio
 
 from batchchat.addresses import address_of
 from batchchat.budget import Budget
-from batchchat.endpoints.registry import Keys, Limiters, make_limiter, read_keys
+from batchchat.endpoints.registry import Keys, Limiters, ProviderAccess, make_limiter, read_keys
+from batchchat.engines.state import Surroundings
 from batchchat.errors import StorageError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.job import Job, load_keys
@@ -99,17 +100,11 @@ async def run_job(
         options=options,
         rows=rows,
         control=stop or Control(),
-        listener=listener,
+        surroundings=Surroundings(listener, random.Random(seed), offload),  # noqa: S311 - jitter, not cryptography
+        access=ProviderAccess(load_keys(job, environ), transport, limiter, limiters, demo_url),
         on_snapshot=on_snapshot,
         on_record=on_record,
-        offload=offload,
         open_store=open_store,
-        rng=random.Random(seed),  # noqa: S311 - jitter, not cryptography
-        limiter=limiter,
-        limiters=limiters,
-        transport=transport,
-        demo_url=demo_url,
-        environ=load_keys(job, environ),
         open_service=open_service,
         tick_s=tick_s,
     )
@@ -217,7 +212,8 @@ class _Running:
 
 async def _execute(job: Job, setting: RunSetting, *, budget: Budget | None) -> RunSummary:
     started = anyio.current_time()
-    options, offload = setting.options, setting.offload
+    options = setting.options
+    tell, offload = setting.surroundings.listener, setting.surroundings.offload
     # A caller that runs several jobs may give one budget over all of them.
     if budget is None and job.budget.capped:
         caps = job.budget
@@ -225,7 +221,7 @@ async def _execute(job: Job, setting: RunSetting, *, budget: Budget | None) -> R
     warned: list[str] = []
     keys = await offload(functools.partial(_read_keys, job, setting, warned.append))
     for message in warned:
-        setting.listener(Event("warning", message, "warning"))
+        tell(Event("warning", message, "warning"))
     frozen = Frozen() if options.fresh else await offload(frozen_schema, address_of(job.output.path))
     shards = await offload(shards_for, job, options)
     prepared = await offload(
@@ -243,7 +239,7 @@ async def _execute(job: Job, setting: RunSetting, *, budget: Budget | None) -> R
     )
     # Told before anything is sent, so that a person can still stop the run.
     for message in (*prepared.warnings, *prepared.first_empty):
-        setting.listener(Event("warning", message, "warning"))
+        tell(Event("warning", message, "warning"))
     job = prepared.job
     opening = RunOpening(job, prepared, budget, setting)
     async with AsyncExitStack() as held:
@@ -254,7 +250,7 @@ async def _execute(job: Job, setting: RunSetting, *, budget: Budget | None) -> R
             # Batches of an earlier run may still answer the same rows, which would then be paid for twice.
             if not job.engine.batch:
                 await offload(_refuse_beside_batches, store)
-            tell_interrupted(await offload(store.runs.killed_run), setting.listener)
+            tell_interrupted(await offload(store.runs.killed_run), tell)
             wording = Wording(store, prepared)
             await offload(wording.begin)
             async with AsyncExitStack() as stack:
@@ -276,9 +272,9 @@ def _read_keys(job: Job, setting: RunSetting, warn: Callable[[str], object]) -> 
     """Read the keys of all endpoints. Blocking code; raises JobError if one cannot be had."""
 
     def tell(message: str, place: str | None) -> None:
-        setting.listener(Event("key_renewed", message, fields={"place": place}))
+        setting.surroundings.listener(Event("key_renewed", message, fields={"place": place}))
 
-    return read_keys(job, setting.environ, warn=warn, tell=tell)
+    return read_keys(job, setting.access.environ, warn=warn, tell=tell)
 
 
 def _refuse_beside_batches(store: HeldOutput) -> None:
