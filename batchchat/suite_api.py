@@ -203,7 +203,7 @@ def load_suite(
     Raises UsageError if there is no such file, JobError for what a suite cannot be.
     """
     require_extra()
-    from batchchat.evaluation.suite.suite import load_suite
+    from batchchat.evaluation.suite.reading import load_suite
 
     return load_suite(path, overrides=overrides, input=input, output=output, scorers=scorers)
 

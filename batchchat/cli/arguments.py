@@ -57,7 +57,7 @@ class JobArguments:
 
         # Before the import: scorers need packages of the extra, and a missing one is told by its remedy.
         require_extra()
-        from batchchat.evaluation.suite.suite import load_suite
+        from batchchat.evaluation.suite.reading import load_suite
 
         return load_suite(
             self.job,

@@ -114,7 +114,7 @@ def score_command(
     from batchchat.evaluation.checking import check_suite
     from batchchat.evaluation.results.current_rows import Choice
     from batchchat.evaluation.results.scoring import score_suite
-    from batchchat.evaluation.suite.suite import load_suite
+    from batchchat.evaluation.suite.reading import load_suite
     from batchchat.report import PAGE_NAME, check_page
 
     loaded = load_suite(suite, overrides=overrides, output=output_path)
@@ -151,7 +151,7 @@ def compare_command(
     from batchchat.cli.evaluation_tables import render_output_comparison
     from batchchat.cli.json_output import as_json as to_json
     from batchchat.evaluation.results.comparing import compare_outputs, read_scorer_text
-    from batchchat.evaluation.suite.suite import load_suite
+    from batchchat.evaluation.suite.reading import load_suite
 
     wanted = [read_scorer_text(text) for text in scorers]
     if suite is not None:

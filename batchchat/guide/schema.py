@@ -69,7 +69,7 @@ def suite_schema() -> dict[str, Any]:
     require_extra()
     from batchchat.evaluation.scorers.answer_scorers import MODELS
     from batchchat.evaluation.scorers.judging import JUDGES
-    from batchchat.evaluation.suite.suite import SuiteFields
+    from batchchat.evaluation.suite.reading import SuiteFields
 
     schema = SuiteFields.model_json_schema(schema_generator=_Generator)
     definitions = schema.setdefault("$defs", {})

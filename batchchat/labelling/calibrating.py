@@ -16,9 +16,10 @@ from batchchat.addresses import address_of
 from batchchat.errors import UsageError
 from batchchat.intake import read_key
 from batchchat.job import Job
-from batchchat.labelling.agreement import LabelledOutput, LabelledRow, label_text, reviewed_text
+from batchchat.labelling.agreement import reviewed_text
 from batchchat.labelling.coefficients import Estimate, share_estimate
 from batchchat.labelling.guarantee import ALWAYS, CascadePromise, promise
+from batchchat.labelling.labelled import LabelledOutput, LabelledRow, label_text
 from batchchat.labelling.reviews import latest_of_reviewers, read_reviews
 from batchchat.labelling.votes import value_at
 from batchchat.runner.preparation import prepare

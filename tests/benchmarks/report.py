@@ -27,7 +27,7 @@ def _searched(page: Page, query: str, found: str) -> float:
 def measure(folder: Path) -> dict[str, float]:
     """Score a suite, then make its report, open it, and search it; return the seconds and the bytes of the page."""
     from batchchat.evaluation.results.scoring import score_suite
-    from batchchat.evaluation.suite.suite import load_suite
+    from batchchat.evaluation.suite.reading import load_suite
     from batchchat.report import write_suite_report
 
     suite = load_suite(folder / "suite.yaml")

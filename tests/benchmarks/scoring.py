@@ -60,7 +60,7 @@ class _Instant(httpx.AsyncBaseTransport):
 
 def make(folder: Path, rows: int) -> None:
     """Write rows, job and suite, run every variant, and give each one's answers mistakes of its own."""
-    from batchchat.evaluation.suite.suite import load_suite
+    from batchchat.evaluation.suite.reading import load_suite
     from batchchat.runner.run import run_job
 
     draw = random.Random(rows)
@@ -90,7 +90,7 @@ def _answer(part: Path, *, right: float, draw: random.Random) -> None:
 def score(folder: Path) -> dict[str, float]:
     """Score the suite of a folder; seconds of processor time, and the peak memory in bytes."""
     from batchchat.evaluation.results.scoring import score_suite
-    from batchchat.evaluation.suite.suite import load_suite
+    from batchchat.evaluation.suite.reading import load_suite
 
     suite = load_suite(folder / "suite.yaml")
     started = time.process_time()

@@ -15,7 +15,8 @@ import trio.testing
 import yaml
 
 from batchchat.evaluation.evaluate import Evaluation, evaluate
-from batchchat.evaluation.suite.suite import Suite, load_suite
+from batchchat.evaluation.suite.reading import load_suite
+from batchchat.evaluation.suite.suite import Suite
 from batchchat.evaluation.suite_runs import SuiteRunOptions
 from batchchat.events import Event, Snapshot
 from batchchat.runner.options import RunOptions

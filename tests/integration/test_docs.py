@@ -24,7 +24,7 @@ import yaml
 from batchchat.cli import cli
 from batchchat.cli.running import guarded
 from batchchat.demo import DemoOptions
-from batchchat.evaluation.suite.suite import SuiteFields
+from batchchat.evaluation.suite.reading import SuiteFields
 from batchchat.job import Job
 from tests.docs import ALL, README, ROOT, Block, blocks, read_yaml
 from tests.integration.hub_server import running_hub

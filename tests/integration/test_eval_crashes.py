@@ -14,7 +14,7 @@ import yaml
 
 import batchchat
 from batchchat.demo import DemoOptions, DemoServer
-from batchchat.evaluation.suite.suite import load_suite
+from batchchat.evaluation.suite.reading import load_suite
 from batchchat.runner.questions import compile_questions
 from batchchat.store import is_output
 from tests.integration.jobs import texts, write_rows

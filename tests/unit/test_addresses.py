@@ -75,7 +75,7 @@ def test_what_cannot_be_on_object_storage_is_refused_with_its_line(
 
 
 def test_an_evaluation_is_refused_on_object_storage(tmp_path: Path) -> None:
-    from batchchat.evaluation.suite.suite import load_suite
+    from batchchat.evaluation.suite.reading import load_suite
 
     _write(tmp_path, "out")
     suite = tmp_path / "suite.yaml"

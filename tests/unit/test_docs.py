@@ -26,7 +26,7 @@ from batchchat.demo.batches.options import DIALECTS, FaultKind
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.scorers.answer_scorers import MODELS
 from batchchat.evaluation.scorers.judging import JUDGES, JudgeScorer
-from batchchat.evaluation.suite.suite import SuiteFields
+from batchchat.evaluation.suite.reading import SuiteFields
 from batchchat.events import RunSummary
 from batchchat.guide.schema import job_schema, suite_schema
 from batchchat.job import parse_duration

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from batchchat.errors import UsageError
-from batchchat.evaluation.suite.suite import Suite, load_suite
+from batchchat.evaluation.suite.reading import load_suite
+from batchchat.evaluation.suite.suite import Suite
 from batchchat.evaluation.suite.variants import MAX_VARIANTS, slug
 
 JOB = """\

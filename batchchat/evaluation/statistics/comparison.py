@@ -20,38 +20,34 @@ rows, and comparing b with a gives exactly the negative of comparing a with b.
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
-from batchchat.evaluation.statistics.clusters import Clusters, cluster_sums, clustered_interval
+from batchchat.evaluation.statistics.clusters import Clusters, clustered_interval
+from batchchat.evaluation.statistics.evidence import (
+    Evidence,
+    PairTest,
+    binary_evidence,
+    clustered_evidence,
+    look_evidence,
+    mean_evidence,
+    sign_evidence,
+)
 from batchchat.evaluation.statistics.intervals import (
     SEED,
     Array,
     Interval,
     is_binary,
     mean_interval,
-    newcombe_paired_interval,
-    wilson_interval,
 )
 from batchchat.evaluation.statistics.significance import (
     ALPHA,
-    EXACT_ROWS,
-    FLIPS,
-    enough_draws,
     holm,
-    mcnemar_exact,
-    needed_for_equivalence,
-    needed_pairs,
-    needed_rows,
-    sign_flip_test,
 )
 from batchchat.evaluation.statistics.unit import ScoreUnit
 
@@ -191,7 +187,7 @@ def compare(
     pairs = list(combinations(means.items(), 2))
     # Each pair is sized for the strictest level that Holm's method may hold it to.
     alpha = ALPHA / max(1, len(pairs))
-    test = _Test(scale, seed, alpha, clusters, margin)
+    test = PairTest(scale, seed, alpha, clusters, margin)
     return adjust([_compare_pair(a, b, test, scorer=scorer) for a, b in pairs])
 
 
@@ -211,7 +207,7 @@ def compare_at(
     are those of `compare`. `p_adjusted` is left to the caller, who knows the other looks.
     """
     means = {name: _row_means(values) for name, values in variants.items()}
-    test = _Test(scale, seed, level / 2, clusters, margin, at_look=True)
+    test = PairTest(scale, seed, level / 2, clusters, margin, at_look=True)
     return [_compare_pair(a, b, test, scorer=scorer) for a, b in combinations(means.items(), 2)]
 
 
@@ -257,56 +253,22 @@ def flips(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp
     return np.flatnonzero((left > 0.5) & (right < 0.5)), np.flatnonzero((left < 0.5) & (right > 0.5))
 
 
-class _Test(NamedTuple):
-    """How pairs are tested. `alpha` is the strictest level that a pair may be held to; `clusters` are those of rows.
-
-    `at_look`: this is one look of several, and `alpha` is what each side of an interval leaves out there.
-    """
-
-    scale: ScoreUnit
-    seed: int
-    alpha: float
-    clusters: Clusters | None = None
-    margin: float | None = None
-    at_look: bool = False
-
-    def of(self, rows: NDArray[np.bool_]) -> _Test:
-        """Return the same for some of the rows."""
-        return self if self.clusters is None else self._replace(clusters=self.clusters[rows])
-
-    @property
-    def differences(self) -> ScoreUnit:
-        """Return the scale of differences."""
-        span = self.scale.high - self.scale.low
-        return ScoreUnit("difference", None, -span, span)
-
-
-class _Evidence(NamedTuple):
-    difference: float | None
-    interval: Interval
-    p_value: float | None
-    test: str | None
-    needed_n: int | None
-    seeded: bool = False
-    equivalent: bool = False
-
-
-def _compare_pair(a: tuple[str, Array], b: tuple[str, Array], test: _Test, *, scorer: str) -> Comparison:
+def _compare_pair(a: tuple[str, Array], b: tuple[str, Array], test: PairTest, *, scorer: str) -> Comparison:
     both = np.isfinite(a[1]) & np.isfinite(b[1])
     left, right, test = a[1][both], b[1][both], test.of(both)
     scale = test.scale
     n, above, below = int(left.size), int(np.sum(left > right)), int(np.sum(left < right))
     if n == 0:
         nothing = Interval(None, None, None, "no row has a value on both sides")
-        evidence = _Evidence(None, nothing, None, None, None)
+        evidence = Evidence(None, nothing, None, None, None)
     elif test.at_look:
-        evidence = _look_evidence(left, right, test)
+        evidence = look_evidence(left, right, test)
     elif test.clusters is not None:
-        evidence = _clustered_evidence(left - right, test.clusters, test)
+        evidence = clustered_evidence(left - right, test.clusters, test)
     elif scale.yes_no and is_binary(left) and is_binary(right):
-        evidence = _binary_evidence(int(np.sum((left == 1) & (right == 1))), above, below, n, test)
+        evidence = binary_evidence(int(np.sum((left == 1) & (right == 1))), above, below, n, test)
     else:
-        evidence = _mean_evidence(left - right, test)
+        evidence = mean_evidence(left - right, test)
     to_a, to_b = (int(rows.size) for rows in flips(left, right))
     wins = (below, above) if scale.higher_is_better is False else (above, below)
     made = _comparison((a[0], b[0]), scorer, wins, rows=a[1].size, n=n, evidence=evidence, test=test)
@@ -314,7 +276,7 @@ def _compare_pair(a: tuple[str, Array], b: tuple[str, Array], test: _Test, *, sc
 
 
 def _comparison(
-    names: tuple[str, str], scorer: str, wins: tuple[int, int], *, rows: int, n: int, evidence: _Evidence, test: _Test
+    names: tuple[str, str], scorer: str, wins: tuple[int, int], *, rows: int, n: int, evidence: Evidence, test: PairTest
 ) -> Comparison:
     """Put together what is known of a pair. `n` of the rows have a value on both sides."""
     return Comparison(
@@ -362,7 +324,7 @@ def compare_outcomes(
     """
     # Wins less losses lie between -1 and 1: they are differences already, of a score with a span of 1.
     unit = ScoreUnit(scale.unit, scale.higher_is_better, -0.5, 0.5)
-    every = _Test(unit, seed, ALPHA / max(1, len(outcomes)), clusters, margin)
+    every = PairTest(unit, seed, ALPHA / max(1, len(outcomes)), clusters, margin)
     made = []
     for (a, b), values in outcomes.items():
         means = _row_means(values)
@@ -371,167 +333,15 @@ def compare_outcomes(
         n, above, below = int(rows.size), int(np.sum(rows > 0)), int(np.sum(rows < 0))
         if n == 0:
             nothing = Interval(None, None, None, "no row has a verdict")
-            evidence = _Evidence(None, nothing, None, None, None)
+            evidence = Evidence(None, nothing, None, None, None)
         elif test.clusters is not None:
-            evidence = _clustered_evidence(rows, test.clusters, test)
+            evidence = clustered_evidence(rows, test.clusters, test)
         elif np.all(np.isin(rows, (-1.0, 0.0, 1.0))):
-            evidence = _sign_evidence(rows, above, below, test)
+            evidence = sign_evidence(rows, above, below, test)
         else:
-            evidence = _mean_evidence(rows, test)
+            evidence = mean_evidence(rows, test)
         made.append(_comparison((a, b), scorer, (above, below), rows=means.size, n=n, evidence=evidence, test=test))
     return adjust(made)
-
-
-def _sign_evidence(rows: Array, above: int, below: int, test: _Test) -> _Evidence:
-    # The interval is that of a difference of shares of the same rows; its orientation is chosen as in _mean_evidence.
-    found = _mean_evidence(rows, test)
-    n = rows.size
-    return found._replace(
-        difference=(above - below) / n,
-        p_value=mcnemar_exact(above, below),
-        test="sign_exact",
-        needed_n=_fewest(needed_pairs(above / n, below / n, alpha=test.alpha), _to_show_equivalence(rows, test)),
-        seeded=found.interval.method == "bootstrap_bca",
-    )
-
-
-def _binary_evidence(both: int, only_a: int, only_b: int, n: int, test: _Test) -> _Evidence:
-    table = (both, only_a, only_b, n - both - only_a - only_b)
-    differences = np.repeat([1.0, -1.0, 0.0], [only_a, only_b, n - only_a - only_b])
-    narrow = newcombe_paired_interval(*table, confidence=1 - 2 * test.alpha)
-    needed = needed_pairs(only_a / n, only_b / n, alpha=test.alpha)
-    return _Evidence(
-        difference=(only_a - only_b) / n,
-        interval=newcombe_paired_interval(*table),
-        p_value=mcnemar_exact(only_a, only_b),
-        test="mcnemar_exact",
-        needed_n=_fewest(needed, _to_show_equivalence(differences, test)),
-        equivalent=is_inside(narrow, test.margin),
-    )
-
-
-def _mean_evidence(differences: Array, test: _Test) -> _Evidence:
-    # Of the two orientations the one with the larger sorted values is computed, so that b - a mirrors a - b exactly.
-    forward, backward = np.sort(differences), np.sort(-differences)
-    unequal = np.flatnonzero(forward != backward)
-    turned = bool(unequal.size and backward[unequal[0]] > forward[unequal[0]])
-    rows = backward if turned else forward
-    interval = mean_interval(rows, test.differences, seed=test.seed)
-    p_value, name = sign_flip_test(rows, seed=test.seed, draws=enough_draws(test.alpha, FLIPS))
-    # Differences that mirror themselves add up to exactly nothing; the sum of floats leaves rounding noise, which would
-    # be the same in both orientations and would ask for 10**33 rows.
-    mean = float(np.mean(rows)) if unequal.size else 0.0
-    needed = needed_rows(mean, float(np.std(rows, ddof=1)) if rows.size > 1 else 0.0, alpha=test.alpha)
-    seeded = interval.method == "bootstrap_bca" or name == "sign_flip_monte_carlo"
-    if not unequal.size and interval.low is not None and interval.high is not None:
-        # Both orientations are the same rows here, and a drawn interval leans to one side by chance.
-        half = (interval.high - interval.low) / 2
-        interval = replace(interval, low=-half, high=half)
-    if turned:
-        mean = -mean
-        if interval.low is not None and interval.high is not None:
-            interval = replace(interval, low=-interval.high, high=-interval.low)
-    narrow = Interval(None, None, None)
-    if test.margin is not None:
-        # Two one-sided tests of a mean are Student's t, whatever the interval that is shown. Each row is a cluster.
-        narrow = _narrow_interval(differences, np.arange(differences.size), test)
-    needed = _fewest(needed, _to_show_equivalence(differences, test))
-    return _Evidence(mean, interval, p_value, name, needed, seeded, is_inside(narrow, test.margin))
-
-
-def _clustered_evidence(differences: Array, clusters: Clusters, test: _Test) -> _Evidence:
-    """Return what differences of rows in clusters show.
-
-    If the variants were alike, the differences of a whole cluster would be as likely with the other sign: so the sums
-    of clusters are flipped.
-    """
-    found = cluster_sums(differences, clusters)
-    # As in _mean_evidence, one of two orientations is computed.
-    forward, backward = np.sort(found.sums), np.sort(-found.sums)
-    unequal = np.flatnonzero(forward != backward)
-    turned = bool(unequal.size and backward[unequal[0]] > forward[unequal[0]])
-    draws = enough_draws(test.alpha, FLIPS)
-    p_value, name = sign_flip_test(backward if turned else forward, seed=test.seed, draws=draws)
-    mean, size = found.mean, found.sums.size
-    # The deviation that rows would need for this standard error, if they were independent.
-    deviation = found.standard_error() * math.sqrt(found.rows) if size > 1 else 0.0
-    needed = _fewest(
-        needed_rows(mean, deviation, alpha=test.alpha), _to_show_equivalence(differences, test, deviation=deviation)
-    )
-    return _Evidence(
-        mean,
-        clustered_interval(differences, clusters, test.differences),
-        p_value,
-        f"{name}_clusters",
-        needed,
-        seeded=name == "sign_flip_monte_carlo",
-        equivalent=test.margin is not None and is_inside(_narrow_interval(differences, clusters, test), test.margin),
-    )
-
-
-def _look_evidence(left: Array, right: Array, test: _Test) -> _Evidence:
-    """Return what a pair shows at one look of several: an interval of the confidence 1 - 2 alpha, and its test.
-
-    Levels of early looks are far below what resampling can tell apart. So tails are computed: the exact ones of
-    McNemar's test and of few sign flips, else those of Student's t.
-    """
-    differences = left - right
-    if test.clusters is None and test.scale.yes_no and is_binary(left) and is_binary(right):
-        only_a, only_b = int(np.sum(differences > 0)), int(np.sum(differences < 0))
-        both = int(np.sum(left * right))
-        table = (both, only_a, only_b, left.size - both - only_a - only_b)
-        interval = newcombe_paired_interval(*table, confidence=1 - 2 * test.alpha)
-        p_value, name, mean = mcnemar_exact(only_a, only_b), "mcnemar_exact", (only_a - only_b) / left.size
-    else:
-        clusters = np.arange(left.size) if test.clusters is None else test.clusters
-        found = cluster_sums(differences, clusters)
-        mean, interval = found.mean, _narrow_interval(differences, clusters, test)
-        few = int(np.sum(found.sums != 0)) <= EXACT_ROWS or found.standard_error() == 0
-        if few:
-            p_value, name = sign_flip_test(found.sums, seed=test.seed)
-        else:
-            # The least float is no p value: far out the tail leaves the range of a float.
-            tail = float(2 * stats.t.sf(abs(mean) / found.standard_error(), found.sums.size - 1))
-            p_value, name = max(tail, sys.float_info.min), "student_t"
-        name = name if test.clusters is None else f"{name}_clusters"
-    return _Evidence(mean, interval, p_value, name, None, equivalent=is_inside(interval, test.margin))
-
-
-# --- equivalence
-
-
-def _narrow_interval(differences: Array, clusters: Clusters, test: _Test) -> Interval:
-    """Return the interval of a mean difference that two one-sided tests at `alpha` each come to."""
-    if np.any(differences):
-        return clustered_interval(differences, clusters, test.differences, confidence=1 - 2 * test.alpha)
-    # Where nothing differs there is no spread. But rows that differ by as much as the scale allows may be as frequent
-    # as Wilson's bound of a share of which none was seen.
-    most = wilson_interval(0, int(np.unique(clusters).size), confidence=1 - 2 * test.alpha).high or 1.0
-    span = test.differences.high
-    return Interval(-most * span, most * span, "wilson_clusters") if math.isfinite(span) else Interval(None, None, None)
-
-
-def is_inside(interval: Interval, margin: float | None) -> bool:
-    """Return whether an interval lies inside a margin either way."""
-    if margin is None or interval.low is None or interval.high is None:
-        return False
-    return -margin < interval.low and interval.high < margin
-
-
-def _to_show_equivalence(differences: Array, test: _Test, *, deviation: float | None = None) -> int | None:
-    """Return the rows that would show that a difference of this size is within the margin, None if it is not."""
-    if test.margin is None or differences.size < 2:
-        return None
-    mean = math.fsum(differences) / differences.size
-    if deviation is None:
-        deviation = math.sqrt(math.fsum((differences - mean) ** 2) / (differences.size - 1))
-    return needed_for_equivalence(mean, deviation, test.margin, alpha=test.alpha)
-
-
-def _fewest(*needed: int | None) -> int | None:
-    """Return the least of those that are known."""
-    known = [rows for rows in needed if rows is not None]
-    return min(known) if known else None
 
 
 def _row_means(values: ArrayLike) -> Array:
