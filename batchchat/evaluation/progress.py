@@ -41,7 +41,14 @@ class Merged:
 
 
 def merged(name: str, snapshots: list[Snapshot], count: int, paces: list[Pace]) -> Snapshot:
-    """Return one snapshot of several runs. The total is known once all `count` of them know theirs."""
+    """Return one snapshot of several runs.
+
+    Arguments:
+        name: of all of them.
+        snapshots: the newest of each run that has told any.
+        count: how many runs there are. The total is known once all of them know theirs.
+        paces: of the limiters; runs that share one have one pace.
+    """
     first = snapshots[0]
     sums = {field: sum(getattr(snapshot, field) for snapshot in snapshots) for field in _SUMS}
     totals = [snapshot.total for snapshot in snapshots if snapshot.total is not None]

@@ -45,7 +45,13 @@ def pareto(points: Sequence[Point], *, higher_is_better: bool) -> list[bool]:
 
 
 def quality_against_cost(points: Sequence[Point], *, cost: str, value: str, share: bool) -> PlotlyFigure:
-    """Draw each variant as a point with its interval; those that no other beats are joined by a line."""
+    """Draw each variant as a point with its interval; those that no other beats are joined by a line.
+
+    Arguments:
+        points: one for each variant.
+        cost, value: titles of the axes, with their units.
+        share: whether values are shares, written in per cent.
+    """
     best = sorted((point for point in points if point.best), key=lambda point: (point.cost, point.value))
     front = {
         "type": "scatter",

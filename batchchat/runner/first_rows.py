@@ -100,7 +100,16 @@ def check_key_column(job: Job, source: Source) -> None:
 
 
 def check_keys(job: Job, key: str, rows: list[tuple[RowBatch, int]], template: Template) -> None:
-    """Raise JobError if a row has no key, or the key of another row. Rows that `skip` leaves out need none."""
+    """Check that the first rows have keys, each its own.
+
+    Arguments:
+        job: for the place of an error.
+        key: the column that holds it, or a dotted path.
+        rows: batches with places in them; rows that cannot be read are passed over.
+        template: tells which rows `skip` leaves out: these need no key.
+
+    Raises JobError if a row has no key, or the key of another row.
+    """
     seen: dict[str, int] = {}
     for batch, offset in rows:
         values = batch.values[offset]
@@ -131,7 +140,17 @@ def try_template(
     images: ImageReader | None,
     examples: Examples | None,
 ) -> None:
-    """Stop before anything is sent if none of the first rows renders: then it is the template, not the rows."""
+    """Render the first rows until one succeeds: if none does, it is the template, not the rows.
+
+    Arguments:
+        job: for the place of an error.
+        rows: batches with places in them.
+        columns: those of the input, for the remedy.
+        images: loads what a row refers to, None if the job shows no image.
+        examples: chooses the examples of a row, None if the job shows none.
+
+    Raises JobError if none renders, UsageError if none can be read.
+    """
     first: JobError | UsageError | None = None
     tried = 0
     for batch, offset in rows:

@@ -27,7 +27,14 @@ class StepShares:
         ok: bool,
         cost: float | None,
     ) -> None:
-        """Count one record: its step, those before it, whether it has an answer, and all that it cost."""
+        """Count one record of a cascade.
+
+        Arguments:
+            step: the one that it ended at, from 1; None counts nothing.
+            earlier: the steps before, with their model and cost.
+            ok: whether it has an answer.
+            cost: of all its steps together.
+        """
         if step is None:
             return
         left = cost or 0.0

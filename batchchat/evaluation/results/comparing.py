@@ -123,14 +123,17 @@ def compare_outputs(
     cluster: str | None = None,
     seed: int = SEED,
 ) -> OutputComparison:
-    """Compare two outputs. `on` names what tells rows apart: `key`, `row_index`, or a column of the input.
+    """Compare two outputs row by row.
 
-    `field` is what counts as the answer: a dotted path, or `PATH=PATH` for a path of each output. Scorers that name no
-    `field` of their own judge it too. `cluster` names an input column: rows with the same value there are one piece of
-    evidence.
+    Arguments:
+        a, b: their folders.
+        on: what tells rows apart: `key`, `row_index`, or a column of the input; None for the key, which both must have.
+        field: what counts as the answer: a dotted path, or `PATH=PATH` for a path of each output.
+        scorers: score both; those without a `field` of their own judge that one.
+        cluster: an input column: rows with the same value there are one piece of evidence.
+        seed: of resampling.
 
-    Raises UsageError where a folder is no output, rows cannot be matched, or a
-    scorer reads a column that is not there.
+    Raises UsageError if a folder is no output, rows cannot be matched, or a scorer reads a column that is not there.
     """
     sides = [_Side(_open(a), a), _Side(_open(b), b)]
     fields = _fields(field, sides)

@@ -52,9 +52,15 @@ class GateResult:
 
 
 def read_gate(option: str, text: str, suite: Suite, *, over: bool = False) -> Gate:
-    """Return the gate of an option's `SCORE=VALUE` or `VARIANT:SCORE=VALUE`.
+    """Read a gate of the command line.
 
-    Raises UsageError where there is no such score or variant, or the bound is on the wrong side.
+    Arguments:
+        option: its name, for errors.
+        text: `SCORE=VALUE` or `VARIANT:SCORE=VALUE`.
+        suite: whose scores and variants are meant.
+        over: whether the mean must not be over the value, in place of under it.
+
+    Raises UsageError if there is no such score or variant, or the bound is on the wrong side.
     """
     name, equals, value = text.rpartition("=")
     variant, colon, scorer = name.rpartition(":")

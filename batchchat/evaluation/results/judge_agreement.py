@@ -38,7 +38,13 @@ def judge_agreements(
 ) -> tuple[list[JudgeAgreement], list[str]]:
     """Measure a judge against its `gold` column and against people's reviews of its cases, as far as there are any.
 
-    `pairs` are the outcomes of a judge of pairs. Also returns what cannot be measured, in words.
+    Arguments:
+        cases: which cases stand for which answers.
+        verdicts: of each case.
+        pairs: the outcomes of a judge of pairs, by position.
+        rows: the current input, with the column of right verdicts.
+
+    Returns the measures, and what cannot be measured, in words.
     """
     found: list[JudgeAgreement] = []
     notes: list[str] = []

@@ -173,9 +173,16 @@ def shown_columns(scorer: JudgeScorer, prompted: Sequence[str]) -> tuple[str, ..
 def gather_cases(
     task: JudgeTask, path: Path, rows: CurrentRows, sources: Sequence[AnswerSource], shown: tuple[str, ...]
 ) -> Cases:
-    """Write the cases of a judge to a file, whole or not at all; `shown` are the columns that it sees.
+    """Write the cases of a judge to a file, whole or not at all.
 
-    Raises StorageError where the disk fails.
+    Arguments:
+        task: the judge.
+        path: the file, in Parquet.
+        rows: the current input.
+        sources: whose answers are judged.
+        shown: the columns of the input that the judge sees.
+
+    Returns which cases stand for which answers. Raises StorageError if the disk fails.
     """
     cases = Cases(task)
     with whole_file(path) as draft:

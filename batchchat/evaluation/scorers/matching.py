@@ -138,7 +138,13 @@ def read_json(text: str) -> Any:
 
 
 def json_difference(found: Any, wanted: Any, place: str = "$", *, ignore_order: bool = False) -> str | None:
-    """Return where two JSON values first differ, in words, or None. A key whose value is null counts as absent."""
+    """Return in words where two JSON values first differ, None if they do not.
+
+    Arguments:
+        found, wanted: the values. A key whose value is null counts as absent.
+        place: their path, for the words.
+        ignore_order: whether arrays with the same items are equal in any order.
+    """
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         keys = sorted({*found, *wanted}, key=str)
         pairs = [(f"{place}.{key}", found.get(key), wanted.get(key)) for key in keys]

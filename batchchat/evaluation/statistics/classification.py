@@ -163,9 +163,15 @@ def summarize_macro_f1(
     seed: int = SEED,
     clusters: Clusters | None = None,
 ) -> ScoreSummary:
-    """Macro-F1 with its 95 % interval: percentiles of 1,999 resamples, or linearized. `n` counts rows.
+    """Return macro-F1 with its 95 % interval: percentiles of 1,999 resamples, or linearized.
 
-    `clusters` has the cluster of each row position.
+    Arguments:
+        answers: of one variant.
+        labels: the classes; None for the expected labels that occur.
+        seed: of resampling.
+        clusters: of each row position; None if each row is evidence by itself.
+
+    `n` of the result counts rows.
     """
     classes = classes_of([answers], labels)
     patterns = _patterns([_side(answers, classes)])
@@ -204,8 +210,16 @@ def compare_macro_f1(
 ) -> list[Comparison]:
     """Compare macro-F1 of every pair of variants on the rows that both answered.
 
+    Arguments:
+        variants: answers by the variant's name.
+        labels: the classes; None for the expected labels that occur.
+        scorer: its name, for the results.
+        seed: of resampling and of random swaps.
+        clusters: of each row position; None if each row is evidence by itself.
+        margin: the difference that does not matter.
+
     If the variants were alike, swapping their answers to a row would change nothing. The test is by m such draws, 1,999
-    or more where many pairs ask for them, p = (b + 1) / (m + 1); beyond 1,000 rows it flips the signs of the rows'
+    or more if many pairs ask for them, p = (b + 1) / (m + 1); beyond 1,000 rows it flips the signs of the rows'
     linearized differences, or with `clusters` those of whole clusters. Wins are rows with more right answers.
     """
     classes = classes_of(list(variants.values()), labels)

@@ -143,7 +143,14 @@ class Comparison:
 def summarize(
     values: ArrayLike, scale: ScoreUnit, *, seed: int = SEED, clusters: Clusters | None = None
 ) -> ScoreSummary:
-    """Return the mean of row means with its interval; `clusters` has the shape (rows,)."""
+    """Return the mean of row means, with its interval.
+
+    Arguments:
+        values: of shape (rows,) or (rows, samples), NaN for a null.
+        scale: unit and range; it decides which interval fits.
+        seed: of resampling, if that is what fits.
+        clusters: of each row; None if each row is evidence by itself.
+    """
     means = _row_means(values)
     known = np.isfinite(means)
     present = np.sort(means[known])
@@ -175,11 +182,20 @@ def compare(
     clusters: Clusters | None = None,
     margin: float | None = None,
 ) -> list[Comparison]:
-    """Compare every pair of variants on one scorer, in the order of the mapping, p values adjusted over the pairs.
+    """Compare every pair of variants on one scorer, in the order of the mapping.
 
-    All arrays have the same number of rows, and so has `clusters`. `margin` is in the score's unit.
+    Arguments:
+        variants: values by the variant's name, of shape (rows,) or (rows, samples), NaN for a null. A line is the
+            same row in all.
+        scale: unit, better direction and range.
+        scorer: its name, for the results.
+        seed: of resampling and of random sign flips.
+        clusters: of each row; None if each row is evidence by itself.
+        margin: the difference that does not matter, in the score's unit.
 
-    Raises ValueError if they have not.
+    Returns a comparison for each pair, p values adjusted over the pairs.
+
+    Raises ValueError if the arrays differ in their number of rows.
     """
     means = {name: _row_means(values) for name, values in variants.items()}
     if len({array.size for array in means.values()}) > 1:
@@ -201,10 +217,10 @@ def compare_at(
     clusters: Clusters | None = None,
     margin: float | None = None,
 ) -> list[Comparison]:
-    """Compare every pair of variants at one look of a sequential test, which holds each pair to a two-sided level.
+    """Compare every pair of variants at one look of a sequential test. The arguments are those of `compare`.
 
-    Intervals have the confidence 1 - level, and `equivalent` tells that such an interval lies inside the margin. Arrays
-    are those of `compare`. `p_adjusted` is left to the caller, who knows the other looks.
+    `level` is the two-sided level that each pair is held to. Intervals have the confidence 1 - level, and `equivalent`
+    tells that such an interval lies inside the margin. `p_adjusted` is left to the caller, who knows the other looks.
     """
     means = {name: _row_means(values) for name, values in variants.items()}
     test = PairTest(scale, seed, level / 2, clusters, margin, at_look=True)
@@ -315,12 +331,17 @@ def compare_outcomes(
     clusters: Clusters | None = None,
     margin: float | None = None,
 ) -> list[Comparison]:
-    """Compare pairs that were judged side by side: 1 where a wins, -1 where b does, 0 for a tie, NaN for no verdict.
+    """Compare pairs that were judged side by side.
 
-    Each array has the shape (rows,) or (rows, samples). The difference is the mean of row means: wins less losses, by
-    row. With one verdict a row its test is the exact sign test over the rows that are no tie (Arbuthnot 1710; Conover
-    1999, Practical Nonparametric Statistics, section 3.4), else a permutation test of row means, or of whole clusters.
-    p values are adjusted over the pairs.
+    Arguments:
+        outcomes: by (a, b), of shape (rows,) or (rows, samples): 1 if a wins, -1 if b does, 0 for a tie, NaN for no
+            verdict.
+        scale, scorer, seed, clusters, margin: as those of `compare`.
+
+    Returns a comparison for each pair, p values adjusted over the pairs. The difference is the mean of row means: wins
+    less losses, by row. With one verdict a row its test is the exact sign test over the rows that are no tie (Arbuthnot
+    1710; Conover 1999, Practical Nonparametric Statistics, section 3.4), else a permutation test of row means, or of
+    whole clusters.
     """
     # Wins less losses lie between -1 and 1: they are differences already, of a score with a span of 1.
     unit = ScoreUnit(scale.unit, scale.higher_is_better, -0.5, 0.5)

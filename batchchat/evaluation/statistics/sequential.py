@@ -115,7 +115,13 @@ def _simpson(points: Array) -> Array:
 
 
 def level(shares: tuple[float, ...], look: int, alpha: float = ALPHA, spending: Spending = "power") -> float:
-    """Return the level of a single two-sided test at a look, counted from 1.
+    """Return the level of a single two-sided test at a look.
+
+    Arguments:
+        shares: of the rows that each look has, ascending; those behind the look do not matter.
+        look: its number, from 1.
+        alpha: the error that all looks may have together.
+        spending: how it is spent over the looks.
 
     No level is below `_LEAST_LEVEL`: the quantiles of the intervals then stay finite.
     """

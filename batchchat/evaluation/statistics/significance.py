@@ -132,10 +132,15 @@ def needed_pairs(only_a: float, only_b: float, *, alpha: float = ALPHA, power: f
 
 
 def needed_rows(difference: float, deviation: float, *, alpha: float = ALPHA, power: float = POWER) -> int | None:
-    """Rows that a paired test of a mean difference needs, by the normal approximation; None without a difference.
+    """Return how many rows a paired test of a mean difference needs, None without a difference.
 
-    n = ((z₁ + z₂) s / δ)², where s is the standard deviation of row differences (Lachin 1981, Controlled Clinical
-    Trials 2:93-113).
+    Arguments:
+        difference: the mean difference δ to be found.
+        deviation: the standard deviation s of row differences, in the same unit.
+        alpha: the two-sided level of the test.
+        power: the probability of finding it.
+
+    n = ((z₁ + z₂) s / δ)², by the normal approximation (Lachin 1981, Controlled Clinical Trials 2:93-113).
     """
     if difference == 0 or deviation == 0:
         return None

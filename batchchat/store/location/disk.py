@@ -90,9 +90,16 @@ def publish(
     mode: int = PRIVATE_FILE,
     before_rename: Callable[[], None] | None = None,
 ) -> None:
-    """Let `write` fill a file in the folder `temporary`, then give it its name: whole, durable, or not at all.
+    """Write a file so that it appears whole and durable, or not at all.
 
-    `before_rename` is called when the content is durable and the name is not yet given. Raises StorageError.
+    Arguments:
+        path: its place.
+        write: fills it.
+        temporary: a folder of the same file system, for the time before it has its name.
+        mode: its permissions.
+        before_rename: called when the content is durable and the name is not yet given.
+
+    Raises StorageError if the disk fails.
     """
     draft = temporary / f"{path.name}.{os.getpid()}"
     with storage_errors(path):
