@@ -9,12 +9,12 @@ caller's own measure of active time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_exponential
 
+from batchchat.dataclass import dataclass
 from batchchat.records import Verdict
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchchat.addresses import address_of
+from batchchat.dataclass import dataclass
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.format import plural
 from batchchat.job import Job, job_of

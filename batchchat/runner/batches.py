@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchchat.budget import Budget
 from batchchat.credentials import Credential
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.building import Asker
 from batchchat.engines.batch.carried import Carried
 from batchchat.engines.batch.engine import BatchEngine

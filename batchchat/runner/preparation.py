@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from batchchat.acceptance import Acceptance
 from batchchat.attachments import attachment_loader
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.examples import Examples
 from batchchat.identity import Identity

@@ -7,11 +7,11 @@ whoever renders a job's requests does it from here. Blocking code.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchchat.acceptance import Acceptance
+from batchchat.dataclass import dataclass
 from batchchat.errors import JobError
 from batchchat.job import BatchFileJob, Job
 from batchchat.job.model import Longer, SaidConfidence

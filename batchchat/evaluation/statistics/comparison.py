@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import Literal, NamedTuple
 
@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from batchchat.dataclass import dataclass
 from batchchat.evaluation.statistics.clusters import Clusters, cluster_sums, clustered_interval
 from batchchat.evaluation.statistics.intervals import (
     SEED,

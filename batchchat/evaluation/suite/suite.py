@@ -10,13 +10,14 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from batchchat.addresses import is_url
+from batchchat.dataclass import dataclass
 from batchchat.errors import JobError, UsageError
 from batchchat.evaluation.scorers.answer_scorers import MODELS, model_of, read_one
 from batchchat.evaluation.scorers.judging import JUDGES, Judge, JudgeSettings, Pairwise, judge_job
