@@ -16,8 +16,8 @@ from secrets import token_hex
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from batchchat.arrow import compute as pc
 from batchchat.dataclass import dataclass
 from batchchat.store.archive import Archive
 from batchchat.store.bounds import PartBounds

@@ -16,8 +16,8 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import field
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from batchchat.arrow import compute as pc
 from batchchat.dataclass import dataclass
 from batchchat.records import ErrorKind
 

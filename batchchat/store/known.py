@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from batchchat.arrow import compute as pc
 from batchchat.dataclass import dataclass
 from batchchat.records import Place
 from batchchat.store.index import ID_BYTES, SEEN, SKIPPED, SKIPPED_ID, KeyIndex, RecordIndex

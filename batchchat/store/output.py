@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchchat.addresses import address_of
+from batchchat.arrow import compute as pc
 from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import RECORD_COLUMNS, Spend

@@ -15,9 +15,9 @@ from itertools import chain
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from batchchat.arrow import compute as pc
+from batchchat.arrow import parquet as pq
 from batchchat.sources.decoded import DecodedSizes, ReadAt
 from batchchat.store.location.disk import storage_errors
 from batchchat.store.location.port import PartFiles
@@ -33,6 +33,8 @@ _PAGE_ROWS = 1024
 DICTIONARY_BYTES = 1 << 16
 """Larger dictionaries than this cost memory, and zstd does without them: texts that hardly repeat stay plain."""
 
+_PLAIN_TYPES = frozenset({pa.string(), pa.int64(), pa.float64(), pa.bool_()})
+
 
 def unkept(schema: pa.Schema) -> str | None:
     """Return the name of the first input column whose type the output cannot keep, None where it can keep all.
@@ -40,13 +42,17 @@ def unkept(schema: pa.Schema) -> str | None:
     Tried, not looked up: a null of each type goes the whole way to Parquet and back.
     """
     for field in schema:
+        # What JSON and CSV have most: to try these would load Arrow's writer before the first request.
+        if field.type in _PLAIN_TYPES:
+            continue
         kept = pa.schema([pa.field(field.name, kept_type(field.type))])
         try:
             nulls = pa.RecordBatch.from_arrays([pa.nulls(1, field.type)], names=[field.name])
             one = kept_columns(nulls, kept).take(pa.array([0], pa.int64()))
             sink = pa.BufferOutputStream()
             write_part(sink, kept, [one])
-            back = pq.read_table(pa.BufferReader(sink.getvalue())).schema
+            # `pq.read_table` would load Arrow's datasets for this.
+            back = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema_arrow
         except (pa.ArrowException, NotImplementedError):
             return str(field.name)
         if not same_types(back, kept):
