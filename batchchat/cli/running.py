@@ -478,14 +478,14 @@ def looked_at(summary: RunSummary) -> RunSummary:
 
 def _tell_end(summary: RunSummary, log: LogListener, *, quiet: bool, as_json: bool) -> None:
     """Print how a run ended, for the person or the log that reads along."""
-    from batchchat.cli.json_output import summary_json
-    from batchchat.cli.summary_page import render_summary
-
     if log.format == "json":
+        from batchchat.cli.json_output import summary_json
         from batchchat.events import Event
 
         log(Event("run_ended", summary.reason or "the pass ended", "info", summary_json(summary)))
     elif not as_json and (not quiet or summary.exit_code):
+        from batchchat.cli.summary_page import render_summary
+
         log.terminal.print(render_summary(summary))
 
 

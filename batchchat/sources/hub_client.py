@@ -19,7 +19,8 @@ import orjson
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from batchchat.dataclass import dataclass
-from batchchat.objects import RETRIES, StoreError
+from batchchat.errors import StoreError
+from batchchat.objects import RETRIES
 from batchchat.sources.hub_access import HubAccess
 from batchchat.sources.hub_refusals import HubRefusal, lasting, refusal
 from batchchat.sources.input_file import raise_changed
