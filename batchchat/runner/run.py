@@ -162,7 +162,10 @@ class _Running:
 
     async def _load_arrow(self) -> None:
         """Load what the first part needs, while the first requests are under way and nothing else is to do."""
-        await anyio.sleep(_FIRST_SENT_S)
+        pause = _FIRST_SENT_S
+        while not self._run.engine.progress().sending:
+            await anyio.sleep(pause)
+            pause = self._tick_s
         await self._run.offload(arrow.load)
 
     def _tell_warnings(self) -> None:
