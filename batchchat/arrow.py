@@ -1,22 +1,24 @@
-"""The two large parts of Arrow, which are loaded when they are first used.
+"""What a run uses of Arrow's large parts, without importing more of them than it needs.
 
-To import them takes as long as a fifth of all other work before the first request of a run, which needs neither: the
-first part does. So rooms that every run imports take them from here. `load` is for the time when a run waits anyway.
+`pyarrow.compute` makes a Python function of each of 300 kernels when it is imported, which takes as long as a tenth of
+all else before the first request. The kernels that every run needs are called here without it. Rooms that every run
+imports take `compute` and `parquet` from here, too: these are imported when something of them is used.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyarrow import compute, parquet
 else:
 
     class _Later(ModuleType):
-        """Stands for a module, and imports it when something of it is asked for."""
+        """Stands for a module, and imports it when something of it is used."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(import_module(self.__name__), name)
@@ -24,19 +26,30 @@ else:
     compute = _Later("pyarrow.compute")
     parquet = _Later("pyarrow.parquet")
 
-_SHORT_S = 0.0005
-"""A tenth of Python's own interval: a request that is under way hardly waits for the import. Chosen, not measured."""
-
-__all__ = ["compute", "load", "parquet"]
+__all__ = ["call", "compute", "load", "parquet", "sort_indices", "take"]
 
 
 def load() -> None:
-    """Import both now. Blocking code, which lets other threads run."""
-    interval = sys.getswitchinterval()
-    # Another thread, such as that of the event loop, waits this long for its turn while a module is executed.
-    sys.setswitchinterval(_SHORT_S)
-    try:
-        import_module("pyarrow.compute")
-        import_module("pyarrow.parquet")
-    finally:
-        sys.setswitchinterval(interval)
+    """Import what every run needs to write its first part. Blocking code, for a time when a run waits anyway."""
+    import_module("pyarrow._compute")
+    import_module("pyarrow.parquet")
+
+
+def call(kernel: str, *values: Any, options: Any = None) -> Any:
+    """Return what one of Arrow's kernels makes of arrays, tables and scalars, as the function of its name does."""
+    # `pyarrow.compute` takes it from there.
+    from pyarrow._compute import call_function
+
+    return call_function(kernel, list(values), options)
+
+
+def take(rows: Any, places: pa.Array) -> Any:
+    """Return the rows of an array, a batch or a table that stand at these places, in this order."""
+    return call("take", rows, places)
+
+
+def sort_indices(table: pa.Table, names: Sequence[str]) -> pa.Array:
+    """Return the places of a table's rows in the ascending order of these columns."""
+    from pyarrow._compute import SortOptions
+
+    return call("sort_indices", table, options=SortOptions(sort_keys=[(name, "ascending") for name in names]))

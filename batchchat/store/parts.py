@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from batchchat import arrow
 from batchchat.arrow import compute as pc
 from batchchat.arrow import parquet as pq
 from batchchat.sources.decoded import DecodedSizes, ReadAt
@@ -232,7 +233,7 @@ SORT_KEYS = ["row_index", "sample_index"]
 
 def sort_order(table: pa.Table) -> pa.Array:
     """Return the positions of a table's records in the order of their rows and samples."""
-    return pc.sort_indices(table.select(SORT_KEYS), sort_keys=[(name, "ascending") for name in SORT_KEYS])
+    return arrow.sort_indices(table.select(SORT_KEYS), SORT_KEYS)
 
 
 def in_order(table: pa.Table, order: pa.Array) -> Iterator[pa.Table]:
@@ -244,9 +245,9 @@ def in_order(table: pa.Table, order: pa.Array) -> Iterator[pa.Table]:
     rows = min(ROW_GROUP_ROWS, max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes)))
     for start in range(0, len(order), rows):
         places = order.slice(start, rows)
-        extent = pc.min_max(places).as_py()
+        extent = arrow.call("min_max", places).as_py()
         piece = table.slice(extent["min"], extent["max"] + 1 - extent["min"])
-        yield piece.take(pc.subtract(places, pa.scalar(extent["min"], places.type)))
+        yield arrow.take(piece, arrow.call("subtract", places, pa.scalar(extent["min"], places.type)))
 
 
 def sample_keys(table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
@@ -257,7 +258,7 @@ def sample_keys(table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
 def latest(table: pa.Table) -> pa.Table:
     """Return a table with the last record of each identity."""
     custom_ids = table.column("custom_id")
-    if pc.count_distinct(custom_ids).as_py() == table.num_rows:
+    if arrow.call("count_distinct", custom_ids).as_py() == table.num_rows:
         return table
     places = {custom_id: place for place, custom_id in enumerate(custom_ids.to_pylist())}
     return table.take(pa.array(sorted(places.values()), pa.int64()))

@@ -122,11 +122,20 @@ NEVER = [
     *("batchchat.examples", "batchchat.objects", "batchchat.job.batch_file", "batchchat.client.day_limits"),
     *("batchchat.evaluation", "batchchat.labelling", "batchchat.workers", "batchchat.sharing", "batchchat.cache"),
     *("batchchat.engines.batch", "batchchat.demo", "batchchat.store.location.objects", "batchchat.cli.summary_page"),
-    *("pyarrow.dataset", "tenacity", "configparser", "importlib.metadata._meta", "rich", "httpx._main", "starlette"),
+    *(
+        "pyarrow.compute",
+        "pyarrow.dataset",
+        "tenacity",
+        "configparser",
+        "importlib.metadata._meta",
+        "rich",
+        "httpx._main",
+        "starlette",
+    ),
     *("uvicorn", "jsonschema", "duckdb", "obstore", "openpyxl", "sqlite3", "pandas", "multiprocessing.pool"),
 ]
 """What a plain run never imports."""
-LATE = ["pyarrow.compute", "pyarrow.parquet", "pyarrow.fs"]
+LATE = ["pyarrow.parquet", "pyarrow.fs"]
 """What a plain run imports after its first request: by then its answer is waited for."""
 
 
