@@ -10,11 +10,12 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 import anyio
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.job import Job

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from batchchat.dataclass import dataclass
 from batchchat.records import EarlierStep, ErrorKind, FirstAsked, Reply, Request
 
 if TYPE_CHECKING:

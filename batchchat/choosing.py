@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import JobError, UsageError
 from batchchat.masks import mask_of
 from batchchat.sources import python_rows

@@ -6,11 +6,11 @@ import getpass
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from batchchat.addresses import Address
+from batchchat.dataclass import dataclass
 from batchchat.errors import OutputLocked, UsageError
 from batchchat.runner.control import Settings
 from batchchat.store import (

@@ -12,10 +12,11 @@ import stat
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 
 if TYPE_CHECKING:

@@ -84,6 +84,12 @@ class StorageError(BatchchatError):
     exit_code = 74
 
 
+class StoreError(StorageError):
+    """A store that refused a request, or did not answer. `lasting`: it will refuse again until a person acts."""
+
+    lasting = False
+
+
 class OutputLocked(BatchchatError):
     """Another run holds this output."""
 

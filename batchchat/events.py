@@ -7,9 +7,10 @@ knows how they are shown.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
+from batchchat.dataclass import dataclass
 from batchchat.records import Spend
 
 Level = Literal["debug", "info", "warning", "error"]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from batchchat.errors import JobError, UsageError
 from batchchat.identity import row_bytes
 from batchchat.job import Job
-from batchchat.job.model import ExampleFields
+from batchchat.job.model import EXAMPLES, ExampleFields
 from batchchat.records import Failure, RowBatch
 from batchchat.sources import open_source
 from batchchat.template import RowTemplateError, Template
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-EXAMPLES = "examples"
-"""The name that a template has for the list."""
 _MOST_ROWS = 100_000
 """Gold rows stand in memory, and each choice looks at all that share a word with its row: more would be slow."""
 _NEEDED = ("bm25s", "numpy")

@@ -23,9 +23,10 @@ from batchchat.attachments import attachment_placeholders
 from batchchat.choosing import RecordFilter, chosen
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.events import AnsweredBy, BudgetUse, FailureGroup, Forecast, InFlight, Pace, Setting, Snapshot, Steering
-from batchchat.examples import EXAMPLES, Examples, open_examples
+from batchchat.examples import Examples, open_examples
 from batchchat.images import placeholders
 from batchchat.job import Job, job_of, load_job
+from batchchat.job.model import EXAMPLES
 from batchchat.records import Spend
 from batchchat.runner.questions import compile_questions
 from batchchat.runner.step_shares import STEP_COLUMNS, StepShares, count_steps

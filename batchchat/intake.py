@@ -7,10 +7,11 @@ of rows at a time, so that the caller can yield to the event loop between slices
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Any, NamedTuple
 
+from batchchat.dataclass import dataclass
 from batchchat.identity import Identity, failed_row_id, row_bytes
 from batchchat.records import ErrorKind, Failure, Request, RowBatch
 from batchchat.store.index import (
@@ -58,6 +59,9 @@ class Selection:
     def past(self, row_index: int) -> bool:
         """Return whether no row from this index on belongs to the pass."""
         return self.limit is not None and row_index >= self.limit
+
+
+_WHOLE = Selection()
 
 
 @dataclass(slots=True)
@@ -152,7 +156,7 @@ class Intake:
         keys: KeyIndex | None,
         key_column: str | None,
         reopens: frozenset[ErrorKind],
-        selection: Selection = Selection(),
+        selection: Selection = _WHOLE,
         samples: int = 1,
         answer_ids: bool = False,
     ) -> None:

@@ -9,7 +9,6 @@ The client is the package obstore. It is imported when a store is opened, and no
 
 from __future__ import annotations
 
-import configparser
 import os
 import re
 import socket
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from batchchat.addresses import OBJECT_SCHEMES, scheme_of
-from batchchat.errors import StorageError, UsageError
+from batchchat.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -38,12 +37,6 @@ _TRUE = frozenset({"1", "true", "yes", "on"})
 _SECRETS = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|SAS|CONNECTION_STRING")
 _TEXT_SHOWN = 300
 _REGION = "us-east-1"
-
-
-class StoreError(StorageError):
-    """A store that refused a request, or did not answer. `lasting`: it will refuse again until a person acts."""
-
-    lasting = False
 
 
 def open_store(
@@ -219,6 +212,8 @@ def _profile(url: str, environ: Mapping[str, str]) -> Mapping[str, str]:
 
     Raises UsageError if AWS_PROFILE names none, or one whose key another program hands out.
     """
+    import configparser
+
     named = environ.get("AWS_PROFILE")
     name = named or "default"
     found: dict[str, str] = {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from batchchat.dataclass import dataclass
 
 LIST = Path(__file__).with_name("prices.json")
 

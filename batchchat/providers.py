@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
+from batchchat.dataclass import dataclass
 from batchchat.prices import Price, PriceList
 
 __all__ = [

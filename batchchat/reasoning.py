@@ -25,7 +25,7 @@ _NOTES: Final = (
     r"reasoning_content|seed:cot_budget_reflect"
 )
 """Elements that hold reasoning as a whole. A closing mark of theirs alone may be part of any answer."""
-_MARK: Final = re.compile(
+_MARK: Final = (
     rf"<(?P<end>/)?(?P<tag>{_NAMES}|(?P<notes>{_NOTES}))(?:\s[^<>]{{0,200}})?>"
     # Cohere, Sky-T1, OpenThinker.
     r"|<\|(?P<pipe>/|end_of_|end_|start_of_|begin_of_|start_|begin_)?(?:think(?:ing)?|thought|reasoning)\|>"
@@ -33,19 +33,19 @@ _MARK: Final = re.compile(
     r"|\[(?:start|(?P<printed>end)) thinking\]"  # what llama.cpp's own command line prints
     r"|◁(?P<triangle>/)?think▷"  # Kimi
     r"|<\|channel>\s?thought\b|(?P<channel><channel\|>)"  # Gemma 4
-    r"|<unused94>\s?thought\b|(?P<unused><unused95>)",  # MedGemma
-    re.IGNORECASE,
+    r"|<unused94>\s?thought\b|(?P<unused><unused95>)"  # MedGemma
 )
-_CHANNEL: Final = re.compile(r"<\|channel\|>\s*([a-z]*)[^<]{0,200}(?:<\|constrain\|>[^<]{0,200})?<\|message\|>")
-_TURN: Final = re.compile(r"<\|(?:end|return|call)\|>|<\|start\|>[a-z_]*")
+"""This and the patterns that few texts need are compiled when one does: `re` keeps what it has compiled."""
+_CHANNEL: Final = r"<\|channel\|>\s*([a-z]*)[^<]{0,200}(?:<\|constrain\|>[^<]{0,200})?<\|message\|>"
+_TURN: Final = r"<\|(?:end|return|call)\|>|<\|start\|>[a-z_]*"
 """The channels of gpt-oss (the harmony format): analysis and commentary are reasoning, final is the answer."""
 _BARE_FINAL: Final = "assistantfinal"
 """What is left of the beginning of gpt-oss's final channel, where a server drops the model's special tokens."""
 _PROSE: Final = (
-    (re.compile(r"\s*Here(?:'s| is) my thought process:"), re.compile(r"Here(?:'s| is) my response:")),  # Granite
-    (re.compile(r"\s*Here are my reasoning steps:"), re.compile(r"\[BEGIN FINAL RESPONSE\]")),  # Apriel
+    (r"\s*Here(?:'s| is) my thought process:", r"Here(?:'s| is) my response:"),  # Granite
+    (r"\s*Here are my reasoning steps:", r"\[BEGIN FINAL RESPONSE\]"),  # Apriel
 )
-_WRAPPED: Final = re.compile(
+_WRAPPED: Final = (
     r"\s*(?:<\|(?:START_RESPONSE|begin_of_solution|begin_of_box)\|>\s*)|"
     r"\s*(?:<\|(?:END_RESPONSE|end_of_solution|end_of_box)\|>|\[END FINAL RESPONSE\])\s*\Z"
 )
@@ -91,7 +91,7 @@ def split(text: str) -> tuple[str | None, str]:
         thought, _, rest = text.partition(_BARE_FINAL)
         return thought.lstrip().removeprefix("analysis").strip(), rest.lstrip()
     for opening, closing in _PROSE:
-        if (begun := opening.match(text)) and (ended := closing.search(text, begun.end())):
+        if (begun := re.match(opening, text)) and (ended := re.compile(closing).search(text, begun.end())):
             return text[begun.end() : ended.start()].strip(), _unwrapped(text[ended.end() :])
     thoughts, position = [], 0
     while (part := _leading(text, position)) is not None:
@@ -149,8 +149,12 @@ def _is_json(text: str) -> bool:
     return True
 
 
+def _mark() -> re.Pattern[str]:
+    return re.compile(_MARK, re.IGNORECASE)
+
+
 def _marks(text: str, position: int) -> Iterator[_Mark]:
-    for found in _MARK.finditer(text, position):
+    for found in _mark().finditer(text, position):
         start, end = found.span()
         if start > 0 and end < len(text) and text[start - 1] in _QUOTES and text[end] in _QUOTES:
             continue
@@ -194,7 +198,7 @@ def _unended(text: str, position: int) -> tuple[str | None, str]:
     start = blank.end() if (blank := _BLANK.match(text, position)) else position
     if text[start : start + 1] not in _FIRST:
         return None, text[position:]
-    opening, *others = _marks(text, start) if (found := _MARK.match(text, start)) else (None,)
+    opening, *others = _marks(text, start) if (found := _mark().match(text, start)) else (None,)
     if found is None or opening is None or opening.start != start or opening.closes or opening.family:
         return None, text[position:]
     if any(mark.closes for mark in others):
@@ -204,7 +208,7 @@ def _unended(text: str, position: int) -> tuple[str | None, str]:
 
 def _harmony(text: str) -> tuple[str | None, str]:
     """Split a text of channels. What stands before the first of them is reasoning, too."""
-    found = list(_CHANNEL.finditer(text))
+    found = list(re.finditer(_CHANNEL, text))
     if not found:
         return None, text
     thoughts = [text[: found[0].start()]]
@@ -212,11 +216,11 @@ def _harmony(text: str) -> tuple[str | None, str]:
     for index, channel in enumerate(found):
         end = found[index + 1].start() if index + 1 < len(found) else len(text)
         (answers if channel[1] == "final" else thoughts).append(text[channel.end() : end])
-    cleaned = [_TURN.sub("", thought).strip() for thought in thoughts]
+    cleaned = [re.sub(_TURN, "", thought).strip() for thought in thoughts]
     reasoning = "\n\n".join(filter(None, cleaned))
-    return reasoning or None, "".join(_TURN.sub("", answer) for answer in answers).lstrip()
+    return reasoning or None, "".join(re.sub(_TURN, "", answer) for answer in answers).lstrip()
 
 
 def _unwrapped(text: str) -> str:
     text = text[match.end() :] if (match := _BLANK.match(text)) else text
-    return _WRAPPED.sub("", text) if "<|" in text or "FINAL RESPONSE]" in text else text
+    return re.sub(_WRAPPED, "", text) if "<|" in text or "FINAL RESPONSE]" in text else text

@@ -7,9 +7,11 @@ A `RowBatch` comes from a source; a template turns each of its rows into a `Requ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from batchchat.dataclass import dataclass
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,20 +1,17 @@
 """Whether a request is tried again, when, and whether the attempt counted: a pure function of what is known.
 
-Nothing here waits or reads a clock. The rules are tenacity's strategies, asked as functions: when to stop is
-`stop_after_attempt`, how long to wait is `wait_exponential`, both over a `RetryCallState` that carries the
-number of counted attempts. tenacity's own jitter draws from the process-wide random numbers and its
-`stop_after_delay` reads the wall clock, so the spread comes from the caller's `rng` and the deadline from the
+Nothing here waits or reads a clock. How long to wait is tenacity's `wait_exponential`, asked as a function over a
+`RetryCallState` that carries the number of counted attempts. Its own jitter draws from the process-wide random numbers
+and its `stop_after_delay` reads the wall clock, so the spread comes from the caller's `rng` and the deadline from the
 caller's own measure of active time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_exponential
-
+from batchchat.dataclass import dataclass
 from batchchat.records import Verdict
 
 if TYPE_CHECKING:
@@ -32,9 +29,9 @@ its way arrives whole at the next try, and a server that cannot read any body sa
 UNSENT_MAX = 5
 """How many attempts of a request may fail before they reach the server and cost nothing. Chosen: above that, the
 address or the network is at fault, and each further try is one that somebody should hear of."""
-_BACKOFF = wait_exponential(multiplier=1, exp_base=2, max=60)
-"""1, 2, 4 … 60 s. Chosen: a server that is restarted is back at the fourth or fifth try."""
-_UNSENT_BACKOFF = wait_exponential(multiplier=0.1, exp_base=2, max=5)
+_BACKOFF_S = (1.0, 60.0)
+"""The first wait and the longest: 1, 2, 4 … 60 s. Chosen: a server that restarts is back at the fourth or fifth try."""
+_UNSENT_BACKOFF_S = (0.1, 5.0)
 _RATE_LIMIT_S = 1.0
 """The wait after a rate limit that names none. Chosen: the limiter's pace decides, this only changes the order."""
 
@@ -123,7 +120,7 @@ def _decide_transient(
         )
     # Nothing was billed, so it costs no attempt, and the wait is short: mostly a connection that the server closed.
     if not reply.sent and unsent <= UNSENT_MAX:
-        delay = _at_least(_spread(_UNSENT_BACKOFF(_state(max(1, unsent))), rng), reply)
+        delay = _at_least(_spread(_backoff(unsent, *_UNSENT_BACKOFF_S), rng), reply)
         if active_s + delay < policy.row_deadline:
             return RetryDecision(RetryAction.RETRY, delay, counts=False)
         # A try with no time left would end as a timeout, and hide why the server was not reached.
@@ -131,12 +128,11 @@ def _decide_transient(
     allowed = policy.attempts
     if reply.failure is not None and reply.failure.http_status == 504:
         allowed = min(allowed, GATEWAY_TIMEOUT_ATTEMPTS)
-    state = _state(max(1, attempts))
     # A row that fails for good says after how many attempts.
-    if stop_after_attempt(allowed)(state):
+    if attempts >= allowed:
         return RetryDecision(RetryAction.NO, reason=f"{allowed} attempt{'s' * (allowed != 1)} failed")
     # The server's wait is the least, never the most: it knows its own load, and not how often this request has failed.
-    delay = _at_least(_spread(_BACKOFF(state), rng), reply)
+    delay = _at_least(_spread(_backoff(attempts, *_BACKOFF_S), rng), reply)
     if active_s + delay >= policy.row_deadline:
         return RetryDecision(RetryAction.NO, reason=_no_time(policy))
     return RetryDecision(RetryAction.RETRY, delay)
@@ -146,13 +142,14 @@ def _no_time(policy: RetryPolicy) -> str:
     return f"the row's deadline of {policy.row_deadline:g} s leaves no time for another try"
 
 
-def _state(attempt: int) -> RetryCallState:
-    state = RetryCallState(_RETRYING, None, (), {})
-    state.attempt_number = attempt
-    return state
+def _backoff(attempts: int, first: float, longest: float) -> float:
+    """Return the seconds to wait after so many attempts, from `first` on twice as long each time."""
+    # Imported here: most runs meet no failure, and it takes longer than all other rules of a run.
+    from tenacity import RetryCallState, Retrying, wait_exponential
 
-
-_RETRYING = Retrying()
+    state = RetryCallState(Retrying(), None, (), {})
+    state.attempt_number = max(1, attempts)
+    return wait_exponential(multiplier=first, exp_base=2, max=longest)(state)
 
 
 def _spread(wait: float, rng: random.Random) -> float:

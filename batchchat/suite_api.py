@@ -6,12 +6,13 @@ The libraries of the extra `batchchat[eval]` are imported when a function here i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from batchchat.addresses import is_url
 from batchchat.api import as_text, progress_display, told_both, unheard
+from batchchat.dataclass import dataclass
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.evaluation import require_extra
 from batchchat.events import Listener, Snapshot

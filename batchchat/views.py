@@ -6,9 +6,10 @@ They stand below both sides: `plan` and `inspection` fill them, the command line
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
+from batchchat.dataclass import dataclass
 from batchchat.events import AnsweredBy, FailureGroup, Snapshot, StepShare, Streamed
 from batchchat.records import Spend
 

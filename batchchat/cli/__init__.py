@@ -112,8 +112,8 @@ def _start_fast() -> None:
     spare_imports()
 
 
-_OBJECTS_BETWEEN_COLLECTIONS = 50_000
-"""As many as keep the collector quiet while modules are imported: about five looks instead of hundreds."""
+_OBJECTS_BETWEEN_COLLECTIONS = 500_000
+"""More than the imports of any command make (a run: 250,000), so that the collector never looks at them."""
 
 
 @cli.command()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 
 if TYPE_CHECKING:

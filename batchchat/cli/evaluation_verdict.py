@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from batchchat.cli.blocks import alarm, blank, line, plain_text, styled
 from batchchat.cli.evaluation_numbers import mean_unit_of, number_of, signed, unit_of
+from batchchat.dataclass import dataclass
 from batchchat.evaluation.results.summary import ScorerSummary, SuiteSummary, VariantSummary
 from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary, leader
 from batchchat.format import UNKNOWN, count, duration, money, plural

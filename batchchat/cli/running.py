@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import gc
 import os
@@ -39,6 +40,8 @@ _LARGE_BYTES = 1 << 17
 """Bytes from which on a piece of memory is mapped by itself and given back whole: glibc's value before it grows."""
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
 """New objects between two looks of the collector. Chosen: `collect_seldom` says what looks cost."""
+_IMPORT_OWN_CODE = ("batchchat.evaluation", "batchchat.structured.model")
+"""Rooms that import modules of the person who runs a job or a suite."""
 _REASONS = {
     signal.SIGINT: "stopped by Ctrl-C (SIGINT)",
     signal.SIGTERM: "stopped by SIGTERM",
@@ -154,6 +157,13 @@ def leave(code: int) -> None:
             # It reads a pipe that nobody writes to: to wait for it would be to wait for ever.
             if thread.is_alive():
                 leave_now(code)
+    # Python would take every module apart first, which takes longer than to write a part, and is of no use to anyone
+    # but to a person's own code: that may count on it, for files that it leaves open.
+    if not any(name in sys.modules for name in _IMPORT_OWN_CODE):
+        atexit._run_exitfuncs()  # noqa: SLF001 - `os._exit` leaves them out
+        for terminal in (errors(), results()):
+            terminal.stream.flush()
+        leave_now(code)
     sys.exit(code)
 
 
@@ -471,14 +481,14 @@ def looked_at(summary: RunSummary) -> RunSummary:
 
 def _tell_end(summary: RunSummary, log: LogListener, *, quiet: bool, as_json: bool) -> None:
     """Print how a run ended, for the person or the log that reads along."""
-    from batchchat.cli.json_output import summary_json
-    from batchchat.cli.summary_page import render_summary
-
     if log.format == "json":
+        from batchchat.cli.json_output import summary_json
         from batchchat.events import Event
 
         log(Event("run_ended", summary.reason or "the pass ended", "info", summary_json(summary)))
     elif not as_json and (not quiet or summary.exit_code):
+        from batchchat.cli.summary_page import render_summary
+
         log.terminal.print(render_summary(summary))
 
 

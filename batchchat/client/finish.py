@@ -30,14 +30,14 @@ class Finish(StrEnum):
     UNKNOWN = "unknown"
 
 
-_WHOLE: Final = re.compile(
+_WHOLE: Final = (
     r"stop(?:ped|sequences?|strings?|words?|tokens?|str|stringfound|limitsequence)?"
     r"|end(?:ed|turn|ofturn|oftext|ofsentence|ofsequence|id|token)?|eo[st](?:token|tokenid|id|found|tokenfound)?"
     r"|complete[d]?|finish(?:ed)?|done|normal|success(?:ful)?|succeeded|ok"
     r"|toolcalls?|tooluse|functioncalls?"
     r"|unspecified|notspecified"
 )
-"""These words alone, not as a part of another."""
+"""These words alone, not as a part of another. No pattern here is compiled before a word asks for it."""
 _PARTS: Final = (
     # In this order: `error_toxic` is a filter, `error_limit` a bound, and any other error one of the server.
     (Finish.MISSAMPLED, r"malformed|functioncallfilter|unexpectedtoolcall|toomanytoolcalls|missingthoughtsignature"),
@@ -67,10 +67,9 @@ _PARTS: Final = (
         ),
     ),
 )
-_TABLE: Final = tuple((finish, re.compile(pattern)) for finish, pattern in _PARTS)
-_PREFIX: Final = re.compile(r"^(?:finish|stop|end)?reason(?=.)")
+_PREFIX: Final = r"^(?:finish|stop|end)?reason(?=.)"
 _NONE: Final = frozenset({"", "null", "none", "undefined"})
-_A_WORD: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,64}(?: [A-Za-z0-9_.:/-]{1,64}){0,2}")
+_A_WORD: Final = r"[A-Za-z0-9_.:/-]{1,64}(?: [A-Za-z0-9_.:/-]{1,64}){0,2}"
 _LONGEST: Final = 64
 """A word has at most so many characters, and at most two spaces between its parts (`max output tokens`).
 
@@ -113,17 +112,17 @@ def _word(value: object) -> str | None:
 @lru_cache(maxsize=1024)
 def judge_finish(word: str | None) -> Finish:
     """Return what a word says of its answer. No word at all says that it is whole."""
-    if word is None:
+    if word is None or word == "stop":
         return Finish.WHOLE
     word = word.strip(_AROUND)
-    if len(word) > _LONGEST or not _A_WORD.fullmatch(word):
+    if len(word) > _LONGEST or not re.fullmatch(_A_WORD, word):
         return Finish.UNKNOWN
     plain = re.sub(r"[^a-z0-9]", "", word.lower())
-    plain = _PREFIX.sub("", plain)
+    plain = re.sub(_PREFIX, "", plain)
     # Before the table: `end_of_sequence` must not be found by a part of it.
-    if plain in _NONE or _WHOLE.fullmatch(plain):
+    if plain in _NONE or re.fullmatch(_WHOLE, plain):
         return Finish.WHOLE
-    return next((finish for finish, pattern in _TABLE if pattern.search(plain)), Finish.UNKNOWN)
+    return next((finish for finish, pattern in _PARTS if re.search(pattern, plain)), Finish.UNKNOWN)
 
 
 _GOOD: Final = frozenset({Finish.WHOLE, Finish.UNKNOWN})

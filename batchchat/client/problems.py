@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
+
+from batchchat.dataclass import dataclass
 
 Mask = Callable[[str], str]
 

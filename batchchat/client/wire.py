@@ -15,7 +15,6 @@ from typing import Any
 
 import orjson
 
-from batchchat.client.day_limits import read_day_limit
 from batchchat.client.finish import Finish, judge_finish, read_finish
 from batchchat.client.headers import Headers, parse_limits, parse_retry_after
 from batchchat.client.problems import (
@@ -86,6 +85,9 @@ def read_reply(status: int, headers: Headers, body: bytes, *, now: float, mask: 
 
 def _tell_day(reply: Reply, headers: Headers, body: bytes, *, now: float, mask: Mask) -> None:
     """Note that a rate limit is that of a whole day. It is one also if the server says not to try again."""
+    # Its patterns are many, and most runs meet no such refusal.
+    from batchchat.client.day_limits import read_day_limit
+
     assert reply.failure is not None  # noqa: S101 - the caller has looked
     text = mask(body[:READ_LIMIT].decode("utf-8", "replace"))
     wait = parse_retry_after(headers, now)

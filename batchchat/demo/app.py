@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.batches.results import LineAnswer
 from batchchat.demo.batches.routes import BatchApi, BatchStats
 from batchchat.demo.draws import FaultPlan, draw, pick

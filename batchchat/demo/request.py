@@ -5,12 +5,12 @@ body bytes ─ parse_request ─> ChatRequest, or ApiError with the status and w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.server_options import DemoOptions
 from batchchat.demo.tokens import FILE_TOKENS, IMAGE_TOKENS, MESSAGE_TOKENS, SOUND_TOKENS, count_tokens
 

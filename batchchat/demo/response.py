@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Literal
 
 import orjson
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.draws import draw
 from batchchat.demo.model.answering import ModelAnswer
 from batchchat.demo.model.sureness import LabelChoice, place_choices, token_entry

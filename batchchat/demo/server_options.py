@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.batches.options import BatchOptions
 
 LLAMA = "llama-3.1-8b-instruct"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from batchchat.client import ChatClient
+from batchchat.dataclass import dataclass
 from batchchat.endpoints.body import BodyFor
 from batchchat.job.pool_fields import LimitFields
 from batchchat.limits import Limiter, TokenEstimator

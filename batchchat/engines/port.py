@@ -13,9 +13,9 @@ Batch API) fits behind it:
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import BatchchatError, StoppedEarly
 from batchchat.events import Event, InFlight, Level, Pace
 from batchchat.records import Failure, Reply, Request, Usage

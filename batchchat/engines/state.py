@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import anyio.to_thread
 
+from batchchat.dataclass import dataclass
 from batchchat.endpoints.affinity import Heads
 from batchchat.endpoints.traffic import Traffic
 from batchchat.engines.causes import Causes

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
+from batchchat.dataclass import dataclass
 from batchchat.evaluation.checking import check_keys, check_suite
 from batchchat.evaluation.results.current_rows import Choice
 from batchchat.evaluation.results.looks import LookRows, draw_rows, keep_plan, plan_to_go_on_with

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchchat.addresses import is_url
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.evaluation.suite.variants import slug
 from batchchat.job.values import nearest

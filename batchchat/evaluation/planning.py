@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from batchchat.dataclass import dataclass
 from batchchat.evaluation.checking import check_suite
 from batchchat.evaluation.results.current_rows import Choice
 from batchchat.evaluation.results.looks import draw_rows, plan_to_go_on_with

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.abc
 
 from batchchat.budget import Budget
+from batchchat.dataclass import dataclass
 from batchchat.endpoints.registry import Limiters
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.evaluation.progress import Merged

@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError, UsageError
 from batchchat.export.batch import errors_file, write_batch_lines
 from batchchat.export.selection import pick, schema_of, select_columns

@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib import resources
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 
 CONTENTS = "README"

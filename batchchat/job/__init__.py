@@ -5,18 +5,17 @@ line and remedy, all of it at once. Paths in a job file are relative to that fil
 here touches the network or the output.
 """
 
-from batchchat.job.batch_file import BatchFileJob
 from batchchat.job.keys import api_key, key_problem, key_source, load_keys
-from batchchat.job.model import Job, failed_kinds
+from batchchat.job.model import Job, failed_kinds, has_lines
 from batchchat.job.reading import FieldChange, job_of, load_job, read_override, validate_job
 from batchchat.job.values import parse_duration, write_duration
 
 __all__ = [
-    "BatchFileJob",
     "FieldChange",
     "Job",
     "api_key",
     "failed_kinds",
+    "has_lines",
     "job_of",
     "key_problem",
     "key_source",

@@ -15,6 +15,8 @@ class BatchFileJob(Job):
     `messages` are always empty. `model` is empty until `with_model_of_lines`, where the job names none.
     """
 
+    of_lines = True
+
     model: Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)] = ""
     messages: list[dict[str, Any]] | dict[str, Any] = Field(default_factory=list)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeGuard
 
 from pydantic import (
     BaseModel,
@@ -42,6 +42,9 @@ from batchchat.job.values import (
 )
 from batchchat.providers import PROFILES, Price, Provider
 from batchchat.records import TRANSIENT_KINDS, ErrorKind
+
+if TYPE_CHECKING:
+    from batchchat.job.batch_file import BatchFileJob
 
 
 class Input(Section):
@@ -227,6 +230,10 @@ class PromptLimit(Section):
         return self.then.cut if isinstance(self.then, CutColumn) else None
 
 
+EXAMPLES = "examples"
+"""The name that a template has for the list of them."""
+
+
 class ExampleFields(Section):
     """Which rows of a file with known answers a template has as `examples`: for each row `k` of them.
 
@@ -342,6 +349,9 @@ class Job(Section):
     `constant: true` says that no message or param is meant to use a column, so that every row asks the same. Without it
     such a job is refused before anything is sent. `skip` is a template; rows of which it is true are not sent.
     """
+
+    of_lines: ClassVar[bool] = False
+    """Whether it is a `BatchFileJob`."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     input: Input
@@ -564,6 +574,11 @@ class Job(Section):
         job = self.model_copy()
         job._suite, job._options = file, options  # noqa: SLF001 - of the copy that is made here
         return job
+
+
+def has_lines(job: Job) -> TypeGuard[BatchFileJob]:
+    """Return whether a job is one over the lines of a batch file; others need not import what such a job is."""
+    return job.of_lines
 
 
 def _under_its_name(spec: PoolFields, provider: Provider) -> Provider:

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from batchchat.addresses import is_url
 from batchchat.errors import JobError, UsageError
-from batchchat.job.batch_file import BatchFileJob
 from batchchat.job.model import BATCH_FORMAT, Job
 from batchchat.job.origin import FieldOrigin, FieldPlace, Origins, combined, dotted, job_error
 from batchchat.job.syntax import Document, parse_yaml, read_job_text, read_text
@@ -111,7 +110,7 @@ def validate_job(
     origins = origins or {}
     errors = list(faults)
     try:
-        job = (BatchFileJob if _is_batch(data) else Job).model_validate(data)
+        job = _kind_of(data).model_validate(data)
     except ValidationError as error:
         errors += validation_errors(error, data, origins, file)
     if errors:
@@ -144,9 +143,14 @@ def read_override(text: str, option: str | None = None) -> FieldChange:
     return FieldChange(path, _read_value(given, path, origin), origin, Path.cwd(), {})
 
 
-def _is_batch(data: Mapping[str, Any]) -> bool:
+def _kind_of(data: Mapping[str, Any]) -> type[Job]:
     given = data.get("input")
-    return isinstance(given, Mapping) and given.get("format") == BATCH_FORMAT
+    if not (isinstance(given, Mapping) and given.get("format") == BATCH_FORMAT):
+        return Job
+    # To make this class takes as long as all of the small sections together, and few jobs are of it.
+    from batchchat.job.batch_file import BatchFileJob
+
+    return BatchFileJob
 
 
 def nearest_file(file: Path) -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from batchchat.cascade import Cascade, StepRule
+from batchchat.dataclass import dataclass
 from batchchat.errors import JobError
 from batchchat.job.keys import key_problem
 from batchchat.job.model import BATCH_FORMAT, Job, key_place

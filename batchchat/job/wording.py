@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import JobError
 from batchchat.job.model import FIELDS
 from batchchat.job.origin import FieldPlace, Origins, job_error

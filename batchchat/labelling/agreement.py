@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import pyarrow as pa
 
 from batchchat.addresses import address_of
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.format import plural
 from batchchat.labelling.coefficients import (

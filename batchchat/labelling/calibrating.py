@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from batchchat.addresses import address_of
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.intake import read_key
 from batchchat.job import Job

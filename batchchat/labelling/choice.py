@@ -17,8 +17,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+from batchchat.dataclass import dataclass
 
 Part = Literal["least sure", "random"]
 

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from batchchat.dataclass import dataclass
 
 Array = NDArray[np.float64]
 Level = Literal["nominal", "ordinal", "interval"]

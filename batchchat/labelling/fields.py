@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.job import Job
 from batchchat.runner.questions import compile_questions

@@ -15,11 +15,12 @@ Control (2021). It holds for rows drawn from where the job's rows come from, wha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy import special
+
+from batchchat.dataclass import dataclass
 
 ALWAYS = 1.01
 """A threshold above all confidences: every row goes to the large model."""

@@ -7,9 +7,9 @@ the other, it prefers the place; if it names the same place in both orders, its 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from batchchat.dataclass import dataclass
 from batchchat.labelling.coefficients import Estimate, share_estimate
 
 FIRST, SECOND, TIE = "A", "B", "tie"

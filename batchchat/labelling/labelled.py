@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import BatchchatError, UsageError
 from batchchat.job import Job, job_of
 from batchchat.job.values import nearest

@@ -7,7 +7,7 @@ who reviews a row again adds a review.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -17,6 +17,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchchat.dataclass import dataclass
 from batchchat.labelling.content import content_of, input_columns
 from batchchat.sources import python_rows
 from batchchat.store import is_output, read_review_lines, read_state, write_review_lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchchat.choosing import no_column
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.format import plural
 from batchchat.inspection import latest_prompt

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchchat.dataclass import dataclass
 from batchchat.limits.circuit import Breaker, RateLimitHold
 from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.hints import HINT_MAX_S, Hints

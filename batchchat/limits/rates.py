@@ -9,9 +9,9 @@ A rate has up to three limits, and the lowest one is kept:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from batchchat.dataclass import dataclass
 from batchchat.limits.schedule import TICKS_PER_S, Schedule
 
 _UNEVEN = 1.015

@@ -13,9 +13,9 @@ pace, it looks the same. Going slower for a moment tells them apart: a limit the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
+from batchchat.dataclass import dataclass
 from batchchat.limits.evidence import LIMITED, RefusalEvidence
 
 BELOW = 0.97

@@ -7,9 +7,10 @@ counters behind them. The page `metrics` of the guide lists them; a test compare
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
+from batchchat.dataclass import dataclass
 from batchchat.events import Snapshot
 from batchchat.metrics.recorder import Buckets, Recorder, RunMeter
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from batchchat.dataclass import dataclass
 from batchchat.events import Snapshot
 from batchchat.records import Record
 

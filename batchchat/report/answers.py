@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchchat.dataclass import dataclass
 from batchchat.report.alignment import Records, choose_rows, row_ids, rows_of
 from batchchat.report.charting import pack
 from batchchat.report.suite_folder import SuiteFolder

@@ -6,11 +6,11 @@ import base64
 import gzip
 import hashlib
 import re
-from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 
 NAME = "plotly.js"

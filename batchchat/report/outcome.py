@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchchat.dataclass import dataclass
 from batchchat.format import one_line
 from batchchat.report.distribution import Distribution, ValueCounts
 from batchchat.report.label_counts import LabelCounter, LabelCounts

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchchat.dataclass import dataclass
 from batchchat.report.alignment import row_ids
 from batchchat.report.answers import AnswerBrowser
 from batchchat.report.suite_folder import SuiteFolder

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from batchchat.dataclass import dataclass
 from batchchat.events import StepShare
 from batchchat.format import count, duration, money, percent, plural, rate, share, short
 from batchchat.inspection import status_of

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from batchchat.dataclass import dataclass
 from batchchat.format import UNKNOWN, money
 from batchchat.report.distribution import Distribution
 from batchchat.report.figures import PlotlyFigure, linear_ticks, plain, seconds_text

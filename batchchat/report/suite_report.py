@@ -7,12 +7,13 @@ outputs. Nothing is computed anew that the summary tells.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 
+from batchchat.dataclass import dataclass
 from batchchat.format import UNKNOWN, count, money, plural
 from batchchat.report.answers import AnswerBrowser
 from batchchat.report.distribution import Distribution

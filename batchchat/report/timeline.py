@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from batchchat.dataclass import dataclass
 
 # Each divides the next, so that finer sums add up to coarser ones: a second to a week.
 _WIDTHS = (1, 2, 10, 30, 60, 300, 600, 1_800, 3_600, 10_800, 21_600, 86_400, 604_800)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from batchchat.budget import Budget
 from batchchat.credentials import Credential
+from batchchat.dataclass import dataclass
 from batchchat.endpoints.registry import ProviderAccess
 from batchchat.engines.batch.building import Asker
 from batchchat.engines.batch.carried import Carried

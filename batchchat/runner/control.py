@@ -6,9 +6,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
+from batchchat.dataclass import dataclass
 from batchchat.events import Setting, Steering
 
 

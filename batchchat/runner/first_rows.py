@@ -5,16 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from batchchat.errors import JobError, UsageError
-from batchchat.examples import EXAMPLES, Examples
 from batchchat.images import ImageReader
 from batchchat.intake import read_key
-from batchchat.job import BatchFileJob, Job
+from batchchat.job import Job, has_lines
+from batchchat.job.model import EXAMPLES
 from batchchat.records import RowBatch
 from batchchat.sources import Source
 from batchchat.template import RowTemplateError, Template
 from batchchat.template.lines import model_of
+
+if TYPE_CHECKING:
+    from batchchat.examples import Examples
+    from batchchat.job.batch_file import BatchFileJob
 
 _ROWS_TRIED = 100
 """Rows of which one must render: fewer could all lack a column that the rest have. Chosen, not measured."""
@@ -125,7 +130,7 @@ def check_keys(job: Job, key: str, rows: list[tuple[RowBatch, int]], template: T
                 f"{problem}{where} of {batch.source} (rows count from 0)",
                 "input",
                 "key",
-                remedy=_LINES_DIFFER if isinstance(job, BatchFileJob) else _KEYS_DIFFER,
+                remedy=_LINES_DIFFER if has_lines(job) else _KEYS_DIFFER,
             )
         if text is not None:
             seen[text] = row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from batchchat.addresses import address_of, same_address
 from batchchat.format import plural
-from batchchat.job import BatchFileJob, Job
+from batchchat.job import Job, has_lines
 from batchchat.sources import STDIN, GivenRows, Source, open_rows, open_source
 from batchchat.store import Completions, Frozen, is_output_folder
 from batchchat.template.lines import COLUMNS
@@ -12,7 +12,7 @@ from batchchat.template.lines import COLUMNS
 
 def with_given_rows(job: Job) -> Job:
     """Return the job with the mark for rows that come from outside; how a file is written does not concern them."""
-    files_own = {"format", "encoding", "header", "quoting"} - ({"format"} if isinstance(job, BatchFileJob) else set())
+    files_own = {"format", "encoding", "header", "quoting"} - ({"format"} if has_lines(job) else set())
     kept = job.input.model_dump(exclude=files_own, exclude_unset=True)
     return job.model_copy(update={"input": type(job.input)(**{**kept, "path": STDIN})})
 
@@ -31,9 +31,9 @@ def _open_source(job: Job, frozen: Frozen, rows: GivenRows | None) -> Source:
     output = address_of(job.output.path)
     # A program gives the rows: nothing of `input` but its types is about them.
     if rows is not None:
-        types = COLUMNS if isinstance(job, BatchFileJob) else given.types
+        types = COLUMNS if has_lines(job) else given.types
         return open_rows(rows, types=types, frozen=frozen.input)
-    if isinstance(job, BatchFileJob):
+    if has_lines(job):
         return open_source(
             given.path, format="jsonl", types=COLUMNS, frozen=frozen.input, output=output, encoding=given.encoding
         )

@@ -7,13 +7,13 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchchat.addresses import address_of
 from batchchat.budget import Budget
+from batchchat.dataclass import dataclass
 from batchchat.endpoints.endpoint import Endpoint
 from batchchat.endpoints.registry import Keys, ProviderAccess, Registry, needs_demo
 from batchchat.endpoints.route import EndpointRoute

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from batchchat.dataclass import dataclass
 from batchchat.records import ErrorKind
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from batchchat.acceptance import Acceptance
 from batchchat.attachments import attachment_loader
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
-from batchchat.examples import Examples
 from batchchat.identity import Identity
 from batchchat.images import ImageReader
 from batchchat.intake import Intake, Selection
-from batchchat.job import BatchFileJob, Job
+from batchchat.job import Job, has_lines
 from batchchat.job.param_checks import check_params
 from batchchat.job.targets import check_targets, has_several
 from batchchat.providers import Provider
@@ -40,6 +40,8 @@ from batchchat.template import Template
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from batchchat.examples import Examples
 
 _KEYS_CHECKED = 1_000
 """Rows whose keys are looked at before the run: a column that is no key repeats within few rows. Chosen, not measured.
@@ -185,7 +187,7 @@ def prepare(
     if job.input.key is not None:
         check_keys(job, job.input.key, first, questions.template)
     # Only the lines of a batch file can name the model: until they are read, nothing about it can be checked.
-    if isinstance(job, BatchFileJob) and not job.model:
+    if has_lines(job) and not job.model:
         job = with_model(job, first)
         provider, questions = job.resolved_provider(), compile_questions(job)
         job.check_budget(provider)

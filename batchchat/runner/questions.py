@@ -7,13 +7,13 @@ whoever renders a job's requests does it from here. Blocking code.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchchat.acceptance import Acceptance
+from batchchat.dataclass import dataclass
 from batchchat.errors import JobError
-from batchchat.job import BatchFileJob, Job
+from batchchat.job import Job, has_lines
 from batchchat.job.model import Longer, SaidConfidence
 from batchchat.job.targets import cascade_of
 from batchchat.job.values import nearest
@@ -91,7 +91,7 @@ def _compile_template(job: Job, schema: ResponseSchema | None) -> Template:
     most = job.max_prompt_tokens
     bound = None if most is None else PromptBound(most.limit, most.column)
     # The lines of a batch file are requests already: there are no messages to compile, only what the job adds to them.
-    if isinstance(job, BatchFileJob):
+    if has_lines(job):
         return compile_lines(
             job.params.as_body(),
             model=job.model if job.names_model else "",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from batchchat.dataclass import dataclass
 from batchchat.engines.port import EngineKind, Settled
 from batchchat.intake import Invalid
 from batchchat.money import as_float

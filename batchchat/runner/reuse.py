@@ -17,12 +17,13 @@ An answer that is taken over is judged again by the job's own demands; one that 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import anyio
 
 from batchchat.acceptance import Accept, Acceptance, Escalate, journaled
 from batchchat.cache import AnswerCache
+from batchchat.dataclass import dataclass
 from batchchat.engines.port import Answered, Outcome, Settled
 from batchchat.errors import StorageError, UsageError
 from batchchat.events import Event, Listener

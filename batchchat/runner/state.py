@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchchat.budget import Budget
+from batchchat.dataclass import dataclass
 from batchchat.engines.port import Engine
 from batchchat.errors import BatchchatError
 from batchchat.events import Listener, Phase

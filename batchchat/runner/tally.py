@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from batchchat.client.finish import Finish, judge_finish
+from batchchat.dataclass import dataclass
 from batchchat.events import AnsweredBy, FailureGroup, Streamed
 from batchchat.records import Answerer, ErrorKind, Record, Spend
 from batchchat.runner.answerers import Answerers

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
+from typing import TYPE_CHECKING
 
-from batchchat.examples import EXAMPLES, Examples, open_examples
-from batchchat.job import BatchFileJob, Job
+from batchchat.job import Job, has_lines
+from batchchat.job.model import EXAMPLES
 from batchchat.sources import Source
 from batchchat.template import Template
+
+if TYPE_CHECKING:
+    from batchchat.examples import Examples
 
 _SINGLE_BRACES = re.compile(r"(?<!\{)\{ *([^{}%#\n]{1,200}?) *\}(?!\})")
 """A text in single braces, as Python's `format` has them: a likely slip of those who meant a hole of the template."""
@@ -21,7 +25,7 @@ def check_cut(job: Job, template: Template, columns: tuple[str, ...]) -> None:
     column = None if job.max_prompt_tokens is None else job.max_prompt_tokens.column
     if column is None:
         return
-    if isinstance(job, BatchFileJob):
+    if has_lines(job):
         message, remedy = "cannot be: the lines of a batch file hold their own messages", "Write `then: fail`."
     elif column not in columns:
         message, remedy = f"the input has no column {column!r}", f"Its columns are {', '.join(columns)}."
@@ -36,7 +40,7 @@ def examples_of(job: Job, template: Template, source: Source) -> Examples | None
     """Read the rows that examples are chosen from. Raises JobError if no template can or does show them."""
     if job.examples is None:
         return None
-    if isinstance(job, BatchFileJob):
+    if has_lines(job):
         message = "cannot be shown: the lines of a batch file hold their own messages"
         raise job.error(message, EXAMPLES, remedy="Leave it out.")
     if EXAMPLES in source.columns:
@@ -46,6 +50,8 @@ def examples_of(job: Job, template: Template, source: Source) -> Examples | None
         message = "is shown by no message: no template names `examples`"
         loop = "{% for example in examples %}{{ example.text }}: {{ example.label }}\n{% endfor %}"
         raise job.error(message, EXAMPLES, remedy=f"Write into a message, for instance, {loop}")
+    from batchchat.examples import open_examples
+
     return open_examples(job)
 
 
@@ -59,7 +65,7 @@ def check_columns_used(job: Job, template: Template, columns: tuple[str, ...]) -
             remedy=f"Write a condition on a column, such as {{{{ not {columns[0]} }}}}. "
             f"The input's columns are {', '.join(columns)}.",
         )
-    if job.constant or isinstance(job, BatchFileJob) or template.uses(columns):
+    if job.constant or has_lines(job) or template.uses(columns):
         return
     written = [text for text in _texts_of(job.messages) for text in _SINGLE_BRACES.findall(text)]
     name = next((text for text in written if text in columns), None)

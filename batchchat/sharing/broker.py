@@ -8,12 +8,13 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import current_time
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import StoppedEarly, StorageError, UsageError
 from batchchat.events import Event
 from batchchat.sharing.keeper import LimitKeeper

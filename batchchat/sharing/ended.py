@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from batchchat.dataclass import dataclass
 from batchchat.limits.controller import Grant
 from batchchat.records import Usage
 from batchchat.sharing.messages import GrantedPermit, PermitSettled, key_of

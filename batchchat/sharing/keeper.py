@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
+from batchchat.dataclass import dataclass
 from batchchat.limits import MAX_CONCURRENCY
 from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.controller import Controller, Grant

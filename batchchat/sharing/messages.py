@@ -7,10 +7,11 @@ values: the file carrier hands them over as they are, the broker writes them as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from batchchat.dataclass import dataclass
 from batchchat.events import Pace
 from batchchat.records import Axis, ErrorKind, Failure, LimitHeaders, Reply, Usage, Verdict
 

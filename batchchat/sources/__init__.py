@@ -15,8 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchchat.addresses import Address
-from batchchat.errors import StorageError, UsageError
-from batchchat.objects import StoreError
+from batchchat.errors import StorageError, StoreError, UsageError
 from batchchat.sources.chunk import Limits, TableDialect
 from batchchat.sources.columns import SeenRows
 from batchchat.sources.files import STDIN, find_files, reads_file, text_encoding

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from batchchat.dataclass import dataclass
 from batchchat.records import ErrorKind, Failure, Place
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import struct
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from batchchat.arrow import parquet as pq
 
 ReadAt = Callable[[int, int], bytes]
 """Reads bytes of a file: from this offset on, so many or fewer at its end."""

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from batchchat.addresses import Address
-from batchchat.errors import UsageError
-from batchchat.objects import RETRIES, StoreError
+from batchchat.errors import StoreError, UsageError
+from batchchat.objects import RETRIES
 from batchchat.sources.hub_access import hub_access
 from batchchat.sources.hub_client import HubClient
 from batchchat.sources.hub_refusals import MissingOnHubError

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.transport.choose import is_this_machine
 

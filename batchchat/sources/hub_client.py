@@ -10,7 +10,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
@@ -19,7 +18,9 @@ import httpx
 import orjson
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from batchchat.objects import RETRIES, StoreError
+from batchchat.dataclass import dataclass
+from batchchat.errors import StoreError
+from batchchat.objects import RETRIES
 from batchchat.sources.hub_access import HubAccess
 from batchchat.sources.hub_refusals import HubRefusal, lasting, refusal
 from batchchat.sources.input_file import raise_changed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from batchchat.objects import StoreError
+from batchchat.errors import StoreError
 from batchchat.sources.hub_access import HubAccess
 
 

@@ -6,11 +6,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, NoReturn, Protocol
 from urllib.parse import unquote
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError
 
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"

@@ -7,9 +7,9 @@ from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from batchchat.arrow import compute as pc
+from batchchat.arrow import parquet as pq
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Place
 from batchchat.sources.chunk import Chunk, Limits

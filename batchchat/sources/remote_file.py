@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import blake2b
 
 import pyarrow as pa
 
+from batchchat.dataclass import dataclass
 from batchchat.sources.input_file import InputFile, Stamp
 from batchchat.sources.ranges import Fetch, RangeFile
 

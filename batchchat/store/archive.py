@@ -7,8 +7,8 @@ from itertools import chain
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from batchchat.arrow import compute as pc
 from batchchat.store.bounds import PartBounds
 from batchchat.store.location.port import PartFiles
 from batchchat.store.parts import DamagedPartError, PartReader, write_part

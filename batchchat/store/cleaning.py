@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from batchchat.addresses import is_url
+from batchchat.dataclass import dataclass
 from batchchat.errors import BatchchatError, OutputLocked, UsageError
 from batchchat.store.location.folder import FolderLocation
 from batchchat.store.sharding import lock_holder

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import pyarrow as pa
 
+from batchchat.dataclass import dataclass
 from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.store.bounds import PartBounds
 from batchchat.store.column_types import OutputTypes

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from batchchat.arrow import compute as pc
 from batchchat.errors import OutputLocked, UsageError
 from batchchat.records import PARSED
 from batchchat.store.output import Output, read_state

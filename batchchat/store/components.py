@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pyarrow as pa
 
+from batchchat.dataclass import dataclass
 from batchchat.store.column_types import OutputTypes
 from batchchat.store.commit_log import CommitLog, Sealing
 from batchchat.store.dataset import Dataset, DatasetChange, Point

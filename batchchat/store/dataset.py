@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from itertools import chain
 from secrets import token_hex
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from batchchat.arrow import compute as pc
+from batchchat.dataclass import dataclass
 from batchchat.store.archive import Archive
 from batchchat.store.bounds import PartBounds
 from batchchat.store.column_types import OutputTypes

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from io import SEEK_END
 from typing import BinaryIO, NamedTuple
 from zlib import crc32
+
+from batchchat.dataclass import dataclass
 
 _HEAD = struct.Struct("<4sB3xIQ")
 _CHECKSUM = struct.Struct("<I")

@@ -13,11 +13,12 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from batchchat.arrow import compute as pc
+from batchchat.dataclass import dataclass
 from batchchat.records import ErrorKind
 
 ID_BYTES = 16

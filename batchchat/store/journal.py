@@ -21,13 +21,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from operator import attrgetter
 from typing import Any
 
 import orjson
 import pyarrow as pa
 
+from batchchat.arrow import take
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError
 from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS, Record, Spend
 from batchchat.store.frames import Damage, Frame, FrameReader, encode
@@ -243,14 +245,14 @@ class Journal:
                     shard = shards[first.offset]
                     own = [offset for offset, other in enumerate(shards) if other == shard]
                 if source.taken * WHOLE_BATCH_SHARE <= len(own):
-                    some = columns.take(pa.array(offsets, pa.int64()))
+                    some = take(columns, pa.array(offsets, pa.int64()))
                     frame = self._frame(ROWS, _stream(some))
                     places.update((number, (columns, frame, place)) for place, number in enumerate(numbers))
                     continue
                 if shards is not None:
                     # The other rows stand in the journals of the other shards: each row is written once or twice.
                     source.places = {offset: place for place, offset in enumerate(own)}
-                    columns_of_shard = columns.take(pa.array(own, pa.int64()))
+                    columns_of_shard = take(columns, pa.array(own, pa.int64()))
                     source.frame = self._frame(ROWS, _stream(columns_of_shard))
                 else:
                     source.frame = self._frame(ROWS, _stream(columns))

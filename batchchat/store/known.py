@@ -8,13 +8,13 @@ if the row had been read and rendered. That is done for a whole part at once; wh
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from batchchat.arrow import compute as pc
+from batchchat.dataclass import dataclass
 from batchchat.records import Place
 from batchchat.store.index import ID_BYTES, SEEN, SKIPPED, SKIPPED_ID, KeyIndex, RecordIndex
 from batchchat.store.location.disk import storage_errors

@@ -6,8 +6,8 @@ from binascii import unhexlify
 from collections.abc import Callable
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from batchchat.arrow import compute as pc
 from batchchat.records import ErrorKind
 from batchchat.store.dataset import Dataset, DatasetChange
 from batchchat.store.index import ID_BYTES, KEY_LIVE, OK, SEEN, KeyIndex, RecordIndex, key_digest, state_of

@@ -9,10 +9,11 @@ An output of an earlier version has none; the next run writes it.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from threading import Lock
 from typing import Any
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError
 from batchchat.store.json_files import publish_json, read_json
 from batchchat.store.ledger import LEDGER

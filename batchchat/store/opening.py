@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError, UsageError
 from batchchat.store.bounds import PartBounds
 from batchchat.store.column_types import OutputTypes, save_types

@@ -9,15 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchchat.addresses import address_of
+from batchchat.arrow import compute as pc
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.store.column_types import read_types

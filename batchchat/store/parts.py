@@ -15,9 +15,10 @@ from itertools import chain
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from batchchat import arrow
+from batchchat.arrow import compute as pc
+from batchchat.arrow import parquet as pq
 from batchchat.sources.decoded import DecodedSizes, ReadAt
 from batchchat.store.location.disk import storage_errors
 from batchchat.store.location.port import PartFiles
@@ -35,6 +36,8 @@ _PAGE_ROWS = 1024
 DICTIONARY_BYTES = 1 << 16
 """Larger dictionaries than this cost memory, and zstd does without them: texts that hardly repeat stay plain."""
 
+_PLAIN_TYPES = frozenset({pa.string(), pa.int64(), pa.float64(), pa.bool_()})
+
 
 def unkept(schema: pa.Schema) -> str | None:
     """Return the name of the first input column whose type the output cannot keep, None where it can keep all.
@@ -42,13 +45,17 @@ def unkept(schema: pa.Schema) -> str | None:
     Tried, not looked up: a null of each type goes the whole way to Parquet and back.
     """
     for field in schema:
+        # What JSON and CSV have most: to try these would load Arrow's writer before the first request.
+        if field.type in _PLAIN_TYPES:
+            continue
         kept = pa.schema([pa.field(field.name, kept_type(field.type))])
         try:
             nulls = pa.RecordBatch.from_arrays([pa.nulls(1, field.type)], names=[field.name])
             one = kept_columns(nulls, kept).take(pa.array([0], pa.int64()))
             sink = pa.BufferOutputStream()
             write_part(sink, kept, [one])
-            back = pq.read_table(pa.BufferReader(sink.getvalue())).schema
+            # `pq.read_table` would load Arrow's datasets for this.
+            back = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema_arrow
         except (pa.ArrowException, NotImplementedError):
             return str(field.name)
         if not same_types(back, kept):
@@ -228,7 +235,7 @@ SORT_KEYS = ["row_index", "sample_index"]
 
 def sort_order(table: pa.Table) -> pa.Array:
     """Return the positions of a table's records in the order of their rows and samples."""
-    return pc.sort_indices(table.select(SORT_KEYS), sort_keys=[(name, "ascending") for name in SORT_KEYS])
+    return arrow.sort_indices(table.select(SORT_KEYS), SORT_KEYS)
 
 
 def in_order(table: pa.Table, order: pa.Array) -> Iterator[pa.Table]:
@@ -240,9 +247,9 @@ def in_order(table: pa.Table, order: pa.Array) -> Iterator[pa.Table]:
     rows = min(ROW_GROUP_ROWS, max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes)))
     for start in range(0, len(order), rows):
         places = order.slice(start, rows)
-        extent = pc.min_max(places).as_py()
+        extent = arrow.call("min_max", places).as_py()
         piece = table.slice(extent["min"], extent["max"] + 1 - extent["min"])
-        yield piece.take(pc.subtract(places, pa.scalar(extent["min"], places.type)))
+        yield arrow.take(piece, arrow.call("subtract", places, pa.scalar(extent["min"], places.type)))
 
 
 def sample_keys(table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
@@ -253,7 +260,7 @@ def sample_keys(table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
 def latest(table: pa.Table) -> pa.Table:
     """Return a table with the last record of each identity."""
     custom_ids = table.column("custom_id")
-    if pc.count_distinct(custom_ids).as_py() == table.num_rows:
+    if arrow.call("count_distinct", custom_ids).as_py() == table.num_rows:
         return table
     places = {custom_id: place for place, custom_id in enumerate(custom_ids.to_pylist())}
     return table.take(pa.array(sorted(places.values()), pa.int64()))

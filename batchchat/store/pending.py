@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from batchchat.arrow import take
+
 CHUNK_ROWS = 1024
 """Records that wait as Python objects before they become one piece of Arrow."""
 
@@ -107,7 +109,7 @@ def to_batch(records: Sequence[Unsealed], schema: pa.Schema) -> pa.RecordBatch:
     taken = []
     ordered: list[Unsealed] = []
     for group in by_source.values():
-        taken.append(group[0].columns.take(pa.array([record.offset for record in group], pa.int64())))
+        taken.append(take(group[0].columns, pa.array([record.offset for record in group], pa.int64())))
         ordered += group
     width = taken[0].num_columns
     arrays: list[pa.Array] = []

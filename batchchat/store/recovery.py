@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import pyarrow as pa
 
+from batchchat.dataclass import dataclass
 from batchchat.format import plural
 from batchchat.records import RECORD_COLUMNS
 from batchchat.store.column_types import SCHEMA, freeze_recovered, read_types

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from batchchat.addresses import Address, is_url
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Spend
 from batchchat.store.bounds import PART_BYTES

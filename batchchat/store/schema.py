@@ -5,10 +5,9 @@ The types are fixed here, once, also for a column that is all null.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pyarrow as pa
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from batchchat.addresses import Address, address_of
+from batchchat.dataclass import dataclass
 from batchchat.errors import OutputLocked
 from batchchat.records import Spend
 from batchchat.store.bounds import PART_BYTES

@@ -7,10 +7,10 @@ and a state too: they are for whoever runs the whole of it, as one process or as
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from batchchat.addresses import Address
+from batchchat.dataclass import dataclass
 from batchchat.errors import OutputLocked, UsageError
 from batchchat.store.location.choice import location_of
 from batchchat.store.location.port import Location, OutputHold

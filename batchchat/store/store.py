@@ -23,13 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from batchchat.addresses import absolute, address_of
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError
 from batchchat.records import Spend
 from batchchat.store.bounds import PART_BYTES, PART_ROWS, PART_SECONDS, PartBounds

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchchat.addresses import Address
+from batchchat.arrow import compute as pc
 from batchchat.store.column_types import read_types
 from batchchat.store.index import OK, RecordIndex
 from batchchat.store.journal import GrowingJournal

@@ -14,13 +14,13 @@ own. All three are written without synchronization: what a crash tears does not 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from zlib import crc32
 
 import orjson
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError
 from batchchat.records import Place
 from batchchat.sources import Stamp

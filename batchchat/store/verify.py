@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from batchchat.addresses import is_url
+from batchchat.arrow import compute as pc
+from batchchat.arrow import parquet as pq
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError
 from batchchat.format import plural
 from batchchat.records import ErrorKind

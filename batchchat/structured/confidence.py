@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from batchchat.dataclass import dataclass
 from batchchat.structured.dialect import Schema, resolve
 from batchchat.structured.spans import alignment, value_spans
 

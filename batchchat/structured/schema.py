@@ -14,11 +14,11 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from batchchat.dataclass import dataclass
 from batchchat.structured.arrow import ParsedColumn, parsed_field
 from batchchat.structured.checker import Checker
 from batchchat.structured.dialect import KEYWORDS, UNENFORCED, SchemaError, SchemaPlace, resolve, shorten, subschemas

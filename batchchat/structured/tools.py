@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from batchchat.dataclass import dataclass
 from batchchat.structured.checker import Checker
 from batchchat.structured.dialect import SchemaError, SchemaPlace, shorten
 from batchchat.structured.find import NotJSON, parse

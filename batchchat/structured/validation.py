@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from batchchat.dataclass import dataclass
 from batchchat.reasoning import is_blank, unmarked
 from batchchat.structured.arrow import Misfit, ParsedColumn
 from batchchat.structured.checker import Checker

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from batchchat.dataclass import dataclass
 from batchchat.records import ErrorKind
 from batchchat.template.leaf import RowTemplateError
 

@@ -10,10 +10,10 @@ import secrets
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from batchchat.budget import Budget
+from batchchat.dataclass import dataclass
 from batchchat.job import Job
 from batchchat.money import Tariff
 from batchchat.runner.control import Ceilings

@@ -6,11 +6,12 @@ import fcntl
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from batchchat.addresses import is_url
+from batchchat.dataclass import dataclass
 from batchchat.job import Job, load_keys
 from batchchat.job.targets import targets_of
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from batchchat.dataclass import dataclass
 from batchchat.engines.port import EngineProgress
 from batchchat.events import Event, Listener, Pace, Snapshot
 from batchchat.records import Spend

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from batchchat.dataclass import dataclass
 from batchchat.events import BudgetUse, Listener
 from batchchat.job import Job
 from batchchat.runner.control import Control

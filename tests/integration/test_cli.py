@@ -19,7 +19,7 @@ import yaml
 from click.testing import CliRunner
 
 from batchchat.cli import cli
-from batchchat.cli.running import guarded
+from batchchat.cli.running import guarded, leave
 from batchchat.demo import FAULTS, DemoOptions, DemoServer
 from batchchat.evaluation import is_suite
 from tests.integration.jobs import ROOT, query, texts, write_rows
@@ -116,6 +116,73 @@ def test_help_imports_nothing_heavy() -> None:
     code += "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+NEVER = [
+    *("batchchat.examples", "batchchat.objects", "batchchat.job.batch_file"),
+    *("batchchat.evaluation", "batchchat.labelling", "batchchat.workers", "batchchat.sharing", "batchchat.cache"),
+    *("batchchat.engines.batch", "batchchat.demo", "batchchat.store.location.objects", "batchchat.cli.summary_page"),
+    *(
+        "pyarrow.compute",
+        "pyarrow.dataset",
+        "configparser",
+        "importlib.metadata._meta",
+        "rich",
+        "httpx._main",
+        "starlette",
+    ),
+    *("uvicorn", "jsonschema", "duckdb", "obstore", "openpyxl", "sqlite3", "pandas", "multiprocessing.pool"),
+]
+"""What a plain run never imports."""
+LATE = ["pyarrow.parquet", "pyarrow.fs", "tenacity", "batchchat.client.day_limits"]
+"""What a plain run imports after its first request: by then its answer is waited for."""
+
+
+def test_a_plain_run_imports_late_or_never_what_its_first_request_does_not_need(
+    job: Path, fast_demo: DemoServer
+) -> None:
+    code = (
+        "import atexit, sys\n"
+        "import batchchat.cli as cli\n"
+        "cli._start_fast()\n"
+        "from batchchat.client import ChatClient\n"
+        f"late, never, send, sent = {LATE!r}, {NEVER!r}, ChatClient.send, []\n"
+        "def first(self, *given, **named):\n"
+        "    sent.append([name for name in late if name in sys.modules])\n"
+        "    return send(self, *given, **named)\n"
+        "ChatClient.send = first\n"
+        "def tell():\n"
+        "    print(sent[0], 'pyarrow.parquet' in sys.modules)\n"
+        "    print([name for name in never if sys.modules.get(name) is not None])\n"
+        "atexit.register(tell)\n"
+        f"sys.argv = ['batchchat', 'run', {str(job)!r}, '--quiet', '--set', 'provider.base_url={fast_demo.base_url}']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=job.parent)
+    assert done.stdout == "[] True\n[]\n"
+
+
+def test_only_code_of_a_person_s_own_is_taken_apart_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such code may leave files open, which Python writes out when it takes modules apart."""
+
+    class LeftAtOnceError(Exception):
+        pass
+
+    def leave_at_once(code: int) -> None:
+        raise LeftAtOnceError(code)
+
+    monkeypatch.setattr(os, "_exit", leave_at_once)
+    monkeypatch.setattr("atexit._run_exitfuncs", lambda: None)
+    rooms = ("batchchat.evaluation", "batchchat.structured.model")
+    for name in rooms:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(LeftAtOnceError, match="3"):
+        leave(3)
+    for name in rooms:
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, name, sys)
+            with pytest.raises(SystemExit, match="3"):
+                leave(3)
 
 
 BAD = [

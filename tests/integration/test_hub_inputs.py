@@ -13,8 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from batchchat.cli import cli
-from batchchat.errors import JobError, StorageError, UsageError
-from batchchat.objects import StoreError
+from batchchat.errors import JobError, StorageError, StoreError, UsageError
 from batchchat.sources import Source, open_source
 from batchchat.sources.hub import find_hub_files, parse_hub_url
 from batchchat.sources.hub_access import hub_access

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchchat.errors import StorageError, UsageError
-from batchchat.objects import StoreError, open_store
+from batchchat.errors import StorageError, StoreError, UsageError
+from batchchat.objects import open_store
 from batchchat.sources import Source, open_source
 from batchchat.sources.remote import find_objects
 from tests.integration.buckets import client_of, moto_server

@@ -18,6 +18,7 @@ import batchchat
 ROOT = Path(batchchat.__file__).parent
 REPO = Path(__file__).parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"arrow", "dataclass"}),
     frozenset({"addresses", "clock", "errors", "format", "prices", "reasoning", "records"}),
     frozenset({"credentials", "events", "providers", "identity", "images", "objects", "structured"}),
     frozenset({"attachments", "cascade", "money", "transport"}),
@@ -236,11 +237,16 @@ def test_a_run_imports_nothing_that_it_does_not_use() -> None:
     assert answer.stdout == "[] []\n"
 
 
-def test_a_user_s_own_module_may_import_pandas_and_convert_to_it(tmp_path: Path) -> None:
+def test_a_user_s_own_module_may_import_what_a_run_is_spared(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "import pandas, pyarrow as pa\n"
         "frame = pa.Table.from_pylist([{'a': 1}]).to_pandas()\n"
         "print(frame['a'].tolist(), pa.array(frame['a']).to_pylist())\n"
+        "import importlib.metadata as metadata\n"
+        "from importlib.metadata import PackageNotFoundError, entry_points\n"
+        "import importlib.metadata._meta\n"
+        "assert metadata.version('click') == importlib.metadata.version('click')\n"
+        "assert entry_points(group='console_scripts') and issubclass(PackageNotFoundError, ImportError)\n"
     )
     script = "import batchchat.cli as cli; cli._start_fast(); import batchchat.store.output, own"
     run = [sys.executable, "-c", script]

@@ -20,7 +20,8 @@ import yaml
 from jinja2 import Environment, meta
 
 from batchchat.evaluation import is_suite
-from batchchat.job import BatchFileJob, load_job
+from batchchat.job import load_job
+from batchchat.job.batch_file import BatchFileJob
 from batchchat.job.param_checks import check_params
 from tests.pictures import png
 from tests.sample_pictures import PICTURES, SIDE

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.batches.checking import FileProblem
 from batchchat.demo.batches.files import KEPT_S, read_record
 

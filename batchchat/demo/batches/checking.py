@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import orjson
+
+from batchchat.dataclass import dataclass
 
 _BYTES_PER_TOKEN = 4
 """About what a token of a JSON line has, for the count against the queue's limit: exact counts are not needed there."""
@@ -105,10 +107,13 @@ class CheckWords:
     model: str = "mismatched_model"
 
 
+_USUAL_WORDS = CheckWords()
+
+
 class OpenAICheck:
     """Checks the lines of one file as OpenAI does. `urls` are those that a line may name."""
 
-    def __init__(self, urls: Collection[str], models: Collection[str], words: CheckWords = CheckWords()) -> None:
+    def __init__(self, urls: Collection[str], models: Collection[str], words: CheckWords = _USUAL_WORDS) -> None:
         self._urls = urls
         self._models = models
         self._words = words

@@ -10,10 +10,10 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.batches.batches import Batches
 from batchchat.demo.batches.clock import EpochClock
 from batchchat.demo.batches.dialects import DemoDialect

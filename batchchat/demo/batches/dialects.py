@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.batches.batch import Batch, BatchOrder, Stand
 from batchchat.demo.batches.checking import FileProblem, LineCheck, OpenAICheck
 from batchchat.demo.batches.files import KEPT_S, FileStore, StoredFile

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
+
+from batchchat.dataclass import dataclass
 
 KEPT_S = 2_592_000
 """30 days: how long OpenAI keeps a file of a batch that names no time of its own."""

@@ -6,10 +6,12 @@ import difflib
 import importlib.util
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
+
+from batchchat.dataclass import dataclass
 
 
 class FaultKind(StrEnum):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
 import orjson
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.batches.checking import FileProblem
 from batchchat.demo.batches.faults import BatchFaults
 

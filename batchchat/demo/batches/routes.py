@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.batches.batch_routes import BatchRoutes
 from batchchat.demo.batches.context import Context
 from batchchat.demo.batches.file_routes import FileRoutes

@@ -13,12 +13,12 @@ import random
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.batches.checking import FileProblem
 from batchchat.demo.batches.results import LineAnswer, LineWriter
 

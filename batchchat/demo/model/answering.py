@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 import orjson
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.draws import draw, pick
 from batchchat.demo.model.judgement import Judgement, judge
 from batchchat.demo.model.label_ranking import Label, LabelList, evidence, find_labels, make_labels, rank

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.model.lexicon import content_stems
 from batchchat.demo.model.scanning import Scan
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 
+from batchchat.dataclass import dataclass
 from batchchat.demo.model.lexicon import FALLBACK_LABELS, Words, concept_words, content_stems, stems
 from batchchat.demo.model.scanning import Scan
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from batchchat.budget import Account, Bulk
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.chunks import ChunkWriter
 from batchchat.engines.batch.harvest import reserved
 from batchchat.engines.batch.ledger import ChunkState, Ledger

@@ -8,10 +8,10 @@ for it, and else is forgotten, since the job has changed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.chunks import ChunkReader, ChunkWriter, remove_files, remove_leftovers
 from batchchat.engines.port import Feed
 from batchchat.records import Request, Usage

@@ -14,7 +14,7 @@ import mmap
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import orjson
 import pyarrow as pa
 
+from batchchat.dataclass import dataclass
 from batchchat.records import Completion, Request, RowBatch, Steps, Usage
 from batchchat.store.json_files import json_bytes
 from batchchat.store.location.disk import (

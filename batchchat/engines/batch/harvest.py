@@ -7,7 +7,7 @@ read, since another line may hold a success. What has no line at all never ran: 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import anyio.lowlevel
 from batchchat.acceptance import Accept, Acceptance, AskAgain, Fail, go_on, journaled, left_with
 from batchchat.budget import Bulk
 from batchchat.client.wire import read_reply
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.chunks import ChunkReader
 from batchchat.engines.batch.service import BatchService, RemoteBatch, ResultLine
 from batchchat.engines.causes import NUMBERED

@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.service import ENDED, BatchStatus, RemoteBatch
 from batchchat.errors import StorageError
 from batchchat.store.json_files import json_bytes

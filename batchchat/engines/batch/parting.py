@@ -8,12 +8,12 @@ nothing of a job was ever taken, and one refusal after the other says the same, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import anyio.lowlevel
 
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.building import Builder
 from batchchat.engines.batch.chunks import ChunkReader
 from batchchat.engines.batch.ledger import ChunkState

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.creation import Creation
 from batchchat.engines.batch.feeding import Feeding
 from batchchat.engines.batch.gathering import Gathering

@@ -15,10 +15,11 @@ The order of calls for one chunk, each noted in the ledger before it is made:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
+
+from batchchat.dataclass import dataclass
 
 
 class BatchStatus(StrEnum):

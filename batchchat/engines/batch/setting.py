@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 
 from batchchat.budget import Account
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.building import Asker
 from batchchat.engines.batch.carried import Carried
 from batchchat.engines.batch.harvest import Terms

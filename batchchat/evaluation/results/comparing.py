@@ -8,7 +8,6 @@ whether it has a completion, length, tokens, cost and latency. Expected values a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchchat.addresses import is_url
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.evaluation.results.current_rows import CurrentRows, WholeRows
 from batchchat.evaluation.results.suite_results import SuiteResults

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchchat.addresses import address_of
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError
 from batchchat.evaluation.results.disk_list import DiskList
 from batchchat.evaluation.scorers.matching import text_of

@@ -6,7 +6,6 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError, UsageError
 from batchchat.evaluation.results.summary import SCORES_NAME, SuiteSummary, read_summary, whole_file
 from batchchat.evaluation.statistics.comparison import Comparison, adjust, compare

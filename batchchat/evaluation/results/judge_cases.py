@@ -7,7 +7,7 @@ After the judge has run, `read_verdicts` tells what it said of each case. Blocki
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batchchat.addresses import address_of
+from batchchat.dataclass import dataclass
 from batchchat.evaluation.results.current_rows import CurrentRows, read_rows
 from batchchat.evaluation.results.disk_list import DiskList
 from batchchat.evaluation.results.summary import whole_file

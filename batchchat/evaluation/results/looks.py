@@ -7,7 +7,7 @@ Nothing else is kept: what has been decided is computed anew from the records, l
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.evaluation.results.current_rows import Choice, read_rows
 from batchchat.evaluation.results.summary import whole_file

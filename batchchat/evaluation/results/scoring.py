@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchchat.addresses import address_of
+from batchchat.dataclass import dataclass
 from batchchat.evaluation.results.current_rows import EVERY_ROW, Choice, CurrentRows, read_rows
 from batchchat.evaluation.results.judge_agreement import judge_agreements
 from batchchat.evaluation.results.judge_cases import (

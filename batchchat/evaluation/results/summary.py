@@ -32,7 +32,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError, UsageError
 from batchchat.evaluation.results.variant_scores import PAIRWISE_SCHEMA, SCORES_SCHEMA
 from batchchat.evaluation.statistics.classification import ClassReport, ClassScore

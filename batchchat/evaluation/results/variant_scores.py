@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchchat.dataclass import dataclass
 from batchchat.evaluation.results.current_rows import CurrentRows
 from batchchat.evaluation.scorers.matching import text_of
 from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores

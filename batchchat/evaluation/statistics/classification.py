@@ -15,13 +15,14 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.evaluation.statistics.clusters import Clusters, cluster_sums
 from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary, adjust

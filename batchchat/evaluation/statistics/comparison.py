@@ -21,13 +21,14 @@ rows, and comparing b with a gives exactly the negative of comparing a with b.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from batchchat.dataclass import dataclass
 from batchchat.evaluation.statistics.clusters import Clusters, clustered_interval
 from batchchat.evaluation.statistics.evidence import (
     Evidence,

@@ -12,12 +12,12 @@ No result is NaN: what cannot be computed is None, with a reason.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from batchchat.dataclass import dataclass
 from batchchat.evaluation.statistics.unit import ScoreUnit
 
 Array = NDArray[np.float64]

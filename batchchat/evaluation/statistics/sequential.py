@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
@@ -35,6 +35,7 @@ from typing import Literal
 import numpy as np
 from scipy import optimize, special
 
+from batchchat.dataclass import dataclass
 from batchchat.evaluation.statistics.clusters import Clusters
 from batchchat.evaluation.statistics.comparison import Comparison, compare_at
 from batchchat.evaluation.statistics.intervals import Array

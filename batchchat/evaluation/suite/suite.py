@@ -8,10 +8,10 @@ the network or the output.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import JobError
 from batchchat.evaluation.scorers.judging import Judge, Pairwise
 from batchchat.evaluation.scorers.scorer import Scorer

@@ -21,11 +21,11 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import JobError
 from batchchat.job.model import Job
 from batchchat.job.origin import FieldPlace, combined

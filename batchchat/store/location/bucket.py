@@ -12,11 +12,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from threading import Event
 from typing import NamedTuple, Protocol, TypeVar
 
+from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError
 
 READER_WAIT_S = 15.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, urlsplit
@@ -21,6 +20,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionErr
 from obstore.store import S3Store
 
 from batchchat.client.masking import KeyMask
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.service import BatchProblem, BatchStatus, Gone, RemoteBatch, Unavailable
 from batchchat.errors import NeedsHuman, UsageError
 

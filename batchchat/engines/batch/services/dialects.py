@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.service import ServiceLimits
 
 CHAT: Final = "/v1/chat/completions"

@@ -12,12 +12,12 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import anyio.to_thread
 
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.service import BatchStatus, Gone, RemoteBatch, ResultLine, ServiceLimits, TornLine
 from batchchat.engines.batch.services.dialects import CHAT
 from batchchat.engines.batch.services.lines import NoResult, encode_line, read_result, read_results

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -18,6 +17,7 @@ import httpx
 from batchchat.client.headers import parse_retry_after
 from batchchat.client.masking import KeyMask
 from batchchat.credentials import Credential, header_field
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.service import OutcomeUnknown, Unavailable
 from batchchat.engines.batch.services.lines import load
 from batchchat.engines.batch.services.problems import Call, Party, refusal

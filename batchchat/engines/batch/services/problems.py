@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 from batchchat.client.problems import read_problem
+from batchchat.dataclass import dataclass
 from batchchat.engines.batch.service import (
     BadLine,
     ChunkTooLarge,

@@ -1,0 +1,55 @@
+"""What a run uses of Arrow's large parts, without importing more of them than it needs.
+
+`pyarrow.compute` makes a Python function of each of 300 kernels when it is imported, which takes as long as a tenth of
+all else before the first request. The kernels that every run needs are called here without it. Rooms that every run
+imports take `compute` and `parquet` from here, too: these are imported when something of them is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow import compute, parquet
+else:
+
+    class _Later(ModuleType):
+        """Stands for a module, and imports it when something of it is used."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(import_module(self.__name__), name)
+
+    compute = _Later("pyarrow.compute")
+    parquet = _Later("pyarrow.parquet")
+
+__all__ = ["call", "compute", "load", "parquet", "sort_indices", "take"]
+
+
+def load() -> None:
+    """Import what every run needs to write its first part. Blocking code, for a time when a run waits anyway."""
+    import_module("pyarrow._compute")
+    import_module("pyarrow.parquet")
+
+
+def call(kernel: str, *values: Any, options: Any = None) -> Any:
+    """Return what one of Arrow's kernels makes of arrays, tables and scalars, as the function of its name does."""
+    # `pyarrow.compute` takes it from there.
+    from pyarrow._compute import call_function
+
+    return call_function(kernel, list(values), options)
+
+
+def take(rows: Any, places: pa.Array) -> Any:
+    """Return the rows of an array, a batch or a table that stand at these places, in this order."""
+    return call("take", rows, places)
+
+
+def sort_indices(table: pa.Table, names: Sequence[str]) -> pa.Array:
+    """Return the places of a table's rows in the ascending order of these columns."""
+    from pyarrow._compute import SortOptions
+
+    return call("sort_indices", table, options=SortOptions(sort_keys=[(name, "ascending") for name in names]))
