@@ -316,7 +316,6 @@ def export_command(
     else:
         done = export(directory, target, format=format_, force=force, **more)
     text = f"{plural(done.rows, 'row')} written to {target}"
-    # `openai-batch` alone makes two files: answers, and errors.
     if len(done.files) > 1:
         lines = plural(done.rows - done.failed, "line")
         text = f"{lines} written to {target}, {done.failed:,} of errors to {done.files[1]}"

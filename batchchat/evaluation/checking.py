@@ -113,6 +113,7 @@ def check_keys(suite: Suite, environ: Mapping[str, str] | None = None) -> None:
     """Raise JobError if the key of a variant or judge is missing: better now than after the first answers."""
     for job in suite.jobs:
         environment = load_keys(job, environ)
+        # Each endpoint may have a key of its own, also those that are asked in the place of others.
         if has_several(job):
             problem = endpoint_key_problem(job, environment)
         else:

@@ -162,18 +162,11 @@ def prepare(
     chosen: frozenset[int] | None = None,
     shards: Shards | None = None,
 ) -> Prepared:
-    """Open the input, compile the template and try both on the first rows. Writes nothing.
+    """Open the input, compile the template and try both on the first rows. Raises UsageError; writes nothing.
 
-    Arguments:
-        job: a validated job.
-        frozen: the types that the output was made with.
-        limit: takes the first rows only.
-        sample: takes so many rows chosen at random, by `seed`.
-        rows: take the place of the job's input.
-        chosen: the indexes of the rows that make the pass, in place of a sample.
-        shards: those that the run takes of its output.
-
-    Raises UsageError if one of them does not fit the others.
+    `frozen` are the types that the output was made with. `limit` and `sample` take some of the rows, `seed` chooses
+    those of a sample. `rows` take the place of the job's input. `chosen` are the indexes of the rows that make the
+    pass, in place of a sample. `shards` are those that the run takes of its output.
     """
     provider, questions, parsed = _compiled(job, frozen)
     if rows is not None:

@@ -393,6 +393,7 @@ def same_requests(one: str, other: str) -> str:
 
 def _variant(variant: Variant, sheet: VariantScores) -> VariantSummary:
     provider, totals = variant.job.resolved_provider(), sheet.totals
+    # Without a price nothing was counted, and a currency would make a cost of it.
     priced = variant.job.model in provider.prices
     return VariantSummary(
         name=variant.name,

@@ -199,21 +199,10 @@ def judge_job(
 ) -> Job:
     """Return the job of a judge. Its input is a file of cases beside its output.
 
-    What neither the judge nor the suite's `judge` says of provider and model comes from the base job (the provider),
-    or is missing (the model).
-
-    Arguments:
-        judge: the scorer.
-        settings: the suite's `judge`, for all judges.
-        base: the job of a variant: all have the same input and budget.
-        suite: the suite's name.
-        output: the suite's folder of results.
-        folder: the folder of the suite file, from which a path in it counts.
-        place: of the judge in the suite file.
-        origins: of the suite's fields, for the lines of errors.
-        fail: makes an error, by `fail(message, *place)`.
-
-    Raises JobError at the place in the suite file that gave a wrong field.
+    What neither the judge nor the suite's `judge` (`settings`) says of provider and model comes from the base job (the
+    provider), or is missing (the model). `suite` and `output` are the suite's name and its folder of results, `folder`
+    is that of its file, from which a path in it counts. `place` is the judge's in the file, and `origins` have the
+    lines of all fields. Raises JobError at the field that is wrong, made by `fail(message, *place)`.
     """
     data: dict[str, Any] = {}
     found: dict[FieldPlace, FieldOrigin] = {("messages",): origin_of(origins, (*place, "rubric"), base.file)}
