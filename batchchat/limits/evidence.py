@@ -51,10 +51,10 @@ class RefusalEvidence:
         usual = max(0, len(refused) - newest - len(self._forgiven))
         return (_PRIOR * _PRIOR_WEIGHT + usual) / (_PRIOR_WEIGHT + self.sent - first)
 
-    def refused(self, number: int) -> bool:
-        """Count the refusal of request `number`; return whether a limit must have been met."""
+    def refused(self, number: int, alarm: float = ALARM) -> bool:
+        """Count the refusal of request `number`; return whether the evidence for a limit reaches `alarm`."""
         insort(self._refused, number)
-        return self._run()[0] >= ALARM
+        return self._run()[0] >= alarm
 
     def _run(self) -> tuple[float, int]:
         """Return the evidence for a limit, and where in `_refused` the run begins that it comes from."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from batchchat.limits.evidence import RefusalEvidence
+from batchchat.limits.evidence import ALARM, RefusalEvidence
 from batchchat.limits.others import OtherRuns
 from batchchat.limits.rates import Learned, Rate
 from batchchat.limits.schedule import MINUTE
@@ -53,6 +53,11 @@ _YIELD = 0.85
 that has all of a limit to a quarter of it."""
 _YIELD_TRIED = 0.95
 """The same if a trial of our own was refused. With 0.85 two runs leave a fifth of a window empty."""
+_ALARM_BESIDE = 1.9 * ALARM
+"""The alarm beside others, at a bucket: six refusals in a row instead of three. What one run sends evenly takes each
+unit just before a slower run comes, so three in a row are common there. With `ALARM` the least of two runs got 0.33."""
+_LEFT_OVER = 60.0
+"""The least that is learned first of a window: less may be what others left of it. If it is less, refusals tell it."""
 _CHANCE_SHARE = 0.04
 """From this usual share of refusals on they are no sign of others. If a server refuses 5 % and names a false limit, a
 run would yield to nobody otherwise, and keep 0.65 of what it could have."""
@@ -124,12 +129,21 @@ class Pacing:
         if granted_at < self._back_at:
             return False  # it was sent at the pace of a trial that is over
         self._doubt += 1
-        if self.evidence.refused(number):
+        beside = self.learned and self._others.present(now)
+        if self.evidence.refused(number, _ALARM_BESIDE if beside and not self._counts_windows else ALARM):
             return True
-        if unexplained and self._others.suspect(now):
+        if beside:
+            pace = self.requests.schedule.rate or self._recent_per_minute(now)
+            kept = self._others.refused(now, number, self.evidence.sent, pace, self.requests.accepted)
+            if kept < 1.0:
+                self._yield(now, kept)
+                self.evidence.forgive(number)
+        elif unexplained and self._others.suspect(now):
             self._others.seen(now)
             self._yield(now, _YIELD)
         else:
+            if unexplained:
+                self._plan.yielded(now)  # a trial would hide the next refusal that is not explained
             self._lower(now, number)
         return False
 
@@ -243,22 +257,28 @@ class Pacing:
         if whole and not self.requests.full:
             return []  # nothing of ours was in the window
         changed = []
+        # A learned pace that is refused altogether, without a trial: the limit has fallen, or others are there.
+        met = self.learned or climbed is not None
         self._rough = False
         for axis in axes:
             rate = self.rates[axis]
             estimate, stated = self._estimate(rate, now, since, whole=whole)
             if rate.learned is None and whole and rate is self.requests and not stated:
-                estimate = max(estimate, 2 * _LEAST_ACCEPTED)  # fewer may be what others left over
+                estimate = max(estimate, _LEFT_OVER)
             if unknown and len(axes) > 1 and axis is Axis.REQUESTS:
                 estimate *= _ASIDE
             if self._conclude(now, rate, max(estimate, 1.0), stated=stated, climbed=climbed is not None):
                 changed.append(axis)
         self._others.changed(now)
         self._begin_cycle(now)
+        # At a slow pace a trial takes minutes.
+        slow = (self.requests.schedule.rate or math.inf) < _LEFT_OVER
+        if slow or (met and not self._counts_windows):
+            self._others.possible(now, self.evidence.sent)
         if climbed is None or self._rough:
             self._plan.learned(now, rough=self._rough or now < self._first_at + MINUTE)
         else:
-            self._plan.failed(climbed, now, self.evidence.share, self._contested(now))
+            self._plan.failed(climbed, now, self.evidence.share)
         return changed
 
     def _yielded(self, now: float, climbed: Trial | None) -> bool:
@@ -267,22 +287,15 @@ class Pacing:
         What the server gave us then says nothing of its limit: a part of that went to them.
         """
         unexplained, self._unexplained = self._unexplained, False
-        if climbed is not None:
-            if not self._others.present(now):
-                return False
-            self._yield(now, _YIELD_TRIED)
-            self._plan.failed(climbed, now, self.evidence.share, self._contested(now))
-        elif unexplained and self._others.suspect(now):
-            self._yield(now, _YIELD)
-        else:
+        if climbed is not None or not self.learned:
             return False
+        if not self._others.present(now) and not (unexplained and self._others.suspect(now)):
+            return False
+        self._others.lowered(now, self.evidence.sent)
         self._others.seen(now)
+        self._yield(now, _YIELD)
         self._begin_cycle(now)
         return True
-
-    def _contested(self, now: float) -> float | None:
-        """Return our pace in requests a minute if others use the same limit; None if nobody is seen."""
-        return self.requests.schedule.rate if self._others.present(now) else None
 
     def _estimate(self, rate: Rate, now: float, since: float, *, whole: bool) -> tuple[float, bool]:
         """Return what the server gives a minute by the cycle that ends now, and if a refusal said so itself."""
@@ -387,6 +400,7 @@ class Pacing:
                 changed.append(axis)
         if self.trial is not None:
             return list(self.rates) if self._decide(now, self.trial) else changed
+        beside = self.learned and self._others.present(now)
         if self._doubtful:
             pace = self.requests.schedule.rate or self._recent_per_minute(now)
             refused = self._doubt / max(1, self.evidence.sent - self._set_at)
@@ -394,10 +408,29 @@ class Pacing:
         elif not self.learned and now >= self._first_at + _SETTLED_S and self.evidence.known:
             recent = self._recent_per_minute(now)
             self._begin(now, self._plan.down(now, self.evidence, self.evidence.share, recent, learned=False))
-        elif bound:
+        elif bound and not beside:
             remembers = self._memory if self._counts_windows else 0.0
-            self._begin(now, self._plan.up(now, self.evidence, remembers, self._contested(now)))
+            self._begin(now, self._plan.up(now, self.evidence, remembers))
+        if beside and bound and self.trial is None:
+            self._grow(now)
+            return list(self.rates)
         return changed
+
+    def _grow(self, now: float) -> None:
+        """Take a little more of a limit that others may use as well."""
+        pace = self.requests.schedule.rate or self._recent_per_minute(now) or 1.0
+        factor = self._others.growth(now, pace, self.evidence.sent)
+        most = self._others.ahead(pace)
+        for rate in self.rates.values():
+            if rate.learned is not None:
+                # A window hides its limit until it is full.
+                if self._counts_windows and rate.learned.limit > most * rate.last_minute(now):
+                    continue
+                rate.learned.limit *= factor
+                rate.learned.stated = False
+                if rate.known is not None and rate.learned.limit >= rate.known:
+                    rate.learned = None
+            rate.apply(now, windows=self._counts_windows)
 
     def _begin_doubt(self) -> None:
         self._doubt, self._set_at = 0, self.evidence.sent
@@ -424,7 +457,7 @@ class Pacing:
     def _verdict(self, now: float, trial: Trial) -> Verdict:
         rate = self.requests.schedule.rate
         beyond = any(each.learned and each.last_minute(now) > _BEYOND * each.wall for each in self.rates.values())
-        cautious = (rate is not None and rate < _SLOW) or self._others.present(now)
+        cautious = rate is not None and rate < _SLOW
         return judge(trial, now, self.evidence.sent, cautious=cautious, beyond=beyond)
 
     def _decide(self, now: float, trial: Trial) -> bool:
@@ -450,9 +483,11 @@ class Pacing:
         self._go_back(now, trial)
         if trial.factor > 1:
             self._pay_back(now, trial)
-            if self._others.present(now):
+            # A window that is full tells by its next refusal.
+            if not trial.remembers and trial.dense:
+                self._others.possible(now, self.evidence.sent)
                 self._yield(now, _YIELD_TRIED)
-            self._plan.failed(trial, now, usual, self._contested(now))
+            self._plan.failed(trial, now, usual)
         else:
             self._plan.was_noise(now, trial.refused / max(1, self.evidence.sent - trial.first))
         return True

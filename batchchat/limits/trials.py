@@ -32,13 +32,9 @@ _PAID_BY = 50
 """Accepted requests that pay for one refusal before the next trial: so trials waste 2 % at most."""
 _YIELD_PAUSE_S = 20.0
 """Seconds without a trial after we yielded: others take what we left, or nobody wants it."""
-_CONTESTED_PAUSE_S = 60.0
-"""Seconds from a refused trial to the next if others use the same limit. Four runs waste 2.7 %, with 40 s 3.0 %."""
-_CONTESTED_RATE, _CONTESTED_FACTOR_MAX = 300.0, 1.5
-"""At this pace a trial against others is one of `_FIRST_FACTOR`; its excess grows with the root of the pace, so that a
-small run comes up faster than a large one. Twice the pace at once would go through a bucket unseen."""
-_CONTESTED_FREE = 120.0
-"""Requests a minute from which on a trial against others is paid for by time alone."""
+_DENSE = 4.0
+"""A limit refuses (step - 1) / step of a trial's requests. Its last three refusals are as dense as that if no more than
+twice as many requests lie between them as between three refusals by a limit."""
 _DEBT_MAX = 1_000.0
 _DOWN_MOST = 0.85
 """A trial downwards goes this far below what is accepted now: a limit then refuses next to nothing."""
@@ -85,20 +81,28 @@ class Trial:
     lately: float = 0.0
     """The refused share of the last forty requests or so, as of number `newest`."""
     newest: int = 0
+    earlier: tuple[int, int] = (0, 0)
+    """The numbers of the two refusals before `newest`, the older one first."""
+
+    @property
+    def dense(self) -> bool:
+        """Tell whether its refusals are as dense as those of a limit; of fewer than three nobody can say."""
+        return self.refused < 3 or (self.newest - self.earlier[0]) * (self.step - 1) / self.step < _DENSE
 
     def refuse(self, number: int) -> None:
         """Count the refusal of a request that was sent at this pace."""
         self.refused += 1
         self.lately *= (1 - _LATELY) ** max(0, number - max(self.newest, self.first))
         self.lately += _LATELY
+        self.earlier = (self.earlier[1], self.newest)
         self.newest = max(self.newest, number)
 
 
 def judge(trial: Trial, now: float, sent: int, *, cautious: bool, beyond: bool = False) -> Verdict:
     """Decide on a trial as soon as its requests allow it; `sent` is the number of the newest one.
 
-    `cautious` tells that a single refusal decides: it is a large share of what is sent, or others that use the same
-    limit are refused as well. `beyond` tells that more was accepted in the last minute than when the limit was met.
+    `cautious` tells that a single refusal decides: it is a large share of what is sent. `beyond` tells that more was
+    accepted in the last minute than when the limit was met.
     """
     sent -= trial.first
     enough = sent >= trial.needed and now >= (trial.step_at or trial.began) + trial.lasts
@@ -166,18 +170,10 @@ class TrialPlan:
 
     # -- what is due --------------------------------------------------------------------------------------------------
 
-    def up(
-        self, now: float, evidence: RefusalEvidence, remembers: float, contested: float | None = None
-    ) -> Trial | None:
-        """Return the trial upwards that is due; None if none is. For `remembers`, see `Trial`.
-
-        `contested` is our pace in requests a minute if others use the same limit, else None.
-        """
-        if now < self._next_at or (self._debt > 0 and (contested or 0.0) < _CONTESTED_FREE):
+    def up(self, now: float, evidence: RefusalEvidence, remembers: float) -> Trial | None:
+        """Return the trial upwards that is due; None if none is. For `remembers`, see `Trial`."""
+        if now < self._next_at or self._debt > 0:
             return None
-        if contested:
-            excess = (_FIRST_FACTOR - 1) * math.sqrt(_CONTESTED_RATE / contested)
-            self._factor = min(_CONTESTED_FACTOR_MAX, max(_LEAST_FACTOR, 1 + excess))
         needed, lasts = _needs(self._factor)
         return Trial(
             self._factor,
@@ -239,21 +235,14 @@ class TrialPlan:
         """Go on after we left a part of our pace to others."""
         self._next_at = max(self._next_at, now + _YIELD_PAUSE_S)
 
-    def failed(self, trial: Trial, now: float, usual: float, contested: float | None = None) -> None:
-        """Go on after a trial upwards that was refused: later, and with a smaller one if the server forgets soon.
-
-        For `contested`, see `up`.
-        """
+    def failed(self, trial: Trial, now: float, usual: float) -> None:
+        """Go on after a trial upwards that was refused: later, and with a smaller one if the server forgets soon."""
         if trial.remembers:
             self._factor = _FIRST_FACTOR
         elif trial.step <= _LEAST_FACTOR:
             self._factor, self._pause = _FIRST_FACTOR, _PAUSE_MAX_S
         else:
             self._factor = max(_LEAST_FACTOR, 1 + (trial.step - 1) / 2)
-        if contested:
-            # At a slow pace the few refusals of a trial are a larger share of what is sent.
-            self._next_at = now + _CONTESTED_PAUSE_S * max(1.0, math.sqrt(_CONTESTED_FREE / contested))
-            return
         self._next_at = now + self._pause
         # The more is refused anyway (others use the same limit), the more seldom it is tried.
         self._pause = min(_PAUSE_MAX_S * (1 + min(5.0, 100 * usual)), 2 * self._pause)
