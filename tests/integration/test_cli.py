@@ -126,7 +126,6 @@ NEVER = [
         "pyarrow.compute",
         "pyarrow.dataset",
         "configparser",
-        "importlib.metadata._meta",
         "rich",
         "httpx._main",
         "starlette",

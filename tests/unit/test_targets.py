@@ -122,7 +122,7 @@ def test_two_currencies_are_never_added(tmp_path: Path) -> None:
 
 
 def test_a_suite_refuses_a_fallback_unless_it_allows_it(tmp_path: Path) -> None:
-    suites: Any = pytest.importorskip("batchchat.evaluation.suite.suite")
+    suites: Any = pytest.importorskip("batchchat.evaluation.suite.reading")
     load(tmp_path, POOL, "fallback: [{model: small}]")
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "b"}\n', encoding="utf-8")
     suite = tmp_path / "suite.yaml"
