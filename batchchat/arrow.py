@@ -8,6 +8,7 @@ imports take `compute` and `parquet` from here, too: these are imported when som
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,22 @@ __all__ = ["call", "compute", "load", "parquet", "sort_indices", "take"]
 
 def load() -> None:
     """Import what every run needs to write its first part. Blocking code, for a time when a run waits anyway."""
-    import_module("pyarrow._compute")
+    _kernels()
     import_module("pyarrow.parquet")
 
 
 def call(kernel: str, *values: Any, options: Any = None) -> Any:
     """Return what one of Arrow's kernels makes of arrays, tables and scalars, as the function of its name does."""
-    # `pyarrow.compute` takes it from there.
-    from pyarrow._compute import call_function
+    return _kernels().call_function(kernel, list(values), options)
 
-    return call_function(kernel, list(values), options)
+
+@cache
+def _kernels() -> ModuleType:
+    """Return the module that calls kernels: the compiled one, of which `pyarrow.compute` offers the same functions."""
+    try:
+        return import_module("pyarrow._compute")
+    except ImportError:  # its name is Arrow's own, and may change
+        return import_module("pyarrow.compute")
 
 
 def take(rows: Any, places: pa.Array) -> Any:
@@ -50,6 +57,5 @@ def take(rows: Any, places: pa.Array) -> Any:
 
 def sort_indices(table: pa.Table, names: Sequence[str]) -> pa.Array:
     """Return the places of a table's rows in the ascending order of these columns."""
-    from pyarrow._compute import SortOptions
-
-    return call("sort_indices", table, options=SortOptions(sort_keys=[(name, "ascending") for name in names]))
+    options = _kernels().SortOptions(sort_keys=[(name, "ascending") for name in names])
+    return call("sort_indices", table, options=options)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 
-SLOW = 40.0
+_SLOW = 40.0
 """Requests a minute below which each refusal is a large share of what is sent: such a pace grows slowly, and yields
 more. A run that is alone under 30 a minute has 1.4 to 2.6 % refused so (3.5 % if a slow pace grows as a fast one)."""
 _STOOD_S = 10.0
@@ -57,9 +57,9 @@ _ROUND_S = 1.0
 _SPAN, _SPAN_S = 40, 10.0
 """Two refusals while the pace stays lower it again if no more requests than this lie between them, or as many as are
 sent in this time if those are more."""
-_YIELD, _YIELD_LEAST, _YIELD_SLOW = 0.9, 0.87, 0.8
-"""What is kept of a pace that was refused, and the least of it, the second for slow paces. Chosen: with 0.8 for all a
-window is used to 0.90 only, and who grows yields too much."""
+_KEPT, _KEPT_LEAST, _KEPT_LEAST_SLOW = 0.9, 0.87, 0.8
+"""The most that is kept of a pace that was refused, and the least, the last one for slow paces. Chosen: with 0.8 for
+all a window is used to 0.90 only, and who grows yields too much."""
 _OF_DELIVERED, _DELIVERED_LEAST = 0.95, 20
 """Between these bounds it is a little less than what was accepted since the pace was lowered last, if that was so much:
 a bucket was empty then and is empty now, so it gave its limit. With 0.9 alone a pace that drew on the burst stays above
@@ -152,7 +152,7 @@ class OtherRuns:
         if self._listening(now, sent):
             return 1.0
         most = max(_GROWTH_LEAST, _GROWTH_SENT * pace)
-        if not self._settled and pace >= SLOW:
+        if not self._settled and pace >= _SLOW:
             most *= _GROWTH_UNSETTLED
         share = min(_GROWTH * math.sqrt(_REFERENCE / pace), most)
         return 1.0 + share * self._calm(now, sent) * passed / 60.0
@@ -160,7 +160,7 @@ class OtherRuns:
     @staticmethod
     def ahead(pace: float) -> float:
         """Return how many times what went in the last minute a `pace` may be if the server counts windows."""
-        return 1.0 + (_AHEAD * math.sqrt(_REFERENCE / pace) if pace >= SLOW else _AHEAD_SLOW)
+        return 1.0 + (_AHEAD * math.sqrt(_REFERENCE / pace) if pace >= _SLOW else _AHEAD_SLOW)
 
     def _calm(self, now: float, sent: int) -> float:
         """Return how many times faster the pace grows because nothing was refused for a while."""
@@ -192,10 +192,10 @@ class OtherRuns:
         before, self._accepted = self._accepted, accepted
         since, self._yielded_at = self._yielded_at, now
         if accepted < before + _DELIVERED_LEAST or now <= since:
-            return _YIELD
+            return _KEPT
         delivered = (accepted - before) * 60.0 / (now - since)
-        least = _YIELD_LEAST if pace >= SLOW else _YIELD_SLOW
-        return min(_YIELD, max(least, _OF_DELIVERED * delivered / pace))
+        least = _KEPT_LEAST if pace >= _SLOW else _KEPT_LEAST_SLOW
+        return min(_KEPT, max(least, _OF_DELIVERED * delivered / pace))
 
     def lowered(self, now: float, sent: int) -> None:
         """Note that the pace was lowered: it stays for a while."""

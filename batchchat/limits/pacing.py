@@ -133,7 +133,7 @@ class Pacing:
         if self.evidence.refused(number, _ALARM_BESIDE if beside and not self._counts_windows else ALARM):
             return True
         if beside:
-            pace = self.requests.schedule.rate or self._recent_per_minute(now)
+            pace = self._requests_per_minute(now)
             kept = self._others.refused(now, number, self.evidence.sent, pace, self.requests.accepted)
             if kept < 1.0:
                 self._yield(now, kept)
@@ -418,7 +418,7 @@ class Pacing:
 
     def _grow(self, now: float) -> None:
         """Take a little more of a limit that others may use as well."""
-        pace = self.requests.schedule.rate or self._recent_per_minute(now) or 1.0
+        pace = self._requests_per_minute(now)
         factor = self._others.growth(now, pace, self.evidence.sent)
         most = self._others.ahead(pace)
         for rate in self.rates.values():
@@ -441,6 +441,10 @@ class Pacing:
         if not self.learned:
             return False
         return self._doubt >= max(_DOUBT_REFUSALS, _DOUBT_SHARE * (self.evidence.sent - self._set_at))
+
+    def _requests_per_minute(self, now: float) -> float:
+        """Return the pace in requests a minute; if only tokens are paced, what was sent lately, and never nothing."""
+        return self.requests.schedule.rate or max(1.0, self._recent_per_minute(now))
 
     def _recent_per_minute(self, now: float) -> float:
         self.requests.last_minute(now)

@@ -22,8 +22,6 @@ from tests.limits_lab.table import Row, rows, worst
 from tests.thorough import one_in
 
 ROWS = rows()
-SHORT = ("2 runs under one untold limit", "4 runs under one untold limit")
-"""The rows that are not reached: see batchchat/limits/DESIGN.md. Their waste is held, the least share is not."""
 HEAVY = ("6000", "with Retry-After", "with a false limit", "concurrency 100", "contradict")
 """Rows with 100 requests a second and more take seconds each; the ways of headers make no difference to noise."""
 QUICK = [row for row in ROWS if not any(word in row.name for word in HEAVY)]
@@ -31,7 +29,7 @@ QUICK = [row for row in ROWS if not any(word in row.name for word in HEAVY)]
 
 def check(row: Row, seeds: range) -> None:
     found = worst(row, seeds)
-    assert found.share >= row.share or row.name in SHORT, found
+    assert found.share >= row.share, found
     assert row.waste is None or found.waste <= row.waste + 1e-9, found
 
 
@@ -285,4 +283,4 @@ def test_a_quarter_of_an_hour_under_an_untold_limit_takes_few_lines() -> None:
     limiter = Limiter(concurrency=32, rng=random.Random(3), listener=told.append)
     simulate(Server(3, requests=TokenBucket(300, 10)), [limiter], 900.0)
     paces = [event for event in told if event.name.startswith("pace_")]
-    assert 1 <= len(paces) <= 45
+    assert 1 <= len(paces) <= 8

@@ -295,6 +295,17 @@ def test_a_refusal_at_the_pace_from_before_a_trial_ends_the_belief_in_others() -
     assert not others.present(12.0)
 
 
+def test_a_refusal_beside_others_is_taken_if_only_tokens_are_paced_and_nothing_was_sent_lately() -> None:
+    pacing = make_pacing()
+    pacing.accepted(0.0, 0.0, 5_000)
+    pacing.tokens.learned = Learned(20_000.0, 0.0)
+    pacing.tokens.apply(0.0)
+    pacing._others.seen(0.0)
+    pacing.evidence.sent = 200
+    assert not pacing.refused(100.0, 100.0, 200)
+    assert pacing.tokens.learned.limit == pytest.approx(18_000.0)
+
+
 def test_a_learned_pace_that_holds_nobody_back_is_forgotten() -> None:
     pacing = learned_at(600.0)
     for number in range(30):
