@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from batchchat import arrow
+from batchchat import lazy_arrow
 from batchchat.addresses import address_of
 from batchchat.budget import Budget
 from batchchat.endpoints.registry import Keys, Limiters, ProviderAccess, make_limiter, read_keys
@@ -227,7 +227,7 @@ def _import_late() -> None:
     """Import what writes parts, and what goes on after a failure: a run of days may outlive its installed packages."""
     # Whoever needs one of these imports it again, and tells what is wrong.
     with suppress(ImportError, OSError):
-        arrow.load()
+        lazy_arrow.load()
         import_module("batchchat.client.day_limits")
         import_module("tenacity")
 

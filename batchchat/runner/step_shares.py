@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchchat.arrow import compute as pc
 from batchchat.events import StepShare
+from batchchat.lazy_arrow import compute as pc
 from batchchat.store import Output
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from batchchat.arrow import parquet as pq
+from batchchat.lazy_arrow import parquet as pq
 
 ReadAt = Callable[[int, int], bytes]
 """Reads bytes of a file: from this offset on, so many or fewer at its end."""

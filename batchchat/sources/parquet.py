@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchchat.arrow import compute as pc
-from batchchat.arrow import parquet as pq
 from batchchat.errors import StorageError, UsageError
+from batchchat.lazy_arrow import compute as pc
+from batchchat.lazy_arrow import parquet as pq
 from batchchat.records import Place
 from batchchat.sources.chunk import Chunk, Limits
 from batchchat.sources.convert import json_text

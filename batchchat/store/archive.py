@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from batchchat.arrow import compute as pc
+from batchchat.lazy_arrow import compute as pc
 from batchchat.store.bounds import PartBounds
 from batchchat.store.location.port import PartFiles
 from batchchat.store.parts import DamagedPartError, PartReader, write_part

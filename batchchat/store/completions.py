@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from batchchat.arrow import compute as pc
 from batchchat.errors import OutputLocked, UsageError
+from batchchat.lazy_arrow import compute as pc
 from batchchat.records import PARSED
 from batchchat.store.output import Output, read_state
 from batchchat.store.schema import own_columns

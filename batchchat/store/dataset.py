@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from batchchat.arrow import compute as pc
 from batchchat.dataclass import dataclass
+from batchchat.lazy_arrow import compute as pc
 from batchchat.store.archive import Archive
 from batchchat.store.bounds import PartBounds
 from batchchat.store.column_types import OutputTypes

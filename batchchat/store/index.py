@@ -17,8 +17,8 @@ from dataclasses import field
 
 import pyarrow as pa
 
-from batchchat.arrow import compute as pc
 from batchchat.dataclass import dataclass
+from batchchat.lazy_arrow import compute as pc
 from batchchat.records import ErrorKind
 
 ID_BYTES = 16

@@ -28,9 +28,9 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from batchchat.arrow import take
 from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError
+from batchchat.lazy_arrow import take
 from batchchat.records import FIRST_COLUMNS, PARSED, RECORD_COLUMNS, Record, Spend
 from batchchat.store.frames import Damage, Frame, FrameReader, encode
 from batchchat.store.json_files import json_bytes

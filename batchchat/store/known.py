@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from batchchat.arrow import compute as pc
 from batchchat.dataclass import dataclass
+from batchchat.lazy_arrow import compute as pc
 from batchchat.records import Place
 from batchchat.store.index import ID_BYTES, SEEN, SKIPPED, SKIPPED_ID, KeyIndex, RecordIndex
 from batchchat.store.location.disk import storage_errors

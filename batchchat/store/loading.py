@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from batchchat.arrow import compute as pc
+from batchchat.lazy_arrow import compute as pc
 from batchchat.records import ErrorKind
 from batchchat.store.dataset import Dataset, DatasetChange
 from batchchat.store.index import ID_BYTES, KEY_LIVE, OK, SEEN, KeyIndex, RecordIndex, key_digest, state_of

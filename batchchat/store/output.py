@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 
 from batchchat.addresses import address_of
-from batchchat.arrow import compute as pc
 from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError, UsageError
+from batchchat.lazy_arrow import compute as pc
 from batchchat.records import RECORD_COLUMNS, Spend
 from batchchat.store.column_types import read_types
 from batchchat.store.index import KeyIndex, RecordIndex

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from batchchat import arrow
-from batchchat.arrow import compute as pc
-from batchchat.arrow import parquet as pq
+from batchchat import lazy_arrow
+from batchchat.lazy_arrow import compute as pc
+from batchchat.lazy_arrow import parquet as pq
 from batchchat.sources.decoded import DecodedSizes, ReadAt
 from batchchat.store.location.disk import storage_errors
 from batchchat.store.location.port import PartFiles
@@ -235,7 +235,7 @@ SORT_KEYS = ["row_index", "sample_index"]
 
 def sort_order(table: pa.Table) -> pa.Array:
     """Return the positions of a table's records in the order of their rows and samples."""
-    return arrow.sort_indices(table.select(SORT_KEYS), SORT_KEYS)
+    return lazy_arrow.sort_indices(table.select(SORT_KEYS), SORT_KEYS)
 
 
 def in_order(table: pa.Table, order: pa.Array) -> Iterator[pa.Table]:
@@ -247,9 +247,9 @@ def in_order(table: pa.Table, order: pa.Array) -> Iterator[pa.Table]:
     rows = min(ROW_GROUP_ROWS, max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes)))
     for start in range(0, len(order), rows):
         places = order.slice(start, rows)
-        extent = arrow.call("min_max", places).as_py()
+        extent = lazy_arrow.call("min_max", places).as_py()
         piece = table.slice(extent["min"], extent["max"] + 1 - extent["min"])
-        yield arrow.take(piece, arrow.call("subtract", places, pa.scalar(extent["min"], places.type)))
+        yield lazy_arrow.take(piece, lazy_arrow.call("subtract", places, pa.scalar(extent["min"], places.type)))
 
 
 def sample_keys(table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
@@ -260,7 +260,7 @@ def sample_keys(table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
 def latest(table: pa.Table) -> pa.Table:
     """Return a table with the last record of each identity."""
     custom_ids = table.column("custom_id")
-    if arrow.call("count_distinct", custom_ids).as_py() == table.num_rows:
+    if lazy_arrow.call("count_distinct", custom_ids).as_py() == table.num_rows:
         return table
     places = {custom_id: place for place, custom_id in enumerate(custom_ids.to_pylist())}
     return table.take(pa.array(sorted(places.values()), pa.int64()))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from batchchat.arrow import take
+from batchchat.lazy_arrow import take
 
 CHUNK_ROWS = 1024
 """Records that wait as Python objects before they become one piece of Arrow."""

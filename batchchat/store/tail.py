@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchchat.addresses import Address
-from batchchat.arrow import compute as pc
+from batchchat.lazy_arrow import compute as pc
 from batchchat.store.column_types import read_types
 from batchchat.store.index import OK, RecordIndex
 from batchchat.store.journal import GrowingJournal

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 
 from batchchat.addresses import is_url
-from batchchat.arrow import compute as pc
-from batchchat.arrow import parquet as pq
 from batchchat.dataclass import dataclass
 from batchchat.errors import StorageError
 from batchchat.format import plural
+from batchchat.lazy_arrow import compute as pc
+from batchchat.lazy_arrow import parquet as pq
 from batchchat.records import ErrorKind
 from batchchat.store.column_types import SCHEMA, read_types
 from batchchat.store.index import OK, RecordIndex

@@ -18,7 +18,7 @@ import batchchat
 ROOT = Path(batchchat.__file__).parent
 REPO = Path(__file__).parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"arrow", "dataclass"}),
+    frozenset({"dataclass", "lazy_arrow"}),
     frozenset({"addresses", "clock", "errors", "format", "prices", "reasoning", "records"}),
     frozenset({"credentials", "events", "providers", "identity", "images", "objects", "structured"}),
     frozenset({"attachments", "cascade", "money", "transport"}),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from batchchat.evaluation.statistics import evidence
+from batchchat.evaluation.statistics import pair_tests
 from batchchat.evaluation.statistics.comparison import (
     Comparison,
     adjust,
@@ -233,7 +233,7 @@ def test_few_huge_rows_among_many_are_flipped_one_by_one() -> None:
 
 def test_many_pairs_get_enough_draws_to_be_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [enough_draws(0.05 / pairs, 1_999) for pairs in (1, 28, 100, 780, 4_950)] == [1999, 1999, 3999, 31199, 39999]
-    monkeypatch.setattr(evidence, "FLIPS", 99)
+    monkeypatch.setattr(pair_tests, "FLIPS", 99)
     generator = np.random.default_rng(13)
     rows = {str(at): np.round(generator.normal(at, 0.1, 20), 1) for at in range(4)}
     made = compare(rows, ScoreUnit("points", True), scorer="s")

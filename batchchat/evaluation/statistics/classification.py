@@ -26,8 +26,8 @@ from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.evaluation.statistics.clusters import Clusters, cluster_sums
 from batchchat.evaluation.statistics.comparison import Comparison, ScoreSummary, adjust
-from batchchat.evaluation.statistics.evidence import is_inside
 from batchchat.evaluation.statistics.intervals import BOOTSTRAP_ROWS, CONFIDENCE, SEED, Array, Interval
+from batchchat.evaluation.statistics.pair_tests import is_inside
 from batchchat.evaluation.statistics.significance import ALPHA, FLIPS, enough_draws, sign_flip_test
 from batchchat.evaluation.statistics.unit import SHARE
 

@@ -30,7 +30,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from batchchat.dataclass import dataclass
 from batchchat.evaluation.statistics.clusters import Clusters, clustered_interval
-from batchchat.evaluation.statistics.evidence import (
+from batchchat.evaluation.statistics.intervals import (
+    SEED,
+    Array,
+    Interval,
+    is_binary,
+    mean_interval,
+)
+from batchchat.evaluation.statistics.pair_tests import (
     Evidence,
     PairTest,
     binary_evidence,
@@ -38,13 +45,6 @@ from batchchat.evaluation.statistics.evidence import (
     look_evidence,
     mean_evidence,
     sign_evidence,
-)
-from batchchat.evaluation.statistics.intervals import (
-    SEED,
-    Array,
-    Interval,
-    is_binary,
-    mean_interval,
 )
 from batchchat.evaluation.statistics.significance import (
     ALPHA,

@@ -8,7 +8,7 @@ from types import ModuleType
 import pyarrow as pa
 import pytest
 
-from batchchat import arrow
+from batchchat import lazy_arrow
 
 
 @pytest.mark.parametrize("private", [True, False])
@@ -18,12 +18,12 @@ def test_kernels_are_found_also_if_arrow_renames_its_own_module(monkeypatch: pyt
             raise ImportError(name)
         return import_module(name)
 
-    monkeypatch.setattr(arrow, "import_module", importing)
-    arrow._kernels.cache_clear()
+    monkeypatch.setattr(lazy_arrow, "import_module", importing)
+    lazy_arrow._kernels.cache_clear()
     try:
         table = pa.table({"a": [3, 1, 2], "b": [1, 1, 1]})
-        order = arrow.sort_indices(table, ["b", "a"])
-        assert arrow.take(table, order).column("a").to_pylist() == [1, 2, 3]
-        assert arrow.call("count_distinct", table.column("b")).as_py() == 1
+        order = lazy_arrow.sort_indices(table, ["b", "a"])
+        assert lazy_arrow.take(table, order).column("a").to_pylist() == [1, 2, 3]
+        assert lazy_arrow.call("count_distinct", table.column("b")).as_py() == 1
     finally:
-        arrow._kernels.cache_clear()
+        lazy_arrow._kernels.cache_clear()

@@ -22,7 +22,10 @@ else:
         """Stands for a module, and imports it when something of it is used."""
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(import_module(self.__name__), name)
+            value = getattr(import_module(self.__name__), name)
+            # The next one who asks finds it here, without a call.
+            setattr(self, name, value)
+            return value
 
     compute = _Later("pyarrow.compute")
     parquet = _Later("pyarrow.parquet")
