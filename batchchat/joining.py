@@ -7,17 +7,16 @@ memory. Blocking code.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
-from typing import Protocol
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from batchchat import lazy_arrow
 from batchchat.intake import Intake
 from batchchat.records import RowBatch
 from batchchat.store import Output
@@ -28,86 +27,47 @@ _BLOCKS_KEPT = 4
 _SLICE = 512
 """Rows that are rendered at once: chosen, not measured."""
 
-Positions = NDArray[np.int64]
-
 
 class Identities:
     """The `custom_id` of each sample of each row, in their order; finds the positions of records' identities.
 
+    Built of the standard library and Arrow alone: an export needs it, and numpy comes with an extra. 24 bytes each.
     `digest` tells all of them from those of another job.
     """
 
     def __init__(self, digests: bytes | bytearray) -> None:
         self.columns = frozenset({"custom_id"})
         self.digest = blake2b(digests, digest_size=16).digest()
-        halves = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
-        self._order = np.argsort(halves[:, 0], kind="stable").astype(np.int64)
-        self._first, self._second = halves[self._order, 0], halves[self._order, 1]
+        first, second = _halves(digests)
+        numbers = pa.Array.from_buffers(pa.uint64(), len(first), [None, pa.py_buffer(first)])
+        # Stable: of two records with one identity, the first one is found.
+        order = lazy_arrow.call("array_sort_indices", numbers)
+        self._order = array("Q", order.buffers()[1].to_pybytes()[: 8 * len(first)])
+        self._first = array("Q", [first[place] for place in self._order])
+        self._second = array("Q", [second[place] for place in self._order])
 
-    def locate(self, batch: pa.RecordBatch) -> Positions:
+    def locate(self, batch: pa.RecordBatch) -> array[int]:
         """Return the position of each record of a batch, -1 for one that answers no row as it is now."""
         return self.find(batch.column("custom_id"))
 
-    def find(self, custom_ids: pa.Array) -> Positions:
-        """Return the position of each identity, -1 if it is none of these."""
-        halves = as_halves(custom_ids)
-        found = np.full(len(halves), -1, dtype=np.int64)
-        if not len(self._order):
-            return found
-        place = np.searchsorted(self._first, halves[:, 0])
-        # Halves of 64 bits practically never repeat; where they do, the next ones are looked at.
-        open_ = np.arange(len(halves))
-        while open_.size:
-            open_ = open_[place[open_] < self._first.size]
-            open_ = open_[self._first[place[open_]] == halves[open_, 0]]
-            same = self._second[place[open_]] == halves[open_, 1]
-            found[open_[same]] = self._order[place[open_[same]]]
-            open_ = open_[~same]
-            place[open_] += 1
+    def find(self, custom_ids: pa.Array) -> array[int]:
+        """Return the position of each identity of 32 hexadecimal digits, -1 if it is none of these."""
+        first, second = self._first, self._second
+        found = array("q")
+        for one, other in zip(*_halves(bytes.fromhex("".join(custom_ids.to_pylist()))), strict=True):
+            place = bisect_left(first, one)
+            # Halves of 64 bits practically never repeat; where they do, the next ones are looked at.
+            while place < len(first) and first[place] == one and second[place] != other:
+                place += 1
+            same = place < len(first) and first[place] == one
+            found.append(self._order[place] if same else -1)
         return found
 
 
-_NIBBLES = np.zeros(256, dtype=np.uint8)
-for _value, _digit in enumerate(b"0123456789abcdef"):
-    _NIBBLES[_digit] = _value
-
-
-def as_halves(custom_ids: pa.Array) -> NDArray[np.uint64]:
-    """Return identities of 32 hexadecimal digits as pairs of 64 bits."""
-    text = "".join(custom_ids.to_pylist()).encode()
-    digits = _NIBBLES[np.frombuffer(text, dtype=np.uint8)].reshape(-1, 2)
-    return (digits[:, 0] << 4 | digits[:, 1]).reshape(-1, _ID_BYTES).view(np.uint64)
-
-
-class Finder(Protocol):
-    """Finds the positions of records, by the columns that it names; -1 for one that has none."""
-
-    columns: frozenset[str]
-
-    def locate(self, batch: pa.RecordBatch) -> Positions:
-        """Return the position of each record of a batch."""
-        ...
-
-
-def current_records(
-    output: Output, finder: Finder, columns: frozenset[str] | None
-) -> Iterator[tuple[Positions, pa.RecordBatch, int]]:
-    """Yield the records that have a position, with it, and how many of their batch have none.
-
-    `columns` are those wanted, None for all; one that the output does not have is left out. Raises StorageError where a
-    part is damaged.
-    """
-    names: list[str] | None = None
-    if output.schema is not None and columns is not None:
-        names = [name for name in output.schema.names if name in columns or name in finder.columns]
-    for batch in output.records(names):
-        positions = finder.locate(batch)
-        current = positions >= 0
-        stale = len(current) - int(current.sum())
-        if not stale:
-            yield positions, batch, 0
-        else:
-            yield positions[current], batch.filter(pa.array(current)), stale
+def _halves(digests: bytes | bytearray) -> tuple[array[int], array[int]]:
+    """Return the halves of identities of 16 bytes as numbers: of all the first ones, and of all the second ones."""
+    numbers = array("Q", bytes(digests))
+    return numbers[0::2], numbers[1::2]
 
 
 def records_of_rows(batches: Iterator[RowBatch], intake: Intake, output: Output) -> Iterator[pa.RecordBatch]:
@@ -159,7 +119,7 @@ class _StoredRecords:
 
     def find(self, custom_ids: Sequence[str], columns: Sequence[str]) -> tuple[list[int], pa.Table]:
         """Return the places of those identities that have a record, and the records' own columns in the same order."""
-        places = self._ids.find(pa.array(custom_ids, pa.string())).tolist() if custom_ids else []
+        places = self._ids.find(pa.array(custom_ids, pa.string())) if custom_ids else ()
         by_block: dict[int, list[tuple[int, int]]] = {}
         for number, place in enumerate(places):
             if place >= 0:

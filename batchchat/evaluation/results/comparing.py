@@ -20,6 +20,7 @@ from batchchat.addresses import is_url
 from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.evaluation.results.current_rows import CurrentRows, WholeRows
+from batchchat.evaluation.results.positions import Positions, current_records
 from batchchat.evaluation.results.suite_results import SuiteResults
 from batchchat.evaluation.results.summary import SUMMARY_NAME, SuiteSummary, VariantSummary
 from batchchat.evaluation.results.variant_scores import VariantScores
@@ -35,7 +36,6 @@ from batchchat.format import plural
 from batchchat.job import job_of
 from batchchat.job.syntax import parse_yaml
 from batchchat.job.values import nearest
-from batchchat.joining import Positions, current_records
 from batchchat.records import RECORD_COLUMNS
 from batchchat.store import Output, read_state
 

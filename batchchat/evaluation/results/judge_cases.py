@@ -23,13 +23,14 @@ from batchchat.addresses import address_of
 from batchchat.dataclass import dataclass
 from batchchat.evaluation.results.current_rows import CurrentRows, read_rows
 from batchchat.evaluation.results.disk_list import DiskList
+from batchchat.evaluation.results.positions import current_records
 from batchchat.evaluation.results.summary import whole_file
 from batchchat.evaluation.results.variant_scores import NOT_JUDGED
 from batchchat.evaluation.scorers.judging import Judge, JudgeScorer, Pairwise
 from batchchat.evaluation.scorers.matching import text_of
 from batchchat.evaluation.scorers.score_batch import Absent, Lists, ScoreBatch
 from batchchat.evaluation.suite.suite import JudgeTask
-from batchchat.joining import Identities, current_records
+from batchchat.joining import Identities
 from batchchat.store import Output, is_output, read_state
 
 _LINES = 10_000

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from batchchat.dataclass import dataclass
 from batchchat.evaluation.results.current_rows import CurrentRows
+from batchchat.evaluation.results.positions import Finder, Positions, as_halves, current_records
 from batchchat.evaluation.scorers.matching import text_of
 from batchchat.evaluation.scorers.score_batch import Absent, ScoreBatch, Scores
 from batchchat.evaluation.scorers.scorer import AnswerScorer, Scorer, scores_of
 from batchchat.evaluation.statistics.classification import CodedLabels, LabelledAnswers
-from batchchat.joining import Finder, Positions, as_halves, current_records
 from batchchat.store import Output
 
 Grid = NDArray[np.float64]
