@@ -60,6 +60,8 @@ Some servers leave the last in the text.
 """
 _FIRST: Final = ("<", "[", "◁")
 """What every opening mark begins with."""
+_SPOKEN: Final = ("Here", "analysis")
+"""What reasoning begins with that is told apart by words."""
 _QUOTES: Final = "`'\"“”«»"
 
 
@@ -74,6 +76,9 @@ class _Mark(NamedTuple):
 
 def is_blank(text: str | None) -> bool:
     """Return whether a text says nothing: none, empty, or only white space and characters without width."""
+    # Nearly all answers begin with a letter or a digit of ASCII: nothing else need be looked at.
+    if text and text[0].isascii() and text[0].isalnum():
+        return False
     return not text or _BLANK.fullmatch(text) is not None
 
 
@@ -83,6 +88,9 @@ def split(text: str) -> tuple[str | None, str]:
     Without reasoning the first is None and the second the text as it is. If the text begins with an opening mark that
     has no end, all of it is reasoning: the answer is empty. A marked part between other text is left in it.
     """
+    # Nearly all answers have none of the characters that marks are made of.
+    if not ("<" in text or "[" in text or "◁" in text or text.lstrip().startswith(_SPOKEN)):
+        return None, text
     if not _may_hold_an_end(text) or _is_json(text):
         return _unended(text, 0)
     if "<|channel|>" in text:

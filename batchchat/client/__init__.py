@@ -137,7 +137,8 @@ class ChatClient:
             reply = await self._timed_attempt(body, limit, started)
         # Either says that the key was taken. `renew` asks later whether this generation of the key ever was.
         if reply.completion is not None or reply.verdict is Verdict.RATE_LIMIT:
-            credential.accepted = max(credential.accepted, generation)
+            if generation > credential.accepted:
+                credential.accepted = generation
         elif _key_refused(reply) and credential.renewable:
             reply = await self._with_another_key(body, limit, generation, reply)
         reply.latency_s = self._clock() - started

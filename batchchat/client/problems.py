@@ -196,11 +196,12 @@ def is_error(error: object) -> bool:
 
 def error_in_choice(choice: dict[str, Any]) -> Any:
     """Return the error in a choice, in its message or in its delta; None if there is none."""
-    if is_error(error := choice.get("error")):
+    # Nearly no answer has the field: a call is made for those that have.
+    if (error := choice.get("error")) and is_error(error):
         return error
     for name in ("message", "delta"):
         said = choice.get(name)
-        if isinstance(said, dict) and is_error(error := said.get("error")):
+        if isinstance(said, dict) and (error := said.get("error")) and is_error(error):
             return error
     return None
 

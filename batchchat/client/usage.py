@@ -83,9 +83,18 @@ def read_usage(data: object) -> Usage:
     """Read a usage object; any of it may be missing or null."""
     if not isinstance(data, dict):
         return Usage()
-    # The Chat API's own names first: nearly all answers have no others.
-    prompt_tokens, completion_tokens = _count(data.get("prompt_tokens")), _count(data.get("completion_tokens"))
-    total = _count(data.get("total_tokens"))
+    # The Chat API's own names first: nearly all answers have no others, and many have these three alone.
+    prompt_tokens, completion_tokens = data.get("prompt_tokens"), data.get("completion_tokens")
+    total = data.get("total_tokens")
+    if (
+        type(prompt_tokens) is type(completion_tokens) is type(total) is int
+        and len(data) == _PLAIN_FIELDS
+        and 0 <= prompt_tokens <= MAX_TOKENS
+        and 0 <= completion_tokens <= MAX_TOKENS
+        and 0 <= total <= MAX_TOKENS
+    ):
+        return Usage(prompt_tokens, completion_tokens, total)
+    prompt_tokens, completion_tokens, total = _count(prompt_tokens), _count(completion_tokens), _count(total)
     if prompt_tokens is None:
         prompt_tokens = _first(data, _PROMPT)
     if completion_tokens is None:

@@ -205,14 +205,15 @@ def read_cut(body: bytes, failure: Failure) -> Reply:
 
 def _error_inside(data: dict[str, Any]) -> dict[str, Any] | None:
     """Return the error in an answer of HTTP 200: beside its choices, in place of them, or in its first choice."""
-    if is_error(data.get("error")) or data.get("object") == "error":
+    # Nearly no answer has the field: a call is made for those that have.
+    if ((error := data.get("error")) and is_error(error)) or data.get("object") == "error":
         return data
     choices = data.get("choices")
     # With choices, words beside them are no error: some servers say `"message": "ok"` with every answer.
     if isinstance(choices, list) and choices:
         choice = choices[0]
-        error = error_in_choice(choice) if isinstance(choice, dict) else None
-        return {"error": error} if error else None
+        inner = error_in_choice(choice) if isinstance(choice, dict) else None
+        return {"error": inner} if inner else None
     if data.get("errors"):
         return data
     told = data.get("base_resp")  # MiniMax
@@ -242,7 +243,8 @@ def _partial_text(data: dict[str, Any]) -> str | None:
 
 def read_completion(data: dict[str, Any], choice: dict[str, Any], message: dict[str, Any], usage: Usage) -> Completion:
     """Read the parts of an answer. Raises ValueError for a message of unknown form."""
-    text, thoughts = _read_content(message.get("content"))
+    content = message.get("content")
+    text, thoughts = (content, None) if isinstance(content, str) else _read_content(content)
     reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning")) or thoughts
     if text is not None:
         # Servers without a reasoning parser leave the model's tags in the text (`<think>`).
@@ -258,7 +260,7 @@ def read_completion(data: dict[str, Any], choice: dict[str, Any], message: dict[
         refusal=_text(message.get("refusal")) or None,
         reasoning=reasoning,
         tool_calls=_read_tool_calls(message),
-        logprobs=_read_logprobs(choice.get("logprobs")),
+        logprobs=None if (logprobs := choice.get("logprobs")) is None else _read_logprobs(logprobs),
         system_fingerprint=_name(data.get("system_fingerprint")),
         service_tier=_name(data.get("service_tier")),
     )
@@ -303,6 +305,8 @@ def _part_texts(parts: object) -> list[str]:
 def _read_tool_calls(message: dict[str, Any]) -> tuple[dict[str, str | None], ...] | None:
     """Return the tool calls, also one in the older form of a single `function_call`."""
     calls = message.get("tool_calls")
+    if not calls and not message.get("function_call"):  # nearly all answers
+        return None
     # The older form, deprecated since tools came, is still what some servers send.
     if not isinstance(calls, list) or not calls:
         older = message.get("function_call")
@@ -373,6 +377,9 @@ def _text(value: object) -> str | None:
 
 def judge(completion: Completion, *, mask: Mask = str) -> Reply:
     """Tell a usable completion from an answer that is none: filtered, refused, cut off, broken off, empty."""
+    # Nearly all answers end so. Nothing else is to be known of them, and the questions below take time.
+    if completion.finish_reason == "stop" and completion.refusal is None and not is_blank(completion.text):
+        return _reply_of(completion, Verdict.OK, None)
     failure: Failure | None = None
     verdict = Verdict.NO
     word = completion.finish_reason
@@ -402,8 +409,12 @@ def judge(completion: Completion, *, mask: Mask = str) -> Reply:
     # Seen from overloaded servers: HTTP 200, `stop`, and nothing. The next attempt mostly brings an answer.
     elif not completion.tool_calls and is_blank(completion.text):
         verdict, failure = Verdict.TRANSIENT, Failure(ErrorKind.PROTOCOL, _EMPTY, 200)
+    return _reply_of(completion, Verdict.OK if failure is None else verdict, failure)
+
+
+def _reply_of(completion: Completion, verdict: Verdict, failure: Failure | None) -> Reply:
     return Reply(
-        Verdict.OK if failure is None else verdict,
+        verdict,
         completion=completion,
         failure=failure,
         usage=completion.usage,

@@ -13,6 +13,7 @@ Stopping has two steps. `drain` takes no more work: senders that wait return, at
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 
@@ -167,14 +168,11 @@ class LocalEngine:
         """
         self._clock = running_clock()
         settler = self._settler(sink)
-
-        async def work() -> None:
-            await self._work(settler, sink)
-
         try:
             with anyio.CancelScope() as self._scope:
                 async with anyio.create_task_group() as group:
-                    self._pool.open(group, work)
+                    # Not a coroutine around `_work`: each time a sender goes on, it would be gone through.
+                    self._pool.open(group, partial(self._work, settler, sink))
                     group.start_soon(self._pump, feed, sink)
                     group.start_soon(OutageMonitor(self._state, self._limiter, self._surroundings.listener).run)
                     group.start_soon(self._pool.ring)
@@ -210,7 +208,8 @@ class LocalEngine:
     async def _work(self, settler: Settler, sink: Sink) -> None:
         pool = self._pool
         try:
-            while (request := await pool.take()) is not None:
+            # Mostly one is there, and no coroutine is made to wait for it.
+            while (request := pool.next() or await pool.take()) is not None:
                 size = len(request.body)
                 try:
                     if not await self._serve(request, settler):
@@ -256,7 +255,9 @@ class LocalEngine:
                 request = self._prober(request, permit)
             reply = await self._attempt(request, permit, hold, now)
             if reply is not None:
-                await settler.settle(request, reply, permit, now)
+                judgement = settler.settle(request, reply, permit, now)
+                if judgement is not None:
+                    await judgement
                 # What was answered may have opened the window further.
                 if pool.senders < self._limiter.window:
                     pool.staff()
@@ -325,7 +326,7 @@ class LocalEngine:
             return None
         finally:
             del self._sending[request]
-            permit.settle(reply, now + reply.latency_s if reply is not None else None)
+            permit.settle(reply, None if reply is None else now + reply.latency_s)
         if hold is not None:
             hold.settle(reply)
         request.active_s += reply.latency_s

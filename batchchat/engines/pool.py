@@ -98,7 +98,7 @@ class SenderPool:
         Each gets its request before it is woken, so that no sender wakes without work. The sender that waits
         shortest is taken first: its data are most likely still in the processor's cache.
         """
-        while self._parked and (request := self._next()) is not None:
+        while self._parked and (request := self.next()) is not None:
             seat = self._parked.pop()
             seat.request = request
             seat.event.set()
@@ -125,7 +125,7 @@ class SenderPool:
         request: Request | None = None
         while not self.draining:
             if request is None:
-                request = self._next()
+                request = self.next()
             if request is not None or self._supply.exhausted:
                 return request
             seat = _Seat()
@@ -142,9 +142,9 @@ class SenderPool:
         if self._supply.put_down(nbytes) and self._group is not None and not self.draining:
             self.staff()
 
-    def _next(self) -> Request | None:
-        """Take a request in hand, if there is one and the run is not paused."""
-        return None if self.paused else self._supply.take()
+    def next(self) -> Request | None:
+        """Take the next request in hand. Return None if there is none now, or none is to be begun."""
+        return None if self.paused or self.draining else self._supply.take()
 
     # --- waits
 

@@ -7,6 +7,7 @@ the judgement of a long answer: a decision is taken and carried out at once, so 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import replace
 
 import anyio
@@ -80,14 +81,19 @@ class Settler:
         self._acceptance = acceptance
         self._sink = sink
 
-    async def settle(self, request: Request, reply: Reply, permit: Permit | RoutedPermit, sent_at: float) -> None:
+    def settle(
+        self, request: Request, reply: Reply, permit: Permit | RoutedPermit, sent_at: float
+    ) -> Awaitable[None] | None:
         """Settle a request by the reply of an attempt, or have it wait for what comes next.
 
         `sent_at` is when the attempt began, by the loop's clock.
+
+        Returns what is to be awaited at once if somebody has to decide about the answer, else None: most jobs take
+        each answer as it is, and need no coroutine for it.
         """
         # Before all else: what another endpoint may still answer is no outcome.
         if self._route is not None and self._goes_on(request, reply, permit):
-            return
+            return None
         acceptance = self._acceptance
         # A failure of the exchange has no answer to decide about.
         if acceptance is not None and not acceptance.concerns(request, reply):
@@ -96,11 +102,12 @@ class Settler:
         if reply.completion is not None and reply.verdict is not Verdict.TRANSIENT:
             self._answered(request, reply, sent_at=sent_at)
         if acceptance is not None:
-            await self._accept(acceptance, request, reply)
-        elif reply.verdict is Verdict.OK:
+            return self._accept(acceptance, request, reply)
+        if reply.verdict is Verdict.OK:
             self._sink.put(Settled(request, reply, None))
         else:
             self._unsuccessful(request, reply, probe=permit.probe)
+        return None
 
     def _answered(self, request: Request, reply: Reply, *, sent_at: float) -> None:
         """Take what an answer tells beyond itself: also one that was cut off, filtered or a refusal of the model's."""

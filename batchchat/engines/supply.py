@@ -71,6 +71,7 @@ class Supply:
         self._order = count()
         self._ready_bytes = self._delayed_bytes = self._hand_bytes = 0
         self._room = anyio.Event()
+        self._wants_room = False
 
     # --- how much there is
 
@@ -118,6 +119,7 @@ class Supply:
                 more()
                 while len(self._ready) >= self._reach() or self._ready_bytes >= _READY_BYTES:
                     self._room = anyio.Event()
+                    self._wants_room = True
                     await self._room.wait()
                 # What was answered may wait for the disk: to read on would only move the queue into memory.
                 if sink.full:
@@ -142,14 +144,24 @@ class Supply:
 
     def take(self) -> Request | None:
         """Take the next request in hand. Return None if there is none, or none is to be begun now."""
+        request: Request | None = None
+        # It runs for each attempt, so that it calls little.
         if self._due:
-            return self._in_hands(self._due.popleft())
-        if self._ready and self._may_begin:
-            request = self._try_another() if self._refusals.trying else self._draw()
+            request = self._due.popleft()
+        elif self._ready and self._may_begin:
+            if self._refusals.trying:
+                request = self._try_another()
+            # In the order of the input while all is well: neighbours share heads of prompts, and records come in order.
+            elif not self._causes.suspects:
+                request = self._ready.popleft()
+            else:
+                request = self._draw()
             if request is not None:
                 self._taken(request)
-                return self._in_hands(request)
-        return None
+        if request is not None:
+            self.in_hand += 1
+            self._hand_bytes += len(request.body)
+        return request
 
     def put_down(self, nbytes: int) -> bool:
         """Count a request of this size out of hand. Return true if its size kept others from being begun."""
@@ -210,13 +222,10 @@ class Supply:
         )
 
     def _draw(self) -> Request:
-        """Take the next request, or one from anywhere while some that failed may be the cause themselves.
+        """Take a new request from anywhere: some that failed may be the cause themselves.
 
         So a block of bad rows is mixed with others, whose answers show that the provider is up.
         """
-        # In the order of the input while all is well: neighbours share heads of prompts, and records come in order.
-        if not self._causes.suspects or len(self._ready) == 1:
-            return self._ready.popleft()
         place = self._rng.randrange(len(self._ready))
         request = self._ready[place]
         del self._ready[place]
@@ -231,14 +240,10 @@ class Supply:
             self._refusals.read_on()
         return self._refusals.pick(self._ready, self._rng)
 
-    def _in_hands(self, request: Request) -> Request:
-        self.in_hand += 1
-        self._hand_bytes += len(request.body)
-        return request
-
     def _taken(self, request: Request) -> None:
         """Count a new request out, and read on once half of the usual number is gone."""
         self._ready_bytes -= len(request.body)
         # Half full is early enough for a slow input, and one wake-up serves many requests.
-        if len(self._ready) * 2 < self._usual() and self._ready_bytes * 2 < _READY_BYTES:
+        if self._wants_room and len(self._ready) * 2 < self._usual() and self._ready_bytes * 2 < _READY_BYTES:
+            self._wants_room = False
             self._room.set()

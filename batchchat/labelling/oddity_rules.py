@@ -247,13 +247,18 @@ class RepeatRule:
         if not candidates.true_count or not self._texts:
             return
         found = batch.filter(candidates)
-        columns = [found.column(name).to_pylist() for name in self._texts]
         answers = found.column("completion").to_pylist()
-        for place, answer in enumerate(answers):
-            if any(_repeats(answer, column[place]) for column in columns):
-                self._repeated += 1
-                if len(self._rows) < ROWS_NAMED:
-                    self._rows.append(found.column("row_index")[place].as_py())
+        repeating: set[int] = set()
+        for name in self._texts:
+            texts = found.column(name).to_pylist()
+            # In one expression, and the rarest first: every run ends with a look at all its answers.
+            repeating.update(
+                place
+                for place, (answer, text) in enumerate(zip(answers, texts, strict=True))
+                if text is not None and text[:REPEATED_LETTERS] in answer and _is_long(answer, text)
+            )
+        self._repeated += len(repeating)
+        self._rows += found.column("row_index").take(sorted(repeating)[: ROWS_NAMED - len(self._rows)]).to_pylist()
 
     def found(self) -> Iterator[Oddity]:
         """Yield what looks wrong."""
@@ -267,10 +272,9 @@ class RepeatRule:
             )
 
 
-def _repeats(answer: str, text: str | None) -> bool:
-    if text is None or len(text) < REPEATED_LETTERS or len(answer) < 0.6 * len(text):
-        return False
-    return text[:REPEATED_LETTERS] in answer
+def _is_long(answer: str, text: str) -> bool:
+    """Tell whether both are long enough for a repetition to mean something."""
+    return len(text) >= REPEATED_LETTERS and len(answer) >= 0.6 * len(text)
 
 
 @dataclass(slots=True)

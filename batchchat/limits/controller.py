@@ -200,7 +200,8 @@ class Controller:
         self.concurrency.succeeded(now, grant.at, grant.level)
         if self.breaker.watchful:
             self.breaker.succeeded(grant.at, grant.key)
-        if self.breaker.active:
+        # While one of them is closed to all but probes, requests are gated: nearly always none is.
+        if self._gated and self.breaker.active:
             if grant.probe:
                 self.close_breaker(now)
             elif not self.breaker.probing:
@@ -209,7 +210,7 @@ class Controller:
         if self._undecided:
             self._undecided = False
             self.concurrency.found(now, self.in_use + 1)
-        if self.hold.active and grant.probe:
+        if self._gated and self.hold.active and grant.probe:
             self._end_hold(now)
         if changed:
             self._tell_paces(now)

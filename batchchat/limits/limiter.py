@@ -144,9 +144,9 @@ class Limiter:
         `key` tells requests apart (`custom_id`): attempts of one request are no proof of an outage. `now` is
         `anyio.current_time()`, if the caller has just read it.
         """
-        controller = self._controller
-        if self._waiters or controller.full:
+        if self._waiters:
             return None
+        controller = self._controller
         if now is None:
             now = current_time()
         if controller.wait(now, tokens) > 0.0:

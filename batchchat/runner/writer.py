@@ -169,10 +169,12 @@ class Writer:
         self._add(SettledEntry(record, spend, seen, late), nbytes + row_bytes)
 
     def _add(self, entry: Entry, nbytes: int) -> None:
+        # With more than one, it was woken for the first.
+        if not self._entries:
+            self._wake.set()
         self._entries.append(entry)
         self._taken += 1
         self._bytes += nbytes
-        self._wake.set()
         if self._bytes > _FULL_BYTES:
             self._hasten.set()
 
