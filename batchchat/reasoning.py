@@ -89,8 +89,12 @@ def split(text: str) -> tuple[str | None, str]:
     has no end, all of it is reasoning: the answer is empty. A marked part between other text is left in it.
     """
     # Nearly all answers have none of the characters that marks are made of.
-    if not ("<" in text or "[" in text or "◁" in text or text.lstrip().startswith(_SPOKEN)):
-        return None, text
+    if "<" in text or "[" in text or "◁" in text or text.lstrip().startswith(_SPOKEN):
+        return _split(text)
+    return None, text
+
+
+def _split(text: str) -> tuple[str | None, str]:
     if not _may_hold_an_end(text) or _is_json(text):
         return _unended(text, 0)
     if "<|channel|>" in text:

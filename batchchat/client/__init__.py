@@ -137,8 +137,7 @@ class ChatClient:
             reply = await self._timed_attempt(body, limit, started)
         # Either says that the key was taken. `renew` asks later whether this generation of the key ever was.
         if reply.completion is not None or reply.verdict is Verdict.RATE_LIMIT:
-            if generation > credential.accepted:
-                credential.accepted = generation
+            credential.accepted = max(credential.accepted, generation)
         elif _key_refused(reply) and credential.renewable:
             reply = await self._with_another_key(body, limit, generation, reply)
         reply.latency_s = self._clock() - started
@@ -223,9 +222,11 @@ class ChatClient:
         # got.
         if clean is not content or mask.may_hide(clean):
             mask.cover(reply)
-        # Some servers stream though nobody asked, or behind a gateway that changes the type. A completion that was read
-        # whole is never read a second time.
-        if reply.completion is None and 200 <= status < 300 and holds_events(headers, content):
+        # What was read whole is never read a second time.
+        if reply.completion is not None:
+            return reply
+        # Some servers stream though nobody asked, or behind a gateway that changes the type.
+        if 200 <= status < 300 and holds_events(headers, content):
             reply = read_whole_stream(status, headers, content, now=self._wall_clock(), mask=mask)
         # A web page with HTTP 200 is the sign of an address that lacks its path.
         if status in _WRONG_ADDRESS or (200 <= status < 300 and content[:32].lstrip()[:1] == b"<"):

@@ -194,14 +194,13 @@ def is_error(error: object) -> bool:
     return any(error.values()) and not (str(code).lower() in _NO_ERROR and "error" not in error)
 
 
-def error_in_choice(choice: dict[str, Any]) -> Any:
+def error_in_choice(choice: object) -> Any:
     """Return the error in a choice, in its message or in its delta; None if there is none."""
+    if not isinstance(choice, dict):
+        return None
     # Nearly no answer has the field: a call is made for those that have.
-    if (error := choice.get("error")) and is_error(error):
-        return error
-    for name in ("message", "delta"):
-        said = choice.get(name)
-        if isinstance(said, dict) and (error := said.get("error")) and is_error(error):
+    for said in (choice, choice.get("message"), choice.get("delta")):
+        if said and isinstance(said, dict) and (error := said.get("error")) and is_error(error):
             return error
     return None
 

@@ -254,13 +254,11 @@ class LocalEngine:
             if permit.probe and self._limiter.down and not self._cascaded:
                 request = self._prober(request, permit)
             reply = await self._attempt(request, permit, hold, now)
-            if reply is not None:
-                judgement = settler.settle(request, reply, permit, now)
-                if judgement is not None:
-                    await judgement
-                # What was answered may have opened the window further.
-                if pool.senders < self._limiter.window:
-                    pool.staff()
+            if reply is not None and (judgement := settler.settle(request, reply, permit, now)) is not None:
+                await judgement
+            # What was answered may have opened the window further.
+            if pool.senders < self._limiter.window:
+                pool.staff()
         finally:
             # Nothing was sent, or the attempt was cancelled: its money is free again.
             if hold is not None and hold.open:

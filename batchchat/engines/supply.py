@@ -148,7 +148,7 @@ class Supply:
         # It runs for each attempt, so that it calls little.
         if self._due:
             request = self._due.popleft()
-        elif self._ready and self._may_begin:
+        elif self._ready and self._may_begin():
             if self._refusals.trying:
                 request = self._try_another()
             # In the order of the input while all is well: neighbours share heads of prompts, and records come in order.
@@ -198,7 +198,7 @@ class Supply:
         The given one waits as due then. Its permit and its place in the budget fit the other.
         """
         # Nothing to swap with, or a new request would pass the bounds for those that wait.
-        if not self._ready or not self._may_begin:
+        if not self._ready or not self._may_begin():
             return request
         most = estimator.at_most(request.prompt_tokens, request.max_tokens)
         for _ in range(_TRIES_FOR_ANOTHER):
@@ -212,7 +212,6 @@ class Supply:
                 return other
         return request
 
-    @property
     def _may_begin(self) -> bool:
         """Return true if a new request may be begun, although it may come to those that wait for another attempt."""
         return (

@@ -28,6 +28,10 @@ from batchchat.labelling.oddity_rules import (
 )
 from batchchat.store import Output, read_state
 
+_PROBED = 1_000
+"""Records by which rules are ruled out. No rule speaks of less than a hundredth of the answers, so that what it looks
+for is among them."""
+
 
 class _Rule(Protocol):
     @property
@@ -73,6 +77,7 @@ def _useful_rules(output: Output, schema: pa.Schema, directory: str) -> list[_Ru
     first = next(output.records(_columns(probes)), None)
     if first is None:
         return []
+    first = first.slice(0, _PROBED)
     for probe in probes:
         probe.add(first, pc.equal(first.column("status"), "ok"))
     return [rule for rule, probe in zip(_rules(output, schema, directory), probes, strict=True) if probe.useful]

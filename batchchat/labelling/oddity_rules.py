@@ -258,7 +258,8 @@ class RepeatRule:
                 if text is not None and text[:REPEATED_LETTERS] in answer and _is_long(answer, text)
             )
         self._repeated += len(repeating)
-        self._rows += found.column("row_index").take(sorted(repeating)[: ROWS_NAMED - len(self._rows)]).to_pylist()
+        named = sorted(repeating)[: ROWS_NAMED - len(self._rows)]
+        self._rows += [found.column("row_index")[place].as_py() for place in named]
 
     def found(self) -> Iterator[Oddity]:
         """Yield what looks wrong."""

@@ -121,8 +121,7 @@ class Concurrency:
         What was under way when the window shrank says nothing about the smaller one.
         """
         self._answers.append(now)
-        if granted_at > self._sent_well_at:
-            self._sent_well_at = granted_at
+        self._sent_well_at = max(self._sent_well_at, granted_at)
         if self._score > 0.0:
             self._score = max(0.0, self._score - 1.0 / _PER)
         if level > self._proven and granted_at > self._shrunk_at:

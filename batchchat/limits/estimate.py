@@ -41,7 +41,13 @@ class TokenEstimator:
 
     def reserve(self, prompt: int, max_tokens: int | None = None) -> int:
         """Tokens to reserve for a request whose prompt was guessed at `prompt` tokens; at least 1."""
-        return max(1, round(prompt * self.ratio + self.completion(max_tokens)))
+        guessed, answers = self._guessed, self._answers
+        # `ratio` and `completion`, written out: this runs for each request.
+        ratio = self._true / guessed if guessed > 0 else 1.0
+        expected = self._completion / answers if answers > 0 else FIRST_COMPLETION
+        if max_tokens is not None and max_tokens < expected:
+            expected = max_tokens
+        return max(1, round(prompt * ratio + expected))
 
     def at_most(self, prompt: int, max_tokens: int | None = None) -> tuple[int, int]:
         """Prompt and completion tokens to expect at most: `max_tokens` where it is set, else as for `reserve`."""

@@ -145,7 +145,8 @@ class Schedule:
     def settle(self, taken_at: float, difference: float) -> None:
         """Correct what was taken then by `difference`: real usage less the reserve."""
         self.minute.correct(int(taken_at * TICKS_PER_S), difference)
-        self._at += difference * self._interval
+        if self._interval:
+            self._at += difference * self._interval
 
     def refused(self, taken_at: float, amount: float) -> None:
         """Take `amount` out of the count of what was accepted; the schedule stays, since it was sent."""

@@ -9,7 +9,7 @@ from batchchat.dataclass import dataclass
 from batchchat.engines.port import EngineKind, Settled
 from batchchat.intake import Invalid
 from batchchat.money import as_float
-from batchchat.records import Answerer, Completion, EarlierStep, Record, Request, Usage
+from batchchat.records import Answerer, EarlierStep, Record, Request, Usage
 
 _NO_USAGE = Usage()
 
@@ -64,7 +64,12 @@ class RecordMaker:
             reply.text,
         )
         if completion is not None:
-            _put_completion(record, completion)
+            record.finish_reason = completion.finish_reason
+            record.tool_calls = completion.tool_calls
+            record.refusal = completion.refusal
+            record.reasoning = completion.reasoning
+            record.logprobs = completion.logprobs
+            record.system_fingerprint, record.service_tier = completion.system_fingerprint, completion.service_tier
         (
             record.prompt_tokens,
             record.completion_tokens,
@@ -122,15 +127,6 @@ class RecordMaker:
             finished_at=now,
             prompt_id=self._prompt_id,
         )
-
-
-def _put_completion(record: Record, completion: Completion) -> None:
-    record.finish_reason = completion.finish_reason
-    record.tool_calls = completion.tool_calls
-    record.refusal = completion.refusal
-    record.reasoning = completion.reasoning
-    record.logprobs = completion.logprobs
-    record.system_fingerprint, record.service_tier = completion.system_fingerprint, completion.service_tier
 
 
 def _earlier(step: EarlierStep) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class Tally:
         self.answerers = Answerers()
         self._shares: dict[Answerer, _Share] = {}
 
-    def add_answerer(self, by: Answerer, *, ok: bool, cost: float) -> None:
+    def add_answerer(self, by: Answerer, ok: bool, cost: float) -> None:
         """Count a record by who was asked last for it; `cost` is the record's."""
         share = self._shares.get(by)
         if share is None:

@@ -123,10 +123,9 @@ class Writer:
                 shard = 0 if shards is None else shards[request.offset]
                 self._add(AnswerEntry(request.custom_id, outcome.step, outcome.payload, spend, shard), nbytes)
             return
-        record = self._record(request, outcome)
-        usage, cost = outcome.reply.usage, outcome.reply.cost
-        spend = _NOTHING if usage is None or outcome.billed_apart else _spend(usage, cost or 0)
-        self._add_record(record, spend, seen=outcome.of_prompt is None, late=outcome.late)
+        usage = outcome.reply.usage
+        spend = _NOTHING if usage is None or outcome.billed_apart else _spend(usage, outcome.reply.cost or 0)
+        self._add_record(self._record(request, outcome), spend, outcome.of_prompt is None, outcome.late)
 
     def add_invalid(self, invalid: Invalid) -> None:
         """Record a row that yields no request."""
@@ -162,7 +161,7 @@ class Writer:
         record.started_at = record.finished_at
         self._add_record(record)
 
-    def _add_record(self, record: Record, spend: Spend = _NOTHING, *, seen: bool = True, late: bool = False) -> None:
+    def _add_record(self, record: Record, spend: Spend = _NOTHING, seen: bool = True, late: bool = False) -> None:
         # The row is kept with its answer: one that holds an image is most of what waits for the disk.
         row_bytes = record.batch.nbytes // (len(record.batch.values) or 1)
         nbytes = answer_bytes(record.completion, record.reasoning, record.tool_calls, record.logprobs)
@@ -213,7 +212,7 @@ class Writer:
         by = outcome.reply.by or self._by
         # A row that was never sent has nobody who answered it.
         if by is not None and request.attempts:
-            self._tally.add_answerer(by, ok=outcome.failure is None, cost=record.cost or 0.0)
+            self._tally.add_answerer(by, outcome.failure is None, record.cost or 0.0)
         return record
 
     # --- committing and sealing
@@ -341,12 +340,7 @@ class Writer:
 
 def _spend(usage: Usage, cost: int, *, answers: int = 1) -> Spend:
     """Return the ledger's entry of so many answered attempts; `cost` is in `money.UNITS`."""
+    prompt, completion, total, cached, reasoning = usage
     return Spend(
-        answers,
-        usage.prompt_tokens or 0,
-        usage.completion_tokens or 0,
-        usage.total_tokens or 0,
-        usage.cached_tokens or 0,
-        usage.reasoning_tokens or 0,
-        as_float(cost),
+        answers, prompt or 0, completion or 0, total or 0, cached or 0, reasoning or 0, as_float(cost) if cost else 0.0
     )

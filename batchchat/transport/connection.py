@@ -107,7 +107,8 @@ class Connection(asyncio.Protocol):
         The loop reads what comes between two of its turns. What came since is seen by asking the system (0.8 us): the
         end of the connection, or bytes that would be taken for the answer to the next request.
         """
-        return not self.closing and (self._poll is None or not self._poll.poll(0))
+        transport, poll = self._transport, self._poll
+        return transport is not None and not transport.is_closing() and (poll is None or not poll.poll(0))
 
     def look_at_end(self) -> None:
         """Tell the pool why this idle connection is not usable: the server ended it, or said something unasked."""

@@ -71,19 +71,18 @@ class Incoming:
     def __init__(
         self,
         connection: Connection,
-        waiter: asyncio.Future[None],
         timeout: float,
+        ends_at: float,
+        sink: BodySink | None,
         *,
         streamable: bool,
         wants_body: bool,
-        ends_at: float,
-        sink: BodySink | None = None,
     ) -> None:
         self.connection = connection
+        self.waiter: asyncio.Future[None] = connection.loop.create_future()
+        self.timeout = timeout
         self.ends_at = ends_at
         self.sink = sink
-        self.waiter = waiter
-        self.timeout = timeout
         self.streamable = streamable
         self.wants_body = wants_body
         self.status = self.size = self.head_bytes = 0

@@ -148,7 +148,10 @@ class Origin:
     def release(self, connection: Connection) -> None:
         """Keep a connection for the next request."""
         self.idle[connection] = None
-        self._owner.watch(connection.due)
+        owner = self._owner
+        # Compared here, as the next sweep is nearly always sooner.
+        if (due := connection.due) < owner._sweep_at:  # noqa: SLF001 - its own pool
+            owner.watch(due)
 
     def awaits(self, connection: Connection) -> None:
         """Look in time at a connection that is due sooner than it was."""
@@ -298,15 +301,7 @@ class LeanTransport(httpx.AsyncBaseTransport):
         head = route.head_of(body)
         while True:
             loop = connection.loop
-            incoming = Incoming(
-                connection,
-                loop.create_future(),
-                silence,
-                streamable=streamable,
-                wants_body=route.wants_body,
-                ends_at=ends_at,
-                sink=sink,
-            )
+            incoming = Incoming(connection, silence, ends_at, sink, streamable=streamable, wants_body=route.wants_body)
             connection.begin(incoming, loop.time())
             # Compared here, as nearly every request is due later than the next sweep: a call less at each.
             if (due := min(connection.quiet_since + silence, ends_at)) < self._sweep_at:

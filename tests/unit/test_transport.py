@@ -229,15 +229,8 @@ def connected() -> tuple[Connection, Wire, Shelf]:
 
 
 def asked(connection: Connection, sink: BodySink | None = None) -> Incoming:
-    incoming = Incoming(
-        connection,
-        Waiter(),  # type: ignore[arg-type]  # as much of a future as is needed
-        9.0,
-        streamable=False,
-        wants_body=True,
-        ends_at=math.inf,
-        sink=sink,
-    )
+    incoming = Incoming(connection, 9.0, math.inf, sink, streamable=False, wants_body=True)
+    incoming.waiter = Waiter()  # type: ignore[assignment]  # as much of a future as is needed
     connection.begin(incoming, 1.0)
     return incoming
 
