@@ -30,7 +30,7 @@ else:
     compute = _Later("pyarrow.compute")
     parquet = _Later("pyarrow.parquet")
 
-__all__ = ["call", "compute", "load", "parquet", "sort_indices", "take"]
+__all__ = ["call", "compute", "counted", "kept", "load", "options", "parquet", "sort_indices", "take"]
 
 
 def load() -> None:
@@ -51,6 +51,22 @@ def _kernels() -> ModuleType:
         return import_module("pyarrow._compute")
     except ImportError:  # its name is Arrow's own, and may change
         return import_module("pyarrow.compute")
+
+
+def options(kind: str, *values: Any) -> Any:
+    """Return the options of a kernel: those of the class `<kind>Options`."""
+    return getattr(_kernels(), f"{kind}Options")(*values)
+
+
+def kept(rows: Any, mask: pa.Array) -> Any:
+    """Return the rows of an array, a batch or a table at which a mask is true."""
+    return call("filter", rows, mask, options=options("Filter"))
+
+
+def counted(values: pa.Array) -> list[tuple[Any, int]]:
+    """Return each value of an array, null among them, with how often it is there."""
+    counts = call("value_counts", values)
+    return list(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True))
 
 
 def take(rows: Any, places: pa.Array) -> Any:

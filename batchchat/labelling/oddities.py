@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchchat.errors import BatchchatError
 from batchchat.job import job_of
@@ -26,6 +25,7 @@ from batchchat.labelling.oddity_rules import (
     RepeatRule,
     TiedRule,
 )
+from batchchat.lazy_arrow import call
 from batchchat.store import Output, read_state
 
 _PROBED = 1_000
@@ -57,10 +57,15 @@ def oddities_of(directory: Path | str) -> list[Oddity]:
         return []
     rules = _useful_rules(output, schema, str(directory))
     for batch in output.records(_columns(rules)):
-        ok = pc.equal(batch.column("status"), "ok")
+        ok = _ok(batch)
         for rule in rules:
             rule.add(batch, ok)
     return [oddity for rule in rules for oddity in rule.found()]
+
+
+def _ok(batch: pa.RecordBatch) -> pa.Array:
+    """Tell of each record whether it has a completion."""
+    return call("equal", batch.column("status"), pa.scalar("ok"))
 
 
 def _columns(rules: Sequence[_Rule]) -> list[str]:
@@ -79,7 +84,7 @@ def _useful_rules(output: Output, schema: pa.Schema, directory: str) -> list[_Ru
         return []
     first = first.slice(0, _PROBED)
     for probe in probes:
-        probe.add(first, pc.equal(first.column("status"), "ok"))
+        probe.add(first, _ok(first))
     return [rule for rule, probe in zip(_rules(output, schema, directory), probes, strict=True) if probe.useful]
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchchat.dataclass import dataclass
 from batchchat.format import one_line, percent, plural
+from batchchat.lazy_arrow import call, counted, kept, options, take
 from batchchat.runner.failed_limit import surely_over
 
 ROWS_NAMED = 5
@@ -69,14 +69,14 @@ def _at(batch: pa.RecordBatch, path: Sequence[str]) -> pa.Array:
     """Return the values of a column, or of a field inside of it."""
     array = batch.column(path[0])
     for step in path[1:]:
-        array = pc.struct_field(array, [array.type.get_field_index(step)])
+        array = call("struct_field", array, options=options("StructField", [array.type.get_field_index(step)]))
     return array
 
 
 def _first_rows(rows: list[int], batch: pa.RecordBatch, mask: pa.Array) -> None:
     """Add the first rows for which a mask holds, up to those that a finding names."""
     if len(rows) < ROWS_NAMED:
-        wanted = batch.column("row_index").filter(mask).slice(0, ROWS_NAMED)
+        wanted = kept(batch.column("row_index"), mask).slice(0, ROWS_NAMED)
         rows += wanted.to_pylist()[: ROWS_NAMED - len(rows)]
 
 
@@ -98,8 +98,8 @@ class LabelRule:
         """Count labels."""
         if not self.useful:
             return
-        values = _at(batch, self._path).filter(ok)
-        for value, number in zip(*(values.value_counts().field(n).to_pylist() for n in (0, 1)), strict=True):
+        values = kept(_at(batch, self._path), ok)
+        for value, number in counted(values):
             if value is not None:
                 self._counts[value] += number
         # Answers of which each is different are texts, and no labels.
@@ -108,8 +108,8 @@ class LabelRule:
             self._counts.clear()
             return
         for value in self._counts.keys() - self._rows.keys():
-            place = pc.index(values, value).as_py()
-            self._rows[value] = batch.column("row_index").filter(ok)[place].as_py()
+            place = call("index", values, options=options("Index", pa.scalar(value))).as_py()
+            self._rows[value] = kept(batch.column("row_index"), ok)[place].as_py()
 
     def found(self) -> Iterator[Oddity]:
         """Yield what looks wrong."""
@@ -154,9 +154,11 @@ class RefusalRule:
         """Count refusals."""
         self._answers += ok.true_count
         # People and models write the apostrophe in two ways.
-        start = pc.utf8_slice_codeunits(batch.column("completion"), 0, _REFUSAL_LETTERS)
-        plain = pc.replace_substring(start, "\u2019", "'")
-        refused = pc.and_(ok, pc.fill_null(pc.match_substring_regex(plain, _REFUSAL), False))
+        beginning = options("Slice", 0, _REFUSAL_LETTERS)
+        start = call("utf8_slice_codeunits", batch.column("completion"), options=beginning)
+        plain = call("replace_substring", start, options=options("ReplaceSubstring", "\u2019", "'"))
+        refusing = call("match_substring_regex", plain, options=options("MatchSubstring", _REFUSAL))
+        refused = call("and", ok, call("coalesce", refusing, pa.scalar(False)))
         self._refused += refused.true_count
         _first_rows(self._rows, batch, refused)
 
@@ -185,12 +187,13 @@ class LengthRule:
 
     def add(self, batch: pa.RecordBatch, ok: pa.Array) -> None:
         """Count lengths by the steps of a scale, ten per cent each, and keep the longest."""
-        lengths = pc.fill_null(pc.utf8_length(batch.column("completion")).filter(ok), 0)
-        rows = batch.column("row_index").filter(ok)
-        for length, number in zip(*(lengths.value_counts().field(n).to_pylist() for n in (0, 1)), strict=True):
+        lengths = kept(_lengths(batch.column("completion")), ok)
+        rows = kept(batch.column("row_index"), ok)
+        for length, number in counted(lengths):
             self._counts[_step(length)] += number
-        order = pc.select_k_unstable(pa.table({"length": lengths}), ROWS_NAMED, [("length", "descending")])
-        longest = zip(lengths.take(order).to_pylist(), rows.take(order).to_pylist(), strict=True)
+        largest = options("SelectK", ROWS_NAMED, [("length", "descending")])
+        order = call("select_k_unstable", pa.table({"length": lengths}), options=largest)
+        longest = zip(take(lengths, order).to_pylist(), take(rows, order).to_pylist(), strict=True)
         self._longest = sorted([*self._longest, *longest], key=lambda each: (-each[0], each[1]))[:ROWS_NAMED]
 
     def found(self) -> Iterator[Oddity]:
@@ -219,6 +222,11 @@ class LengthRule:
             )
 
 
+def _lengths(texts: pa.Array) -> pa.Array:
+    """Return the number of letters of each text, 0 of one that is not there."""
+    return call("coalesce", call("utf8_length", texts), pa.scalar(0, pa.int32()))
+
+
 def _step(length: int) -> int:
     return round(math.log(max(length, 1)) / math.log(1.1))
 
@@ -242,11 +250,12 @@ class RepeatRule:
         self._answers += ok.true_count
         completions = batch.column("completion")
         # Only an answer that is long enough can repeat anything: of labels nothing more is read.
-        candidates = pc.and_(ok, pc.fill_null(pc.greater_equal(pc.utf8_length(completions), REPEATED_LETTERS), False))
+        long = call("greater_equal", _lengths(completions), pa.scalar(REPEATED_LETTERS, pa.int32()))
+        candidates = call("and", ok, long)
         self._long += candidates.true_count
         if not candidates.true_count or not self._texts:
             return
-        found = batch.filter(candidates)
+        found = kept(batch, candidates)
         answers = found.column("completion").to_pylist()
         repeating: set[int] = set()
         for name in self._texts:
@@ -302,17 +311,21 @@ class TiedRule:
         """Count outcomes by value."""
         if self._values is None:
             return
-        if pc.count_distinct(batch.column(self._name), mode="all").as_py() > TIED_VALUES:
+        values = batch.column(self._name)
+        if call("count_distinct", values, options=options("Count", "all")).as_py() > TIED_VALUES:
             self._values = None  # each row has its own: an identity, or a text
             return
-        table = pa.table({"value": batch.column(self._name), "ok": ok, "row": batch.column("row_index")})
-        for group in table.group_by(["value", "ok"]).aggregate([("row", "count"), ("row", "min")]).to_pylist():
-            outcomes = self._values.setdefault(group["value"], _Outcomes())
-            if group["ok"]:
-                outcomes.ok += group["row_count"]
-            else:
-                outcomes.row = outcomes.row if outcomes.failed else group["row_min"]
-                outcomes.failed += group["row_count"]
+        for value, number in counted(kept(values, ok)):
+            self._values.setdefault(value, _Outcomes()).ok += number
+        failed = call("invert", ok)
+        rows: dict[object, list[int]] = {}
+        failed_rows = kept(batch.column("row_index"), failed).to_pylist()
+        for value, row in zip(kept(values, failed).to_pylist(), failed_rows, strict=True):
+            rows.setdefault(value, []).append(row)
+        for value, of_value in rows.items():
+            outcomes = self._values.setdefault(value, _Outcomes())
+            outcomes.row = outcomes.row if outcomes.failed else min(of_value)
+            outcomes.failed += len(of_value)
         if len(self._values) > TIED_VALUES:
             self._values = None
 
@@ -378,16 +391,16 @@ class ChangeRule:
             return
         rows = batch.column("row_index")
         if self._path is None:
-            values = pc.if_else(ok, "ok", "failed")
+            values = call("if_else", ok, pa.scalar("ok"), pa.scalar("failed"))
         else:
-            values, rows = _at(batch, self._path).filter(ok), rows.filter(ok)
+            values, rows = kept(_at(batch, self._path), ok), kept(rows, ok)
         start = 0
         while start < len(values):
             if not self._blocks or self._blocks[-1].size >= self._most:
                 self._blocks.append(_Block(rows[start].as_py()))
             block = self._blocks[-1]
             piece = values.slice(start, self._most - block.size)
-            for value, number in zip(*(piece.value_counts().field(n).to_pylist() for n in (0, 1)), strict=True):
+            for value, number in counted(piece):
                 if value is not None:
                     block.counts[value] += number
             block.size += len(piece)

@@ -413,7 +413,8 @@ def _add_live(pending: Pending, record: Unsealed) -> None:
 
 def _newest(table: pa.Table) -> pa.Table:
     """Return the last record of each identity, and of each key and sample."""
-    return newest_of_keys(latest(table))[0]
+    # Nothing is pending in an output whose run has ended.
+    return newest_of_keys(latest(table))[0] if table.num_rows else table
 
 
 def iter_output(

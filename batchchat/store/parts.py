@@ -254,7 +254,9 @@ def in_order(table: pa.Table, order: pa.Array) -> Iterator[pa.Table]:
 
 def sample_keys(table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
     """Return key and sample as one text a record; null where the record has no key."""
-    return pc.binary_join_element_wise(table.column("key"), pc.cast(table.column("sample_index"), pa.string()), "\x1f")
+    samples = lazy_arrow.call("cast", table.column("sample_index"), options=lazy_arrow.options("Cast", pa.string()))
+    join = lazy_arrow.options("Join")
+    return lazy_arrow.call("binary_join_element_wise", table.column("key"), samples, pa.scalar("\x1f"), options=join)
 
 
 def latest(table: pa.Table) -> pa.Table:
@@ -263,17 +265,17 @@ def latest(table: pa.Table) -> pa.Table:
     if lazy_arrow.call("count_distinct", custom_ids).as_py() == table.num_rows:
         return table
     places = {custom_id: place for place, custom_id in enumerate(custom_ids.to_pylist())}
-    return table.take(pa.array(sorted(places.values()), pa.int64()))
+    return lazy_arrow.take(table, pa.array(sorted(places.values()), pa.int64()))
 
 
 def newest_of_keys(table: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Return the last record of each key and sample, and all of no key; and those that these supersede."""
     keys = combined(sample_keys(table))
-    if pc.count_distinct(keys).as_py() == len(keys) - keys.null_count:
+    if lazy_arrow.call("count_distinct", keys).as_py() == len(keys) - keys.null_count:
         return table, table.slice(0, 0)
     last = {key: place for place, key in enumerate(keys.to_pylist()) if key is not None}
     stays = pa.array([key is None or last[key] == place for place, key in enumerate(keys.to_pylist())], pa.bool_())
-    return table.filter(stays), table.filter(pc.invert(stays))
+    return lazy_arrow.kept(table, stays), lazy_arrow.kept(table, lazy_arrow.call("invert", stays))
 
 
 def identities(table: pa.Table) -> Iterator[tuple[str, str, int | None]]:

@@ -327,6 +327,21 @@ async def test_an_answer_that_nobody_asked_for_is_not_given_to_the_next_request(
         assert server.connections == 4
 
 
+@LINUX
+async def test_a_server_that_closes_without_a_word_after_many_answers_takes_each_request_once() -> None:
+    async def script(peer: Peer) -> None:
+        for _ in range(100):
+            await peer.send(_naming(await peer.request()))
+
+    with RawServer(script) as server:
+        async with LeanTransport() as transport:
+            for number in range(450):
+                body = b"row %d" % number
+                assert (await ask(transport, server.url, body)).body == body
+        assert len(server.received) == 450
+        assert server.connections == 5
+
+
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
