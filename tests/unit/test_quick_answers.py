@@ -54,6 +54,7 @@ TEXTS = st.lists(PIECES | st.text(max_size=5), max_size=8).map("".join)
 @given(TEXTS)
 @example("\u200bHere's my thought process: yes")
 @example("analysis yes assistantfinal no")
+@example("Here's my thought process: yes. Here's my response: no")
 def test_reasoning_is_told_apart_as_if_every_text_were_searched(text: str) -> None:
     assert split(text) == reasoning._split(text)
 
