@@ -75,6 +75,12 @@ def guarded(command: click.Command) -> int:
 
 def _last_words(error: Exception) -> int:
     """Tell an error that nobody below knew, and return the code for it."""
+    if isinstance(error, OSError):
+        # What click prints itself, such as `--help`, goes by no `Terminal`. An error at a file of the output is known
+        # by its own class.
+        results().stream.fail(error)
+        if results().loss is not None:
+            return StorageError.exit_code
     if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
         # Nothing may be imported here: that opens files.
         known = StorageError("too many open files", remedy="Raise their number (ulimit -n), then run it again.")
@@ -151,6 +157,8 @@ def leave(code: int) -> None:
     """End the process with this code, also where a stream is closed or a thread waits for input for ever."""
     for terminal in (errors(), results()):
         terminal.stream.flush()
+    if (loss := results().loss) is not None:
+        code = _tell_loss(loss, code)
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join(_LAST_WORDS_S)
@@ -165,6 +173,14 @@ def leave(code: int) -> None:
             terminal.stream.flush()
         leave_now(code)
     sys.exit(code)
+
+
+def _tell_loss(loss: OSError, code: int) -> int:
+    """Say that a full disk did not take all of standard output, and return the code to end with."""
+    from batchchat.store.location.disk import reason_of
+
+    tell_error(StorageError(f"standard output: {reason_of(loss)}: what was printed there is not whole"))
+    return code or StorageError.exit_code
 
 
 def keep_memory_small() -> None:

@@ -7,12 +7,14 @@ registered is ever printed. rich is imported at the first styled line, not befor
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO, cast
 from urllib.parse import quote
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -22,6 +24,10 @@ _SHORTEST_SECRET = 8
 _MOST_SECRETS = 100
 """Secrets that are kept. Of those that are renewed, older ones have expired long since."""
 _STARS = "***"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What a disk says that takes nothing more: unlike a reader who has left, somebody counts on what is written there."""
+_losses: WeakKeyDictionary[TextIO, OSError] = WeakKeyDictionary()
+"""Why a stream did not take all that was written. It is kept by the stream itself: each has several wrappers."""
 # For streams that are not UTF-8: one character for one, so that widths stay.
 _PLAIN_LETTERS = str.maketrans({"━": "=", "─": "-", "·": "|", "\N{EN DASH}": "-", "…": "~"})
 
@@ -116,6 +122,11 @@ class Terminal:
             self.console.print(Group(renderable), crop=False)
 
     @property
+    def loss(self) -> OSError | None:
+        """Return why a full disk did not take all that was written to the stream; None if nothing was lost so."""
+        return self.stream.loss
+
+    @property
     def abandoned(self) -> bool:
         """Tell whether nobody reads what is written: the stream is closed, or the reader of the pipe has gone."""
         import select
@@ -143,7 +154,7 @@ class _QuietStream:
     """A text stream that masks secrets, and falls silent for good when the real one closes."""
 
     def __init__(self, stream: TextIO | None, masker: Callable[[str], str]) -> None:
-        self._stream = stream
+        self._stream = self._written_to = stream
         self._masker = masker
         self.encoding: str = getattr(stream, "encoding", None) or "utf-8"
 
@@ -158,8 +169,8 @@ class _QuietStream:
             self._stream.write(masked.encode(self.encoding, "backslashreplace").decode(self.encoding))
         except BlockingIOError:
             pass  # another program made the terminal non-blocking and it is full: these characters are lost
-        except (OSError, ValueError):
-            self._close()
+        except (OSError, ValueError) as error:
+            self.fail(error)
         return len(text)
 
     def flush(self) -> None:
@@ -169,8 +180,19 @@ class _QuietStream:
                 self._stream.flush()
         except BlockingIOError:
             pass  # what is buffered goes out with the next flush
-        except (OSError, ValueError):
-            self._close()
+        except (OSError, ValueError) as error:
+            self.fail(error)
+
+    @property
+    def loss(self) -> OSError | None:
+        """Return why a full disk did not take all that was written; None if nothing was lost so."""
+        return None if self._written_to is None else _losses.get(self._written_to)
+
+    def fail(self, error: OSError | ValueError) -> None:
+        """Fall silent after an error of the stream; keep it if it is that of a full disk."""
+        if isinstance(error, OSError) and error.errno in _FULL and self._stream is not None:
+            _losses[self._stream] = error
+        self._close()
 
     @property
     def closed(self) -> bool:

@@ -345,6 +345,21 @@ def test_closed_streams_change_neither_the_run_nor_its_code(job: Path) -> None:
     assert query(job.parent, "select count(*) from data") == [(100,)]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+@pytest.mark.parametrize(
+    "words", [["--help"], ["status", "out", "--json"], ["show", "out"], ["run", "job.yaml", "--json"]]
+)
+def test_a_result_that_a_full_disk_did_not_take_is_no_success(command: Command, job: Path, words: list[str]) -> None:
+    command("run", str(job), cwd=job.parent)
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [*COMMAND, *words], cwd=job.parent, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 74
+    assert done.stderr.endswith("error: standard output: the disk is full: what was printed there is not whole\n")
+
+
 def test_a_second_run_on_an_output_is_told_who_holds_it(command: Command, job: Path) -> None:
     with DemoServer(DemoOptions(latency_s=60)) as demo:
         arguments = ["run", str(job), *on(demo)]

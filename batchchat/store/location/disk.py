@@ -39,8 +39,14 @@ _REASONS: dict[int | None, tuple[str, str]] = {
 
 def storage_error(path: Path | str, error: OSError) -> StorageError:
     """Say in plain words which file the system refused, why, and what to do."""
-    reason, remedy = _REASONS.get(error.errno, (error.strerror or str(error), _RUN_AGAIN))
-    return StorageError(f"{path}: {reason}", remedy=remedy)
+    _, remedy = _REASONS.get(error.errno, ("", _RUN_AGAIN))
+    return StorageError(f"{path}: {reason_of(error)}", remedy=remedy)
+
+
+def reason_of(error: OSError) -> str:
+    """Say in plain words why the system refused."""
+    reason, _ = _REASONS.get(error.errno, (error.strerror or str(error), ""))
+    return reason
 
 
 @contextmanager
