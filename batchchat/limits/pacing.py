@@ -123,7 +123,8 @@ class Pacing:
         self._sizes.add(tokens)
         self.requests.accepted += 1
         self.tokens.accepted += tokens
-        self._plan.pay(self._usual)
+        if self._plan.debt > 0:
+            self._plan.pay(self._usual)
         if self._check is not None:
             return self._follow(now, self._check)
         return self.trial is not None and self._decide(now, self.trial)
@@ -159,7 +160,7 @@ class Pacing:
         if not beside and self._expected():
             return False
         # A new pace may be too high: its refusals are no question.
-        if self._checkable and self._plan.paid and now >= self._cycle_at + _SETTLED_S:
+        if self._checkable and self._plan.debt <= 0 and now >= self._cycle_at + _SETTLED_S:
             self._check = RefusalCheck(number, now - granted_at, now, self.evidence.sent)
             self._apply(now, FACTOR)
         else:

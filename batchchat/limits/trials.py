@@ -147,15 +147,18 @@ def _needs(factor: float) -> tuple[int, float]:
 
 
 class TrialPlan:
-    """When the next trial is due, and how bold it is."""
+    """When the next trial is due, and how bold it is.
 
-    __slots__ = ("_debt", "_down_at", "_down_pause", "_factor", "_next_at", "_pause", "explained")
+    `debt` is how many accepted requests must come before. `explained` is the share that is refused at any pace.
+    """
+
+    __slots__ = ("_down_at", "_down_pause", "_factor", "_next_at", "_pause", "debt", "explained")
 
     def __init__(self) -> None:
         self._factor = _FIRST_FACTOR
         self._pause = _PAUSE_S
         self._next_at = 0.0
-        self._debt = 0.0
+        self.debt = 0.0
         self._down_at = 0.0
         self._down_pause = _DOWN_PAUSE_S
         self.explained = 0.0
@@ -164,23 +167,17 @@ class TrialPlan:
 
     def owe(self) -> None:
         """Note a refusal that accepted requests must pay for."""
-        self._debt = min(_DEBT_MAX, max(0.0, self._debt) + _PAID_BY)
+        self.debt = min(_DEBT_MAX, max(0.0, self.debt) + _PAID_BY)
 
     def pay(self, usual: float) -> None:
         """Note an accepted request. Nobody pays for the `usual` share, which is refused at any pace."""
-        if self._debt > 0:
-            self._debt -= 1 + _PAID_BY * usual
-
-    @property
-    def paid(self) -> bool:
-        """Tell whether nothing is owed."""
-        return self._debt <= 0
+        self.debt -= 1 + _PAID_BY * usual
 
     # -- what is due --------------------------------------------------------------------------------------------------
 
     def up(self, now: float, sent: int, usual: float, remembers: float) -> Trial | None:
         """Return the trial upwards that is due; None if none is. For `usual` and `remembers`, see `Trial`."""
-        if now < self._next_at or self._debt > 0:
+        if now < self._next_at or self.debt > 0:
             return None
         needed, lasts = _needs(self._factor)
         return Trial(
@@ -228,7 +225,7 @@ class TrialPlan:
         self._factor, self._pause = _FIRST_FACTOR, _PAUSE_S
         self._next_at = now + _PAUSE_S
         if rough:
-            self._debt = 0.0
+            self.debt = 0.0
 
     def changed(self, now: float) -> None:
         """Ask about noise again: the pace is another one."""
@@ -241,7 +238,7 @@ class TrialPlan:
 
     def cleared(self, now: float) -> None:
         """Go on after a check that found chance: no limit is near, so a bold trial is worth its cost."""
-        self._factor, self._pause, self._next_at, self._debt = _MOST_FACTOR, _PAUSE_S, now, 0.0
+        self._factor, self._pause, self._next_at, self.debt = _MOST_FACTOR, _PAUSE_S, now, 0.0
 
     def yielded(self, now: float) -> None:
         """Go on after we left a part of our pace to others."""
