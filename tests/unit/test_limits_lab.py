@@ -271,6 +271,19 @@ def test_no_slower_pace_is_tried_if_it_could_tell_nothing(share: float) -> None:
     assert plan.down(1_000.0, evidence, 0.2, 1e6, learned=True) is not None
 
 
+@pytest.mark.parametrize(
+    ("level", "word"), [(13, "found by refusals"), (14, "found by refusals"), (16, "set by the job")]
+)
+def test_a_level_that_goes_well_clearly_above_a_refused_one_disproves_a_limit_on_requests_at_once(
+    level: int, word: str
+) -> None:
+    window = Concurrency(32, 32)
+    window.found(1.0, 12)
+    window.succeeded(2.0, 1.5, level)
+    window._set(32.0)
+    assert window.word == word
+
+
 # -- what a person is told --------------------------------------------------------------------------------------------
 
 
