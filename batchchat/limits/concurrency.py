@@ -25,6 +25,8 @@ _HOLD_S = 2.0
 """A level that was refused once may have been refused by chance: try it again soon. A true limit doubles this."""
 _HOLD_MAX_S = 960.0
 _EDGE = 0.85
+_ABOVE = 1.1
+"""A level that goes well and is so much above one that was refused: our count is larger than the server's by less."""
 _TOP_S = 30.0
 _WITHIN = 0.6
 _GROW = 0.5
@@ -126,6 +128,10 @@ class Concurrency:
             self._score = max(0.0, self._score - 1.0 / _PER)
         if level > self._proven and granted_at > self._shrunk_at:
             self._proven = level
+        if level > self._failed_at and level > _ABOVE * self._failed_at + 1.0 and granted_at > self._shrunk_at:
+            # More than was refused goes well: then it was not how many are under way.
+            self._failed_at = math.inf
+            self._threshold = float(self.cap)
         if now >= self._turn_at:
             self._turn_at = now + _TOP_S
             self._top = (self._top[1], level)
@@ -227,7 +233,7 @@ class Concurrency:
             return
         if now >= self._hold_until:
             self._hold_s = min(_HOLD_MAX_S, 2 * self._hold_s)
-        self._hold_until = now + self._hold_s
+            self._hold_until = now + self._hold_s
         self._set(max(min(self._size, _EDGE * self._failed_at), self._size - 1.0))
         self._threshold = self._size
 

@@ -35,6 +35,9 @@ _PROBATION_PACE = 120.0
 """From this pace on, a refusal soon after a trial, at the pace from before it, shows that chance refused the trial.
 Below, too much time lies between the requests."""
 
+_CHANCES = 2
+"""After so many refusals in a row that were found to be chance, a trial that is refused is no sign of others."""
+
 _GROWTH, _REFERENCE = 0.45, 300.0
 """A pace of `_REFERENCE` requests a minute grows by this share a minute, another one by that share times the root of
 `_REFERENCE` over the pace. Chosen: with 0.3 runs that begin far apart need more than ten minutes, with 0.6 a run under
@@ -77,6 +80,7 @@ class OtherRuns:
 
     __slots__ = (
         "_accepted",
+        "_chances",
         "_changed_at",
         "_grown_at",
         "_heard",
@@ -97,6 +101,7 @@ class OtherRuns:
         self._grown_at = self._lowered_at = -math.inf
         self._lowered_sent = 0
         self._probation = -1_000
+        self._chances = 0
         self._yielded_at, self._accepted = math.inf, 0.0
         self._listen = _LISTEN_MAX
         self._heard = -math.inf
@@ -128,8 +133,24 @@ class OtherRuns:
         """Note that others are there."""
         self._present_until = now + _PRESENT_S
 
+    def by_chance(self) -> None:
+        """Note that a refusal was found to be chance: others are not its cause."""
+        self._chances += 1
+        self._present_until = self._suspected_at = -math.inf
+
+    @property
+    def ruled_out(self) -> bool:
+        """Tell whether others are not there as far as checks show."""
+        return self._chances >= _CHANCES
+
+    def limited(self) -> None:
+        """Note that a refusal was found to come from a limit."""
+        self._chances = 0
+
     def possible(self, now: float, sent: int) -> None:
         """Note that a limit was met, so that others may be there; `sent` is the number of the newest request."""
+        if self.ruled_out:
+            return
         if not self.present(now):
             self._probation = self._lowered_sent = sent
             self._lowered_at = now

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+from batchchat.limits.checks import FACTOR, RefusalCheck
 from batchchat.limits.evidence import ALARM, RefusalEvidence
 from batchchat.limits.others import OtherRuns
 from batchchat.limits.rates import Learned, Rate
@@ -36,6 +37,8 @@ _CLEAR = 0.8
 """A window that had no room and one that had room, if they differ by more than this, make only a rough guess."""
 _BEYOND = 1.03
 """A minute that took so much more than at the last refusal shows that the limit has risen."""
+_DISPROVED = 1.5
+"""A minute that took so many times what a window held shows that the window is no more."""
 _STILL = 0.97
 """A window holds as much as before if no more than this has left."""
 _LEAST_ACCEPTED = 5
@@ -61,6 +64,12 @@ _LEFT_OVER = 60.0
 _CHANCE_SHARE = 0.04
 """From this usual share of refusals on they are no sign of others. If a server refuses 5 % and names a false limit, a
 run would yield to nobody otherwise, and keep 0.65 of what it could have."""
+_CHANCE_MOST = 0.03
+"""The largest share that checks and trials take for the usual one. Without a bound the trials of four runs that begin
+at once look like chance: 0.25 was found so, and one run then took all of a bucket."""
+_CHECK_PACE = 120.0
+"""Requests a minute below which no refusal is checked: a bucket fills again between two requests. With 60 the least of
+four runs had 0.17 of its part of a bucket (0.53 with 120)."""
 _SLOW = 2 * MINUTE
 """Requests a minute below which each refusal is a large share of what is sent."""
 
@@ -87,6 +96,8 @@ class Pacing:
         self._probe_refused_at = -math.inf
         self._others = OtherRuns()
         self._unexplained = False  # the refusals of the hold that goes on
+        self._check: RefusalCheck | None = None
+        self._chance = self._chance_at = 0
 
     @property
     def learned(self) -> bool:
@@ -98,6 +109,11 @@ class Pacing:
         """Tell whether anything was ever accepted."""
         return self._sizes.number > 0
 
+    @property
+    def _usual(self) -> float:
+        """The share that is refused at any pace."""
+        return max(self.evidence.share, min(_CHANCE_MOST, self._plan.explained))
+
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def accepted(self, now: float, granted_at: float, tokens: int) -> bool:
@@ -107,11 +123,20 @@ class Pacing:
         self._sizes.add(tokens)
         self.requests.accepted += 1
         self.tokens.accepted += tokens
-        self._plan.pay(self.evidence)
+        if self._plan.debt > 0:
+            self._plan.pay(self._usual)
+        if self._check is not None:
+            return self._follow(now, self._check)
         return self.trial is not None and self._decide(now, self.trial)
 
     def refused(self, now: float, granted_at: float, number: int) -> bool:
         """Count the refusal of request `number`; return whether a limit must have been met."""
+        self._chance += 1
+        check = self._check
+        if check is not None:
+            check.refuse(number)
+            self._follow(now, check)
+            return False
         trial = self.trial
         # Only what our own trials caused is to be paid for. What others try under the same limit is refused to us as
         # well: a small run that paid for that, too, would never try again.
@@ -132,20 +157,75 @@ class Pacing:
         beside = self.learned and self._others.present(now)
         if self.evidence.refused(number, _ALARM_BESIDE if beside and not self._counts_windows else ALARM):
             return True
-        if beside:
+        if not beside and self._expected():
+            return False
+        # A new pace may be too high: its refusals are no question.
+        if self._checkable and self._plan.debt <= 0 and now >= self._cycle_at + _SETTLED_S:
+            self._check = RefusalCheck(number, now - granted_at, now, self.evidence.sent)
+            self._apply(now, FACTOR)
+        else:
+            self._yield_or_lower(now, number, unexplained=unexplained, checked=not self._checkable)
+        return False
+
+    @property
+    def _checkable(self) -> bool:
+        """Tell whether the pace is fast enough for a check."""
+        rate = self.requests.schedule.rate
+        return self.learned and rate is not None and rate >= _CHECK_PACE
+
+    def _expected(self) -> bool:
+        """Tell whether no more was refused than at any pace."""
+        sent = self.evidence.sent - self._set_at
+        if not self._plan.explained or self._doubt > 1.5 * self._plan.explained * sent + _CHANCE:
+            return False
+        if sent >= _DOUBT_SENT:
+            self._plan.explained = min(self._plan.explained, 2 * self._doubt / sent)
+        return True
+
+    def _follow(self, now: float, check: RefusalCheck) -> bool:
+        """Act on what a check shows; return whether a pace changed."""
+        if check.end(now, self.evidence.sent):
+            self._apply(now)
+            for rate in self.rates.values():
+                rate.schedule.pay_back(now, (check.last - check.first) * (1 - 1 / FACTOR))
+        finding = check.finding(now)
+        if finding == "wait":
+            return False
+        self._check = None
+        if finding == "limit":
+            self._met()
+            self._back_at = now
+            if check.refused:
+                self._plan.owe()
+            self._others.limited()
+            self._yield_or_lower(now, check.number, unexplained=self._not_our_doing(now), checked=True)
+        else:
+            self._others.by_chance()
+            sent = self.evidence.sent - self._chance_at
+            self._plan.cleared(now)
+            share = min(_CHANCE_MOST, self._chance / max(_DOUBT_SENT, sent))
+            self._plan.explained = max(self._plan.explained, share)
+        return True
+
+    def _met(self) -> None:
+        """Begin to count refusals by chance anew: a limit was met."""
+        self._chance, self._chance_at = 0, self.evidence.sent
+
+    def _yield_or_lower(self, now: float, number: int, *, unexplained: bool, checked: bool) -> None:
+        """React to a refusal now and then. Others are suspected only of one that was `checked`, or cannot be."""
+        if self.learned and self._others.present(now):
             pace = self._requests_per_minute(now)
             kept = self._others.refused(now, number, self.evidence.sent, pace, self.requests.accepted)
             if kept < 1.0:
                 self._yield(now, kept)
                 self.evidence.forgive(number)
-        elif unexplained and self._others.suspect(now):
+        elif unexplained and checked and self._others.suspect(now):
             self._others.seen(now)
             self._yield(now, _YIELD)
         else:
             if unexplained:
                 self._plan.yielded(now)  # a trial would hide the next refusal that is not explained
             self._lower(now, number)
-        return False
 
     def _not_our_doing(self, now: float) -> bool:
         """Tell whether a refusal that comes now is not explained by our pace, nor by a trial."""
@@ -199,11 +279,6 @@ class Pacing:
         lost, and the next trial brings that back.
         """
         began = self._cycle_at
-        sent = self.evidence.sent - self._set_at
-        if self._plan.explained and self._doubt <= 1.5 * self._plan.explained * sent + _CHANCE:
-            if sent >= _DOUBT_SENT:
-                self._plan.explained = min(self._plan.explained, 2 * self._doubt / sent)
-            return  # as many as at any pace
         # A window that was full still holds what was sent before: it says nothing until that has left.
         if now < began + (_SETTLED_S if self._memory < _SHORT_S else MINUTE):
             return
@@ -230,6 +305,8 @@ class Pacing:
     def hold(self, now: float) -> None:
         """Note that everybody is refused from now on. A trial that was under way is over."""
         trial = self.trial
+        self._check = None
+        self._met()
         self._unexplained = self._not_our_doing(now)
         if trial is not None:
             self._go_back(now, trial)
@@ -278,7 +355,7 @@ class Pacing:
         if climbed is None or self._rough:
             self._plan.learned(now, rough=self._rough or now < self._first_at + MINUTE)
         else:
-            self._plan.failed(climbed, now, self.evidence.share)
+            self._plan.failed(climbed, now, self._usual)
         return changed
 
     def _yielded(self, now: float, climbed: Trial | None) -> bool:
@@ -398,6 +475,8 @@ class Pacing:
                 rate.learned = None
                 rate.apply(now, windows=self._counts_windows)
                 changed.append(axis)
+        if self._check is not None:
+            return list(self.rates) if self._follow(now, self._check) else changed
         if self.trial is not None:
             return list(self.rates) if self._decide(now, self.trial) else changed
         beside = self.learned and self._others.present(now)
@@ -410,7 +489,7 @@ class Pacing:
             self._begin(now, self._plan.down(now, self.evidence, self.evidence.share, recent, learned=False))
         elif bound and not beside:
             remembers = self._memory if self._counts_windows else 0.0
-            self._begin(now, self._plan.up(now, self.evidence, remembers))
+            self._begin(now, self._plan.up(now, self.evidence.sent, self._usual, remembers))
         if beside and bound and self.trial is None:
             self._grow(now)
             return list(self.rates)
@@ -462,7 +541,14 @@ class Pacing:
         rate = self.requests.schedule.rate
         beyond = any(each.learned and each.last_minute(now) > _BEYOND * each.wall for each in self.rates.values())
         cautious = rate is not None and rate < _SLOW
-        return judge(trial, now, self.evidence.sent, cautious=cautious, beyond=beyond)
+        verdict = judge(trial, now, self.evidence.sent, cautious=cautious, beyond=beyond)
+        if verdict == "wait" and trial.remembers and trial.factor > 1 and self._disproved(now):
+            return "keep"
+        return verdict
+
+    def _disproved(self, now: float) -> bool:
+        """Tell whether a window took so much more than it held that it cannot be there any more."""
+        return any(each.learned and each.last_minute(now) > _DISPROVED * each.wall for each in self.rates.values())
 
     def _decide(self, now: float, trial: Trial) -> bool:
         """Act on what a trial shows; return whether a pace changed."""
@@ -473,8 +559,10 @@ class Pacing:
             self._plan.bolder(trial, now, self.evidence.sent)
             self._apply(now, trial.factor)
             return False
-        usual = self.evidence.share
+        usual = self._usual
         if verdict == "keep":
+            if trial.remembers and self._disproved(now):
+                self._memory = 0.0
             self._keep(now, trial)
             if trial.factor > 1:
                 self._plan.kept(trial, now)

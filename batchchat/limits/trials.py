@@ -87,7 +87,8 @@ class Trial:
     @property
     def dense(self) -> bool:
         """Tell whether its refusals are as dense as those of a limit; of fewer than three nobody can say."""
-        return self.refused < 3 or (self.newest - self.earlier[0]) * (self.step - 1) / self.step < _DENSE
+        above = self.factor if self.remembers else self.step  # what a window hides is above the pace before the trial
+        return self.refused < 3 or (self.newest - self.earlier[0]) * (above - 1) / above < _DENSE
 
     def refuse(self, number: int) -> None:
         """Count the refusal of a request that was sent at this pace."""
@@ -123,6 +124,8 @@ def judge(trial: Trial, now: float, sent: int, *, cautious: bool, beyond: bool =
         # A server that is a little over its limit for long refuses next to nothing to who sends much, and nearly all to
         # who sends seldom: there is hardly ever room when he comes.
         over = over or trial.refused > chance + _FEW
+        if trial.remembers:
+            over = over and trial.dense  # a window that is full refuses until something leaves it
     if over:
         return "back"
     if not enough:
@@ -144,15 +147,18 @@ def _needs(factor: float) -> tuple[int, float]:
 
 
 class TrialPlan:
-    """When the next trial is due, and how bold it is."""
+    """When the next trial is due, and how bold it is.
 
-    __slots__ = ("_debt", "_down_at", "_down_pause", "_factor", "_next_at", "_pause", "explained")
+    `debt` is how many accepted requests must come before. `explained` is the share that is refused at any pace.
+    """
+
+    __slots__ = ("_down_at", "_down_pause", "_factor", "_next_at", "_pause", "debt", "explained")
 
     def __init__(self) -> None:
         self._factor = _FIRST_FACTOR
         self._pause = _PAUSE_S
         self._next_at = 0.0
-        self._debt = 0.0
+        self.debt = 0.0
         self._down_at = 0.0
         self._down_pause = _DOWN_PAUSE_S
         self.explained = 0.0
@@ -161,31 +167,30 @@ class TrialPlan:
 
     def owe(self) -> None:
         """Note a refusal that accepted requests must pay for."""
-        self._debt = min(_DEBT_MAX, max(0.0, self._debt) + _PAID_BY)
+        self.debt = min(_DEBT_MAX, max(0.0, self.debt) + _PAID_BY)
 
-    def pay(self, evidence: RefusalEvidence) -> None:
-        """Note an accepted request. Nobody pays for the share that is refused anyway."""
-        if self._debt > 0:
-            self._debt -= 1 + _PAID_BY * evidence.share
+    def pay(self, usual: float) -> None:
+        """Note an accepted request. Nobody pays for the `usual` share, which is refused at any pace."""
+        self.debt -= 1 + _PAID_BY * usual
 
     # -- what is due --------------------------------------------------------------------------------------------------
 
-    def up(self, now: float, evidence: RefusalEvidence, remembers: float) -> Trial | None:
-        """Return the trial upwards that is due; None if none is. For `remembers`, see `Trial`."""
-        if now < self._next_at or self._debt > 0:
+    def up(self, now: float, sent: int, usual: float, remembers: float) -> Trial | None:
+        """Return the trial upwards that is due; None if none is. For `usual` and `remembers`, see `Trial`."""
+        if now < self._next_at or self.debt > 0:
             return None
         needed, lasts = _needs(self._factor)
         return Trial(
             self._factor,
             now,
-            evidence.sent,
+            sent,
             needed,
             lasts,
-            evidence.share,
+            usual,
             step=self._factor,
             step_at=now,
             remembers=remembers,
-            start=evidence.sent,
+            start=sent,
         )
 
     def bolder(self, trial: Trial, now: float, sent: int) -> None:
@@ -220,7 +225,7 @@ class TrialPlan:
         self._factor, self._pause = _FIRST_FACTOR, _PAUSE_S
         self._next_at = now + _PAUSE_S
         if rough:
-            self._debt = 0.0
+            self.debt = 0.0
 
     def changed(self, now: float) -> None:
         """Ask about noise again: the pace is another one."""
@@ -230,6 +235,10 @@ class TrialPlan:
         """Go on after a trial upwards that showed no limit: at once and bolder."""
         self._factor = _bolder(trial.step)
         self._next_at = now
+
+    def cleared(self, now: float) -> None:
+        """Go on after a check that found chance: no limit is near, so a bold trial is worth its cost."""
+        self._factor, self._pause, self._next_at, self.debt = _MOST_FACTOR, _PAUSE_S, now, 0.0
 
     def yielded(self, now: float) -> None:
         """Go on after we left a part of our pace to others."""

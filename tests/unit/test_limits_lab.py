@@ -10,6 +10,7 @@ import pytest
 
 from batchchat.events import Event
 from batchchat.limits import Limiter
+from batchchat.limits.checks import RefusalCheck
 from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.controller import Controller
 from batchchat.limits.evidence import RefusalEvidence
@@ -168,6 +169,58 @@ def test_a_trial_is_decided_by_its_requests_alone(
     assert judge(made, now, made.first + sent, cautious=cautious, beyond=beyond) == verdict
 
 
+CHECKED = 100
+"""The number of the newest request when a check begins."""
+
+
+@pytest.mark.parametrize(
+    ("sent", "refused", "now", "finding"),
+    [
+        (3, [], 10.2, "wait"),
+        (4, [], 10.0, "wait"),  # a refusal may be on its way
+        (4, [], 10.2, "chance"),
+        (4, [CHECKED + 1], 10.0, "limit"),
+        (4, [CHECKED - 1], 10.2, "chance"),  # sent before
+        (3, [], 13.0, "limit"),  # too few were sent to tell
+    ],
+)
+def test_a_refusal_is_chance_if_none_of_the_next_requests_is_refused_at_five_times_the_pace(
+    sent: int, refused: list[int], now: float, finding: str
+) -> None:
+    check = RefusalCheck(90, 0.02, 10.0, CHECKED)
+    check.end(10.0, CHECKED + sent)
+    for number in refused:
+        check.refuse(number)
+    check.end(now, CHECKED + sent)
+    assert check.finding(now + 0.2 if now > 12.0 else now) == finding
+
+
+def test_a_check_waits_for_its_refusals_as_long_as_the_first_one_took() -> None:
+    check = RefusalCheck(90, 0.5, 10.0, CHECKED)
+    assert check.end(10.0, CHECKED + 4)
+    assert not check.end(10.1, CHECKED + 5)
+    assert check.finding(10.9) == "wait"
+    check.refuse(CHECKED + 5)  # sent after it
+    assert check.finding(11.0) == "chance"
+
+
+def test_what_is_found_to_be_chance_ends_the_belief_in_other_runs() -> None:
+    others = OtherRuns()
+    others.possible(10.0, 100)
+    assert others.present(20.0)
+    others.by_chance()
+    assert not others.present(20.0)
+    others.possible(21.0, 200)
+    assert others.present(22.0)
+    others.by_chance()
+    others.by_chance()
+    others.possible(23.0, 300)
+    assert not others.present(24.0)
+    others.limited()
+    others.possible(25.0, 300)
+    assert others.present(26.0)
+
+
 def test_a_refusal_is_paid_for_before_the_next_trial_and_noise_pays_for_itself() -> None:
     for pattern, needed in (("A" * 300, 50), ("A" * 19 + "R", 15)):
         evidence = RefusalEvidence()
@@ -175,31 +228,31 @@ def test_a_refusal_is_paid_for_before_the_next_trial_and_noise_pays_for_itself()
         plan = TrialPlan()
         plan.owe()
         paid = 0
-        while plan.up(100.0, evidence, 0.0) is None:
-            plan.pay(evidence)
+        while plan.up(100.0, evidence.sent, evidence.share, 0.0) is None:
+            plan.pay(evidence.share)
             paid += 1
         assert paid == pytest.approx(needed, abs=1)
 
 
 def test_trials_grow_bolder_after_each_that_is_kept_and_smaller_after_each_that_is_refused() -> None:
-    plan, evidence = TrialPlan(), RefusalEvidence()
-    first = plan.up(10.0, evidence, 0.0)
+    plan = TrialPlan()
+    first = plan.up(10.0, 0, 0.0, 0.0)
     assert first is not None
     assert first.factor == 1.3
     plan.kept(first, 16.0)
-    second = plan.up(16.0, evidence, 0.0)
+    second = plan.up(16.0, 0, 0.0, 0.0)
     assert second is not None
     assert second.factor == pytest.approx(1.45)
     plan.failed(second, 20.0, usual=0.0)
-    assert plan.up(24.9, evidence, 0.0) is None
-    third = plan.up(25.0, evidence, 0.0)
+    assert plan.up(24.9, 0, 0.0, 0.0) is None
+    third = plan.up(25.0, 0, 0.0, 0.0)
     assert third is not None
     assert third.factor == pytest.approx(1.225)
 
 
 def test_a_trial_at_a_server_that_counts_windows_at_most_doubles_a_pace() -> None:
-    plan, evidence = TrialPlan(), RefusalEvidence()
-    made = plan.up(10.0, evidence, 60.0)
+    plan = TrialPlan()
+    made = plan.up(10.0, 0, 0.0, 60.0)
     assert made is not None
     for at, factor in ((20.0, 1.885), (30.0, 2.0)):
         plan.bolder(made, at, 50)
@@ -216,6 +269,19 @@ def test_no_slower_pace_is_tried_if_it_could_tell_nothing(share: float) -> None:
     plan.was_noise(100.0, 0.1)
     assert plan.down(1_000.0, evidence, 0.1, 1e6, learned=True) is None
     assert plan.down(1_000.0, evidence, 0.2, 1e6, learned=True) is not None
+
+
+@pytest.mark.parametrize(
+    ("level", "word"), [(13, "found by refusals"), (14, "found by refusals"), (16, "set by the job")]
+)
+def test_a_level_that_goes_well_clearly_above_a_refused_one_disproves_a_limit_on_requests_at_once(
+    level: int, word: str
+) -> None:
+    window = Concurrency(32, 32)
+    window.found(1.0, 12)
+    window.succeeded(2.0, 1.5, level)
+    window._set(32.0)
+    assert window.word == word
 
 
 # -- what a person is told --------------------------------------------------------------------------------------------
