@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import hypothesis
 import pytest
 import trio._core._run as scheduler
 
+ROOT = Path(__file__).resolve().parents[1]
 THOROUGH = "thorough"
 EXAMPLES = 25
 """Examples of a property test in the normal run. A hundred take 69 s of processor time over all of them, these 20 s."""
@@ -46,6 +50,32 @@ def pytest_configure(config: pytest.Config) -> None:
 def _is_roomy(folder: Path) -> bool:
     """Tell whether temporary folders of the tests fit into a folder with space to spare."""
     return os.access(folder, os.W_OK | os.X_OK) and shutil.disk_usage(folder).free > ROOM_BYTES
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Collect the tests without looking for garbage, of which there is none: 3.9 s instead of 4.6 s."""
+    gc.disable()
+    try:
+        if hasattr(session.config, "workerinput"):
+            _import_tests(session.config.workerinput, session.config.args)
+        return (yield)
+    finally:
+        gc.enable()
+
+
+def _import_tests(worker: dict[str, Any], arguments: list[str]) -> None:
+    """Import the test modules, each worker from a place of its own on.
+
+    In a fresh checkout pytest rewrites and compiles every module, 9 s for all of them. Workers that collect in one
+    order all do it at the same time. So each finds what the others have compiled before it comes there.
+    """
+    files = [file for argument in arguments for file in sorted(Path(argument).rglob("test_*.py"))]
+    first = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+    for file in files[first:] + files[:first]:
+        # What cannot be imported is told by the collection, which tries it again.
+        with suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(".".join(file.resolve().relative_to(ROOT).with_suffix("").parts))
 
 
 def pytest_collection_finish() -> None:
