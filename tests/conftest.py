@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib
 import os
@@ -17,6 +18,8 @@ import hypothesis
 import pytest
 import trio._core._run as scheduler
 
+from batchchat.demo import DemoOptions
+
 ROOT = Path(__file__).resolve().parents[1]
 THOROUGH = "thorough"
 EXAMPLES = 25
@@ -24,6 +27,7 @@ EXAMPLES = 25
 MOST_WORKERS = 8
 MORE_WORKERS = 1
 """Workers beside one for each processor, since some tests wait. Each worker takes 12 s of processor time to collect."""
+LATENCY_S = 0.02
 MEMORY = Path("/dev/shm")
 """Where the tests' temporary folders are, if it is there: they synchronize thousands of files. Measured over 194 tests
 of runs and stores: 95 and 103 s instead of 111 and 166 s."""
@@ -120,3 +124,14 @@ def _one_duckdb() -> Iterator[None]:
         patch.setattr(duckdb, "connect", shared.cursor)
         yield
     shared.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _soon_answered() -> Iterator[None]:
+    """Let a demo provider of this process answer soon if a test does not say how soon: usually it takes 350 ms."""
+    names = [each.name for each in dataclasses.fields(DemoOptions)]
+    defaults = dict(zip(names, DemoOptions.__init__.__defaults__ or (), strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DemoOptions.__init__, "__defaults__", tuple({**defaults, "latency_s": LATENCY_S}.values()))
+        assert DemoOptions().latency_s == LATENCY_S
+        yield
