@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 import trio._core._run as scheduler
 
+from batchchat import retry
 from batchchat.demo import DemoOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +27,7 @@ EXAMPLES = 25
 """Examples of a property test in the normal run. A hundred take 69 s of processor time over all of them, these 20 s."""
 MOST_WORKERS = 8
 MORE_WORKERS = 1
-"""Workers beside one for each processor, since some tests wait. Each worker takes 12 s of processor time to collect."""
+"""Workers beside one for each processor, since some tests wait. Each worker takes 6 s of processor time to collect."""
 LATENCY_S = 0.02
 MEMORY = Path("/dev/shm")
 """Where the tests' temporary folders are, if it is there: they synchronize thousands of files. Measured over 194 tests
@@ -112,6 +113,12 @@ def _one_order_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
     scheduler._r.seed(1)
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs of this process wait milliseconds before they try a row again: usually it is half a second at least."""
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01, 0.05))
 
 
 @pytest.fixture(scope="session", autouse=True)
