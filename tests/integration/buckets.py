@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import socket
@@ -154,6 +155,7 @@ class Store:
         return found
 
 
+@functools.cache  # to make one takes 30 ms
 def client_of(url: str, *, access_key: str = "", secret_key: str = "", region: str = KEYS["AWS_REGION"]) -> Any:
     """Return a client of a server, with the tests' own key if no other is given."""
     return boto3.client(
@@ -170,6 +172,8 @@ def moto_server() -> Iterator[str]:
     """Start moto's server, and yield its URL."""
     moto = pytest.importorskip("moto.server", reason="moto[s3] and flask play the object storage")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    # Head and body are sent apart: otherwise the body waits until the head has been acknowledged.
+    pytest.importorskip("werkzeug.serving").WSGIRequestHandler.disable_nagle_algorithm = True
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

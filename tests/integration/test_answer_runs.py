@@ -16,6 +16,7 @@ from batchchat.job import api_key, load_keys
 from tests.integration.jobs import make_job, query, texts, write_rows
 from tests.integration.test_structured_runs import go, record, said, typed
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
 FLAGGED = {"error": {"message": "Your input was flagged", "code": 403, "metadata": {"reasons": ["violence"]}}}
 SAMPLED = {"error": {"message": "Failed to generate JSON", "code": "json_validate_failed", "failed_generation": '{"l'}}
 

@@ -35,6 +35,7 @@ from tests.integration.raw_server import (
 from tests.integration.transport_cases import refusing_port
 from tests.thorough import one_in
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
 KEY = "canary-" + "5a" * 12
 
 

@@ -155,6 +155,7 @@ def test_if_no_row_renders_nothing_is_sent_or_written(tmp_path: Path, demo: Demo
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_transient_failures_are_tried_again_within_a_run(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(30))
     with DemoServer(DemoOptions(latency_s=0, faults={"error_503": 0.1, "drop": 0.05, "truncated_json": 0.05})) as demo:

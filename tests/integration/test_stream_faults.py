@@ -41,6 +41,7 @@ def once(data: bytes) -> Script:
     return raw_server.once(data.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
 
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Request-Id: req-7\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}

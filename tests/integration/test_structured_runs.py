@@ -399,6 +399,7 @@ def test_a_very_long_answer_is_judged_like_any_other(tmp_path: Path) -> None:
 # --- beside transport faults, stops and crashes
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_corrections_do_not_use_up_the_attempts(tmp_path: Path) -> None:
     def script(_row: int, step: int) -> Said | httpx.Response:
         return httpx.Response(503, headers={"retry-after-ms": "1"}) if step == 2 else WRONG if step < 4 else GOOD

@@ -7,6 +7,7 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -304,15 +305,16 @@ def _naming(request: bytes) -> bytes:
 @pytest.mark.parametrize("kind", ["lean", "httpx"])
 @pytest.mark.parametrize("apart", [False, True], ids=["in one write", "later"])
 async def test_an_answer_that_nobody_asked_for_is_not_given_to_the_next_request(kind: str, apart: bool) -> None:
-    more = asyncio.Event()
+    more, sent = asyncio.Semaphore(0), threading.Semaphore(0)
 
     async def script(peer: Peer) -> None:
         while True:
             request = await peer.request()
             if apart:
                 await peer.send(_naming(request))
-                await more.wait()
+                await more.acquire()
                 await peer.send(response(body=b"unasked"))
+                sent.release()
             else:
                 await peer.send(_naming(request) + response(body=b"unasked"))
 
@@ -322,8 +324,8 @@ async def test_an_answer_that_nobody_asked_for_is_not_given_to_the_next_request(
                 body = b"row %d" % number
                 assert (await ask_seam(transport, server.url, body)).body == body
                 if apart:
-                    server.call(more.set)
-                    time.sleep(0.05)  # noqa: ASYNC251  # the loop does not look meanwhile
+                    server.call(more.release)
+                    assert sent.acquire(timeout=10)  # the loop does not look meanwhile
         assert server.connections == 4
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -239,15 +240,18 @@ def _transport(kind: str, trusting: ssl.SSLContext) -> LeanTransport | StockTran
 async def test_an_answer_that_nobody_asked_for_is_not_given_to_the_next_request(
     trusting: ssl.SSLContext, certificate: ssl.SSLContext, kind: str, apart: bool
 ) -> None:
-    more = asyncio.Event()
+    more, sent = asyncio.Semaphore(0), threading.Semaphore(0)
 
     async def script(peer: Peer) -> None:
         while True:
             own = response(body=(await peer.request()).rpartition(b"\r\n\r\n")[2])
             await peer.send(own if apart else own + response(body=b"unasked"))
             if apart:
-                await more.wait()
-                await peer.send(response(body=b"unasked"))
+                await more.acquire()
+                try:
+                    await peer.send(response(body=b"unasked"))
+                finally:
+                    sent.release()  # a client that has ended the connection is sent nothing
 
     with RawServer(script, tls=certificate) as server:
         async with _transport(kind, trusting) as transport:
@@ -255,8 +259,8 @@ async def test_an_answer_that_nobody_asked_for_is_not_given_to_the_next_request(
                 body = b"row %d" % number
                 assert (await ask_seam(transport, server.url, body)).body == body
                 if apart:
-                    server.call(more.set)
-                    time.sleep(0.05)  # noqa: ASYNC251  # the loop does not look meanwhile
+                    server.call(more.release)
+                    assert sent.acquire(timeout=10)  # the loop does not look meanwhile
         assert server.connections == 4
 
 

@@ -18,6 +18,7 @@ from batchchat.events import RunSummary
 from batchchat.job import load_job
 from batchchat.runner.run import run_job
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
 SCHEMA = {
     "type": "object",
     "properties": {"label": {"type": "string", "enum": ["spam", "ham"]}},

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from scipy.stats import binomtest
 
 from batchchat.errors import JobError
+from batchchat.events import RunSummary
 from batchchat.job import validate_job
 from batchchat.runner.failed_limit import FALSE_STOP, FailedLimit, surely_over
 from tests.integration.test_report import completion, refusal
-from tests.integration.test_report import run as run_texts
+from tests.unit.test_run_clock import Provider, row_of, simulate
 
 
 def test_the_bound_is_that_of_clopper_and_pearson() -> None:
@@ -91,10 +93,14 @@ def _job(**fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("limit", ["20%", 30])
 def test_a_run_stops_and_says_why(tmp_path: Path, limit: object) -> None:
-    def answer(number: int, _body: dict[str, Any]) -> httpx.Response:
-        return refusal("the text is too long") if number % 2 else completion("fine")
+    async def handler(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1.0 + row_of(request) / 1_000)  # so that row 1 is the first to fail
+        return refusal("the text is too long") if row_of(request) % 2 else completion("fine")
 
-    summary = run_texts(tmp_path, ["x"] * 800, answer, limits={"concurrency": 8, "max_failed": limit})
+    def run(**limits: object) -> RunSummary:
+        return simulate(tmp_path, Provider(handler), 800, limits={"concurrency": 8, **limits})[0]
+
+    summary = run(max_failed=limit)
     assert summary.exit_code == 3
     assert summary.open > 100
     assert "rows failed" in (summary.reason or "")
@@ -103,6 +109,6 @@ def test_a_run_stops_and_says_why(tmp_path: Path, limit: object) -> None:
     assert "too long" in (summary.reason or "")
     assert "raise limits.max_failed" in (summary.remedy or "")
     # What is sent in a run is not part of a request: the same rows go on without the limit.
-    later = run_texts(tmp_path, ["x"] * 800, answer, limits={"concurrency": 8})
+    later = run()
     assert (later.exit_code, later.ok, later.open) == (1, 400, 0)
     assert later.new_ok == 400 - summary.ok
