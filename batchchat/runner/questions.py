@@ -14,7 +14,7 @@ from batchchat.acceptance import Acceptance, TextCheck
 from batchchat.dataclass import dataclass
 from batchchat.errors import JobError
 from batchchat.job import Job, has_lines
-from batchchat.job.model import Longer, SaidConfidence
+from batchchat.job.sections import Longer, SaidConfidence
 from batchchat.job.targets import cascade_of
 from batchchat.job.values import nearest
 from batchchat.providers import Provider
