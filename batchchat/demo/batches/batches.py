@@ -88,6 +88,7 @@ class Batches:
         with self._lock:
             now = self._now()
             number = max((batch.number for batch in self._batches.values()), default=0) + 1
+            # A fault may set another window than the client has asked for.
             window_s = self._faults.number("window") or asked.window_s
             batch = Batch(
                 id=self._dialect.new_batch_id(),
