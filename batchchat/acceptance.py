@@ -79,34 +79,45 @@ class Resumed:
 Decision = Accept | Fail | AskAgain | Escalate | Resumed
 
 
+@dataclass(frozen=True, slots=True)
+class TextCheck:
+    """What a text must fit, and what is then made of it.
+
+    `repeats_schema` says whether a correction must say the schema again: where the prompt does not hold it.
+    `confidence` measures how sure a text that fits is.
+    """
+
+    schema: ResponseSchema
+    repeats_schema: bool = True
+    confidence: ConfidenceRule | None = None
+
+
 class Acceptance:
     """A job's demands on its answers.
 
-    `schema` is what a text must fit, and `repeats_schema` whether a correction must say it again (where the prompt does
-    not hold it). `tools` judges calls; with `tools_vary` each request's own tools do. `truncated` is what to do with an
-    answer that was cut off: `fail`, `keep` (it is judged like any other), or the bound of one more try, in tokens.
-    `confidence` measures how sure a text that fits is. `cascade` holds the steps that may be asked one after the other.
+    `text` judges texts. `tools` judges calls; with `tools_vary` each request's own tools do. `corrections` is how often
+    an answer that does not fit is asked for again. `truncated` is what to do with an answer that was cut off: `fail`,
+    `keep` (it is judged like any other), or the bound of one more try, in tokens. `cascade` holds the steps that may be
+    asked one after the other.
     """
 
     def __init__(
         self,
         *,
-        schema: ResponseSchema | None = None,
-        repeats_schema: bool = True,
+        text: TextCheck | None = None,
         tools: Tools | None = None,
         tools_vary: bool = False,
         corrections: int = 2,
         truncated: Literal["fail", "keep"] | int = "fail",
-        confidence: ConfidenceRule | None = None,
         cascade: Cascade | None = None,
     ) -> None:
-        self._schema = schema
-        self._repeated = schema.text if schema is not None and repeats_schema else None
+        self._schema = text.schema if text is not None else None
+        self._confidence = text.confidence if text is not None else None
+        self._repeated = text.schema.text if text is not None and text.repeats_schema else None
         self._tools = tools
         self._tools_vary = tools_vary
         self._corrections = corrections
         self._truncated = truncated
-        self._confidence = confidence
         self.cascade = cascade
 
     @property

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from batchchat.errors import JobError, UsageError
 from batchchat.identity import row_bytes
 from batchchat.job import Job
-from batchchat.job.model import EXAMPLES, ExampleFields
+from batchchat.job.sections import EXAMPLES, ExampleFields
 from batchchat.records import Failure, RowBatch
 from batchchat.sources import open_source
 from batchchat.template import RowTemplateError, Template

@@ -26,7 +26,7 @@ from batchchat.events import AnsweredBy, BudgetUse, FailureGroup, Forecast, InFl
 from batchchat.examples import Examples, open_examples
 from batchchat.images import placeholders
 from batchchat.job import Job, job_of, load_job
-from batchchat.job.model import EXAMPLES
+from batchchat.job.sections import EXAMPLES
 from batchchat.records import Spend
 from batchchat.runner.questions import compile_questions
 from batchchat.runner.step_shares import STEP_COLUMNS, StepShares, count_steps

@@ -139,35 +139,47 @@ class _Row(NamedTuple):
         return None if self.known is None else self.known[place : place + ID_BYTES].hex()
 
 
+@dataclass(frozen=True, slots=True)
+class RowRequests:
+    """How the rows of a job become requests: by which template, with which identities, and how often each is asked.
+
+    `key_column` is None if the job names no key.
+    """
+
+    template: Template
+    identity: Identity
+    key_column: str | None = None
+    samples: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DoneBefore:
+    """What an output holds, and which of its failed rows are tried again. `keys` is None if the job names no key."""
+
+    index: RecordIndex
+    keys: KeyIndex | None = None
+    reopens: frozenset[ErrorKind] = frozenset()
+
+
 class Intake:
     """Sorts the rows of one pass.
 
-    `index` and `keys` tell what the output holds; both learn which rows this pass has seen. `reopens` says which
-    kinds of failed rows are tried again. `keys` is None if the job names no key. `samples` is how often each row is
-    asked. With `answer_ids` each request says whose answer would be its own.
+    The indexes of `done` tell what the output holds; both learn which rows this pass has seen. With `answer_ids` each
+    request says whose answer would be its own.
     """
 
     def __init__(
-        self,
-        template: Template,
-        identity: Identity,
-        *,
-        index: RecordIndex,
-        keys: KeyIndex | None,
-        key_column: str | None,
-        reopens: frozenset[ErrorKind],
-        selection: Selection = _WHOLE,
-        samples: int = 1,
-        answer_ids: bool = False,
+        self, asking: RowRequests, done: DoneBefore, *, selection: Selection = _WHOLE, answer_ids: bool = False
     ) -> None:
+        samples, key_column = asking.samples, asking.key_column
         self.counts = PassCounts()
         self.samples = samples
-        self._template = template
-        self._identity = identity
-        self._index = index
-        self._keys = keys
+        self._template = template = asking.template
+        self._identity = asking.identity
+        self._index = done.index
+        self._keys = done.keys
         self._key_column = key_column
-        self._reopens = reopens
+        self._reopens = done.reopens
         self._selection = selection
         self._every = range(samples)
         self._alike = [range(each, each + 1) for each in self._every] if template.sampled else [self._every]

@@ -10,7 +10,7 @@ from batchchat.addresses import Address
 from batchchat.errors import UsageError
 from batchchat.identity import shard_of
 from batchchat.intake import read_key
-from batchchat.job.model import BATCH_FORMAT, BATCH_KEY
+from batchchat.job.sections import BATCH_FORMAT, BATCH_KEY
 from batchchat.runner.opening import new_run_id
 from batchchat.sources import SeenRows, python_rows
 from batchchat.store import batches_folder, read_state

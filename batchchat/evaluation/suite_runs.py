@@ -22,7 +22,7 @@ from batchchat.errors import BatchchatError, UsageError
 from batchchat.evaluation.progress import Merged
 from batchchat.events import Event, Listener, RunSummary, Snapshot
 from batchchat.job import Job, load_keys, write_duration
-from batchchat.job.model import BudgetCaps
+from batchchat.job.sections import BudgetCaps
 from batchchat.limits import Limiter
 from batchchat.providers import DEMO
 from batchchat.runner.control import Ceilings, Control, Settings

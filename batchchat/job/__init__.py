@@ -6,8 +6,9 @@ here touches the network or the output.
 """
 
 from batchchat.job.keys import api_key, key_problem, key_source, load_keys
-from batchchat.job.model import Job, failed_kinds, has_lines
+from batchchat.job.model import Job, has_lines
 from batchchat.job.reading import FieldChange, job_of, load_job, read_override, validate_job
+from batchchat.job.sections import failed_kinds
 from batchchat.job.values import parse_duration, write_duration
 
 __all__ = [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from batchchat.errors import JobError
-from batchchat.job.model import Job, Longer
+from batchchat.job.model import Job
 from batchchat.job.origin import combined
+from batchchat.job.sections import Longer
 from batchchat.providers import Provider
 
 

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from batchchat.addresses import is_url
 from batchchat.errors import JobError, UsageError
-from batchchat.job.model import BATCH_FORMAT, Job
+from batchchat.job.model import Job
 from batchchat.job.origin import FieldOrigin, FieldPlace, Origins, combined, dotted, job_error
+from batchchat.job.sections import BATCH_FORMAT
 from batchchat.job.syntax import Document, parse_yaml, read_job_text, read_text
 from batchchat.job.wording import validation_errors
 

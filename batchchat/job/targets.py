@@ -11,9 +11,10 @@ from batchchat.cascade import Cascade, StepRule
 from batchchat.dataclass import dataclass
 from batchchat.errors import JobError
 from batchchat.job.keys import key_problem
-from batchchat.job.model import BATCH_FORMAT, Job, key_place
+from batchchat.job.model import Job, key_place
 from batchchat.job.origin import combined
 from batchchat.job.pool_fields import EndpointFields, LimitFields, PoolFields
+from batchchat.job.sections import BATCH_FORMAT
 from batchchat.providers import PROFILES, Provider, normalize_url
 
 

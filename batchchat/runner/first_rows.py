@@ -11,7 +11,7 @@ from batchchat.errors import JobError, UsageError
 from batchchat.images import ImageReader
 from batchchat.intake import read_key
 from batchchat.job import Job, has_lines
-from batchchat.job.model import EXAMPLES
+from batchchat.job.sections import EXAMPLES
 from batchchat.records import RowBatch
 from batchchat.sources import Source
 from batchchat.template import RowTemplateError, Template

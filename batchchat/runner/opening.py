@@ -24,7 +24,7 @@ from batchchat.engines.state import Surroundings
 from batchchat.events import Event, Snapshot
 from batchchat.intake import Intake
 from batchchat.job import Job
-from batchchat.job.model import BATCH_FORMAT
+from batchchat.job.sections import BATCH_FORMAT
 from batchchat.job.targets import has_several, targets_of
 from batchchat.money import Tariff
 from batchchat.records import Answerer, Record

@@ -15,7 +15,7 @@ from batchchat.dataclass import dataclass
 from batchchat.errors import UsageError
 from batchchat.identity import Identity
 from batchchat.images import ImageReader
-from batchchat.intake import Intake, Selection
+from batchchat.intake import DoneBefore, Intake, RowRequests, Selection
 from batchchat.job import Job, has_lines
 from batchchat.job.param_checks import check_params
 from batchchat.job.targets import check_targets, has_several
@@ -130,17 +130,13 @@ class Prepared:
         requests tell which of them are equal.
         """
         key = self.job.input.key
-        return Intake(
-            self.template,
-            self.identity,
-            index=RecordIndex() if index is None else index,
-            keys=KeyIndex() if keys is None and key is not None else keys,
-            key_column=key,
-            reopens=reopens,
-            selection=self.selection,
-            samples=self.job.samples,
-            answer_ids=answer_ids,
+        done = DoneBefore(
+            RecordIndex() if index is None else index,
+            KeyIndex() if keys is None and key is not None else keys,
+            reopens,
         )
+        asking = RowRequests(self.template, self.identity, key, self.job.samples)
+        return Intake(asking, done, selection=self.selection, answer_ids=answer_ids)
 
     def _rows(self) -> Iterator[RowBatch]:
         head, self._head = self._head, []

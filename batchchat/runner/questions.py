@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchchat.acceptance import Acceptance
+from batchchat.acceptance import Acceptance, TextCheck
 from batchchat.dataclass import dataclass
 from batchchat.errors import JobError
 from batchchat.job import Job, has_lines
-from batchchat.job.model import Longer, SaidConfidence
+from batchchat.job.sections import Longer, SaidConfidence
 from batchchat.job.targets import cascade_of
 from batchchat.job.values import nearest
 from batchchat.providers import Provider
@@ -50,14 +50,15 @@ def compile_questions(job: Job) -> Questions:
         raise job.error(error.message.removeprefix(f"{error.field}: "), *place, remedy=error.remedy) from None
     tools, vary = _load_tools(job, template)
     longer = response.truncated
+    text = None
+    if schema is not None:
+        text = TextCheck(schema, response.mode == "json_schema", _confidence_rule(job, schema))
     acceptance = Acceptance(
-        schema=schema,
-        repeats_schema=response.mode == "json_schema",
+        text=text,
         tools=tools,
         tools_vary=vary,
         corrections=response.corrections,
         truncated=longer.retry_with_max_tokens if isinstance(longer, Longer) else longer,
-        confidence=None if schema is None else _confidence_rule(job, schema),
         cascade=cascade_of(job),
     )
     return Questions(template, acceptance, schema)

@@ -15,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from batchchat.errors import UsageError
 from batchchat.job import write_duration
-from batchchat.job.model import BudgetCaps, Job
+from batchchat.job.model import Job
 from batchchat.job.pool_fields import LimitFields
+from batchchat.job.sections import BudgetCaps
 from batchchat.job.values import Duration, Section
 from batchchat.runner.control import Settings
 

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from batchchat.job import Job, has_lines
-from batchchat.job.model import EXAMPLES
+from batchchat.job.sections import EXAMPLES
 from batchchat.sources import Source
 from batchchat.template import Template
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio import current_time
@@ -17,13 +17,13 @@ from batchchat.events import Pace
 from batchchat.limits import MAX_CONCURRENCY, Limiter, Permit
 from batchchat.limits.controller import Grant
 from batchchat.records import Verdict
+from batchchat.sharing.asking import AskLoop, Carrier
 from batchchat.sharing.ended import BorrowedGrant, EndedPermits, words_for
 from batchchat.sharing.messages import (
     KeeperAnswer,
     KeeperAsk,
     LimitCeilings,
     LimitStanding,
-    Reconnected,
     key_of,
 )
 
@@ -41,31 +41,6 @@ _BEATS_A_LEASE = 4
 """How often a process that reuses permits asks within a lease, so that it may go on if one ask or two take long."""
 _ENTRIES_MAX = 512
 """What came of so many permits is told at once. With 256 wants that is an ask of 63 KB, measured."""
-
-
-class Carrier(Protocol):
-    """The way to a keeper."""
-
-    @property
-    def lease_s(self) -> float:
-        """How long a permit may be used, in seconds from the moment at which the ask began."""
-
-    @property
-    def connection(self) -> int:
-        """The number of the way to the keeper: another one after a loss, behind which may be another keeper."""
-
-    @property
-    def interval_s(self) -> float:
-        """The least time between two asks, in seconds."""
-
-    async def open(self) -> None:
-        """Begin to use the limit. Raises BatchchatError if that cannot be."""
-
-    async def exchange(self, ask: KeeperAsk) -> KeeperAnswer:
-        """Ask the keeper. Raises Reconnected if that failed and may go now, BatchchatError if it never will."""
-
-    async def close(self) -> None:
-        """Leave the limit."""
 
 
 class _Wanted:
@@ -116,57 +91,26 @@ class SharedLimiter(Limiter):
         self._acts: list[tuple[str, tuple[str, ...]]] = []
         self._out = self._probes = 0
         self._heard = 0
-        self._urgent = False
-        self._wake_up = anyio.Event()
         self._next_at = -math.inf
-        self._users = 0
-        self._asking = anyio.Lock()
+        self._loop = AskLoop(carrier, ask=self._ask, due=self._due, lose=self._lose)
 
     # --- asking
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[SharedLimiter]:
         """Ask the keeper as long as this is entered. Several runs on one event loop may enter it."""
-        if not self._users:
-            self.lost = None
-            await self._carrier.open()
-        self._users += 1
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._keep_asking)
-                try:
-                    yield self
-                finally:
-                    group.cancel_scope.cancel()
-        finally:
-            self._users -= 1
-            if not self._users:
-                with anyio.CancelScope(shield=True):
-                    await self._carrier.close()
+        async with self._loop.entered():
+            yield self
 
-    async def _keep_asking(self) -> None:
-        """Ask whenever there is something to say. One of those that entered does it, in the place of all."""
-        async with self._asking:
-            while True:
-                now = current_time()
-                at = self._next_at if self._line or self._looks else now + self._beat()
-                if not self._urgent and at > now:
-                    with anyio.move_on_after(at - now):
-                        await self._wake_up.wait()
-                self._wake_up = anyio.Event()
-                self._urgent = False
-                try:
-                    await self._ask()
-                except Reconnected:
-                    continue
-                except BatchchatError as error:
-                    self.lost = error  # who watches the limiter ends the run; who waits for a permit goes on waiting
-                    return
-                await anyio.sleep(self._carrier.interval_s)
+    def _lose(self, error: BatchchatError | None) -> None:
+        self.lost = error
 
-    def _beat(self) -> float:
-        """Return the seconds until the next ask if nothing is wanted meanwhile."""
-        return min(_BEAT_S, self._carrier.lease_s / _BEATS_A_LEASE) if self._ended.reusable else _BEAT_S
+    def _due(self, now: float) -> float:
+        """Return when to ask next if nothing hurries."""
+        if self._line or self._looks:
+            return self._next_at
+        lease_s = self._carrier.lease_s
+        return now + (min(_BEAT_S, lease_s / _BEATS_A_LEASE) if self._ended.reusable else _BEAT_S)
 
     async def _ask(self) -> None:
         ended = self._ended.take()
@@ -202,7 +146,7 @@ class SharedLimiter(Limiter):
         self._standing, self._standing_at = answer.standing, now
         until = asked + self._carrier.lease_s
         # What was refused meanwhile is told with the next ask.
-        self._ended.allow(0 if self._urgent else answer.reusable, until)
+        self._ended.allow(0 if self._loop.urgent else answer.reusable, until)
         waiting = iter(asked_for)
         for lent in answer.granted:
             grant = BorrowedGrant(
@@ -230,7 +174,7 @@ class SharedLimiter(Limiter):
         self._out -= 1
         self._probes -= grant.probe
         self._ended.add(grant, None, current_time(), unused=True)
-        self._ask_soon()
+        self._loop.ask_soon()
 
     def _reuse(self, tokens: int, key: object, now: float) -> BorrowedGrant | None:
         """Take the slot of a request that was answered since the last ask; None if there is none, or it may not be."""
@@ -238,9 +182,6 @@ class SharedLimiter(Limiter):
             return None
         self._out += 1
         return self._ended.reuse(tokens, key, now, self._carrier.connection)
-
-    def _ask_soon(self) -> None:
-        self._wake_up.set()
 
     # --- granting
 
@@ -262,7 +203,7 @@ class SharedLimiter(Limiter):
         if not self._line and self._ended.can_reuse(self._out, now):
             return 0.0
         self._looks.append(tokens)
-        self._ask_soon()
+        self._loop.ask_soon()
         return max(self._carrier.interval_s, min(self._next_at - now, self._carrier.lease_s / 2))
 
     def _drop_late(self, now: float) -> None:
@@ -284,7 +225,7 @@ class SharedLimiter(Limiter):
             return permit
         wanted = _Wanted(tokens, key)
         if not self._line:
-            self._ask_soon()
+            self._loop.ask_soon()
         self._line.append(wanted)
         try:
             while True:
@@ -309,11 +250,11 @@ class SharedLimiter(Limiter):
         self._probes -= grant.probe
         # What slows others down, or says that a server is back, is told at once.
         if grant.probe or (reply is not None and reply.verdict in _URGENT):
-            self._urgent = True
+            self._loop.urgent = True
             self._ended.reusable = 0
         self._ended.add(grant, reply, now)
-        if self._urgent or len(self._ended) >= _ENTRIES_MAX or (self._line and not self._serve_line(now)):
-            self._ask_soon()
+        if self._loop.urgent or len(self._ended) >= _ENTRIES_MAX or (self._line and not self._serve_line(now)):
+            self._loop.ask_soon()
 
     def _serve_line(self, now: float) -> bool:
         """Leave a slot to the first request that waits. Return false if that may not be."""
@@ -341,7 +282,7 @@ class SharedLimiter(Limiter):
     ) -> None:
         """Take other ceilings from the job while a run is going. The lowest of all processes holds."""
         self._ceilings = LimitCeilings(requests_per_minute, tokens_per_minute, concurrency)
-        self._at_once()
+        self._loop.ask_at_once()
 
     def suspect(self, key: object) -> None:
         """Say that this request failed for good in an earlier run; see `Limiter`."""
@@ -350,19 +291,15 @@ class SharedLimiter(Limiter):
     def blame(self, keys: Iterable[object]) -> None:
         """Say that the provider is not down: these requests are the cause of their failures."""
         self._act("blame", keys)
-        self._at_once()
+        self._loop.ask_at_once()
 
     def hurry(self) -> None:
         """Let the next probe of a provider that is down go at once, if it waits longer."""
         self._act("hurry", [])
-        self._at_once()
+        self._loop.ask_at_once()
 
     def _act(self, act: str, keys: Iterable[object]) -> None:
         self._acts.append((act, tuple(digest for key in keys if (digest := key_of(key)) is not None)))
-
-    def _at_once(self) -> None:
-        self._urgent = True
-        self._ask_soon()
 
     # --- telling
 

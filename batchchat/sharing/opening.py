@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from batchchat.events import Listener
 from batchchat.limits import MAX_CONCURRENCY
+from batchchat.sharing.asking import Carrier
 from batchchat.sharing.file import LimitFile
-from batchchat.sharing.limiter import Carrier, SharedLimiter
+from batchchat.sharing.limiter import SharedLimiter
 from batchchat.sharing.messages import Advertised, LimitCeilings
 from batchchat.sharing.naming import limits_folder
 

@@ -16,13 +16,14 @@ import pyarrow as pa
 
 from batchchat.addresses import Address
 from batchchat.errors import StorageError, StoreError, UsageError
-from batchchat.sources.chunk import Limits, TableDialect
+from batchchat.sources.chunk import InputFormat, Limits, TableDialect
 from batchchat.sources.columns import SeenRows
 from batchchat.sources.files import STDIN, find_files, reads_file, text_encoding
+from batchchat.sources.formats import CsvSource, JsonlSource, ParquetSource
 from batchchat.sources.input_file import FoundFiles, InputFile, Stamp
 from batchchat.sources.memory import GivenRows, MemorySource, check_rows
 from batchchat.sources.parquet import python_rows
-from batchchat.sources.source import CsvSource, JsonlSource, ParquetSource, Source
+from batchchat.sources.source import Source
 
 __all__ = [
     "STDIN",
@@ -103,8 +104,9 @@ def open_source(
         files = [replace(file, encoding=encoding) for file in files]
     sources: dict[str, type[Source]] = {"jsonl": JsonlSource, "parquet": ParquetSource}
     try:
-        make = partial(sources.get(kind, CsvSource), kind, files, dict(types or {}), frozen, limits)
-        return make(listing=listing, notes=notes, dialect=dialect, encoding=encoding)
+        make = sources.get(kind, CsvSource)
+        format_ = InputFormat(kind, limits, dialect, encoding)
+        return make(format_, files, dict(types or {}), frozen, listing=listing, notes=notes)
     except StoreError:
         raise  # a store that does not answer is no fault of the input
     except StorageError as error:

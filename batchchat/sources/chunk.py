@@ -37,7 +37,17 @@ class TableDialect:
     quoting: bool | None = None
 
 
-USUAL = TableDialect()
+@dataclass(frozen=True, slots=True)
+class InputFormat:
+    """How an input is written and read: its kind, the bounds of a batch, and what is not as usual in a text.
+
+    `encoding` is that of standard input if it is not UTF-8; a file says its own.
+    """
+
+    kind: str
+    limits: Limits
+    dialect: TableDialect = TableDialect()
+    encoding: str | None = None
 
 
 @dataclass(slots=True)

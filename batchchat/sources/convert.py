@@ -113,6 +113,18 @@ def converter(kind: pa.DataType, mode: str = "") -> Convert:
     return convert
 
 
+def text_converter(kind: pa.DataType, mode: str) -> Convert:
+    """Return what reads a text that is all a file has of a value: JSON if the column is declared so."""
+    return _read_json if mode == JSON else converter(kind, DECLARED)
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return MISFIT
+
+
 def _exact(kind: pa.DataType) -> Convert:  # noqa: PLR0911 - one return for each type
     if kind == pa.string():
         return _text

@@ -10,18 +10,15 @@ from typing import Any, Literal, NamedTuple
 
 from batchchat.errors import UsageError
 from batchchat.format import plural
-from batchchat.sources.chunk import USUAL, Chunk, Limits, TableDialect
+from batchchat.sources.chunk import Chunk, InputFormat, TableDialect
 from batchchat.sources.convert import MISFIT, Convert
 from batchchat.sources.files import BLOCK, BOM, ByteStream
 
 FIELD_LINES = 10_000
 FIELD_BYTES = 8 * 1024 * 1024
-"""Lines and characters of one field in quotes. Beyond them the quote is taken for one that is never closed, which would
-read the rest of the file into memory. Chosen, not measured."""
-"""How far a field in quotes may span: lines, and characters where there is more than one line.
-
-A text of a million words stays below both. What a lone quote makes wait in memory is below 10 MB.
-"""
+"""Lines of one field in quotes, and its characters if it has more than one line. Beyond them the quote is taken for one
+that is never closed, which would read the rest of the file into memory. Chosen, not measured: a text of a million words
+stays below both, and what a lone quote makes wait in memory is below 10 MB."""
 _DELIMITERS = {"csv": (",", ";", "\t"), "tsv": ("\t",)}
 
 
@@ -35,7 +32,8 @@ class DelimitedReader:
     without a name is called `column_1`, `column_2`, … by its place. Blank lines are no rows.
     """
 
-    def __init__(self, stream: ByteStream, name: str, kind: str, limits: Limits, dialect: TableDialect = USUAL) -> None:
+    def __init__(self, stream: ByteStream, name: str, format: InputFormat) -> None:
+        limits, dialect = format.limits, format.dialect
         csv.field_size_limit(max(csv.field_size_limit(), limits.max_line_bytes))
         self._name = name
         self._limits = limits
@@ -45,9 +43,9 @@ class DelimitedReader:
         # Blank lines before the header are no header.
         while first and not first.strip():
             first = next(self._lines, "")
-        candidates = _DELIMITERS[kind]
+        candidates = _DELIMITERS[format.kind]
         self._delimiter = next((mark for mark in candidates if mark in first), candidates[0])
-        quoting = dialect.quoting if dialect.quoting is not None else kind == "csv"
+        quoting = dialect.quoting if dialect.quoting is not None else format.kind == "csv"
         self._quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
         # The line that showed the delimiter is the header itself, and is parsed once that is known.
         self._lines.push_back()

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from batchchat.errors import StorageError, UsageError
 from batchchat.records import Place
-from batchchat.sources.chunk import Chunk, Limits
+from batchchat.sources.chunk import Chunk, InputFormat, Limits
 from batchchat.sources.columns import Column
 from batchchat.sources.files import Progress
 from batchchat.sources.infer import Shape
@@ -55,7 +55,7 @@ class MemorySource(Source):
         self._rows = rows
         self._first: Iterator[Chunk] | None = None
         self._total = _length(rows)
-        super().__init__(_NAME, [], types, frozen, limits)
+        super().__init__(InputFormat(_NAME, limits), [], types, frozen)
         self.files = (_NAME,)
 
     @property
@@ -138,7 +138,7 @@ class MemorySource(Source):
         raise NotImplementedError
 
     def _arrow_chunks(self, reader: pa.RecordBatchReader) -> Generator[Chunk, None, None]:
-        limits = self._limits
+        limits = self._format.limits
         with _Telling():
             for batch in reader:
                 kept = [name for name in batch.schema.names if not name.startswith(_PANDAS_INDEX)]
@@ -147,7 +147,7 @@ class MemorySource(Source):
                     yield from arrow_chunks(wanted.slice(start, limits.batch_rows), limits.batch_bytes)
 
     def _mapping_chunks(self, rows: Iterator[Any]) -> Generator[Chunk, None, None]:
-        limits = self._limits
+        limits = self._format.limits
         chunk = Chunk([], 0)
         with _Telling():
             for row in rows:

@@ -61,6 +61,7 @@ class Archive:
             try:
                 self.files.publish(name, write)
             except DamagedPartError as error:
+                # Another file is damaged, one that `batches` reads: the caller deals with it.
                 if error.part != name:
                     raise
                 messages.append(self.set_aside(error))
@@ -131,6 +132,7 @@ class ArchiveFinder:
                 column = reader.read(["custom_id"]).column("custom_id")
         except DamagedPartError:
             return False
+        # Only one column is read to know whether the file is worth loading.
         return bool(pc.any(pc.is_in(column, value_set=pa.array(list(custom_ids), pa.string()))).as_py())
 
     def _load(self, file: tuple[str, int]) -> None:
@@ -152,6 +154,7 @@ class ArchiveFinder:
             return
         places = pa.array([self._places[custom_id] for custom_id in here], pa.int64())
         table = self._table.take(places)
+        # A record holds microseconds, and not Python's times.
         for name in ("started_at", "finished_at"):
             number = table.schema.get_field_index(name)
             table = table.set_column(number, name, pc.cast(table.column(name), pa.int64()))

@@ -43,6 +43,7 @@ class CoordinatedOutput:
         """Hold an output, creating it if there is none; the arguments are those of `Store.open`. Raises as it does."""
         location = location_of(output.absolute() if isinstance(output, Path) else output)
         location.attend(outage, tell)
+        # The old output is moved before the new one begins: both have the same place.
         renamed = set_aside_shards(location, run_id) if fresh else None
         begin_shards(location, shards.count, run_id=run_id, job_name=job_name)
         hold = location.hold(run_id, take_over=take_over)

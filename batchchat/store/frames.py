@@ -90,6 +90,7 @@ class FrameReader:
         if len(header) < HEADER_BYTES:
             return None
         magic, kind, length, sequence = _HEAD.unpack_from(header)
+        # With a length beyond the end of the file, the frame is cut or its length is damaged.
         if magic != _MAGIC or length > self._size - offset - HEADER_BYTES:
             return None
         payload = self._source.read(length)
@@ -104,10 +105,12 @@ class FrameReader:
         start = offset + 1
         while start < self._size:
             self._source.seek(start)
+            # The windows overlap, so that a mark that lies across an edge is found.
             window = self._source.read(step + len(_MAGIC) - 1)
             place = window.find(_MAGIC)
             while place >= 0:
                 frame = self._read(start + place)
+                # Numbers only grow: with an earlier one, the bytes look like a frame and are none.
                 if frame is not None and frame.sequence >= sequence:
                     return True
                 place = window.find(_MAGIC, place + 1)

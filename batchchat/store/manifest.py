@@ -160,6 +160,7 @@ class Manifest:
         try:
             found = read_manifest(self._files)
         except StorageError as error:
+            # A disk that fails is told; a manifest that is damaged is written anew.
             if isinstance(error.__cause__, OSError):
                 raise
             found = None
@@ -206,5 +207,6 @@ class Manifest:
     def _save(self, contents: Contents) -> None:
         self._contents = contents
         if contents != self._written:
+            # It is written only if it has changed: in a bucket, each write is a request.
             publish_json(self._files, MANIFEST, asdict(contents))
             self._written = contents

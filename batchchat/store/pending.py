@@ -93,6 +93,7 @@ class Pending:
             self._merge()
 
     def _merge(self) -> None:
+        # One batch is kept as it is; several are copied into one, which has fewer buffers.
         if len(self._small) > 1:
             table = pa.Table.from_batches(self._small, schema=self.schema)
             self._chunks.extend(table.combine_chunks().to_batches())

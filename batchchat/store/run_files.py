@@ -67,6 +67,7 @@ class RunFiles:
 
         `ended_at` is where the lines of ended runs are, if they are elsewhere than the progress.
         """
+        # A run that ends by itself adds its line last: progress without one is that of a killed run.
         live = self._state.object(LIVE)
         ended = read_lines((ended_at or self._location).state, RUNS)[0]
         return {} if any(run.get("run_id") == live.get("run_id") for run in ended[-1:]) else live
@@ -101,6 +102,7 @@ class ShardedRunFiles:
 
     def read_state(self) -> dict[str, Any]:
         """Return what the last run left in every shard alike; a shard that no run has held yet has no say."""
+        # Shards may come from different runs; what they do not agree on is not known.
         found = [state for state in (files.read_state() for files in self._of_shards) if state]
         if not found:
             return {}

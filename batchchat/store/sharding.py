@@ -84,6 +84,7 @@ def begin_shards(location: Location, count: int, *, run_id: str, job_name: str) 
             time.sleep(_LOOK_S)
             continue
         try:
+            # Another process may have made it between the look and the hold.
             if not location.holds_output():
                 location.complete()
                 state.set_shards(count)
@@ -98,6 +99,7 @@ def set_aside_shards(location: Location, run_id: str) -> str | None:
     """
     if not location.holds_output():
         return None
+    # All shards are held first: a run that is going on in one of them would lose its folder.
     held: list[OutputHold] = [location.hold(run_id)]
     try:
         held += [place.hold(run_id) for place in shard_places(location, State(location).shards() or 0)]

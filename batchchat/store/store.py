@@ -62,6 +62,30 @@ def _nowhere(_: str) -> None:
     return None
 
 
+class _WriteGuard:
+    """Whether an output takes anything more: what a failed write left behind must not be built upon."""
+
+    def __init__(self, location: Location) -> None:
+        self.error: BaseException | None = None
+        self._location = location
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Note an error of what is done in this block. Raises StorageError if there was one before."""
+        if self.error is not None:
+            raise StorageError(
+                f"the output {address_of(self._location.address)} takes nothing more after an error: {self.error}",
+                remedy="Run the same command again: it goes on where it stopped.",
+            ) from self.error
+        try:
+            yield
+        except BaseException as error:
+            self.error = error
+            # The run ends: nothing else needs to wait for a place that is away.
+            self._location.hurry()
+            raise
+
+
 class Store:
     """An output held by one run. Made by `Store.open`; see the module for who may call what."""
 
@@ -73,7 +97,7 @@ class Store:
         self.runs = RunFiles(self._held.location, self._held.manifest.note_runs)
         self._commits = self._applied = 0
         self._sealing = False
-        self._broken: BaseException | None = None
+        self._writing = _WriteGuard(self._held.location)
 
     # ---- opening ----------------------------------------------------------------------------------------------------
 
@@ -156,7 +180,7 @@ class Store:
             entries = [entry for entry in entries if not (isinstance(entry, SpendOnly) and entry.key in known)]
         if not entries:
             return StoreChange()
-        with self._unbroken():
+        with self._writing.watched():
             spend = self._held.log.commit(entries)
             self._commits += 1
             self._held.ledger.keys.update(keys)
@@ -213,7 +237,7 @@ class Store:
             raise RuntimeError("apply every change before the journal is rotated")
         if self._sealing:
             raise RuntimeError("one sealing at a time")
-        with self._unbroken():
+        with self._writing.watched():
             if not self._held.log.is_open:
                 return None
             self._sealing = True
@@ -224,7 +248,7 @@ class Store:
 
         Raises StorageError if the disk refuses; the journal then stays, and the next `open` goes on.
         """
-        with self._unbroken():
+        with self._writing.watched():
             moved = self._held.publish(sealing, self.recovery.set_aside)
             self._sealing = False
             return _change_of(moved)
@@ -233,22 +257,6 @@ class Store:
         """Seal everything that is left, when nothing else is at work; apply what it returns."""
         sealing = self.rotate()
         return StoreChange() if sealing is None else self.seal(sealing)
-
-    @contextmanager
-    def _unbroken(self) -> Iterator[None]:
-        """Refuse to go on after an error: what a failed write left behind must not be built upon."""
-        if self._broken is not None:
-            raise StorageError(
-                f"the output {self.directory} takes nothing more after an error: {self._broken}",
-                remedy="Run the same command again: it goes on where it stopped.",
-            ) from self._broken
-        try:
-            yield
-        except BaseException as error:
-            self._broken = error
-            # The run ends: nothing else needs to wait for a place that is away.
-            self._held.location.hurry()
-            raise
 
     # ---- archive ----------------------------------------------------------------------------------------------------
 
@@ -265,7 +273,7 @@ class Store:
 
         Only after a complete pass and `finish`, when nothing else is at work. Raises StorageError.
         """
-        with self._unbroken():
+        with self._writing.watched():
             moved = self._held.dataset.prune(lambda custom_id: not self.index.is_seen(custom_id))
             self._held.manifest.sealed()
             return _change_of(moved)
@@ -275,7 +283,7 @@ class Store:
 
         Only after a complete pass and `finish`, when nothing else is at work. Raises StorageError.
         """
-        with self._unbroken():
+        with self._writing.watched():
             moved = self._held.dataset.prune_samples(samples)
             self._held.manifest.sealed()
             return _change_of(moved)
@@ -357,7 +365,7 @@ class Store:
         if self.known is not None:
             self.known.trail.flush()
             self.known.trail.close()
-        self._hold.release(clean=self._broken is None)
+        self._hold.release(clean=self._writing.error is None)
 
     def __enter__(self) -> Store:
         """Return the store; leaving the block closes it."""

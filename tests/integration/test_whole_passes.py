@@ -76,7 +76,7 @@ def test_an_input_that_gives_other_rows_than_it_promised_is_not_whole(
     choice = {"message": {"content": "yes"}, "finish_reason": "stop"}
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"choices": [choice]}))
     with monkeypatch.context() as patched:
-        patched.setattr("batchchat.sources.source.ParquetSource.known_rows", lambda _: promised)
+        patched.setattr("batchchat.sources.formats.ParquetSource.known_rows", lambda _: promised)
         ended = batchchat.run(job, transport=transport, environ={})
     assert ended.exit_code == 74
     assert "promised" in (ended.reason or "")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchchat.acceptance import Accept, Acceptance, AskAgain, Fail, go_on, journaled, resume, revised
+from batchchat.acceptance import Accept, Acceptance, AskAgain, Fail, TextCheck, go_on, journaled, resume, revised
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, Usage, Verdict
 from batchchat.structured import load_schema, load_tools
 
@@ -39,14 +39,14 @@ def call(arguments: str) -> tuple[dict[str, str | None], ...]:
 
 def test_a_job_that_asks_for_nothing_has_nothing_to_review() -> None:
     assert Acceptance().idle
-    assert not Acceptance(schema=SCHEMA).idle
+    assert not Acceptance(text=TextCheck(SCHEMA)).idle
     assert not Acceptance(tools=load_tools(TOOLS)).idle
     assert not Acceptance(tools_vary=True).idle
     assert not Acceptance(truncated="keep").idle
 
 
 def test_what_is_no_answer_is_left_to_retry() -> None:
-    acceptance = Acceptance(schema=SCHEMA)
+    acceptance = Acceptance(text=TextCheck(SCHEMA))
     failed = Reply(Verdict.TRANSIENT, failure=Failure(ErrorKind.SERVER, "500", 500))
     assert not acceptance.concerns(request(), failed)
     refused = reply("no")
@@ -59,12 +59,12 @@ def test_what_is_no_answer_is_left_to_retry() -> None:
 @pytest.mark.parametrize(
     ("acceptance", "answer", "decision"),
     [
-        (Acceptance(schema=SCHEMA), reply('{"a": 1}'), Accept({"a": 1})),
-        (Acceptance(schema=SCHEMA), reply('So: {"a": 1}'), Accept({"a": 1}, tolerated=True)),
+        (Acceptance(text=TextCheck(SCHEMA)), reply('{"a": 1}'), Accept({"a": 1})),
+        (Acceptance(text=TextCheck(SCHEMA)), reply('So: {"a": 1}'), Accept({"a": 1}, tolerated=True)),
         (Acceptance(tools=load_tools(TOOLS)), reply(None, call('{"a": 1}')), Accept()),
         (Acceptance(tools=load_tools(TOOLS)), reply("no tool"), Accept()),
         (Acceptance(truncated="keep"), reply("half", cut=True), Accept()),
-        (Acceptance(schema=SCHEMA, truncated="keep"), reply('{"a": 1}', cut=True), Accept({"a": 1})),
+        (Acceptance(text=TextCheck(SCHEMA), truncated="keep"), reply('{"a": 1}', cut=True), Accept({"a": 1})),
     ],
 )
 def test_what_fits_is_taken(acceptance: Acceptance, answer: Reply, decision: Accept) -> None:
@@ -74,13 +74,13 @@ def test_what_fits_is_taken(acceptance: Acceptance, answer: Reply, decision: Acc
 def test_a_decision_changes_neither_request_nor_reply() -> None:
     asked, answer = request(), reply("nonsense")
     before = copy.deepcopy((asked.body, asked.steps, answer))
-    first, second = (Acceptance(schema=SCHEMA).decide(asked, answer) for _ in range(2))
+    first, second = (Acceptance(text=TextCheck(SCHEMA)).decide(asked, answer) for _ in range(2))
     assert first == second
     assert (asked.body, asked.steps, answer) == before
 
 
 def test_a_model_that_repeats_itself_is_not_asked_the_very_same_again() -> None:
-    acceptance = Acceptance(schema=SCHEMA, corrections=5)
+    acceptance = Acceptance(text=TextCheck(SCHEMA), corrections=5)
     asked, bodies = request(), set()
     for _ in range(5):
         decision = acceptance.decide(asked, reply('{"a": "one"}'))
@@ -109,7 +109,7 @@ def test_numbers_of_a_schema_keep_their_digits_in_a_correction() -> None:
 def test_a_resumed_request_asks_what_it_would_have_asked(kinds: list[str]) -> None:
     """Whatever answers there were: after a crash the next body is the same, and so is all that is counted."""
     answers = {"wrong": reply('{"a": "é"}'), "cut": reply('{"a', cut=True), "call": reply(None, call('{"a": 1.5}'))}
-    acceptance = Acceptance(schema=SCHEMA, tools=load_tools(TOOLS), corrections=3, truncated=50)
+    acceptance = Acceptance(text=TextCheck(SCHEMA), tools=load_tools(TOOLS), corrections=3, truncated=50)
     live, payloads = request(), []
     decision: Any = None
     for number, kind in enumerate(kinds):
@@ -142,13 +142,13 @@ def test_a_resumed_request_asks_what_it_would_have_asked(kinds: list[str]) -> No
 )
 def test_answers_that_cannot_be_read_are_asked_for_anew(payload: Any) -> None:
     asked = request()
-    assert resume(asked, [payload], Acceptance(schema=SCHEMA)) is None
+    assert resume(asked, [payload], Acceptance(text=TextCheck(SCHEMA))) is None
     assert (asked.steps, asked.attempts, asked.usage) == (None, 0, Usage())
 
 
 def test_an_answer_that_another_version_kept_is_read_as_far_as_it_is_known() -> None:
     kept = journaled(request(), reply('{"a": 1}'))
     kept["completion"]["mood"] = "fine"
-    found = resume(request(), [kept], Acceptance(schema=SCHEMA))
+    found = resume(request(), [kept], Acceptance(text=TextCheck(SCHEMA)))
     assert found is not None
     assert found[1] == Accept({"a": 1})

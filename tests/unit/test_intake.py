@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.identity import Identity
-from batchchat.intake import Intake, PassCounts, Selection, Sorted, read_key
+from batchchat.intake import DoneBefore, Intake, PassCounts, RowRequests, Selection, Sorted, read_key
 from batchchat.records import ErrorKind, Failure, RowBatch
 from batchchat.store.index import OK, KeyIndex, RecordIndex, key_digest, state_of
 from batchchat.template import compile_template
@@ -33,14 +33,9 @@ class Output:
         self.index.reset_seen()
         if self.keys is not None:
             self.keys.reset_seen()
+        key_column = None if self.keys is None else "id"
         intake = Intake(
-            TEMPLATES[seeded],
-            Identity("demo"),
-            index=self.index,
-            keys=self.keys,
-            key_column=None if self.keys is None else "id",
-            reopens=frozenset(),
-            samples=samples,
+            RowRequests(TEMPLATES[seeded], Identity("demo"), key_column, samples), DoneBefore(self.index, self.keys)
         )
         failures = {offset: Failure(ErrorKind.INPUT, "bad") for offset, row in enumerate(rows) if row is None}
         batch = RowBatch("rows.jsonl", 0, NO_COLUMNS, rows, failures, dict.fromkeys(failures, b"bad"))
@@ -114,14 +109,9 @@ def test_identifying_tells_what_sorting_makes(
 ) -> None:
     def intake() -> Intake:
         return Intake(
-            TEMPLATES[seeded],
-            Identity("demo"),
-            index=RecordIndex(),
-            keys=KeyIndex() if keyed else None,
-            key_column="id" if keyed else None,
-            reopens=frozenset(),
+            RowRequests(TEMPLATES[seeded], Identity("demo"), "id" if keyed else None, samples),
+            DoneBefore(RecordIndex(), KeyIndex() if keyed else None),
             selection=Selection(limit),
-            samples=samples,
         )
 
     failures = {offset: Failure(ErrorKind.INPUT, "bad") for offset, row in enumerate(rows) if row is None}

@@ -28,9 +28,9 @@ from batchchat.job import (
     validate_job,
     write_duration,
 )
-from batchchat.job.model import OutputFields
 from batchchat.job.origin import FieldOrigin, FieldPlace
 from batchchat.job.param_checks import check_params
+from batchchat.job.sections import OutputFields
 from batchchat.job.syntax import MAX_BYTES
 from batchchat.providers import PROFILES
 from batchchat.records import TRANSIENT_KINDS, ErrorKind

@@ -58,6 +58,7 @@ class BatchRoutes:
         context, faults = self._context, self._faults
         now = context.clock.now()
         record = context.files.find(asked.input_ref, now)
+        # A file in a bucket has no record here: it is never in the making.
         if record is not None and now < record.usable:
             raise ApiError(400, "The file is not processed yet.", param="input_file_id", code="file_not_processed")
         scratch = context.scratch / "fetched.jsonl"
@@ -78,6 +79,7 @@ class BatchRoutes:
         if status and full is not None:
             raise self._queue_error(int(status), full)
         batch = context.batches.create(asked, source, checked)
+        # The batch has a link of its own to what was fetched from a bucket.
         scratch.unlink(missing_ok=True)
         return batch
 
@@ -108,6 +110,7 @@ class BatchRoutes:
         late = faults.number("ids_late") or 0
         if outcome is None:
             refs = batches.unfinished_refs(batch) if dialect.partial_results else refs
+        # A provider may say that a batch has ended before it names the files.
         elif not late or batches.looked_at_ended[batch.id] > late:
             refs = outcome.output_ref, outcome.error_ref
         status = stand.status
@@ -128,6 +131,7 @@ class BatchRoutes:
         told = []
         for batch in batches:
             stand = all_batches.look(batch)
+            # The look itself may have ended the batch, and a fault then hides it.
             if not self._visible(batch):
                 continue
             all_batches.looked_at[batch.id] += 1
@@ -149,6 +153,7 @@ class BatchRoutes:
         self._fail_poll()
         batch = self._found(request)
         looked_at = self._context.batches.looked_at
+        # A provider may not find a batch for some looks after it was created.
         if looked_at[batch.id] < (self._faults.number("batch_late") or 0):
             looked_at[batch.id] += 1
             raise _no_batch(batch.id)
@@ -162,6 +167,7 @@ class BatchRoutes:
         youngest = context.clock.now() - self._faults.seconds("list_late")
         batches = [batch for batch in context.batches.all() if batch.created <= youngest and self._visible(batch)]
         ids = request.query_params.getlist("id")
+        # Only some providers know this parameter; others pass over it.
         if ids and context.dialect.lists_by_id:
             page, beside = [batch for batch in batches if batch.id in ids], dict[str, Any]()
         else:

@@ -25,7 +25,7 @@ from batchchat.demo.batches.batch_timeline import BatchTimeline
 from batchchat.demo.batches.checking import Checked, FileProblem, check_file
 from batchchat.demo.batches.dialects import DemoDialect
 from batchchat.demo.batches.faults import BatchFaults
-from batchchat.demo.batches.files import write_record
+from batchchat.demo.batches.files import FileStore, write_record
 from batchchat.demo.batches.options import BatchOptions
 from batchchat.demo.batches.places import FilePlace
 from batchchat.demo.batches.results import LineAnswer, LineWriter
@@ -33,7 +33,11 @@ from batchchat.demo.batches.work import Lines, Work, Worker
 
 
 class Batches:
-    """All batches of one server. Its methods block and may be called from any thread, unless they say otherwise."""
+    """All batches of one server, in its folder. Methods block; any thread may call them, unless they say otherwise.
+
+    `files` are the provider's files, `place` is where the input and results of batches lie, and `scratch` a folder for
+    what is kept for a moment only.
+    """
 
     def __init__(
         self,
@@ -41,15 +45,15 @@ class Batches:
         *,
         faults: BatchFaults,
         folder: Path,
-        place: FilePlace,
         dialect: DemoDialect,
         answer: Callable[[bytes], LineAnswer],
         now: Callable[[], float],
     ) -> None:
+        self.files = FileStore(folder / "files")
+        self.place: FilePlace = dialect.place(self.files)
+        self.scratch = folder / "scratch"
         self._faults = faults
         self._folder = folder / "batches"
-        self._scratch = folder / "scratch"
-        self._place = place
         self._dialect = dialect
         self._answer = answer
         self._empty_error_file = dialect.empty_error_file or faults.flag("error_file_empty")
@@ -62,7 +66,7 @@ class Batches:
         self.looked_at: Counter[str] = Counter()
         """How often each batch was asked for by its id."""
         self.looked_at_ended: Counter[str] = Counter()
-        for path in (self._folder, self._scratch):
+        for path in (self._folder, self.scratch):
             path.mkdir(parents=True, exist_ok=True)
         self._load()
 
@@ -84,6 +88,7 @@ class Batches:
         with self._lock:
             now = self._now()
             number = max((batch.number for batch in self._batches.values()), default=0) + 1
+            # A fault may set another window than the client has asked for.
             window_s = self._faults.number("window") or asked.window_s
             batch = Batch(
                 id=self._dialect.new_batch_id(),
@@ -137,13 +142,13 @@ class Batches:
             return self._answer(orjson.dumps(self._dialect.body(batch, line)))
 
         lines = Lines(source, checked.offsets, bad_lines)
-        work = Work(batch.id, lines, writer=writer, answer=answer, scratch=self._scratch)
+        work = Work(batch.id, lines, writer=writer, answer=answer, scratch=self.scratch)
         self._works[batch.id] = work
         self._worker.submit(work)
 
     def _input(self, batch: Batch) -> Path:
         """Return the batch's own link to its input: the file itself may be deleted while the batch runs."""
-        return self._scratch / f"{batch.id}.input"
+        return self.scratch / f"{batch.id}.input"
 
     def _finished(self, work: Work) -> None:
         with self._lock:
@@ -238,7 +243,7 @@ class Batches:
         found: Counter[str] = Counter()
         for batch in self.all():
             done = self.look(batch).done
-            path = self._scratch / f"{batch.id}.ran"
+            path = self.scratch / f"{batch.id}.ran"
             if done and path.exists():
                 with path.open("rb") as file:
                     ids = (orjson.loads(line) for line, _ in zip(file, range(done), strict=False))
@@ -297,7 +302,7 @@ class Batches:
         if self._faults.flag("no_final_newline") and path.stat().st_size:
             os.truncate(path, path.stat().st_size - (2 if self._faults.flag("crlf") else 1))
         name = f"{batch.id}_{kind}.jsonl"
-        return self._place.publish(path, batch.input_ref, name, now=self._now(), kept_s=batch.output_kept_s)
+        return self.place.publish(path, batch.input_ref, name, now=self._now(), kept_s=batch.output_kept_s)
 
 
 def _link(source: Path, target: Path) -> None:

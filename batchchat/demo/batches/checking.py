@@ -87,9 +87,11 @@ def check_file(
                 if not alone:
                     return Checked.bad(problem)
                 bad_lines[number - 1] = problem
+            # The first line that is good names the model of the batch.
             elif model is None:
                 body = line.get("body")
                 model = body.get("model") if isinstance(body, dict) else None
+            # A bad line has an offset too: it is found by its index when its failure is written.
             offset += len(raw)
             tokens += len(raw) // _BYTES_PER_TOKEN
             offsets.append(offset)
@@ -151,6 +153,7 @@ class OpenAICheck:
         model = body.get("model")
         if not isinstance(model, str) or not model:
             return FileProblem("invalid_request", "The body names no model.", "body.model", number)
+        # Only the first model is looked up: all other lines must name the same one.
         if self._model is None:
             if model not in self._models:
                 return FileProblem(

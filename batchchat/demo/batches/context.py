@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from batchchat.dataclass import dataclass
 from batchchat.demo.batches.batches import Batches
 from batchchat.demo.batches.clock import EpochClock
 from batchchat.demo.batches.dialects import DemoDialect
@@ -24,14 +23,6 @@ from batchchat.demo.batches.other_dialects import make_dialect
 from batchchat.demo.batches.places import FilePlace
 from batchchat.demo.batches.results import LineAnswer
 from batchchat.demo.server_options import DemoOptions
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    files: FileStore
-    place: FilePlace
-    batches: Batches
-    scratch: Path
 
 
 class Context:
@@ -50,7 +41,7 @@ class Context:
         self.calls: Counter[str] = Counter()
         self._answer = answer
         self._opening = threading.Lock()
-        self._opened: _Opened | None = None
+        self._opened: Batches | None = None
         self._lock: BinaryIO | None = None
         self._remove: Callable[[], object] | None = None
         if options.batch.folder is not None:
@@ -75,7 +66,7 @@ class Context:
     @property
     def batches(self) -> Batches:
         """All batches."""
-        return self._open().batches
+        return self._open()
 
     @property
     def scratch(self) -> Path:
@@ -85,13 +76,13 @@ class Context:
     def stop(self) -> None:
         """Stop answering lines. Remove a temporary folder, let another server have any other."""
         if self._opened is not None:
-            self._opened.batches.stop()
+            self._opened.stop()
         if self._remove is not None:
             self._remove()
         if self._lock is not None:
             self._lock.close()
 
-    def _open(self) -> _Opened:
+    def _open(self) -> Batches:
         with self._opening:
             if self._opened is None:
                 folder = self.options.batch.folder
@@ -100,22 +91,15 @@ class Context:
                     self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
                 else:
                     self._lock = _lock(folder)
-                self._opened = self._open_folder(folder)
+                self._opened = Batches(
+                    self.options.batch,
+                    faults=self.faults,
+                    folder=folder,
+                    dialect=self.dialect,
+                    answer=self._answer,
+                    now=self.clock.now,
+                )
             return self._opened
-
-    def _open_folder(self, folder: Path) -> _Opened:
-        files = FileStore(folder / "files")
-        place = self.dialect.place(files)
-        batches = Batches(
-            self.options.batch,
-            faults=self.faults,
-            folder=folder,
-            place=place,
-            dialect=self.dialect,
-            answer=self._answer,
-            now=self.clock.now,
-        )
-        return _Opened(files, place, batches, folder / "scratch")
 
 
 def _lock(folder: Path) -> BinaryIO:

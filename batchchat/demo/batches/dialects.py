@@ -181,6 +181,7 @@ class DemoDialect:
     def usage(self, batch: Batch) -> dict[str, Any] | None:
         """Return the tokens of the lines that were answered, None before the end."""
         outcome = batch.outcome
+        # Nothing ran of a batch whose file was refused.
         if outcome is None or batch.problem is not None:
             return None
         return {

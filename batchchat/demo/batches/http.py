@@ -65,6 +65,7 @@ class TornDownload(Response):
         content = await anyio.to_thread.run_sync(self._path.read_bytes)
         headers = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        # More is announced than comes, so that the client can tell that it is cut.
         await send({"type": "http.response.body", "body": content[: len(content) // 2], "more_body": True})
         await self._abort(scope, receive)
 

@@ -81,6 +81,7 @@ class Groq(DemoDialect):
         """Return the batches after a cursor."""
         limit = whole_number(query, "limit", default=20, low=1, high=100)
         cursor = query.get("cursor", "0")
+        # The cursors of this server are numbers of places in the list.
         if not cursor.isdecimal():
             raise bad("cursor is none of ours", "cursor")
         start = int(cursor)
@@ -127,6 +128,7 @@ class _MistralCheck(_LineOfBody):
             return problem
         body = line["body"]
         temperature, max_tokens = body.get("temperature"), body.get("max_tokens")
+        # These bounds are those of the provider, which checks them at upload.
         if isinstance(temperature, int | float) and temperature > 1.5:
             return FileProblem("invalid", "body.temperature: Input should be less than or equal to 1.5", None, number)
         if isinstance(max_tokens, int) and max_tokens < 0:
@@ -324,6 +326,7 @@ class DeepInfra(DemoDialect):
     def line(self, result: LineResult) -> dict[str, Any]:
         """Return a line."""
         answer = result.answer
+        # Only a failure with an HTTP status is written in a way of its own.
         if answer is None or answer.ok or answer.status == 0:
             return openai_line(result)
         message = orjson.loads(answer.body).get("error", {}).get("message")
@@ -370,6 +373,7 @@ class Doubleword(DemoDialect):
     def batch(self, view: ToldBatch) -> dict[str, Any]:
         """Return a batch without what is null."""
         told = super().batch(view)
+        # This provider tells a batch as failed if not one of its lines was answered.
         if view.status == "completed" and view.completed == 0:
             told["status"] = "failed"
         return {name: value for name, value in told.items() if value is not None}

@@ -35,6 +35,7 @@ class OwnFiles:
     def fetch(self, ref: str, target: Path, now: float) -> Path | FileProblem:
         """Return the path of an uploaded file."""
         record = self._files.find(ref, now)
+        # Providers take no result of a batch as the input of another one.
         if record is None or record.purpose == "batch_output":
             message = f"The file {ref[:100]!r} does not exist, or has another purpose."
             return FileProblem("invalid_request", message, "file_id")
@@ -91,6 +92,7 @@ class DemoBucket:
             raise ValueError("it is no address of an object")
         name, _, rest = parts.hostname.partition(".s3.")
         path = unquote(parts.path.lstrip("/"))
+        # The bucket is a part of the host, or else the first part of the path.
         if rest:
             bucket, key, host = name, path, f"s3.{rest}"
         else:

@@ -44,11 +44,13 @@ def judge(prompt: str) -> Judgement | None:
     sections = _sections(prompt)
     if sections.get("a") and sections.get("b"):
         first, second = (_quality(sections[name], sections) for name in ("a", "b"))
+        # Qualities are shares of words: a difference as small as this is taken for none.
         better = "tie" if abs(first - second) < 0.02 else "a" if first > second else "b"
         return Judgement(max(first, second), better=better)
     scale = _scale(prompt)
     candidate = next((sections[name] for name in _CANDIDATES if sections.get(name)), None)
     if candidate is None:
+        # With a scale named, the text behind the request is what is to be rated.
         if scale is None:
             return None
         candidate = prompt[asked.end() :]
@@ -58,6 +60,7 @@ def judge(prompt: str) -> Judgement | None:
 def _scale(prompt: str) -> tuple[int, int] | None:
     for match in _SCALE.finditer(prompt):
         low, high = int(match[1]), int(match[2])
+        # Other pairs of numbers are dates, amounts or ranges of the text that is judged.
         if low < high <= 100 and low in {0, 1}:
             return low, high
     return None

@@ -22,9 +22,9 @@ from batchchat.evaluation.statistics.sequential import LOOKS
 from batchchat.evaluation.suite.suite import JudgeTask, Score, Suite, Until, Variant
 from batchchat.evaluation.suite.variants import VariantText, read_variants
 from batchchat.job import FieldChange, Job, load_job
-from batchchat.job.model import BudgetCaps
 from batchchat.job.origin import FieldOrigin, FieldPlace, combined, job_error, origin_of
 from batchchat.job.reading import Draft, absolute_path, nearest_file, options_of, read_override
+from batchchat.job.sections import BudgetCaps
 from batchchat.job.syntax import parse_yaml, read_job_text
 from batchchat.job.values import Duration, Switch, Whole, nearest
 from batchchat.job.wording import Grammar, validation_errors

@@ -17,8 +17,8 @@ from batchchat.evaluation.scorers.judging import Judge, Pairwise
 from batchchat.evaluation.scorers.scorer import Scorer
 from batchchat.evaluation.statistics.unit import SHARE, ScoreUnit
 from batchchat.job import Job
-from batchchat.job.model import BudgetCaps
 from batchchat.job.origin import FieldPlace, Origins, job_error
+from batchchat.job.sections import BudgetCaps
 
 
 @dataclass(frozen=True, slots=True)
