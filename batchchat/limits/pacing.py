@@ -1,8 +1,6 @@
 """How many requests and tokens a minute: what refusals teach about both rates.
 
-A cycle is the time from the end of one refusal of everybody to the end of the next. What was accepted in it, over its
-whole length, is what the server gives, whatever its rule is: a window lets a whole allowance through and then
-nothing, a bucket refuses what comes too early. If a minute of answers lies before the refusal, that minute counts.
+What the server delivered is the measure of every limit (`batchchat.limits.cycles`).
 
 A learned pace is never believed for good. Trials raise it (`batchchat.limits.trials`), a refusal now and then lowers
 it to what is delivered, and a pace that holds nobody back is forgotten."""
@@ -12,6 +10,7 @@ from __future__ import annotations
 import math
 
 from batchchat.limits.checks import FACTOR, RefusalCheck
+from batchchat.limits.cycles import SETTLED_S, Cycle
 from batchchat.limits.evidence import ALARM, RefusalEvidence
 from batchchat.limits.others import OtherRuns
 from batchchat.limits.rates import Learned, Rate
@@ -24,23 +23,11 @@ _STEP_DOWN = 0.95
 _MOST_DOWN = 0.7
 """A pace that stood for a while falls by no more than this at once. Two such steps halve it, so a limit that was halved
 is found after two holds. A small run under a common limit is so not driven to nothing by the trials of others."""
-_SETTLED_S = 10.0
-"""Seconds after which a new pace has delivered enough to be compared with."""
 _VARIED = 0.2
 """Requests whose sizes have a standard deviation below this share of their mean are all alike."""
 _ASIDE = 2.5
 """If it is not told which of two axes was refused, tokens are paced and requests held to a wider bound: two schedules
 of the same tightness in a row, with rows of 60 to 6,000 tokens, let only 70 % through."""
-_SHORT_S = 6.0
-"""A hold that lasts longer was a window that had to empty; a bucket gives something sooner."""
-_CLEAR = 0.8
-"""A window that had no room and one that had room, if they differ by more than this, make only a rough guess."""
-_BEYOND = 1.03
-"""A minute that took so much more than at the last refusal shows that the limit has risen."""
-_DISPROVED = 1.5
-"""A minute that took so many times what a window held shows that the window is no more."""
-_STILL = 0.97
-"""A window holds as much as before if no more than this has left."""
 _LEAST_ACCEPTED = 5
 """Fewer answers in a cycle do not make a rate."""
 _DOUBT_REFUSALS, _DOUBT_SHARE = 10, 0.02
@@ -85,15 +72,12 @@ class Pacing:
         self.trial: Trial | None = None
         self._plan = TrialPlan()
         self._sizes = _Sizes()
-        self._first_at = self._cycle_at = math.inf
-        self._memory = 0.0
+        self._cycle = Cycle(self.rates)
+        self._first_at = math.inf
         self._climbed: Trial | None = None
         self._doubt = self._set_at = 0
-        self._rough = False
-        self._marked_at = -math.inf
         self._back_at = -math.inf
         self._raised = False  # a trial was kept, and nothing was refused since
-        self._probe_refused_at = -math.inf
         self._others = OtherRuns()
         self._unexplained = False  # the refusals of the hold that goes on
         self._check: RefusalCheck | None = None
@@ -119,7 +103,7 @@ class Pacing:
     def accepted(self, now: float, granted_at: float, tokens: int) -> bool:
         """Count an answer; return whether a pace changed."""
         if not self._sizes.number:
-            self._first_at = self._cycle_at = granted_at
+            self._first_at = self._cycle.began = granted_at
         self._sizes.add(tokens)
         self.requests.accepted += 1
         self.tokens.accepted += tokens
@@ -155,14 +139,14 @@ class Pacing:
             return False  # it was sent at the pace of a trial that is over
         self._doubt += 1
         beside = self.learned and self._others.present(now)
-        if self.evidence.refused(number, _ALARM_BESIDE if beside and not self._counts_windows else ALARM):
+        if self.evidence.refused(number, _ALARM_BESIDE if beside and not self._cycle.counts_windows else ALARM):
             return True
         if not beside and self._expected():
             return False
         # A new pace may be too high: its refusals are no question.
-        if self._checkable and self._plan.debt <= 0 and now >= self._cycle_at + _SETTLED_S:
+        if self._checkable and self._plan.debt <= 0 and now >= self._cycle.began + SETTLED_S:
             self._check = RefusalCheck(number, now - granted_at, now, self.evidence.sent)
-            self._apply(now, FACTOR)
+            self._cycle.apply(now, FACTOR)
         else:
             self._yield_or_lower(now, number, unexplained=unexplained, checked=not self._checkable)
         return False
@@ -185,7 +169,7 @@ class Pacing:
     def _follow(self, now: float, check: RefusalCheck) -> bool:
         """Act on what a check shows; return whether a pace changed."""
         if check.end(now, self.evidence.sent):
-            self._apply(now)
+            self._cycle.apply(now)
             for rate in self.rates.values():
                 rate.schedule.pay_back(now, (check.last - check.first) * (1 - 1 / FACTOR))
         finding = check.finding(now)
@@ -244,7 +228,7 @@ class Pacing:
             if rate.learned is not None:
                 rate.learned.limit = max(1.0, share * rate.learned.limit)
                 rate.learned.stated = False
-                rate.apply(now, windows=self._counts_windows)
+                rate.apply(now, windows=self._cycle.counts_windows)
         self._plan.yielded(now)
 
     def _refused_in_trial(self, now: float, trial: Trial, number: int) -> bool:
@@ -260,15 +244,11 @@ class Pacing:
 
     def also_refused(self, tokens: int) -> None:
         """Take a request that was under way when the limit was met, and is refused too, out of what the minute held."""
-        for rate, amount in ((self.requests, 1), (self.tokens, tokens)):
-            rate.full = max(0.0, rate.full - amount)
-            rate.wall = max(0.0, rate.wall - amount)
+        self._cycle.also_refused(tokens)
 
     def probe_refused(self, now: float) -> None:
         """Note a refused probe: the server still counts what was accepted in the last minute."""
-        for rate in self.rates.values():
-            rate.full = rate.last_minute(now)
-        self._probe_refused_at = now
+        self._cycle.probe_refused(now)
         if self.learned:
             self._plan.owe()
 
@@ -278,24 +258,21 @@ class Pacing:
         A pace a little over a limit goes below it after a few refusals. If they are noise, no more than their share is
         lost, and the next trial brings that back.
         """
-        began = self._cycle_at
-        # A window that was full still holds what was sent before: it says nothing until that has left.
-        if now < began + (_SETTLED_S if self._memory < _SHORT_S else MINUTE):
+        if not self._cycle.tells(now):
             return
         lowered = False
         for rate in self.rates.values():
             learned = rate.learned
             if learned is None:
                 continue
-            since, before = (began, rate.cycle) if now < began + MINUTE else rate.marks[0]
-            least = BELOW * (rate.accepted - before) * MINUTE / (now - since)
+            least = BELOW * self._cycle.delivered(rate, now)
             if self._others.stood and rate is self.requests:
                 least = min(least, self._others.stood)  # it was delivered in part because others got nothing
             if learned.limit > least:
                 if _STEP_DOWN * learned.limit >= least:
                     self._others.changed(now)
                 learned.limit = max(_STEP_DOWN * learned.limit, least)
-                rate.apply(now, windows=self._counts_windows)
+                rate.apply(now, windows=self._cycle.counts_windows)
                 lowered = True
         if lowered:
             self.evidence.forgive(number)
@@ -313,8 +290,7 @@ class Pacing:
             if trial.factor > 1:
                 self._climbed = trial
         self.evidence.explained()
-        for rate in self.rates.values():
-            rate.wall = rate.full = rate.last_minute(now)
+        self._cycle.limit_met(now)
 
     def learn(self, now: float, since: float, axes: list[Axis]) -> list[Axis]:
         """Draw the conclusion of a hold that began at `since` and is over; return the axes whose limit changed.
@@ -322,10 +298,10 @@ class Pacing:
         `axes` are those that the refusals may have been about.
         """
         climbed, self._climbed = self._climbed, None
-        self._memory = max(self._memory, min(MINUTE, now - since))
+        self._cycle.refused_for(now - since)
         if self._yielded(now, climbed):
             return list(self.rates)
-        whole = self._counts_windows
+        whole = self._cycle.counts_windows
         if not whole and self.requests.accepted - self.requests.cycle < _LEAST_ACCEPTED:
             return []  # the cycle goes on
         unknown = len(axes) > 1
@@ -336,10 +312,10 @@ class Pacing:
         changed = []
         # A learned pace that is refused altogether, without a trial: the limit has fallen, or others are there.
         met = self.learned or climbed is not None
-        self._rough = False
+        self._cycle.rough = False
         for axis in axes:
             rate = self.rates[axis]
-            estimate, stated = self._estimate(rate, now, since, whole=whole)
+            estimate, stated = self._cycle.estimate(rate, now, since)
             if rate.learned is None and whole and rate is self.requests and not stated:
                 estimate = max(estimate, _LEFT_OVER)
             if unknown and len(axes) > 1 and axis is Axis.REQUESTS:
@@ -350,10 +326,10 @@ class Pacing:
         self._begin_cycle(now)
         # At a slow pace a trial takes minutes.
         slow = (self.requests.schedule.rate or math.inf) < _LEFT_OVER
-        if slow or (met and not self._counts_windows):
+        if slow or (met and not self._cycle.counts_windows):
             self._others.possible(now, self.evidence.sent)
-        if climbed is None or self._rough:
-            self._plan.learned(now, rough=self._rough or now < self._first_at + MINUTE)
+        if climbed is None or self._cycle.rough:
+            self._plan.learned(now, rough=self._cycle.rough or now < self._first_at + MINUTE)
         else:
             self._plan.failed(climbed, now, self._usual)
         return changed
@@ -374,53 +350,12 @@ class Pacing:
         self._begin_cycle(now)
         return True
 
-    def _estimate(self, rate: Rate, now: float, since: float, *, whole: bool) -> tuple[float, bool]:
-        """Return what the server gives a minute by the cycle that ends now, and if a refusal said so itself."""
-        stated, rate.stated = rate.stated, None
-        # A number below what was accepted in the last minute is wrong.
-        if stated is not None and stated >= 0.9 * rate.full:
-            return stated, True
-        if whole:
-            return self._window(rate, now), False
-        if since - self._cycle_at >= MINUTE:
-            return rate.full, False  # the newest minute says more than a long cycle
-        # There was room again somewhere between the last probe that was refused and the one that was not.
-        ended = (now + self._probe_refused_at) / 2 if self._probe_refused_at > since else now
-        estimate = (rate.accepted - rate.cycle) * MINUTE / max(0.5, ended - self._cycle_at)
-        return estimate, False
-
-    def _window(self, rate: Rate, now: float) -> float:
-        """Return how much a window holds that was full and has room now.
-
-        What it held at the first refusal was too much then, if some of that left and it still refused.
-        """
-        if rate.full >= _STILL * rate.wall:
-            return rate.full
-        least = rate.last_minute(now)
-        self._rough = self._rough or least < _CLEAR * rate.full
-        return (rate.full + least) / 2
-
-    @property
-    def _counts_windows(self) -> bool:
-        return self._memory >= _SHORT_S
-
     def room_at(self, now: float, share: float) -> float | None:
         """Return when `share` of what fills a window will have left it; None if the server does not count windows.
 
         A probe before that would be refused.
         """
-        if not self._counts_windows:
-            return None
-        at = math.inf
-        for rate in self.rates.values():
-            if rate.learned is not None and rate.last_minute(now) > 0.0:
-                minute = rate.schedule.minute
-                at = min(at, minute.room_at(max(1.0, share * rate.wall), minute.total))
-        return at
-
-    def _apply(self, now: float, factor: float = 1.0) -> None:
-        for rate in self.rates.values():
-            rate.apply(now, factor, windows=self._counts_windows)
+        return self._cycle.room_at(now, share)
 
     def _conclude(self, now: float, rate: Rate, estimate: float, *, stated: bool, climbed: bool) -> bool:
         learned = rate.learned
@@ -428,7 +363,7 @@ class Pacing:
             rate.schedule.widen()  # the limit is right, and the way to the server less even than was thought
             return False
         limit = estimate if stated else BELOW * estimate
-        if learned is not None and not climbed and now > learned.since + _SETTLED_S:
+        if learned is not None and not climbed and now > learned.since + SETTLED_S:
             # It was delivered so far. If others use the same limit, what this cycle held is their doing as well.
             limit = max(limit, _MOST_DOWN * learned.limit)
         if learned is not None:
@@ -438,16 +373,13 @@ class Pacing:
             elif climbed and rate.full >= learned.limit:
                 return False  # the refusals were about the pace that was tried
         rate.learned = Learned(limit, now, stated, now)
-        rate.apply(now, windows=self._counts_windows)
+        rate.apply(now, windows=self._cycle.counts_windows)
         self._plan.changed(now)
         return True
 
     def _begin_cycle(self, now: float) -> None:
         self._begin_doubt()
-        self._cycle_at = self._marked_at = now
-        for rate in self.rates.values():
-            rate.cycle = rate.accepted
-            rate.marks = ((now, rate.accepted), (now, rate.accepted))
+        self._cycle.begin(now)
 
     # -- trials -------------------------------------------------------------------------------------------------------
 
@@ -457,13 +389,9 @@ class Pacing:
         To be called a few times a second while answers come.
         """
         changed = []
-        marks = now >= self._marked_at + MINUTE
-        if marks:
-            self._marked_at = now
+        self._cycle.mark(now)
         bound = False
         for axis, rate in self.rates.items():
-            if marks:
-                rate.marks = (rate.marks[1], (now, rate.accepted))
             learned = rate.learned
             if learned is None:
                 continue
@@ -473,7 +401,7 @@ class Pacing:
                 bound = True
             elif now > learned.bound_at + _UNBOUND_S and self.trial is None:
                 rate.learned = None
-                rate.apply(now, windows=self._counts_windows)
+                rate.apply(now, windows=self._cycle.counts_windows)
                 changed.append(axis)
         if self._check is not None:
             return list(self.rates) if self._follow(now, self._check) else changed
@@ -484,12 +412,11 @@ class Pacing:
             pace = self.requests.schedule.rate or self._recent_per_minute(now)
             refused = self._doubt / max(1, self.evidence.sent - self._set_at)
             self._begin(now, self._plan.down(now, self.evidence, refused, pace * (1 - refused), learned=True))
-        elif not self.learned and now >= self._first_at + _SETTLED_S and self.evidence.known:
+        elif not self.learned and now >= self._first_at + SETTLED_S and self.evidence.known:
             recent = self._recent_per_minute(now)
             self._begin(now, self._plan.down(now, self.evidence, self.evidence.share, recent, learned=False))
         elif bound and not beside:
-            remembers = self._memory if self._counts_windows else 0.0
-            self._begin(now, self._plan.up(now, self.evidence.sent, self._usual, remembers))
+            self._begin(now, self._plan.up(now, self.evidence.sent, self._usual, self._cycle.remembers))
         if beside and bound and self.trial is None:
             self._grow(now)
             return list(self.rates)
@@ -503,13 +430,13 @@ class Pacing:
         for rate in self.rates.values():
             if rate.learned is not None:
                 # A window hides its limit until it is full.
-                if self._counts_windows and rate.learned.limit > most * rate.last_minute(now):
+                if self._cycle.counts_windows and rate.learned.limit > most * rate.last_minute(now):
                     continue
                 rate.learned.limit *= factor
                 rate.learned.stated = False
                 if rate.known is not None and rate.learned.limit >= rate.known:
                     rate.learned = None
-            rate.apply(now, windows=self._counts_windows)
+            rate.apply(now, windows=self._cycle.counts_windows)
 
     def _begin_doubt(self) -> None:
         self._doubt, self._set_at = 0, self.evidence.sent
@@ -535,20 +462,15 @@ class Pacing:
         self.trial = trial
         if trial.base is not None:
             self.requests.learned = Learned(trial.base, now, bound_at=now)
-        self._apply(now, trial.factor)
+        self._cycle.apply(now, trial.factor)
 
     def _verdict(self, now: float, trial: Trial) -> Verdict:
         rate = self.requests.schedule.rate
-        beyond = any(each.learned and each.last_minute(now) > _BEYOND * each.wall for each in self.rates.values())
         cautious = rate is not None and rate < _SLOW
-        verdict = judge(trial, now, self.evidence.sent, cautious=cautious, beyond=beyond)
-        if verdict == "wait" and trial.remembers and trial.factor > 1 and self._disproved(now):
+        verdict = judge(trial, now, self.evidence.sent, cautious=cautious, beyond=self._cycle.beyond(now))
+        if verdict == "wait" and trial.remembers and trial.factor > 1 and self._cycle.disproved(now):
             return "keep"
         return verdict
-
-    def _disproved(self, now: float) -> bool:
-        """Tell whether a window took so much more than it held that it cannot be there any more."""
-        return any(each.learned and each.last_minute(now) > _DISPROVED * each.wall for each in self.rates.values())
 
     def _decide(self, now: float, trial: Trial) -> bool:
         """Act on what a trial shows; return whether a pace changed."""
@@ -557,12 +479,12 @@ class Pacing:
             return False
         if verdict == "bolder":
             self._plan.bolder(trial, now, self.evidence.sent)
-            self._apply(now, trial.factor)
+            self._cycle.apply(now, trial.factor)
             return False
         usual = self._usual
         if verdict == "keep":
-            if trial.remembers and self._disproved(now):
-                self._memory = 0.0
+            if trial.remembers and self._cycle.disproved(now):
+                self._cycle.forget_windows()
             self._keep(now, trial)
             if trial.factor > 1:
                 self._plan.kept(trial, now)
@@ -598,7 +520,7 @@ class Pacing:
                 rate.learned.stated = False
                 if rate.known is not None and rate.learned.limit >= rate.known:
                     rate.learned = None
-            rate.apply(now, windows=self._counts_windows)
+            rate.apply(now, windows=self._cycle.counts_windows)
 
     def _go_back(self, now: float, trial: Trial) -> None:
         """Take the pace from before the trial."""
@@ -608,7 +530,7 @@ class Pacing:
         if trial.factor < 1:
             self.requests.learned = self.tokens.learned = None
         self._begin_doubt()
-        self._apply(now)
+        self._cycle.apply(now)
 
     def _pay_back(self, now: float, trial: Trial) -> None:
         """Wait for what was sent too early: a window is full of it."""
