@@ -47,7 +47,7 @@ _ALIVE_EVERY_S = 0.5
 _OLD_S = 7 * 86_400.0
 """Files that nobody wrote to for a week are removed."""
 _MAGIC = b"bclimit1"
-_VERSION = f"{__version__}/3"[:16].encode("ascii")
+_VERSION = f"{__version__}/4"[:16].encode("ascii")
 """The state is only read by the version that wrote it. The number after it counts changes of the state in between."""
 _HEADER = struct.Struct("<8s16sIQQII")
 """Magic, version of batchchat, which of the two states counts, their lengths, their checksums."""

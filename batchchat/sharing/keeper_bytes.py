@@ -29,9 +29,11 @@ _CLASSES: dict[str, type] = {
 _ROOMS = tuple(
     f"batchchat.limits.{name}"
     for name in (
+        "checks",
         "circuit",
         "concurrency",
         "controller",
+        "cycles",
         "evidence",
         "hints",
         "others",
