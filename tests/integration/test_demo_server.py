@@ -649,7 +649,8 @@ def test_tokens_are_limited() -> None:
 
 
 def test_concurrency_is_limited_by_what_is_under_way() -> None:
-    with asking(concurrency=2, latency_s=0.15) as demo, ThreadPoolExecutor(6) as threads:
+    # Long enough for all six to come while the first two are under way, also on a busy machine.
+    with asking(concurrency=2, latency_s=1.5) as demo, ThreadPoolExecutor(6) as threads:
         responses = list(threads.map(lambda number: demo.ask(f"ticket {number}"), range(6)))
         refused = [r for r in responses if r.status_code == 429]
         assert Counter(r.status_code for r in responses) == {200: 2, 429: 4}

@@ -35,7 +35,6 @@ from tests.integration.raw_server import (
 from tests.integration.transport_cases import refusing_port
 from tests.thorough import one_in
 
-pytestmark = pytest.mark.usefixtures("quick_retries")
 KEY = "canary-" + "5a" * 12
 
 
@@ -106,6 +105,7 @@ def go(job: Job, transport: httpx.AsyncBaseTransport | None = None) -> batchchat
 
 @pytest.mark.parametrize("stock", one_in(2, [False, True]), ids=["lean", "stock"])
 @pytest.mark.parametrize("fault", one_in(4, FAULTS))
+@pytest.mark.usefixtures("quick_retries")
 def test_a_lasting_fault_is_one_failed_row_of_the_right_kind(tmp_path: Path, fault: str, stock: bool) -> None:
     kind = kind_of(fault, stock=stock)
     # A busy machine must not make a timeout of another fault.
@@ -219,6 +219,7 @@ def test_a_bad_certificate_is_refused_with_a_hint(tmp_path: Path, name: str, kin
             assert "provider.ca_file" in (summary.remedy or "")
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_rows_that_failed_before_and_fail_again_do_not_look_like_an_outage(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", texts(60))
     with DemoServer(DemoOptions(latency_s=0, faults={"sticky_500": 0.3})) as demo:

@@ -41,7 +41,6 @@ def once(data: bytes) -> Script:
     return raw_server.once(data.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
 
 
-pytestmark = pytest.mark.usefixtures("quick_retries")
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Request-Id: req-7\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -308,6 +307,7 @@ def test_every_fault_that_passes_costs_a_retry_and_no_row(tmp_path: Path) -> Non
     assert query(tmp_path, "select distinct completion from data") == [("yes",)]
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_what_a_broken_stream_said_it_cost_is_in_the_ledger(tmp_path: Path) -> None:
     with RawServer(by_turns([then_reset(begun(YE, S, STOP, LAST))])) as server:
         summary = run_job(tmp_path, server.url, 1)
