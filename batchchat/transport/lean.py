@@ -129,8 +129,8 @@ class Origin:
         # Those that came back last go out first: the others may then go idle, and are closed in time.
         while self.idle:
             connection, _ = self.idle.popitem()
-            # The system is not asked then, which takes up to a third of the time of sending. A server that closes behind
-            # an answer has done so before, and what it says unasked can also come when the request is on its way.
+            # The system is not asked then, which takes up to a third of the time of sending. A server that closes
+            # behind an answer has done so before, and what it says unasked can also come while a request is on its way.
             if self._found_open >= _FOUND_OPEN and connection.just_back:
                 return connection
             if connection.usable:
