@@ -13,8 +13,7 @@ each a small state of its own:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from batchchat.dataclass import dataclass
 from batchchat.limits.circuit import Breaker, RateLimitHold
@@ -23,21 +22,17 @@ from batchchat.limits.hints import HINT_MAX_S, Hints
 from batchchat.limits.pacing import Pacing
 from batchchat.limits.rates import Rate
 from batchchat.limits.schedule import MINUTE, TICKS_PER_S
+from batchchat.limits.telling import PaceTeller, Tell, number_of, word_of
 from batchchat.records import Axis, ErrorKind, Verdict
 
 if TYPE_CHECKING:
     import random
 
-    from batchchat.events import Level
     from batchchat.records import Reply
 
 _LONG_S = 15.0
 """If the server asks for more than `HINT_MAX_S`, wait this long, then twice as long each time it refuses again."""
 _SANE_S = 86_400.0
-_TELL_AGAIN_S = 10.0
-_TELL_CHANGE = 1 / 3
-"""A pace that changed by less than this share is not told again: near its limit it goes up and down by a fourth all the
-time. With 0.1 a run that was alone under 300 a minute told 46 changes in half an hour."""
 _RARE = 0.06
 """A first refusal alone makes the usual share 0.05."""
 _REVIEW_S = 0.25
@@ -46,8 +41,6 @@ _LATELY_S = 2.0
 _FULL = frozenset({503, 529})
 """What servers and gateways say when they have too much to do. Some take no connection then."""
 _DOWN = frozenset({ErrorKind.CONNECTION, ErrorKind.TIMEOUT, ErrorKind.SERVER, ErrorKind.PROTOCOL})
-
-Tell = Callable[[str, str, "Level", Mapping[str, Any]], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -83,11 +76,11 @@ class Controller:
         self.refused_since: float | None = None
         self.failing_since: float | None = None
         self._tell = tell
+        self._paces = PaceTeller(self.pacing.rates, tell)
         self._evidence = self.pacing.evidence
         self._gated = False
         self._undecided = False
         self._strike: tuple[float, int] = (-math.inf, 0)
-        self._told: dict[Axis, tuple[float, float]] = {}
         self._review_at = -math.inf
         self._calm_at = -math.inf
 
@@ -177,7 +170,7 @@ class Controller:
         refused = verdict is Verdict.RATE_LIMIT
         if reply.limits is not None:
             for axis in self.hints.hear(grant.at, reply.limits, now, self.in_use, refused=refused):
-                self._tell_pace(axis, now)
+                self._paces.tell(axis, now)
             if self.hints.paused_until > now:
                 self._pause(now)
         if refused:
@@ -213,11 +206,11 @@ class Controller:
         if self._gated and self.hold.active and grant.probe:
             self._end_hold(now)
         if changed:
-            self._tell_paces(now)
+            self._paces.tell_all(now)
         if now >= self._review_at:
             self._review_at = now + _REVIEW_S
             if not self.hold.active and self.pacing.review(now):
-                self._tell_paces(now)
+                self._paces.tell_all(now)
 
     def _failed(self, grant: Grant, reply: Reply, now: float) -> None:
         """A transient failure: the provider may be down, or overloaded."""
@@ -350,7 +343,7 @@ class Controller:
             self._strike = (-math.inf, 0)
         self.concurrency.undo()
         for axis in self.pacing.learn(now, since, self._concerned(hold.axis)):
-            self._tell_pace(axis, now)
+            self._paces.tell(axis, now)
         if not self.pacing.learned:
             self.concurrency.restart(0, fresh=1)  # no pace holds anybody back yet: not all at once
 
@@ -379,7 +372,7 @@ class Controller:
             return f"a wait of {self.hints.paused_until - now:.0f} s more that the provider asked for"
         for axis, rate in self.pacing.rates.items():
             if rate.schedule.rate is not None and now - rate.schedule.bound_at < _LATELY_S:
-                return f"{_number(rate.schedule.rate)} {axis}/min, {_word(rate, now)}"
+                return f"{number_of(rate.schedule.rate)} {axis}/min, {word_of(rate, now)}"
         if now - self.concurrency.full_at < _LATELY_S:
             return f"{self.concurrency.slots} at once, {self.concurrency.word}"
         return None
@@ -392,52 +385,6 @@ class Controller:
     def unreachable_s(self, now: float) -> float:
         """Return the seconds since the first failed connection, while nothing has ever answered; else 0."""
         return 0.0 if self.answered or self.failing_since is None else now - self.failing_since
-
-    # -- telling ------------------------------------------------------------------------------------------------------
-
-    def _tell_paces(self, now: float) -> None:
-        for axis in self.pacing.rates:
-            self._tell_pace(axis, now)
-
-    def _tell_pace(self, axis: Axis, now: float) -> None:
-        """Tell a new pace, and later changes of it that matter and do not come too often."""
-        believed = self.pacing.rates[axis]
-        rate = believed.schedule.rate
-        if rate is None:
-            return
-        name, (before, at) = "pace_changed", self._told.get(axis, (0.0, -math.inf))
-        if not before:
-            name = "pace_learned"
-        elif abs(rate - before) < _TELL_CHANGE * before or now < at + _TELL_AGAIN_S:
-            return
-        self._told[axis] = (rate, now)
-        fields = {"axis": str(axis), "per_minute": round(rate, 1)}
-        self._tell(name, f"going on at {_number(rate)} {axis} a minute, {_word(believed, now)}", "info", fields)
-
-
-def _number(per_minute: float) -> str:
-    return f"{per_minute:,.0f}" if per_minute >= 10 else f"{per_minute:.2g}"
-
-
-def _word(rate: Rate, now: float) -> str:
-    """Say whose word a limit is, and since when."""
-    source, learned = rate.source(), rate.learned
-    if source == "job":
-        return "set by the job"
-    if learned is not None and source in {"refusal", "learned"}:
-        how = "told by the provider in a refusal" if source == "refusal" else "found by refusals"
-        word = f"{how} {_ago(now - learned.since)}"
-        # In a trial another pace is kept than the one that is believed.
-        kept = rate.schedule.rate
-        tried = kept is not None and abs(kept - learned.limit) > 0.01 * learned.limit
-        return f"tried instead of {_number(learned.limit)}/min, {word}" if tried else word
-    return "known of the provider" if rate.told_at is None else f"told by the provider {_ago(now - rate.told_at)}"
-
-
-def _ago(seconds: float) -> str:
-    if seconds < 0.5:
-        return "just now"
-    return f"{seconds:.0f} s ago" if seconds < 120 else f"{seconds / 60:.0f} min ago"
 
 
 def _axis(reply: Reply) -> Axis:

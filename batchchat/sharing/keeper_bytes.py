@@ -40,6 +40,7 @@ _ROOMS = tuple(
         "pacing",
         "rates",
         "schedule",
+        "telling",
         "trials",
     )
 )
