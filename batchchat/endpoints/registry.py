@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 
@@ -22,7 +22,7 @@ from batchchat.events import Event, Listener
 from batchchat.job import Job, api_key, key_source
 from batchchat.job.pool_fields import LimitFields
 from batchchat.job.targets import EndpointPlan, TargetPlan, endpoint_error, has_several, targets_of
-from batchchat.limits import MAX_CONCURRENCY, Limiter
+from batchchat.limits import MAX_CONCURRENCY, Advertised, LimitCeilings, Limiter
 from batchchat.money import Tariff
 from batchchat.providers import DEMO, Provider
 from batchchat.records import Answerer
@@ -95,50 +95,36 @@ def _credential(
     return Credential(key, source, tell=None if tell is None else lambda message: tell(message, place))
 
 
-class LimiterOptions(TypedDict, total=False):
-    """What a limiter is made with; see `Limiter`."""
-
-    requests_per_minute: float | None
-    tokens_per_minute: float | None
-    concurrency: int | None
-    advertised_requests_per_minute: float | None
-    advertised_tokens_per_minute: float | None
-    advertised_concurrency: int | None
-
-
 def make_limiter(job: Job, provider: Provider, listener: Listener, rng: random.Random | None = None) -> Limiter:
     """Return a limiter under a job's limits, and if it sets none those of its provider; runs may share it.
 
     It lets no more be under way at once than this process may have open files, and tells if that is less. If the job
     has several endpoints these are its limits over all of them: each endpoint's own limits come from the provider.
     """
-    options = limiter_options(job, provider, listener)
+    ceilings, advertised = limit_numbers(job, provider, listener)
     # One over several endpoints learns nothing, and so has nothing to tell.
-    return Limiter(**options, listener=None if has_several(job) else listener, rng=rng)
+    return Limiter(ceilings, advertised, listener=None if has_several(job) else listener, rng=rng)
 
 
-def limiter_options(job: Job, provider: Provider, listener: Listener) -> LimiterOptions:
-    """Return what the limiter of a job is made with; see `make_limiter`."""
+def limit_numbers(job: Job, provider: Provider, listener: Listener) -> tuple[LimitCeilings, Advertised]:
+    """Return what the limiter of a job begins with; see `make_limiter`."""
     limits, room = job.limits, _room(job)
     concurrency = limits.concurrency
     if concurrency is not None and concurrency > room:
         message = f"limits.concurrency is {concurrency}, and the open files of this process allow {room} (ulimit -n)"
         listener(Event("concurrency_lowered", message, "warning"))
         concurrency = room
-    own: LimiterOptions = {
-        "requests_per_minute": limits.requests_per_minute,
-        "tokens_per_minute": limits.tokens_per_minute,
-    }
+    rates = limits.requests_per_minute, limits.tokens_per_minute
     if has_several(job):
         # It learns nothing, and so has no window to try: its ceilings are those of the job alone.
-        return {**own, "concurrency": concurrency or room}
-    return {
-        **own,
-        "concurrency": concurrency,
-        "advertised_requests_per_minute": provider.requests_per_minute,
-        "advertised_tokens_per_minute": provider.tokens_per_minute,
-        "advertised_concurrency": min(provider.concurrency or MAX_CONCURRENCY, room),
-    }
+        return LimitCeilings(*rates, concurrency or room), Advertised()
+    return LimitCeilings(*rates, concurrency), _known_of(provider, room)
+
+
+def _known_of(provider: Provider, room: int) -> Advertised:
+    """Return what a provider allows as far as is known, and no more at once than there is room for."""
+    at_once = min(provider.concurrency or MAX_CONCURRENCY, room)
+    return Advertised(provider.requests_per_minute, provider.tokens_per_minute, at_once)
 
 
 def _room(job: Job) -> int:
@@ -249,9 +235,9 @@ class Registry:
             name = limit_name("", job.model, None, about=f"over all endpoints of {target.provider.identity}")
         else:
             name = limit_name(provider.base_url, target.endpoints[0].model, key.key)
-        return await self._shared(name, limiter_options(job, provider, self._listener), self._listener)
+        return await self._shared(name, limit_numbers(job, provider, self._listener), self._listener)
 
-    async def _shared(self, name: str, options: LimiterOptions, listener: Listener) -> Limiter:
+    async def _shared(self, name: str, numbers: tuple[LimitCeilings, Advertised], listener: Listener) -> Limiter:
         """Return a limiter whose limit other processes share."""
         from batchchat.sharing.opening import Sharing
 
@@ -259,7 +245,7 @@ class Registry:
         if self._sharing is None:
             assert job.limits.shared  # noqa: S101 - asked by the callers
             self._sharing = await Sharing.open(job.limits.shared, self._access.environ, job.retry.outage, self._stack)
-        return await self._sharing.limiter(name, options, listener, self._rng)
+        return await self._sharing.limiter(name, *numbers, listener, self._rng)
 
     async def _limiter(self, plan: EndpointPlan, credential: Credential) -> Limiter:
         provider, limits = plan.provider, plan.limits
@@ -267,12 +253,12 @@ class Registry:
             from batchchat.sharing.naming import limit_name
 
             name = limit_name(provider.base_url, plan.model, credential.key)
-            return await self._shared(name, _own_options(self._job, provider, limits), self._tells(plan))
+            return await self._shared(name, _own_numbers(self._job, provider, limits), self._tells(plan))
         key = (provider.api_key_env, provider.api_key_file, provider.api_key_command)
         about = (provider.base_url, *key, plan.model, limits.model_dump_json())
         if about not in self._limiters:
-            options = _own_options(self._job, provider, limits)
-            self._limiters[about] = Limiter(**options, listener=self._tells(plan), rng=self._rng)
+            numbers = _own_numbers(self._job, provider, limits)
+            self._limiters[about] = Limiter(*numbers, listener=self._tells(plan), rng=self._rng)
         return self._limiters[about]
 
     def _tells(self, plan: EndpointPlan) -> Listener:
@@ -297,16 +283,12 @@ class _Shared(httpx.AsyncBaseTransport):
         return await self._transport.handle_async_request(request)
 
 
-def _own_options(job: Job, provider: Provider, limits: LimitFields) -> LimiterOptions:
-    return {
-        "requests_per_minute": limits.requests_per_minute,
-        "tokens_per_minute": limits.tokens_per_minute,
-        # The job's number is for all. Each endpoint begins with it, so that one can do the work of those that fail.
-        "concurrency": limits.concurrency or job.limits.concurrency,
-        "advertised_requests_per_minute": provider.requests_per_minute,
-        "advertised_tokens_per_minute": provider.tokens_per_minute,
-        "advertised_concurrency": min(provider.concurrency or MAX_CONCURRENCY, _room(job)),
-    }
+def _own_numbers(job: Job, provider: Provider, limits: LimitFields) -> tuple[LimitCeilings, Advertised]:
+    """Return what the limiter of one endpoint begins with."""
+    # The job's number is for all. Each endpoint begins with it, so that one can do the work of those that fail.
+    at_once = limits.concurrency or job.limits.concurrency
+    ceilings = LimitCeilings(limits.requests_per_minute, limits.tokens_per_minute, at_once)
+    return ceilings, _known_of(provider, _room(job))
 
 
 def _name(provider: Provider) -> str:

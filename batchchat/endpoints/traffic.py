@@ -12,7 +12,7 @@ from typing import Protocol
 from batchchat.endpoints.target_list import TargetList
 from batchchat.errors import BatchchatError
 from batchchat.events import Pace
-from batchchat.limits import MAX_CONCURRENCY, Limiter
+from batchchat.limits import MAX_CONCURRENCY, LimitCeilings, Limiter
 
 
 class Traffic(Protocol):
@@ -177,7 +177,7 @@ class PooledTraffic:
                 concurrency=own.concurrency or concurrency,
             )
         if self.over is None:
-            self.over = Limiter(concurrency=MAX_CONCURRENCY)
+            self.over = Limiter(LimitCeilings(concurrency=MAX_CONCURRENCY))
         self.over.retune(
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,

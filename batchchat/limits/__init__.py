@@ -9,7 +9,16 @@ All of it lives on one event loop, reads time with `anyio.current_time` and wait
 
 from __future__ import annotations
 
+from batchchat.limits.ceilings import Advertised, LimitCeilings
 from batchchat.limits.estimate import FIRST_COMPLETION, TokenEstimator
 from batchchat.limits.limiter import MAX_CONCURRENCY, Limiter, Permit
 
-__all__ = ["FIRST_COMPLETION", "MAX_CONCURRENCY", "Limiter", "Permit", "TokenEstimator"]
+__all__ = [
+    "FIRST_COMPLETION",
+    "MAX_CONCURRENCY",
+    "Advertised",
+    "LimitCeilings",
+    "Limiter",
+    "Permit",
+    "TokenEstimator",
+]

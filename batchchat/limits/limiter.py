@@ -11,6 +11,7 @@ import anyio
 from anyio import current_time
 
 from batchchat.events import Event, Pace
+from batchchat.limits.ceilings import Advertised, LimitCeilings
 from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.controller import Controller, Grant
 from batchchat.limits.rates import Rate
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 MAX_CONCURRENCY = 1024
 """What an unset concurrency may grow to, if nobody tells."""
+_NO_CEILINGS, _NOT_KNOWN = LimitCeilings(), Advertised()
 
 
 class Permit:
@@ -99,10 +101,9 @@ class _Waiter:
 class Limiter:
     """What one provider lets us do with one model, shared by all that use it.
 
-    `requests_per_minute`, `tokens_per_minute` and `concurrency` are the job's ceilings: never exceeded, None where not
-    set. `advertised_*` are what the provider is known to allow; response headers correct them, refusals find the
-    truth. `max_concurrency` bounds what an unset concurrency may grow to. `listener` takes the events `breaker_opened`,
-    `breaker_closed`, `pace_learned`, `pace_changed` and `paused_by_server`; `rng` spreads waits.
+    `ceilings` are the job's, `advertised` is what the provider is known to allow. `max_concurrency` bounds what an
+    unset concurrency may grow to. `listener` takes the events `breaker_opened`, `breaker_closed`, `pace_learned`,
+    `pace_changed` and `paused_by_server`; `rng` spreads waits.
 
     Waiters are served in the order they came. Only the first of them sleeps with a timer; it is woken when something
     changes and wakes the next when it has its permit, so a grant costs the same with ten waiters as with thousands.
@@ -113,23 +114,19 @@ class Limiter:
 
     def __init__(
         self,
+        ceilings: LimitCeilings = _NO_CEILINGS,
+        advertised: Advertised = _NOT_KNOWN,
         *,
-        requests_per_minute: float | None = None,
-        tokens_per_minute: float | None = None,
-        concurrency: int | None = None,
-        advertised_requests_per_minute: float | None = None,
-        advertised_tokens_per_minute: float | None = None,
-        advertised_concurrency: int | None = None,
         max_concurrency: int = MAX_CONCURRENCY,
         listener: Listener | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._listener = listener
-        self._most_at_once = advertised_concurrency or max_concurrency
+        self._most_at_once = advertised.concurrency or max_concurrency
         self._controller = Controller(
-            Rate(requests_per_minute, advertised_requests_per_minute),
-            Rate(tokens_per_minute, advertised_tokens_per_minute),
-            Concurrency(concurrency, self._most_at_once),
+            Rate(ceilings.requests_per_minute, advertised.requests_per_minute),
+            Rate(ceilings.tokens_per_minute, advertised.tokens_per_minute),
+            Concurrency(ceilings.concurrency, self._most_at_once),
             rng or random.Random(),  # noqa: S311 - spreads waits, protects nothing
             self._tell,
         )

@@ -17,8 +17,9 @@ from anyio import current_time
 from batchchat.dataclass import dataclass
 from batchchat.errors import StoppedEarly, StorageError, UsageError
 from batchchat.events import Event
+from batchchat.limits.ceilings import Advertised
 from batchchat.sharing.keeper import LimitKeeper
-from batchchat.sharing.messages import Advertised, answer_to_json, ask_of_json
+from batchchat.sharing.messages import answer_to_json, ask_of_json
 from batchchat.sharing.protocol import LEASE_S, LOST, PROTOCOL, SILENT_S, TOKEN, LineStream, port_of, split_address
 
 if TYPE_CHECKING:

@@ -30,9 +30,10 @@ import anyio
 
 from batchchat import __version__
 from batchchat.errors import StorageError
+from batchchat.limits.ceilings import Advertised
 from batchchat.sharing.keeper import LimitKeeper
 from batchchat.sharing.keeper_bytes import bytes_of_keeper, keeper_of_bytes
-from batchchat.sharing.messages import Advertised, KeeperAnswer, KeeperAsk
+from batchchat.sharing.messages import KeeperAnswer, KeeperAsk
 
 LEASE_S = 0.5
 """How long a permit may be used. A turn of the event loop takes milliseconds, on a busy machine a tenth of a second.

@@ -17,19 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from batchchat.dataclass import dataclass
 from batchchat.limits import MAX_CONCURRENCY
+from batchchat.limits.ceilings import Advertised, LimitCeilings
 from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.controller import Controller, Grant
 from batchchat.limits.limiter import pace_of
 from batchchat.limits.rates import Rate
-from batchchat.sharing.messages import (
-    Advertised,
-    GrantedPermit,
-    KeeperAnswer,
-    KeeperAsk,
-    KeeperEvent,
-    LimitCeilings,
-    LimitStanding,
-)
+from batchchat.sharing.messages import GrantedPermit, KeeperAnswer, KeeperAsk, KeeperEvent, LimitStanding
 
 if TYPE_CHECKING:
     import random

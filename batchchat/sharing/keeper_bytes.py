@@ -17,10 +17,11 @@ from enum import Enum
 from importlib import import_module
 from typing import Any
 
+from batchchat.limits.ceilings import LimitCeilings
 from batchchat.limits.schedule import Minute
 from batchchat.records import Axis
 from batchchat.sharing.keeper import KeeperEvents, LimitKeeper, SharingProcess
-from batchchat.sharing.messages import KeeperEvent, LimitCeilings
+from batchchat.sharing.messages import KeeperEvent
 
 _CLASSES: dict[str, type] = {
     f"{one.__module__}:{one.__qualname__}": one

@@ -15,17 +15,12 @@ from anyio import current_time
 from batchchat.errors import BatchchatError
 from batchchat.events import Pace
 from batchchat.limits import MAX_CONCURRENCY, Limiter, Permit
+from batchchat.limits.ceilings import LimitCeilings
 from batchchat.limits.controller import Grant
 from batchchat.records import Verdict
 from batchchat.sharing.asking import AskLoop, Carrier
 from batchchat.sharing.ended import BorrowedGrant, EndedPermits, words_for
-from batchchat.sharing.messages import (
-    KeeperAnswer,
-    KeeperAsk,
-    LimitCeilings,
-    LimitStanding,
-    key_of,
-)
+from batchchat.sharing.messages import KeeperAnswer, KeeperAsk, LimitStanding, key_of
 
 if TYPE_CHECKING:
     from batchchat.events import Listener

@@ -11,8 +11,9 @@ from anyio import current_time
 
 from batchchat.errors import ProviderUnavailable, UsageError
 from batchchat.job.values import write_duration
+from batchchat.limits.ceilings import Advertised
 from batchchat.sharing.budget import SharedBudget
-from batchchat.sharing.messages import Advertised, KeeperAnswer, KeeperAsk, Reconnected, answer_of_json, ask_to_json
+from batchchat.sharing.messages import KeeperAnswer, KeeperAsk, Reconnected, answer_of_json, ask_to_json
 from batchchat.sharing.protocol import LOST, PROTOCOL, TOKEN, LineStream, split_address
 
 __all__ = ["TOKEN", "Link", "connect"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batchchat.dataclass import dataclass
 from batchchat.events import Pace
+from batchchat.limits.ceilings import LimitCeilings
 from batchchat.records import Axis, ErrorKind, Failure, LimitHeaders, Reply, Usage, Verdict
 
 if TYPE_CHECKING:
@@ -24,22 +25,6 @@ _MESSAGE_MAX = 200
 
 class Reconnected(Exception):
     """The way to the keeper was lost and is there again: what was asked may have been heard or not."""
-
-
-class LimitCeilings(NamedTuple):
-    """What a process's job sets. Of several processes the lowest of each holds; None is no limit."""
-
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    concurrency: int | None = None
-
-
-class Advertised(NamedTuple):
-    """What the provider is known to allow; None is not known."""
-
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    concurrency: int | None = None
 
 
 class GrantedPermit(NamedTuple):

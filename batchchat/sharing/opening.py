@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from batchchat.events import Listener
 from batchchat.limits import MAX_CONCURRENCY
+from batchchat.limits.ceilings import Advertised, LimitCeilings
 from batchchat.sharing.asking import Carrier
 from batchchat.sharing.file import LimitFile
 from batchchat.sharing.limiter import SharedLimiter
-from batchchat.sharing.messages import Advertised, LimitCeilings
 from batchchat.sharing.naming import limits_folder
 
 if TYPE_CHECKING:
@@ -53,20 +53,19 @@ class Sharing:
         return cls(environ, stack, link)
 
     async def limiter(
-        self, name: str, options: Mapping[str, object], listener: Listener, rng: random.Random
+        self, name: str, ceilings: LimitCeilings, advertised: Advertised, listener: Listener, rng: random.Random
     ) -> SharedLimiter:
         """Return a limiter that asks the keeper of a limit.
 
         Arguments:
             name: of the limit; see `naming.limit_name`.
-            options: what a `Limiter` would be made with.
+            ceilings: the job's.
+            advertised: what the provider is known to allow.
             listener: takes its events.
             rng: spreads waits.
 
         Raises BatchchatError if the limit cannot be used.
         """
-        ceilings = LimitCeilings(*(options.get(field) for field in LimitCeilings._fields))  # type: ignore[arg-type]
-        advertised = Advertised(*(options.get(f"advertised_{field}") for field in Advertised._fields))  # type: ignore[arg-type]
         # The most at once is what the open files of this process allow: others may have more.
         room = advertised.concurrency or ceilings.concurrency or MAX_CONCURRENCY
         carrier: Carrier

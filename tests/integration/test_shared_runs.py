@@ -25,7 +25,7 @@ from pathlib import Path
 from batchchat.records import Reply, Verdict
 from batchchat.sharing.file import LimitFile
 from batchchat.sharing.limiter import SharedLimiter
-from batchchat.sharing.messages import Advertised, LimitCeilings
+from batchchat.limits.ceilings import Advertised, LimitCeilings
 
 async def send(limiter, out):
     while True:

@@ -6,9 +6,10 @@ import heapq
 import random
 from itertools import count
 
+from batchchat.limits.ceilings import LimitCeilings
 from batchchat.records import Reply, Verdict
 from batchchat.sharing.keeper import LimitKeeper
-from batchchat.sharing.messages import GrantedPermit, KeeperAsk, LimitCeilings, PermitSettled
+from batchchat.sharing.messages import GrantedPermit, KeeperAsk, PermitSettled
 from tests.limits_lab.servers import Server
 from tests.limits_lab.simulation import TRANSIT_S, Log
 

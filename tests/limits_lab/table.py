@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchchat.limits import Limiter
+from batchchat.limits import LimitCeilings, Limiter
 from tests.limits_lab import servers
 from tests.limits_lab.servers import FixedWindow, Rule, Server, SlidingWindow, TokenBucket
 from tests.limits_lab.simulation import Log, simulate
@@ -42,7 +42,7 @@ class Row:
 
 def limiter(seed: int, make: Callable[..., Limiter], **options: Any) -> Limiter:
     """Make a limiter whose own randomness follows from the seed."""
-    return make(rng=random.Random(seed + 77), **options)
+    return make(LimitCeilings(**options), rng=random.Random(seed + 77))
 
 
 def _steady(

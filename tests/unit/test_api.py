@@ -23,8 +23,8 @@ from batchchat.api import NotebookProgress
 from batchchat.budget import Budget
 from batchchat.cli import cli
 from batchchat.events import Snapshot
-from batchchat.limits import Limiter
 from batchchat.sources import open_rows
+from tests.limiters import make_limiter
 
 ROWS = [{"id": f"r{number}", "text": f"text {number}"} for number in range(12)]
 
@@ -309,7 +309,7 @@ def test_a_script_is_quiet_unless_it_asks_for_progress(tmp_path: Path, capsys: p
 
 
 def test_runs_may_share_a_limiter_and_a_budget(tmp_path: Path) -> None:
-    budget, limiter = Budget(max_requests=5), Limiter(concurrency=1)
+    budget, limiter = Budget(max_requests=5), make_limiter(concurrency=1)
     first = run(job_for(tmp_path / "a"), ROWS[:4], budget=budget, limiter=limiter)
     second = run(job_for(tmp_path / "b"), ROWS[:4], budget=budget, limiter=limiter)
     assert (first.exit_code, first.sent, second.exit_code, second.sent) == (0, 4, 4, 1)

@@ -19,8 +19,8 @@ from batchchat.endpoints.endpoint import Endpoint
 from batchchat.endpoints.route import EndpointRoute
 from batchchat.endpoints.target import Target
 from batchchat.job.pool_fields import LimitFields
-from batchchat.limits import Limiter
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, RowBatch, Usage, Verdict
+from tests.limiters import make_limiter
 from tests.thorough import examples
 from tests.unit.test_engine_supply import on_virtual_clock
 
@@ -29,7 +29,7 @@ OK = Reply(Verdict.OK, completion=Completion("yes", "stop", "m", Usage(1, 1, 2))
 
 
 def endpoint(name: str = "", *, concurrency: int = 4, weight: float = 1.0) -> Endpoint:
-    limiter = Limiter(concurrency=concurrency, rng=random.Random(1))
+    limiter = make_limiter(concurrency=concurrency, rng=random.Random(1))
     return Endpoint(cast("ChatClient", None), limiter, name, weight)
 
 
@@ -169,7 +169,7 @@ def test_other_limits_of_the_job_reach_the_endpoints_that_have_none_of_their_own
     async def main() -> None:
         endpoints = [endpoint("a"), endpoint("b")]
         endpoints[1].limits = LimitFields(concurrency=3)
-        route = EndpointRoute([Target(endpoints)], over=Limiter(concurrency=4))
+        route = EndpointRoute([Target(endpoints)], over=make_limiter(concurrency=4))
         route.traffic.retune(concurrency=20)
         assert [one.limiter.window for one in endpoints] == [20, 3]
         assert route.traffic.window == 20

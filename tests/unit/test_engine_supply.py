@@ -20,6 +20,7 @@ from batchchat.engines.state import Surroundings
 from batchchat.limits import Limiter
 from batchchat.records import Completion, ErrorKind, Failure, Reply, Request, RowBatch, Usage, Verdict
 from batchchat.retry import RetryPolicy
+from tests.limiters import make_limiter
 
 MB = 2**20
 BATCH = RowBatch("rows.jsonl", 0, pa.RecordBatch.from_pydict({}), [])
@@ -83,7 +84,7 @@ def run(client: Client, size: int, count: int, concurrency: int) -> tuple[int, i
             yield [Request(f"{number:032x}", body, 10, None, BATCH, number)]
 
     async def main() -> None:
-        await make_engine(client, Limiter(concurrency=concurrency, rng=random.Random(1))).run(feed(), sink)
+        await make_engine(client, make_limiter(concurrency=concurrency, rng=random.Random(1))).run(feed(), sink)
 
     on_virtual_clock(main)
     return most, sink.settled
@@ -130,7 +131,7 @@ def test_a_wait_that_ends_just_as_a_stop_comes_launches_nothing(waits_for: str) 
     client, sink = Client(), Sink()
 
     async def main() -> None:
-        limiter = Limiter(requests_per_minute=1000, tokens_per_minute=10_000, concurrency=1, rng=random.Random(1))
+        limiter = make_limiter(requests_per_minute=1000, tokens_per_minute=10_000, concurrency=1, rng=random.Random(1))
         budget = Budget(max_requests=1)
         engine = make_engine(client, limiter, budget.account(None, None))
         permit = limiter.try_acquire(100) if waits_for == "permit" else None
@@ -187,7 +188,7 @@ def test_a_slow_input_does_not_keep_its_rows_from_being_tried() -> None:
                 if number == 21:
                     answered_at.append(sink.settled)
 
-        await make_engine(client, Limiter(concurrency=4, rng=random.Random(1))).run(feed(), sink)
+        await make_engine(client, make_limiter(concurrency=4, rng=random.Random(1))).run(feed(), sink)
         assert set(client.seen.values()) == {1}
 
     on_virtual_clock(main)

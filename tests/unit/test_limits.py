@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchchat.events import Event
-from batchchat.limits import Limiter, Permit, TokenEstimator
+from batchchat.limits import Advertised, Limiter, Permit, TokenEstimator
 from batchchat.records import Axis, ErrorKind, Failure, LimitHeaders, Reply, Usage, Verdict
+from tests.limiters import make_limiter
 from tests.thorough import examples
 
 OK = Reply(Verdict.OK, usage=Usage(5, 5, 10))
@@ -37,7 +38,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 
 def make(**options: object) -> tuple[Limiter, list[Event]]:
     events: list[Event] = []
-    return Limiter(listener=events.append, rng=random.Random(1), **options), events  # type: ignore[arg-type]
+    return make_limiter(listener=events.append, rng=random.Random(1), **options), events  # type: ignore[arg-type]
 
 
 def take(limiter: Limiter, count: int = 1, key: object = None) -> list[Permit]:
@@ -258,11 +259,11 @@ def test_a_window_that_is_not_used_does_not_grow_and_a_set_one_starts_full() -> 
 
 def test_the_providers_concurrency_bounds_growth_only_where_the_job_says_nothing() -> None:
     async def main() -> None:
-        unset, _ = make(advertised_concurrency=20)
+        unset, _ = make(advertised=Advertised(concurrency=20))
         for _ in range(30):
             await timed_round_trip(unset, 1.0)
         assert unset.window == 20
-        assert make(advertised_concurrency=20, concurrency=50)[0].window == 50
+        assert make(advertised=Advertised(concurrency=20), concurrency=50)[0].window == 50
 
     run(main)
 
@@ -609,7 +610,7 @@ def test_a_reset_beyond_reason_pauses_nobody(reset: float | None) -> None:
 
 def test_a_limit_in_the_headers_is_taken_when_two_replies_agree_and_corrects_the_default_both_ways() -> None:
     async def main() -> None:
-        limiter, events = make(advertised_requests_per_minute=300, tokens_per_minute=5000)
+        limiter, events = make(advertised=Advertised(requests_per_minute=300), tokens_per_minute=5000)
         for limit in (600, 120):
             for permit in [await limiter.acquire(1), await limiter.acquire(1)]:
                 before = limiter.pace().requests_per_minute

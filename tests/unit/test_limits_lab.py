@@ -17,6 +17,7 @@ from batchchat.limits.evidence import RefusalEvidence
 from batchchat.limits.others import OtherRuns
 from batchchat.limits.rates import Learned, Rate
 from batchchat.limits.trials import Trial, TrialPlan, judge
+from tests.limiters import make_limiter
 from tests.limits_lab.servers import Server, SlidingWindow, TokenBucket, true_limit_in_refusals, true_limits
 from tests.limits_lab.simulation import simulate
 from tests.limits_lab.table import Row, rows, worst
@@ -331,14 +332,14 @@ def test_it_is_said_which_limit_holds_a_run_whose_word_it_is_and_how_old(
     ids=["told", "told in refusals", "learned", "job", "tokens", "at once", "learned at once", "down", "refuses"],
 )
 def test_what_holds_a_run_is_said_for_each_kind_of_limit(server: Server, options: dict[str, float], words: str) -> None:
-    limiter = Limiter(**{"concurrency": 32, **options}, rng=random.Random(3))  # type: ignore[arg-type]
+    limiter = make_limiter(**{"concurrency": 32, **options}, rng=random.Random(3))  # type: ignore[arg-type]
     simulate(server, [limiter], 70.0)
     assert re.fullmatch(words, limiter._controller.held_by(70.0) or "")
 
 
 def test_a_new_pace_is_told_with_its_source() -> None:
     told: list[Event] = []
-    limiter = Limiter(concurrency=32, rng=random.Random(3), listener=told.append)
+    limiter = make_limiter(concurrency=32, rng=random.Random(3), listener=told.append)
     simulate(Server(3, requests=TokenBucket(300, 10)), [limiter], 60.0)
     (first, *_) = [event for event in told if event.name == "pace_learned"]
     assert re.fullmatch(r"going on at \d+ requests a minute, found by refusals just now", first.message)
@@ -346,7 +347,7 @@ def test_a_new_pace_is_told_with_its_source() -> None:
 
 def test_a_quarter_of_an_hour_under_an_untold_limit_takes_few_lines() -> None:
     told: list[Event] = []
-    limiter = Limiter(concurrency=32, rng=random.Random(3), listener=told.append)
+    limiter = make_limiter(concurrency=32, rng=random.Random(3), listener=told.append)
     simulate(Server(3, requests=TokenBucket(300, 10)), [limiter], 900.0)
     paces = [event for event in told if event.name.startswith("pace_")]
     assert 1 <= len(paces) <= 8

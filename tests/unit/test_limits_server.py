@@ -13,9 +13,10 @@ import pytest
 import trio.testing
 
 from batchchat.events import Event
-from batchchat.limits import Limiter
+from batchchat.limits import Advertised, Limiter
 from batchchat.records import Axis, ErrorKind, Failure, LimitHeaders, Reply, Usage, Verdict
 from batchchat.retry import RetryPolicy, decide
+from tests.limiters import make_limiter
 from tests.thorough import one_in
 
 ROWS = 2000
@@ -221,7 +222,7 @@ def drive(
             ready.append((row, tokens, attempts + (decision.counts and not permit.probe)))
 
     async def main() -> Outcome:
-        limiter = Limiter(listener=events.append, rng=random.Random(3), **limits)  # type: ignore[arg-type]
+        limiter = make_limiter(listener=events.append, rng=random.Random(3), **limits)  # type: ignore[arg-type]
         ready = deque((row, rng.randint(*size), 0) for row in range(rows))
         started = anyio.current_time()
         async with anyio.create_task_group() as group:
@@ -319,13 +320,13 @@ def test_a_wrong_default_of_the_provider_is_corrected_upwards_by_headers_and_dow
     up = drive(
         Server(requests_per_minute=600, tokens_per_minute=math.inf, concurrency=math.inf, hints=requests_header),
         rows=1200,
-        advertised_requests_per_minute=300,
+        advertised=Advertised(requests_per_minute=300),
     )
     assert up.seconds <= 125
     down = drive(
         Server(requests_per_minute=120, tokens_per_minute=math.inf, concurrency=math.inf),
         rows=600,
-        advertised_requests_per_minute=300,
+        advertised=Advertised(requests_per_minute=300),
     )
     assert down.seconds <= 1.1 * 300
     assert down.wasted <= 0.05

@@ -11,14 +11,13 @@ from itertools import count
 
 import pytest
 
+from batchchat.limits.ceilings import Advertised, LimitCeilings
 from batchchat.records import Axis, ErrorKind, Failure, LimitHeaders, Reply, Usage, Verdict
 from batchchat.sharing.keeper import LimitKeeper
 from batchchat.sharing.keeper_bytes import bytes_of_keeper, keeper_of_bytes
 from batchchat.sharing.messages import (
-    Advertised,
     GrantedPermit,
     KeeperAsk,
-    LimitCeilings,
     PermitSettled,
     answer_of_json,
     answer_to_json,

@@ -12,14 +12,13 @@ import pytest
 from anyio import current_time
 
 from batchchat.limits import Permit
+from batchchat.limits.ceilings import Advertised, LimitCeilings
 from batchchat.records import Axis, Reply, Usage, Verdict
 from batchchat.sharing.keeper import LimitKeeper
 from batchchat.sharing.limiter import SharedLimiter
 from batchchat.sharing.messages import (
-    Advertised,
     KeeperAnswer,
     KeeperAsk,
-    LimitCeilings,
     PermitSettled,
     Reconnected,
     answer_of_json,

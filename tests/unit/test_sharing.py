@@ -16,21 +16,14 @@ from batchchat.budget import Budget
 from batchchat.errors import JobError, ProviderUnavailable, StoppedEarly, StorageError, UsageError
 from batchchat.events import Event, Pace
 from batchchat.job import validate_job
+from batchchat.limits.ceilings import Advertised, LimitCeilings
 from batchchat.records import Reply, Usage, Verdict
 from batchchat.sharing import file as file_module
 from batchchat.sharing.broker import serve_broker
 from batchchat.sharing.file import LimitFile
 from batchchat.sharing.limiter import SharedLimiter
 from batchchat.sharing.link import connect
-from batchchat.sharing.messages import (
-    Advertised,
-    GrantedPermit,
-    KeeperAnswer,
-    KeeperAsk,
-    LimitCeilings,
-    PermitSettled,
-    Reconnected,
-)
+from batchchat.sharing.messages import GrantedPermit, KeeperAnswer, KeeperAsk, PermitSettled, Reconnected
 from batchchat.sharing.naming import limit_name
 from batchchat.sharing.protocol import LineStream
 
