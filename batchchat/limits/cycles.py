@@ -89,6 +89,24 @@ class Cycle:
         for rate in self._rates.values():
             rate.apply(now, factor, windows=self.counts_windows)
 
+    def scale(self, now: float, factor: float, *, least: float = 0.0, ahead: float | None = None) -> None:
+        """Keep so many times the learned limits from now on, and at least `least`.
+
+        With `ahead`, no limit of a window grows beyond so many times what went in the last minute. A learned limit that
+        reaches a known one is dropped.
+        """
+        for rate in self._rates.values():
+            learned = rate.learned
+            if learned is not None:
+                # A window hides its limit until it is full.
+                if ahead is not None and self.counts_windows and learned.limit > ahead * rate.last_minute(now):
+                    continue
+                learned.limit = max(least, factor * learned.limit)
+                learned.stated = False
+                if rate.known is not None and learned.limit >= rate.known:
+                    rate.learned = None
+            rate.apply(now, windows=self.counts_windows)
+
     # -- what was delivered -------------------------------------------------------------------------------------------
 
     def begin(self, now: float) -> None:

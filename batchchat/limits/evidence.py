@@ -97,3 +97,21 @@ class RefusalEvidence:
     def known(self) -> bool:
         """Tell whether enough refusals came for `share` to mean something."""
         return len(self._refused) >= 3
+
+
+class RefusalCount:
+    """How many requests were refused, and how many sent, since some moment."""
+
+    __slots__ = ("_since", "number")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._since = 0
+
+    def begin(self, sent: int) -> None:
+        """Count from now on; `sent` is the number of the newest request."""
+        self.number, self._since = 0, sent
+
+    def sent(self, sent: int) -> int:
+        """Return how many requests were sent since then, up to number `sent`."""
+        return sent - self._since

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 
-from batchchat.limits.checks import FACTOR, RefusalCheck
+from batchchat.limits.checks import RefusalCheck
 from batchchat.limits.cycles import SETTLED_S, Cycle
 from batchchat.limits.evidence import ALARM, RefusalEvidence
-from batchchat.limits.others import OtherRuns
+from batchchat.limits.experiments import Experiments
 from batchchat.limits.rates import Learned, Rate
 from batchchat.limits.schedule import MINUTE
-from batchchat.limits.trials import BELOW, Trial, TrialPlan, Verdict, judge
+from batchchat.limits.trials import BELOW, Trial
 from batchchat.records import Axis
 
 _STEP_DOWN = 0.95
@@ -30,8 +30,6 @@ _ASIDE = 2.5
 of the same tightness in a row, with rows of 60 to 6,000 tokens, let only 70 % through."""
 _LEAST_ACCEPTED = 5
 """Fewer answers in a cycle do not make a rate."""
-_DOUBT_REFUSALS, _DOUBT_SHARE = 10, 0.02
-"""From so many refusals of a learned pace on, and from this share on, it is asked whether the pace is their cause."""
 _CHANCE = 3
 """So many more refusals than usual come by chance."""
 _DOUBT_SENT = 100
@@ -41,8 +39,6 @@ _UNBOUND_S = 15.0
 _YIELD = 0.85
 """We keep so much of our pace if something was refused that it does not explain. Chosen: nine such steps bring a run
 that has all of a limit to a quarter of it."""
-_YIELD_TRIED = 0.95
-"""The same if a trial of our own was refused. With 0.85 two runs leave a fifth of a window empty."""
 _ALARM_BESIDE = 1.9 * ALARM
 """The alarm beside others, at a bucket: six refusals in a row instead of three. What one run sends evenly takes each
 unit just before a slower run comes, so three in a row are common there. With `ALARM` the least of two runs got 0.33."""
@@ -51,52 +47,37 @@ _LEFT_OVER = 60.0
 _CHANCE_SHARE = 0.04
 """From this usual share of refusals on they are no sign of others. If a server refuses 5 % and names a false limit, a
 run would yield to nobody otherwise, and keep 0.65 of what it could have."""
-_CHANCE_MOST = 0.03
-"""The largest share that checks and trials take for the usual one. Without a bound the trials of four runs that begin
-at once look like chance: 0.25 was found so, and one run then took all of a bucket."""
 _CHECK_PACE = 120.0
 """Requests a minute below which no refusal is checked: a bucket fills again between two requests. With 60 the least of
 four runs had 0.17 of its part of a bucket (0.53 with 120)."""
-_SLOW = 2 * MINUTE
-"""Requests a minute below which each refusal is a large share of what is sent."""
 
 
 class Pacing:
-    """Both rates, and the one trial that may be under way. All times are passed in; nothing waits here."""
+    """Both rates, and what is tried with them. All times are passed in; nothing waits here."""
 
     def __init__(self, requests: Rate, tokens: Rate) -> None:
         self.requests = requests
         self.tokens = tokens
         self.rates = {Axis.REQUESTS: requests, Axis.TOKENS: tokens}
         self.evidence = RefusalEvidence()
-        self.trial: Trial | None = None
-        self._plan = TrialPlan()
         self._sizes = _Sizes()
         self._cycle = Cycle(self.rates)
+        self.experiments = tried = Experiments(self.rates, self.evidence, self._cycle)
+        # What each refusal asks is kept flat.
+        self._plan, self._others = tried.plan, tried.others
         self._first_at = math.inf
         self._climbed: Trial | None = None
-        self._doubt = self._set_at = 0
-        self._back_at = -math.inf
-        self._raised = False  # a trial was kept, and nothing was refused since
-        self._others = OtherRuns()
         self._unexplained = False  # the refusals of the hold that goes on
-        self._check: RefusalCheck | None = None
-        self._chance = self._chance_at = 0
 
     @property
     def learned(self) -> bool:
         """Tell whether refusals taught a limit that is kept."""
-        return self.requests.learned is not None or self.tokens.learned is not None
+        return self.experiments.learned
 
     @property
     def answered(self) -> bool:
         """Tell whether anything was ever accepted."""
         return self._sizes.number > 0
-
-    @property
-    def _usual(self) -> float:
-        """The share that is refused at any pace."""
-        return max(self.evidence.share, min(_CHANCE_MOST, self._plan.explained))
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
@@ -107,37 +88,39 @@ class Pacing:
         self._sizes.add(tokens)
         self.requests.accepted += 1
         self.tokens.accepted += tokens
+        tried = self.experiments
         if self._plan.debt > 0:
-            self._plan.pay(self._usual)
-        if self._check is not None:
-            return self._follow(now, self._check)
-        return self.trial is not None and self._decide(now, self.trial)
+            self._plan.pay(tried.usual)
+        if tried.check is not None:
+            return self._follow(now, tried.check)
+        return tried.trial is not None and tried.decide(now, tried.trial)
 
     def refused(self, now: float, granted_at: float, number: int) -> bool:
         """Count the refusal of request `number`; return whether a limit must have been met."""
-        self._chance += 1
-        check = self._check
+        tried = self.experiments
+        tried.chance.number += 1
+        check = tried.check
         if check is not None:
             check.refuse(number)
             self._follow(now, check)
             return False
-        trial = self.trial
+        trial = tried.trial
         # Only what our own trials caused is to be paid for. What others try under the same limit is refused to us as
         # well: a small run that paid for that, too, would never try again.
-        ours = granted_at < self._back_at or (trial is not None and trial.factor > 1)
+        ours = granted_at < tried.back_at or (trial is not None and trial.factor > 1)
         # At a limit on tokens a long row is refused by its size. That says nothing of others, so it is paid for.
         ours = ours or self.tokens.learned is not None
         unexplained = self._not_our_doing(now)
-        if self.learned and (ours or self._raised):
-            self._raised = self._raised and ours
-            if not self._raised:
+        if self.learned and (ours or tried.raised):
+            tried.raised = tried.raised and ours
+            if not tried.raised:
                 self._others.changed(now)
             self._plan.owe()
         if trial is not None:
-            return granted_at >= trial.began and self._refused_in_trial(now, trial, number)
-        if granted_at < self._back_at:
+            return granted_at >= trial.began and tried.refused(now, trial, number)
+        if granted_at < tried.back_at:
             return False  # it was sent at the pace of a trial that is over
-        self._doubt += 1
+        tried.doubt.number += 1
         beside = self.learned and self._others.present(now)
         if self.evidence.refused(number, _ALARM_BESIDE if beside and not self._cycle.counts_windows else ALARM):
             return True
@@ -145,8 +128,7 @@ class Pacing:
             return False
         # A new pace may be too high: its refusals are no question.
         if self._checkable and self._plan.debt <= 0 and now >= self._cycle.began + SETTLED_S:
-            self._check = RefusalCheck(number, now - granted_at, now, self.evidence.sent)
-            self._cycle.apply(now, FACTOR)
+            tried.begin_check(now, number, granted_at)
         else:
             self._yield_or_lower(now, number, unexplained=unexplained, checked=not self._checkable)
         return False
@@ -159,53 +141,32 @@ class Pacing:
 
     def _expected(self) -> bool:
         """Tell whether no more was refused than at any pace."""
-        sent = self.evidence.sent - self._set_at
-        if not self._plan.explained or self._doubt > 1.5 * self._plan.explained * sent + _CHANCE:
+        doubt = self.experiments.doubt
+        sent = doubt.sent(self.evidence.sent)
+        if not self._plan.explained or doubt.number > 1.5 * self._plan.explained * sent + _CHANCE:
             return False
         if sent >= _DOUBT_SENT:
-            self._plan.explained = min(self._plan.explained, 2 * self._doubt / sent)
+            self._plan.explained = min(self._plan.explained, 2 * doubt.number / sent)
         return True
 
     def _follow(self, now: float, check: RefusalCheck) -> bool:
         """Act on what a check shows; return whether a pace changed."""
-        if check.end(now, self.evidence.sent):
-            self._cycle.apply(now)
-            for rate in self.rates.values():
-                rate.schedule.pay_back(now, (check.last - check.first) * (1 - 1 / FACTOR))
-        finding = check.finding(now)
-        if finding == "wait":
-            return False
-        self._check = None
+        finding = self.experiments.follow_check(now, check)
         if finding == "limit":
-            self._met()
-            self._back_at = now
-            if check.refused:
-                self._plan.owe()
-            self._others.limited()
             self._yield_or_lower(now, check.number, unexplained=self._not_our_doing(now), checked=True)
-        else:
-            self._others.by_chance()
-            sent = self.evidence.sent - self._chance_at
-            self._plan.cleared(now)
-            share = min(_CHANCE_MOST, self._chance / max(_DOUBT_SENT, sent))
-            self._plan.explained = max(self._plan.explained, share)
-        return True
-
-    def _met(self) -> None:
-        """Begin to count refusals by chance anew: a limit was met."""
-        self._chance, self._chance_at = 0, self.evidence.sent
+        return finding != "wait"
 
     def _yield_or_lower(self, now: float, number: int, *, unexplained: bool, checked: bool) -> None:
         """React to a refusal now and then. Others are suspected only of one that was `checked`, or cannot be."""
         if self.learned and self._others.present(now):
-            pace = self._requests_per_minute(now)
+            pace = self.experiments.requests_per_minute(now)
             kept = self._others.refused(now, number, self.evidence.sent, pace, self.requests.accepted)
             if kept < 1.0:
-                self._yield(now, kept)
+                self.experiments.yield_part(now, kept)
                 self.evidence.forgive(number)
         elif unexplained and checked and self._others.suspect(now):
             self._others.seen(now)
-            self._yield(now, _YIELD)
+            self.experiments.yield_part(now, _YIELD)
         else:
             if unexplained:
                 self._plan.yielded(now)  # a trial would hide the next refusal that is not explained
@@ -214,33 +175,12 @@ class Pacing:
     def _not_our_doing(self, now: float) -> bool:
         """Tell whether a refusal that comes now is not explained by our pace, nor by a trial."""
         # A server that refuses many by chance shows nothing of others: refusals come whatever they do.
-        if not self.learned or self.trial is not None:
+        if not self.learned or self.experiments.trial is not None:
             return False
         if max(self._plan.explained, self.evidence.share) > _CHANCE_SHARE:
             return False
         requests = self.requests.learned
         return self._others.unexplained(now, None if requests is None else requests.limit)
-
-    def _yield(self, now: float, share: float) -> None:
-        """Keep a `share` of the learned pace, and leave the rest to others."""
-        self._others.changed(now)
-        for rate in self.rates.values():
-            if rate.learned is not None:
-                rate.learned.limit = max(1.0, share * rate.learned.limit)
-                rate.learned.stated = False
-                rate.apply(now, windows=self._cycle.counts_windows)
-        self._plan.yielded(now)
-
-    def _refused_in_trial(self, now: float, trial: Trial, number: int) -> bool:
-        trial.refuse(number)
-        if trial.factor < 1:
-            return self.evidence.refused(number)  # a limit is met even so
-        if self._verdict(now, trial) != "back":
-            return False
-        if trial.remembers:
-            return True  # a window is full: what was accepted until there is room again tells how large it is
-        self._decide(now, trial)
-        return False
 
     def also_refused(self, tokens: int) -> None:
         """Take a request that was under way when the limit was met, and is refused too, out of what the minute held."""
@@ -281,12 +221,13 @@ class Pacing:
 
     def hold(self, now: float) -> None:
         """Note that everybody is refused from now on. A trial that was under way is over."""
-        trial = self.trial
-        self._check = None
-        self._met()
+        tried = self.experiments
+        trial = tried.trial
+        tried.check = None
+        tried.limit_met()
         self._unexplained = self._not_our_doing(now)
         if trial is not None:
-            self._go_back(now, trial)
+            tried.go_back(now, trial)
             if trial.factor > 1:
                 self._climbed = trial
         self.evidence.explained()
@@ -323,7 +264,7 @@ class Pacing:
             if self._conclude(now, rate, max(estimate, 1.0), stated=stated, climbed=climbed is not None):
                 changed.append(axis)
         self._others.changed(now)
-        self._begin_cycle(now)
+        self.experiments.begin_cycle(now)
         # At a slow pace a trial takes minutes.
         slow = (self.requests.schedule.rate or math.inf) < _LEFT_OVER
         if slow or (met and not self._cycle.counts_windows):
@@ -331,7 +272,7 @@ class Pacing:
         if climbed is None or self._cycle.rough:
             self._plan.learned(now, rough=self._cycle.rough or now < self._first_at + MINUTE)
         else:
-            self._plan.failed(climbed, now, self._usual)
+            self._plan.failed(climbed, now, self.experiments.usual)
         return changed
 
     def _yielded(self, now: float, climbed: Trial | None) -> bool:
@@ -346,8 +287,8 @@ class Pacing:
             return False
         self._others.lowered(now, self.evidence.sent)
         self._others.seen(now)
-        self._yield(now, _YIELD)
-        self._begin_cycle(now)
+        self.experiments.yield_part(now, _YIELD)
+        self.experiments.begin_cycle(now)
         return True
 
     def room_at(self, now: float, share: float) -> float | None:
@@ -377,10 +318,6 @@ class Pacing:
         self._plan.changed(now)
         return True
 
-    def _begin_cycle(self, now: float) -> None:
-        self._begin_doubt()
-        self._cycle.begin(now)
-
     # -- trials -------------------------------------------------------------------------------------------------------
 
     def review(self, now: float) -> list[Axis]:
@@ -388,7 +325,7 @@ class Pacing:
 
         To be called a few times a second while answers come.
         """
-        changed = []
+        changed, tried = [], self.experiments
         self._cycle.mark(now)
         bound = False
         for axis, rate in self.rates.items():
@@ -399,145 +336,15 @@ class Pacing:
                 rate.schedule.binding = False
                 learned.bound_at = now
                 bound = True
-            elif now > learned.bound_at + _UNBOUND_S and self.trial is None:
+            elif now > learned.bound_at + _UNBOUND_S and tried.trial is None:
                 rate.learned = None
                 rate.apply(now, windows=self._cycle.counts_windows)
                 changed.append(axis)
-        if self._check is not None:
-            return list(self.rates) if self._follow(now, self._check) else changed
-        if self.trial is not None:
-            return list(self.rates) if self._decide(now, self.trial) else changed
-        beside = self.learned and self._others.present(now)
-        if self._doubtful:
-            pace = self.requests.schedule.rate or self._recent_per_minute(now)
-            refused = self._doubt / max(1, self.evidence.sent - self._set_at)
-            self._begin(now, self._plan.down(now, self.evidence, refused, pace * (1 - refused), learned=True))
-        elif not self.learned and now >= self._first_at + SETTLED_S and self.evidence.known:
-            recent = self._recent_per_minute(now)
-            self._begin(now, self._plan.down(now, self.evidence, self.evidence.share, recent, learned=False))
-        elif bound and not beside:
-            self._begin(now, self._plan.up(now, self.evidence.sent, self._usual, self._cycle.remembers))
-        if beside and bound and self.trial is None:
-            self._grow(now)
-            return list(self.rates)
-        return changed
-
-    def _grow(self, now: float) -> None:
-        """Take a little more of a limit that others may use as well."""
-        pace = self._requests_per_minute(now)
-        factor = self._others.growth(now, pace, self.evidence.sent)
-        most = self._others.ahead(pace)
-        for rate in self.rates.values():
-            if rate.learned is not None:
-                # A window hides its limit until it is full.
-                if self._cycle.counts_windows and rate.learned.limit > most * rate.last_minute(now):
-                    continue
-                rate.learned.limit *= factor
-                rate.learned.stated = False
-                if rate.known is not None and rate.learned.limit >= rate.known:
-                    rate.learned = None
-            rate.apply(now, windows=self._cycle.counts_windows)
-
-    def _begin_doubt(self) -> None:
-        self._doubt, self._set_at = 0, self.evidence.sent
-
-    @property
-    def _doubtful(self) -> bool:
-        """Tell whether a learned pace is refused so often that it may not be the cause."""
-        if not self.learned:
-            return False
-        return self._doubt >= max(_DOUBT_REFUSALS, _DOUBT_SHARE * (self.evidence.sent - self._set_at))
-
-    def _requests_per_minute(self, now: float) -> float:
-        """Return the pace in requests a minute; if only tokens are paced, what was sent lately, and never nothing."""
-        return self.requests.schedule.rate or max(1.0, self._recent_per_minute(now))
-
-    def _recent_per_minute(self, now: float) -> float:
-        self.requests.last_minute(now)
-        return self.requests.schedule.minute.recent(5.0) * 12
-
-    def _begin(self, now: float, trial: Trial | None) -> None:
-        if trial is None:
-            return
-        self.trial = trial
-        if trial.base is not None:
-            self.requests.learned = Learned(trial.base, now, bound_at=now)
-        self._cycle.apply(now, trial.factor)
-
-    def _verdict(self, now: float, trial: Trial) -> Verdict:
-        rate = self.requests.schedule.rate
-        cautious = rate is not None and rate < _SLOW
-        verdict = judge(trial, now, self.evidence.sent, cautious=cautious, beyond=self._cycle.beyond(now))
-        if verdict == "wait" and trial.remembers and trial.factor > 1 and self._cycle.disproved(now):
-            return "keep"
-        return verdict
-
-    def _decide(self, now: float, trial: Trial) -> bool:
-        """Act on what a trial shows; return whether a pace changed."""
-        verdict = self._verdict(now, trial)
-        if verdict == "wait":
-            return False
-        if verdict == "bolder":
-            self._plan.bolder(trial, now, self.evidence.sent)
-            self._cycle.apply(now, trial.factor)
-            return False
-        usual = self._usual
-        if verdict == "keep":
-            if trial.remembers and self._cycle.disproved(now):
-                self._cycle.forget_windows()
-            self._keep(now, trial)
-            if trial.factor > 1:
-                self._plan.kept(trial, now)
-            else:
-                self.evidence.settled()
-                self._begin_cycle(now)
-                self._plan.learned(now, rough=False)
-                self._plan.was_limit(now)
-            return True
-        self._go_back(now, trial)
-        if trial.factor > 1:
-            self._pay_back(now, trial)
-            # A window that is full tells by its next refusal.
-            if not trial.remembers and trial.dense:
-                self._others.possible(now, self.evidence.sent)
-                self._yield(now, _YIELD_TRIED)
-            self._plan.failed(trial, now, usual)
-        else:
-            self._plan.was_noise(now, trial.refused / max(1, self.evidence.sent - trial.first))
-        return True
-
-    def _keep(self, now: float, trial: Trial) -> None:
-        """Make the pace of the trial the usual one."""
-        self.trial = None
-        self._others.changed(now)
-        if trial.factor > 1 and not self._raised and self.requests.learned is not None:
-            self._others.stood = self.requests.learned.limit
-        self._raised = trial.factor > 1
-        self._begin_doubt()
-        for rate in self.rates.values():
-            if rate.learned is not None:
-                rate.learned.limit *= trial.factor
-                rate.learned.stated = False
-                if rate.known is not None and rate.learned.limit >= rate.known:
-                    rate.learned = None
-            rate.apply(now, windows=self._cycle.counts_windows)
-
-    def _go_back(self, now: float, trial: Trial) -> None:
-        """Take the pace from before the trial."""
-        self.trial = None
-        self._others.changed(now)
-        self._back_at = now
-        if trial.factor < 1:
-            self.requests.learned = self.tokens.learned = None
-        self._begin_doubt()
-        self._cycle.apply(now)
-
-    def _pay_back(self, now: float, trial: Trial) -> None:
-        """Wait for what was sent too early: a window is full of it."""
-        for rate in self.rates.values():
-            if rate.learned is not None:
-                early = (trial.factor - 1) * rate.learned.limit * (now - trial.began) / MINUTE
-                rate.schedule.pay_back(now, early)
+        if tried.check is not None:
+            return list(self.rates) if self._follow(now, tried.check) else changed
+        if tried.trial is not None:
+            return list(self.rates) if tried.decide(now, tried.trial) else changed
+        return list(self.rates) if tried.begin_due(now, bound=bound, first_at=self._first_at) else changed
 
 
 class _Sizes:

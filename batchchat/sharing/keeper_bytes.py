@@ -36,6 +36,7 @@ _ROOMS = tuple(
         "controller",
         "cycles",
         "evidence",
+        "experiments",
         "hints",
         "others",
         "pacing",

@@ -248,10 +248,10 @@ def test_after_a_refused_trial_the_pace_stays_near_the_limit_and_little_is_refus
         pace = pacing.requests.schedule.rate
         assert pace is not None
         now += 60.0 / pace
-        before = pacing.trial
+        before = pacing.experiments.trial
         step(pacing, now, refused=pace > limit)
         sent, refusals = sent + 1, refusals + (pace > limit)
-        trials += pacing.trial is not None and before is None
+        trials += pacing.experiments.trial is not None and before is None
         assert pacing.requests.learned is not None
         assert 0.8 * limit <= pacing.requests.learned.limit <= 1.05 * limit
     assert trials <= 3  # beside others, who may be there, no trials are made
