@@ -101,9 +101,9 @@ class _Waiter:
 class Limiter:
     """What one provider lets us do with one model, shared by all that use it.
 
-    `ceilings` are the job's, `advertised` is what the provider is known to allow. `max_concurrency` bounds what an
-    unset concurrency may grow to. `listener` takes the events `breaker_opened`, `breaker_closed`, `pace_learned`,
-    `pace_changed` and `paused_by_server`; `rng` spreads waits.
+    `ceilings` are the job's, `advertised` is what the provider is known to allow: its concurrency bounds what an unset
+    one may grow to. `listener` takes the events `breaker_opened`, `breaker_closed`, `pace_learned`, `pace_changed` and
+    `paused_by_server`; `rng` spreads waits.
 
     Waiters are served in the order they came. Only the first of them sleeps with a timer; it is woken when something
     changes and wakes the next when it has its permit, so a grant costs the same with ten waiters as with thousands.
@@ -117,12 +117,11 @@ class Limiter:
         ceilings: LimitCeilings = _NO_CEILINGS,
         advertised: Advertised = _NOT_KNOWN,
         *,
-        max_concurrency: int = MAX_CONCURRENCY,
         listener: Listener | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._listener = listener
-        self._most_at_once = advertised.concurrency or max_concurrency
+        self._most_at_once = advertised.concurrency or MAX_CONCURRENCY
         self._controller = Controller(
             Rate(ceilings.requests_per_minute, advertised.requests_per_minute),
             Rate(ceilings.tokens_per_minute, advertised.tokens_per_minute),

@@ -215,7 +215,7 @@ def round_trip(limiter: Limiter, reply: Reply, count: int | None = None) -> int:
 
 def test_an_unset_concurrency_starts_small_and_grows_in_stages_while_it_is_used_and_worth_it() -> None:
     async def main() -> None:
-        limiter, _ = make(max_concurrency=100)
+        limiter, _ = make(advertised=Advertised(concurrency=100))
         windows = [limiter.window, *[await timed_round_trip(limiter, 1.0) for _ in range(60)]]
         assert windows[0] == 8
         # One by one, so that an unknown limit on the way costs a request or two, and a half more in each stage.
