@@ -15,7 +15,7 @@ from anyio import current_time
 from batchchat.errors import BatchchatError
 from batchchat.events import Pace
 from batchchat.limits import MAX_CONCURRENCY, Limiter, Permit
-from batchchat.limits.ceilings import LimitCeilings
+from batchchat.limits.ceilings import Advertised, LimitCeilings
 from batchchat.limits.controller import Grant
 from batchchat.records import Verdict
 from batchchat.sharing.asking import AskLoop, Carrier
@@ -73,7 +73,7 @@ class SharedLimiter(Limiter):
         room: int = MAX_CONCURRENCY,
         listener: Listener | None = None,
     ) -> None:
-        super().__init__(max_concurrency=room, listener=listener)
+        super().__init__(advertised=Advertised(concurrency=room), listener=listener)
         self._carrier = carrier
         self._ceilings = ceilings
         self._room = room
