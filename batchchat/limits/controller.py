@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from batchchat.dataclass import dataclass
 from batchchat.limits.circuit import Breaker, RateLimitHold
 from batchchat.limits.concurrency import Concurrency
-from batchchat.limits.hints import HINT_MAX_S, Hints
+from batchchat.limits.hints import Hints, believed_wait
 from batchchat.limits.pacing import Pacing
 from batchchat.limits.rates import Rate
 from batchchat.limits.schedule import MINUTE, TICKS_PER_S
-from batchchat.limits.telling import PaceTeller, Tell, number_of, word_of
+from batchchat.limits.telling import PaceTeller, Tell
 from batchchat.records import Axis, ErrorKind, Verdict
 
 if TYPE_CHECKING:
@@ -30,14 +30,9 @@ if TYPE_CHECKING:
 
     from batchchat.records import Reply
 
-_LONG_S = 15.0
-"""If the server asks for more than `HINT_MAX_S`, wait this long, then twice as long each time it refuses again."""
-_SANE_S = 86_400.0
 _RARE = 0.06
 """A first refusal alone makes the usual share 0.05."""
 _REVIEW_S = 0.25
-_LATELY_S = 2.0
-"""A limit that made a request wait within this time holds the run back now."""
 _FULL = frozenset({503, 529})
 """What servers and gateways say when they have too much to do. Some take no connection then."""
 _DOWN = frozenset({ErrorKind.CONNECTION, ErrorKind.TIMEOUT, ErrorKind.SERVER, ErrorKind.PROTOCOL})
@@ -278,7 +273,7 @@ class Controller:
             self.close_breaker(now)
         hold = self.hold
         axis = _axis(reply)
-        hint = self._believe(reply.retry_after)
+        hint = believed_wait(reply.retry_after, refused=hold.tries if hold.active else 0)
         if hold.active and grant.probe:
             self.pacing.probe_refused(now)
             self._undecided = False
@@ -342,40 +337,10 @@ class Controller:
             # The same again far below: not how many are under way is refused.
             self._strike = (-math.inf, 0)
         self.concurrency.undo()
-        for axis in self.pacing.learn(now, since, self._concerned(hold.axis)):
+        for axis in self.pacing.learn(now, since, self.pacing.concerned(hold.axis)):
             self._paces.tell(axis, now)
         if not self.pacing.learned:
             self.concurrency.restart(0, fresh=1)  # no pace holds anybody back yet: not all at once
-
-    def _concerned(self, axis: Axis) -> list[Axis]:
-        """The rates that a refusal on `axis` speaks about; for an unknown one those that were near their limit."""
-        rates = self.pacing.rates
-        if axis in rates:
-            return [axis]
-        return [axis for axis, rate in rates.items() if rate.near_limit] or list(rates)
-
-    def _believe(self, retry_after: float | None) -> float | None:
-        """Bound a server's wait. Garbage is no hint; a long one is a reason to ask more seldom, not to stop."""
-        if retry_after is None or not 0.0 <= retry_after <= _SANE_S:
-            return None
-        if retry_after <= HINT_MAX_S:
-            return retry_after
-        return min(HINT_MAX_S, _LONG_S * 2.0 ** (self.hold.tries if self.hold.active else 0))
-
-    def held_by(self, now: float) -> str | None:
-        """Name what holds requests back now and whose word that is, to stand behind "held by". None if nothing does."""
-        if self.breaker.active:
-            return "a provider that does not answer"
-        if self.hold.active:
-            return "a provider that refuses everything"
-        if self.hints.paused_until > now:
-            return f"a wait of {self.hints.paused_until - now:.0f} s more that the provider asked for"
-        for axis, rate in self.pacing.rates.items():
-            if rate.schedule.rate is not None and now - rate.schedule.bound_at < _LATELY_S:
-                return f"{number_of(rate.schedule.rate)} {axis}/min, {word_of(rate, now)}"
-        if now - self.concurrency.full_at < _LATELY_S:
-            return f"{self.concurrency.slots} at once, {self.concurrency.word}"
-        return None
 
     def outage_s(self, now: float) -> float:
         """Return the seconds since the provider last answered well, while it is down or refuses everybody; else 0."""

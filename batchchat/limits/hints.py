@@ -22,6 +22,9 @@ HINT_MAX_S = 120.0
 _LIMIT_MAX = 10**9
 _DISTRUST_S = 600.0
 """How long a header that said nothing is not looked at again: once in ten minutes its wait is 10 % at most."""
+_LONG_S = 15.0
+"""If the server asks for more than `HINT_MAX_S`, wait this long, then twice as long each time it refuses again."""
+_SANE_S = 86_400.0
 
 
 class Hints:
@@ -109,3 +112,15 @@ class Hints:
             self.paused_until = until
             self._paused_by = axis
             self._ended[axis] = until
+
+
+def believed_wait(retry_after: float | None, *, refused: int) -> float | None:
+    """Bound a server's wait, in seconds, that was `refused` so many times since. Garbage is no hint.
+
+    A long one is a reason to ask more seldom, not to stop.
+    """
+    if retry_after is None or not 0.0 <= retry_after <= _SANE_S:
+        return None
+    if retry_after <= HINT_MAX_S:
+        return retry_after
+    return min(HINT_MAX_S, _LONG_S * 2.0**refused)

@@ -16,6 +16,7 @@ from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.controller import Controller, Grant
 from batchchat.limits.rates import Rate
 from batchchat.limits.schedule import TICKS_PER_S
+from batchchat.limits.telling import number_of, word_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_CONCURRENCY = 1024
 """What an unset concurrency may grow to, if nobody tells."""
+_LATELY_S = 2.0
+"""A limit that made a request wait within this time holds the run back now."""
 _NO_CEILINGS, _NOT_KNOWN = LimitCeilings(), Advertised()
 
 
@@ -325,5 +328,21 @@ def pace_of(controller: Controller, now: float) -> Pace:
         in_use=controller.in_use,
         paused_s=until - now,
         breaker=state,  # type: ignore[arg-type] # one of the three literals
-        held_by=controller.held_by(now),
+        held_by=held_by(controller, now),
     )
+
+
+def held_by(controller: Controller, now: float) -> str | None:
+    """Name what holds requests back now and whose word that is, to stand behind "held by". None if nothing does."""
+    if controller.breaker.active:
+        return "a provider that does not answer"
+    if controller.hold.active:
+        return "a provider that refuses everything"
+    if controller.hints.paused_until > now:
+        return f"a wait of {controller.hints.paused_until - now:.0f} s more that the provider asked for"
+    for axis, rate in controller.pacing.rates.items():
+        if rate.schedule.rate is not None and now - rate.schedule.bound_at < _LATELY_S:
+            return f"{number_of(rate.schedule.rate)} {axis}/min, {word_of(rate, now)}"
+    if now - controller.concurrency.full_at < _LATELY_S:
+        return f"{controller.concurrency.slots} at once, {controller.concurrency.word}"
+    return None

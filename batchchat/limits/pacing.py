@@ -275,6 +275,12 @@ class Pacing:
             self._plan.failed(climbed, now, self.experiments.usual)
         return changed
 
+    def concerned(self, axis: Axis) -> list[Axis]:
+        """The rates that a refusal on `axis` speaks about; for an unknown one those that were near their limit."""
+        if axis in self.rates:
+            return [axis]
+        return [axis for axis, rate in self.rates.items() if rate.near_limit] or list(self.rates)
+
     def _yielded(self, now: float, climbed: Trial | None) -> bool:
         """Yield to others if they are the likely cause of a hold; return whether they are.
 

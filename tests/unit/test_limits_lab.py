@@ -14,6 +14,7 @@ from batchchat.limits.checks import RefusalCheck
 from batchchat.limits.concurrency import Concurrency
 from batchchat.limits.controller import Controller
 from batchchat.limits.evidence import RefusalEvidence
+from batchchat.limits.limiter import held_by
 from batchchat.limits.others import OtherRuns
 from batchchat.limits.rates import Learned, Rate
 from batchchat.limits.trials import Trial, TrialPlan, judge
@@ -305,7 +306,7 @@ def test_it_is_said_which_limit_holds_a_run_whose_word_it_is_and_how_old(
     controller = Controller(rate, Rate(None, None), Concurrency(8, 8), random.Random(1), lambda *_: None)
     controller.grant(11.9, 100, None)
     assert controller.wait(12.0, 100) > 0.0
-    assert controller.held_by(12.0) == words
+    assert held_by(controller, 12.0) == words
 
 
 @pytest.mark.parametrize(
@@ -334,7 +335,7 @@ def test_it_is_said_which_limit_holds_a_run_whose_word_it_is_and_how_old(
 def test_what_holds_a_run_is_said_for_each_kind_of_limit(server: Server, options: dict[str, float], words: str) -> None:
     limiter = make_limiter(**{"concurrency": 32, **options}, rng=random.Random(3))  # type: ignore[arg-type]
     simulate(server, [limiter], 70.0)
-    assert re.fullmatch(words, limiter._controller.held_by(70.0) or "")
+    assert re.fullmatch(words, held_by(limiter._controller, 70.0) or "")
 
 
 def test_a_new_pace_is_told_with_its_source() -> None:
