@@ -95,7 +95,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; the console script's entry point."""
     _start_fast()
-    from batchchat.cli.running import guarded, leave
+    from batchchat.cli.process import guarded, leave
 
     # Arrow reads this once, when it is loaded. `keep_memory_small` says why; what reads Parquet pages heeds this alone.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio
 
-from batchchat.cli.running import errors, results
+from batchchat.cli.process import errors, results
 from batchchat.errors import UsageError
 from batchchat.events import Event
 from batchchat.format import one_line

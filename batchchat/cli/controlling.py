@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from batchchat.cli.running import print_json, results
+from batchchat.cli.process import print_json, results
 from batchchat.errors import UsageError
 
 

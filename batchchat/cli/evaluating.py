@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchchat.cli.arguments import JobArguments, read_duration
-from batchchat.cli.running import attended, errors, hide_key, log_listener, print_json, recorder_of, results, tell_error
+from batchchat.cli.process import errors, print_json, results, tell_error
+from batchchat.cli.running import attended, hide_key, log_listener, recorder_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchchat.cli.running import errors, results
+from batchchat.cli.process import errors, results
 from batchchat.format import plural
 
 if TYPE_CHECKING:

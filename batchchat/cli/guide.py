@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, ClassVar
 
 from batchchat import guide
-from batchchat.cli.running import print_json, results
+from batchchat.cli.process import print_json, results
 from batchchat.errors import UsageError
 
 if TYPE_CHECKING:

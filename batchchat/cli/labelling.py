@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchchat.cli.arguments import JobArguments
-from batchchat.cli.running import attended, errors, hide_key, log_listener, print_json, results
+from batchchat.cli.process import errors, print_json, results
+from batchchat.cli.running import attended, hide_key, log_listener
 from batchchat.errors import UsageError
 
 if TYPE_CHECKING:

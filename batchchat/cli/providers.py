@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from batchchat.cli.blocks import blank, line, pair, plain_text, title
-from batchchat.cli.running import print_json, results
+from batchchat.cli.process import print_json, results
 from batchchat.errors import UsageError
 from batchchat.format import UNKNOWN, count
 from batchchat.prices import PriceList

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchchat.cli.arguments import JobArguments
-from batchchat.cli.running import errors, print_json, results
+from batchchat.cli.process import errors, print_json, results
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

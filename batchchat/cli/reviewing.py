@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchchat.cli.running import errors, print_json, results
+from batchchat.cli.process import errors, print_json, results
 from batchchat.errors import UsageError
 
 if TYPE_CHECKING:

@@ -74,7 +74,7 @@ def reshard_command(directory: Address, shards: int, *, as_json: bool) -> int:
     """Move an output into another number of shards; return the exit code."""
     from dataclasses import asdict
 
-    from batchchat.cli.running import print_json, results
+    from batchchat.cli.process import print_json, results
     from batchchat.format import plural
     from batchchat.resharding import reshard_output
 
@@ -117,7 +117,7 @@ def worker_command(**given: Any) -> int:
     """
     import anyio
 
-    from batchchat.cli.running import collect_seldom, event_loop_options, keep_memory_small, leave_now
+    from batchchat.cli.process import collect_seldom, event_loop_options, keep_memory_small, leave_now
     from batchchat.cli.terminal import mask
     from batchchat.credentials import tell_keys
     from batchchat.transport import allow_many_files

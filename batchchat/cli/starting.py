@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchchat.cli.arguments import read_duration
-from batchchat.cli.running import errors, results
+from batchchat.cli.process import errors, results
 from batchchat.errors import StorageError, UsageError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import Any
 
 import anyio
 
-from batchchat.cli.running import collect_seldom, event_loop_options, keep_memory_small
+from batchchat.cli.process import collect_seldom, event_loop_options, keep_memory_small
 from batchchat.engines.batch.service import BatchStatus, RemoteBatch, ResultLine, ServiceLimits
 from batchchat.job import validate_job
 from batchchat.runner.options import RunOptions

@@ -167,7 +167,7 @@ def run_discarding(job_path: Path) -> float:
     """Run a job whose outcomes are thrown away instead of stored; return the seconds that it took."""
     import anyio
 
-    from batchchat.cli.running import event_loop_options
+    from batchchat.cli.process import event_loop_options
     from batchchat.job import load_job
     from batchchat.runner.run import run_job
     from batchchat.store import Entry, Store, StoreChange

@@ -19,7 +19,7 @@ import yaml
 from click.testing import CliRunner
 
 from batchchat.cli import cli
-from batchchat.cli.running import guarded, leave
+from batchchat.cli.process import guarded, leave
 from batchchat.demo import FAULTS, DemoOptions, DemoServer
 from batchchat.evaluation import is_suite
 from tests.integration.jobs import ROOT, query, texts, write_rows

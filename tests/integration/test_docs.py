@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from batchchat.cli import cli
-from batchchat.cli.running import guarded
+from batchchat.cli.process import guarded
 from batchchat.demo import DemoOptions
 from batchchat.evaluation.suite.reading import SuiteFields
 from batchchat.job import Job

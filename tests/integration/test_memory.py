@@ -17,7 +17,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 if "keep" in sys.argv:
-    from batchchat.cli.running import keep_memory_small
+    from batchchat.cli.process import keep_memory_small
     keep_memory_small()
 large = bytearray(30 << 20)  # what is freed raises glibc's threshold, unless it is set
 del large

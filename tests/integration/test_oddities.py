@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 import batchchat
-from batchchat.cli.running import looked_at, results
+from batchchat.cli.process import results
+from batchchat.cli.running import looked_at
 from batchchat.cli.summary_page import render_summary
 from batchchat.labelling.oddities import oddities_of
 from tests.integration.jobs import make_job, write_rows

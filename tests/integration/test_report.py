@@ -15,7 +15,7 @@ import pytest
 
 import batchchat
 from batchchat.cli import cli, running
-from batchchat.cli.running import guarded
+from batchchat.cli.process import guarded
 from batchchat.report import charting, run_answers, write_run_report
 from batchchat.runner.options import RunOptions
 from tests.integration.browser import Browser, Page

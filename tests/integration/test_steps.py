@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from batchchat.cli import cli
-from batchchat.cli.running import guarded
+from batchchat.cli.process import guarded
 from batchchat.errors import BatchchatError, OutputLocked, UsageError
 from batchchat.job import load_job
 from batchchat.planning import plan_job

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from batchchat import guide
 from batchchat.cli import cli
 from batchchat.cli.guide import show
-from batchchat.cli.running import tell_error
+from batchchat.cli.process import tell_error
 from batchchat.cli.terminal import Terminal
 from batchchat.demo import BATCH_FAULTS, FAULTS
 from batchchat.demo.batches.options import DIALECTS, FaultKind
