@@ -1,4 +1,4 @@
-"""`batchchat run`: a job on an event loop, what is shown meanwhile, which signals stop it, and what is told at its end."""
+"""`batchchat run`: a job on an event loop, with its display, the signals that stop it, and what is told at its end."""
 
 from __future__ import annotations
 
