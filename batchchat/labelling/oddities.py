@@ -28,10 +28,6 @@ from batchchat.labelling.oddity_rules import (
 from batchchat.lazy_arrow import call
 from batchchat.store import Output, read_state
 
-_PROBED = 1_000
-"""Records by which rules are ruled out. No rule speaks of less than a hundredth of the answers, so that what it looks
-for is among them."""
-
 
 class _Rule(Protocol):
     @property
@@ -82,7 +78,6 @@ def _useful_rules(output: Output, schema: pa.Schema, directory: str) -> list[_Ru
     first = next(output.records(_columns(probes)), None)
     if first is None:
         return []
-    first = first.slice(0, _PROBED)
     for probe in probes:
         probe.add(first, _ok(first))
     return [rule for rule, probe in zip(_rules(output, schema, directory), probes, strict=True) if probe.useful]

@@ -26,9 +26,6 @@ ONE_WRITE_BYTES: Final = 64 * 1024
 
 _PIECE_BYTES: Final = 256 * 1024
 """One piece of a larger body. Chosen: small beside what a system buffers, large beside the cost of a write."""
-_JUST_S: Final = 0.002
-"""So long ago an answer may have come whose connection has just come back. Chosen: a turn of the loop takes less, also
-with a thousand requests under way, and a server's idle timeout is longer."""
 _READ_AHEAD_BYTES: Final = 256 * 1024
 """How much of a live body is held for a reader that is slower than the server, before the server is held up."""
 
@@ -111,11 +108,6 @@ class Connection(asyncio.Protocol):
         end of the connection, or bytes that would be taken for the answer to the next request.
         """
         return not self.closing and (self._poll is None or not self._poll.poll(0))
-
-    @property
-    def just_back(self) -> bool:
-        """Whether an idle connection brought its last answer, no event stream, in this turn of the loop or the last."""
-        return not (self._streamed or self.closing) and self.loop.time() - self.quiet_since < _JUST_S
 
     def look_at_end(self) -> None:
         """Tell the pool why this idle connection is not usable: the server ended it, or said something unasked."""

@@ -33,9 +33,6 @@ IDLE_TIMEOUT_S: Final = 60.0
 _DIALS_AT_ONCE: Final = 256
 """How many connections are made at once. Chosen: more would only overflow a server's queue (4,096 on Linux, often 128),
 whose lost packets cost a second each."""
-_FOUND_OPEN: Final = 64
-"""So many times in a row the next request must have found its connection open before one that has just come back is
-taken without a look. Chosen: a server that closes behind each answer is known by the first look."""
 _LATE_S: Final = 0.1
 """A sweep that comes so much later than it was due tells that the loop was held up. Chosen."""
 _GRACE_S: Final = 0.01
@@ -122,21 +119,14 @@ class Origin:
         self.book = AddressBook(host, port, resolver)
         self.idle: dict[Connection, None] = {}
         self._keeps = self._keeps_streams = True
-        self._found_open = 0
 
     def take(self) -> Connection | None:
         """Take an idle connection that is fit for a request, if there is one; close those that are not."""
         # Those that came back last go out first: the others may then go idle, and are closed in time.
         while self.idle:
             connection, _ = self.idle.popitem()
-            # The system is not asked then, which takes up to a third of the time of sending. A server that closes
-            # behind an answer has done so before, and what it says unasked can also come while a request is on its way.
-            if self._found_open >= _FOUND_OPEN and connection.just_back:
-                return connection
             if connection.usable:
-                self._found_open += 1
                 return connection
-            self._found_open = 0
             connection.look_at_end()
             connection.abort()
         return None
@@ -150,10 +140,6 @@ class Origin:
         self._keeps = False
         for connection in list(self.idle):
             connection.abort()
-
-    def ended_in_use(self) -> None:
-        """Look at each connection again before it carries a request: a kept one had ended without a word."""
-        self._found_open = 0
 
     def closes_after_streams(self) -> None:
         """Keep no connection after a stream any longer."""
@@ -341,7 +327,6 @@ class LeanTransport(httpx.AsyncBaseTransport):
             # and is the caller's to repeat.
             if not kept or (request_sent(fault) and not ended_unanswered(fault)):
                 raise fault
-            route.origin.ended_in_use()
             if connection.streamed:
                 route.origin.closes_after_streams()
             # On a fresh one, as other kept connections may have been closed at the same time.
