@@ -36,9 +36,11 @@ LONG_TEXT = (
 Answer = Callable[[int], "str | None"]
 
 
-def judged(folder: Path, answer: Answer, *, typed: bool, column: Callable[[int], str] = lambda n: f"c{n}") -> list[Any]:
-    """Return what looks wrong after a run of 200 rows. An answer of None is a failure."""
-    rows = [{"n": n, "text": f"{LONG_TEXT} {n}", "channel": column(n)} for n in range(ROWS)]
+def judged(
+    folder: Path, answer: Answer, *, typed: bool, column: Callable[[int], str] = lambda n: f"c{n}", size: int = ROWS
+) -> list[Any]:
+    """Return what looks wrong after a run of so many rows. An answer of None is a failure."""
+    rows = [{"n": n, "text": f"{LONG_TEXT} {n}", "channel": column(n)} for n in range(size)]
     write_rows(folder / "rows.jsonl", rows)
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -66,6 +68,11 @@ def mixed(number: int) -> str:
 
 def every(step: int, odd: str | None, usual: Answer) -> Answer:
     return lambda number: odd if number % step == 0 else usual(number)
+
+
+def test_what_only_later_answers_show_is_found(tmp_path: Path) -> None:
+    found = judged(tmp_path, lambda n: "short" if n < 1_200 else f"{LONG_TEXT} {n}", typed=False, size=1_600)
+    assert "repeated_prompt" in [oddity.kind for oddity in found]
 
 
 @pytest.mark.parametrize(
