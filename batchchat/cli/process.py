@@ -55,9 +55,8 @@ def guarded(command: click.Command) -> int:
 
 def _last_words(error: Exception) -> int:
     """Tell an error that nobody below knew, and return the code for it."""
-    if isinstance(error, OSError):
-        # What click prints itself, such as `--help`, goes by no `Terminal`. An error at a file of the output is known
-        # by its own class.
+    # What click prints itself, such as `--help`, goes by no `Terminal`. An error at a file names the file.
+    if isinstance(error, OSError) and error.filename is None:
         results().stream.fail(error)
         if results().loss is not None:
             return StorageError.exit_code

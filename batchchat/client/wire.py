@@ -71,13 +71,10 @@ def read_reply(status: int, headers: Headers, body: bytes, *, now: float, mask: 
 
     `mask` takes a secret out of what becomes a message, before that is cut to its length.
     """
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        data = _load_with_faults(body)
+    data = _load(body)
     if 200 <= status < 300:
         reply = _read_answer(status, headers, data, body, mask)
-        if reply.failure is not None:
+        if reply.failure is not None and reply.failure.kind is ErrorKind.PROTOCOL and isinstance(data, dict):
             _tell_blocked_prompt(reply, status, data, mask)
     else:
         reply = _read_error(status, headers, data, body, mask)
@@ -112,9 +109,13 @@ def tell_headers(reply: Reply, headers: Headers, *, now: float, mask: Mask = str
         reply.request_id = mask(request_id.decode("latin-1"))[:200]
 
 
-def _load_with_faults(body: bytes) -> Any:
-    """Parse JSON with faults; None if it is none. Halves of emoji and NaN, which some write, do not cost the answer."""
-    # This reader is slow. A web page or a plain text need not go through it.
+def _load(body: bytes) -> Any:
+    """Parse JSON; None if it is none. Halves of emoji and NaN, which some servers write, do not cost the answer."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    # The slow reader is for JSON with faults. A web page or a plain text need not go through it.
     if body[:1] not in b"{[" and not body[:64].lstrip().startswith((b"{", b"[")):
         return None
     try:
@@ -136,14 +137,13 @@ def _protocol(status: int, problem: str, body: bytes, mask: Mask, *, usage: Usag
     return Reply(Verdict.TRANSIENT, failure=protocol_failure(status, problem, body, mask), usage=usage)
 
 
-def _tell_blocked_prompt(reply: Reply, status: int, data: Any, mask: Mask) -> None:
-    failure = reply.failure
-    if failure is not None and failure.kind is ErrorKind.PROTOCOL and isinstance(data, dict):
-        reason = blocked_prompt(data)
-        if reason is not None:
-            # No answer, and the server says why. It is not asked again: it would block the same prompt again.
-            told = f"the provider's content filter blocked the prompt ({mask(reason)})"
-            reply.verdict, reply.failure = Verdict.NO, Failure(ErrorKind.CONTENT_FILTER, told, status)
+def _tell_blocked_prompt(reply: Reply, status: int, data: dict[str, Any], mask: Mask) -> None:
+    """Note it if an object that holds no answer says that the prompt was blocked."""
+    reason = blocked_prompt(data)
+    if reason is not None:
+        # It is not asked again: the server would block the same prompt again.
+        told = f"the provider's content filter blocked the prompt ({mask(reason)})"
+        reply.verdict, reply.failure = Verdict.NO, Failure(ErrorKind.CONTENT_FILTER, told, status)
 
 
 def _read_answer(status: int, headers: Headers, data: Any, body: bytes, mask: Mask) -> Reply:
@@ -179,10 +179,7 @@ def read_cut(body: bytes, failure: Failure) -> Reply:
 
     `body` is a `chat.completion` object as far as it came. Never raises.
     """
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        data = _load_with_faults(body)
+    data = _load(body)
     if not isinstance(data, dict):
         return Reply(Verdict.TRANSIENT, failure=failure)
     found = find_usage(data)

@@ -81,11 +81,6 @@ class Controller:
 
     # -- granting -----------------------------------------------------------------------------------------------------
 
-    @property
-    def full(self) -> bool:
-        """Tell whether no slot is free, whatever else is."""
-        return self.in_use >= self.concurrency.slots and not self.breaker.active
-
     def wait(self, now: float, tokens: int) -> float:
         """Return the seconds until a request may go if nothing else happens; infinite if only an event can help."""
         # What hangs in an outage must not keep the probe out: it may use what the window lost to timeouts.
